@@ -1,0 +1,127 @@
+"""Write a random checkpoint of any supported family and size, one tensor at a time.
+
+    python benchmarks/random_checkpoint.py qwen1.5-moe-14b DIR        # 28 GB, bf16, sharded
+    python benchmarks/random_checkpoint.py qwen1.5-moe-14b DIR --layers 6   # a quarter of it
+
+Tests use `write_random_checkpoint` for their tiny models, the scale benchmarks for big ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenp_edge.checkpoint import (
+    TORCH_DTYPES,
+    TensorEntry,
+    dtype_name,
+    plan_shards,
+    write_shards,
+)
+from tenp_edge.models import FAMILIES, expected_tensors, read_config
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen1.5-moe-14b": {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+        "norm_topk_prob": False,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "vocab_size": 151936,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    },
+}
+
+
+def random_tensor(name: str, shape: tuple[int, ...], role: str, dtype: torch.dtype) -> torch.Tensor:
+    """Seeded by name: norms near 1, biases small, matrices scaled to keep activations near 1."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    noise = torch.randn(shape, generator=generator)
+    if role.endswith("norm"):
+        return (1 + 0.1 * noise).to(dtype)
+    if role.endswith("bias"):
+        return (0.1 * noise).to(dtype)
+    gain = 2.0 if role == "router" else 1.0
+    return noise.mul_(gain if role == "embed" else gain / shape[-1] ** 0.5).to(dtype)
+
+
+def write_random_checkpoint(
+    directory: Path, raw: Mapping[str, Any], *, fused: bool = False, shard_bytes: int = 4 * 10**9
+) -> Path:
+    """Write config.json and random safetensors for config ``raw``; ``fused`` stacks the experts
+    (gate_up_proj, down_proj) the way transformers 5 saves some models."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = read_config(raw, FAMILIES)
+    dtype = {v: k for k, v in TORCH_DTYPES.items()}[getattr(torch, config.dtype)]
+    specs = {spec.name: spec for spec in expected_tensors(config)}
+
+    def make(name: str) -> torch.Tensor:
+        spec = specs[name]
+        # The router's selection bias stays float32 in every published checkpoint.
+        own = torch.float32 if spec.role == "router_bias" else TORCH_DTYPES[dtype]
+        return random_tensor(name, spec.shape, spec.role, own)
+
+    def stacked(name: str) -> torch.Tensor:
+        if name in specs:
+            return make(name)
+        layer, kind = int(name.split(".")[2]), name.split(".")[-1]
+        experts = range(config.num_experts)
+        names = [[config.expert_tensor(layer, e, i) for i in range(3)] for e in experts]
+        if kind == "down_proj":
+            return torch.stack([make(n[2]) for n in names])
+        return torch.stack([torch.cat([make(n[0]), make(n[1])]) for n in names])
+
+    entries: list[TensorEntry] = []
+    for spec in specs.values():
+        if not fused or spec.expert is None:
+            own = "F32" if spec.role == "router_bias" else dtype
+            entries.append(TensorEntry(spec.name, own, spec.shape))
+    if fused:
+        for layer in config.moe_layers:
+            prefix = f"{config.layer_prefix(layer)}mlp.experts."
+            experts, width, hidden = (
+                config.num_experts,
+                config.moe_intermediate_size,
+                config.hidden_size,
+            )
+            entries.append(
+                TensorEntry(f"{prefix}gate_up_proj", dtype, (experts, 2 * width, hidden))
+            )
+            entries.append(TensorEntry(f"{prefix}down_proj", dtype, (experts, hidden, width)))
+    for entry in write_shards(directory, plan_shards(entries, shard_bytes), stacked):
+        assert dtype_name(TORCH_DTYPES[entry.dtype]) == entry.dtype
+    (directory / "config.json").write_text(json.dumps(dict(raw), indent=1))
+    return directory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("shape", choices=sorted(SHAPES))
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--layers", type=int, help="fewer layers than the real model")
+    args = parser.parse_args()
+    raw = dict(SHAPES[args.shape])
+    if args.layers:
+        raw["num_hidden_layers"] = args.layers
+    write_random_checkpoint(args.directory, raw)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The families. Adding one: a file beside these, a line in the table, a row in the tests."""
+
+from __future__ import annotations
+
+from tenp_edge.models import deepseek_v2, deepseek_v3, mixtral, olmoe, qwen2_moe, qwen3_moe
+from tenp_edge.models.base import (
+    MLA,
+    PROJECTIONS,
+    Family,
+    ModelConfig,
+    Part,
+    Rope,
+    Shape,
+    TensorSpec,
+    expected_tensors,
+)
+from tenp_edge.models.config import read_config
+
+FAMILIES: dict[str, Family] = {
+    module.FAMILY.model_type: module.FAMILY
+    for module in (qwen2_moe, qwen3_moe, deepseek_v2, deepseek_v3, olmoe, mixtral)
+}
+
+__all__ = [
+    "FAMILIES",
+    "MLA",
+    "PROJECTIONS",
+    "Family",
+    "ModelConfig",
+    "Part",
+    "Rope",
+    "Shape",
+    "TensorSpec",
+    "expected_tensors",
+    "read_config",
+]

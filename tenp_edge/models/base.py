@@ -1,0 +1,253 @@
+"""What every family shares: the facts of a family, a config read once, the tensors it implies.
+
+A family is a table (`Family`), not code. `ModelConfig` is config.json read in either spelling;
+`expected_tensors` lists every tensor the model has, by role, which is what the reader checks a
+checkpoint against, what `inspect` counts and what exporters map to their own names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tenp_edge.errors import UserError
+
+Part = Literal[
+    "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
+]
+Shape = tuple[int, ...]
+PROJECTIONS = ("gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One Hugging Face model_type: names and facts, nothing that runs.
+
+    ``projections``: on-disk names of an expert's gate, up and down matrices.
+    ``defaults``: what transformers assumes for keys that a config.json may leave out.
+    ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
+    """
+
+    model_type: str
+    architecture: str
+    moe_block: str
+    projections: tuple[str, str, str]
+    width_key: str
+    experts_key: str
+    attention: Literal["gqa", "mla"]
+    defaults: Mapping[str, Any]
+    allowed: Mapping[str, tuple[Any, ...]]
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    qkv_bias_key: str | None = None
+    o_bias_key: str | None = None
+    shared_block: str | None = None
+    shared_gated: bool = False
+    router_score: Literal["softmax", "sigmoid"] = "softmax"
+    router_bias: bool = False
+    always_norm_topk: bool = False
+    extra_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MLA:
+    """DeepSeek's multi-head latent attention, in elements."""
+
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding; ``scaling`` keeps the remaining keys of linear or YaRN scaling."""
+
+    theta: float
+    kind: str
+    scaling: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor the model must have: its on-disk name, shape, role, and where it sits."""
+
+    name: str
+    shape: Shape
+    role: str
+    part: Part
+    layer: int | None = None
+    expert: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """config.json, normalised. ``raw`` is the file as read; ``expert_widths`` lists, for each MoE
+    layer, the width of every routed expert (all equal in a model that was not pruned)."""
+
+    family: Family
+    raw: Mapping[str, Any]
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    intermediate_size: int
+    shared_intermediate_size: int
+    moe_layers: tuple[int, ...]
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+    n_group: int
+    topk_group: int
+    rope: Rope
+    mla: MLA | None
+    dtype: str
+    expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
+
+    @property
+    def expert_neurons(self) -> int:
+        """Routed-expert neurons of the whole model at the widths it has."""
+        return sum(sum(widths) for widths in self.expert_widths.values())
+
+    @property
+    def is_uniform(self) -> bool:
+        """True when every routed expert of every layer has the same width."""
+        return len({w for widths in self.expert_widths.values() for w in widths}) == 1
+
+    def layer_prefix(self, layer: int) -> str:
+        return f"model.layers.{layer}."
+
+    def moe_prefix(self, layer: int) -> str:
+        return f"model.layers.{layer}.{self.family.moe_block}."
+
+    def expert_tensor(self, layer: int, expert: int, projection: int) -> str:
+        """On-disk name of one expert matrix; ``projection`` indexes gate, up, down."""
+        name = self.family.projections[projection]
+        return f"{self.moe_prefix(layer)}experts.{expert}.{name}.weight"
+
+
+def expected_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
+    """Every tensor of the model in file order: embeddings, layer by layer, final norm, output."""
+    hidden = config.hidden_size
+    yield TensorSpec(
+        "model.embed_tokens.weight", (config.vocab_size, hidden), "embed", "embeddings"
+    )
+    for layer in range(config.num_hidden_layers):
+        prefix = config.layer_prefix(layer)
+        for suffix, shape, role, part in _layer_tensors(config):
+            yield TensorSpec(prefix + suffix, shape, role, part, layer)
+        if layer in config.expert_widths:
+            yield from _moe_tensors(config, layer)
+        else:
+            yield from _mlp_tensors(
+                config, layer, f"{prefix}mlp.", config.intermediate_size, "mlp", "dense mlp"
+            )
+    yield TensorSpec("model.norm.weight", (hidden,), "norm", "norms")
+    if not config.tie_word_embeddings:
+        yield TensorSpec("lm_head.weight", (config.vocab_size, hidden), "output", "embeddings")
+
+
+_Row = tuple[str, Shape, str, Part]
+
+
+def _layer_tensors(config: ModelConfig) -> Iterator[_Row]:
+    hidden = (config.hidden_size,)
+    yield "input_layernorm.weight", hidden, "input_norm", "norms"
+    yield from _ATTENTION[config.family.attention](config)
+    yield "post_attention_layernorm.weight", hidden, "post_attention_norm", "norms"
+
+
+def _gqa_tensors(config: ModelConfig) -> Iterator[_Row]:
+    hidden, head = config.hidden_size, config.head_dim
+    q_rows, kv_rows = config.num_attention_heads * head, config.num_key_value_heads * head
+    for name, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
+        yield f"self_attn.{name}_proj.weight", (rows, hidden), name, "attention"
+        if config.qkv_bias:
+            yield f"self_attn.{name}_proj.bias", (rows,), f"{name}_bias", "attention"
+    yield "self_attn.o_proj.weight", (hidden, q_rows), "o", "attention"
+    if config.o_bias:
+        yield "self_attn.o_proj.bias", (hidden,), "o_bias", "attention"
+    if config.family.qk_norm != "none":
+        whole = config.family.qk_norm == "projection"
+        yield "self_attn.q_norm.weight", (q_rows if whole else head,), "q_norm", "attention"
+        yield "self_attn.k_norm.weight", (kv_rows if whole else head,), "k_norm", "attention"
+
+
+def _mla_tensors(config: ModelConfig) -> Iterator[_Row]:
+    mla = config.mla
+    assert mla is not None
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    q_rows = heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
+    kv_a_rows = mla.kv_lora_rank + mla.qk_rope_head_dim
+    if mla.q_lora_rank is None:
+        yield "self_attn.q_proj.weight", (q_rows, hidden), "q", "attention"
+    else:
+        rank = mla.q_lora_rank
+        yield "self_attn.q_a_proj.weight", (rank, hidden), "q_a", "attention"
+        if config.qkv_bias:
+            yield "self_attn.q_a_proj.bias", (rank,), "q_a_bias", "attention"
+        yield "self_attn.q_a_layernorm.weight", (rank,), "q_a_norm", "attention"
+        yield "self_attn.q_b_proj.weight", (q_rows, rank), "q_b", "attention"
+    yield "self_attn.kv_a_proj_with_mqa.weight", (kv_a_rows, hidden), "kv_a", "attention"
+    if config.qkv_bias:
+        yield "self_attn.kv_a_proj_with_mqa.bias", (kv_a_rows,), "kv_a_bias", "attention"
+    yield "self_attn.kv_a_layernorm.weight", (mla.kv_lora_rank,), "kv_a_norm", "attention"
+    kv_b_rows = heads * (mla.qk_nope_head_dim + mla.v_head_dim)
+    yield "self_attn.kv_b_proj.weight", (kv_b_rows, mla.kv_lora_rank), "kv_b", "attention"
+    yield "self_attn.o_proj.weight", (hidden, heads * mla.v_head_dim), "o", "attention"
+    if config.o_bias:
+        yield "self_attn.o_proj.bias", (hidden,), "o_bias", "attention"
+
+
+_ATTENTION: dict[str, Callable[[ModelConfig], Iterator[_Row]]] = {
+    "gqa": _gqa_tensors,
+    "mla": _mla_tensors,
+}
+
+
+def _moe_tensors(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
+    family, hidden = config.family, config.hidden_size
+    prefix = config.moe_prefix(layer)
+    widths = config.expert_widths[layer]
+    gate = f"{prefix}gate"
+    yield TensorSpec(f"{gate}.weight", (len(widths), hidden), "router", "router", layer)
+    if family.router_bias:
+        bias = f"{gate}.e_score_correction_bias"
+        yield TensorSpec(bias, (len(widths),), "router_bias", "router", layer)
+    for expert, width in enumerate(widths):
+        for index, projection in enumerate(PROJECTIONS):
+            shape = (hidden, width) if projection == "down" else (width, hidden)
+            name = config.expert_tensor(layer, expert, index)
+            yield TensorSpec(name, shape, f"expert_{projection}", "routed experts", layer, expert)
+    if family.shared_block and config.shared_intermediate_size:
+        block = f"{prefix}{family.shared_block}."
+        width = config.shared_intermediate_size
+        yield from _mlp_tensors(config, layer, block, width, "shared", "shared experts")
+        if family.shared_gated:
+            name = f"{prefix}shared_expert_gate.weight"
+            yield TensorSpec(name, (1, hidden), "shared_router", "shared experts", layer)
+
+
+def _mlp_tensors(
+    config: ModelConfig, layer: int, prefix: str, width: int, role: str, part: Part
+) -> Iterator[TensorSpec]:
+    hidden = config.hidden_size
+    for projection in PROJECTIONS:
+        shape = (hidden, width) if projection == "down" else (width, hidden)
+        name = f"{prefix}{projection}_proj.weight"
+        yield TensorSpec(name, shape, f"{role}_{projection}", part, layer)
+
+
+def refuse(what: str, supported: object) -> UserError:
+    """The error for a config value that is not understood."""
+    return UserError(f"config.json: {what} is not supported", f"supported: {supported}")

@@ -1,0 +1,240 @@
+"""config.json -> ModelConfig, in either spelling, with everything that is not understood refused.
+
+Hugging Face has renamed keys over time (torch_dtype -> dtype, rope_theta + rope_scaling ->
+rope_parameters, num_experts / num_local_experts / n_routed_experts); both spellings are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tenp_edge.errors import UserError
+from tenp_edge.models.base import MLA, Family, ModelConfig, Rope, refuse
+
+DTYPES = ("bfloat16", "float16", "float32")
+_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+_ROPE_KINDS = ("default", "linear", "yarn")
+_ROPE_KEYS = frozenset(
+    "type rope_type rope_theta factor original_max_position_embeddings attention_factor "
+    "beta_fast beta_slow mscale mscale_all_dim truncate partial_rotary_factor".split()
+)
+# Keys that any of the families may carry, and keys that change nothing at inference.
+_READ_KEYS = frozenset(
+    "architectures model_type hidden_size intermediate_size num_hidden_layers vocab_size "
+    "num_attention_heads num_key_value_heads head_dim max_position_embeddings rms_norm_eps "
+    "tie_word_embeddings rope_theta rope_scaling rope_parameters torch_dtype dtype hidden_act "
+    "num_experts num_local_experts n_routed_experts num_experts_per_tok moe_intermediate_size "
+    "norm_topk_prob routed_scaling_factor n_group topk_group attention_bias mlp_only_layers "
+    "decoder_sparse_step first_k_dense_replace n_shared_experts q_lora_rank kv_lora_rank "
+    "qk_nope_head_dim qk_rope_head_dim v_head_dim quantization_config tenp".split()
+)
+_INERT_KEYS = frozenset(
+    "_name_or_path _attn_implementation _commit_hash add_cross_attention attention_dropout "
+    "auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward "
+    "cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample "
+    "early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty "
+    "finetuning_task forced_bos_token_id forced_eos_token_id id2label initializer_range "
+    "is_decoder is_encoder_decoder label2id layer_types length_penalty max_length "
+    "max_window_layers min_length moe_layer_freq no_repeat_ngram_size num_beam_groups num_beams "
+    "num_return_sequences output_attentions output_hidden_states output_router_logits "
+    "output_scores pad_token_id prefix pretraining_tp problem_type pruned_heads "
+    "remove_invalid_values repetition_penalty return_dict return_dict_in_generate "
+    "router_aux_loss_coef sep_token_id sliding_window suppress_tokens task_specific_params "
+    "temperature tf_legacy_loss tokenizer_class top_k top_p torchscript transformers_version "
+    "typical_p use_bfloat16 use_cache".split()
+)
+
+
+def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> ModelConfig:
+    """Check ``raw`` (config.json) against its family's table and normalise it."""
+    family = _family(raw, families)
+    _refuse_quantised(raw)
+    _refuse_unknown(raw, family)
+    config = _Reader(raw, family)
+    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    layers, experts = config.integer("num_hidden_layers"), config.integer(*_EXPERT_KEYS)
+    width, top_k = config.integer(family.width_key), config.integer("num_experts_per_tok")
+    if top_k > experts:
+        raise UserError(
+            f"config.json contradicts itself: num_experts_per_tok {top_k} > {experts} experts"
+        )
+    moe_layers = _moe_layers(config, family, layers)
+    mla = _mla(config) if family.attention == "mla" else None
+    groups = config.integer("n_group", default=1)
+    if experts % groups:
+        raise UserError(f"config.json contradicts itself: {experts} experts in {groups} groups")
+    return ModelConfig(
+        family=family,
+        raw=dict(raw),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        vocab_size=config.integer("vocab_size"),
+        num_experts=experts,
+        num_experts_per_tok=top_k,
+        moe_intermediate_size=width,
+        intermediate_size=config.integer("intermediate_size", default=0),
+        shared_intermediate_size=_shared_width(config, family, width),
+        moe_layers=moe_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=config.integer("num_key_value_heads", default=heads),
+        head_dim=_head_dim(config, mla, hidden, heads),
+        max_position_embeddings=config.integer("max_position_embeddings"),
+        rms_norm_eps=float(config.value("rms_norm_eps", default=1e-6)),
+        tie_word_embeddings=bool(config.value("tie_word_embeddings", default=False)),
+        qkv_bias=bool(family.qkv_bias_key and config.value(family.qkv_bias_key)),
+        o_bias=bool(family.o_bias_key and config.value(family.o_bias_key)),
+        norm_topk_prob=family.always_norm_topk or bool(config.value("norm_topk_prob")),
+        routed_scaling_factor=float(config.value("routed_scaling_factor", default=1.0)),
+        n_group=groups,
+        topk_group=config.integer("topk_group", default=1),
+        rope=_rope(config),
+        mla=mla,
+        dtype=_dtype(config),
+        expert_widths=_expert_widths(raw, moe_layers, experts, width),
+    )
+
+
+class _Reader:
+    """Looks a key up in config.json, then in the family's defaults, then refuses."""
+
+    def __init__(self, raw: Mapping[str, Any], family: Family) -> None:
+        self.raw, self.defaults = raw, family.defaults
+
+    def value(self, *keys: str, default: Any = None) -> Any:
+        for source in (self.raw, self.defaults):
+            for key in keys:
+                if source.get(key) is not None:
+                    return source[key]
+        return default
+
+    def integer(self, *keys: str, default: int | None = None) -> int:
+        """The first of ``keys`` that is there; 0 is legal only where it is the default."""
+        value = self.value(*keys, default=default)
+        least = 0 if default == 0 else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"config.json: {keys[0]} is {value!r}, not a number above zero")
+        return value
+
+
+def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
+    model_type = raw.get("model_type")
+    supported = ", ".join(sorted(families))
+    if isinstance(model_type, str) and model_type in families:
+        return families[model_type]
+    if not any(key in raw for key in _EXPERT_KEYS):
+        raise UserError(
+            f"{model_type!r} is a dense model: it has no routed experts to prune",
+            f"a Mixture-of-Experts checkpoint of one of: {supported}",
+        )
+    raise UserError(f"model family {model_type!r} is not supported", f"supported: {supported}")
+
+
+def _refuse_quantised(raw: Mapping[str, Any]) -> None:
+    quantization = raw.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown")
+        raise UserError(
+            f"the checkpoint is quantised ({method}); pruning needs the original weights",
+            "the bf16, f16 or f32 checkpoint of the same model (dequantise FP8 to bf16 first)",
+        )
+
+
+def _refuse_unknown(raw: Mapping[str, Any], family: Family) -> None:
+    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise refuse(f"hidden_act = {raw['hidden_act']!r}", "silu")
+    for key, values in family.allowed.items():
+        if key in raw and raw[key] not in values:
+            raise refuse(f"{key} = {raw[key]!r}", ", ".join(repr(v) for v in values))
+    known = _READ_KEYS | _INERT_KEYS | set(family.allowed) | set(family.extra_keys)
+    unknown = sorted(
+        key for key in raw if key not in known and raw[key] not in (None, False, [], {})
+    )
+    if unknown:
+        raise UserError(
+            f"config.json has keys that {family.model_type} does not know: {', '.join(unknown)}",
+            "remove them if they do not change the model's arithmetic",
+        )
+
+
+def _moe_layers(config: _Reader, family: Family, layers: int) -> tuple[int, ...]:
+    """Which decoder layers route: transformers' rules for dense-first and sparse-step models."""
+    dense_first = config.integer("first_k_dense_replace", default=0)
+    step = config.integer("decoder_sparse_step", default=1)
+    dense = set(config.value("mlp_only_layers", default=[]))
+    chosen = tuple(
+        layer
+        for layer in range(layers)
+        if layer >= dense_first and layer not in dense and (layer + 1) % step == 0
+    )
+    if not chosen:
+        raise UserError(f"{family.model_type}: config.json leaves no layer with routed experts")
+    return chosen
+
+
+def _shared_width(config: _Reader, family: Family, width: int) -> int:
+    if family.shared_block is None:
+        return 0
+    if family.shared_gated:
+        return config.integer("shared_expert_intermediate_size", default=0)
+    return width * config.integer("n_shared_experts", default=0)
+
+
+def _mla(config: _Reader) -> MLA:
+    # q_lora_rank null means "no low-rank query"; an absent key means transformers' default.
+    raw, defaults = config.raw, config.defaults
+    rank = raw["q_lora_rank"] if "q_lora_rank" in raw else defaults["q_lora_rank"]
+    return MLA(
+        q_lora_rank=rank,
+        kv_lora_rank=config.integer("kv_lora_rank"),
+        qk_nope_head_dim=config.integer("qk_nope_head_dim"),
+        qk_rope_head_dim=config.integer("qk_rope_head_dim"),
+        v_head_dim=config.integer("v_head_dim"),
+    )
+
+
+def _head_dim(config: _Reader, mla: MLA | None, hidden: int, heads: int) -> int:
+    if mla is not None:
+        return mla.qk_nope_head_dim + mla.qk_rope_head_dim
+    explicit = config.raw.get("head_dim")
+    if explicit is None and hidden % heads:
+        raise UserError(
+            f"config.json contradicts itself: hidden_size {hidden} does not divide by {heads} heads"
+        )
+    return int(explicit or hidden // heads)
+
+
+def _rope(config: _Reader) -> Rope:
+    raw = config.raw
+    scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    unknown = sorted(set(scaling) - _ROPE_KEYS)
+    if unknown:
+        raise refuse(f"rope key {', '.join(unknown)}", ", ".join(sorted(_ROPE_KEYS)))
+    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+    scaling.pop("type", None)
+    theta = float(scaling.pop("rope_theta", None) or config.value("rope_theta"))
+    if kind not in _ROPE_KINDS:
+        raise refuse(f"rope type {kind!r}", ", ".join(_ROPE_KINDS))
+    if scaling.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+        raise refuse(f"partial_rotary_factor = {scaling['partial_rotary_factor']}", "1.0")
+    return Rope(theta=theta, kind=kind, scaling=scaling)
+
+
+def _dtype(config: _Reader) -> str:
+    dtype = str(config.value("dtype", "torch_dtype", default="float32")).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise refuse(f"dtype = {dtype!r}", ", ".join(DTYPES))
+    return dtype
+
+
+def _expert_widths(
+    raw: Mapping[str, Any], moe_layers: tuple[int, ...], experts: int, width: int
+) -> dict[int, tuple[int, ...]]:
+    """Uniform, unless a ``tenp`` section (a checkpoint pruned by this tool) lists the widths."""
+    pruned = (raw.get("tenp") or {}).get("expert_widths")
+    if pruned is None:
+        return dict.fromkeys(moe_layers, (width,) * experts)
+    widths = {int(layer): tuple(int(w) for w in row) for layer, row in pruned.items()}
+    if tuple(sorted(widths)) != moe_layers or any(len(row) != experts for row in widths.values()):
+        raise UserError("config.json: the tenp section does not match the model's MoE layers")
+    return widths

@@ -1,0 +1,166 @@
+"""CompressionPlan: which neurons of which expert stay. Pure data; JSON and safetensors on disk.
+
+``widths`` alone decide every byte, so a plan can be priced before anyone has looked at a weight;
+``retained`` (which neurons) is filled in from calibration scores. plan.json is for people and
+tools, plan.safetensors holds one int32 tensor of ascending neuron indices per routed expert, named
+``layers.{layer}.experts.{expert}``; a removed expert is an empty tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenp_edge.checkpoint import (
+    Shard,
+    TensorEntry,
+    read_header,
+    read_json,
+    read_range,
+    write_shards,
+    write_text,
+)
+from tenp_edge.errors import UserError
+from tenp_edge.models import ModelConfig
+
+VERSION = 1
+Widths = dict[int, tuple[int, ...]]
+ExpertKey = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """Widths of every routed expert, and the retained neurons once they are known.
+
+    ``widths``: layer -> kept width per expert of the *source* model, 0 for a removed expert.
+    ``retained``: (layer, expert) -> ascending indices; None while only the bytes are planned.
+    ``recipe``: how the plan was made (method, keep, alpha, slope, scores, seeds); JSON values.
+    ``memory``: the memory table; ``files``: exact bytes of every weight file to be written.
+    """
+
+    model_type: str
+    fingerprint: str
+    full_width: int
+    widths: Widths
+    retained: Mapping[ExpertKey, torch.Tensor] | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def keep_ratio(self) -> float:
+        """rho: share of the routed-expert parameters that stay."""
+        full = sum(len(row) for row in self.widths.values()) * self.full_width
+        return sum(sum(row) for row in self.widths.values()) / full
+
+    @property
+    def removes_experts(self) -> bool:
+        return any(width == 0 for row in self.widths.values() for width in row)
+
+    @property
+    def digest(self) -> str:
+        """Identity of what the plan does to the weights (not of the prices around it)."""
+        state = hashlib.sha256(self.fingerprint.encode())
+        state.update(json.dumps({str(k): v for k, v in sorted(self.widths.items())}).encode())
+        for key in sorted(self.retained or {}):
+            state.update(self.retained[key].numpy().tobytes())  # type: ignore[index]
+        return state.hexdigest()[:32]
+
+    def neurons(self, layer: int, expert: int) -> torch.Tensor:
+        """Ascending indices of the retained neurons, int64, [width]."""
+        if self.retained is None:
+            raise UserError(
+                "the plan has widths but no neurons: it was made without calibration",
+                "tenp-edge calibrate MODEL -o WORK, then plan --calibration WORK",
+            )
+        return self.retained[layer, expert].long()
+
+    def check(self, config: ModelConfig, fingerprint: str) -> None:
+        """Raise UserError unless the plan was made for this very checkpoint."""
+        if fingerprint != self.fingerprint:
+            raise UserError(
+                f"the plan belongs to another checkpoint ({self.fingerprint[:12]}, "
+                f"this one is {fingerprint[:12]})",
+                "plan again for this model",
+            )
+        shape = {layer: len(row) for layer, row in self.widths.items()}
+        if shape != {layer: len(row) for layer, row in config.expert_widths.items()}:
+            raise UserError("the plan does not have the experts of this model", "plan again")
+
+    def save(self, file: Path) -> None:
+        """Write ``file`` (plan.json) and, when neurons are known, plan.safetensors beside it."""
+        if self.retained is not None:
+            names = {
+                f"layers.{la}.experts.{ex}": t for (la, ex), t in sorted(self.retained.items())
+            }
+            entries = tuple(TensorEntry(n, "I32", tuple(t.shape)) for n, t in names.items())
+            shard = Shard(file.with_suffix(".safetensors").name, entries)
+            file.with_suffix(".safetensors").unlink(missing_ok=True)
+            for _ in write_shards(file.parent, [shard], lambda name: names[name].int()):
+                pass
+        write_text(file, json.dumps(self.to_json(), indent=1) + "\n")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": "tenp-edge plan",
+            "version": VERSION,
+            "model": {"model_type": self.model_type, "fingerprint": self.fingerprint},
+            "moe_intermediate_size": self.full_width,
+            "keep_ratio": self.keep_ratio,
+            "recipe": dict(self.recipe),
+            "memory": dict(self.memory),
+            "files": dict(self.files),
+            "has_neurons": self.retained is not None,
+            "digest": self.digest,
+            "widths": {str(layer): list(row) for layer, row in sorted(self.widths.items())},
+        }
+
+
+def load_plan(file: Path) -> CompressionPlan:
+    """Read a plan back and check that it is whole. Raises UserError naming the field."""
+    raw = read_json(file)
+    if raw.get("format") != "tenp-edge plan" or raw.get("version") != VERSION:
+        raise UserError(f"{file} is not a tenp-edge plan of version {VERSION}")
+    try:
+        widths = {int(k): tuple(int(w) for w in row) for k, row in raw["widths"].items()}
+        full = int(raw["moe_intermediate_size"])
+        plan = CompressionPlan(
+            model_type=raw["model"]["model_type"],
+            fingerprint=raw["model"]["fingerprint"],
+            full_width=full,
+            widths=widths,
+            retained=_load_neurons(file, widths, full) if raw["has_neurons"] else None,
+            recipe=raw["recipe"],
+            memory=raw["memory"],
+            files=raw["files"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: field {error} is missing or malformed", "plan again") from None
+    if any(not 0 <= width <= full for row in widths.values() for width in row):
+        raise UserError(f"{file}: a width is outside 0..{full}", "plan again")
+    if plan.digest != raw.get("digest"):
+        raise UserError(f"{file} does not match its plan.safetensors", "plan again")
+    return plan
+
+
+def _load_neurons(file: Path, widths: Widths, full: int) -> dict[ExpertKey, torch.Tensor]:
+    path = file.with_suffix(".safetensors")
+    if not path.is_file():
+        raise UserError(f"{path} is missing beside {file.name}", "plan again")
+    stored, retained = read_header(path), {}
+    for layer, row in widths.items():
+        for expert, width in enumerate(row):
+            entry = stored[f"layers.{layer}.experts.{expert}"]
+            data = read_range(entry.file, entry.offset, entry.nbytes) if entry.nbytes else b""
+            kept = torch.frombuffer(data, dtype=torch.int32) if data else torch.empty(0).int()
+            ascending = bool((kept[1:] > kept[:-1]).all()) and not (kept < 0).any()
+            if len(kept) != width or not ascending or (width and int(kept[-1]) >= full):
+                raise UserError(f"{path}: layers.{layer}.experts.{expert} is not a legal slice")
+            retained[layer, expert] = kept
+    return retained

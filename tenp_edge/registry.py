@@ -1,0 +1,103 @@
+"""The exporter contract, and finding exporters by entry point.
+
+An exporter turns a model (a checkpoint seen through a plan) into files of one format. It first
+says exactly what it will write (`Manifest`: every tensor with name, shape, type and bytes, every
+file with its exact size), from the config and widths alone; the planner adds that manifest up and
+the writer follows it, so a predicted size is the written size by construction.
+
+A third party adds a format with an entry point in the group ``tenp_edge.exporters`` that names an
+object with this interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.errors import UserError
+from tenp_edge.models import ModelConfig
+from tenp_edge.progress import Progress
+from tenp_edge.source import ModelSource
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the user may choose about a file. ``layout`` None means the format's default."""
+
+    quant: str
+    layout: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ManifestTensor:
+    """One tensor of an exported file; ``shape`` is row-major, its last size the row length."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything an export will write. ``files``: relative name -> exact bytes.
+
+    ``notes`` names every tensor group that takes another type than asked for, and why.
+    """
+
+    format: str
+    layout: str
+    quant: str
+    tensors: tuple[ManifestTensor, ...]
+    files: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def file_bytes(self) -> int:
+        return sum(self.files.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+class Exporter(Protocol):
+    """One format. ``layouts[0]`` and ``quants`` say what it can write."""
+
+    format: str
+    layouts: tuple[str, ...]
+    quants: tuple[str, ...]
+
+    def check(self, config: ModelConfig, options: ExportOptions) -> None:
+        """Raise UserError when this model cannot be written that way (before any long work)."""
+        ...
+
+    def manifest(
+        self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions
+    ) -> Manifest:
+        """What will be written for ``config`` (the pruned model's); reads no weights.
+
+        ``checkpoint`` supplies the tokenizer files, whose bytes count too.
+        """
+        ...
+
+    def write(
+        self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
+    ) -> Manifest:
+        """Write ``target`` one tensor at a time, under a temporary name until it is complete."""
+        ...
+
+
+def exporter(name: str) -> Exporter:
+    """The exporter for format ``name`` ("gguf"); UserError with the list when there is none."""
+    found = {point.name: point for point in entry_points(group="tenp_edge.exporters")}
+    if name not in found:
+        formats = ", ".join(sorted(found)) or "none is installed"
+        raise UserError(f"no exporter for format '{name}'", f"--format {formats}")
+    loaded: Exporter = found[name].load()
+    return loaded

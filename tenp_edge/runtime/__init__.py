@@ -1,0 +1,1 @@
+"""Running exported files: llama.cpp for merged and padded GGUF."""

@@ -1,0 +1,110 @@
+"""A model as it will be: a checkpoint seen through a plan, one tensor at a time.
+
+The writer of pruned checkpoints, the exporters and the layer-by-layer forward all read weights
+from here, so "prune, then export" and "export straight from the original" are the same code.
+Without a plan it is the checkpoint itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+
+from tenp_edge.checkpoint import Checkpoint, ExpertWeights
+from tenp_edge.errors import UserError
+from tenp_edge.models import ModelConfig, TensorSpec, expected_tensors
+from tenp_edge.plan import CompressionPlan
+from tenp_edge.slicing import kept_experts, slice_expert
+
+
+class ModelSource:
+    """Reads the pruned model's tensors from the unpruned checkpoint.
+
+    ``config`` describes the model after pruning: ``expert_widths`` as planned, and where experts
+    are removed, fewer of them. Expert numbers are those of the pruned model.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, plan: CompressionPlan | None = None) -> None:
+        if plan is not None:
+            plan.check(checkpoint.config, checkpoint.fingerprint)
+        self.checkpoint = checkpoint
+        self.plan = plan
+        self._last: tuple[tuple[int, int], ExpertWeights] | None = None
+        self._kept = (
+            {} if plan is None else {k: kept_experts(row) for k, row in plan.widths.items()}
+        )
+        self.config = checkpoint.config if plan is None else pruned_config(checkpoint.config, plan)
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Every tensor of the (pruned) model by its on-disk name, in file order."""
+        return {spec.name: spec for spec in expected_tensors(self.config)}
+
+    def read(self, name: str) -> torch.Tensor:
+        """Tensor ``name`` of the pruned model in the stored dtype.
+
+        Raises UserError when it holds a NaN or an infinity.
+        """
+        spec = self.tensors[name]
+        if spec.expert is not None and spec.layer is not None:
+            return self._expert_tensor(spec)
+        tensor = self.checkpoint.read(name)
+        if spec.part == "router" and spec.layer in self._kept:
+            tensor = tensor[self._kept[spec.layer]]
+        return check_finite(name, tensor)
+
+    def expert(self, layer: int, expert: int) -> ExpertWeights:
+        """All three matrices of one routed expert of the pruned model.
+
+        The last expert is remembered: writers ask for its three matrices one after the other.
+        """
+        if self._last is None or self._last[0] != (layer, expert):
+            self._last = ((layer, expert), self._read_expert(layer, expert))
+        return self._last[1]
+
+    def _read_expert(self, layer: int, expert: int) -> ExpertWeights:
+        original = self.original_expert(layer, expert)
+        weights = self.checkpoint.expert(layer, original)
+        for index, matrix in enumerate((weights.gate, weights.up, weights.down)):
+            check_finite(self.config.expert_tensor(layer, original, index), matrix)
+        if self.plan is None or self.plan.widths[layer][original] == self.plan.full_width:
+            return weights
+        return slice_expert(weights, self.plan.neurons(layer, original))
+
+    def original_expert(self, layer: int, expert: int) -> int:
+        """Number, in the unpruned model, of expert ``expert`` of the pruned one."""
+        return expert if layer not in self._kept else int(self._kept[layer][expert])
+
+    def _expert_tensor(self, spec: TensorSpec) -> torch.Tensor:
+        assert spec.layer is not None and spec.expert is not None
+        weights = self.expert(spec.layer, spec.expert)
+        return {
+            "expert_gate": weights.gate,
+            "expert_up": weights.up,
+            "expert_down": weights.down,
+        }[spec.role]
+
+
+def pruned_config(config: ModelConfig, plan: CompressionPlan) -> ModelConfig:
+    """``config`` with the plan's widths; removed experts are gone from the counts."""
+    widths = {layer: tuple(w for w in row if w) for layer, row in plan.widths.items()}
+    counts = {len(row) for row in widths.values()}
+    if len(counts) != 1 or min(counts) < config.num_experts_per_tok:
+        raise UserError(
+            f"the plan leaves {min(counts)} to {max(counts)} experts per layer; every layer needs "
+            f"the same number, at least top-k = {config.num_experts_per_tok}"
+        )
+    return replace(config, num_experts=counts.pop(), expert_widths=widths)
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` itself; UserError when it holds a NaN or an infinity (one sum tells)."""
+    if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise UserError(
+            f"{name} holds {bad} values that are not finite (NaN or infinity)",
+            "a sound copy of the checkpoint",
+        )
+    return tensor

@@ -1,0 +1,55 @@
+"""Sizes as people write them: GiB and MiB are binary, GB and MB decimal, a bare G is GiB."""
+
+from __future__ import annotations
+
+import re
+
+from tenp_edge.errors import UserError
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "k": 2**10,
+    "kib": 2**10,
+    "kb": 10**3,
+    "m": 2**20,
+    "mib": 2**20,
+    "mb": 10**6,
+    "g": 2**30,
+    "gib": 2**30,
+    "gb": 10**9,
+    "t": 2**40,
+    "tib": 2**40,
+    "tb": 10**12,
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-zA-Z]*)\s*")
+
+
+def parse_size(text: str) -> int:
+    """Bytes in ``text`` ("8GiB", "7.5 GB", "512M"). Raises UserError for anything else."""
+    match = _SIZE.fullmatch(text)
+    unit = None if match is None else _UNITS.get(match[2].lower())
+    if match is None or unit is None:
+        raise UserError(f"'{text}' is not a size", "a number with a unit: 8GiB, 7.5GB, 512MiB")
+    size = int(float(match[1]) * unit)
+    if size <= 0:
+        raise UserError(f"'{text}' is not a size above zero", "8GiB, 7.5GB or 512MiB")
+    return size
+
+
+def format_size(size_bytes: float) -> str:
+    """``size_bytes`` in the largest binary unit that leaves at least 1: "4.31 GiB"."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+def format_count(count: float) -> str:
+    """Parameters in short: "14.3B", "41.2M"."""
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if abs(count) >= scale:
+            return f"{count / scale:.1f}{unit}"
+    return f"{count:.0f}"

@@ -1,0 +1,153 @@
+"""Tiny real checkpoints of every family: a few layers, real tokenizers, random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from random_checkpoint import write_random_checkpoint
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+VOCAB = 384
+_COMMON: dict[str, Any] = {
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "max_position_embeddings": 512,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "vocab_size": VOCAB,
+    "rms_norm_eps": 1e-6,
+    "torch_dtype": "float32",
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_MLA: dict[str, Any] = {
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "moe_intermediate_size": 96,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+}
+# One row per family; between them: tied and untied embeddings, biases, shared experts, dense first
+# layers, groups, YaRN, and both spellings of every renamed key.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": _COMMON
+    | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 96,
+        "norm_topk_prob": True,
+        "tie_word_embeddings": True,
+        "rope_theta": 1000000.0,
+    },
+    "qwen2_moe": _COMMON
+    | {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "num_key_value_heads": 4,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 96,
+        "shared_expert_intermediate_size": 160,
+        "norm_topk_prob": False,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+    "olmoe": _COMMON
+    | {
+        "architectures": ["OlmoeForCausalLM"],
+        "num_key_value_heads": 4,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 96,
+        "norm_topk_prob": False,
+        "tie_word_embeddings": False,
+    },
+    "mixtral": _COMMON
+    | {
+        "architectures": ["MixtralForCausalLM"],
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "tie_word_embeddings": False,
+        "rope_theta": 1000000.0,
+    },
+    "deepseek_v2": _COMMON
+    | _MLA
+    | {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "q_lora_rank": None,
+        "n_shared_experts": 2,
+        "routed_scaling_factor": 1.5,
+        "norm_topk_prob": False,
+        "scoring_func": "softmax",
+        "topk_method": "greedy",
+        "tie_word_embeddings": False,
+        "rope_theta": 10000.0,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 0.707,
+            "mscale_all_dim": 0.707,
+        },
+    },
+    "deepseek_v3": _COMMON
+    | _MLA
+    | {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "q_lora_rank": 48,
+        "n_shared_experts": 1,
+        "routed_scaling_factor": 2.5,
+        "norm_topk_prob": True,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "n_group": 2,
+        "topk_group": 1,
+        "tie_word_embeddings": False,
+        "rope_theta": 10000.0,
+    },
+}
+for _name, _config in CONFIGS.items():
+    _config["model_type"] = _name
+FAMILIES = tuple(CONFIGS)
+
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def write_tokenizer(directory: Path, vocab_size: int = VOCAB) -> None:
+    """A byte-level BPE tokenizer in Qwen2's style, trained on a little text of our own."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 8,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([(__doc__ or "") * 20, Path(__file__).read_text()], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    fast.save_pretrained(directory)
+
+
+def make(directory: Path, family: str, *, fused: bool = False, **changes: Any) -> Path:
+    """A tiny checkpoint of ``family`` with ``changes`` to its config, tokenizer included."""
+    write_random_checkpoint(directory, CONFIGS[family] | changes, fused=fused)
+    write_tokenizer(directory)
+    return directory
