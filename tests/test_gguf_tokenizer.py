@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (patterns of published tokenizers, full-width characters included)
 """llama.cpp tokenises from our file as the model's own tokenizer does, for every known style."""
 
 from __future__ import annotations
