@@ -33,6 +33,7 @@ from tenp_edge.models import PROJECTIONS, Shape
 
 __all__ = [
     "DTYPE_BYTES",
+    "INDEX_NAME",
     "TORCH_DTYPES",
     "WEIGHT_DTYPES",
     "Checkpoint",
