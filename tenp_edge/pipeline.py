@@ -27,6 +27,7 @@ from tenp_edge.data import (
     parse_data,
 )
 from tenp_edge.devices import DeviceProfile, load_profile, load_profile_file, this_machine
+from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.planner import PlanRequest, make_plan
@@ -36,7 +37,7 @@ from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
 from tenp_edge.units import parse_size
 from tenp_edge.validation import ValidationReport, validate
-from tenp_edge.workdir import RunDirectory, check_disk, key_of
+from tenp_edge.workdir import RunDirectory, key_of
 
 log = logging.getLogger(__name__)
 HELD_OUT_SHARE = 5  # with one's own data, at least a fifth of the chunks is kept for validation
@@ -253,7 +254,7 @@ def run_export(
     manifest = writer.manifest(checkpoint, source.config, options)
     if dry_run:
         return manifest
-    check_disk(target.parent, {target.name: manifest.file_bytes})
+    require_free(target.parent, manifest.file_bytes, target.name)
     return writer.write(source, options, target, progress)
 
 
@@ -305,7 +306,7 @@ def run_compress(
     checkpoint = Checkpoint(model)
     run = _Compress(checkpoint, output, options, progress)
     draft = run.draft_plan()
-    check_disk(output, run.disk_needed(draft))
+    run.require_disk(draft)
     run.open()
     plan = run.plan(run.statistics())
     if not options.skip_checkpoint:
@@ -334,14 +335,17 @@ class _Compress:
     def draft_plan(self) -> CompressionPlan:
         return make_plan(self.checkpoint, self.profile, self.request, None)
 
-    def disk_needed(self, draft: CompressionPlan) -> dict[str, int]:
+    def require_disk(self, draft: CompressionPlan) -> None:
+        """UserError unless everything not yet written fits, the validation's twin included."""
         files = self._priced(draft).files
-        model = sum(size for name, size in files.items() if not name.startswith("checkpoint/"))
-        return {
-            "checkpoint": sum(files.values()) - model,
-            "model": model,
-            "validation twin": 0 if self.options.no_validate else model,
-        }
+        missing = {name: size for name, size in files.items() if not self._is_there(name, size)}
+        twin = 0 if self.options.no_validate else files["model.gguf"]
+        what = f"this run ({', '.join((*missing, 'the validation') if twin else missing)})"
+        require_free(self.output, sum(missing.values()) + twin, what)
+
+    def _is_there(self, name: str, size: int) -> bool:
+        file = self.output / name
+        return file.is_file() and file.stat().st_size == size
 
     def open(self) -> None:
         command = key_of(asdict(replace(self.options, force=False)))

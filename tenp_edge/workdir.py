@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tenp_edge.checkpoint import read_json, write_text
 from tenp_edge.errors import UserError
-from tenp_edge.units import format_size
 
 FILE = "manifest.json"
 FORMAT = "tenp-edge run"
@@ -114,17 +113,3 @@ class RunDirectory:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
-
-
-def check_disk(directory: Path, needed: Mapping[str, int]) -> None:
-    """UserError unless the disk of ``directory`` has room for ``needed`` (label -> bytes)."""
-    existing = next(p for p in (directory, *directory.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    total = sum(needed.values())
-    if total > free:
-        parts = ", ".join(f"{label} {format_size(size)}" for label, size in needed.items() if size)
-        raise UserError(
-            f"{format_size(total)} of disk are needed ({parts}); "
-            f"{existing} has {format_size(free)} free",
-            "another disk for -o, or --skip-checkpoint",
-        )
