@@ -101,8 +101,8 @@ class Checkpoint(ModelFiles):
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         """One routed expert, whether stored per expert or fused (gate_up_proj, down_proj)."""
-        if self._is_fused(layer):
-            prefix = f"{self._fused_prefix(layer)}experts."
+        if self.is_fused(layer):
+            prefix = f"{self.fused_prefix(layer)}experts."
             gate, up = self.read_rows(f"{prefix}gate_up_proj", expert, expert + 1)[0].chunk(2)
             down = self.read_rows(f"{prefix}down_proj", expert, expert + 1)[0]
             return ExpertWeights(gate, up, down)
@@ -111,9 +111,9 @@ class Checkpoint(ModelFiles):
 
     def expert_dtype(self, layer: int, expert: int, projection: str) -> str:
         """The stored dtype ("BF16") of one expert matrix; ``projection`` gate, up or down."""
-        if self._is_fused(layer):
+        if self.is_fused(layer):
             fused = "down_proj" if projection == "down" else "gate_up_proj"
-            return self.tensors[f"{self._fused_prefix(layer)}experts.{fused}"].dtype
+            return self.tensors[f"{self.fused_prefix(layer)}experts.{fused}"].dtype
         name = self.config.expert_tensor(layer, expert, PROJECTIONS.index(projection))
         return self.tensors[name].dtype
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.models import FAMILIES, ModelConfig, Shape, expected_tensors, read_config
+from tenp_edge.models import FAMILIES, ModelConfig, Part, Shape, expected_tensors, read_config
 
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
 INDEX_NAME = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 512 * 2**20
+_SAMPLES_PER_FILE = 64
 
 
 @dataclass(frozen=True)
@@ -88,64 +89,69 @@ class ModelFiles:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the model: config, headers and a sample of every file's bytes."""
+        """Identifies the model: config, headers, and a sample of every file's bytes."""
         digest = hashlib.sha256(json.dumps(self.config.raw, sort_keys=True).encode())
+        by_file: dict[Path, list[StoredTensor]] = {}
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name}{tensor.dtype}{tensor.shape}".encode())
-            if tensor.nbytes:
-                middle = tensor.offset + tensor.nbytes // 2
-                digest.update(read_range(tensor.file, middle, min(64, tensor.nbytes // 2)))
+            by_file.setdefault(tensor.file, []).append(tensor)
+        for file, tensors in by_file.items():
+            with file.open("rb", buffering=0) as stream:
+                for tensor in tensors[:: max(1, len(tensors) // _SAMPLES_PER_FILE)]:
+                    stream.seek(tensor.offset + tensor.nbytes // 2)
+                    digest.update(stream.read(min(64, tensor.nbytes // 2)))
         return digest.hexdigest()[:32]
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """Stored tensors that are not part of the language model (DeepSeek's MTP layers)."""
-        known = self._stored_names()
-        return tuple(sorted(name for name in self.tensors if name not in known))
+        return tuple(sorted(name for name in self.tensors if name not in self.expected))
 
-    def _is_fused(self, layer: int) -> bool:
-        return f"{self._fused_prefix(layer)}experts.gate_up_proj" in self.tensors
+    def is_fused(self, layer: int) -> bool:
+        """Whether the layer's experts are stored stacked (gate_up_proj, down_proj)."""
+        return f"{self.fused_prefix(layer)}experts.gate_up_proj" in self.tensors
 
-    def _fused_prefix(self, layer: int) -> str:
+    def fused_prefix(self, layer: int) -> str:
         """Fused checkpoints are written by transformers 5, which calls every MoE block ``mlp``."""
         on_disk = self.config.moe_prefix(layer)
         in_memory = f"{self.config.layer_prefix(layer)}mlp."
         return on_disk if f"{on_disk}experts.gate_up_proj" in self.tensors else in_memory
 
-    # -- checks --------------------------------------------------------------------------------
-
-    def _stored_names(self) -> dict[str, Shape]:
-        """Name and shape of every tensor the config implies, fused where the files are fused."""
+    @cached_property
+    def expected(self) -> dict[str, tuple[Shape, Part]]:
+        """Every stored tensor the config implies, fused where the files are fused."""
         config, expected = self.config, {}
+        fused = {layer for layer in config.expert_widths if self.is_fused(layer)}
         for spec in expected_tensors(config):
-            fused = (
-                spec.expert is not None and spec.layer is not None and self._is_fused(spec.layer)
-            )
-            if not fused:
-                expected[spec.name] = spec.shape
-        for layer, widths in config.expert_widths.items():
-            if self._is_fused(layer):
-                count, width, hidden = len(widths), widths[0], config.hidden_size
-                prefix = f"{self._fused_prefix(layer)}experts."
-                expected[f"{prefix}gate_up_proj"] = (count, 2 * width, hidden)
-                expected[f"{prefix}down_proj"] = (count, hidden, width)
+            if spec.expert is None or spec.layer not in fused:
+                expected[spec.name] = (spec.shape, spec.part)
+        for layer in fused:
+            widths, hidden = config.expert_widths[layer], config.hidden_size
+            prefix, count = f"{self.fused_prefix(layer)}experts.", len(widths)
+            stacked = {
+                "gate_up_proj": (count, 2 * widths[0], hidden),
+                "down_proj": (count, hidden, widths[0]),
+            }
+            for name, shape in stacked.items():
+                expected[prefix + name] = (shape, "routed experts")
         return expected
 
+    # -- checks --------------------------------------------------------------------------------
+
     def _check(self) -> None:
-        expected = self._stored_names()
-        missing = [name for name in expected if name not in self.tensors]
+        missing = [name for name in self.expected if name not in self.tensors]
         if missing:
             raise UserError(
-                f"{len(missing)} tensors that config.json implies are not in the checkpoint, "
-                f"the first is {missing[0]}",
-                "check that every shard is there and that config.json belongs to it",
+                f"config.json implies {len(self.expected)} tensors, {len(missing)} of them are "
+                f"not in the checkpoint; the first is {missing[0]}",
+                "check that every shard is there and that config.json belongs to them",
             )
-        for name, shape in expected.items():
+        for name, (shape, _) in self.expected.items():
             stored = self.tensors[name]
             if stored.dtype not in WEIGHT_DTYPES:
                 raise UserError(
                     f"{name} is stored as {stored.dtype}; weights must be BF16, F16 or F32",
-                    "convert the checkpoint to bf16 first",
+                    "the bf16, f16 or f32 checkpoint of the same model",
                 )
             if stored.shape != shape:
                 raise UserError(
