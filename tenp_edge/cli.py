@@ -124,8 +124,8 @@ def inspect(model: flags.Model, json_output: flags.Json = False) -> None:
     """
     from tenp_edge.inspection import inspect_model
 
-    found = inspect_model(model).to_json()
-    _show(report.summary(found), found, json_output)
+    found = inspect_model(model)
+    _show(report.summary(found), found.to_json(), json_output)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tenp_edge.inspection import ModelSummary, PartSize
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.units import format_count, format_size
 
@@ -117,26 +118,40 @@ def plan_report(plan: CompressionPlan) -> RenderableType:
     return Group(*parts)
 
 
-def summary(inspected: Mapping[str, Any]) -> RenderableType:
-    """``tenp-edge inspect``: a line of facts and the bytes by part."""
-    total = inspected["total"]
-    facts = (
-        f"{inspected['model_type']}  {inspected['num_hidden_layers']} layers "
-        f"({len(inspected['moe_layers'])} with {inspected['num_experts']} experts, "
-        f"top-{inspected['num_experts_per_tok']})  hidden {inspected['hidden_size']}  "
-        f"expert width {inspected['moe_intermediate_size']}  {inspected['dtype']}"
-    )
-    rows = [
-        (
-            part["part"],
-            format_count(part["parameters"]),
-            format_size(part["bytes"]),
-            percent(part["bytes"] / max(total["bytes"], 1)),
-        )
-        for part in inspected["parts"]
+def summary(inspected: ModelSummary) -> RenderableType:
+    """``tenp-edge inspect``: a few lines of facts and the bytes by part."""
+    widths = f"{inspected.width_min}..{inspected.width_max} of {inspected.width}"
+    lines = [
+        f"{inspected.family}: {inspected.layers} layers, {inspected.moe_layers} of them with "
+        f"{inspected.experts} experts (top-{inspected.experts_per_token}), "
+        f"expert width {widths if inspected.pruned else inspected.width}, "
+        f"hidden {inspected.hidden_size}, context {inspected.context}",
+        f"{format_count(inspected.parameters)} parameters, "
+        f"{format_count(inspected.active_parameters)} active per token, "
+        f"{', '.join(inspected.dtypes)} in {inspected.files} file(s)",
     ]
-    rows.append(("total", format_count(total["parameters"]), format_size(total["bytes"]), ""))
-    return Group(Text(facts), table("", ("part", "parameters", "bytes", "share"), rows))
+    if inspected.pruned:
+        lines.append(
+            f"pruned ({inspected.method}): keeps {percent(inspected.keep_ratio)} "
+            "of the routed-expert neurons"
+        )
+    if inspected.left_out:
+        lines.append(
+            f"left out of every output: {len(inspected.left_out)} tensors of multi-token "
+            f"prediction layers ({format_size(inspected.left_out_bytes)})"
+        )
+    rows = [
+        (part, format_count(size.parameters), format_size(size.bytes), _share(size, inspected))
+        for part, size in inspected.parts.items()
+        if size.parameters
+    ]
+    total = (format_count(inspected.parameters), format_size(inspected.bytes), "")
+    columns = ("part", "parameters", "bytes", "share")
+    return Group(Text("\n".join(lines)), table("", columns, [*rows, ("total", *total)]))
+
+
+def _share(size: PartSize, inspected: ModelSummary) -> str:
+    return percent(size.bytes / max(inspected.bytes, 1))
 
 
 def validation(report: Mapping[str, Any]) -> RenderableType:

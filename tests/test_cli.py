@@ -39,8 +39,8 @@ def test_documentation_is_the_help() -> None:
 
 def test_inspect_prints_json(checkpoint_of: Callable[[str], Path]) -> None:
     found = json.loads(run("inspect", checkpoint_of("qwen3_moe"), "--json").stdout)
-    assert found["model_type"] == "qwen3_moe"
-    assert found["num_experts"] == 8
+    assert found["family"] == "qwen3_moe"
+    assert found["experts"] == 8
 
 
 def test_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
