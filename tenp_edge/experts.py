@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import linear, pad, silu
 
 from tenp_edge.checkpoint import ExpertWeights
 
@@ -68,22 +68,22 @@ class RaggedExpert(nn.Module):
         self.names = tuple(names)
         for name, matrix in zip(names, (weights.gate, weights.up, weights.down), strict=True):
             with torch.device("meta"):
-                linear = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
-            linear.weight = nn.Parameter(matrix, requires_grad=False)
-            self.add_module(name, linear)
+                module = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
+            module.weight = nn.Parameter(matrix, requires_grad=False)
+            self.add_module(name, module)
 
     def weight(self, projection: int) -> torch.Tensor:
         """W_gate, W_up or W_down by index."""
-        linear = self.get_submodule(self.names[projection])
-        assert isinstance(linear, nn.Linear)
-        return linear.weight
+        module = self.get_submodule(self.names[projection])
+        assert isinstance(module, nn.Linear)
+        return module.weight
 
     def neurons(self, x: torch.Tensor) -> torch.Tensor:
         """m, [n, width], from x, [n, hidden]."""
-        return F.silu(F.linear(x, self.weight(0))) * F.linear(x, self.weight(1))
+        return silu(linear(x, self.weight(0))) * linear(x, self.weight(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(self.neurons(x), self.weight(2))
+        return linear(self.neurons(x), self.weight(2))
 
 
 class RaggedExperts(nn.Module):
@@ -118,7 +118,7 @@ class RaggedExperts(nn.Module):
             module = self[expert]
             x = pad_group(hidden_states[rows])
             m = module.neurons(x)
-            y = F.linear(m, module.weight(2))
+            y = linear(m, module.weight(2))
             g = top_k_weights[rows, slots].float()
             output = output.index_add(0, rows, y[: len(rows)].float() * g[:, None])
             if self.observer is not None:
@@ -153,4 +153,4 @@ def pad_group(x: torch.Tensor) -> torch.Tensor:
     short = -len(x) % GROUP_MULTIPLE
     if x.dtype == torch.float32 or x.device.type != "cpu" or short == 0 or len(x) == 1:
         return x
-    return F.pad(x, (0, 0, 0, short))
+    return pad(x, (0, 0, 0, short))

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tenp_edge.errors import UserError
@@ -115,7 +115,7 @@ class StreamingModel:
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """[n, seq] int64 -> [n, seq, hidden]; reads the embedding a slice of rows at a time."""
-        ids, places = tokens.unique(return_inverse=True)
+        ids, places = torch.unique(tokens, return_inverse=True)
         table = torch.empty(len(ids), self.config.hidden_size, dtype=self.dtype)
         for start in range(0, self.config.vocab_size, _VOCAB_CHUNK):
             stop = min(start + _VOCAB_CHUNK, self.config.vocab_size)
@@ -190,7 +190,7 @@ class Head:
         logits = torch.empty(len(hidden), len(self.weight))
         for start in range(0, len(self.weight), _VOCAB_CHUNK):
             rows = self.weight[start : start + _VOCAB_CHUNK].to(self.device, self.dtype)
-            logits[:, start : start + len(rows)] = F.linear(normed, rows).float()
+            logits[:, start : start + len(rows)] = linear(normed, rows).float()
         return logits
 
 
