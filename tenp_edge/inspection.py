@@ -33,19 +33,18 @@ class ModelSummary:
     """
 
     path: str
-    model_type: str
-    num_hidden_layers: int
-    moe_layers: tuple[int, ...]
-    num_experts: int
-    num_experts_per_tok: int
+    family: str
+    layers: int
+    moe_layers: int
+    experts: int
+    experts_per_token: int
     hidden_size: int
     vocab_size: int
-    max_position_embeddings: int
-    moe_intermediate_size: int
+    context: int
+    width: int
     width_min: int
     width_max: int
-    shared_intermediate_size: int
-    dtype: str
+    shared_width: int
     dtypes: Mapping[str, int]
     files: int
     fused_experts: bool
@@ -66,10 +65,7 @@ class ModelSummary:
         return sum(part.bytes for part in self.parts.values())
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values; the keys are Hugging Face's where it has one."""
-        parts = [{"part": name, **asdict(size)} for name, size in self.parts.items()]
-        total = {"parameters": self.parameters, "bytes": self.bytes}
-        return asdict(self) | {"parts": parts, "total": total}
+        return asdict(self) | {"parameters": self.parameters, "bytes": self.bytes}
 
 
 def inspect_model(path: str | Path) -> ModelSummary:
@@ -80,23 +76,21 @@ def inspect_model(path: str | Path) -> ModelSummary:
     widths = [width for row in config.expert_widths.values() for width in row]
     section = config.raw.get("tenp") or {}
     left_out = files.left_out
-    dtypes = dict(Counter(tensor.dtype for tensor in tensors.values()).most_common())
     return ModelSummary(
         path=str(files.path),
-        model_type=config.family.model_type,
-        num_hidden_layers=config.num_hidden_layers,
-        moe_layers=config.moe_layers,
-        num_experts=config.num_experts,
-        num_experts_per_tok=config.num_experts_per_tok,
+        family=config.family.model_type,
+        layers=config.num_hidden_layers,
+        moe_layers=len(config.moe_layers),
+        experts=config.num_experts,
+        experts_per_token=config.num_experts_per_tok,
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
-        max_position_embeddings=config.max_position_embeddings,
-        moe_intermediate_size=config.moe_intermediate_size,
+        context=config.max_position_embeddings,
+        width=config.moe_intermediate_size,
         width_min=min(widths),
         width_max=max(widths),
-        shared_intermediate_size=config.shared_intermediate_size,
-        dtype=max(dtypes, key=dtypes.__getitem__),
-        dtypes=dtypes,
+        shared_width=config.shared_intermediate_size,
+        dtypes=dict(Counter(tensor.dtype for tensor in tensors.values()).most_common()),
         files=len({tensor.file for tensor in tensors.values()}),
         fused_experts=files.is_fused(config.moe_layers[0]),
         parts=parts,

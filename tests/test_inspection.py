@@ -51,11 +51,7 @@ def test_counts_equal_transformers(family: str, checkpoint_of: CheckpointOf) -> 
     assert summary.parameters == biases + sum(p.numel() for p in model.parameters())
     assert set(summary.parts) <= set(PARTS)
     assert summary.parts["routed experts"].parameters == (
-        len(summary.moe_layers)
-        * summary.num_experts
-        * 3
-        * summary.moe_intermediate_size
-        * summary.hidden_size
+        summary.moe_layers * summary.experts * 3 * summary.width * summary.hidden_size
     )
     file = checkpoint_of(family) / "model.safetensors"
     header = int.from_bytes(file.read_bytes()[:8], "little") + 8
@@ -110,11 +106,11 @@ def test_pruned_model(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
     write_checkpoint(ModelSource(checkpoint, ragged_plan(checkpoint)), tmp_path / "checkpoint")
     summary, before = inspect_model(tmp_path), inspect_model(checkpoint.path)
     assert summary.pruned and summary.method == "given"
-    assert (summary.width_min, summary.width_max, summary.moe_intermediate_size) == (42, 128, 128)
+    assert (summary.width_min, summary.width_max, summary.width) == (42, 128, 128)
     routed, full = summary.parts["routed experts"], before.parts["routed experts"]
     assert routed.parameters / full.parameters == pytest.approx(summary.keep_ratio)
     assert summary.parts["attention"] == before.parts["attention"]
-    assert json.loads(json.dumps(summary.to_json()))["total"]["bytes"] == summary.bytes
+    assert json.loads(json.dumps(summary.to_json()))["bytes"] == summary.bytes
 
 
 def test_left_out_tensors_are_counted_apart(tmp_path: Path) -> None:
