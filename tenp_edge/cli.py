@@ -330,8 +330,8 @@ def compress(
         _show(report.plan_report(made), made.to_json(), json_output)
         return
     result = pipeline.run_compress(model, output, options, progress)
-    data = result.to_json()
-    _show(report.compressed(output, result.plan, data["validation"]), data, json_output)
+    found = result.to_json()
+    _show(report.compressed(output, result.plan, found["validation"]), found, json_output)
 
 
 @app.command()
