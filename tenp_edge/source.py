@@ -55,6 +55,16 @@ class ModelSource:
             tensor = tensor[self._kept[spec.layer]]
         return check_finite(name, tensor)
 
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start:stop`` of tensor ``name``, reading only them where it is stored as it is.
+
+        For matrices too large to hold (embeddings). Raises UserError like `read`.
+        """
+        spec = self.tensors[name]
+        if spec.expert is not None or spec.part == "router":
+            return self.read(name)[start:stop]
+        return check_finite(name, self.checkpoint.read_rows(name, start, stop))
+
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         """All three matrices of one routed expert of the pruned model.
 
