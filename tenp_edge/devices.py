@@ -18,8 +18,8 @@ LAYOUTS = ("per-expert", "merged", "padded")
 KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 GGUF_TYPES = tuple("F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_0 Q3_K_M Q2_K IQ4_XS IQ4_NL".split())
 # Resident bytes of a llama.cpp process that no table of weights, KV or compute explains: the
-# interpreter with llama-cpp-python imported, allocator slack, thread stacks.
-THIS_MACHINE_OVERHEAD_BYTES = 96 * 2**20
+# interpreter with llama-cpp-python imported (41 MiB), allocator slack, outputs, thread stacks.
+THIS_MACHINE_OVERHEAD_BYTES = 48 * 2**20
 
 
 @dataclass(frozen=True)
