@@ -258,6 +258,7 @@ def plan(
     options = _pick(PlanOptions, locals())
     made = run_plan(model, options, calibration, seed)
     if output is not None and not dry_run:
+        output.parent.mkdir(parents=True, exist_ok=True)
         made.save(output)
     _show(report.plan_report(made), made.to_json(), json_output)
 

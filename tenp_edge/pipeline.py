@@ -29,6 +29,8 @@ from tenp_edge.data import (
 from tenp_edge.devices import DeviceProfile, load_profile, load_profile_file, this_machine
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
+from tenp_edge.forward import choose_device, choose_dtype
+from tenp_edge.inspection import inspect_model
 from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Pricer
@@ -36,6 +38,7 @@ from tenp_edge.progress import QUIET, Progress
 from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
+from tenp_edge.timing import estimate
 from tenp_edge.units import parse_size
 from tenp_edge.validation import MemoryRun, ValidationReport, validate
 from tenp_edge.workdir import RunDirectory, key_of
@@ -135,6 +138,11 @@ def validation_domains(
     else:
         texts = default_texts("heldout")
     return make_domains(texts, tokenizer, options.samples, options.seq_len, seed)
+
+
+def _tokens(options: CalibrationOptions | ValidationOptions) -> int:
+    """Tokens that will be drawn at most; the built-in text has two domains."""
+    return (len(options.data) or 2) * options.samples * options.seq_len
 
 
 def split_domain(domain: Domain, wanted: int) -> tuple[Domain, Domain]:
@@ -297,6 +305,7 @@ def run_compress(
     draft = run.draft_plan()
     run.require_disk(draft)
     run.open()
+    run.note_time(draft)
     plan = run.plan(run.statistics())
     if not options.skip_checkpoint:
         run.write_checkpoint(plan)
@@ -322,15 +331,33 @@ class _Compress:
     # What is decided before anything is written.
 
     def draft_plan(self) -> CompressionPlan:
-        return make_plan(self.checkpoint, self.profile, self.request, None)
+        return self._make_plan(None)
 
     def require_disk(self, draft: CompressionPlan) -> None:
         """UserError unless everything not yet written fits, the validation's twin included."""
-        files = self._priced(draft).files
-        missing = {name: size for name, size in files.items() if not self._is_there(name, size)}
-        twin = 0 if self.options.no_validate else files["model.gguf"]
+        missing = self._missing(draft)
+        twin = 0 if self.options.no_validate else draft.files["model.gguf"]
         what = f"this run ({', '.join((*missing, 'the validation') if twin else missing)})"
         require_free(self.output, sum(missing.values()) + twin, what)
+
+    def note_time(self, draft: CompressionPlan) -> None:
+        """Say how long it will take, when that is more than a moment."""
+        options, checkpoint = self.options, self.checkpoint
+        device = choose_device(options.calibration.device)
+        expected = estimate(
+            active_parameters=inspect_model(checkpoint.path).active_parameters,
+            model_bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+            written_bytes=sum(self._missing(draft).values()),
+            calibration_tokens=0 if options.statistics else _tokens(options.calibration),
+            validation_tokens=0 if options.no_validate else _tokens(options.validation),
+            device=device,
+            dtype=choose_dtype(options.calibration.dtype, device, checkpoint.dtype),
+        )
+        self.progress.note(str(expected))
+
+    def _missing(self, draft: CompressionPlan) -> dict[str, int]:
+        """Bytes of every planned file that is not there yet."""
+        return {k: size for k, size in draft.files.items() if not self._is_there(k, size)}
 
     def _is_there(self, name: str, size: int) -> bool:
         file = self.output / name
@@ -353,7 +380,7 @@ class _Compress:
         return _calibrate(self.checkpoint, domains, work, options, self.progress)
 
     def plan(self, statistics: Statistics) -> CompressionPlan:
-        plan = self._priced(make_plan(self.checkpoint, self.profile, self.request, statistics))
+        plan = self._make_plan(statistics)
         key = key_of(plan.to_json())
         file = self.output / "plan.json"
 
@@ -415,13 +442,14 @@ class _Compress:
         if not self.directory.done(name, key):
             self.directory.finish(name, key, write())
 
-    def _priced(self, plan: CompressionPlan) -> CompressionPlan:
-        """``plan`` with the exact size of every weight file that this run will write."""
-        files = dict(plan.files)
-        if not self.options.skip_checkpoint:
-            shards = checkpoint_shards(ModelSource(self.checkpoint, plan))
-            files |= {f"checkpoint/{shard.name}": shard.nbytes for shard in shards}
-        return replace(plan, files=files)
+    def _make_plan(self, statistics: Statistics | None) -> CompressionPlan:
+        extra = None if self.options.skip_checkpoint else self._checkpoint_files
+        return make_plan(self.checkpoint, self.profile, self.request, statistics, extra)
+
+    def _checkpoint_files(self, plan: CompressionPlan) -> dict[str, int]:
+        """Exact size of every weight file of the pruned checkpoint."""
+        shards = checkpoint_shards(ModelSource(self.checkpoint, plan))
+        return {f"checkpoint/{shard.name}": shard.nbytes for shard in shards}
 
     def _export_options(self, plan: CompressionPlan) -> ExportOptions:
         return ExportOptions(quant=plan.recipe["quant"], layout=plan.recipe["layout"])

@@ -108,8 +108,12 @@ def _recipe_lines(plan: CompressionPlan) -> list[str]:
         lines.append(f"R_active: {percent(recipe['active_ratio'])} of the routed width per token")
     if plan.memory.get("tokens_per_second"):
         speed = plan.memory["tokens_per_second"]
-        lines.append(f"decode: about {speed:.3g} tokens/s, by memory bandwidth (an estimate)")
+        lines.append(f"decode: about {_rounded(speed)} tokens/s, by memory bandwidth (an estimate)")
     return lines
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def plan_report(plan: CompressionPlan) -> RenderableType:
