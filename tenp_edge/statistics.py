@@ -55,6 +55,7 @@ NEURON_SUMS = (
 NEURON_MAXIMA = ("gated_activation_max",)  # max |g m|
 # Norms of the weights, [experts, width]: facts of the model, not of the data.
 WEIGHT_NORMS = ("gate_norm", "up_norm", "down_norm")
+_GROUP_SUMS = EXPERT_SUMS[:-1]  # what one expert's tokens give; easy_ep needs the whole output
 _EPSILON = 1e-20
 
 
@@ -91,37 +92,52 @@ def accumulate_expert(
 ) -> torch.Tensor:
     """Add the tokens routed to one expert, in place; ``projected`` = y W_down, [tokens, width].
 
+    Products are float32, each call's partial sums are float32 products with rows of per-token
+    weights (one pass over [tokens, width] for several sums), and the totals are float64.
     Returns g |y|, [tokens], which `accumulate_tokens` needs once the token's output is complete.
     """
     x, h, m, y, g, projected = (t.float() for t in (x, h, m, y, g, projected))
-    norm = y.norm(dim=-1)
+    norm = _norm(y)
+    norm_sq = norm.square()
     gated_norm = g * norm
-    turned = 1 - torch.cosine_similarity(x, y, dim=-1)
-    turned_residual = 1 - torch.cosine_similarity(h, h + g[:, None] * y, dim=-1)
-    p = m * projected / norm.clamp_min(_EPSILON)[:, None]
-    gated_m = g[:, None] * m
-    per_expert = {
-        "tokens": torch.ones_like(g),
-        "gate": g,
-        "output_norm": norm,
-        "output_norm_sq": norm.square(),
-        "gated_norm": gated_norm,
-        "tenp": gated_norm * turned,
-        "tenp_residual": gated_norm * turned_residual,
-    }
-    per_neuron = {
-        "projection": p,
-        "abs_projection": p.abs(),
-        "gated_projection": g[:, None] * p,
-        "activation": m,
-        "activation_sq": m.square(),
-        "gated_activation_sq": gated_m.square(),
-    }
-    for name, value in (*per_expert.items(), *per_neuron.items()):
-        stats[name][expert] += value.sum(dim=0, dtype=torch.float64).cpu()
-    peak = stats["gated_activation_max"]
-    peak[expert] = torch.maximum(peak[expert], gated_m.abs().amax(dim=0).double().cpu())
-    return torch.as_tensor(gated_norm)
+    turned = _turn(_norm(x), _dot(x, y), norm, residual=False)
+    turned_residual = _turn(_norm(h), g * _dot(h, y), gated_norm, residual=True)
+    per_expert = torch.stack(
+        [
+            torch.ones_like(g),
+            g,
+            norm,
+            norm_sq,
+            gated_norm,
+            gated_norm * turned,
+            gated_norm * turned_residual,
+        ]
+    )
+    totals = per_expert.sum(dim=1, dtype=_sum_dtype(g)).cpu()
+    for name, total in zip(_GROUP_SUMS, totals, strict=True):
+        stats[name][expert] += total
+    sums, peak = _neuron_sums(m, projected, g, norm)
+    for name, row in zip(NEURON_SUMS, sums.cpu(), strict=True):
+        stats[name][expert] += row
+    peaks = stats["gated_activation_max"]
+    peaks[expert] = torch.maximum(peaks[expert], peak.double().cpu())
+    return gated_norm
+
+
+def _neuron_sums(
+    m: torch.Tensor, projected: torch.Tensor, g: torch.Tensor, norm: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The NEURON_SUMS, [6, width], and max |g m|, [width], of one group of tokens."""
+    one, inverse = torch.ones_like(g), norm.clamp_min(_EPSILON).reciprocal()
+    p = m * projected
+    signed = torch.stack([inverse, g * inverse]) @ p
+    absolute = inverse @ p.abs_()
+    square = torch.mul(m, m, out=p)
+    squares = torch.stack([one, g.square()]) @ square
+    mean = one @ m
+    peak = torch.mul(m, g[:, None], out=p).abs_().amax(dim=0)
+    sums = torch.stack([signed[0], absolute, signed[1], mean, squares[0], squares[1]])
+    return sums, peak
 
 
 def accumulate_tokens(
@@ -136,10 +152,42 @@ def accumulate_tokens(
 
     h, routed: [tokens, hidden]; experts, gated_norm: [tokens, top_k].
     """
-    cosine = torch.cosine_similarity(h.float(), h.float() + routed.float(), dim=-1)
-    weighted = gated_norm.float() * (1 - cosine).clamp_min(0)[:, None]
+    h, routed = h.float(), routed.float()
+    turned = _turn(_norm(h), _dot(h, routed), _norm(routed), residual=True)
+    weighted = gated_norm.float() * turned.clamp_min(0)[:, None]
     flat = experts.reshape(-1).cpu()
     stats["easy_ep"].index_add_(0, flat, weighted.reshape(-1).double().cpu())
+
+
+def _turn(
+    u_norm: torch.Tensor, product: torch.Tensor, w_norm: torch.Tensor, *, residual: bool
+) -> torch.Tensor:
+    """1 - cos(u, v), [tokens], of v = u + w (``residual``) or v = w, from |u|, u.w and |w|.
+
+    A small angle is taken from its sine, 1 - cos = sin^2 / (1 + cos), with
+    (|u| |v| sin)^2 = (|u| |w|)^2 - (u.w)^2: an expert's output is small against the residual
+    stream, and 1 - cos by subtraction would leave rounding noise only.
+    """
+    u, p, w = (t.to(_sum_dtype(t)) for t in (u_norm, product, w_norm))
+    dot, v = (u.square() + p, u.square() + 2 * p + w.square()) if residual else (p, w.square())
+    scale = (u.square() * v.clamp_min(0)).clamp_min(_EPSILON)
+    cosine = (dot / scale.sqrt()).clamp(-1, 1)
+    sine_sq = ((u * w).square() - p.square()).clamp_min(0) / scale
+    return torch.where(cosine > 0, sine_sq / (1 + cosine), 1 - cosine).to(u_norm.dtype)
+
+
+def _norm(rows: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(torch.linalg.vector_norm(rows, dim=-1))
+
+
+def _dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Row by row: [tokens, n], [tokens, n] -> [tokens]."""
+    return torch.as_tensor(torch.linalg.vecdot(left, right))
+
+
+def _sum_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """float64 where the device has it (mps has not)."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def merge(left: LayerStatistics, right: LayerStatistics) -> LayerStatistics:

@@ -268,7 +268,7 @@ def _peak_of_request() -> None:
         ubatch=ubatch,
         threads=request["threads"],
         kv_type=request["kv_type"],
-        flash_attention=request["kv_type"] == "Q8_0",
+        flash_attention=request["kv_type"] != "F32",
     ) as model:
         prompt = [index % model.vocab_size for index in range(ubatch)]
         model._clear()

@@ -1,0 +1,458 @@
+"""Calibration: tokens in, statistics out, one decoder layer at a time; resumes after a kill.
+
+Work in progress lies in DIR/calibration.partial: job.json (what is being calculated), one file of
+sums per finished layer, and the hidden states between two layers. A layer counts as done when its
+states and its sums are there under their final names, so the same call after a kill repeats at most
+one layer and ends with the same bytes. Finished, DIR holds statistics.safetensors and .json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tenp_edge.checkpoint import (
+    Checkpoint,
+    Shard,
+    StoredTensor,
+    TensorEntry,
+    read_header,
+    read_json,
+    read_range,
+    write_shards,
+    write_text,
+)
+from tenp_edge.data import Domain
+from tenp_edge.errors import UserError
+from tenp_edge.experts import ExpertGroup, RaggedExperts
+from tenp_edge.forward import (
+    BATCH_TOKENS,
+    StreamingModel,
+    batches,
+    check_tokens,
+    choose_device,
+    choose_dtype,
+)
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.source import ModelSource
+from tenp_edge.states import FileStates
+from tenp_edge.statistics import (
+    VERSION,
+    LayerStatistics,
+    Statistics,
+    accumulate_expert,
+    accumulate_tokens,
+    layer_tensors,
+    load_statistics,
+    make_empty,
+    write_tensors,
+)
+from tenp_edge.units import format_size
+
+MIN_TOKENS = 32
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    domains: Sequence[Domain],
+    directory: Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress = QUIET,
+) -> Statistics:
+    """Statistics of ``domains`` in ``directory``; continues or returns what is already there.
+
+    ``seed`` is only recorded: it says how the domains were sampled. Raises UserError when the
+    directory belongs to another model, or the tokens do not fit the model or the disk.
+    """
+    target = choose_device(device)
+    chosen = choose_dtype(dtype, target, checkpoint.dtype)
+    _check(checkpoint, domains)
+    info = _info(checkpoint, domains, seed, chosen, batch_tokens)
+    finished = _finished(directory, info)
+    if finished is not None:
+        return finished
+    job = _open_job(directory, info, _states_shape(checkpoint, domains), chosen)
+    model = StreamingModel(ModelSource(checkpoint), target, chosen)
+    _run(job, model, domains, batch_tokens, progress)
+    statistics = _finish(job)
+    warn_coverage(coverage(statistics), progress)
+    return statistics
+
+
+# -- what is being calculated ----------------------------------------------------------------------
+
+
+def _check(checkpoint: Checkpoint, domains: Sequence[Domain]) -> None:
+    if not checkpoint.config.is_uniform:
+        raise UserError(
+            "the checkpoint is already pruned; calibration needs the original", "the dense model"
+        )
+    if not domains or any(not len(domain.tokens) for domain in domains):
+        raise UserError("there is nothing to calibrate on", "--data NAME=FILE")
+    for domain in domains:
+        check_tokens(checkpoint.config, domain.tokens)
+
+
+def _info(
+    checkpoint: Checkpoint,
+    domains: Sequence[Domain],
+    seed: int,
+    dtype: torch.dtype,
+    batch_tokens: int,
+) -> dict[str, Any]:
+    """statistics.json: everything that decides the sums."""
+    config = checkpoint.config
+    digest = hashlib.sha256()
+    for domain in domains:
+        digest.update(domain.name.encode() + b"\0")
+        digest.update(domain.tokens.numpy().tobytes() + domain.lengths.numpy().tobytes())
+    return {
+        "format": "tenp-edge statistics",
+        "version": VERSION,
+        "fingerprint": checkpoint.fingerprint,
+        "model_type": config.family.model_type,
+        "layers": list(config.moe_layers),
+        "experts": config.num_experts,
+        "width": config.moe_intermediate_size,
+        "domains": {
+            domain.name: {"samples": len(domain.tokens), "tokens": int(domain.lengths.sum())}
+            for domain in domains
+        },
+        "seq_len": max(domain.tokens.shape[1] for domain in domains),
+        "seed": seed,
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch_tokens": batch_tokens,
+        "data_sha256": digest.hexdigest(),
+    }
+
+
+def _states_shape(checkpoint: Checkpoint, domains: Sequence[Domain]) -> tuple[int, int, int]:
+    count = sum(len(domain.tokens) for domain in domains)
+    seq_len = max(domain.tokens.shape[1] for domain in domains)
+    return count, seq_len, checkpoint.config.hidden_size
+
+
+def _finished(directory: Path, info: dict[str, Any]) -> Statistics | None:
+    """The statistics in ``directory`` if they are of these very inputs."""
+    if not (directory / "statistics.json").is_file():
+        return None
+    found = load_statistics(directory, info["fingerprint"])
+    same = found.info == info
+    if same:
+        shutil.rmtree(directory / "calibration.partial", ignore_errors=True)
+    return found if same else None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One calibration on disk: where, what, and the shape of the hidden states."""
+
+    directory: Path
+    info: dict[str, Any]
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+
+    @property
+    def partial(self) -> Path:
+        return self.directory / "calibration.partial"
+
+    def sums(self, layer: int) -> Path:
+        return self.partial / f"layer-{layer}.safetensors"
+
+    def states(self, layer: int) -> FileStates:
+        """The hidden states that enter ``layer``."""
+        return FileStates(self.partial / f"hidden-{layer}.bin", self.shape, self.dtype)
+
+    def next_layer(self) -> int | None:
+        """The last layer whose input is there with the sums of every layer before it."""
+        for layer in range(max(self.info["layers"]) + 1, -1, -1):
+            done = all(self.sums(moe).is_file() for moe in self.info["layers"] if moe < layer)
+            last = layer > max(self.info["layers"])
+            if done and (last or self.states(layer).file.is_file()):
+                return layer
+        return None
+
+
+def _open_job(
+    directory: Path, info: dict[str, Any], shape: tuple[int, int, int], dtype: torch.dtype
+) -> _Job:
+    """Continue the calibration of these inputs, or clear another one's remains and begin."""
+    job = _Job(directory, info, shape, dtype)
+    job_file = job.partial / "job.json"
+    if job_file.is_file():
+        found = read_json(job_file)
+        if found.get("fingerprint") != info["fingerprint"]:
+            raise UserError(
+                f"{directory} holds the unfinished calibration of another checkpoint",
+                "another output directory, or delete this one",
+            )
+        if found == info:
+            return job
+    shutil.rmtree(job.partial, ignore_errors=True)
+    job.partial.mkdir(parents=True)
+    needed = 2 * job.states(0).nbytes + _sums_bytes(info)
+    free = shutil.disk_usage(job.partial).free
+    if needed > free:
+        shutil.rmtree(job.partial)
+        raise UserError(
+            f"calibration needs {format_size(needed)} of disk in {directory} for hidden states "
+            f"and sums; {format_size(free)} are free",
+            "fewer --samples, a shorter --seq-len, or an output directory on another disk",
+        )
+    write_text(job_file, json.dumps(info, indent=1) + "\n")
+    return job
+
+
+def _sums_bytes(info: dict[str, Any]) -> int:
+    """Twice the statistics (layer files and the whole): 7 float32 sums per neuron and domain."""
+    neurons = len(info["layers"]) * info["experts"] * info["width"]
+    return int(2 * neurons * 4 * (7 * len(info["domains"]) + 3))
+
+
+# -- the layers ------------------------------------------------------------------------------------
+
+
+def _run(
+    job: _Job,
+    model: StreamingModel,
+    domains: Sequence[Domain],
+    batch_tokens: int,
+    progress: Progress,
+) -> None:
+    layers = max(job.info["layers"]) + 1
+    runs = _runs(domains, job.shape[1], batch_tokens)
+    start = job.next_layer()
+    with progress.task("calibrating", layers, "layers") as task:
+        if start is None:
+            start = 0
+            _embed(job, model, runs)
+        task.advance(start)
+        for index in range(start, layers):
+            _run_layer(job, model, index, runs)
+            task.advance()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Sequences that go through a layer together; ``start`` counts over all domains.
+
+    tokens: [n, seq]; active: [n * seq] bool, False on padding.
+    """
+
+    domain: str
+    start: int
+    tokens: torch.Tensor
+    active: torch.Tensor
+
+
+def _runs(domains: Sequence[Domain], seq_len: int, batch_tokens: int) -> list[_Run]:
+    runs, start = [], 0
+    for domain in domains:
+        padded = torch.zeros(len(domain.tokens), seq_len, dtype=torch.int64)
+        padded[:, : domain.tokens.shape[1]] = domain.tokens
+        active = torch.arange(seq_len)[None] < domain.lengths[:, None]
+        for part in batches(len(padded), seq_len, batch_tokens):
+            flat = active[part].reshape(-1)
+            runs.append(_Run(domain.name, start + part.start, padded[part], flat))
+        start += len(padded)
+    return runs
+
+
+def _embed(job: _Job, model: StreamingModel, runs: Sequence[_Run]) -> None:
+    target = job.states(0)
+    partial = _partial(target)
+    for run in runs:
+        partial.write(run.start, model.embed(run.tokens))
+    partial.file.replace(target.file)
+
+
+def _partial(states: FileStates) -> FileStates:
+    file = states.file.with_name(states.file.name + ".partial")
+    file.unlink(missing_ok=True)
+    return FileStates(file, states.shape, states.dtype)
+
+
+def _run_layer(job: _Job, model: StreamingModel, index: int, runs: Sequence[_Run]) -> None:
+    """Run one layer over all sequences; its states and sums get their names when complete."""
+    is_moe = index in job.info["layers"]
+    is_last = index == max(job.info["layers"])
+    source, target = job.states(index), job.states(index + 1)
+    partial = _partial(target)
+    layer = model.layer(index)
+    sums = {
+        name: make_empty(job.info["experts"], job.info["width"]) for name in job.info["domains"]
+    }
+    observer = _observe(layer) if is_moe else None
+    for run in runs:
+        hidden = source.read(run.start, run.start + len(run.tokens)).to(model.device)
+        if observer is not None:
+            observer.begin(sums[run.domain], run.active.to(model.device))
+        output = model.run(layer, hidden)
+        if not is_last:
+            partial.write(run.start, output.cpu())
+    if not is_last:
+        partial.file.replace(target.file)
+    if is_moe:
+        write_tensors(job.sums(index), layer_tensors(index, sums, weight_norms(layer)))
+    source.file.unlink()
+
+
+def weight_norms(layer: nn.Module) -> dict[str, torch.Tensor]:
+    """Row norms of gate and up, column norms of down: float64 [experts, width] each."""
+    experts = _experts(layer)
+    norms: dict[str, list[torch.Tensor]] = {"gate_norm": [], "up_norm": [], "down_norm": []}
+    for expert in range(len(experts)):
+        for projection, rows in enumerate(norms.values()):
+            matrix = experts[expert].weight(projection).float()
+            rows.append(torch.linalg.vector_norm(matrix, dim=0 if projection == 2 else 1).cpu())
+    return {name: torch.stack(rows).double() for name, rows in norms.items()}
+
+
+class _LayerObserver:
+    """Adds what a layer's experts do to the sums of the domain that is running."""
+
+    def __init__(self, experts: RaggedExperts) -> None:
+        self.experts = experts
+        experts.observer = self
+
+    def begin(self, stats: LayerStatistics, active: torch.Tensor) -> None:
+        """The next forward's tokens go to ``stats``; padding (not ``active``) to nothing."""
+        self.stats, self.experts.active = stats, active
+        self.gated_norms: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def residual(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        """Pre-hook of the norm before the MoE block: its input is the residual stream h."""
+        self.h = arguments[0].reshape(-1, arguments[0].shape[-1])
+
+    def expert(self, group: ExpertGroup) -> None:
+        gated_norm = accumulate_expert(
+            self.stats,
+            group.expert,
+            x=group.x,
+            h=self.h[group.rows],
+            m=group.m,
+            y=group.y,
+            g=group.g,
+            projected=group.projected(),
+        )
+        self.gated_norms.append((group.rows, group.slots, gated_norm))
+
+    def routed(self, chosen: torch.Tensor, output: torch.Tensor) -> None:
+        gated = torch.zeros(chosen.shape, dtype=torch.float32, device=chosen.device)
+        for rows, slots, gated_norm in self.gated_norms:
+            gated[rows, slots] = gated_norm
+        kept = self.experts.active
+        accumulate_tokens(
+            self.stats,
+            h=self.h[kept],
+            routed=output[kept],
+            experts=chosen[kept],
+            gated_norm=gated[kept],
+        )
+
+
+def _observe(layer: nn.Module) -> _LayerObserver:
+    observer = _LayerObserver(_experts(layer))
+    norm = layer.get_submodule("post_attention_layernorm")
+    norm.register_forward_pre_hook(observer.residual)
+    return observer
+
+
+def _experts(layer: nn.Module) -> RaggedExperts:
+    experts = layer.get_submodule("mlp.experts")
+    assert isinstance(experts, RaggedExperts)
+    return experts
+
+
+# -- the end ---------------------------------------------------------------------------------------
+
+
+def _finish(job: _Job) -> Statistics:
+    """One file of all layers, copied tensor by tensor; then the JSON; then nothing partial."""
+    stored: dict[str, StoredTensor] = {}
+    for layer in job.info["layers"]:
+        stored |= read_header(job.sums(layer))
+
+    def read(name: str) -> torch.Tensor:
+        entry = stored[name]
+        data = read_range(entry.file, entry.offset, entry.nbytes)
+        kind = torch.float64 if entry.dtype == "F64" else torch.float32
+        return torch.frombuffer(data, dtype=kind).reshape(entry.shape)
+
+    # Old statistics lose their JSON first: a pair of different runs must never be read as one.
+    (job.directory / "statistics.json").unlink(missing_ok=True)
+    (job.directory / "statistics.safetensors").unlink(missing_ok=True)
+    entries = tuple(TensorEntry(name, e.dtype, e.shape) for name, e in stored.items())
+    for _ in write_shards(job.directory, [Shard("statistics.safetensors", entries)], read):
+        pass
+    write_text(job.directory / "statistics.json", json.dumps(job.info, indent=1) + "\n")
+    shutil.rmtree(job.partial)
+    return load_statistics(job.directory)
+
+
+# -- coverage --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How well the experts were reached: (domain, layer) -> number of experts.
+
+    ``below``: fewer than ``min_tokens`` tokens; ``unreached``: none at all. ``below_everywhere``
+    counts, by layer, the experts with fewer than ``min_tokens`` over all domains together.
+    """
+
+    experts: int
+    min_tokens: int
+    below: dict[str, dict[int, int]]
+    unreached: dict[str, dict[int, int]]
+    below_everywhere: dict[int, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "experts": self.experts,
+            "min_tokens": self.min_tokens,
+            "below": self.below,
+            "unreached": self.unreached,
+            "below_everywhere": self.below_everywhere,
+        }
+
+
+def coverage(statistics: Statistics, min_tokens: int = MIN_TOKENS) -> Coverage:
+    """Count the experts that too few tokens reached, by domain and layer."""
+    below: dict[str, dict[int, int]] = {name: {} for name in statistics.domains}
+    unreached: dict[str, dict[int, int]] = {name: {} for name in statistics.domains}
+    everywhere = {}
+    for layer in statistics.layers:
+        total = torch.zeros(int(statistics.info["experts"]), dtype=torch.float64)
+        for name in statistics.domains:
+            tokens = statistics.layer(name, layer)["tokens"]
+            below[name][layer] = int((tokens < min_tokens).sum())
+            unreached[name][layer] = int((tokens == 0).sum())
+            total += tokens
+        everywhere[layer] = int((total < min_tokens).sum())
+    return Coverage(int(statistics.info["experts"]), min_tokens, below, unreached, everywhere)
+
+
+def warn_coverage(report: Coverage, progress: Progress) -> None:
+    """One line when experts saw too few tokens to be judged by."""
+    few, total = (
+        sum(report.below_everywhere.values()),
+        report.experts * len(report.below_everywhere),
+    )
+    if few:
+        progress.note(
+            f"{few} of {total} experts saw fewer than {report.min_tokens} tokens; "
+            "their scores are guesses: more --samples, or a longer --seq-len"
+        )

@@ -1,0 +1,84 @@
+"""Hidden states between two layers: [sequences, seq, hidden] in memory or in a file.
+
+The file is read and written in place, a few sequences at a time, and is not mapped: mapped pages
+count as resident memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+
+from tenp_edge.checkpoint import read_range, tensor_bytes
+
+SPILL_BYTES = 2**30
+
+
+class States(Protocol):
+    """Reads and writes runs of whole sequences."""
+
+    def read(self, start: int, stop: int) -> torch.Tensor: ...
+
+    def write(self, start: int, hidden: torch.Tensor) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class MemoryStates:
+    """All states in one tensor."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.hidden = hidden
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        return self.hidden[start:stop]
+
+    def write(self, start: int, hidden: torch.Tensor) -> None:
+        self.hidden[start : start + len(hidden)] = hidden
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class FileStates:
+    """All states in one raw file; ``temporary`` deletes it at the end of the ``with``."""
+
+    def __init__(
+        self, file: Path, shape: tuple[int, int, int], dtype: torch.dtype, temporary: bool = False
+    ) -> None:
+        self.file, self.shape, self.dtype, self.temporary = file, shape, dtype, temporary
+        self._sequence_bytes = shape[1] * shape[2] * dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape[0] * self._sequence_bytes
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        size = self._sequence_bytes
+        data = read_range(self.file, start * size, (stop - start) * size)
+        return torch.frombuffer(data, dtype=self.dtype).reshape(-1, *self.shape[1:])
+
+    def write(self, start: int, hidden: torch.Tensor) -> None:
+        with self.file.open("r+b" if self.file.exists() else "wb") as stream:
+            stream.seek(start * self._sequence_bytes)
+            stream.write(tensor_bytes(hidden))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.temporary:
+            self.file.unlink(missing_ok=True)
