@@ -14,13 +14,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoTokenizer
 
 from tenp_edge.errors import UserError
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.texts import standard_library_texts
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 # Text read from one file at most: far above what any sample count needs, far below a crawl.
@@ -83,10 +84,8 @@ def load_tokenizer(directory: Path) -> Any:
         ) from error
 
 
-def default_texts(split: str) -> dict[str, list[str]]:
-    """Text that ships with every Python, by domain; ``split`` is "calibration" or "heldout"."""
-    from tenp_edge.texts import standard_library_texts
-
+def default_texts(split: Literal["calibration", "heldout"]) -> dict[str, list[str]]:
+    """Text that ships with every Python, by domain."""
     return standard_library_texts(split)
 
 
