@@ -1,3 +1,40 @@
-"""tenp-edge: prune the experts of a Mixture-of-Experts model to a RAM budget and export it."""
+"""tenp-edge: prune the experts of a Mixture-of-Experts model to a RAM budget and export it.
+
+The functions behind the verbs, imported when they are first used (torch takes a second to load):
+`inspect_model`, `run_calibrate`, `run_plan`, `run_compress`, `run_export`, `run_validate`, and
+`load_pruned`, which gives a transformers model.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tenp_edge.inspection import inspect_model
+    from tenp_edge.loading import load_pruned
+    from tenp_edge.pipeline import (
+        run_calibrate,
+        run_compress,
+        run_export,
+        run_plan,
+        run_validate,
+    )
 
 __version__ = "0.1.0"
+__all__ = [
+    "inspect_model",
+    "load_pruned",
+    "run_calibrate",
+    "run_compress",
+    "run_export",
+    "run_plan",
+    "run_validate",
+]
+_HOMES = {"inspect_model": "inspection", "load_pruned": "loading"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'tenp_edge' has no attribute {name!r}")
+    return getattr(import_module(f"tenp_edge.{_HOMES.get(name, 'pipeline')}"), name)

@@ -75,7 +75,10 @@ def load_tokenizer(directory: Path) -> Any:
     if not any((directory / name).is_file() for name in names):
         raise UserError(f"{directory} has no tokenizer", "copy tokenizer.json there")
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        # The length limit is the model's affair and checked there; here it only causes warnings.
+        return AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, model_max_length=10**9
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

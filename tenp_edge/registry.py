@@ -35,12 +35,16 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ManifestTensor:
-    """One tensor of an exported file; ``shape`` is row-major, its last size the row length."""
+    """One tensor of an exported file; ``shape`` is row-major, its last size the row length.
+
+    ``part``: "routed experts" or "other", for the memory table.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: str
     nbytes: int
+    part: str
 
 
 @dataclass(frozen=True)

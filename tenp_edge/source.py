@@ -7,6 +7,7 @@ Without a plan it is the checkpoint itself.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 
@@ -17,6 +18,8 @@ from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig, TensorSpec, expected_tensors
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.slicing import kept_experts, slice_expert
+
+BLOCK_BYTES = 64 * 2**20
 
 
 class ModelSource:
@@ -55,6 +58,37 @@ class ModelSource:
             tensor = tensor[self._kept[spec.layer]]
         return check_finite(name, tensor)
 
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start:stop`` of tensor ``name``, reading only them where it is stored as it is.
+
+        For matrices too large to hold (embeddings). Raises UserError like `read`.
+        """
+        spec = self.tensors[name]
+        if spec.expert is not None or spec.part == "router":
+            return self.read(name)[start:stop]
+        return check_finite(name, self.checkpoint.read_rows(name, start, stop))
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """Tensor ``name`` in order, in blocks of rows where the whole would be large to hold."""
+        spec = self.tensors[name]
+        pruned = spec.part in ("routed experts", "router")
+        if pruned or self.checkpoint.tensors[name].nbytes <= BLOCK_BYTES:
+            yield self.read(name)
+            return
+        rows = spec.shape[0]
+        step = max(1, BLOCK_BYTES * rows // self.checkpoint.tensors[name].nbytes)
+        for start in range(0, rows, step):
+            yield self.read_rows(name, start, min(start + step, rows))
+
+    def dtype(self, name: str) -> str:
+        """The safetensors name ("BF16") of the dtype that ``read(name)`` gives."""
+        spec = self.tensors[name]
+        if spec.expert is None or spec.layer is None:
+            return self.checkpoint.tensors[name].dtype
+        original = self.original_expert(spec.layer, spec.expert)
+        projection = spec.role.removeprefix("expert_")
+        return self.checkpoint.expert_dtype(spec.layer, original, projection)
+
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         """All three matrices of one routed expert of the pruned model.
 
@@ -89,12 +123,23 @@ class ModelSource:
 
 def pruned_config(config: ModelConfig, plan: CompressionPlan) -> ModelConfig:
     """``config`` with the plan's widths; removed experts are gone from the counts."""
+    if config.raw.get("tenp"):
+        raise UserError(
+            "the checkpoint is already pruned (its config.json has a tenp section)",
+            "prune the original model, which the section names by its fingerprint",
+        )
     widths = {layer: tuple(w for w in row if w) for layer, row in plan.widths.items()}
     counts = {len(row) for row in widths.values()}
     if len(counts) != 1 or min(counts) < config.num_experts_per_tok:
         raise UserError(
             f"the plan leaves {min(counts)} to {max(counts)} experts per layer; every layer needs "
             f"the same number, at least top-k = {config.num_experts_per_tok}"
+        )
+    if min(counts) % config.n_group:
+        raise UserError(
+            f"the plan leaves {min(counts)} experts per layer, which do not divide into the "
+            f"router's {config.n_group} groups",
+            f"a multiple of {config.n_group} experts",
         )
     return replace(config, num_experts=counts.pop(), expert_widths=widths)
 

@@ -14,7 +14,7 @@ from tenp_edge.models.base import (
     TensorSpec,
     expected_tensors,
 )
-from tenp_edge.models.config import read_config
+from tenp_edge.models.config import EXPERT_KEYS, read_config
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.model_type: module.FAMILY
@@ -22,6 +22,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 __all__ = [
+    "EXPERT_KEYS",
     "FAMILIES",
     "MLA",
     "PROJECTIONS",

@@ -13,7 +13,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.models.base import MLA, Family, ModelConfig, Rope, refuse
 
 DTYPES = ("bfloat16", "float16", "float32")
-_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 _ROPE_KINDS = ("default", "linear", "yarn")
 _ROPE_KEYS = frozenset(
     "type rope_type rope_theta factor original_max_position_embeddings attention_factor "
@@ -53,7 +53,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
     _refuse_unknown(raw, family)
     config = _Reader(raw, family)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    layers, experts = config.integer("num_hidden_layers"), config.integer(*_EXPERT_KEYS)
+    layers, experts = config.integer("num_hidden_layers"), config.integer(*EXPERT_KEYS)
     width, top_k = config.integer(family.width_key), config.integer("num_experts_per_tok")
     if top_k > experts:
         raise UserError(
@@ -122,7 +122,7 @@ def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
     supported = ", ".join(sorted(families))
     if isinstance(model_type, str) and model_type in families:
         return families[model_type]
-    if not any(key in raw for key in _EXPERT_KEYS):
+    if not any(key in raw for key in EXPERT_KEYS):
         raise UserError(
             f"{model_type!r} is a dense model: it has no routed experts to prune",
             f"a Mixture-of-Experts checkpoint of one of: {supported}",

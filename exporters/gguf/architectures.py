@@ -1,0 +1,206 @@
+"""How each family looks in GGUF: names and facts as tables, checked against llama.cpp itself.
+
+Roles are those of `TensorSpec.role`; one table of names serves every architecture. What llama.cpp's
+loader or graph fixes for an architecture (renormalised top-k, no biases, ...) is a fact of its row,
+so that `check` can refuse a model that the file would describe wrongly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tenp_edge.errors import UserError
+from tenp_edge.models import ModelConfig
+
+NAMES = {
+    "embed": "token_embd.weight",
+    "norm": "output_norm.weight",
+    "output": "output.weight",
+    "input_norm": "blk.{layer}.attn_norm.weight",
+    "q": "blk.{layer}.attn_q.weight",
+    "k": "blk.{layer}.attn_k.weight",
+    "v": "blk.{layer}.attn_v.weight",
+    "o": "blk.{layer}.attn_output.weight",
+    "q_bias": "blk.{layer}.attn_q.bias",
+    "k_bias": "blk.{layer}.attn_k.bias",
+    "v_bias": "blk.{layer}.attn_v.bias",
+    "q_norm": "blk.{layer}.attn_q_norm.weight",
+    "k_norm": "blk.{layer}.attn_k_norm.weight",
+    "q_a": "blk.{layer}.attn_q_a.weight",
+    "q_a_norm": "blk.{layer}.attn_q_a_norm.weight",
+    "q_b": "blk.{layer}.attn_q_b.weight",
+    "kv_a": "blk.{layer}.attn_kv_a_mqa.weight",
+    "kv_a_norm": "blk.{layer}.attn_kv_a_norm.weight",
+    "k_b": "blk.{layer}.attn_k_b.weight",
+    "v_b": "blk.{layer}.attn_v_b.weight",
+    "post_attention_norm": "blk.{layer}.ffn_norm.weight",
+    "router": "blk.{layer}.ffn_gate_inp.weight",
+    "router_bias": "blk.{layer}.exp_probs_b.bias",
+    "shared_router": "blk.{layer}.ffn_gate_inp_shexp.weight",
+    "shared_gate": "blk.{layer}.ffn_gate_shexp.weight",
+    "shared_up": "blk.{layer}.ffn_up_shexp.weight",
+    "shared_down": "blk.{layer}.ffn_down_shexp.weight",
+    "mlp_gate": "blk.{layer}.ffn_gate.weight",
+    "mlp_up": "blk.{layer}.ffn_up.weight",
+    "mlp_down": "blk.{layer}.ffn_down.weight",
+}
+MERGED_NAME = "blk.{layer}.ffn_{projection}_exps.weight"
+EXPERT_NAME = "blk.{layer}.ffn_{projection}.{expert}.weight"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One GGUF architecture, as llama.cpp implements it.
+
+    ``norm_topk``: whether it renormalises the top-k weights; None when a key says so.
+    ``own_width``: the expert width has a key of its own (else it is feed_forward_length).
+    ``permuted``: q and k rows are interleaved for llama.cpp's pairwise rotary embedding.
+    ``square``: attention.key_length x heads must be the hidden size.
+    ``output_needed``: a tied model still stores output.weight.
+    """
+
+    name: str
+    norm_topk: bool | None
+    own_width: bool = True
+    permuted: bool = False
+    square: bool = False
+    output_needed: bool = False
+    qkv_bias: bool = False
+    leading_dense: bool = False
+
+
+ARCHITECTURES = {
+    "qwen2_moe": Architecture(
+        "qwen2moe", norm_topk=False, square=True, output_needed=True, qkv_bias=True
+    ),
+    "qwen3_moe": Architecture("qwen3moe", norm_topk=True),
+    "olmoe": Architecture(
+        "olmoe", norm_topk=False, own_width=False, square=True, output_needed=True
+    ),
+    "mixtral": Architecture("llama", norm_topk=True, own_width=False, permuted=True),
+    "deepseek_v2": Architecture("deepseek2", norm_topk=None, leading_dense=True),
+    "deepseek_v3": Architecture("deepseek2", norm_topk=None, leading_dense=True),
+}
+
+
+def architecture(config: ModelConfig) -> Architecture:
+    """The row of ``config``'s family; UserError when GGUF has none."""
+    row = ARCHITECTURES.get(config.family.model_type)
+    if row is None:
+        raise UserError(
+            f"GGUF cannot hold {config.family.model_type} yet",
+            f"supported: {', '.join(sorted(ARCHITECTURES))}",
+        )
+    return row
+
+
+def expert_groups(config: ModelConfig) -> int:
+    """Groups the router really chooses by: DeepSeek-V2's "greedy" ignores n_group."""
+    greedy = config.raw.get("topk_method", "greedy") == "greedy"
+    return 1 if greedy and config.family.router_score == "softmax" else config.n_group
+
+
+def check_architecture(config: ModelConfig) -> None:
+    """Raise UserError with the reason where llama.cpp would compute something else."""
+    row = architecture(config)
+    for limits in (_expert_limits, _attention_limits, _rope_limits):
+        for broken, reason in limits(config, row):
+            if broken:
+                raise UserError(
+                    f"{config.family.model_type} cannot be written as GGUF: {reason}",
+                    "run the pruned checkpoint with transformers instead",
+                )
+
+
+_Limits = tuple[tuple[bool, str], ...]
+
+
+def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
+    dense = [layer for layer in range(config.num_hidden_layers) if layer not in config.moe_layers]
+    leading = row.leading_dense and dense == list(range(len(dense)))
+    where = "has dense layers only in front" if row.leading_dense else "routes in every layer"
+    does = "always" if row.norm_topk else "never"
+    groups = expert_groups(config)
+    return (
+        (
+            row.norm_topk is not None and config.norm_topk_prob != row.norm_topk,
+            f"llama.cpp {does} renormalises the top-k weights of {row.name}, "
+            f"this model has norm_topk_prob = {str(config.norm_topk_prob).lower()}",
+        ),
+        (
+            bool(dense) and not leading,
+            f"layer {_listed(dense)} is dense, and llama.cpp's {row.name} {where}",
+        ),
+        (
+            groups > 1 and config.family.router_score == "softmax",
+            f"it picks expert groups by their best expert (n_group = {groups}), "
+            "llama.cpp by the sum of the best two",
+        ),
+        (
+            config.num_experts % groups != 0,
+            f"{config.num_experts} experts do not divide into {groups} groups",
+        ),
+        (
+            config.family.shared_block is not None and not config.shared_intermediate_size,
+            f"llama.cpp's {row.name} needs a shared expert",
+        ),
+    )
+
+
+def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_rows = heads * config.head_dim
+    low_rank = config.mla is not None and config.mla.q_lora_rank is not None
+    return (
+        (
+            config.o_bias or (config.qkv_bias and not row.qkv_bias),
+            f"llama.cpp loads no attention biases for {row.name}",
+        ),
+        (
+            row.square and head_rows != config.hidden_size,
+            f"llama.cpp's {row.name} needs heads x head_dim = hidden_size, "
+            f"this model has {heads} x {config.head_dim} = {head_rows} and {config.hidden_size}",
+        ),
+        (
+            config.family.qk_norm == "projection" and kv_heads != heads,
+            f"llama.cpp's {row.name} needs as many KV heads as heads, "
+            f"this model has {kv_heads} and {heads}",
+        ),
+        (
+            low_rank and config.num_hidden_layers in (26, 27),
+            f"llama.cpp takes a deepseek2 model of {config.num_hidden_layers} layers for a Lite "
+            "model, which has no q_lora_rank",
+        ),
+    )
+
+
+def _rope_limits(config: ModelConfig, row: Architecture) -> _Limits:
+    kind, scaling = config.rope.kind, config.rope.scaling
+    fast, slow = scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1
+    one, every = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    equal = bool(one) and one == every and not scaling.get("attention_factor")
+    return (
+        (
+            kind == "yarn" and (fast, slow) != (32, 1),
+            f"llama.cpp fixes YaRN's beta_fast and beta_slow of {row.name} at 32 and 1, "
+            f"this model has {fast} and {slow}",
+        ),
+        (
+            kind == "yarn" and scaling.get("truncate") is False,
+            "llama.cpp always rounds YaRN's correction range (truncate = false)",
+        ),
+        (
+            kind == "yarn" and config.mla is not None and not equal,
+            f"llama.cpp's {row.name} needs YaRN's mscale and mscale_all_dim to be equal, "
+            f"this model has {one} and {every}",
+        ),
+        (
+            kind == "linear" and config.mla is not None,
+            f"llama.cpp's {row.name} does not scale its rotary embedding linearly",
+        ),
+    )
+
+
+def _listed(layers: list[int]) -> str:
+    shown = ", ".join(map(str, layers[:4]))
+    return shown + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")

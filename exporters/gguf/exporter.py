@@ -1,0 +1,124 @@
+"""The GGUF exporter: check, manifest, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.errors import UserError
+from tenp_edge.exporters.base import manifest_file
+from tenp_edge.exporters.gguf.architectures import check_architecture
+from tenp_edge.exporters.gguf.fields import Field, header, header_bytes, padded
+from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
+from tenp_edge.exporters.gguf.metadata import Recipe, model_fields
+from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
+from tenp_edge.exporters.gguf.types import QUANTS, TYPES
+from tenp_edge.models import ModelConfig
+from tenp_edge.progress import Progress
+from tenp_edge.registry import ExportOptions, Manifest
+from tenp_edge.source import ModelSource
+
+
+class GgufExporter:
+    """``layouts``: per-expert is ours, merged and padded load in any llama.cpp."""
+
+    format = "gguf"
+    layouts = LAYOUTS
+    quants = QUANTS
+
+    def check(self, config: ModelConfig, options: ExportOptions) -> None:
+        """Raise UserError when the model, layout or type cannot be written."""
+        if options.quant not in self.quants:
+            raise UserError(
+                f"GGUF has no tensor type '{options.quant}'", f"--quant {', '.join(self.quants)}"
+            )
+        layout = self.layout(config, options)
+        if layout not in self.layouts:
+            raise UserError(f"GGUF has no layout '{layout}'", f"--layout {', '.join(self.layouts)}")
+        check_architecture(config)
+        if layout == "merged" and not config.is_uniform:
+            widths = {width for row in config.expert_widths.values() for width in row}
+            raise UserError(
+                f"the merged layout needs one expert width, this model has {len(widths)}: "
+                f"{_shown(widths)}",
+                "--layout per-expert, --layout padded, or plan with --method uniform",
+            )
+
+    def layout(self, config: ModelConfig, options: ExportOptions) -> str:
+        """The layout asked for, or the default: per-expert only where widths differ."""
+        return options.layout or ("merged" if config.is_uniform else "per-expert")
+
+    def manifest(
+        self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions
+    ) -> Manifest:
+        """Every tensor and the exact size of the file, without reading a weight."""
+        self.check(config, options)
+        layout = self.layout(config, options)
+        found = entries(config, layout, options.quant)
+        fields = _fields(checkpoint, config, options, layout, Recipe())
+        start = header_bytes(fields, ((e.tensor.name, len(e.tensor.shape)) for e in found))
+        return _manifest(found, start, layout, options.quant)
+
+    def write(
+        self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
+    ) -> Manifest:
+        """Write ``target`` as `manifest` says; it appears only when it is complete."""
+        from tenp_edge.exporters.gguf.writer import TensorWriter
+
+        manifest = self.manifest(source.checkpoint, source.config, options)
+        found = entries(source.config, manifest.layout, options.quant)
+        recipe = _recipe(source)
+        fields = _fields(source.checkpoint, source.config, options, manifest.layout, recipe)
+        tensors = [entry.tensor for entry in found]
+        head = header(fields, [(t.name, t.shape, TYPES[t.type].ggml_id, t.nbytes) for t in tensors])
+        with manifest_file(target, manifest.file_bytes) as stream:
+            stream.write(head)
+            writer = TensorWriter(stream, source, found, len(head))
+            with progress.task(f"writing {target.name}", manifest.weight_bytes, "bytes") as task:
+                writer.write(found, task)
+        return manifest
+
+
+def _fields(
+    checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, layout: str, recipe: Recipe
+) -> list[Field]:
+    fields = model_fields(config, layout, options.quant, recipe)
+    return fields + list(tokenizer_fields(checkpoint.path, config))
+
+
+def _manifest(found: list[Entry], start: int, layout: str, quant: str) -> Manifest:
+    size = start + sum(padded(entry.tensor.nbytes) for entry in found)
+    return Manifest(
+        format="gguf",
+        layout=layout,
+        quant=quant,
+        tensors=tuple(entry.tensor for entry in found),
+        files={"model.gguf": size},
+        notes=type_notes(found, quant),
+    )
+
+
+def _recipe(source: ModelSource) -> Recipe:
+    plan = source.plan
+    if plan is not None:
+        method = str(plan.recipe.get("method", "none"))
+        return Recipe(plan.digest, plan.keep_ratio, method)
+    config, pruned = source.config, source.config.raw.get("tenp") or {}
+    experts = sum(len(row) for row in config.expert_widths.values())
+    kept = config.expert_neurons / (experts * config.moe_intermediate_size)
+    known = Recipe(keep_ratio=kept)
+    return Recipe(
+        digest=str(pruned.get("plan_digest", known.digest)),
+        keep_ratio=float(pruned.get("keep_ratio", known.keep_ratio)),
+        method=str(pruned.get("method", known.method)),
+    )
+
+
+def _shown(widths: set[int]) -> str:
+    ordered = sorted(widths)
+    if len(ordered) <= 6:
+        return ", ".join(map(str, ordered))
+    return f"{ordered[0]}, {ordered[1]}, ... {ordered[-1]}"
+
+
+EXPORTER = GgufExporter()

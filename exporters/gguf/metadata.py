@@ -1,0 +1,178 @@
+"""The metadata fields of a file: what llama.cpp needs, and the ``tenp.*`` fields beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
+from tenp_edge.exporters.gguf.fields import Field, boolean, f32, text, u32, u32s
+from tenp_edge.exporters.gguf.types import TYPES
+from tenp_edge.models import ModelConfig
+
+TENP_VERSION = 1
+NO_DIGEST = "0" * 32
+_METHOD_CHARACTERS = 16
+_SOFTMAX, _SIGMOID = 1, 2
+_QUANTIZATION_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the model was pruned, in fields of fixed size: the manifest is made before a plan has
+    chosen its neurons, and the file must not grow by knowing more."""
+
+    digest: str = NO_DIGEST
+    keep_ratio: float = 1.0
+    method: str = "none"
+
+
+def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -> list[Field]:
+    """Every field but the tokenizer's, in file order."""
+    arch = architecture(config).name
+    groups = (_sizes(config), _attention(config), _experts(config, layout), _rope(config))
+    return [
+        ("general.architecture", text(arch)),
+        ("general.type", text("model")),
+        ("general.name", text(config.family.model_type)),
+        ("general.file_type", u32(TYPES[quant].file_type)),
+        ("general.quantization_version", u32(_QUANTIZATION_VERSION)),
+        *((f"{arch}.{key}", value) for key, value in chain(*(g.items() for g in groups))),
+        *_tenp(config, layout, recipe),
+    ]
+
+
+def expert_width(config: ModelConfig, layout: str) -> int:
+    """The one width that llama.cpp is told: the experts' own when merged, else the full one."""
+    if layout == "merged":
+        return next(iter(config.expert_widths.values()))[0]
+    return config.moe_intermediate_size
+
+
+def shared_count(config: ModelConfig, layout: str) -> int:
+    """deepseek2 sizes the shared expert as a multiple of the routed width: how many, rounded up."""
+    return math.ceil(config.shared_intermediate_size / expert_width(config, layout))
+
+
+_Fields = Mapping[str, bytes]
+
+
+def _sizes(config: ModelConfig) -> _Fields:
+    return {
+        "block_count": u32(config.num_hidden_layers),
+        "context_length": u32(config.max_position_embeddings),
+        "embedding_length": u32(config.hidden_size),
+        "vocab_size": u32(config.vocab_size),
+    }
+
+
+def _attention(config: ModelConfig) -> _Fields:
+    fields = {
+        "attention.head_count": u32(config.num_attention_heads),
+        "attention.layer_norm_rms_epsilon": f32(config.rms_norm_eps),
+    }
+    mla = config.mla
+    if mla is None:
+        return fields | {
+            "attention.head_count_kv": u32(config.num_key_value_heads),
+            "attention.key_length": u32(config.head_dim),
+            "attention.value_length": u32(config.head_dim),
+            "rope.dimension_count": u32(config.head_dim),
+        }
+    # The absorbed form is multi-query attention: one KV head of lora + rope, V a view of K.
+    return fields | {
+        "attention.head_count_kv": u32(1),
+        "attention.q_lora_rank": u32(mla.q_lora_rank or 0),
+        "attention.kv_lora_rank": u32(mla.kv_lora_rank),
+        "attention.key_length": u32(mla.kv_lora_rank + mla.qk_rope_head_dim),
+        "attention.value_length": u32(mla.kv_lora_rank),
+        "attention.key_length_mla": u32(mla.qk_nope_head_dim + mla.qk_rope_head_dim),
+        "attention.value_length_mla": u32(mla.v_head_dim),
+        "rope.dimension_count": u32(mla.qk_rope_head_dim),
+    }
+
+
+def _experts(config: ModelConfig, layout: str) -> _Fields:
+    row, width = architecture(config), expert_width(config, layout)
+    fields = {
+        "expert_count": u32(config.num_experts),
+        "expert_used_count": u32(config.num_experts_per_tok),
+        "feed_forward_length": u32(config.intermediate_size if row.own_width else width),
+    }
+    if row.own_width:
+        fields["expert_feed_forward_length"] = u32(width)
+    if config.family.shared_gated:
+        fields["expert_shared_feed_forward_length"] = u32(config.shared_intermediate_size)
+    if row.leading_dense:
+        fields |= _deepseek(config, layout)
+    return fields
+
+
+def _deepseek(config: ModelConfig, layout: str) -> _Fields:
+    sigmoid = config.family.router_score == "sigmoid"
+    fields = {
+        "leading_dense_block_count": u32(config.num_hidden_layers - len(config.moe_layers)),
+        "expert_shared_count": u32(shared_count(config, layout)),
+        "expert_weights_scale": f32(config.routed_scaling_factor),
+        "expert_weights_norm": boolean(config.norm_topk_prob),
+        "expert_gating_func": u32(_SIGMOID if sigmoid else _SOFTMAX),
+    }
+    if expert_groups(config) > 1:
+        fields["expert_group_count"] = u32(config.n_group)
+        fields["expert_group_used_count"] = u32(config.topk_group)
+    return fields
+
+
+def _rope(config: ModelConfig) -> _Fields:
+    rope = config.rope
+    fields = {"rope.freq_base": f32(rope.theta)}
+    if rope.kind == "default":
+        return fields
+    scaling = rope.scaling
+    fields["rope.scaling.type"] = text(rope.kind)
+    fields["rope.scaling.factor"] = f32(scaling["factor"])
+    if rope.kind == "yarn":
+        original = scaling.get("original_max_position_embeddings")
+        fields["rope.scaling.original_context_length"] = u32(
+            original or config.max_position_embeddings
+        )
+        fields |= _yarn_magnitude(scaling, latent=config.mla is not None)
+    return fields
+
+
+def _yarn_magnitude(scaling: Mapping[str, Any], latent: bool) -> _Fields:
+    """How YaRN scales attention: llama.cpp multiplies by 0.1 ln(factor) + 1 of its own accord.
+
+    With latent attention it takes mscale_all_dim instead, as a logarithmic multiplier.
+    """
+    if latent:
+        return {"rope.scaling.yarn_log_multiplier": f32(0.1 * scaling["mscale_all_dim"])}
+    default = _mscale(scaling["factor"], 1.0)
+    wanted = scaling.get("attention_factor")
+    if wanted is None and scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        wanted = _mscale(scaling["factor"], scaling["mscale"]) / _mscale(
+            scaling["factor"], scaling["mscale_all_dim"]
+        )
+    return {} if wanted is None else {"rope.scaling.attn_factor": f32(wanted / default)}
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _tenp(config: ModelConfig, layout: str, recipe: Recipe) -> list[Field]:
+    """What docs/gguf-per-expert.md specifies."""
+    widths = [width for layer in config.moe_layers for width in config.expert_widths[layer]]
+    return [
+        ("tenp.version", u32(TENP_VERSION)),
+        ("tenp.layout", text(layout)),
+        ("tenp.full_width", u32(config.moe_intermediate_size)),
+        ("tenp.moe_layers", u32s(config.moe_layers)),
+        ("tenp.expert_widths", u32s(widths)),
+        ("tenp.keep_ratio", f32(recipe.keep_ratio)),
+        ("tenp.method", text(f"{recipe.method[:_METHOD_CHARACTERS]:{_METHOD_CHARACTERS}}")),
+        ("tenp.plan_digest", text(f"{recipe.digest[:32]:032}")),
+    ]

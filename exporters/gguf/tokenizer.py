@@ -1,0 +1,238 @@
+"""The tokenizer's files -> the ``tokenizer.*`` fields.
+
+The kind of tokenizer comes from the files, never from the family. The files are read as plain JSON
+(no transformers), once per checkpoint: the encoded fields are megabytes, and a planner asks for
+their size dozens of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tenp_edge.checkpoint import read_json
+from tenp_edge.errors import UserError
+from tenp_edge.exporters.gguf import pretokenizers, sentencepiece
+from tenp_edge.exporters.gguf.fields import Field, boolean, f32s, i32s, text, texts, u32
+from tenp_edge.exporters.gguf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from tenp_edge.models import ModelConfig
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+)
+# GGUF's name of each special token, and Hugging Face's.
+_SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens by id, with what llama.cpp's tokenizer ``model`` needs beside them."""
+
+    model: str
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    scores: list[float] | None = None
+    merges: list[str] | None = None
+    add_space_prefix: bool | None = None
+    remove_extra_whitespaces: bool | None = None
+
+
+def tokenizer_fields(directory: Path, config: ModelConfig) -> tuple[Field, ...]:
+    """The fields of the tokenizer in ``directory``, padded to the model's vocabulary.
+
+    Raises UserError when there is no tokenizer, or none that llama.cpp has.
+    """
+    stamps = tuple(
+        (stat.st_mtime_ns, stat.st_size) if (stat := _stat(directory / name)) else None
+        for name in _FILES
+    )
+    return _read(directory, config.vocab_size, stamps)
+
+
+def _stat(file: Path) -> Any:
+    return file.stat() if file.is_file() else None
+
+
+@lru_cache(maxsize=4)
+def _read(directory: Path, vocab_size: int, stamps: tuple[object, ...]) -> tuple[Field, ...]:
+    del stamps  # part of the key only: a changed file is read again
+    tokenizer = _optional(directory / "tokenizer.json")
+    vocabulary = _resized(_vocabulary(directory, tokenizer), vocab_size)
+    settings = _optional(directory / "tokenizer_config.json")
+    special = _special_ids(directory, settings, vocabulary)
+    fields = _vocabulary_fields(vocabulary)
+    fields += [(f"tokenizer.ggml.{key}_token_id", u32(value)) for key, value in special.items()]
+    for key in ("bos", "eos"):
+        fields.append(
+            (f"tokenizer.ggml.add_{key}_token", boolean(_adds(key, settings, tokenizer, special)))
+        )
+    template = _chat_template(directory, settings)
+    return (*fields, ("tokenizer.chat_template", text(template))) if template else tuple(fields)
+
+
+def _optional(file: Path) -> Mapping[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+# -- vocabulary ------------------------------------------------------------------------------------
+
+
+def _vocabulary(directory: Path, tokenizer: Mapping[str, Any]) -> Vocabulary:
+    model_file = directory / "tokenizer.model"
+    if tokenizer and not sentencepiece.is_sentencepiece(tokenizer):
+        return _byte_level(tokenizer)
+    if model_file.is_file():
+        pieces = sentencepiece.read_model(model_file)
+    elif tokenizer:
+        pieces = sentencepiece.from_json(tokenizer)
+    else:
+        raise UserError(
+            f"{directory} has no tokenizer.json or tokenizer.model, which a GGUF file needs",
+            "download the tokenizer files of the model",
+        )
+    vocabulary = Vocabulary(
+        model="llama",
+        pre="default",
+        tokens=pieces.tokens,
+        types=pieces.types,
+        scores=pieces.scores,
+        add_space_prefix=pieces.add_space_prefix,
+        remove_extra_whitespaces=pieces.remove_extra_whitespaces,
+    )
+    return _with_added(vocabulary, tokenizer)
+
+
+def _byte_level(tokenizer: Mapping[str, Any]) -> Vocabulary:
+    model = tokenizer.get("model") or {}
+    if model.get("type") != "BPE":
+        raise UserError(
+            f"tokenizer.json holds a {model.get('type')} model, GGUF needs BPE or sentencepiece",
+            "the tokenizer of the original model",
+        )
+    pre = pretokenizers.detect(tokenizer)
+    tokens = [""] * (max(model["vocab"].values(), default=-1) + 1)
+    for token, number in model["vocab"].items():
+        tokens[number] = token
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    types = [NORMAL if token else UNUSED for token in tokens]
+    return _with_added(Vocabulary("gpt2", pre, tokens, types, merges=merges), tokenizer)
+
+
+def _with_added(vocabulary: Vocabulary, tokenizer: Mapping[str, Any]) -> Vocabulary:
+    """Added tokens take their id's place: special ones CONTROL, others USER_DEFINED."""
+    tokens, types = list(vocabulary.tokens), list(vocabulary.types)
+    scores = None if vocabulary.scores is None else list(vocabulary.scores)
+    for added in tokenizer.get("added_tokens") or []:
+        missing = added["id"] + 1 - len(tokens)
+        tokens += [""] * missing
+        types += [UNUSED] * missing
+        if scores is not None:
+            scores += [-1e6] * missing
+        number = added["id"]
+        tokens[number] = added["content"]
+        if types[number] in (NORMAL, UNUSED):
+            types[number] = CONTROL if added["special"] else USER_DEFINED
+    return replace(vocabulary, tokens=tokens, types=types, scores=scores)
+
+
+def _resized(vocabulary: Vocabulary, size: int) -> Vocabulary:
+    """One token per row of the embeddings: gaps and the tail are named [PADi] and unused."""
+    tokens = list(vocabulary.tokens)
+    if len(tokens) > size:
+        raise UserError(
+            f"the tokenizer has {len(tokens)} tokens, the model's vocab_size is {size}",
+            "check that the tokenizer belongs to this model",
+        )
+    missing = size - len(tokens)
+    tokens += [""] * missing
+    return replace(
+        vocabulary,
+        tokens=[token or f"[PAD{number}]" for number, token in enumerate(tokens)],
+        types=vocabulary.types + [UNUSED] * missing,
+        scores=None if vocabulary.scores is None else vocabulary.scores + [-1e6] * missing,
+    )
+
+
+def _vocabulary_fields(vocabulary: Vocabulary) -> list[Field]:
+    fields = [
+        ("tokenizer.ggml.model", text(vocabulary.model)),
+        ("tokenizer.ggml.pre", text(vocabulary.pre)),
+        ("tokenizer.ggml.tokens", texts(vocabulary.tokens)),
+        ("tokenizer.ggml.token_type", i32s(vocabulary.types)),
+    ]
+    if vocabulary.scores is not None:
+        fields.append(("tokenizer.ggml.scores", f32s(vocabulary.scores)))
+    if vocabulary.merges:
+        fields.append(("tokenizer.ggml.merges", texts(vocabulary.merges)))
+    for key in ("add_space_prefix", "remove_extra_whitespaces"):
+        value = getattr(vocabulary, key)
+        if value is not None:
+            fields.append((f"tokenizer.ggml.{key}", boolean(value)))
+    return fields
+
+
+# -- special tokens and chat template --------------------------------------------------------------
+
+
+def _special_ids(
+    directory: Path, settings: Mapping[str, Any], vocabulary: Vocabulary
+) -> dict[str, int]:
+    """Ids of the special tokens: tokenizer_config.json names them, else the configs number them."""
+    numbers = {token: number for number, token in enumerate(vocabulary.tokens)}
+    configs = [_optional(directory / name) for name in ("config.json", "generation_config.json")]
+    found: dict[str, int] = {}
+    for key, hf_key in _SPECIAL.items():
+        token = settings.get(f"{hf_key}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if token in numbers:
+            found[key] = numbers[token]
+            continue
+        for config in configs:
+            value = config.get(f"{hf_key}_token_id")
+            value = value[0] if isinstance(value, list) and value else value
+            if isinstance(value, int) and 0 <= value < len(vocabulary.tokens):
+                found.setdefault(key, value)
+    return found
+
+
+def _adds(
+    key: str,
+    settings: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    special: Mapping[str, int],
+) -> bool:
+    """Whether encoding adds the token: the setting, else the post-processor's template."""
+    if key not in special:
+        return False
+    stated = settings.get(f"add_{key}_token")
+    if isinstance(stated, bool):
+        return stated
+    if not tokenizer:
+        return key == "bos"
+    processor = tokenizer.get("post_processor") or {}
+    for node in processor.get("processors", [processor]):
+        template = node.get("single") if node.get("type") == "TemplateProcessing" else None
+        if template:
+            edge = template[0 if key == "bos" else -1]
+            return "SpecialToken" in edge
+    return False
+
+
+def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default", next(iter(named.values()), None))
+    return template if isinstance(template, str) else None

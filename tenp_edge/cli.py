@@ -1,0 +1,432 @@
+"""The verbs. The only place that prints errors or decides the exit code.
+
+stdout is the result, stderr is progress. A UserError is two lines and exit 2; anything else that
+escapes is a bug of ours and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console, RenderableType
+
+from tenp_edge import __version__, flags, report
+from tenp_edge.errors import UserError
+from tenp_edge.terminal import TerminalProgress
+
+app = typer.Typer(
+    name="tenp-edge",
+    help="Prune the experts of a Mixture-of-Experts model to a RAM budget, export it, prove it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# In a pipe or a log there is no terminal width to respect.
+out = Console(width=None if sys.stdout.isatty() else 110)
+err = Console(stderr=True)
+progress = TerminalProgress(err)
+Options = TypeVar("Options")
+
+
+def main() -> None:
+    """Entry point of the ``tenp-edge`` command."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except UserError as error:
+        _fail(error.message, error.hint)
+    except KeyboardInterrupt:
+        _fail("interrupted", "the same command again: it continues where it stopped", code=130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        _fail(f"the disk is full ({error.filename or error.strerror})", "free some space, rerun")
+
+
+def _fail(message: str, hint: str | None, code: int = 2) -> None:
+    err.print(f"error: {message}", style="bold", markup=False, highlight=False, soft_wrap=True)
+    if hint:
+        err.print(f"try:   {hint}", markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+def _show(rendered: RenderableType, data: object, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(data, indent=1))
+    else:
+        out.print(rendered)
+
+
+def _pick(options: type[Options], given: Mapping[str, Any]) -> Options:
+    """An options dataclass from a verb's parameters of the same names; None keeps the default."""
+    names = {field.name for field in fields(options)}  # type: ignore[arg-type]
+    chosen = {k: v for k, v in given.items() if k in names and v is not None}
+    return options(**{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()})
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"tenp-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where the demo writes its files.")
+    ] = Path("tenp-edge-demo"),
+    force: flags.Force = False,
+    json_output: flags.Json = False,
+) -> None:
+    """The whole pipeline on the bundled model, offline, in about a minute.
+
+    Plans for a RAM budget that forces real pruning, calibrates, compresses, writes a GGUF and
+    validates it against the uncompressed model.
+
+    Examples:
+
+        tenp-edge demo
+
+        tenp-edge demo -o /tmp/demo --json
+    """
+    from tenp_edge.demo import run_demo
+
+    result = run_demo(output, force, progress)
+    _show(result.render(), result.to_json(), json_output)
+
+
+@app.command()
+def inspect(model: flags.Model, json_output: flags.Json = False) -> None:
+    """Family, layers, experts, parameters and bytes by part, from headers alone.
+
+    Examples:
+
+        tenp-edge inspect ~/models/Qwen1.5-MoE-A2.7B
+
+        tenp-edge inspect ~/models/DeepSeek-V2-Lite --json
+    """
+    from tenp_edge.inspection import inspect_model
+
+    found = inspect_model(model)
+    _show(report.summary(found), found.to_json(), json_output)
+
+
+@app.command()
+def profiles(
+    name: Annotated[str | None, typer.Argument(help="One profile, in full.")] = None,
+    profile_file: flags.ProfileFile = None,
+    json_output: flags.Json = False,
+) -> None:
+    """The device profiles, or one of them in full.
+
+    Examples:
+
+        tenp-edge profiles
+
+        tenp-edge profiles laptop-8gb
+
+        tenp-edge profiles --profile-file my-board.toml
+    """
+    from tenp_edge.devices import load_profile, load_profile_file, profile_names
+
+    if name or profile_file:
+        profile = load_profile_file(profile_file) if profile_file else load_profile(name or "")
+        fields = asdict(profile)
+        _show(report.facts(profile.name, fields.items()), fields, json_output)
+        return
+    rows = [asdict(load_profile(known)) for known in profile_names()]
+    _show(report.device_profiles(rows), rows, json_output)
+
+
+@app.command()
+def calibrate(
+    model: flags.Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Directory for the statistics (WORK).")
+    ],
+    data: flags.Data = None,
+    samples: flags.Samples = 32,
+    seq_len: flags.SeqLen = 512,
+    seed: flags.Seed = 0,
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "auto",
+    json_output: flags.Json = False,
+) -> None:
+    """Score experts and neurons on a few samples; one layer in memory at a time.
+
+    The same command continues after a kill. The statistics serve every later plan of this model,
+    for any RAM number. `tenp-edge merge` adds up statistics of several runs.
+
+    Examples:
+
+        tenp-edge calibrate MODEL -o WORK
+
+        tenp-edge calibrate MODEL --data code=a.jsonl --data prose=b.txt --samples 64 -o WORK
+    """
+    from tenp_edge.calibration import coverage
+    from tenp_edge.pipeline import CalibrationOptions, run_calibrate
+
+    options = _pick(CalibrationOptions, locals())
+    statistics = run_calibrate(model, output, options, progress)
+    found = coverage(statistics)
+    _show(report.coverage(statistics, found), found.to_json(), json_output)
+
+
+@app.command()
+def merge(
+    statistics: Annotated[list[Path], typer.Argument(help="Two or more statistics directories.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the sum.")],
+    json_output: flags.Json = False,
+) -> None:
+    """Add up statistics of the same model, domain by domain.
+
+    Examples:
+
+        tenp-edge merge WORK1 WORK2 -o WORK
+    """
+    from tenp_edge.calibration import coverage
+    from tenp_edge.statistics import load_statistics, merge_statistics
+
+    merged = merge_statistics([load_statistics(path) for path in statistics], output)
+    found = coverage(merged)
+    _show(report.coverage(merged, found), found.to_json(), json_output)
+
+
+@app.command()
+def plan(
+    model: flags.Model,
+    ram: flags.Ram = None,
+    keep: flags.Keep = None,
+    profile: flags.Profile = None,
+    profile_file: flags.ProfileFile = None,
+    calibration: flags.Calibration = None,
+    method: flags.Method = "tenp",
+    expert_score: flags.ExpertScore = "tenp",
+    ranking: flags.Ranking = "global",
+    neuron_score: flags.NeuronScore = None,
+    whole_share: flags.WholeShare = None,
+    shallow: flags.Shallow = None,
+    middle: flags.Middle = None,
+    deep: flags.Deep = None,
+    width_multiple: flags.WidthMultiple = None,
+    context: flags.Context = None,
+    kv_type: flags.KvType = None,
+    ubatch: flags.Ubatch = None,
+    format: flags.Format = None,
+    layout: flags.Layout = None,
+    quant: flags.Quant = None,
+    seed: flags.Seed = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write plan.json here.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="What plan always does.")] = False,
+    json_output: flags.Json = False,
+) -> None:
+    """Decide what stays, and show what the RAM is spent on. Never runs the model.
+
+    Without --calibration it plans by bytes, in the paper's shape. With it, it also chooses the
+    share of whole experts and the slope over depth by predicted loss, and names the neurons.
+
+    Examples:
+
+        tenp-edge plan MODEL --ram 8GiB
+
+        tenp-edge plan MODEL --profile laptop-8gb --context 8192
+
+        tenp-edge plan MODEL --keep 0.6 --calibration WORK -o plan.json
+    """
+    from tenp_edge.pipeline import PlanOptions, run_plan
+
+    options = _pick(PlanOptions, locals())
+    made = run_plan(model, options, calibration, seed)
+    if output is not None and not dry_run:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        made.save(output)
+    _show(report.plan_report(made), made.to_json(), json_output)
+
+
+@app.command()
+def compress(
+    model: flags.Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Output directory (OUT).")],
+    ram: flags.Ram = None,
+    keep: flags.Keep = None,
+    profile: flags.Profile = None,
+    profile_file: flags.ProfileFile = None,
+    data: flags.Data = None,
+    samples: flags.Samples = 32,
+    seq_len: flags.SeqLen = 512,
+    seed: flags.Seed = 0,
+    calibration: flags.Calibration = None,
+    method: flags.Method = "tenp",
+    expert_score: flags.ExpertScore = "tenp",
+    ranking: flags.Ranking = "global",
+    neuron_score: flags.NeuronScore = None,
+    whole_share: flags.WholeShare = None,
+    shallow: flags.Shallow = None,
+    middle: flags.Middle = None,
+    deep: flags.Deep = None,
+    width_multiple: flags.WidthMultiple = None,
+    context: flags.Context = None,
+    kv_type: flags.KvType = None,
+    ubatch: flags.Ubatch = None,
+    format: flags.Format = None,
+    layout: flags.Layout = None,
+    quant: flags.Quant = None,
+    eval_data: flags.EvalData = None,
+    eval_samples: flags.EvalSamples = 8,
+    eval_seq_len: flags.EvalSeqLen = 512,
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "auto",
+    threads: flags.Threads = None,
+    skip_checkpoint: Annotated[
+        bool, typer.Option("--skip-checkpoint", help="Export without storing the checkpoint.")
+    ] = False,
+    no_validate: Annotated[
+        bool, typer.Option("--no-validate", help="Leave the comparison out.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan, by bytes.")] = False,
+    force: flags.Force = False,
+    json_output: flags.Json = False,
+) -> None:
+    """Calibrate, plan, slice, export and validate: a model that fits, with proof.
+
+    The same command continues after a kill. OUT holds plan.json, plan.safetensors, checkpoint/,
+    model.gguf, validation.json and manifest.json.
+
+    Examples:
+
+        tenp-edge compress MODEL --ram 8GiB -o OUT
+
+        tenp-edge compress MODEL --profile laptop-8gb --data chat=prompts.jsonl -o OUT
+
+        tenp-edge compress MODEL --keep 0.6 --skip-checkpoint --no-validate -o OUT
+    """
+    from tenp_edge import pipeline
+
+    given = locals()
+    options = pipeline.CompressOptions(
+        calibration=_pick(pipeline.CalibrationOptions, given),
+        plan=_pick(pipeline.PlanOptions, given),
+        validation=pipeline.ValidationOptions(
+            tuple(eval_data or ()), eval_samples, eval_seq_len, threads
+        ),
+        statistics=calibration,
+        skip_checkpoint=skip_checkpoint,
+        no_validate=no_validate,
+        force=force,
+    )
+    if dry_run:
+        made = pipeline.run_plan(model, options.plan, calibration, seed)
+        _show(report.plan_report(made), made.to_json(), json_output)
+        return
+    result = pipeline.run_compress(model, output, options, progress)
+    found = result.to_json()
+    _show(report.compressed(output, result.plan, found["validation"]), found, json_output)
+
+
+@app.command()
+def export(
+    checkpoint: flags.Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    format: Annotated[str, typer.Option("--format", help="File format: gguf.")] = "gguf",
+    layout: flags.Layout = None,
+    quant: Annotated[
+        str, typer.Option("--quant", help="Tensor type: F32, F16, BF16 or Q8_0.")
+    ] = "Q8_0",
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Prune by this plan.json while exporting.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the exact size.")] = False,
+    force: flags.Force = False,
+    json_output: flags.Json = False,
+) -> None:
+    """Write a dense or pruned checkpoint as GGUF.
+
+    Examples:
+
+        tenp-edge export OUT/checkpoint --quant Q8_0 -o model.gguf
+
+        tenp-edge export OUT/checkpoint --layout padded --quant F16 -o for-llama-cpp.gguf
+
+        tenp-edge export MODEL --plan plan.json --quant BF16 -o model.gguf
+    """
+    from tenp_edge.pipeline import run_export
+    from tenp_edge.registry import ExportOptions
+
+    if output.exists() and not (force or dry_run):
+        raise UserError(f"{output} exists", "--force to overwrite it")
+    options = ExportOptions(quant=quant, layout=layout)
+    manifest = run_export(checkpoint, output, format, options, plan, progress, dry_run)
+    rows: dict[str, Any] = {
+        "format": manifest.format,
+        "layout": manifest.layout,
+        "quant": manifest.quant,
+        "tensors": len(manifest.tensors),
+        "bytes": manifest.file_bytes,
+        "notes": list(manifest.notes),
+    }
+    _show(report.facts(str(output), rows.items()), rows, json_output)
+
+
+@app.command()
+def validate(
+    reference: flags.Model,
+    candidate: Annotated[Path, typer.Argument(help="A pruned checkpoint or a GGUF file.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="A domain, NAME=FILE; default: held-out library text."),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Chunks per domain.")] = 8,
+    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens per chunk.")] = 512,
+    seed: flags.Seed = 0,
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "auto",
+    threads: flags.Threads = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the report here (JSON).")
+    ] = None,
+    json_output: flags.Json = False,
+) -> None:
+    """KL divergence, agreement and perplexity of CANDIDATE against REFERENCE, by domain.
+
+    The reference runs layer by layer, so it may be bigger than the RAM. Merged and padded GGUF
+    run in unmodified llama.cpp; a per-expert file is judged through its padded twin.
+
+    Examples:
+
+        tenp-edge validate MODEL OUT/model.gguf
+
+        tenp-edge validate MODEL OUT/checkpoint --data chat=prompts.jsonl --samples 16
+    """
+    from tenp_edge.checkpoint import write_text
+    from tenp_edge.pipeline import CalibrationOptions, ValidationOptions, run_validate
+
+    options = ValidationOptions(tuple(data or ()), samples, seq_len, threads)
+    compute = CalibrationOptions(seed=seed, device=device, dtype=dtype)
+    found = run_validate(reference, candidate, options, compute, progress).to_json()
+    if output is not None:
+        write_text(output, json.dumps(found, indent=1) + "\n")
+    _show(report.validation(found), found, json_output)
+
+
+if __name__ == "__main__":
+    main()

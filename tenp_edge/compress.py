@@ -1,0 +1,242 @@
+"""Write the pruned checkpoint: read an expert, slice it, write it, forget it.
+
+The directory is a Hugging Face model directory in the source's dtype: sharded safetensors with
+per-expert names, config.json with a ``tenp`` section that lists every expert's width, tokenizer,
+generation config, chat template, licence and a model card. config.json comes last, so a directory
+that has one is complete; until then a marker says whose half-written shards lie there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tenp_edge import __version__
+from tenp_edge.checkpoint import (
+    INDEX_NAME,
+    Shard,
+    TensorEntry,
+    is_written,
+    plan_shards,
+    read_json,
+    write_shards,
+    write_text,
+)
+from tenp_edge.disk import require_free
+from tenp_edge.errors import UserError
+from tenp_edge.models import EXPERT_KEYS
+from tenp_edge.plan import CompressionPlan
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.source import ModelSource
+from tenp_edge.units import format_count, format_size
+
+TENP_VERSION = 1
+MARKER = "tenp-unfinished.json"
+# Tokenizers (fast, slow, sentencepiece, tiktoken), generation, chat templates, licences.
+COPIED = (
+    "tokenizer*.json special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
+    "*.model *.tiktoken tokenization_*.py generation_config.json preprocessor_config.json "
+    "chat_template.jinja chat_template.json additional_chat_templates/*.jinja "
+    "LICENSE* LICENCE* NOTICE* COPYING* USE_POLICY*"
+).split()
+# DeepSeek's multi-token-prediction layers are not written, so they must not be announced.
+_MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
+_HUB_CACHE = re.compile(r"models--(.+)")
+
+
+def checkpoint_shards(source: ModelSource) -> list[Shard]:
+    """Every safetensors file that ``write_checkpoint`` will write, exact in names and bytes."""
+    entries = [
+        TensorEntry(name, source.dtype(name), spec.shape) for name, spec in source.tensors.items()
+    ]
+    return plan_shards(entries)
+
+
+def checkpoint_files(source: ModelSource) -> dict[str, int]:
+    """Exact bytes of every weight file of the pruned checkpoint, by name."""
+    return {shard.name: shard.nbytes for shard in checkpoint_shards(source)}
+
+
+def write_checkpoint(source: ModelSource, directory: Path, progress: Progress = QUIET) -> None:
+    """Write ``source`` (seen through a plan) to ``directory``; again, to continue where it stopped.
+
+    Holds one expert, or one block of an embedding's rows, in memory at a time.
+    Raises UserError when ``directory`` holds another model or the disk has no room.
+    """
+    shards = checkpoint_shards(source)
+    if _is_complete(source, directory, shards):
+        return
+    _require_neurons(_plan(source))
+    _claim(source, directory)
+    pending = [shard for shard in shards if not is_written(directory, shard)]
+    require_free(directory, sum(shard.nbytes for shard in pending), "the pruned checkpoint")
+    total = sum(entry.nbytes for shard in pending for entry in shard.entries)
+    with progress.task("writing the pruned checkpoint", total, "bytes") as task:
+        for entry in write_shards(directory, shards, source.blocks):
+            task.advance(entry.nbytes)
+    for file in copied_files(source.checkpoint.path):
+        target = directory / file.relative_to(source.checkpoint.path)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
+    write_text(directory / "README.md", model_card(source))
+    write_text(directory / "config.json", json.dumps(pruned_json(source), indent=2) + "\n")
+    (directory / MARKER).unlink()
+
+
+def _plan(source: ModelSource) -> CompressionPlan:
+    assert source.plan is not None, "a checkpoint is written through a plan"
+    return source.plan
+
+
+def _require_neurons(plan: CompressionPlan) -> None:
+    for layer, row in plan.widths.items():
+        for expert, width in enumerate(row):
+            if 0 < width < plan.full_width:
+                plan.neurons(layer, expert)
+
+
+def _is_complete(source: ModelSource, directory: Path, shards: Sequence[Shard]) -> bool:
+    """True when this very model is there; UserError when a finished other one is."""
+    if not (directory / "config.json").is_file():
+        return False
+    if read_json(directory / "config.json") != pruned_json(source):
+        raise UserError(
+            f"{directory} already holds another model",
+            "another output directory, or --force to overwrite this one",
+        )
+    return not (directory / MARKER).is_file() and all(is_written(directory, s) for s in shards)
+
+
+def _claim(source: ModelSource, directory: Path) -> None:
+    """Mark ``directory`` as ours; what an interrupted run for another plan left is removed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    marker, mine = directory / MARKER, {"digest": _plan(source).digest}
+    files = sorted([*directory.glob("*.safetensors"), *directory.glob(INDEX_NAME)])
+    if marker.is_file():
+        stale = [] if read_json(marker) == mine else files
+        for file in [*stale, *directory.glob("*.partial")]:
+            file.unlink()
+    elif files and not (directory / "config.json").is_file():
+        raise UserError(
+            f"{directory} holds {files[0].name}, which this run did not write",
+            "an empty output directory, or --force to overwrite this one",
+        )
+    write_text(marker, json.dumps(mine))
+
+
+def copied_files(directory: Path) -> Iterator[Path]:
+    """The files of a model directory that a pruned copy takes over as they are."""
+    for pattern in COPIED:
+        for file in sorted(directory.glob(pattern)):
+            if file.is_file() and file.name not in (INDEX_NAME, MARKER):
+                yield file
+
+
+def pruned_json(source: ModelSource) -> dict[str, Any]:
+    """config.json of the pruned model: the source's, new counts, and the ``tenp`` section."""
+    raw = {key: value for key, value in source.config.raw.items() if key != "auto_map"}
+    for key in _MTP_KEYS:
+        if raw.get(key):
+            raw[key] = 0
+    counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
+    for key in counts or [source.config.family.experts_key]:
+        raw[key] = source.config.num_experts
+    raw["tenp"] = _tenp_section(source)
+    return raw
+
+
+def _tenp_section(source: ModelSource) -> dict[str, Any]:
+    plan = _plan(source)
+    section = {
+        "version": TENP_VERSION,
+        "tool": f"tenp-edge {__version__}",
+        "method": plan.recipe.get("method"),
+        "keep_ratio": plan.keep_ratio,
+        "source_fingerprint": plan.fingerprint,
+        "digest": plan.digest,
+        "expert_widths": {
+            str(layer): list(row) for layer, row in sorted(source.config.expert_widths.items())
+        },
+    }
+    if plan.removes_experts:
+        # Which experts of the source the remaining ones are.
+        section["kept_experts"] = {
+            str(layer): [source.original_expert(layer, expert) for expert in range(len(row))]
+            for layer, row in sorted(source.config.expert_widths.items())
+        }
+    return section
+
+
+# -- the model card ----------------------------------------------------------------------------
+
+
+def base_model(directory: Path, raw: Mapping[str, Any]) -> str | None:
+    """The base model's name: a hub id from config.json or the hub cache, or None."""
+    stated = raw.get("_name_or_path")
+    if isinstance(stated, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", stated):
+        return stated
+    for part in directory.resolve().parts:
+        match = _HUB_CACHE.fullmatch(part)
+        if match:
+            return match[1].replace("--", "/", 1)
+    return None
+
+
+def model_card(source: ModelSource) -> str:
+    """README.md of the pruned checkpoint: what was done, and how to load it."""
+    base = base_model(source.checkpoint.path, source.config.raw)
+    name = base or f"a {source.config.family.model_type} model"
+    shown = base or source.checkpoint.path.resolve().name
+    front = [*_license_lines(source.checkpoint.path), "tags:", "- tenp-edge", "- moe", "- pruned"]
+    if base:
+        front.insert(0, f"base_model: {base}")
+    title = f"# {shown.split('/')[-1]}, pruned"
+    return "\n".join(["---", *front, "---", "", title, "", _card_text(source, name)])
+
+
+def _card_text(source: ModelSource, name: str) -> str:
+    plan, config = _plan(source), source.config
+    widths = [width for row in config.expert_widths.values() for width in row]
+    total = sum(shard.nbytes for shard in checkpoint_shards(source))
+    kept = 3 * config.hidden_size * config.expert_neurons
+    left_out = len(source.checkpoint.left_out)
+    extra = f"| multi-token prediction | left out ({left_out} tensors) |\n" if left_out else ""
+    return f"""\
+{name} with neurons of its routed experts removed by tenp-edge {__version__}. Attention, \
+embeddings,
+shared experts and the remaining router rows are the original's, bit for bit.
+
+| | |
+|---|---|
+| method | {plan.recipe.get("method", "given widths")} |
+| routed-expert parameters kept | {plan.keep_ratio:.2%} ({format_count(kept)}) |
+| expert width | {min(widths)} to {max(widths)} of {plan.full_width} |
+| experts per layer | {config.num_experts} |
+| size | {format_size(total)} |
+{extra}
+Experts have different widths, which plain transformers cannot load:
+
+```python
+import tenp_edge
+
+model = tenp_edge.load_pruned("PATH")
+```
+
+`tenp-edge export PATH --format gguf -o model.gguf` writes a GGUF from it.
+"""
+
+
+def _license_lines(directory: Path) -> list[str]:
+    """The licence lines of the base model's own card, which bind its derivatives too."""
+    try:
+        lines = (directory / "README.md").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+    if not lines or lines[0].strip() != "---" or "---" not in lines[1:]:
+        return []
+    front = lines[1 : lines.index("---", 1)]
+    return [line for line in front if re.match(r"license(_name|_link)?: *\S", line)]

@@ -1,0 +1,89 @@
+"""Room on the disk: asked for before long work, and told in numbers when it runs out anyway."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from tenp_edge.errors import UserError
+from tenp_edge.units import format_size
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_HINT = "free some space or choose -o on another disk; the same command continues"
+
+
+def free_bytes(directory: Path) -> int:
+    """Free bytes where ``directory`` is or, if it does not exist yet, would be."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return shutil.disk_usage(directory).free
+
+
+def require_free(directory: Path, needed_bytes: int, what: str) -> None:
+    """UserError unless ``needed_bytes`` more fit on the disk of ``directory``."""
+    free = free_bytes(directory)
+    if needed_bytes > free:
+        raise UserError(
+            f"{what} needs {format_size(needed_bytes)} of disk, "
+            f"{directory} has {format_size(free)} free",
+            _HINT,
+        )
+
+
+@contextmanager
+def atomic_file(target: Path, size_bytes: int) -> Iterator[BinaryIO]:
+    """``target`` opened for writing under a temporary name; it gets its own when the body ends.
+
+    Whatever goes wrong inside, no partial file stays. ``size_bytes`` is what the file will have,
+    for the UserError that a full disk (or a quota, or a file-size limit) raises.
+    """
+    partial = target.with_name(target.name + ".partial")
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+            stream.flush()
+            sync(stream.fileno())
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.errno in _FULL:
+            raise _full(target, size_bytes, error.errno) from error
+        raise
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def sync(descriptor: int) -> None:
+    """Force a finished file to the disk before it takes its final name."""
+    os.fsync(descriptor)
+
+
+def _full(target: Path, size_bytes: int, code: int | None) -> UserError:
+    limit = _file_size_limit() if code == errno.EFBIG else None
+    if limit is not None:
+        return UserError(
+            f"{target.name} needs {format_size(size_bytes)}, "
+            f"the limit for one file is {format_size(limit)} (ulimit -f)",
+            "raise the limit; the same command continues",
+        )
+    return UserError(
+        f"the disk is full: {target.name} needs {format_size(size_bytes)}, "
+        f"{target.parent} has {format_size(free_bytes(target.parent))} free",
+        _HINT,
+    )
+
+
+def _file_size_limit() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return None if soft == resource.RLIM_INFINITY else soft

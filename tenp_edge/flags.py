@@ -1,0 +1,166 @@
+"""The command line's flags, each declared once and shared by the verbs that take it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tenp_edge.hub import local_model
+
+_CALIBRATION, _SIZE, _PLAN = "Calibration", "Size (one of)", "Plan"
+_EXPORT, _VALIDATION, _COMPUTE = "Export", "Validation", "Compute"
+
+
+def _flag(*names: str, help: str, panel: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(*names, help=help, rich_help_panel=panel)
+    return option
+
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        help="Model directory: config.json and safetensors (or a hub id, with network).",
+        callback=local_model,
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite another run's output.")]
+
+Data = Annotated[
+    list[str] | None,
+    _flag(
+        "--data",
+        help="A calibration domain, NAME=FILE (.txt or .jsonl); repeat for more. "
+        "Default: the standard library's text; your own prompts are better.",
+        panel=_CALIBRATION,
+    ),
+]
+Samples = Annotated[
+    int, _flag("--samples", help="Calibration chunks per domain.", panel=_CALIBRATION)
+]
+SeqLen = Annotated[int, _flag("--seq-len", help="Tokens per chunk.", panel=_CALIBRATION)]
+Seed = Annotated[int, _flag("--seed", help="Seed of every random choice.", panel=_CALIBRATION)]
+Calibration = Annotated[
+    Path | None,
+    _flag("--calibration", help="Directory of finished statistics.", panel=_CALIBRATION),
+]
+
+Device = Annotated[
+    str, _flag("--device", help="auto, cpu, cuda or mps; one layer at a time.", panel=_COMPUTE)
+]
+Dtype = Annotated[str, _flag("--dtype", help="auto, float32, bfloat16 or float16.", panel=_COMPUTE)]
+Threads = Annotated[
+    int | None, _flag("--threads", help="CPU threads of the exported file's run.", panel=_COMPUTE)
+]
+
+Ram = Annotated[
+    str | None,
+    _flag(
+        "--ram",
+        help="Peak resident memory of the run: weights, KV cache, compute, runtime. "
+        "8GiB, 7.5GB; a bare G is GiB.",
+        panel=_SIZE,
+    ),
+]
+Keep = Annotated[
+    float | None,
+    _flag("--keep", help="Share of the routed-expert parameters to keep, 0..1.", panel=_SIZE),
+]
+Profile = Annotated[
+    str | None,
+    _flag("--profile", help="Device profile (tenp-edge profiles lists them).", panel=_SIZE),
+]
+ProfileFile = Annotated[
+    Path | None, _flag("--profile-file", help="Your own profile (TOML).", panel=_SIZE)
+]
+
+Method = Annotated[
+    str,
+    _flag(
+        "--method",
+        help="tenp (trapezoid), enp (one width for all), free (own width per expert), "
+        "drop (whole experts removed).",
+        panel=_PLAN,
+    ),
+]
+ExpertScore = Annotated[
+    str,
+    _flag(
+        "--expert-score",
+        help="tenp, frequency, gate, ean, reap, man, msan, easy-ep, magnitude or random.",
+        panel=_PLAN,
+    ),
+]
+Ranking = Annotated[
+    str,
+    _flag("--ranking", help="For free: one ranking, global or per layer (layer).", panel=_PLAN),
+]
+NeuronScore = Annotated[
+    str | None,
+    _flag(
+        "--neuron-score",
+        help="enp, enp-abs, enp-sum, energy, camera-p, flap, wanda, magnitude or random. "
+        "Default: enp, and energy for --method free.",
+        panel=_PLAN,
+    ),
+]
+WholeShare = Annotated[
+    float | None,
+    _flag("--whole-share", help="alpha: share of experts kept whole.", panel=_PLAN),
+]
+Shallow = Annotated[
+    float | None,
+    _flag("--shallow", help="Weight of whole experts in the first MoE layer.", panel=_PLAN),
+]
+Deep = Annotated[
+    float | None,
+    _flag("--deep", help="The same in the last MoE layer.", panel=_PLAN),
+]
+Middle = Annotated[
+    float | None,
+    _flag("--middle", help="Factor at mid-depth: below 1 makes a U.", panel=_PLAN),
+]
+WidthMultiple = Annotated[
+    int | None,
+    _flag("--width-multiple", help="Cut widths are multiples of this.", panel=_PLAN),
+]
+Context = Annotated[
+    int | None, _flag("--context", help="Context to hold in the KV cache, tokens.", panel=_PLAN)
+]
+Ubatch = Annotated[
+    int | None, _flag("--ubatch", help="Tokens per prefill step, for its buffers.", panel=_PLAN)
+]
+KvType = Annotated[str | None, _flag("--kv-type", help="F16, F32 or Q8_0.", panel=_PLAN)]
+
+Format = Annotated[str | None, _flag("--format", help="File format: gguf.", panel=_EXPORT)]
+Layout = Annotated[
+    str | None,
+    _flag("--layout", help="per-expert, merged (stock llama.cpp) or padded.", panel=_EXPORT),
+]
+Quant = Annotated[
+    str | None, _flag("--quant", help="Tensor type: F32, F16, BF16 or Q8_0.", panel=_EXPORT)
+]
+
+EvalData = Annotated[
+    list[str] | None,
+    _flag(
+        "--eval-data",
+        help="A validation domain, NAME=FILE; repeat for more. Default: held-out chunks of "
+        "--data, or of the standard library's text.",
+        panel=_VALIDATION,
+    ),
+]
+EvalSamples = Annotated[
+    int, _flag("--eval-samples", help="Validation chunks per domain.", panel=_VALIDATION)
+]
+EvalSeqLen = Annotated[
+    int,
+    _flag(
+        "--eval-seq-len",
+        help="Tokens per chunk; the second half of each is scored.",
+        panel=_VALIDATION,
+    ),
+]

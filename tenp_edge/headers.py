@@ -1,0 +1,243 @@
+"""What a model directory says without reading a weight: config.json and safetensors headers.
+
+No torch in here: `inspect` answers from this module alone, sooner than torch can be imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tenp_edge.errors import UserError
+from tenp_edge.models import FAMILIES, ModelConfig, Part, Shape, expected_tensors, read_config
+
+WEIGHT_DTYPES = ("F32", "F16", "BF16")
+DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
+INDEX_NAME = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 512 * 2**20
+_SAMPLES_PER_FILE = 64
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: file, byte offset and length, dtype ("BF16") and shape."""
+
+    file: Path
+    offset: int
+    nbytes: int
+    dtype: str
+    shape: Shape
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file, checked against the file's real length."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if length > min(size - 8, _MAX_HEADER_BYTES):
+            raise UserError(
+                f"{file.name} is not a safetensors file or is cut short ({size} bytes)",
+                "download the file again",
+            )
+        try:
+            header: dict[str, Any] = json.loads(stream.read(length))
+            entries = {k: v for k, v in header.items() if k != "__metadata__"}
+            tensors = {k: _stored(file, 8 + length, v) for k, v in entries.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{file.name} has a damaged header", "download it again") from error
+    for name, tensor in tensors.items():
+        if tensor.offset + tensor.nbytes > size:
+            raise UserError(
+                f"{file.name} is cut short: {name} ends at byte "
+                f"{tensor.offset + tensor.nbytes}, the file has {size}",
+                "download the file again",
+            )
+    return tensors
+
+
+def _stored(file: Path, base: int, entry: Mapping[str, Any]) -> StoredTensor:
+    begin, end = entry["data_offsets"]
+    tensor = StoredTensor(file, base + begin, end - begin, entry["dtype"], tuple(entry["shape"]))
+    expected = DTYPE_BYTES.get(tensor.dtype)
+    count = 1
+    for size in tensor.shape:
+        count *= size
+    if begin < 0 or end < begin or (expected is not None and count * expected != tensor.nbytes):
+        raise ValueError("offsets do not match the shape")
+    return tensor
+
+
+class ModelFiles:
+    """A model directory opened by header: its config, and where every tensor lies.
+
+    Raises UserError when the directory, the config or the set of tensors cannot be used.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = _model_directory(Path(path))
+        self.config: ModelConfig = read_config(read_json(self.path / "config.json"), FAMILIES)
+        self.tensors = _read_index(self.path)
+        self._check()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the model: config, headers, and a sample of every file's bytes."""
+        digest = hashlib.sha256(json.dumps(self.config.raw, sort_keys=True).encode())
+        by_file: dict[Path, list[StoredTensor]] = {}
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name}{tensor.dtype}{tensor.shape}".encode())
+            by_file.setdefault(tensor.file, []).append(tensor)
+        for file, tensors in by_file.items():
+            with file.open("rb", buffering=0) as stream:
+                for tensor in tensors[:: max(1, len(tensors) // _SAMPLES_PER_FILE)]:
+                    stream.seek(tensor.offset + tensor.nbytes // 2)
+                    digest.update(stream.read(min(64, tensor.nbytes // 2)))
+        return digest.hexdigest()[:32]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Stored tensors that are not part of the language model (DeepSeek's MTP layers)."""
+        return tuple(sorted(name for name in self.tensors if name not in self.expected))
+
+    def is_fused(self, layer: int) -> bool:
+        """Whether the layer's experts are stored stacked (gate_up_proj, down_proj)."""
+        return f"{self.fused_prefix(layer)}experts.gate_up_proj" in self.tensors
+
+    def fused_prefix(self, layer: int) -> str:
+        """Fused checkpoints are written by transformers 5, which calls every MoE block ``mlp``."""
+        on_disk = self.config.moe_prefix(layer)
+        in_memory = f"{self.config.layer_prefix(layer)}mlp."
+        return on_disk if f"{on_disk}experts.gate_up_proj" in self.tensors else in_memory
+
+    @cached_property
+    def expected(self) -> dict[str, tuple[Shape, Part]]:
+        """Every stored tensor the config implies, fused where the files are fused."""
+        config, expected = self.config, {}
+        fused = {layer for layer in config.expert_widths if self.is_fused(layer)}
+        for spec in expected_tensors(config):
+            if spec.expert is None or spec.layer not in fused:
+                expected[spec.name] = (spec.shape, spec.part)
+        for layer in fused:
+            widths, hidden = config.expert_widths[layer], config.hidden_size
+            prefix, count = f"{self.fused_prefix(layer)}experts.", len(widths)
+            stacked = {
+                "gate_up_proj": (count, 2 * widths[0], hidden),
+                "down_proj": (count, hidden, widths[0]),
+            }
+            for name, shape in stacked.items():
+                expected[prefix + name] = (shape, "routed experts")
+        return expected
+
+    # -- checks --------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        missing = [name for name in self.expected if name not in self.tensors]
+        if missing:
+            raise UserError(
+                f"config.json implies {len(self.expected)} tensors, {len(missing)} of them are "
+                f"not in the checkpoint; the first is {missing[0]}",
+                "check that every shard is there and that config.json belongs to them",
+            )
+        for name, (shape, _) in self.expected.items():
+            stored = self.tensors[name]
+            if stored.dtype not in WEIGHT_DTYPES:
+                raise UserError(
+                    f"{name} is stored as {stored.dtype}; weights must be BF16, F16 or F32",
+                    "the bf16, f16 or f32 checkpoint of the same model",
+                )
+            if stored.shape != shape:
+                raise UserError(
+                    f"{name} has shape {list(stored.shape)}, config.json implies {list(shape)}",
+                    "check that config.json belongs to this checkpoint",
+                )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from ``file``; UserError when it is missing or not one."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file.parent} has no {file.name}", "a model directory") from None
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file} is not a JSON object")
+    return value
+
+
+def read_range(file: Path, offset: int, nbytes: int) -> bytearray:
+    """``nbytes`` of ``file`` at ``offset``, without leaving them in the page cache if possible."""
+    buffer = bytearray(nbytes)
+    view = memoryview(buffer)
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(offset)
+        done = 0
+        while done < nbytes:
+            count = stream.readinto(view[done:])
+            if not count:
+                raise UserError(f"{file.name} is cut short at byte {offset + done}")
+            done += count
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(stream.fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
+    return buffer
+
+
+def _model_directory(path: Path) -> Path:
+    """``path`` itself, or the checkpoint inside an output directory of ``compress``."""
+    if (path / "checkpoint" / "config.json").is_file() and not (path / "config.json").is_file():
+        return path / "checkpoint"
+    if not path.is_dir():
+        raise UserError(f"{path} is not a model directory", "the path of a downloaded checkpoint")
+    return path
+
+
+def _read_index(path: Path) -> dict[str, StoredTensor]:
+    index_file = path / INDEX_NAME
+    if index_file.is_file():
+        return _read_sharded(path, read_json(index_file))
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt") for file in path.glob(pattern))
+        if pickles:
+            raise UserError(
+                f"{pickles[0]} is a pickle, which can run code when it is opened; "
+                "only safetensors is read",
+                "convert it with transformers: model.save_pretrained(DIR, safe_serialization=True)",
+            )
+        raise UserError(f"{path} has no .safetensors file", "a safetensors checkpoint")
+    if len(files) > 1:
+        raise UserError(
+            f"{path} has {len(files)} .safetensors files but no model.safetensors.index.json",
+            "download the index too",
+        )
+    return read_header(files[0])
+
+
+def _read_sharded(path: Path, index: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    weight_map: Mapping[str, str] = index.get("weight_map") or {}
+    shards = sorted(set(weight_map.values()))
+    if any(Path(shard).name != shard for shard in shards):
+        raise UserError("model.safetensors.index.json names files outside the model directory")
+    missing = [shard for shard in shards if not (path / shard).is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}",
+            "download the missing files",
+        )
+    headers = {shard: read_header(path / shard) for shard in shards}
+    absent = [name for name, shard in weight_map.items() if name not in headers[shard]]
+    if absent:
+        raise UserError(
+            f"the index names {len(absent)} tensors that its shards do not hold, "
+            f"the first is {absent[0]} in {weight_map[absent[0]]}",
+            "download the index and the shards again, from one revision",
+        )
+    return {name: headers[shard][name] for name, shard in weight_map.items()}

@@ -1,0 +1,35 @@
+"""A model given by its Hugging Face id: fetched if there is a network, explained if there is not.
+
+Local directories are the normal case; nothing else in the tool touches a network.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tenp_edge.errors import UserError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Weights, config, tokenizer and licence; not pickles, not other formats of the same weights.
+_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
+
+
+def local_model(model: Path) -> Path:
+    """``model`` itself when it exists; else the snapshot of the hub id it spells.
+
+    Raises UserError when it is neither, or when the hub cannot be reached.
+    """
+    name = model.as_posix()
+    if model.exists() or not _HUB_ID.fullmatch(name):
+        return model
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_FILES)))
+    except Exception as error:  # the hub client's errors share no base class
+        raise UserError(
+            f"{name} is not a directory here and could not be fetched from the hub "
+            f"({type(error).__name__})",
+            f"on a machine with network: hf download {name} --local-dir DIR; then pass DIR",
+        ) from error

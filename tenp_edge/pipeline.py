@@ -1,0 +1,483 @@
+"""The verbs as functions, and ``compress``, which is all of them in a row.
+
+Every stage starts from files and ends in files, so each can be run alone, repeated and resumed.
+`RunDirectory` knows which are done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tenp_edge.calibration import calibrate
+from tenp_edge.checkpoint import Checkpoint, write_text
+from tenp_edge.compress import checkpoint_shards, write_checkpoint
+from tenp_edge.data import (
+    Domain,
+    default_texts,
+    load_texts,
+    load_tokenizer,
+    make_domains,
+    parse_data,
+)
+from tenp_edge.devices import DeviceProfile, load_profile, load_profile_file, this_machine
+from tenp_edge.disk import require_free
+from tenp_edge.errors import UserError
+from tenp_edge.forward import choose_device, choose_dtype
+from tenp_edge.inspection import inspect_model
+from tenp_edge.plan import CompressionPlan, load_plan
+from tenp_edge.planner import PlanRequest, make_plan, make_target
+from tenp_edge.pricing import Pricer
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.registry import ExportOptions, Manifest, exporter
+from tenp_edge.source import ModelSource
+from tenp_edge.statistics import Statistics, load_statistics
+from tenp_edge.timing import estimate
+from tenp_edge.units import parse_size
+from tenp_edge.validation import MemoryRun, ValidationReport, validate
+from tenp_edge.workdir import RunDirectory, key_of
+
+log = logging.getLogger(__name__)
+HELD_OUT_SHARE = 5  # with one's own data, at least a fifth of the chunks is kept for validation
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """``data``: "name=path" of each domain; empty means the standard library's text."""
+
+    data: tuple[str, ...] = ()
+    samples: int = 32
+    seq_len: int = 512
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The size (``ram``, ``profile`` or ``keep``) and every choice that can be pinned."""
+
+    ram: str | None = None
+    profile: str | None = None
+    profile_file: Path | None = None
+    keep: float | None = None
+    method: str = "tenp"
+    ranking: str = "global"
+    expert_score: str = "tenp"
+    neuron_score: str | None = None
+    whole_share: float | None = None
+    shallow: float | None = None
+    middle: float | None = None
+    deep: float | None = None
+    width_multiple: int | None = None
+    format: str | None = None
+    layout: str | None = None
+    quant: str | None = None
+    context: int | None = None
+    kv_type: str | None = None
+    ubatch: int | None = None
+
+
+@dataclass(frozen=True)
+class ValidationOptions:
+    """``samples`` chunks of ``seq_len`` tokens per domain; scored on the second half of each."""
+
+    data: tuple[str, ...] = ()
+    samples: int = 8
+    seq_len: int = 512
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    statistics: Path | None = None
+    skip_checkpoint: bool = False
+    no_validate: bool = False
+    force: bool = False
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def calibration_domains(
+    checkpoint: Checkpoint, options: CalibrationOptions, progress: Progress = QUIET
+) -> list[Domain]:
+    """The token chunks that ``options`` describe: the user's files, or the standard library."""
+    _check_length(checkpoint, options.seq_len, "--seq-len")
+    tokenizer = load_tokenizer(checkpoint.path)
+    if not options.data:
+        progress.note(
+            "calibrating on the standard library's text; your own prompts give a better model "
+            "(--data name=file.jsonl)"
+        )
+        texts: Mapping[str, Any] = default_texts("calibration")
+    else:
+        files = parse_data(options.data)
+        texts = {name: load_texts(path, tokenizer) for name, path in files.items()}
+    return make_domains(texts, tokenizer, options.samples, options.seq_len, options.seed)
+
+
+def validation_domains(
+    checkpoint: Checkpoint, options: ValidationOptions, seed: int = 0
+) -> list[Domain]:
+    """Chunks to validate on: the user's files, or held-out text of the standard library."""
+    _check_length(checkpoint, options.seq_len, "--eval-seq-len")
+    tokenizer = load_tokenizer(checkpoint.path)
+    if options.data:
+        files = parse_data(options.data)
+        texts: Mapping[str, Any] = {n: load_texts(path, tokenizer) for n, path in files.items()}
+    else:
+        texts = default_texts("heldout")
+    return make_domains(texts, tokenizer, options.samples, options.seq_len, seed)
+
+
+def _tokens(options: CalibrationOptions | ValidationOptions) -> int:
+    """Tokens that will be drawn at most; the built-in text has two domains."""
+    return (len(options.data) or 2) * options.samples * options.seq_len
+
+
+def split_domain(domain: Domain, wanted: int) -> tuple[Domain, Domain]:
+    """Cut ``wanted`` chunks (at most a fifth of a short domain) off the end for validation."""
+    held = min(wanted, max(1, len(domain.tokens) // HELD_OUT_SHARE))
+    cut = len(domain.tokens) - held
+    first = Domain(domain.name, domain.tokens[:cut], domain.lengths[:cut])
+    return first, Domain(domain.name, domain.tokens[cut:], domain.lengths[cut:])
+
+
+def _check_length(checkpoint: Checkpoint, seq_len: int, flag: str) -> None:
+    limit = checkpoint.config.max_position_embeddings
+    if not 2 <= seq_len <= limit:
+        raise UserError(
+            f"{flag} {seq_len} is outside 2..{limit}, the model's context", f"{flag} {limit}"
+        )
+
+
+# -- the verbs -------------------------------------------------------------------------------------
+
+
+def run_calibrate(
+    model: Path, work: Path, options: CalibrationOptions, progress: Progress = QUIET
+) -> Statistics:
+    """Collect statistics of ``model`` into ``work``; resumes, and returns finished work at once."""
+    checkpoint = Checkpoint(model)
+    domains = calibration_domains(checkpoint, options, progress)
+    return _calibrate(checkpoint, domains, work, options, progress)
+
+
+def _calibrate(
+    checkpoint: Checkpoint,
+    domains: list[Domain],
+    work: Path,
+    options: CalibrationOptions,
+    progress: Progress,
+) -> Statistics:
+    return calibrate(
+        checkpoint,
+        domains,
+        work,
+        device=options.device,
+        dtype=options.dtype,
+        seed=options.seed,
+        progress=progress,
+    )
+
+
+def choose_profile(options: PlanOptions) -> DeviceProfile:
+    """The device: named, from a file, or this machine."""
+    if options.profile and options.profile_file:
+        raise UserError("--profile and --profile-file name two devices", "one of them")
+    if options.profile_file:
+        return load_profile_file(options.profile_file)
+    return load_profile(options.profile) if options.profile else this_machine()
+
+
+def plan_request(options: PlanOptions, profile: DeviceProfile, seed: int) -> PlanRequest:
+    """The planner's input: --ram is the whole budget, a profile subtracts what its system keeps."""
+    sized = [options.ram is not None, options.keep is not None]
+    has_profile = bool(options.profile or options.profile_file)
+    if all(sized) or not (any(sized) or has_profile):
+        raise UserError(
+            "one size is needed: --ram, --keep or --profile", "--ram 8GiB, or --keep 0.6"
+        )
+    budget = None
+    if options.ram is not None:
+        budget = parse_size(options.ram)
+    elif options.keep is None:
+        budget = profile.budget_bytes
+    shared = {f.name for f in fields(PlanRequest)} & {f.name for f in fields(PlanOptions)}
+    choices = {name: getattr(options, name) for name in shared}
+    return PlanRequest(budget_bytes=budget, seed=seed, **choices)
+
+
+def run_plan(
+    model: Path,
+    options: PlanOptions,
+    statistics: Path | None = None,
+    seed: int = 0,
+) -> CompressionPlan:
+    """Decide the widths (and, with statistics, the neurons). Never runs the model."""
+    checkpoint = Checkpoint(model)
+    profile = choose_profile(options)
+    stats = None if statistics is None else load_statistics(statistics, checkpoint.fingerprint)
+    return make_plan(checkpoint, profile, plan_request(options, profile, seed), stats)
+
+
+def run_export(
+    model: Path,
+    target: Path,
+    format: str,
+    options: ExportOptions,
+    plan: Path | None = None,
+    progress: Progress = QUIET,
+    dry_run: bool = False,
+) -> Manifest:
+    """Write ``target`` from a dense or pruned checkpoint, or from a checkpoint and a plan.
+
+    With ``dry_run`` the manifest is returned and nothing is written.
+    """
+    checkpoint = Checkpoint(model)
+    source = ModelSource(checkpoint, None if plan is None else load_plan(plan))
+    writer = exporter(format)
+    writer.check(source.config, options)
+    manifest = writer.manifest(checkpoint, source.config, options)
+    if dry_run:
+        return manifest
+    require_free(target.parent, manifest.file_bytes, target.name)
+    return writer.write(source, options, target, progress)
+
+
+def run_validate(
+    reference: Path,
+    candidate: Path,
+    options: ValidationOptions,
+    calibration: CalibrationOptions | None = None,
+    progress: Progress = QUIET,
+) -> ValidationReport:
+    """Compare ``candidate`` with ``reference`` on text of named domains."""
+    compute = calibration or CalibrationOptions()
+    domains = validation_domains(Checkpoint(reference), options, compute.seed)
+    return validate(
+        reference,
+        candidate,
+        domains,
+        device=compute.device,
+        dtype=compute.dtype,
+        threads=options.threads,
+        progress=progress,
+    )
+
+
+# -- compress --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CompressResult:
+    """What ``compress`` made: the plan as written, the report (None with no_validate)."""
+
+    output: Path
+    plan: CompressionPlan
+    report: ValidationReport | None
+
+    def to_json(self) -> dict[str, Any]:
+        report = None if self.report is None else self.report.to_json()
+        return {"output": str(self.output), "plan": self.plan.to_json(), "validation": report}
+
+
+def run_compress(
+    model: Path, output: Path, options: CompressOptions, progress: Progress = QUIET
+) -> CompressResult:
+    """Calibrate, plan, slice, export and validate ``model`` into ``output``; resumes.
+
+    Everything that can be refused is refused before the first long step: the budget is planned by
+    bytes alone, the disk is checked, and the exporter is asked whether it can write this model.
+    """
+    checkpoint = Checkpoint(model)
+    run = _Compress(checkpoint, output, options, progress)
+    draft = run.draft_plan()
+    run.require_disk(draft)
+    run.open()
+    run.note_time(draft)
+    plan = run.plan(run.statistics())
+    if not options.skip_checkpoint:
+        run.write_checkpoint(plan)
+    run.export(plan)
+    report = None if options.no_validate else run.validate(plan)
+    run.directory.complete()
+    return CompressResult(output, plan, report)
+
+
+class _Compress:
+    """The stages of one run: what each depends on is its key, what it wrote is its record."""
+
+    directory: RunDirectory
+
+    def __init__(
+        self, checkpoint: Checkpoint, output: Path, options: CompressOptions, progress: Progress
+    ) -> None:
+        self.checkpoint, self.output, self.options = checkpoint, output, options
+        self.progress = progress
+        self.profile = choose_profile(options.plan)
+        self.request = plan_request(options.plan, self.profile, options.calibration.seed)
+
+    # What is decided before anything is written.
+
+    def draft_plan(self) -> CompressionPlan:
+        return self._make_plan(None)
+
+    def require_disk(self, draft: CompressionPlan) -> None:
+        """UserError unless everything not yet written fits, the validation's twin included."""
+        missing = self._missing(draft)
+        twin = 0 if self.options.no_validate else draft.files["model.gguf"]
+        what = f"this run ({', '.join((*missing, 'the validation') if twin else missing)})"
+        require_free(self.output, sum(missing.values()) + twin, what)
+
+    def note_time(self, draft: CompressionPlan) -> None:
+        """Say how long it will take, when that is more than a moment."""
+        options, checkpoint = self.options, self.checkpoint
+        device = choose_device(options.calibration.device)
+        expected = estimate(
+            active_parameters=inspect_model(checkpoint.path).active_parameters,
+            model_bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+            written_bytes=sum(self._missing(draft).values()),
+            calibration_tokens=0 if options.statistics else _tokens(options.calibration),
+            validation_tokens=0 if options.no_validate else _tokens(options.validation),
+            device=device,
+            dtype=choose_dtype(options.calibration.dtype, device, checkpoint.dtype),
+        )
+        self.progress.note(str(expected))
+
+    def _missing(self, draft: CompressionPlan) -> dict[str, int]:
+        """Bytes of every planned file that is not there yet."""
+        return {k: size for k, size in draft.files.items() if not self._is_there(k, size)}
+
+    def _is_there(self, name: str, size: int) -> bool:
+        file = self.output / name
+        return file.is_file() and file.stat().st_size == size
+
+    def open(self) -> None:
+        command = key_of(asdict(replace(self.options, force=False)))
+        self.directory = RunDirectory(
+            self.output, self.checkpoint.fingerprint, command, self.options.force
+        )
+
+    # The stages.
+
+    def statistics(self) -> Statistics:
+        if self.options.statistics is not None:
+            return load_statistics(self.options.statistics, self.checkpoint.fingerprint)
+        domains, _ = self._domains
+        options = self.options.calibration
+        work = self.output / "calibration"
+        return _calibrate(self.checkpoint, domains, work, options, self.progress)
+
+    def plan(self, statistics: Statistics) -> CompressionPlan:
+        plan = self._make_plan(statistics)
+        key = key_of(plan.to_json())
+        file = self.output / "plan.json"
+
+        def write() -> list[Path]:
+            plan.save(file)
+            return [file, file.with_suffix(".safetensors")]
+
+        self._stage("plan", key, write)
+        return plan
+
+    def write_checkpoint(self, plan: CompressionPlan) -> None:
+        target = self.output / "checkpoint"
+
+        def write() -> list[Path]:
+            target.mkdir(exist_ok=True)
+            write_checkpoint(ModelSource(self.checkpoint, plan), target, self.progress)
+            return [file for file in target.iterdir() if file.is_file()]
+
+        self._stage("checkpoint", key_of(plan.digest), write)
+
+    def export(self, plan: CompressionPlan) -> None:
+        target = self.output / "model.gguf"
+        options = self._export_options(plan)
+
+        def write() -> list[Path]:
+            writer = exporter(plan.recipe["format"])
+            writer.write(ModelSource(self.checkpoint, plan), options, target, self.progress)
+            return [target]
+
+        self._stage("export", key_of(plan.digest, asdict(options)), write)
+
+    def validate(self, plan: CompressionPlan) -> ValidationReport:
+        file = self.output / "validation.json"
+        options = self.options
+        key = key_of(plan.digest, asdict(options.validation), asdict(options.calibration))
+        if self.directory.done("validation", key):
+            return ValidationReport.from_json(json.loads(file.read_text()))
+        _, held_out = self._domains
+        with tempfile.TemporaryDirectory(dir=self.output, prefix=".validate-") as scratch:
+            report = validate(
+                self.checkpoint.path,
+                self.output / "model.gguf",
+                held_out,
+                device=options.calibration.device,
+                dtype=options.calibration.dtype,
+                threads=options.validation.threads,
+                predicted_peak_rss=self._predicted_peak_rss(plan),
+                memory_run=self._memory_run(plan),
+                work=Path(scratch),
+                progress=self.progress,
+            )
+        write_text(file, json.dumps(report.to_json(), indent=1) + "\n")
+        self.directory.finish("validation", key, [file])
+        return report
+
+    # Helpers.
+
+    def _stage(self, name: str, key: str, write: Callable[[], list[Path]]) -> None:
+        if not self.directory.done(name, key):
+            self.directory.finish(name, key, write())
+
+    def _make_plan(self, statistics: Statistics | None) -> CompressionPlan:
+        extra = None if self.options.skip_checkpoint else self._checkpoint_files
+        return make_plan(self.checkpoint, self.profile, self.request, statistics, extra)
+
+    def _checkpoint_files(self, plan: CompressionPlan) -> dict[str, int]:
+        """Exact size of every weight file of the pruned checkpoint."""
+        shards = checkpoint_shards(ModelSource(self.checkpoint, plan))
+        return {f"checkpoint/{shard.name}": shard.nbytes for shard in shards}
+
+    def _export_options(self, plan: CompressionPlan) -> ExportOptions:
+        return ExportOptions(quant=plan.recipe["quant"], layout=plan.recipe["layout"])
+
+    def _predicted_peak_rss(self, plan: CompressionPlan) -> int:
+        """Of the run that validation measures: a per-expert file is measured as its padded twin."""
+        if plan.recipe["layout"] != "per-expert":
+            return int(plan.memory["total_bytes"])
+        request = replace(self.request, layout="padded")
+        target = make_target(self.profile, request)
+        return Pricer(self.checkpoint, target)(plan.widths).memory.total_bytes
+
+    def _memory_run(self, plan: CompressionPlan) -> MemoryRun:
+        chosen = {name: plan.memory[name] for name in ("context", "ubatch", "kv_type")}
+        threads = self.options.validation.threads or self.profile.threads
+        return MemoryRun(**chosen, threads=threads)
+
+    @cached_property
+    def _domains(self) -> tuple[list[Domain], list[Domain]]:
+        """Calibration chunks, and chunks of text that calibration never saw."""
+        calibration, validation = self.options.calibration, self.options.validation
+        own_data_only = bool(calibration.data) and not validation.data
+        if not own_data_only:
+            held_out = validation_domains(self.checkpoint, validation, calibration.seed)
+            return calibration_domains(self.checkpoint, calibration, self.progress), held_out
+        more = replace(calibration, samples=calibration.samples + validation.samples)
+        pairs = [
+            split_domain(domain, validation.samples)
+            for domain in calibration_domains(self.checkpoint, more, self.progress)
+        ]
+        return [first for first, _ in pairs], [second for _, second in pairs]

@@ -1,0 +1,247 @@
+"""What people see: tables and small pictures for the terminal. Takes data, returns renderables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tenp_edge.calibration import Coverage
+from tenp_edge.inspection import ModelSummary, PartSize
+from tenp_edge.plan import CompressionPlan
+from tenp_edge.statistics import Statistics
+from tenp_edge.units import format_count, format_size
+
+_BLOCKS = " ▏▎▍▌▋▊▉█"
+_BAR_CELLS = 24
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A plain table: first column left, the others right."""
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if index else "left", no_wrap=not index)
+    for row in rows:
+        drawn.add_row(*(str(cell) for cell in row))
+    return drawn
+
+
+def bar(share: float, cells: int = _BAR_CELLS) -> str:
+    """``share`` (0..1) as a bar of ``cells`` characters, in eighths."""
+    eighths = round(min(max(share, 0.0), 1.0) * cells * 8)
+    full, rest = divmod(eighths, 8)
+    partial = _BLOCKS[rest] if rest else ""
+    return ("█" * full + partial).ljust(cells, "·")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def memory(plan: CompressionPlan) -> Table:
+    """What the RAM is spent on, from the plan's memory table (bytes)."""
+    rows = [
+        (label, format_size(plan.memory[key]))
+        for key, label in (
+            ("experts_bytes", "routed experts"),
+            ("other_weights_bytes", "other weights"),
+            ("kv_bytes", "KV cache"),
+            ("compute_bytes", "compute"),
+            ("overhead_bytes", "runtime overhead"),
+            ("total_bytes", "predicted peak RSS"),
+        )
+        if key in plan.memory
+    ]
+    if plan.recipe.get("budget_bytes"):
+        rows.append(("headroom", format_size(plan.memory["headroom_bytes"])))
+        rows.append(("budget", format_size(plan.memory["budget_bytes"])))
+    return table("Memory", ("part", "size"), rows)
+
+
+def widths(plan: CompressionPlan) -> Table:
+    """One line a layer: a bar for the share of neurons kept, and the widths behind it."""
+    rows = []
+    for layer, row in sorted(plan.widths.items()):
+        share = sum(row) / (len(row) * plan.full_width)
+        rows.append((layer, bar(share), percent(share), _describe_widths(row, plan.full_width)))
+    drawn = Table(title="Widths", title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    for column in ("layer", "neurons kept", "", "experts"):
+        drawn.add_column(column)
+    for cells in rows:
+        drawn.add_row(*(str(cell) for cell in cells))
+    return drawn
+
+
+def _describe_widths(row: Sequence[int], full: int) -> str:
+    """ "5 whole, 11 x 64" or, with many widths, "2 whole, 58 of 128..1024"."""
+    whole = sum(width == full for width in row)
+    removed = sum(width == 0 for width in row)
+    narrow = sorted({width for width in row if width not in (0, full)})
+    count = len(row) - whole - removed
+    parts = [f"{whole} whole"] if whole else []
+    if len(narrow) == 1:
+        parts.append(f"{count} x {narrow[0]}")
+    elif narrow:
+        parts.append(f"{count} of {narrow[0]}..{narrow[-1]}")
+    if removed:
+        parts.append(f"{removed} removed")
+    return ", ".join(parts)
+
+
+def _recipe_lines(plan: CompressionPlan) -> list[str]:
+    recipe = plan.recipe
+    lines = [
+        f"{recipe['method']}: keeps {percent(plan.keep_ratio)} of the routed-expert neurons (rho), "
+        f"{percent(recipe['model_retention'])} of the model's parameters",
+    ]
+    if "whole_share" in recipe:
+        lines.append(
+            f"trapezoid: {percent(recipe['whole_share'])} of the experts whole (alpha), the others "
+            f"{recipe['narrow_width']} wide (beta {recipe['beta']:.2f}), shape "
+            f"{recipe['shallow']:g} -> {recipe['deep']:g} by {recipe['chosen_by']}"
+        )
+    if recipe.get("active_ratio") is not None:
+        lines.append(f"R_active: {percent(recipe['active_ratio'])} of the routed width per token")
+    if plan.memory.get("tokens_per_second"):
+        speed = plan.memory["tokens_per_second"]
+        lines.append(f"decode: about {_rounded(speed)} tokens/s, by memory bandwidth (an estimate)")
+    return lines
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def plan_report(plan: CompressionPlan) -> RenderableType:
+    """The plan as printed by ``tenp-edge plan``: choice, memory, widths, files."""
+    lines = [*_recipe_lines(plan), *(f"note: {note}" for note in plan.recipe.get("notes", ()))]
+    parts: list[RenderableType] = [Text("\n".join(lines)), memory(plan), widths(plan)]
+    if plan.files:
+        rows = [(name, f"{size:,}", format_size(size)) for name, size in plan.files.items()]
+        parts.append(table("Files (exact)", ("file", "bytes", "size"), rows))
+    return Group(*parts)
+
+
+def summary(inspected: ModelSummary) -> RenderableType:
+    """``tenp-edge inspect``: a few lines of facts and the bytes by part."""
+    widths = f"{inspected.width_min}..{inspected.width_max} of {inspected.width}"
+    lines = [
+        f"{inspected.family}: {inspected.layers} layers, {inspected.moe_layers} of them with "
+        f"{inspected.experts} experts (top-{inspected.experts_per_token}), "
+        f"expert width {widths if inspected.pruned else inspected.width}, "
+        f"hidden {inspected.hidden_size}, context {inspected.context}",
+        f"{format_count(inspected.parameters)} parameters, "
+        f"{format_count(inspected.active_parameters)} active per token, "
+        f"{', '.join(inspected.dtypes)} in {inspected.files} file(s)",
+    ]
+    if inspected.pruned:
+        lines.append(
+            f"pruned ({inspected.method}): keeps {percent(inspected.keep_ratio)} "
+            "of the routed-expert neurons"
+        )
+    if inspected.left_out:
+        lines.append(
+            f"left out of every output: {len(inspected.left_out)} tensors of multi-token "
+            f"prediction layers ({format_size(inspected.left_out_bytes)})"
+        )
+    rows = [
+        (part, format_count(size.parameters), format_size(size.bytes), _share(size, inspected))
+        for part, size in inspected.parts.items()
+        if size.parameters
+    ]
+    total = (format_count(inspected.parameters), format_size(inspected.bytes), "")
+    columns = ("part", "parameters", "bytes", "share")
+    return Group(Text("\n".join(lines)), table("", columns, [*rows, ("total", *total)]))
+
+
+def _share(size: PartSize, inspected: ModelSummary) -> str:
+    return percent(size.bytes / max(inspected.bytes, 1))
+
+
+def validation(report: Mapping[str, Any]) -> RenderableType:
+    """``tenp-edge validate``: one row a domain, KL in nats."""
+    rows = [
+        (
+            row["domain"],
+            row["tokens"],
+            f"{row['mean_kl']:.4f}",
+            f"{row['kl_99']:.3f}",
+            f"{row['max_kl']:.3f}",
+            percent(row["same_top"]),
+            f"{row['reference_perplexity']:.2f}",
+            f"{row['candidate_perplexity']:.2f}",
+            f"{row['perplexity_ratio']:.3f}",
+        )
+        for row in report["domains"]
+    ]
+    columns = ("domain", "tokens", "mean KL", "99 %", "max", "same top", "ppl ref", "ppl", "ratio")
+    return table(f"Against the reference ({report['judged_through']})", columns, rows)
+
+
+def compressed(output: object, plan: CompressionPlan, checked: Mapping[str, Any] | None) -> Group:
+    """The last page of ``compress``: what was written, what it costs, what it needs."""
+    parts: list[RenderableType] = [plan_report(plan)]
+    if checked is not None:
+        parts += [validation(checked), peak_rss(checked)]
+    parts.append(Text(f"written to {output}"))
+    return Group(*parts)
+
+
+def peak_rss(checked: Mapping[str, Any]) -> RenderableType:
+    """Predicted beside measured peak RSS, labelled with what was run."""
+    measured, predicted = checked.get("measured_peak_rss"), checked.get("predicted_peak_rss")
+    rows = [("predicted", format_size(predicted))] if predicted else []
+    if measured:
+        rows.append((f"measured ({checked.get('measured_as')})", format_size(measured)))
+    return facts("Peak RSS", rows) if rows else Text("")
+
+
+def coverage(statistics: Statistics, found: Coverage) -> RenderableType:
+    """``tenp-edge calibrate``: tokens per domain and experts that were seen too rarely."""
+    rows = [
+        (
+            name,
+            counts["samples"],
+            counts["tokens"],
+            sum(found.below[name].values()),
+            sum(found.unreached[name].values()),
+        )
+        for name, counts in statistics.info["domains"].items()
+    ]
+    columns = ("domain", "samples", "tokens", f"experts < {found.min_tokens}", "unreached")
+    total = found.experts * len(found.below_everywhere)
+    few = sum(found.below_everywhere.values())
+    line = f"{total - few} of {total} experts saw at least {found.min_tokens} tokens"
+    return Group(table("Coverage", columns, rows), Text(line))
+
+
+def device_profiles(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """``tenp-edge profiles``."""
+    columns = ("profile", "memory", "for the model", "runtime", "type", "context", "bandwidth")
+    return table(
+        "Device profiles",
+        columns,
+        [
+            (
+                row["name"],
+                format_size(row["memory_bytes"]),
+                format_size(row["memory_bytes"] - row["system_bytes"]),
+                row["runtime"],
+                row["default_tensor_type"],
+                row["context"],
+                f"{row['memory_bandwidth_bytes_per_second'] / 1e9:.0f} GB/s",
+            )
+            for row in rows
+        ],
+    )
+
+
+def facts(title: str, rows: Iterable[tuple[str, object]]) -> Table:
+    """Two columns: a name and a value."""
+    drawn = table(title, ("", ""), rows)
+    drawn.show_header = False
+    return drawn

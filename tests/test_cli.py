@@ -1,0 +1,87 @@
+"""The command line as a user meets it: exact errors, exit codes, help, docs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import make_cli
+import pytest
+
+from tenp_edge import __version__
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tenp_edge.cli", *(str(a) for a in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def refused(*arguments: object, cwd: Path | None = None) -> str:
+    """stderr of a command that must be refused: exit 2, nothing on stdout, no traceback."""
+    done = run(*arguments, cwd=cwd)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"tenp-edge {__version__}\n"
+
+
+def test_documentation_is_the_help() -> None:
+    written = Path(make_cli.__file__).with_name("cli.md").read_text(encoding="utf-8")
+    assert written == make_cli.render(), "run: python docs/make_cli.py"
+
+
+def test_inspect_prints_json(checkpoint_of: Callable[[str], Path]) -> None:
+    found = json.loads(run("inspect", checkpoint_of("qwen3_moe"), "--json").stdout)
+    assert found["family"] == "qwen3_moe"
+    assert found["experts"] == 8
+
+
+def test_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert refused("inspect", "nobody/no-model", cwd=tmp_path) == (
+        "error: nobody/no-model is not a directory here and could not be fetched from the hub "
+        "(LocalEntryNotFoundError)\n"
+        "try:   on a machine with network: hf download nobody/no-model --local-dir DIR; "
+        "then pass DIR\n"
+    )
+
+
+def test_no_size(checkpoint_of: Callable[[str], Path]) -> None:
+    assert refused("plan", checkpoint_of("olmoe")) == (
+        "error: one size is needed: --ram, --keep or --profile\ntry:   --ram 8GiB, or --keep 0.6\n"
+    )
+
+
+def test_unparsable_size(checkpoint_of: Callable[[str], Path]) -> None:
+    assert refused("plan", checkpoint_of("olmoe"), "--ram", "much") == (
+        "error: 'much' is not a size\ntry:   a number with a unit: 8GiB, 7.5GB, 512MiB\n"
+    )
+
+
+def test_output_of_another_model(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = ("--keep", "0.6", "--samples", "1", "--seq-len", "64", "--no-validate", "-o", out)
+    assert run("compress", checkpoint_of("olmoe"), *first).returncode == 0
+    message = refused("compress", checkpoint_of("mixtral"), *first)
+    assert message.startswith(f"error: {out} belongs to another model (")
+    assert message.endswith("try:   another -o, or --force to overwrite it\n")
+
+
+def test_output_directory_with_foreign_files(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    arguments = ("compress", checkpoint_of("olmoe"), "--keep", "0.6", "-o", tmp_path)
+    assert refused(*arguments) == (
+        f"error: {tmp_path} is not empty and was not written by tenp-edge\n"
+        "try:   an empty or new directory for -o\n"
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]

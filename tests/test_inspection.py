@@ -1,0 +1,124 @@
+"""inspect: the numbers of a model from config.json and headers alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+from plans import ragged_plan
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tenp_edge.checkpoint import INDEX_NAME, Checkpoint, TensorEntry, plan_shards
+from tenp_edge.compress import write_checkpoint
+from tenp_edge.inspection import PARTS, inspect_model
+from tenp_edge.models import FAMILIES, expected_tensors, read_config
+from tenp_edge.source import ModelSource
+
+CheckpointOf = Callable[[str], Path]
+QWEN3_30B = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "vocab_size": 151936,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_counts_equal_transformers(family: str, checkpoint_of: CheckpointOf) -> None:
+    summary = inspect_model(checkpoint_of(family))
+    model = AutoModelForCausalLM.from_pretrained(checkpoint_of(family))
+    biases = sum(b.numel() for name, b in model.named_buffers() if "correction_bias" in name)
+    assert summary.parameters == biases + sum(p.numel() for p in model.parameters())
+    assert set(summary.parts) <= set(PARTS)
+    assert summary.parts["routed experts"].parameters == (
+        summary.moe_layers * summary.experts * 3 * summary.width * summary.hidden_size
+    )
+    file = checkpoint_of(family) / "model.safetensors"
+    header = int.from_bytes(file.read_bytes()[:8], "little") + 8
+    assert summary.bytes == file.stat().st_size - header
+    assert not summary.pruned and summary.keep_ratio == 1.0 and not summary.fused_experts
+
+
+def test_active_parameters_of_a_known_model(tmp_path: Path) -> None:
+    """Qwen3-30B-A3B: 30.5 B parameters, 3.3 B activated when both embedding tables count."""
+    summary = inspect_model(sparse_checkpoint(tmp_path))
+    assert round(summary.parameters / 1e9, 1) == 30.5
+    assert round(summary.active_parameters / 1e9, 1) == 3.0  # one embedding table is a row only
+    assert (summary.files, summary.dtypes) == (16, {"BF16": 18867})
+
+
+def test_60_gb_in_under_two_seconds(tmp_path: Path) -> None:
+    path = sparse_checkpoint(tmp_path)
+    code = (
+        "import sys; from tenp_edge.inspection import inspect_model; "
+        f"print(inspect_model({str(path)!r}).bytes); assert 'torch' not in sys.modules"
+    )
+    start = time.perf_counter()
+    root = Path(__file__).parent.parent
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
+    assert int(found.stdout) == 61_064_245_248
+    assert time.perf_counter() - start < 2
+
+
+def sparse_checkpoint(directory: Path) -> Path:
+    """Headers of Qwen3-30B-A3B's shape in 16 shards; the 61 GB behind them are holes."""
+    config = read_config(QWEN3_30B, FAMILIES)
+    entries = [TensorEntry(spec.name, "BF16", spec.shape) for spec in expected_tensors(config)]
+    shards = plan_shards(entries)
+    for shard in shards:
+        with (directory / shard.name).open("wb") as stream:
+            stream.write(shard.header)
+            stream.truncate(shard.nbytes)
+    weight_map = {entry.name: shard.name for shard in shards for entry in shard.entries}
+    (directory / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "config.json").write_text(json.dumps(QWEN3_30B))
+    return directory
+
+
+def test_fused_and_plain_count_the_same(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    fused = inspect_model(tiny.make(tmp_path, "qwen2_moe", fused=True))
+    plain = inspect_model(checkpoint_of("qwen2_moe"))
+    assert fused.fused_experts and fused.parts == plain.parts
+
+
+def test_pruned_model(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(checkpoint_of("mixtral"))
+    write_checkpoint(ModelSource(checkpoint, ragged_plan(checkpoint)), tmp_path / "checkpoint")
+    summary, before = inspect_model(tmp_path), inspect_model(checkpoint.path)
+    assert summary.pruned and summary.method == "given"
+    assert (summary.width_min, summary.width_max, summary.width) == (42, 128, 128)
+    routed, full = summary.parts["routed experts"], before.parts["routed experts"]
+    assert routed.parameters / full.parameters == pytest.approx(summary.keep_ratio)
+    assert summary.parts["attention"] == before.parts["attention"]
+    assert json.loads(json.dumps(summary.to_json()))["bytes"] == summary.bytes
+
+
+def test_left_out_tensors_are_counted_apart(tmp_path: Path) -> None:
+    path = tiny.make(tmp_path, "deepseek_v3")
+    tensors = load_file(path / "model.safetensors")
+    before = inspect_model(path)
+    tensors["model.layers.3.enorm.weight"] = tensors["model.norm.weight"].clone()
+    save_file(tensors, path / "model.safetensors")
+    after = inspect_model(path)
+    assert after.left_out == ("model.layers.3.enorm.weight",) and after.left_out_bytes == 256
+    assert after.bytes == before.bytes
