@@ -10,7 +10,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,14 @@ from tenp_edge.devices import DeviceProfile, load_profile, load_profile_file, th
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.plan import CompressionPlan, load_plan
-from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.planner import PlanRequest, make_plan, make_target
+from tenp_edge.pricing import Pricer
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
 from tenp_edge.units import parse_size
-from tenp_edge.validation import ValidationReport, validate
+from tenp_edge.validation import MemoryRun, ValidationReport, validate
 from tenp_edge.workdir import RunDirectory, key_of
 
 log = logging.getLogger(__name__)
@@ -64,10 +65,12 @@ class PlanOptions:
     profile_file: Path | None = None
     keep: float | None = None
     method: str = "tenp"
+    ranking: str = "global"
     expert_score: str = "tenp"
-    neuron_score: str = "enp"
+    neuron_score: str | None = None
     whole_share: float | None = None
     shallow: float | None = None
+    middle: float | None = None
     deep: float | None = None
     width_multiple: int | None = None
     format: str | None = None
@@ -75,7 +78,7 @@ class PlanOptions:
     quant: str | None = None
     context: int | None = None
     kv_type: str | None = None
-    ranking: str = "global"
+    ubatch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -201,24 +204,10 @@ def plan_request(options: PlanOptions, profile: DeviceProfile, seed: int) -> Pla
     if options.ram is not None:
         budget = parse_size(options.ram)
     elif options.keep is None:
-        budget = profile.memory_bytes - profile.system_bytes
-    return PlanRequest(
-        budget_bytes=budget,
-        keep=options.keep,
-        method=options.method,
-        expert_score=options.expert_score,
-        neuron_score=options.neuron_score,
-        whole_share=options.whole_share,
-        shallow=options.shallow,
-        deep=options.deep,
-        width_multiple=options.width_multiple,
-        quant=options.quant,
-        layout=options.layout,
-        format=options.format,
-        context=options.context,
-        kv_type=options.kv_type,
-        seed=seed,
-    )
+        budget = profile.budget_bytes
+    shared = {f.name for f in fields(PlanRequest)} & {f.name for f in fields(PlanOptions)}
+    choices = {name: getattr(options, name) for name in shared}
+    return PlanRequest(budget_bytes=budget, seed=seed, **choices)
 
 
 def run_plan(
@@ -411,7 +400,8 @@ class _Compress:
                 device=options.calibration.device,
                 dtype=options.calibration.dtype,
                 threads=options.validation.threads,
-                predicted_peak_rss=plan.memory.get("total_bytes"),
+                predicted_peak_rss=self._predicted_peak_rss(plan),
+                memory_run=self._memory_run(plan),
                 work=Path(scratch),
                 progress=self.progress,
             )
@@ -435,6 +425,19 @@ class _Compress:
 
     def _export_options(self, plan: CompressionPlan) -> ExportOptions:
         return ExportOptions(quant=plan.recipe["quant"], layout=plan.recipe["layout"])
+
+    def _predicted_peak_rss(self, plan: CompressionPlan) -> int:
+        """Of the run that validation measures: a per-expert file is measured as its padded twin."""
+        if plan.recipe["layout"] != "per-expert":
+            return int(plan.memory["total_bytes"])
+        request = replace(self.request, layout="padded")
+        target = make_target(self.profile, request)
+        return Pricer(self.checkpoint, target)(plan.widths).memory.total_bytes
+
+    def _memory_run(self, plan: CompressionPlan) -> MemoryRun:
+        chosen = {name: plan.memory[name] for name in ("context", "ubatch", "kv_type")}
+        threads = self.options.validation.threads or self.profile.threads
+        return MemoryRun(**chosen, threads=threads)
 
     @cached_property
     def _domains(self) -> tuple[list[Domain], list[Domain]]:
