@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tenp_edge.data import default_texts, load_texts, load_tokenizer, make_domains, parse_data
+from tenp_edge.data import load_texts, load_tokenizer, make_domains, parse_data
 from tenp_edge.errors import UserError
 
 LONG = "\n".join(f"line {n}: the quick brown fox counts to {n * n}" for n in range(400))
@@ -198,10 +198,3 @@ def test_refused_samples(tokenizer: Any) -> None:
     assert refusal(lambda: make_domains({"a": ["\n"]}, tokenizer, 4, 32, 0)) == (
         "domain 'a' holds no text\ntry: --data a=FILE with text"
     )
-
-
-def test_default_texts_make_domains(tokenizer: Any) -> None:
-    texts = {name: some[:20] for name, some in default_texts("calibration").items()}
-    assert set(texts) == {"code", "prose"}
-    domains = make_domains(texts, tokenizer, 2, 64, seed=0)
-    assert all(domain.tokens.shape == (2, 64) for domain in domains)
