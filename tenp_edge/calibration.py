@@ -31,6 +31,7 @@ from tenp_edge.checkpoint import (
     write_text,
 )
 from tenp_edge.data import Domain
+from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.experts import ExpertGroup, RaggedExperts
 from tenp_edge.forward import (
@@ -47,6 +48,7 @@ from tenp_edge.states import FileStates
 from tenp_edge.statistics import (
     VERSION,
     LayerStatistics,
+    Scratch,
     Statistics,
     accumulate_expert,
     accumulate_tokens,
@@ -55,7 +57,6 @@ from tenp_edge.statistics import (
     make_empty,
     write_tensors,
 )
-from tenp_edge.units import format_size
 
 MIN_TOKENS = 32
 
@@ -97,7 +98,8 @@ def calibrate(
 def _check(checkpoint: Checkpoint, domains: Sequence[Domain]) -> None:
     if not checkpoint.config.is_uniform:
         raise UserError(
-            "the checkpoint is already pruned; calibration needs the original", "the dense model"
+            "the checkpoint is already pruned; calibration needs the original",
+            "the checkpoint it was made from",
         )
     if not domains or any(not len(domain.tokens) for domain in domains):
         raise UserError("there is nothing to calibrate on", "--data NAME=FILE")
@@ -201,16 +203,8 @@ def _open_job(
         if found == info:
             return job
     shutil.rmtree(job.partial, ignore_errors=True)
+    require_free(directory, 2 * job.states(0).nbytes + _sums_bytes(info), "calibration")
     job.partial.mkdir(parents=True)
-    needed = 2 * job.states(0).nbytes + _sums_bytes(info)
-    free = shutil.disk_usage(job.partial).free
-    if needed > free:
-        shutil.rmtree(job.partial)
-        raise UserError(
-            f"calibration needs {format_size(needed)} of disk in {directory} for hidden states "
-            f"and sums; {format_size(free)} are free",
-            "fewer --samples, a shorter --seq-len, or an output directory on another disk",
-        )
     write_text(job_file, json.dumps(info, indent=1) + "\n")
     return job
 
@@ -324,7 +318,7 @@ class _LayerObserver:
     """Adds what a layer's experts do to the sums of the domain that is running."""
 
     def __init__(self, experts: RaggedExperts) -> None:
-        self.experts = experts
+        self.experts, self.scratch = experts, Scratch()
         experts.observer = self
 
     def begin(self, stats: LayerStatistics, active: torch.Tensor) -> None:
@@ -341,11 +335,12 @@ class _LayerObserver:
             self.stats,
             group.expert,
             x=group.x,
-            h=self.h[group.rows],
+            h=self.h.index_select(0, group.rows),
             m=group.m,
             y=group.y,
             g=group.g,
             projected=group.projected(),
+            scratch=self.scratch,
         )
         self.gated_norms.append((group.rows, group.slots, gated_norm))
 
