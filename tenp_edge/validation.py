@@ -111,8 +111,8 @@ def validate(
 ) -> ValidationReport:
     """Compare ``candidate`` (a checkpoint directory or a GGUF file) with ``reference``.
 
-    ``predicted_peak_rss``: of the candidate's own run as ``memory_run`` describes it; with it the
-    peak is measured too. ``work``: where a twin and spilled hidden states may lie, beside the
+    ``predicted_peak_rss``: of the run that ``memory_run`` describes (for a per-expert file its
+    padded twin's, since that is what can run); with it the peak is measured too. ``work``: where a twin and spilled hidden states may lie, beside the
     candidate if None; nothing stays there. Raises UserError when the two are different models.
     """
     reference, candidate = Path(reference), _candidate_file(Path(candidate))
@@ -275,7 +275,11 @@ def _gguf_judge(
         write_padded_twin(file, runnable, run.progress)
     facts: dict[str, Any] = {}
     if predicted is not None and memory is not None:
-        facts = _peak(path, runnable, judged, predicted, memory)
+        facts = {
+            "predicted_peak_rss": predicted,
+            "measured_peak_rss": measure_peak_rss(runnable, **asdict(memory)),
+            "measured_as": judged,
+        }
     context = run.batch.tokens.shape[1]
     with LlamaCppModel(runnable, context=context, threads=run.threads, kv_type=_KV_TYPE) as model:
         _check_sizes(path, {"vocab_size": (config.vocab_size, model.vocab_size)})
@@ -307,19 +311,6 @@ def _tokenizers_agree(model: LlamaCppModel, run: _Run) -> bool:
         if model.tokenize(text, add_special=False) != expected:
             return False
     return True
-
-
-def _peak(
-    path: Path, runnable: Path, judged: str, predicted: int, memory: MemoryRun
-) -> dict[str, Any]:
-    """Predicted and measured peak of what can run. A twin differs from its file in weights only,
-    so its prediction differs by the difference in file bytes."""
-    larger = runnable.stat().st_size - path.stat().st_size
-    return {
-        "predicted_peak_rss": predicted + larger,
-        "measured_peak_rss": measure_peak_rss(runnable, **asdict(memory)),
-        "measured_as": judged,
-    }
 
 
 # -- files -----------------------------------------------------------------------------------------
