@@ -112,8 +112,9 @@ def validate(
     """Compare ``candidate`` (a checkpoint directory or a GGUF file) with ``reference``.
 
     ``predicted_peak_rss``: of the run that ``memory_run`` describes (for a per-expert file its
-    padded twin's, since that is what can run); with it the peak is measured too. ``work``: where a twin and spilled hidden states may lie, beside the
-    candidate if None; nothing stays there. Raises UserError when the two are different models.
+    padded twin's, since that is what can run); with it the peak is measured too. ``work``: where
+    the twin and spilled hidden states may lie, beside the candidate if None; nothing stays there.
+    Raises UserError when the two are different models.
     """
     reference, candidate = Path(reference), _candidate_file(Path(candidate))
     source = ModelSource(Checkpoint(reference))
