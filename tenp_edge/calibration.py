@@ -31,6 +31,7 @@ from tenp_edge.checkpoint import (
     write_text,
 )
 from tenp_edge.data import Domain
+from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.experts import ExpertGroup, RaggedExperts
 from tenp_edge.forward import (
@@ -56,7 +57,6 @@ from tenp_edge.statistics import (
     make_empty,
     write_tensors,
 )
-from tenp_edge.units import format_size
 
 MIN_TOKENS = 32
 
@@ -98,7 +98,8 @@ def calibrate(
 def _check(checkpoint: Checkpoint, domains: Sequence[Domain]) -> None:
     if not checkpoint.config.is_uniform:
         raise UserError(
-            "the checkpoint is already pruned; calibration needs the original", "the dense model"
+            "the checkpoint is already pruned; calibration needs the original",
+            "the checkpoint it was made from",
         )
     if not domains or any(not len(domain.tokens) for domain in domains):
         raise UserError("there is nothing to calibrate on", "--data NAME=FILE")
@@ -202,16 +203,8 @@ def _open_job(
         if found == info:
             return job
     shutil.rmtree(job.partial, ignore_errors=True)
+    require_free(directory, 2 * job.states(0).nbytes + _sums_bytes(info), "calibration")
     job.partial.mkdir(parents=True)
-    needed = 2 * job.states(0).nbytes + _sums_bytes(info)
-    free = shutil.disk_usage(job.partial).free
-    if needed > free:
-        shutil.rmtree(job.partial)
-        raise UserError(
-            f"calibration needs {format_size(needed)} of disk in {directory} for hidden states "
-            f"and sums; {format_size(free)} are free",
-            "fewer --samples, a shorter --seq-len, or an output directory on another disk",
-        )
     write_text(job_file, json.dumps(info, indent=1) + "\n")
     return job
 
