@@ -8,7 +8,7 @@ padded twin, which holds the very bytes of the file with zeros where neurons wer
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -330,8 +330,14 @@ def _candidate_file(path: Path) -> Path:
 
 @contextmanager
 def _scratch(work: Path | None, candidate: Path) -> Iterator[Path]:
-    """A directory for the twin and spilled states, removed at the end."""
-    parent = work or candidate.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".tenp-validate-") as name:
-        yield Path(name)
+    """A directory for the twin and spilled states, removed at the end.
+
+    Its name is fixed, so that what a killed run left there is removed by the next.
+    """
+    scratch = (work or candidate.parent) / f".{candidate.name}.validation"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

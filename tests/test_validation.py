@@ -83,6 +83,8 @@ def test_every_judge_says_the_same(
     padded = export(source, tmp_path / "padded.gguf", "padded")
     ragged = export(source, tmp_path / "ragged.gguf", "per-expert")
     before = sorted(tmp_path.iterdir())
+    (tmp_path / ".ragged.gguf.validation").mkdir()  # as a killed run leaves it
+    (tmp_path / ".ragged.gguf.validation" / "twin.gguf.partial").write_bytes(b"half")
     reports = [strict(model, file, domains) for file in (tmp_path / "pruned", padded, ragged)]
     assert [r.judged_through for r in reports] == [TRANSFORMERS, LLAMACPP, TWIN]
     assert [r.tokenizer_agrees for r in reports] == [None, True, True]
