@@ -111,6 +111,12 @@ def _is_complete(source: ModelSource, directory: Path, shards: Sequence[Shard]) 
     return not (directory / MARKER).is_file() and all(is_written(directory, s) for s in shards)
 
 
+def is_other_checkpoint(directory: Path, digest: str) -> bool:
+    """Whether a finished checkpoint of another plan than ``digest`` lies in ``directory``."""
+    file = directory / "config.json"
+    return file.is_file() and (read_json(file).get("tenp") or {}).get("digest") != digest
+
+
 def _claim(source: ModelSource, directory: Path) -> None:
     """Mark ``directory`` as ours; what an interrupted run for another plan left is removed."""
     directory.mkdir(parents=True, exist_ok=True)

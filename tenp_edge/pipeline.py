@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from typing import Any
 
 from tenp_edge.calibration import calibrate, coverage
 from tenp_edge.checkpoint import Checkpoint, write_text
-from tenp_edge.compress import checkpoint_shards, write_checkpoint
+from tenp_edge.compress import checkpoint_shards, is_other_checkpoint, write_checkpoint
 from tenp_edge.data import (
     Domain,
     default_texts,
@@ -402,7 +402,8 @@ class _Compress:
         target = self.output / "checkpoint"
 
         def write() -> list[Path]:
-            target.mkdir(exist_ok=True)
+            if is_other_checkpoint(target, plan.digest):  # of an unfinished run with other settings
+                shutil.rmtree(target)
             write_checkpoint(ModelSource(self.checkpoint, plan), target, self.progress)
             return [file for file in target.iterdir() if file.is_file()]
 
@@ -426,19 +427,18 @@ class _Compress:
         if self.directory.done("validation", key):
             return ValidationReport.from_json(json.loads(file.read_text()))
         _, held_out = self._domains
-        with tempfile.TemporaryDirectory(dir=self.output, prefix=".validate-") as scratch:
-            report = validate(
-                self.checkpoint.path,
-                self.output / "model.gguf",
-                held_out,
-                device=options.calibration.device,
-                dtype=options.calibration.dtype,
-                threads=options.validation.threads,
-                predicted_peak_rss=self._predicted_peak_rss(plan),
-                memory_run=self._memory_run(plan),
-                work=Path(scratch),
-                progress=self.progress,
-            )
+        report = validate(
+            self.checkpoint.path,
+            self.output / "model.gguf",
+            held_out,
+            device=options.calibration.device,
+            dtype=options.calibration.dtype,
+            threads=options.validation.threads,
+            predicted_peak_rss=self._predicted_peak_rss(plan),
+            memory_run=self._memory_run(plan),
+            work=self.output,
+            progress=self.progress,
+        )
         write_text(file, json.dumps(report.to_json(), indent=1) + "\n")
         self.directory.finish("validation", key, [file])
         return report
