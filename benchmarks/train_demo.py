@@ -1,6 +1,6 @@
 """Train the bundled demo model: a small Qwen3-MoE that has read Python's standard library.
 
-    python benchmarks/train_demo.py WORK --steps 5000            # about an hour on two cores
+    python benchmarks/train_demo.py WORK --steps 5000            # about an hour on two idle cores
     python benchmarks/train_demo.py WORK --export DIRECTORY      # Hugging Face directory, any time
     python benchmarks/train_demo.py WORK --evaluate              # held-out perplexity by domain
 
