@@ -56,7 +56,7 @@ SHAPE: dict[str, Any] = {
 BIG = SHAPE | {
     "hidden_size": 2048,
     "head_dim": 128,
-    "num_hidden_layers": 14,
+    "num_hidden_layers": 7,
     "num_experts": 32,
     "moe_intermediate_size": 1408,
 }
