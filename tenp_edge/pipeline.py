@@ -112,7 +112,7 @@ def calibration_domains(
     checkpoint: Checkpoint, options: CalibrationOptions, progress: Progress = QUIET
 ) -> list[Domain]:
     """The token chunks that ``options`` describe: the user's files, or the standard library."""
-    _check_length(checkpoint, options.seq_len, "--seq-len")
+    _check_counts(checkpoint, options.samples, options.seq_len, "--seq-len")
     tokenizer = load_tokenizer(checkpoint.path)
     if not options.data:
         progress.note(
@@ -130,7 +130,7 @@ def validation_domains(
     checkpoint: Checkpoint, options: ValidationOptions, seed: int = 0
 ) -> list[Domain]:
     """Chunks to validate on: the user's files, or held-out text of the standard library."""
-    _check_length(checkpoint, options.seq_len, "--eval-seq-len")
+    _check_counts(checkpoint, options.samples, options.seq_len, "--eval-seq-len")
     tokenizer = load_tokenizer(checkpoint.path)
     if options.data:
         files = parse_data(options.data)
@@ -153,7 +153,10 @@ def split_domain(domain: Domain, wanted: int) -> tuple[Domain, Domain]:
     return first, Domain(domain.name, domain.tokens[cut:], domain.lengths[cut:])
 
 
-def _check_length(checkpoint: Checkpoint, seq_len: int, flag: str) -> None:
+def _check_counts(checkpoint: Checkpoint, samples: int, seq_len: int, flag: str) -> None:
+    """Refuse before any text is read."""
+    if samples < 1:
+        raise UserError(f"{samples} samples are none", "8 or more; 32 is the default")
     limit = checkpoint.config.max_position_embeddings
     if not 2 <= seq_len <= limit:
         raise UserError(
