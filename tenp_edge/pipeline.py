@@ -7,7 +7,6 @@ Every stage starts from files and ends in files, so each can be run alone, repea
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -43,7 +42,7 @@ from tenp_edge.units import parse_size
 from tenp_edge.validation import MemoryRun, ValidationReport, validate
 from tenp_edge.workdir import RunDirectory, key_of
 
-log = logging.getLogger(__name__)
+WORTH_SAYING_SECONDS = 15
 HELD_OUT_SHARE = 5  # with one's own data, at least a fifth of the chunks is kept for validation
 
 
@@ -363,7 +362,8 @@ class _Compress:
             device=device,
             dtype=choose_dtype(options.calibration.dtype, device, checkpoint.dtype),
         )
-        self.progress.note(str(expected))
+        if expected.total >= WORTH_SAYING_SECONDS:
+            self.progress.note(str(expected))
 
     def _missing(self, draft: CompressionPlan) -> dict[str, int]:
         """Bytes of every planned file that is not there yet."""
