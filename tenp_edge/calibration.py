@@ -316,7 +316,9 @@ def weight_norms(layer: nn.Module) -> dict[str, torch.Tensor]:
     for expert in range(len(experts)):
         for projection, name in enumerate(names):
             # A few rows at a time: whole float32 copies left the heap full of holes (1 GiB).
-            for rows, block in enumerate(experts[expert].weight(projection).split(_NORM_ROWS)):
+            for rows, block in enumerate(
+                torch.split(experts[expert].weight(projection), _NORM_ROWS)
+            ):
                 part = block.float().square().sum(dim=0 if name == "down_norm" else 1).cpu()
                 start = 0 if name == "down_norm" else rows * _NORM_ROWS
                 squares[name][expert, start : start + len(part)] += part

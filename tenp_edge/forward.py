@@ -234,7 +234,7 @@ def streaming_logits(
     model = StreamingModel(source, device, dtype)
     shape = (*tokens.shape, source.config.hidden_size)
     with open_states(shape, dtype, work, spill_bytes) as states:
-        runs = batches(*tokens.shape, default_batch_tokens(source.config))
+        runs = batches(len(tokens), tokens.shape[1], default_batch_tokens(source.config))
         for run in runs:
             states.write(run.start, model.embed(tokens[run]))
         layers = source.config.num_hidden_layers
