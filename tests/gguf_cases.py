@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ TOKENS = torch.randint(1, 370, (96,), generator=torch.Generator().manual_seed(7)
 
 
 def random_plan(checkpoint: Checkpoint, kind: str) -> CompressionPlan:
-    """Random neurons; ``kind``: whole, uniform (one narrow width), ragged, drop (an expert less)."""
+    """Random neurons; ``kind``: whole, uniform (one width), ragged, or drop (an expert less)."""
     config, generator = checkpoint.config, torch.Generator().manual_seed(11)
     full = config.moe_intermediate_size
 
@@ -61,20 +63,31 @@ def export(
 
 def llama_logits(file: Path) -> Logits:
     """Of TOKENS in unmodified llama.cpp, with F32 KV and without flash attention."""
-    with LlamaCppModel(file, context=128, threads=2, kv_type="F32") as model:
+    with LlamaCppModel(file, context=128, threads=1, kv_type="F32") as model:
         return model.logits(TOKENS)
 
 
 def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Logits:
     """Of TOKENS in transformers at float32, with the plan's cut neurons zeroed at full width."""
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager"
+        path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
-    with torch.no_grad():
+    with torch.no_grad(), _one_thread():
         if plan is not None:
             _mask(model, plan)
         logits: torch.Tensor = model(torch.tensor([TOKENS])).logits[0]
     return logits.numpy()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small only lose time to a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _mask(model: Any, plan: CompressionPlan) -> None:

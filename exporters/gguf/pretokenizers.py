@@ -19,13 +19,8 @@ _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
 LLAMA3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
 DEEPSEEK_V3 = (
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^"""
-    "\r\n"
-    r"""\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+["""
-    "\r\n"
-    r"""]*|\s*["""
-    "\r\n"
-    r"""]+|\s+(?!\S)|\s+"""
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
 # The letters of deepseek-llm fill half a page; published copies differ in Unicode normalisation.
 _DEEPSEEK_LETTERS = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿ"
@@ -41,9 +36,9 @@ _TABLE: tuple[tuple[str, bool | None, tuple[Step, ...]], ...] = (
         "deepseek-llm",
         False,
         (
-            ("split", "[\r\n]"),
+            ("split", r"[\r\n]"),
             ("split", _DEEPSEEK_LETTERS),
-            ("split", r"\s?[!-/:-~！-／：-～‘-‟\u3000-。]+".replace(r"\u3000", "\u3000")),
+            ("split", "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+"),
             ("split", r"\s+$"),
             ("split", "[一-龥ࠀ-一가-\ud7ff]+"),
             ("digits", "single"),
@@ -100,7 +95,9 @@ def _steps(node: Mapping[str, Any]) -> Iterator[Step]:
         inverted = node["behavior"] == "Removed" and node.get("invert", False)
         pattern = node["pattern"].get("Regex") or str(node["pattern"])
         # "Removed, inverted" keeps the matches alone; these patterns match everything.
-        yield "split" if usual or inverted else f"split {node['behavior']}", pattern
+        kind = "split" if usual or inverted else f"split {node['behavior']}"
+        # Some files escape line ends in the pattern, some hold the characters themselves.
+        yield kind, pattern.replace("\r", r"\r").replace("\n", r"\n")
     elif kind == "Digits":
         yield "digits", "single" if node["individual_digits"] else "runs"
     elif kind == "ByteLevel":

@@ -70,9 +70,10 @@ class LlamaCppModel:
         params.n_threads = params.n_threads_batch = threads or os.cpu_count() or 1
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.flash_attn_type = _FLASH_ATTENTION if flash_attention else _NO_FLASH_ATTENTION
+        _log.clear()
         made = self._native.llama_init_from_model(self._model, params)
         if not made:
-            raise UserError(f"llama.cpp cannot make a context of {context} tokens: {_last_error()}")
+            raise UserError(f"llama.cpp cannot make a context of {context} tokens: {_reason()}")
         return made
 
     # -- evaluation ----------------------------------------------------------------------------
@@ -106,13 +107,14 @@ class LlamaCppModel:
                 batch.n_seq_id[index] = 1
                 batch.seq_id[index][0] = 0
                 batch.logits[index] = index in outputs
+            _log.clear()
             status = self._native.llama_decode(self._context, batch)
         finally:
             self._native.llama_batch_free(batch)
         if status:
             raise UserError(
                 f"llama.cpp could not evaluate {len(tokens)} tokens at position {position} "
-                f"(status {status}): {_last_error()}",
+                f"(status {status}): {_reason()}",
                 "a larger context",
             )
 
@@ -182,9 +184,11 @@ def _load(native: Any, file: Path, vocab_only: bool) -> Any:
     _log.clear()
     model = native.llama_model_load_from_file(str(file).encode(), params)
     if not model:
+        reason = _reason()
+        hint = "a merged or padded file: export --layout merged|padded"
         raise UserError(
-            f"llama.cpp refuses {file.name}: {_last_error()}",
-            "a merged or padded file: export --layout merged|padded",
+            f"llama.cpp refuses {file.name}: {reason}",
+            hint if "_exps.weight' not found" in reason else "export the file again",
         )
     return model
 
@@ -213,12 +217,11 @@ def _log_callback(llama_cpp: Any) -> Any:
     return keep
 
 
-def _last_error() -> str:
-    """The most telling line of the log: the last error that gives a reason."""
+def _reason() -> str:
+    """The first error of the log: the ones after it only say that loading failed."""
     errors = [text for level, text in _log if level == _ERROR_LEVEL and text]
-    reasons = [text for text in errors if "error loading model" in text] or errors
-    line = reasons[-1] if reasons else "it gives no reason"
-    return line.split("error loading model:")[-1].split(": ", 1)[-1].strip()
+    line = errors[0] if errors else "it gives no reason"
+    return line.split("error loading model: ")[-1].split(": ", 1)[-1].strip()
 
 
 # -- memory ----------------------------------------------------------------------------------------
