@@ -334,7 +334,7 @@ class _LayerObserver:
 
     def begin(self, stats: LayerStatistics, active: torch.Tensor) -> None:
         """The next forward's tokens go to ``stats``; padding (not ``active``) to nothing."""
-        self.stats, self.experts.active = stats, active
+        self.stats, self.experts.active = stats, None if bool(active.all()) else active
         self.gated_norms: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def end(self) -> None:
@@ -363,14 +363,10 @@ class _LayerObserver:
         gated = torch.zeros(chosen.shape, dtype=torch.float32, device=chosen.device)
         for rows, slots, gated_norm in self.gated_norms:
             gated[rows, slots] = gated_norm
+        values = (self.h, output, chosen, gated)
         kept = self.experts.active
-        accumulate_tokens(
-            self.stats,
-            h=self.h[kept],
-            routed=output[kept],
-            experts=chosen[kept],
-            gated_norm=gated[kept],
-        )
+        h, output, chosen, gated = values if kept is None else (v[kept] for v in values)
+        accumulate_tokens(self.stats, h=h, routed=output, experts=chosen, gated_norm=gated)
 
 
 def _observe(layer: nn.Module) -> _LayerObserver:

@@ -197,9 +197,12 @@ def accumulate_tokens(
 
     h, routed: [tokens, hidden]; experts, gated_norm: [tokens, top_k].
     """
-    h, routed = h.float(), routed.float()
-    turned = _turn(_norm(h), _dot(h, routed, torch.empty_like(h)), _norm(routed), residual=True)
-    weighted = gated_norm.float() * turned.clamp_min(0)[:, None]
+    parts = []
+    for block in _blocks(h):
+        stream, output = h[block].float(), routed[block].float()
+        product = _dot(stream, output, torch.empty_like(output))
+        parts.append(_turn(_norm(stream), product, _norm(output), residual=True))
+    weighted = gated_norm.float() * torch.cat(parts).clamp_min(0)[:, None]
     flat = experts.reshape(-1).cpu()
     stats["easy_ep"].index_add_(0, flat, weighted.reshape(-1).double().cpu())
 
