@@ -26,10 +26,16 @@ from tenp_edge.source import ModelSource
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the user may choose about a file. ``layout`` None means the format's default."""
+    """What the user may choose about a file. ``layout`` None means the format's default.
+
+    ``imatrix``: quantise with an importance matrix, which the source must then have.
+    ``tensor_types``: "regex=TYPE", types of single tensors that go before those of ``quant``.
+    """
 
     quant: str
     layout: str | None = None
+    imatrix: bool = False
+    tensor_types: tuple[str, ...] = ()
     extra: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -318,11 +318,13 @@ class Statistics:
         """Whether sums of squared inputs are there: calibrations of older versions lack them."""
         return bool(self.info.get("inputs"))
 
-    def matrix_inputs(self, domain: str, layer: int) -> dict[str, torch.Tensor]:
-        """Sum of squared inputs of the layer's other matrices: role -> float64 [inputs]."""
-        prefix = f"{domain}/layers.{layer}.inputs."
-        found = (name for name in self.stored if name.startswith(prefix))
-        return {name.removeprefix(prefix): self.read(name).double() for name in found}
+    def matrix_inputs(self, domain: str, layer: int, role: str) -> torch.Tensor | None:
+        """Sum of squared inputs of a matrix outside the routed experts, float64 [inputs].
+
+        None where nothing was collected (embeddings, output, a layer after the last MoE layer).
+        """
+        name = f"{domain}/layers.{layer}.inputs.{role}"
+        return self.read(name).double() if name in self.stored else None
 
     def weight_norms(self, layer: int) -> dict[str, torch.Tensor]:
         """Row norms of gate and up and column norms of down, float64 [experts, width]."""

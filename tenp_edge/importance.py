@@ -1,0 +1,99 @@
+"""The importance matrix: how much each column of a matrix matters when it is quantised.
+
+A quantiser rounds a weight w_k; the output moves by (error of w_k) x_k, so column k is weighed by
+the mean of x_k^2 over the calibration tokens, as llama.cpp's imatrix has it. For gate and up of an
+expert x is the expert's input, for down its neurons m, cut like the matrix itself: what the kept
+neurons were fed does not depend on the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tenp_edge.errors import UserError
+from tenp_edge.plan import CompressionPlan
+from tenp_edge.slicing import kept_experts
+from tenp_edge.statistics import INPUT_SUM, Statistics
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Sum of squared inputs of a matrix, float32 [columns], over ``tokens`` tokens."""
+
+    sums: torch.Tensor
+    tokens: int
+
+    def weights(self) -> torch.Tensor:
+        """Their mean, float32; ones where no token came by, as llama-quantize fills them in."""
+        if not self.tokens:
+            return torch.ones_like(self.sums)
+        return self.sums / torch.tensor(float(self.tokens), dtype=torch.float32)
+
+
+class Importance:
+    """The squares of every matrix of the model that ``plan`` makes (None: the whole model).
+
+    Layers and experts are numbered as in the pruned model. All domains count together, token by
+    token. Raises UserError for statistics without inputs or of another model than the plan's.
+    """
+
+    def __init__(self, statistics: Statistics, plan: CompressionPlan | None = None) -> None:
+        if not statistics.has_inputs:
+            raise UserError(
+                "the statistics have no sums of inputs (an older calibration made them)",
+                "calibrate again, or --no-imatrix",
+            )
+        if plan is not None and plan.fingerprint != statistics.fingerprint:
+            raise UserError(
+                f"the statistics belong to another checkpoint ({statistics.fingerprint[:12]}, "
+                f"the plan is for {plan.fingerprint[:12]})",
+                "the statistics that the plan was made from, or --no-imatrix",
+            )
+        self._statistics, self._plan = statistics, plan
+        self._layer: tuple[int, dict[str, torch.Tensor]] | None = None
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return self._statistics.domains
+
+    @property
+    def tokens(self) -> int:
+        """Calibration tokens, all domains together."""
+        return sum(int(found["tokens"]) for found in self._statistics.info["domains"].values())
+
+    def expert(self, layer: int, expert: int, projection: str) -> Squares:
+        """Of one routed expert's ``projection``: gate, up ([hidden]) or down ([kept width])."""
+        sums, original = self._expert_sums(layer), self._original(layer, expert)
+        tokens = int(sums["tokens"][original])
+        if projection != "down":
+            return Squares(sums[INPUT_SUM][original].float(), tokens)
+        neurons = sums["activation_sq"][original]
+        if self._plan is not None and self._plan.widths[layer][original] < len(neurons):
+            neurons = neurons[self._plan.neurons(layer, original)]
+        return Squares(neurons.float(), tokens)
+
+    def matrix(self, layer: int, role: str) -> Squares | None:
+        """Of a matrix outside the routed experts; None where nothing was collected."""
+        total: torch.Tensor | None = None
+        for domain in self.domains:
+            found = self._statistics.matrix_inputs(domain, layer, role)
+            if found is not None:
+                total = found if total is None else total + found
+        return None if total is None else Squares(total.float(), self.tokens)
+
+    def _original(self, layer: int, expert: int) -> int:
+        return expert if self._plan is None else int(kept_experts(self._plan.widths[layer])[expert])
+
+    def _expert_sums(self, layer: int) -> dict[str, torch.Tensor]:
+        """The layer's sums over all domains; those of the last layer are remembered."""
+        if self._layer is None or self._layer[0] != layer:
+            self._layer = None
+            by_domain = [self._statistics.layer(domain, layer) for domain in self.domains]
+            names = ("tokens", INPUT_SUM, "activation_sq")
+            totals = {
+                name: torch.stack([stats[name] for stats in by_domain]).sum(dim=0) for name in names
+            }
+            self._layer = layer, totals
+        return self._layer[1]
