@@ -9,11 +9,13 @@ neurons were fed does not depend on the others.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
-from tenp_edge.plan import CompressionPlan
+from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.slicing import kept_experts
 from tenp_edge.statistics import INPUT_SUM, Statistics
 
@@ -59,6 +61,16 @@ class Importance:
         return self._statistics.domains
 
     @property
+    def samples(self) -> int:
+        """Calibration chunks, all domains together."""
+        return sum(int(found["samples"]) for found in self._statistics.info["domains"].values())
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of the longest chunk."""
+        return int(self._statistics.info["seq_len"])
+
+    @property
     def tokens(self) -> int:
         """Calibration tokens, all domains together."""
         return sum(int(found["tokens"]) for found in self._statistics.info["domains"].values())
@@ -97,3 +109,40 @@ class Importance:
             }
             self._layer = layer, totals
         return self._layer[1]
+
+
+def importance_of(
+    checkpoint: Checkpoint, statistics: Statistics, plan: CompressionPlan | None = None
+) -> Importance:
+    """Of ``checkpoint`` seen through ``plan``; of a pruned one through the plan that made it.
+
+    A pruned checkpoint does not say which neurons it kept: without ``plan``, its plan.json is
+    looked for beside its directory, where compress leaves it. Raises UserError when the plan is
+    not to be found or another checkpoint's, or the statistics are another model's.
+    """
+    pruned = checkpoint.config.raw.get("tenp")
+    if pruned:
+        plan = plan or _plan_beside(checkpoint.path)
+        if plan.digest != pruned["digest"]:
+            raise UserError(
+                f"the plan is not the one that {checkpoint.path} was pruned by "
+                f"({plan.digest[:12]}, not {str(pruned['digest'])[:12]})",
+                "--plan with the plan.json of that run",
+            )
+    elif plan is None and statistics.fingerprint != checkpoint.fingerprint:
+        raise UserError(
+            f"the statistics belong to another checkpoint ({statistics.fingerprint[:12]}, "
+            f"this one is {checkpoint.fingerprint[:12]})",
+            "calibrate this model, or --no-imatrix",
+        )
+    return Importance(statistics, plan)
+
+
+def _plan_beside(directory: Path) -> CompressionPlan:
+    file = directory.resolve().parent / "plan.json"
+    if not file.is_file():
+        raise UserError(
+            f"{directory} does not say which neurons it kept, and there is no {file}",
+            "--plan with the plan.json that it was pruned by, or --no-imatrix",
+        )
+    return load_plan(file)

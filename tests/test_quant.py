@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,7 @@ from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import Domain
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.importance import Importance
-from tenp_edge.models import ModelConfig
-from tenp_edge.plan import CompressionPlan
+from tenp_edge.importance import Importance, Squares
 from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
 from tenp_edge.source import ModelSource
@@ -81,14 +79,13 @@ def test_recipes_are_llama_cpps(shape: str, make: Make, tmp_path: Path) -> None:
 
 # -- bytes -----------------------------------------------------------------------------------------
 
-UNREACHED = (1, 3)  # layer, expert
-
 
 @pytest.fixture(scope="module")
 def model(make: Make) -> Checkpoint:
     """Two layers wide enough for K-quants, in bf16 as real models are."""
-    changes = WIDE | {"num_hidden_layers": 2, "moe_intermediate_size": 512, "num_experts": 4}
-    changes |= {"shared_expert_intermediate_size": 256, "torch_dtype": "bfloat16"}
+    changes = WIDE | {"num_hidden_layers": 2, "moe_intermediate_size": 256}
+    changes |= {"num_experts": 3, "shared_expert_intermediate_size": 256}
+    changes |= {"torch_dtype": "bfloat16"}
     return Checkpoint(make("qwen2_moe", **changes))
 
 
@@ -102,25 +99,18 @@ def statistics(model: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> S
     return calibrate(model, domains, tmp_path_factory.mktemp("work"), dtype="float32")
 
 
-def merged_imatrix(
-    importance: Importance, config: ModelConfig, names: Mapping[str, Any]
-) -> dict[str, Floats]:
-    """What llama-quantize would hand on for a merged file: experts stacked, means of squares."""
+def read_imatrix(file: Path) -> dict[str, Floats]:
+    """Means of squares as llama-quantize makes them of an imatrix file (load_imatrix)."""
+    reader = gguf.GGUFReader(file)
+    assert reader.fields["general.type"].contents() == "imatrix"
+    stored = {tensor.name: tensor.data for tensor in reader.tensors}
     found: dict[str, Floats] = {}
-    roles = {"attn_q": "q", "attn_k": "k", "attn_v": "v", "attn_output": "o"}
-    roles |= {f"ffn_{p}_shexp": f"shared_{p}" for p in ("gate", "up", "down")}
-    for layer in config.moe_layers:
-        for projection in ("gate", "up", "down"):
-            rows = [
-                importance.expert(layer, expert, projection).weights()
-                for expert in range(config.num_experts)
-            ]
-            found[f"blk.{layer}.ffn_{projection}_exps.weight"] = torch.stack(rows).numpy()
-        for name, role in roles.items():
-            squares = importance.matrix(layer, role)
-            assert squares is not None
-            found[f"blk.{layer}.{name}.weight"] = squares.weights().numpy()
-    assert set(found) <= set(names)
+    for name, sums in stored.items():
+        if name.endswith(".in_sum2"):
+            name = name.removesuffix(".in_sum2")
+            counts = stored[f"{name}.counts"].reshape(-1, 1)
+            safe = np.where(counts > 0, counts, np.float32(1))
+            found[name] = np.where(counts > 0, sums.reshape(len(counts), -1) / safe, np.float32(1))
     return found
 
 
@@ -129,11 +119,13 @@ def merged_imatrix(
 def test_merged_bytes_are_llama_cpps(
     imatrix: bool, kind: str, model: Checkpoint, statistics: Statistics, tmp_path: Path
 ) -> None:
+    """With rows of 256 and of 128, which take the fallbacks; the matrix through its own file."""
     plan = random_plan(model, kind)
-    importance = Importance(statistics, plan)
-    source = ModelSource(model, plan, importance)
-    export(source, tmp_path / "f32.gguf", "F32", layout="merged")
-    theirs = merged_imatrix(importance, source.config, tensors(tmp_path / "f32.gguf"))
+    source = ModelSource(model, plan, Importance(statistics, plan))
+    matrix_file = tmp_path / "imatrix.gguf"
+    export(source, tmp_path / "f32.gguf", "F32", layout="merged", imatrix_file=str(matrix_file))
+    theirs = read_imatrix(matrix_file)
+    assert len(theirs) == 2 * (3 + 4 + 3)  # layers x (experts, attention, shared expert)
     for quant in QUANTISED:
         judge = tmp_path / "judge.gguf"
         quantize(tmp_path / "f32.gguf", judge, quant, imatrix=theirs if imatrix else None)
@@ -143,3 +135,97 @@ def test_merged_bytes_are_llama_cpps(
         for name, tensor in wanted.items():
             assert ours[name].tensor_type == tensor.tensor_type, name
             assert ours[name].data.tobytes() == tensor.data.tobytes(), f"{quant} {name}"
+
+
+def test_rules_are_llama_cpps(model: Checkpoint, tmp_path: Path) -> None:
+    """--tensor-type, legal or not, in both layouts."""
+    rules = {"ffn_down_exps": "Q6_K", r"blk\.0\.attn_[qk]": "Q5_0", "attn_": "IQ4_XS"}
+    source = ModelSource(model)
+    texts = tuple(f"{pattern}={kind}" for pattern, kind in rules.items())
+    export(source, tmp_path / "f32.gguf", "F32")
+    wanted = quantize(
+        tmp_path / "f32.gguf", tmp_path / "none", "Q4_K_S", overrides=rules, dry_run=True
+    )
+    options = ExportOptions("Q4_K_S", "merged", tensor_types=texts)
+    manifest = EXPORTER.manifest(model, model.config, options)
+    assert {t.name: t.type for t in manifest.tensors} == wanted
+    assert wanted["blk.0.attn_k.weight"] == "Q5_0" and wanted["blk.1.attn_k.weight"] == "IQ4_XS"
+    options = ExportOptions("Q4_K_S", "per-expert", tensor_types=(*texts, r"ffn_up\.2\.=q8_0"))
+    types = {t.name: t.type for t in EXPORTER.manifest(model, model.config, options).tensors}
+    assert types["blk.1.ffn_down.2.weight"] == "Q6_K" and types["blk.1.ffn_up.2.weight"] == "Q8_0"
+    assert types["blk.1.ffn_up.1.weight"] == "Q4_K"
+
+
+def test_an_expert_alone_is_its_slice(
+    model: Checkpoint, statistics: Statistics, tmp_path: Path
+) -> None:
+    """Per-expert and padded files hold the bytes of the merged one where the widths are the same;
+    padding is zeros."""
+    plan = random_plan(model, "uniform")
+    source = ModelSource(model, plan, Importance(statistics, plan))
+    for layout in EXPORTER.layouts:
+        export(source, tmp_path / f"{layout}.gguf", "Q4_K_M", layout=layout, imatrix=True)
+    merged, alone = tensors(tmp_path / "merged.gguf"), tensors(tmp_path / "per-expert.gguf")
+    padded = tensors(tmp_path / "padded.gguf")
+    for layer in model.config.moe_layers:
+        for projection in ("gate", "up", "down"):
+            stack = merged[f"blk.{layer}.ffn_{projection}_exps.weight"]
+            for expert, rows in enumerate(stack.data):
+                own = alone[f"blk.{layer}.ffn_{projection}.{expert}.weight"]
+                assert own.tensor_type == stack.tensor_type and np.array_equal(own.data, rows)
+        wide = padded[f"blk.{layer}.ffn_gate_exps.weight"]
+        narrow = merged[f"blk.{layer}.ffn_gate_exps.weight"]
+        assert np.array_equal(wide.data[:, :128], narrow.data)
+        down = padded[f"blk.{layer}.ffn_down_exps.weight"]
+        assert down.tensor_type.name in ("Q4_K", "Q6_K")  # 256 wide again, no fallback
+        values = gguf.dequantize(down.data, down.tensor_type)
+        assert values[..., :128].any() and not values[..., 128:].any()
+
+
+def test_fallbacks_are_said(model: Checkpoint) -> None:
+    config = ModelSource(model, random_plan(model, "uniform")).config
+    manifest = EXPORTER.manifest(model, config, ExportOptions("Q4_K_S", "per-expert"))
+    assert manifest.notes == (
+        "6 tensors (expert_down, rows of 128) take Q5_0: Q4_K needs a multiple of 256",
+    )
+
+
+# -- importance ------------------------------------------------------------------------------------
+
+
+def test_importance_lowers_the_weighted_error(
+    model: Checkpoint, statistics: Statistics, tmp_path: Path
+) -> None:
+    """The error that the matrix weighs by; bytes differ, sizes do not."""
+    importance = Importance(statistics)
+    source = ModelSource(model, None, importance)
+    weighted = importance.expert(1, 2, "down").weights().numpy()
+    exact = model.expert(1, 2).down.float().numpy()
+    errors = {}
+    for imatrix in (False, True):
+        file = tmp_path / f"{imatrix}.gguf"
+        export(source, file, "Q3_K_M", layout="per-expert", imatrix=imatrix)
+        tensor = tensors(file)["blk.1.ffn_down.2.weight"]
+        found = gguf.dequantize(tensor.data, tensor.tensor_type)
+        errors[imatrix] = float((((found - exact) ** 2) * weighted).sum())
+    assert errors[True] < 0.97 * errors[False]  # random weights leave little to gain
+    assert (tmp_path / "True.gguf").stat().st_size == (tmp_path / "False.gguf").stat().st_size
+
+
+def test_importance_is_sliced_and_adds_up(model: Checkpoint, statistics: Statistics) -> None:
+    plan = random_plan(model, "uniform")
+    cut, whole = Importance(statistics, plan), Importance(statistics)
+    kept, full = cut.expert(1, 1, "down"), whole.expert(1, 1, "down")
+    assert torch.equal(kept.sums, full.sums[plan.neurons(1, 1)])
+    assert torch.equal(cut.expert(1, 1, "up").sums, whole.expert(1, 1, "gate").sums)
+    by_domain = [statistics.layer(name, 1) for name in ("code", "prose")]
+    assert torch.equal(full.sums, sum(s["activation_sq"][1] for s in by_domain).float())
+    assert full.tokens == sum(int(s["tokens"][1]) for s in by_domain)
+    assert whole.tokens == 40 + 31 + 40 + 40
+    queries, keys = whole.matrix(0, "q"), whole.matrix(0, "k")
+    assert queries is not None and keys is not None and torch.equal(queries.sums, keys.sums)
+    assert whole.matrix(0, "embed") is None
+
+
+def test_an_unreached_expert_weighs_all_columns_alike() -> None:
+    assert torch.equal(Squares(torch.zeros(3), 0).weights(), torch.ones(3))

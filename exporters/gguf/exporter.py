@@ -9,11 +9,12 @@ from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import manifest_file
 from tenp_edge.exporters.gguf.architectures import check_architecture
 from tenp_edge.exporters.gguf.fields import Field, header, header_bytes, padded
+from tenp_edge.exporters.gguf.imatrix import write_imatrix
 from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
 from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
 from tenp_edge.exporters.gguf.recipes import TypeRecipe, parse_rules
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
-from tenp_edge.exporters.gguf.types import QUANTS, TYPES
+from tenp_edge.exporters.gguf.types import QUANTS, TYPES, WEIGHTED_QUANTS
 from tenp_edge.exporters.gguf.writer import TensorWriter
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
@@ -27,6 +28,7 @@ class GgufExporter:
     format = "gguf"
     layouts = LAYOUTS
     quants = QUANTS
+    weighted_quants = WEIGHTED_QUANTS
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, layout or type cannot be written."""
@@ -66,9 +68,10 @@ class GgufExporter:
         self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
     ) -> Manifest:
         """Write ``target`` as `manifest` says; it appears only when it is complete."""
-        if options.imatrix and source.importance is None:
+        if source.importance is None and (options.imatrix or options.imatrix_file):
             raise UserError(
-                "an importance matrix needs calibration statistics", "--calibration WORK"
+                "an importance matrix needs calibration statistics",
+                "--calibration WORK, or --no-imatrix",
             )
         manifest = self.manifest(source.checkpoint, source.config, options)
         found = entries(source.config, manifest.layout, _types(source.config, options))
@@ -83,6 +86,8 @@ class GgufExporter:
                 TensorWriter(stream, source, found, len(head), options.imatrix) as writer,
             ):
                 writer.write(found, task)
+        if options.imatrix_file is not None and source.importance is not None:
+            write_imatrix(source.importance, found, Path(options.imatrix_file))
         return manifest
 
 

@@ -126,11 +126,6 @@ class FileType:
     def is_float(self) -> bool:
         return self.default in FLOAT_TYPES
 
-    @property
-    def weighs_columns(self) -> bool:
-        """Whether an importance matrix is of use to such a file."""
-        return TYPES[self.default].weighs_columns
-
 
 FILE_TYPES = {
     row.name: row
@@ -152,6 +147,7 @@ FILE_TYPES = {
     )
 }
 QUANTS: tuple[str, ...] = tuple(FILE_TYPES)
+WEIGHTED_QUANTS = tuple(name for name in QUANTS if TYPES[FILE_TYPES[name].default].weighs_columns)
 
 
 def legal_type(wanted: str, row_length: int) -> str:
