@@ -35,12 +35,12 @@ from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.source import ModelSource
 
 DEMO = Path(tenp_edge.__file__).parent / "demo_model"
-PAPER = PlanRequest(shallow=1, deep=2)
-# Multiples of 32 would give one width for all far fewer bytes than the others get.
-UNIFORM = PlanRequest(method="enp", width_multiple=8)
+# Multiples of 32 would give these three clearly fewer bytes than the others get.
+UNIFORM = PlanRequest(method="enp", width_multiple=1)
+PAPER = PlanRequest(shallow=1, deep=2, middle=1, width_multiple=1)  # and alpha = rho / 2
 METHODS: dict[str, PlanRequest] = {
     "TENP (alpha and slope by predicted loss)": PlanRequest(),
-    "TENP (paper's shape, 1 -> 2, alpha = rho/2)": PAPER,
+    "TENP as published (alpha = rho/2, 1 -> 2)": PAPER,
     "ENP, uniform width": UNIFORM,
     "own width per expert, global (energy)": PlanRequest(method="free"),
     "own width per expert, per layer (energy)": PlanRequest(method="free", ranking="layer"),
@@ -112,7 +112,8 @@ def main() -> None:
         print("| method | kept | R_active |", " | ".join(names), "|")
         print("|---|---|---|" + "---|" * len(names))
         for name, request in METHODS.items():
-            sized = replace(request, keep=keep, seed=args.seed)
+            share = keep / 2 if request is PAPER else None
+            sized = replace(request, keep=keep, whole_share=share, seed=args.seed)
             plan = make_plan(checkpoint, this_machine(), sized, statistics)
             print(row(name, plan, checkpoint, domains, references), flush=True)
         dense_row = [evaluate(dense, d, r) for d, r in zip(domains, references, strict=True)]

@@ -306,6 +306,8 @@ def _run_layer(job: _Job, model: StreamingModel, index: int, runs: Sequence[_Run
         output = model.run(layer, hidden)
         if not is_last:
             partial.write(run.start, output.cpu())
+    if observer is not None:
+        observer.end()
     if not is_last:
         partial.file.replace(target.file)
     named = layer_tensors(index, sums, weight_norms(layer)) if is_moe else {}
@@ -335,6 +337,10 @@ class _LayerObserver:
         """The next forward's tokens go to ``stats``; padding (not ``active``) to nothing."""
         self.stats, self.experts.active = stats, active
         self.gated_norms: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def end(self) -> None:
+        """Let go of the experts: the two hold each other, and a layer must be freed at once."""
+        self.experts.observer = None
 
     def residual(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         """Pre-hook of the norm before the MoE block: its input is the residual stream h."""

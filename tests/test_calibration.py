@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +24,8 @@ from tenp_edge.calibration import calibrate, coverage
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import Domain
 from tenp_edge.errors import UserError
+from tenp_edge.experts import RaggedExperts
+from tenp_edge.forward import StreamingModel
 from tenp_edge.inputs import matrix_roles
 from tenp_edge.statistics import (
     EXPERT_SUMS,
@@ -487,3 +491,26 @@ def test_coverage(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
         f"{few} of 24 experts saw fewer than 32 tokens; "
         "their scores are guesses: more --samples, or a longer --seq-len"
     ]
+
+
+def test_a_layer_is_freed_before_the_next_is_read(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By reference count alone: the collector may not run for many layers."""
+    alive: list[weakref.ref[RaggedExperts]] = []
+    make = StreamingModel.layer
+
+    def watched(model: StreamingModel, index: int) -> torch.nn.Module:
+        assert all(experts() is None for experts in alive)
+        layer = make(model, index)
+        alive.append(weakref.ref(layer.get_submodule("mlp.experts")))
+        return layer
+
+    monkeypatch.setattr(StreamingModel, "layer", watched)
+    gc.collect()
+    gc.disable()
+    try:
+        run(checkpoint_of("mixtral"), tmp_path, two_domains())
+    finally:
+        gc.enable()
+    assert len(alive) == 3
