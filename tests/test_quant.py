@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,16 @@ import tiny
 import torch
 from gguf_cases import random_plan
 from llama_quantize import Floats, quantize
+from test_cli import refused, run
 
 from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import Domain
+from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.importance import Importance, Squares
+from tenp_edge.importance import Importance, Squares, importance_of
+from tenp_edge.pipeline import run_export
+from tenp_edge.plan import load_plan
 from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
 from tenp_edge.source import ModelSource
@@ -229,3 +236,106 @@ def test_importance_is_sliced_and_adds_up(model: Checkpoint, statistics: Statist
 
 def test_an_unreached_expert_weighs_all_columns_alike() -> None:
     assert torch.equal(Squares(torch.zeros(3), 0).weights(), torch.ones(3))
+
+
+# -- refusals and notes ----------------------------------------------------------------------------
+
+RULES = {
+    "attn_v": ("--tensor-type 'attn_v' is not REGEX=TYPE", "--tensor-type 'attn_v=Q8_0'"),
+    "attn_v=Q4_K_M": (
+        "--tensor-type 'attn_v=Q4_K_M': 'Q4_K_M' is not a tensor type",
+        "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, "
+        "IQ4_XS",
+    ),
+    "attn_(=Q8_0": (
+        "--tensor-type 'attn_(=Q8_0': missing ), unterminated subpattern at position 5",
+        "a regular expression, as in 'attn_v=Q8_0'",
+    ),
+    "atn=Q8_0": (
+        "--tensor-type 'atn=Q8_0' matches no tensor that an earlier rule has not taken",
+        "a regular expression for names such as blk.0.attn_k.weight or token_embd.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_that_make_no_sense_are_refused(rule: str, model: Checkpoint) -> None:
+    options = ExportOptions("Q4_K_M", tensor_types=(rule,))
+    with pytest.raises(UserError) as caught:
+        EXPORTER.manifest(model, model.config, options)
+    assert (caught.value.message, caught.value.hint) == RULES[rule]
+
+
+def test_importance_needs_statistics_of_this_model(
+    model: Checkpoint, statistics: Statistics, make: Make, tmp_path: Path
+) -> None:
+    other = Checkpoint(make("olmoe"))
+    with pytest.raises(UserError, match=r"^the statistics belong to another checkpoint \("):
+        importance_of(other, statistics)
+    with pytest.raises(UserError, match=r"^the statistics belong to another checkpoint \("):
+        Importance(statistics, random_plan(other, "ragged"))
+    without = replace(statistics, info={**statistics.info, "inputs": False})
+    with pytest.raises(UserError, match=r"^the statistics have no sums of inputs \("):
+        Importance(without)
+    with pytest.raises(UserError, match=r"^an importance matrix needs calibration statistics"):
+        export(ModelSource(model), tmp_path / "model.gguf", "Q4_K_M", imatrix=True)
+    assert not list(tmp_path.iterdir())
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compressed(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """compress --quant Q4_K_M of a model whose narrow experts take fallbacks."""
+    path = make("qwen3_moe", **WIDE, moe_intermediate_size=256, num_experts=4, num_hidden_layers=2)
+    out = tmp_path_factory.mktemp("quant") / "out"
+    sizes = ("--samples", 2, "--seq-len", 64, "--eval-samples", 1, "--eval-seq-len", 64)
+    done = run("compress", path, "--keep", 0.6, "--quant", "Q4_K_M", *sizes, "-o", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_compress_quantises_and_predicts_the_bytes(compressed: Path) -> None:
+    plan = load_plan(compressed / "plan.json")
+    assert (plan.recipe["quant"], plan.recipe["imatrix"]) == ("Q4_K_M", True)
+    assert plan.files["model.gguf"] == (compressed / "model.gguf").stat().st_size
+    assert any("take Q5_0: Q4_K needs a multiple of 256" in n for n in plan.recipe["notes"])
+    assert json.loads((compressed / "validation.json").read_text())["overall"]["mean_kl"] > 0
+
+
+def test_export_of_the_pruned_checkpoint_is_the_same_file(compressed: Path, tmp_path: Path) -> None:
+    """Its neurons are found in plan.json beside it; without statistics there is no matrix."""
+    checkpoint, work = compressed / "checkpoint", compressed / "calibration"
+    command = ("export", checkpoint, "--quant", "Q4_K_M", "--calibration", work)
+    again = tmp_path / "again.gguf"
+    done = run(*command, "-o", again, "--imatrix-out", tmp_path / "imatrix.gguf")
+    assert done.returncode == 0, done.stderr
+    assert again.read_bytes() == (compressed / "model.gguf").read_bytes()
+    assert len(read_imatrix(tmp_path / "imatrix.gguf")) == 2 * (4 + 3 * 4)
+    options, plain = ExportOptions("Q4_K_M"), tmp_path / "plain.gguf"
+    run_export(checkpoint, plain, "gguf", options, statistics=work)
+    assert plain.stat().st_size == again.stat().st_size
+    assert plain.read_bytes() != again.read_bytes()
+
+
+def test_a_pruned_checkpoint_needs_its_plan(compressed: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(compressed / "checkpoint", tmp_path / "sub" / "moved")
+    work, file = compressed / "calibration", tmp_path / "model.gguf"
+    options = ExportOptions("Q4_K_M", imatrix=True)
+    with pytest.raises(UserError) as caught:
+        run_export(moved, file, "gguf", options, statistics=work)
+    assert (caught.value.message, caught.value.hint) == (
+        f"{moved} does not say which neurons it kept, and there is no "
+        f"{tmp_path / 'sub' / 'plan.json'}",
+        "--plan with the plan.json that it was pruned by, or --no-imatrix",
+    )
+    run_export(moved, file, "gguf", options, compressed / "plan.json", statistics=work)
+    assert file.read_bytes() == (compressed / "model.gguf").read_bytes()
+
+
+def test_imatrix_out_without_statistics_is_refused(compressed: Path, tmp_path: Path) -> None:
+    files = ("-o", tmp_path / "model.gguf", "--imatrix-out", tmp_path / "imatrix.gguf")
+    assert refused("export", compressed / "checkpoint", *files) == (
+        "error: --imatrix-out has no importance matrix to write\ntry:   --calibration WORK\n"
+    )
