@@ -8,6 +8,8 @@ neurons were fed does not depend on the others.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +57,11 @@ class Importance:
             )
         self._statistics, self._plan = statistics, plan
         self._layer: tuple[int, dict[str, torch.Tensor]] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Identity of the calibration that it is made of."""
+        return hashlib.sha256(json.dumps(self._statistics.info).encode()).hexdigest()[:32]
 
     @property
     def domains(self) -> tuple[str, ...]:

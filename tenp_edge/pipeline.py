@@ -436,7 +436,8 @@ class _Compress:
             writer.write(source, options, target, self.progress)
             return [target]
 
-        self._stage("export", key_of(plan.digest, asdict(options)), write)
+        matrix = None if importance is None else importance.digest
+        self._stage("export", key_of(plan.digest, asdict(options), matrix), write)
 
     def validate(self, plan: CompressionPlan) -> ValidationReport:
         file = self.output / "validation.json"
