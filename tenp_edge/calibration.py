@@ -42,6 +42,7 @@ from tenp_edge.forward import (
     choose_dtype,
     default_batch_tokens,
 )
+from tenp_edge.inputs import InputObserver, matrix_roles
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
 from tenp_edge.states import FileStates
@@ -52,6 +53,7 @@ from tenp_edge.statistics import (
     Statistics,
     accumulate_expert,
     accumulate_tokens,
+    input_tensors,
     layer_tensors,
     load_statistics,
     make_empty,
@@ -130,6 +132,8 @@ def _info(
         "layers": list(config.moe_layers),
         "experts": config.num_experts,
         "width": config.moe_intermediate_size,
+        "hidden": config.hidden_size,
+        "inputs": True,
         "domains": {
             domain.name: {"samples": len(domain.tokens), "tokens": int(domain.lengths.sum())}
             for domain in domains
@@ -182,7 +186,7 @@ class _Job:
     def next_layer(self) -> int | None:
         """The last layer whose input is there with the sums of every layer before it."""
         for layer in range(max(self.info["layers"]) + 1, -1, -1):
-            done = all(self.sums(moe).is_file() for moe in self.info["layers"] if moe < layer)
+            done = all(self.sums(before).is_file() for before in range(layer))
             last = layer > max(self.info["layers"])
             if done and (last or self.states(layer).file.is_file()):
                 return layer
@@ -212,9 +216,11 @@ def _open_job(
 
 
 def _sums_bytes(info: dict[str, Any]) -> int:
-    """Twice the statistics (layer files and the whole): 7 float32 sums per neuron and domain."""
-    neurons = len(info["layers"]) * info["experts"] * info["width"]
-    return int(2 * neurons * 4 * (7 * len(info["domains"]) + 3))
+    """Twice the statistics (layer files and the whole), all float32: per domain 7 sums a neuron
+    and one a hidden feature, which the other matrices' inputs hardly add to."""
+    experts, domains = len(info["layers"]) * info["experts"], len(info["domains"])
+    values = info["width"] * (7 * domains + 3) + info["hidden"] * domains
+    return int(2 * 4 * experts * values)
 
 
 # -- the layers ------------------------------------------------------------------------------------
@@ -288,13 +294,17 @@ def _run_layer(job: _Job, model: StreamingModel, index: int, runs: Sequence[_Run
     partial = _partial(target)
     layer = model.layer(index)
     sums = {
-        name: make_empty(job.info["experts"], job.info["width"]) for name in job.info["domains"]
+        name: make_empty(job.info["experts"], job.info["width"], job.info["hidden"])
+        for name in job.info["domains"]
     }
+    inputs = InputObserver(layer, matrix_roles(model.config, index))
     observer = _observe(layer) if is_moe else None
     for run in runs:
         hidden = source.read(run.start, run.start + len(run.tokens)).to(model.device)
+        active = run.active.to(model.device)
+        inputs.begin(run.domain, active)
         if observer is not None:
-            observer.begin(sums[run.domain], run.active.to(model.device))
+            observer.begin(sums[run.domain], active)
         output = model.run(layer, hidden)
         if not is_last:
             partial.write(run.start, output.cpu())
@@ -302,8 +312,8 @@ def _run_layer(job: _Job, model: StreamingModel, index: int, runs: Sequence[_Run
         observer.end()
     if not is_last:
         partial.file.replace(target.file)
-    if is_moe:
-        write_tensors(job.sums(index), layer_tensors(index, sums, weight_norms(layer)))
+    named = layer_tensors(index, sums, weight_norms(layer)) if is_moe else {}
+    write_tensors(job.sums(index), named | input_tensors(index, inputs.sums))
     source.file.unlink()
 
 
@@ -388,7 +398,7 @@ def _experts(layer: nn.Module) -> RaggedExperts:
 def _finish(job: _Job) -> Statistics:
     """One file of all layers, copied tensor by tensor; then the JSON; then nothing partial."""
     stored: dict[str, StoredTensor] = {}
-    for layer in job.info["layers"]:
+    for layer in range(max(job.info["layers"]) + 1):
         stored |= read_header(job.sums(layer))
 
     def read(name: str) -> torch.Tensor:

@@ -233,6 +233,8 @@ def plan(
     format: flags.Format = None,
     layout: flags.Layout = None,
     quant: flags.Quant = None,
+    no_imatrix: flags.NoImatrix = False,
+    tensor_types: flags.TensorTypes = None,
     seed: flags.Seed = 0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write plan.json here.")
@@ -291,6 +293,8 @@ def compress(
     format: flags.Format = None,
     layout: flags.Layout = None,
     quant: flags.Quant = None,
+    no_imatrix: flags.NoImatrix = False,
+    tensor_types: flags.TensorTypes = None,
     eval_data: flags.EvalData = None,
     eval_samples: flags.EvalSamples = 8,
     eval_seq_len: flags.EvalSeqLen = 512,
@@ -349,11 +353,21 @@ def export(
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
     format: Annotated[str, typer.Option("--format", help="File format: gguf.")] = "gguf",
     layout: flags.Layout = None,
-    quant: Annotated[
-        str, typer.Option("--quant", help="Tensor type: F32, F16, BF16 or Q8_0.")
-    ] = "Q8_0",
+    quant: flags.ExportQuant = "Q8_0",
+    tensor_types: flags.TensorTypes = None,
+    calibration: flags.Calibration = None,
+    no_imatrix: flags.NoImatrix = False,
+    imatrix_out: Annotated[
+        Path | None,
+        typer.Option("--imatrix-out", help="Write the importance matrix too, as llama.cpp's GGUF."),
+    ] = None,
     plan: Annotated[
-        Path | None, typer.Option("--plan", help="Prune by this plan.json while exporting.")
+        Path | None,
+        typer.Option(
+            "--plan",
+            help="Prune by this plan.json while exporting; for a pruned checkpoint, the plan that "
+            "made it (default: plan.json beside its directory).",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the exact size.")] = False,
     force: flags.Force = False,
@@ -361,9 +375,14 @@ def export(
 ) -> None:
     """Write a dense or pruned checkpoint as GGUF.
 
+    With --calibration, types below Q8_0 are quantised with an importance matrix: what each column
+    of each matrix is fed, from the same statistics that plans are made of.
+
     Examples:
 
         tenp-edge export OUT/checkpoint --quant Q8_0 -o model.gguf
+
+        tenp-edge export OUT/checkpoint --quant Q4_K_M --calibration OUT/calibration -o q4.gguf
 
         tenp-edge export OUT/checkpoint --layout padded --quant F16 -o for-llama-cpp.gguf
 
@@ -374,8 +393,16 @@ def export(
 
     if output.exists() and not (force or dry_run):
         raise UserError(f"{output} exists", "--force to overwrite it")
-    options = ExportOptions(quant=quant, layout=layout)
-    manifest = run_export(checkpoint, output, format, options, plan, progress, dry_run)
+    if imatrix_out is not None and (calibration is None or no_imatrix):
+        raise UserError("--imatrix-out has no importance matrix to write", "--calibration WORK")
+    options = ExportOptions(
+        quant,
+        layout,
+        imatrix=not no_imatrix,
+        tensor_types=tuple(tensor_types or ()),
+        imatrix_file=None if imatrix_out is None else str(imatrix_out),
+    )
+    manifest = run_export(checkpoint, output, format, options, plan, progress, dry_run, calibration)
     rows: dict[str, Any] = {
         "format": manifest.format,
         "layout": manifest.layout,

@@ -16,7 +16,9 @@ from tenp_edge.units import format_size, parse_size
 RUNTIMES = ("tenp-edge", "llama.cpp", "onnxruntime")
 LAYOUTS = ("per-expert", "merged", "padded")
 KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
-GGUF_TYPES = tuple("F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_0 Q3_K_M Q2_K IQ4_XS IQ4_NL".split())
+GGUF_TYPES = tuple(
+    "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S IQ4_NL IQ4_XS Q4_0 Q3_K_M Q2_K".split()
+)
 # Resident bytes of a llama.cpp process that no table of weights, KV or compute explains: the
 # interpreter with llama-cpp-python imported (41 MiB), allocator slack, outputs, thread stacks.
 THIS_MACHINE_OVERHEAD_BYTES = 48 * 2**20
@@ -88,7 +90,7 @@ def this_machine() -> DeviceProfile:
         runtime="tenp-edge",
         format="gguf",
         layout="per-expert",
-        tensor_types=("F32", "F16", "BF16", "Q8_0"),
+        tensor_types=GGUF_TYPES,
         default_tensor_type="Q8_0",
         width_multiple=32,
         kv_type="F16",

@@ -9,6 +9,10 @@ import typer
 
 from tenp_edge.hub import local_model
 
+QUANTS = (
+    "F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, Q4_0, Q3_K_M or "
+    "Q2_K"
+)
 _CALIBRATION, _SIZE, _PLAN = "Calibration", "Size (one of)", "Plan"
 _EXPORT, _VALIDATION, _COMPUTE = "Export", "Validation", "Compute"
 
@@ -141,7 +145,26 @@ Layout = Annotated[
     _flag("--layout", help="per-expert, merged (stock llama.cpp) or padded.", panel=_EXPORT),
 ]
 Quant = Annotated[
-    str | None, _flag("--quant", help="Tensor type: F32, F16, BF16 or Q8_0.", panel=_EXPORT)
+    str | None,
+    _flag("--quant", help=f"File type: {QUANTS}. Default: the profile's.", panel=_EXPORT),
+]
+ExportQuant = Annotated[str, _flag("--quant", help=f"File type: {QUANTS}.", panel=_EXPORT)]
+NoImatrix = Annotated[
+    bool,
+    _flag(
+        "--no-imatrix",
+        help="Quantise without the importance matrix that calibration gives.",
+        panel=_EXPORT,
+    ),
+]
+TensorTypes = Annotated[
+    list[str] | None,
+    _flag(
+        "--tensor-type",
+        help="REGEX=TYPE: the type of the tensors whose names match, such as attn_v=Q8_0; "
+        "repeat for more, the first that matches counts.",
+        panel=_EXPORT,
+    ),
 ]
 
 EvalData = Annotated[

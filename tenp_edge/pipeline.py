@@ -29,6 +29,7 @@ from tenp_edge.devices import DeviceProfile, load_profile, load_profile_file, th
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.forward import choose_device, choose_dtype
+from tenp_edge.importance import Importance, importance_of
 from tenp_edge.inspection import inspect_model
 from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.planner import PlanRequest, make_plan, make_target
@@ -81,6 +82,8 @@ class PlanOptions:
     context: int | None = None
     kv_type: str | None = None
     ubatch: int | None = None
+    no_imatrix: bool = False
+    tensor_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,7 @@ def plan_request(options: PlanOptions, profile: DeviceProfile, seed: int) -> Pla
         budget = profile.budget_bytes
     shared = {f.name for f in fields(PlanRequest)} & {f.name for f in fields(PlanOptions)}
     choices = {name: getattr(options, name) for name in shared}
-    return PlanRequest(budget_bytes=budget, seed=seed, **choices)
+    return PlanRequest(budget_bytes=budget, imatrix=not options.no_imatrix, seed=seed, **choices)
 
 
 def run_plan(
@@ -244,14 +247,23 @@ def run_export(
     plan: Path | None = None,
     progress: Progress = QUIET,
     dry_run: bool = False,
+    statistics: Path | None = None,
 ) -> Manifest:
     """Write ``target`` from a dense or pruned checkpoint, or from a checkpoint and a plan.
 
-    With ``dry_run`` the manifest is returned and nothing is written.
+    With ``statistics`` and ``options.imatrix`` it is quantised with an importance matrix, where the
+    type has a use for one. With ``dry_run`` the manifest is returned and nothing is written.
     """
-    checkpoint = Checkpoint(model)
-    source = ModelSource(checkpoint, None if plan is None else load_plan(plan))
-    writer = exporter(format)
+    checkpoint, writer = Checkpoint(model), exporter(format)
+    given = None if plan is None else load_plan(plan)
+    weighted = options.quant in writer.weighted_quants or options.imatrix_file is not None
+    importance = None
+    if statistics is not None and options.imatrix and weighted:
+        importance = importance_of(checkpoint, load_statistics(statistics), given)
+    if checkpoint.config.raw.get("tenp"):
+        given = None if importance is not None else given  # it was pruned by this plan already
+    options = replace(options, imatrix=importance is not None)
+    source = ModelSource(checkpoint, given, importance)
     writer.check(source.config, options)
     manifest = writer.manifest(checkpoint, source.config, options)
     if dry_run:
@@ -315,10 +327,12 @@ def run_compress(
     run.require_disk(draft)
     run.open()
     run.note_time(draft)
-    plan = run.plan(run.statistics())
+    statistics = run.statistics()
+    plan = run.plan(statistics)
+    importance = Importance(statistics, plan) if plan.recipe["imatrix"] else None
     if not options.skip_checkpoint:
         run.write_checkpoint(plan)
-    run.export(plan)
+    run.export(plan, importance)
     report = None if options.no_validate else run.validate(plan)
     run.directory.complete()
     return CompressResult(output, plan, report)
@@ -412,16 +426,18 @@ class _Compress:
 
         self._stage("checkpoint", key_of(plan.digest), write)
 
-    def export(self, plan: CompressionPlan) -> None:
+    def export(self, plan: CompressionPlan, importance: Importance | None) -> None:
         target = self.output / "model.gguf"
         options = self._export_options(plan)
 
         def write() -> list[Path]:
             writer = exporter(plan.recipe["format"])
-            writer.write(ModelSource(self.checkpoint, plan), options, target, self.progress)
+            source = ModelSource(self.checkpoint, plan, importance)
+            writer.write(source, options, target, self.progress)
             return [target]
 
-        self._stage("export", key_of(plan.digest, asdict(options)), write)
+        matrix = None if importance is None else importance.digest
+        self._stage("export", key_of(plan.digest, asdict(options), matrix), write)
 
     def validate(self, plan: CompressionPlan) -> ValidationReport:
         file = self.output / "validation.json"
@@ -462,7 +478,9 @@ class _Compress:
         return {f"checkpoint/{shard.name}": shard.nbytes for shard in shards}
 
     def _export_options(self, plan: CompressionPlan) -> ExportOptions:
-        return ExportOptions(quant=plan.recipe["quant"], layout=plan.recipe["layout"])
+        recipe = plan.recipe
+        rules = tuple(recipe["tensor_types"])
+        return ExportOptions(recipe["quant"], recipe["layout"], recipe["imatrix"], rules)
 
     def _predicted_peak_rss(self, plan: CompressionPlan) -> int:
         """Of the run that validation measures: a per-expert file is measured as its padded twin."""

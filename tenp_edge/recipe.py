@@ -60,6 +60,8 @@ def make_recipe(
         "format": target.exporter.format,
         "layout": priced.manifest.layout,
         "quant": target.options.quant,
+        "imatrix": target.options.imatrix,
+        "tensor_types": list(target.options.tensor_types),
         "expert_score": request.expert_score if evidence else None,
         "neuron_score": neuron_score(request) if evidence else None,
         "seed": request.seed,

@@ -26,10 +26,18 @@ from tenp_edge.source import ModelSource
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the user may choose about a file. ``layout`` None means the format's default."""
+    """What the user may choose about a file. ``layout`` None means the format's default.
+
+    ``imatrix``: quantise with an importance matrix, which the source must then have.
+    ``tensor_types``: "regex=TYPE", types of single tensors that go before those of ``quant``.
+    ``imatrix_file``: where to write that matrix too, for other tools.
+    """
 
     quant: str
     layout: str | None = None
+    imatrix: bool = False
+    tensor_types: tuple[str, ...] = ()
+    imatrix_file: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -71,11 +79,13 @@ class Manifest:
 
 
 class Exporter(Protocol):
-    """One format. ``layouts[0]`` and ``quants`` say what it can write."""
+    """One format. ``layouts[0]`` and ``quants`` say what it can write; to ``weighted_quants`` an
+    importance matrix is of use."""
 
     format: str
     layouts: tuple[str, ...]
     quants: tuple[str, ...]
+    weighted_quants: tuple[str, ...]
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when this model cannot be written that way (before any long work)."""

@@ -19,7 +19,9 @@ class PlanRequest:
 
     ``budget_bytes`` is the peak resident memory that the run may reach; ``keep`` (rho) pins the
     size instead. ``whole_share`` is alpha; ``shallow``, ``deep`` and ``middle`` shape the
-    trapezoid (`allocation.Shape`); ``ranking`` is for method free.
+    trapezoid (`allocation.Shape`); ``ranking`` is for method free. ``imatrix`` is whether the
+    file will be quantised with the importance of its columns, ``tensor_types`` as in
+    `registry.ExportOptions`.
     """
 
     budget_bytes: int | None = None
@@ -39,6 +41,8 @@ class PlanRequest:
     context: int | None = None
     kv_type: str | None = None
     ubatch: int | None = None
+    imatrix: bool = True
+    tensor_types: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -121,10 +125,11 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
         raise UserError(
             f"{profile.name} cannot run {quant}", f"--quant {'|'.join(profile.tensor_types)}"
         )
+    imatrix = request.imatrix and quant in found.weighted_quants
     return Target(
         profile=profile,
         exporter=found,
-        options=ExportOptions(quant=quant, layout=layout),
+        options=ExportOptions(quant, layout, imatrix, request.tensor_types),
         width_multiple=request.width_multiple or profile.width_multiple,
         context=request.context or profile.context,
         kv_type=request.kv_type or profile.kv_type,

@@ -15,6 +15,7 @@ import torch
 
 from tenp_edge.checkpoint import Checkpoint, ExpertWeights
 from tenp_edge.errors import UserError
+from tenp_edge.importance import Importance
 from tenp_edge.models import ModelConfig, TensorSpec, expected_tensors
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.slicing import kept_experts, slice_expert
@@ -26,14 +27,21 @@ class ModelSource:
     """Reads the pruned model's tensors from the unpruned checkpoint.
 
     ``config`` describes the model after pruning: ``expert_widths`` as planned, and where experts
-    are removed, fewer of them. Expert numbers are those of the pruned model.
+    are removed, fewer of them. Expert numbers are those of the pruned model. ``importance`` is for
+    whoever quantises: what the matrices' columns are fed, None when it is not known.
     """
 
-    def __init__(self, checkpoint: Checkpoint, plan: CompressionPlan | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: CompressionPlan | None = None,
+        importance: Importance | None = None,
+    ) -> None:
         if plan is not None:
             plan.check(checkpoint.config, checkpoint.fingerprint)
         self.checkpoint = checkpoint
         self.plan = plan
+        self.importance = importance
         self._last: tuple[tuple[int, int], ExpertWeights] | None = None
         self._kept = (
             {} if plan is None else {k: kept_experts(row) for k, row in plan.widths.items()}

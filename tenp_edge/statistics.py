@@ -10,7 +10,7 @@ stream before the MoE block. Sums are float64 while they grow, whatever the dtyp
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ NEURON_SUMS = (
     "gated_activation_sq",  # (g m)^2
 )
 NEURON_MAXIMA = ("gated_activation_max",)  # max |g m|
+# Sum per hidden feature, [experts, hidden]: what an importance matrix of gate and up is made of.
+INPUT_SUM = "input_sq"  # x^2
 # Norms of the weights, [experts, width]: facts of the model, not of the data.
 WEIGHT_NORMS = ("gate_norm", "up_norm", "down_norm")
 _GROUP_SUMS = EXPERT_SUMS[:-1]  # what one expert's tokens give; easy_ep needs the whole output
@@ -62,7 +64,7 @@ _BLOCK_ELEMENTS = 2**16
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """One domain, one layer: name -> float64 [experts] or [experts, width]."""
+    """One domain, one layer: name -> float64 [experts], [experts, width] or [experts, hidden]."""
 
     sums: Mapping[str, torch.Tensor]
 
@@ -94,14 +96,15 @@ class Scratch:
         return rows if rows.dtype == torch.float32 else self.copy(name, rows)
 
 
-def make_empty(experts: int, width: int) -> LayerStatistics:
-    """Statistics of no tokens."""
+def make_empty(experts: int, width: int, hidden: int = 0) -> LayerStatistics:
+    """Statistics of no tokens; without ``hidden`` they leave the sums of inputs out."""
     per_expert = {name: torch.zeros(experts, dtype=torch.float64) for name in EXPERT_SUMS}
     per_neuron = {
         name: torch.zeros(experts, width, dtype=torch.float64)
         for name in (*NEURON_SUMS, *NEURON_MAXIMA)
     }
-    return LayerStatistics({**per_expert, **per_neuron})
+    inputs = {INPUT_SUM: torch.zeros(experts, hidden, dtype=torch.float64)} if hidden else {}
+    return LayerStatistics({**per_expert, **per_neuron, **inputs})
 
 
 def accumulate_expert(
@@ -124,6 +127,8 @@ def accumulate_expert(
     Returns g |y|, [tokens], which `accumulate_tokens` needs once the token's output is complete.
     """
     g, scratch = g.float(), scratch or Scratch()
+    if INPUT_SUM in stats.sums:
+        stats[INPUT_SUM][expert] += sum_of_squares(x, scratch)
     products = [_token_products(x[b], h[b], y[b], scratch) for b in _blocks(x)]
     x_norm, h_norm, norm, x_y, h_y = torch.cat(products, dim=1)
     gated_norm: torch.Tensor = g * norm
@@ -143,6 +148,15 @@ def accumulate_expert(
     peaks = stats["gated_activation_max"]
     peaks[expert] = torch.maximum(peaks[expert], peak)
     return gated_norm
+
+
+def sum_of_squares(rows: torch.Tensor, scratch: Scratch) -> torch.Tensor:
+    """Over the tokens of ``rows``, [tokens, n] -> float64 [n] on the CPU."""
+    total = torch.zeros(rows.shape[1], dtype=_sum_dtype(rows), device=rows.device)
+    for block in _blocks(rows):
+        square = scratch.copy("square", rows[block]).square_()
+        total += torch.ones(len(square), device=rows.device) @ square
+    return total.double().cpu()
 
 
 def _blocks(rows: torch.Tensor) -> list[slice]:
@@ -239,13 +253,14 @@ def _sum_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 
 def merge(left: LayerStatistics, right: LayerStatistics) -> LayerStatistics:
-    """Statistics of both token sets together."""
+    """Statistics of both token sets together; a sum that one of them lacks is left out."""
     return LayerStatistics(
         {
             name: torch.maximum(value, right[name])
             if name in NEURON_MAXIMA
             else value + right[name]
             for name, value in left.sums.items()
+            if name in right.sums
         }
     )
 
@@ -256,8 +271,8 @@ def merge(left: LayerStatistics, right: LayerStatistics) -> LayerStatistics:
 class _StoredSums(Mapping[str, torch.Tensor]):
     """The sums of one domain and layer, read lazily: a score needs two or three of them."""
 
-    def __init__(self, read: Callable[[str], torch.Tensor]) -> None:
-        self._read_sum = read
+    def __init__(self, names: Sequence[str], read: Callable[[str], torch.Tensor]) -> None:
+        self._names, self._read_sum = names, read
         self._known: dict[str, torch.Tensor] = {}
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -266,10 +281,10 @@ class _StoredSums(Mapping[str, torch.Tensor]):
         return self._known[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA))
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(EXPERT_SUMS) + len(NEURON_SUMS) + len(NEURON_MAXIMA)
+        return len(self._names)
 
 
 @dataclass(frozen=True)
@@ -297,13 +312,29 @@ class Statistics:
     def layer(self, domain: str, layer: int) -> LayerStatistics:
         """All sums of one domain and layer, as float64, each read when it is first asked for."""
         prefix = f"{domain}/layers.{layer}."
-        return LayerStatistics(_StoredSums(lambda name: self._read(prefix + name).double()))
+        names = [*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA]
+        names += [INPUT_SUM] if self.has_inputs else []
+        return LayerStatistics(_StoredSums(names, lambda name: self.read(prefix + name).double()))
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether sums of squared inputs are there: calibrations of older versions lack them."""
+        return bool(self.info.get("inputs"))
+
+    def matrix_inputs(self, domain: str, layer: int, role: str) -> torch.Tensor | None:
+        """Sum of squared inputs of a matrix outside the routed experts, float64 [inputs].
+
+        None where nothing was collected (embeddings, output, a layer after the last MoE layer).
+        """
+        name = f"{domain}/layers.{layer}.inputs.{role}"
+        return self.read(name).double() if name in self.stored else None
 
     def weight_norms(self, layer: int) -> dict[str, torch.Tensor]:
         """Row norms of gate and up and column norms of down, float64 [experts, width]."""
-        return {name: self._read(f"layers.{layer}.{name}").double() for name in WEIGHT_NORMS}
+        return {name: self.read(f"layers.{layer}.{name}").double() for name in WEIGHT_NORMS}
 
-    def _read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor by its stored name, in the stored dtype."""
         entry = self.stored[name]
         data = read_range(entry.file, entry.offset, entry.nbytes)
         return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).reshape(entry.shape)
@@ -338,6 +369,17 @@ def layer_tensors(
     return named
 
 
+def input_tensors(
+    layer: int, domains: Mapping[str, Mapping[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """Sums of squared inputs (`Statistics.matrix_inputs`) under their stored names, float32."""
+    return {
+        f"{domain}/layers.{layer}.inputs.{role}": value.float()
+        for domain, sums in domains.items()
+        for role, value in sums.items()
+    }
+
+
 def write_tensors(file: Path, named: Mapping[str, torch.Tensor]) -> None:
     """One safetensors file, atomically."""
     entries = tuple(TensorEntry(k, dtype_name(v.dtype), tuple(v.shape)) for k, v in named.items())
@@ -369,7 +411,21 @@ def merge_statistics(parts: Iterable[Statistics], directory: Path) -> Statistics
                 total_stats = merge(total_stats, other)
             by_domain[name] = total_stats
         merged |= layer_tensors(layer, by_domain, first.weight_norms(layer))
+    complete = all(part.has_inputs for part in parts)
+    if complete:
+        merged |= _merged_inputs(parts)
     write_tensors(directory / "statistics.safetensors", merged)
-    info = {**first.info, "domains": domains, "merged": len(parts)}
+    info = {**first.info, "domains": domains, "merged": len(parts), "inputs": complete}
     write_text(directory / "statistics.json", json.dumps(info, indent=1) + "\n")
     return replace(load_statistics(directory))
+
+
+def _merged_inputs(parts: Sequence[Statistics]) -> dict[str, torch.Tensor]:
+    """The sums of squared inputs of all parts, of dense layers too, under their stored names."""
+    totals: dict[str, torch.Tensor] = {}
+    for part in parts:
+        for name in part.stored:
+            if ".inputs." in name:
+                value = part.read(name).double()
+                totals[name] = totals[name] + value if name in totals else value
+    return {name: value.float() for name, value in totals.items()}

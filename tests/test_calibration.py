@@ -26,8 +26,10 @@ from tenp_edge.data import Domain
 from tenp_edge.errors import UserError
 from tenp_edge.experts import RaggedExperts
 from tenp_edge.forward import StreamingModel
+from tenp_edge.inputs import matrix_roles
 from tenp_edge.statistics import (
     EXPERT_SUMS,
+    INPUT_SUM,
     NEURON_MAXIMA,
     NEURON_SUMS,
     Statistics,
@@ -174,6 +176,53 @@ def test_streaming_equals_hooks(
         assert_same_sums(found, "code", layer, sums)
 
 
+def hooked_inputs(path: Path, data: Domain) -> dict[str, torch.Tensor]:
+    """Sums of squares at every matrix, by its name, and at each expert ("1.0": layer.expert)."""
+    model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="eager")
+    sums: dict[str, Any] = {}
+
+    def add(name: str, rows: torch.Tensor) -> None:
+        sums[name] = sums.get(name, 0) + rows.double().square().reshape(-1, rows.shape[-1]).sum(0)
+
+    def add_experts(layer: int, x: torch.Tensor, index: torch.Tensor) -> None:
+        for expert in range(Checkpoint(path).config.num_experts):
+            add(f"{layer}.{expert}", x[(index == expert).any(1)])
+
+    for layer, module in enumerate(model.model.layers):
+        for name, child in module.named_modules():
+            if isinstance(child, torch.nn.Linear):
+                key = f"{layer}.{name}"
+                child.register_forward_pre_hook(lambda _, args, key=key: add(key, args[0]))
+        if layer in Checkpoint(path).config.moe_layers:
+            module.mlp.experts.register_forward_pre_hook(
+                lambda _, args, layer=layer: add_experts(layer, args[0], args[1])
+            )
+    for tokens, length in zip(data.tokens, data.lengths, strict=True):
+        with torch.no_grad():
+            model(tokens[None, :length])
+    return sums
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_inputs_equal_hooks(
+    family: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """What importance matrices are made of: of experts, attention, shared and dense layers."""
+    checkpoint, data = Checkpoint(checkpoint_of(family)), domain("code", 2, seq_len=24)
+    found = run(checkpoint.path, tmp_path, [data])
+    expected = hooked_inputs(checkpoint.path, data)
+    for layer in range(checkpoint.config.num_hidden_layers):
+        roles = matrix_roles(checkpoint.config, layer)
+        assert len(roles) >= 4
+        for name, role in roles.items():
+            sums = found.matrix_inputs("code", layer, role)
+            assert sums is not None
+            assert torch.allclose(sums, expected[f"{layer}.{name}"], rtol=1e-4), name
+    for layer in found.layers:
+        for expert, row in enumerate(found.layer("code", layer)[INPUT_SUM]):
+            assert torch.allclose(row, expected[f"{layer}.{expert}"], rtol=1e-4)
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_projections_add_up_to_the_output(
     family: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
@@ -210,6 +259,11 @@ def test_halves_merged_are_the_whole(checkpoint_of: Callable[[str], Path], tmp_p
     assert merged.domains == ("code", "prose")
     for layer in everything.layers:
         assert_same_sums(merged, "code", layer, everything.layer("code", layer), 1e-5)
+        for name in ("q", "o", "shared_down"):
+            both = (s.matrix_inputs("code", layer, name) for s in (merged, everything))
+            assert torch.allclose(*both)  # type: ignore[arg-type]
+        inputs = (s.layer("code", layer)[INPUT_SUM] for s in (merged, everything))
+        assert torch.allclose(*inputs)
 
 
 HALVES = (slice(0, 2), slice(2, 6))

@@ -26,6 +26,7 @@ class ToyExporter:
     format = "toy"
     layouts = ("per-expert", "merged")
     quants = ("WIDE", "NARROW")
+    weighted_quants = ()
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         if options.layout == "merged" and not config.is_uniform:

@@ -9,10 +9,12 @@ from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import manifest_file
 from tenp_edge.exporters.gguf.architectures import check_architecture
 from tenp_edge.exporters.gguf.fields import Field, header, header_bytes, padded
+from tenp_edge.exporters.gguf.imatrix import write_imatrix
 from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
 from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
+from tenp_edge.exporters.gguf.recipes import TypeRecipe, parse_rules
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
-from tenp_edge.exporters.gguf.types import QUANTS, TYPES
+from tenp_edge.exporters.gguf.types import QUANTS, TYPES, WEIGHTED_QUANTS
 from tenp_edge.exporters.gguf.writer import TensorWriter
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
@@ -26,6 +28,7 @@ class GgufExporter:
     format = "gguf"
     layouts = LAYOUTS
     quants = QUANTS
+    weighted_quants = WEIGHTED_QUANTS
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, layout or type cannot be written."""
@@ -37,6 +40,7 @@ class GgufExporter:
         if layout not in self.layouts:
             raise UserError(f"GGUF has no layout '{layout}'", f"--layout {', '.join(self.layouts)}")
         check_architecture(config)
+        parse_rules(options.tensor_types)
         if layout == "merged" and not config.is_uniform:
             widths = {width for row in config.expert_widths.values() for width in row}
             raise UserError(
@@ -55,7 +59,7 @@ class GgufExporter:
         """Every tensor and the exact size of the file, without reading a weight."""
         self.check(config, options)
         layout = self.layout(config, options)
-        found = entries(config, layout, options.quant)
+        found = entries(config, layout, _types(config, options))
         fields = _fields(checkpoint, config, options, layout, Recipe())
         start = header_bytes(fields, ((e.tensor.name, len(e.tensor.shape)) for e in found))
         return _manifest(found, start, layout, options.quant)
@@ -64,18 +68,32 @@ class GgufExporter:
         self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
     ) -> Manifest:
         """Write ``target`` as `manifest` says; it appears only when it is complete."""
+        if source.importance is None and (options.imatrix or options.imatrix_file):
+            raise UserError(
+                "an importance matrix needs calibration statistics",
+                "--calibration WORK, or --no-imatrix",
+            )
         manifest = self.manifest(source.checkpoint, source.config, options)
-        found = entries(source.config, manifest.layout, options.quant)
+        found = entries(source.config, manifest.layout, _types(source.config, options))
         recipe = _recipe(source)
         fields = _fields(source.checkpoint, source.config, options, manifest.layout, recipe)
         tensors = [entry.tensor for entry in found]
         head = header(fields, [(t.name, t.shape, TYPES[t.type].ggml_id, t.nbytes) for t in tensors])
         with manifest_file(target, manifest.file_bytes) as stream:
             stream.write(head)
-            writer = TensorWriter(stream, source, found, len(head))
-            with progress.task(f"writing {target.name}", manifest.weight_bytes, "bytes") as task:
+            with (
+                progress.task(f"writing {target.name}", manifest.weight_bytes, "bytes") as task,
+                TensorWriter(stream, source, found, len(head), options.imatrix) as writer,
+            ):
                 writer.write(found, task)
+        if options.imatrix_file is not None and source.importance is not None:
+            write_imatrix(source.importance, found, Path(options.imatrix_file))
         return manifest
+
+
+def _types(config: ModelConfig, options: ExportOptions) -> TypeRecipe:
+    rules = parse_rules(options.tensor_types)
+    return TypeRecipe(config, options.quant, options.imatrix, rules)
 
 
 def _fields(
@@ -93,7 +111,7 @@ def _manifest(found: list[Entry], start: int, layout: str, quant: str) -> Manife
         quant=quant,
         tensors=tuple(entry.tensor for entry in found),
         files={"model.gguf": size},
-        notes=type_notes(found, quant),
+        notes=type_notes(found),
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf.architectures import (
     EXPERT_NAME,
     MERGED_NAME,
@@ -13,13 +14,12 @@ from tenp_edge.exporters.gguf.architectures import (
     architecture,
 )
 from tenp_edge.exporters.gguf.metadata import expert_width, shared_count
-from tenp_edge.exporters.gguf.types import TYPES, legal_type
+from tenp_edge.exporters.gguf.recipes import TypeRecipe
+from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.models import PROJECTIONS, ModelConfig, Shape, TensorSpec, expected_tensors
 from tenp_edge.registry import ManifestTensor
 
 LAYOUTS: tuple[str, ...] = ("per-expert", "merged", "padded")
-# llama.cpp keeps these in float32 in every file type.
-_FLOAT_ROLES = frozenset({"router", "shared_router"})
 
 
 @dataclass(frozen=True)
@@ -27,55 +27,80 @@ class Entry:
     """One tensor of the file and where it comes from.
 
     ``role`` says what is done to the source tensor ``name``; experts are named by layer (and
-    ``expert`` in the per-expert layout, None when the tensor stacks them all).
+    ``expert`` in the per-expert layout, None when the tensor stacks them all). ``wanted`` is the
+    type it would have if its row length allowed.
     """
 
     tensor: ManifestTensor
     role: str
+    wanted: str
     name: str | None = None
     layer: int | None = None
     expert: int | None = None
 
 
-def entries(config: ModelConfig, layout: str, quant: str) -> list[Entry]:
-    """Every tensor of the file, in file order: the order of the source model's tensors."""
+def entries(config: ModelConfig, layout: str, recipe: TypeRecipe) -> list[Entry]:
+    """Every tensor of the file, in file order: the order of the source model's tensors.
+
+    Raises UserError for a rule of the recipe that matches no tensor.
+    """
     found: list[Entry] = []
     seen: set[int] = set()
     for spec in expected_tensors(config):
         if spec.expert is None:
-            found += _plain(config, layout, quant, spec)
+            found += _plain(config, layout, recipe, spec)
         elif spec.layer is not None and spec.layer not in seen:
             seen.add(spec.layer)
             expand = _per_expert if layout == "per-expert" else _stacked
-            found += expand(config, layout, quant, spec.layer)
+            found += expand(config, layout, recipe, spec.layer)
     if config.tie_word_embeddings and architecture(config).output_needed:
         tied = (config.vocab_size, config.hidden_size)
         spec = TensorSpec("model.embed_tokens.weight", tied, "output", "embeddings")
-        found += _plain(config, layout, quant, spec)
+        found += _plain(config, layout, recipe, spec)
+    _check_rules(recipe, found)
     return found
 
 
-def type_notes(found: list[Entry], quant: str) -> tuple[str, ...]:
-    """Which tensors take another type than asked for because of their row length."""
-    counts: Counter[tuple[str, str, int]] = Counter()
+def _check_rules(recipe: TypeRecipe, found: list[Entry]) -> None:
+    if not recipe.rules:
+        return
+    names = {entry.tensor.name for entry in found if entry.tensor.type != "F32"}
+    used = {recipe.rule(name) for name in names}
+    unused = [rule.text for rule in recipe.rules if rule not in used]
+    if unused:
+        raise UserError(
+            f"--tensor-type '{unused[0]}' matches no tensor that an earlier rule has not taken",
+            f"a regular expression for names such as {min(names)} or {max(names)}",
+        )
+
+
+def type_notes(found: list[Entry]) -> tuple[str, ...]:
+    """Which tensors take another type than the recipe's because of their row length."""
+    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for entry in found:
-        tensor = entry.tensor
-        if tensor.type not in (quant, "F32"):
-            counts[entry.role, tensor.type, tensor.shape[-1]] += 1
+        if entry.tensor.type != entry.wanted:
+            key = entry.role, entry.tensor.type, entry.wanted
+            groups[key].append(entry.tensor.shape[-1])
     return tuple(
-        f"{count} tensor{'s' if count > 1 else ''} ({role}, rows of {length}) take {kind}: "
-        f"{quant} needs a multiple of {TYPES[quant].block}"
-        for (role, kind, length), count in sorted(counts.items())
+        f"{len(rows)} tensor{'s' if len(rows) > 1 else ''} ({role}, rows of {_lengths(rows)}) "
+        f"take {kind}: {wanted} needs a multiple of {TYPES[wanted].block}"
+        for (role, kind, wanted), rows in sorted(groups.items())
     )
 
 
-def _plain(config: ModelConfig, layout: str, quant: str, spec: TensorSpec) -> Iterator[Entry]:
+def _lengths(rows: list[int]) -> str:
+    shortest, longest = min(rows), max(rows)
+    return str(shortest) if shortest == longest else f"{shortest} to {longest}"
+
+
+def _plain(
+    config: ModelConfig, layout: str, recipe: TypeRecipe, spec: TensorSpec
+) -> Iterator[Entry]:
     for role, shape in _targets(config, layout, spec):
-        float_only = len(shape) == 1 or role in _FLOAT_ROLES
-        kind = "F32" if float_only else legal_type(quant, shape[-1])
         name = NAMES[role].format(layer=spec.layer)
+        wanted, kind = recipe.choose(name, role, spec.layer, shape)
         tensor = ManifestTensor(name, shape, kind, TYPES[kind].nbytes(shape), "other")
-        yield Entry(tensor, role, spec.name, spec.layer)
+        yield Entry(tensor, role, wanted, spec.name, spec.layer)
 
 
 def _targets(config: ModelConfig, layout: str, spec: TensorSpec) -> list[tuple[str, Shape]]:
@@ -96,27 +121,32 @@ def _targets(config: ModelConfig, layout: str, spec: TensorSpec) -> list[tuple[s
     return [(spec.role, spec.shape)]
 
 
-def _stacked(config: ModelConfig, layout: str, quant: str, layer: int) -> Iterator[Entry]:
+def _stacked(config: ModelConfig, layout: str, recipe: TypeRecipe, layer: int) -> Iterator[Entry]:
     experts, width = len(config.expert_widths[layer]), expert_width(config, layout)
     for projection in PROJECTIONS:
-        shape = (experts, *_matrix(config, projection, width))
-        kind = legal_type(quant, shape[-1])
+        shape, role = (experts, *_matrix(config, projection, width)), f"expert_{projection}"
         name = MERGED_NAME.format(layer=layer, projection=projection)
+        wanted, kind = recipe.choose(name, role, layer, shape)
         tensor = ManifestTensor(name, shape, kind, TYPES[kind].nbytes(shape), "routed experts")
-        yield Entry(tensor, f"expert_{projection}", layer=layer)
+        yield Entry(tensor, role, wanted, layer=layer)
 
 
-def _per_expert(config: ModelConfig, layout: str, quant: str, layer: int) -> Iterator[Entry]:
-    sizes: dict[tuple[str, int], tuple[Shape, str, int]] = {}
+def _per_expert(
+    config: ModelConfig, layout: str, recipe: TypeRecipe, layer: int
+) -> Iterator[Entry]:
+    known: dict[tuple[str, int], tuple[str, Shape, str, int]] = {}
     for expert, width in enumerate(config.expert_widths[layer]):
         for projection in PROJECTIONS:
-            if (projection, width) not in sizes:
-                shape = _matrix(config, projection, width)
-                kind = legal_type(quant, shape[-1])
-                sizes[projection, width] = shape, kind, TYPES[kind].nbytes(shape)
             name = EXPERT_NAME.format(layer=layer, projection=projection, expert=expert)
-            tensor = ManifestTensor(name, *sizes[projection, width], "routed experts")
-            yield Entry(tensor, f"expert_{projection}", layer=layer, expert=expert)
+            key, role = (projection, width), f"expert_{projection}"
+            # Experts of one width are alike, unless a rule of the user's names one of them.
+            if key not in known or recipe.rules:
+                shape = _matrix(config, projection, width)
+                wanted, kind = recipe.choose(name, role, layer, shape)
+                known[key] = wanted, shape, kind, TYPES[kind].nbytes(shape)
+            wanted = known[key][0]
+            tensor = ManifestTensor(name, *known[key][1:], "routed experts")
+            yield Entry(tensor, role, wanted, layer=layer, expert=expert)
 
 
 def _matrix(config: ModelConfig, projection: str, width: int) -> Shape:

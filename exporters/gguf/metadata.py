@@ -10,7 +10,7 @@ from typing import Any
 
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, f32, text, u32, u32s
-from tenp_edge.exporters.gguf.types import TYPES
+from tenp_edge.exporters.gguf.types import FILE_TYPES
 from tenp_edge.models import ModelConfig
 
 TENP_VERSION = 1
@@ -38,7 +38,7 @@ def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -
         ("general.architecture", text(arch)),
         ("general.type", text("model")),
         ("general.name", text(config.family.model_type)),
-        ("general.file_type", u32(TYPES[quant].file_type)),
+        ("general.file_type", u32(FILE_TYPES[quant].file_type)),
         ("general.quantization_version", u32(_QUANTIZATION_VERSION)),
         *((f"{arch}.{key}", value) for key, value in chain(*(g.items() for g in groups))),
         *_tenp(config, layout, recipe),

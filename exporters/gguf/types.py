@@ -1,13 +1,15 @@
 """Tensor types: what a row costs in each, and the function that encodes rows.
 
 Adding a type is a row in TYPES. A row length that a type cannot hold takes ``fallback`` instead,
-as llama.cpp's own quantiser does.
+as llama.cpp's own quantiser does. What a user asks for is a file type (FILE_TYPES), whose tensors
+`recipes` gives their own types.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -15,24 +17,34 @@ from tenp_edge.checkpoint import tensor_bytes
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf.ggml import quantize_rows
 
-Encoder = Callable[[torch.Tensor], memoryview]
+Encoder = Callable[[torch.Tensor, torch.Tensor | None], memoryview]
 
 
 @dataclass(frozen=True)
 class TensorType:
     """A ggml type: ``block`` values of a row share ``block_bytes`` bytes.
 
-    ``ggml_id`` is the type's number in a tensor info, ``file_type`` that of general.file_type when
-    the whole file asks for it. ``encode``: rows [..., row length] in any float dtype -> bytes.
+    ``ggml_id`` is the type's number in a tensor info.
     """
 
     name: str
     ggml_id: int
-    file_type: int
     block: int
     block_bytes: int
-    encode: Encoder
+    encoder: Encoder
     fallback: str | None = None
+
+    def encode(self, rows: torch.Tensor, importance: torch.Tensor | None = None) -> memoryview:
+        """The bytes of ``rows``, [..., row length] in any float dtype.
+
+        ``importance``: float32 [row length], what the columns weigh, for types that can use it.
+        """
+        return self.encoder(rows, importance)
+
+    @property
+    def weighs_columns(self) -> bool:
+        """Whether importance changes the bytes: floats and Q8_0 only round."""
+        return self.name not in FLOAT_TYPES and self.name != "Q8_0"
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of ``shape`` (row-major, last size the row length)."""
@@ -42,15 +54,15 @@ class TensorType:
         return count * (shape[-1] // self.block)
 
 
-def _encode_f32(rows: torch.Tensor) -> memoryview:
+def _encode_f32(rows: torch.Tensor, importance: torch.Tensor | None) -> memoryview:
     return tensor_bytes(rows.float())
 
 
-def _encode_bf16(rows: torch.Tensor) -> memoryview:
+def _encode_bf16(rows: torch.Tensor, importance: torch.Tensor | None) -> memoryview:
     return tensor_bytes(rows.to(torch.bfloat16))
 
 
-def _encode_f16(rows: torch.Tensor) -> memoryview:
+def _encode_f16(rows: torch.Tensor, importance: torch.Tensor | None) -> memoryview:
     half = rows.half()
     if torch.isinf(half).any():
         largest = float(rows.abs().max())
@@ -61,20 +73,81 @@ def _encode_f16(rows: torch.Tensor) -> memoryview:
     return tensor_bytes(half)
 
 
-def _encode_q8_0(rows: torch.Tensor) -> memoryview:
-    return quantize_rows(8, rows.float().contiguous(), 34 * (rows.shape[-1] // 32))
+def _encode_blocks(
+    ggml_id: int,
+    block: int,
+    block_bytes: int,
+    rows: torch.Tensor,
+    importance: torch.Tensor | None,
+) -> memoryview:
+    row_bytes = block_bytes * (rows.shape[-1] // block)
+    return quantize_rows(ggml_id, rows.float().contiguous(), row_bytes, importance)
 
 
+def _blocks(name: str, ggml_id: int, block: int, block_bytes: int, fallback: str) -> TensorType:
+    encode = partial(_encode_blocks, ggml_id, block, block_bytes)
+    return TensorType(name, ggml_id, block, block_bytes, encode, fallback)
+
+
+# The fallbacks of 256-value blocks are llama.cpp's (tensor_type_fallback).
 TYPES = {
     row.name: row
     for row in (
-        TensorType("F32", 0, 0, 1, 4, _encode_f32),
-        TensorType("F16", 1, 1, 1, 2, _encode_f16),
-        TensorType("BF16", 30, 32, 1, 2, _encode_bf16),
-        TensorType("Q8_0", 8, 7, 32, 34, _encode_q8_0, fallback="F16"),
+        TensorType("F32", 0, 1, 4, _encode_f32),
+        TensorType("F16", 1, 1, 2, _encode_f16),
+        TensorType("BF16", 30, 1, 2, _encode_bf16),
+        _blocks("Q8_0", 8, 32, 34, fallback="F16"),
+        _blocks("Q4_0", 2, 32, 18, fallback="F16"),
+        _blocks("Q4_1", 3, 32, 20, fallback="F16"),
+        _blocks("Q5_0", 6, 32, 22, fallback="F16"),
+        _blocks("Q5_1", 7, 32, 24, fallback="F16"),
+        _blocks("IQ4_NL", 20, 32, 18, fallback="F16"),
+        _blocks("Q2_K", 10, 256, 84, fallback="Q4_0"),
+        _blocks("Q3_K", 11, 256, 110, fallback="Q4_0"),
+        _blocks("Q4_K", 12, 256, 144, fallback="Q5_0"),
+        _blocks("Q5_K", 13, 256, 176, fallback="Q5_1"),
+        _blocks("Q6_K", 14, 256, 210, fallback="Q8_0"),
+        _blocks("IQ4_XS", 23, 256, 136, fallback="IQ4_NL"),
     )
 }
-QUANTS: tuple[str, ...] = tuple(TYPES)
+FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True)
+class FileType:
+    """What ``--quant`` names: ``file_type`` is its general.file_type, ``default`` the type of every
+    tensor that its recipe does not single out."""
+
+    name: str
+    file_type: int
+    default: str
+
+    @property
+    def is_float(self) -> bool:
+        return self.default in FLOAT_TYPES
+
+
+FILE_TYPES = {
+    row.name: row
+    for row in (
+        FileType("F32", 0, "F32"),
+        FileType("F16", 1, "F16"),
+        FileType("BF16", 32, "BF16"),
+        FileType("Q8_0", 7, "Q8_0"),
+        FileType("Q6_K", 18, "Q6_K"),
+        FileType("Q5_K_M", 17, "Q5_K"),
+        FileType("Q5_K_S", 16, "Q5_K"),
+        FileType("Q4_K_M", 15, "Q4_K"),
+        FileType("Q4_K_S", 14, "Q4_K"),
+        FileType("IQ4_NL", 25, "IQ4_NL"),
+        FileType("IQ4_XS", 30, "IQ4_XS"),
+        FileType("Q4_0", 2, "Q4_0"),
+        FileType("Q3_K_M", 12, "Q3_K"),
+        FileType("Q2_K", 10, "Q2_K"),
+    )
+}
+QUANTS: tuple[str, ...] = tuple(FILE_TYPES)
+WEIGHTED_QUANTS = tuple(name for name in QUANTS if TYPES[FILE_TYPES[name].default].weighs_columns)
 
 
 def legal_type(wanted: str, row_length: int) -> str:

@@ -1,41 +1,66 @@
 """Write a file along its manifest: header first, then every tensor at its own offset.
 
 An expert is read once and its three matrices go to their places, which lie far apart in the merged
-layout; other matrices pass in chunks of rows. So memory holds one expert or one chunk, whatever the
-model's size.
+layout; other matrices pass in chunks of rows. Rows are encoded by threads, a few small chunks ahead
+(`Encoding`). So memory holds one expert, or two small ones, and a few chunks, whatever the model's
+size.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import BinaryIO
+from functools import partial
+from typing import Any, BinaryIO
 
 import torch
+from torch.nn.functional import pad
 
 from tenp_edge.exporters.gguf.architectures import architecture
+from tenp_edge.exporters.gguf.encoding import Encoding
 from tenp_edge.exporters.gguf.fields import padded
 from tenp_edge.exporters.gguf.layout import Entry
-from tenp_edge.exporters.gguf.types import TYPES
+from tenp_edge.exporters.gguf.types import TYPES, TensorType
 from tenp_edge.models import PROJECTIONS
 from tenp_edge.progress import Task
 from tenp_edge.registry import ManifestTensor
 from tenp_edge.source import ModelSource
 
-_CHUNK_BYTES = 32 * 2**20
+_READ_BYTES = 32 * 2**20
+_TASK_BYTES = 4 * 2**20  # of float32: what one thread encodes at a time
+# Experts above this are finished before the next is read.
+_ALONE_BYTES = 64 * 2**20
 
 
 class TensorWriter:
-    """Writes the tensors of ``found`` behind a header of ``data_start`` bytes."""
+    """Writes the tensors of ``found`` behind a header of ``data_start`` bytes.
+
+    A context manager: what `write` started is in the file when it is left. With ``imatrix`` the
+    source's importance weighs the columns of every matrix that it knows.
+    """
 
     def __init__(
-        self, stream: BinaryIO, source: ModelSource, found: Sequence[Entry], data_start: int
+        self,
+        stream: BinaryIO,
+        source: ModelSource,
+        found: Sequence[Entry],
+        data_start: int,
+        imatrix: bool = False,
     ) -> None:
-        self._stream, self._source = stream, source
+        self._source = source
+        self._weights = ColumnWeights(source if imatrix else None)
+        self._encoding = Encoding(stream)
         self._offsets: dict[str, int] = {}
         for entry in found:
             self._offsets[entry.tensor.name] = data_start
             data_start += padded(entry.tensor.nbytes)
+
+    def __enter__(self) -> TensorWriter:
+        self._encoding.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._encoding.__exit__(*error)
 
     def write(self, found: Sequence[Entry], task: Task) -> None:
         experts: dict[int, list[Entry]] = defaultdict(list)
@@ -58,8 +83,12 @@ class TensorWriter:
                 tensor = (own or targets[role, None]).tensor
                 nbytes = TYPES[tensor.type].nbytes(tensor.shape[-2:])
                 place = self._offsets[tensor.name] + (0 if own else expert * nbytes)
-                self._put_matrix(place, matrix, tensor)
+                columns = self._weights.expert(layer, expert, projection, tensor)
+                place += self._put_rows(place, matrix, tensor, columns)
+                self._put_nothing(place, tensor, tensor.shape[-2] - len(matrix), columns)
                 task.advance(nbytes)
+            if 3 * weights.down.nbytes > _ALONE_BYTES:
+                self._encoding.flush()
 
     def _write_plain(self, entry: Entry) -> None:
         tensor, offset = entry.tensor, self._offsets[entry.tensor.name]
@@ -67,27 +96,39 @@ class TensorWriter:
         permuted = architecture(self._source.config).permuted and entry.role in ("q", "k")
         if entry.role in ("k_b", "v_b") or permuted or len(tensor.shape) == 1:
             whole = self._transformed(entry, self._source.read(entry.name))
-            self._put(offset, TYPES[tensor.type].encode(whole))
+            rows = whole.reshape(-1, whole.shape[-1])
+            self._put_rows(offset, rows, tensor, self._weights.matrix(entry))
             return
-        rows, length = self._source.tensors[entry.name].shape
-        step = max(1, _CHUNK_BYTES // (4 * length))
-        for start in range(0, rows, step):
-            chunk = self._source.read_rows(entry.name, start, min(start + step, rows))
-            offset += self._put_matrix(offset, chunk, tensor, len(chunk))
-        # Rows that only the file has (a shared expert grown to a multiple) stay zero.
+        columns = self._weights.matrix(entry)
+        height, length = self._source.tensors[entry.name].shape
+        step = max(1, _READ_BYTES // (4 * length))
+        for start in range(0, height, step):
+            chunk = self._source.read_rows(entry.name, start, min(start + step, height))
+            offset += self._put_rows(offset, chunk, tensor, columns)
+        self._put_nothing(offset, tensor, tensor.shape[0] - height, columns)
 
-    def _put_matrix(
-        self, offset: int, matrix: torch.Tensor, tensor: ManifestTensor, rows: int | None = None
+    def _put_nothing(
+        self, offset: int, tensor: ManifestTensor, rows: int, columns: torch.Tensor | None
+    ) -> None:
+        """Rows that only the file has: an expert padded to the full width, a shared expert grown to
+        a multiple. Zeros are encoded like any weights: not every type writes them as zero bytes."""
+        if rows:
+            self._put_rows(offset, torch.zeros(rows, tensor.shape[-1]), tensor, columns)
+
+    def _put_rows(
+        self,
+        offset: int,
+        rows: torch.Tensor,
+        tensor: ManifestTensor,
+        columns: torch.Tensor | None,
     ) -> int:
-        """Encode ``matrix`` in chunks of rows, grown to the tensor's last two sizes; its bytes."""
-        height, width = tensor.shape[-2:]
-        step = max(1, _CHUNK_BYTES // (4 * width))
-        start = offset
-        for first in range(0, rows or height, step):
-            last = min(first + step, rows or height)
-            data = TYPES[tensor.type].encode(_grown(matrix[first:last], last - first, width))
-            self._put(offset, data)
-            offset += len(data)
+        """Encode ``rows``, grown to the tensor's row length, in tasks; how many bytes it takes."""
+        kind, length = TYPES[tensor.type], tensor.shape[-1]
+        step, start = max(1, _TASK_BYTES // (4 * length)), offset
+        for part in torch.split(rows, step):
+            encode = partial(_encode, kind, part, length, columns)
+            self._encoding.put(offset, encode)
+            offset += kind.nbytes((len(part), length))
         return offset - start
 
     def _transformed(self, entry: Entry, whole: torch.Tensor) -> torch.Tensor:
@@ -104,10 +145,6 @@ class TensorWriter:
             return by_head[:, :nope].transpose(1, 2).contiguous()
         return by_head[:, nope:].contiguous()
 
-    def _put(self, offset: int, data: memoryview) -> None:
-        self._stream.seek(offset)
-        self._stream.write(data)
-
 
 def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of q or k from "first halves, second halves" to pairs, as arch llama rotates them."""
@@ -115,10 +152,36 @@ def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.reshape(heads, 2, half, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
-def _grown(matrix: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """``matrix`` with zero rows and columns added up to (rows, columns)."""
-    if tuple(matrix.shape) == (rows, columns):
-        return matrix
-    grown = matrix.new_zeros(rows, columns)
-    grown[: matrix.shape[0], : matrix.shape[1]] = matrix
-    return grown
+def _encode(
+    kind: TensorType, rows: torch.Tensor, length: int, columns: torch.Tensor | None
+) -> memoryview:
+    if rows.shape[-1] < length:
+        rows = pad(rows, (0, length - rows.shape[-1]))
+    return kind.encode(rows, columns)
+
+
+class ColumnWeights:
+    """What each tensor's columns are weighed by: float32 [row length], None where not known."""
+
+    def __init__(self, source: ModelSource | None) -> None:
+        self._importance = None if source is None else source.importance
+
+    def expert(
+        self, layer: int, expert: int, projection: str, tensor: ManifestTensor
+    ) -> torch.Tensor | None:
+        """Of one expert's matrix; columns that only the file has weigh nothing."""
+        if self._importance is None or not TYPES[tensor.type].weighs_columns:
+            return None
+        weights = self._importance.expert(layer, expert, projection).weights()
+        return pad(weights, (0, tensor.shape[-1] - len(weights)))
+
+    def matrix(self, entry: Entry) -> torch.Tensor | None:
+        """Of a matrix outside the routed experts."""
+        if self._importance is None or entry.layer is None:
+            return None
+        if not TYPES[entry.tensor.type].weighs_columns:
+            return None
+        found = self._importance.matrix(entry.layer, entry.role)
+        if found is None:
+            return None
+        return pad(found.weights(), (0, entry.tensor.shape[-1] - len(found.sums)))

@@ -1,0 +1,171 @@
+"""Quantising against llama_model_quantize: speed ratio on the same weights, and peak memory.
+
+    python benchmarks/bench_quant.py                       # speed, on a random checkpoint
+    python benchmarks/bench_quant.py --peak                # peak RSS of an export, 4 GB checkpoint
+
+Both read bf16 and write a merged file of the same bytes, with and without an importance matrix; the
+two alternate, the best of each counts. llama.cpp reads the GGUF that we wrote as BF16, we read the
+checkpoint. Peak RSS is that of a fresh process; its files lie in a temporary directory (--work).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from random_checkpoint import write_random_checkpoint
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from llama_quantize import Floats, quantize
+from tiny import write_tokenizer
+
+from tenp_edge.calibration import calibrate
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.data import Domain
+from tenp_edge.exporters.gguf import EXPORTER
+from tenp_edge.importance import Importance
+from tenp_edge.progress import QUIET
+from tenp_edge.registry import ExportOptions
+from tenp_edge.source import ModelSource
+from tenp_edge.statistics import load_statistics
+
+SHAPE: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "num_experts": 24,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "vocab_size": 8192,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}
+# 4.1 GB in bf16.
+BIG = SHAPE | {"num_hidden_layers": 14, "num_experts": 32, "moe_intermediate_size": 1408}
+BIG |= {"hidden_size": 1024, "vocab_size": 32000}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quants", default="Q8_0,Q6_K,Q4_K_M,IQ4_NL,Q4_0")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peak", action="store_true", help="peak RSS on the 4 GB checkpoint")
+    parser.add_argument("--work", type=Path, help="where temporary files go")
+    parser.add_argument("--export", nargs=4, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.export:
+        print(json.dumps(_export_alone(*given.export)))
+        return
+    with tempfile.TemporaryDirectory(dir=given.work) as name:
+        work, quants = Path(name), given.quants.split(",")
+        rows = _peak(work, quants) if given.peak else _speed(work, quants, given)
+        for row in rows:
+            print(json.dumps(row), flush=True)
+
+
+def _prepare(work: Path, config: dict[str, Any]) -> Checkpoint:
+    write_random_checkpoint(work / "model", config)
+    write_tokenizer(work / "model")
+    checkpoint = Checkpoint(work / "model")
+    tokens = torch.randint(0, 300, (4, 128), generator=torch.Generator().manual_seed(0))
+    domain = Domain("random", tokens, torch.full((4,), 128))
+    calibrate(checkpoint, [domain], work / "statistics")
+    return checkpoint
+
+
+def _speed(work: Path, quants: list[str], given: argparse.Namespace) -> list[dict[str, Any]]:
+    checkpoint = _prepare(work, SHAPE)
+    importance = Importance(load_statistics(work / "statistics"))
+    source, dense = ModelSource(checkpoint, None, importance), work / "bf16.gguf"
+    options = ExportOptions("BF16", "merged", imatrix_file=str(work / "imatrix.gguf"))
+    EXPORTER.write(source, options, dense, QUIET)
+    matrix = _means(work / "imatrix.gguf")
+    rows = []
+    for quant in quants:
+        for imatrix in (False, True):
+            ours, theirs = [], []
+            for _ in range(given.repeats):
+                start = time.perf_counter()
+                wanted = {"imatrix": matrix} if imatrix else {}
+                quantize(dense, work / "theirs.gguf", quant, threads=given.threads, **wanted)
+                theirs.append(time.perf_counter() - start)
+                start = time.perf_counter()
+                chosen = ExportOptions(quant, "merged", imatrix)
+                EXPORTER.write(source, chosen, work / "ours.gguf", QUIET)
+                ours.append(time.perf_counter() - start)
+            rows.append(
+                {
+                    "quant": quant,
+                    "imatrix": imatrix,
+                    "ours_seconds": round(min(ours), 2),
+                    "llama_cpp_seconds": round(min(theirs), 2),
+                    "speed_ratio": round(min(theirs) / min(ours), 2),
+                }
+            )
+            print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def _means(file: Path) -> dict[str, Floats]:
+    stored = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
+    found: dict[str, Floats] = {}
+    for name, sums in stored.items():
+        if name.endswith(".in_sum2"):
+            name = name.removesuffix(".in_sum2")
+            counts = np.maximum(stored[f"{name}.counts"].reshape(-1, 1), 1)
+            found[name] = sums.reshape(len(counts), -1) / counts
+    return found
+
+
+def _peak(work: Path, quants: list[str]) -> list[dict[str, Any]]:
+    checkpoint = _prepare(work, BIG)
+    rows: list[dict[str, Any]] = []
+    for quant in quants:
+        for layout in ("merged", "per-expert"):
+            arguments = [str(checkpoint.path), str(work / "statistics"), quant, layout]
+            command = [sys.executable, __file__, "--export", *arguments]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            rows.append(json.loads(done.stdout))
+            print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def _export_alone(model: str, statistics: str, quant: str, layout: str) -> dict[str, Any]:
+    checkpoint = Checkpoint(Path(model))
+    source = ModelSource(checkpoint, None, Importance(load_statistics(Path(statistics))))
+    start = time.perf_counter()
+    target = Path(model).with_name("peak.gguf")
+    manifest = EXPORTER.write(source, ExportOptions(quant, layout, imatrix=True), target, QUIET)
+    return {
+        "quant": quant,
+        "layout": layout,
+        "checkpoint_bytes": sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        "file_bytes": manifest.file_bytes,
+        "seconds": round(time.perf_counter() - start, 1),
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Which type each tensor takes: llama.cpp's recipes, and the user's own rules before them.
+
+A file type such as Q4_K_M is a mix: more bits where an error costs more. The rules here are those
+of llama-quant.cpp (llama_tensor_get_type_impl), for the architectures that we write; a test asks
+llama.cpp itself. They look at a tensor's role, its layer and the row length alone, so an expert's
+own tensor takes what its layer's merged tensor would.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from tenp_edge.errors import UserError
+from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, architecture
+from tenp_edge.exporters.gguf.types import FILE_TYPES, TYPES, legal_type
+from tenp_edge.models import ModelConfig
+
+# llama.cpp keeps these in float32 in every file type.
+_FLOAT_ROLES = frozenset({"router", "shared_router"})
+_DOWN_ROLES = frozenset({"expert_down", "shared_down", "mlp_down"})
+# attn_output of an ordinary model, and of one with exactly eight experts (Mixtral).
+_ATTENTION_OUTPUT = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K"}
+_EIGHT_OUTPUT = frozenset({"Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS"})
+_EXPERT = re.compile(
+    re.escape(EXPERT_NAME)
+    .replace(r"\{layer\}", r"(?P<layer>\d+)")
+    .replace(r"\{projection\}", r"(?P<projection>\w+)")
+    .replace(r"\{expert\}", r"\d+")
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``--tensor-type 'regex=TYPE'``: tensors whose name the regex is found in take the type."""
+
+    text: str
+    pattern: re.Pattern[str]
+    type: str
+
+
+def parse_rules(texts: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Raises UserError for what is not REGEX=TYPE."""
+    rules = []
+    for text in texts:
+        pattern, equals, name = text.rpartition("=")
+        if not equals or not pattern:
+            raise UserError(
+                f"--tensor-type '{text}' is not REGEX=TYPE", "--tensor-type 'attn_v=Q8_0'"
+            )
+        if name.upper() not in TYPES:
+            raise UserError(
+                f"--tensor-type '{text}': '{name}' is not a tensor type", ", ".join(TYPES)
+            )
+        try:
+            rules.append(Rule(text, re.compile(pattern), name.upper()))
+        except re.error as error:
+            raise UserError(
+                f"--tensor-type '{text}': {error}", "a regular expression, as in 'attn_v=Q8_0'"
+            ) from None
+    return tuple(rules)
+
+
+@dataclass(frozen=True)
+class TypeRecipe:
+    """The types of one file: what ``quant`` means for ``config``, with the user's ``rules``.
+
+    ``imatrix``: whether the file is quantised with an importance matrix, which spares some tensors
+    their extra bits.
+    """
+
+    config: ModelConfig
+    quant: str
+    imatrix: bool = False
+    rules: tuple[Rule, ...] = ()
+
+    def wanted(self, name: str, role: str, layer: int | None, shape: tuple[int, ...]) -> str:
+        """The type of tensor ``name`` before its row length has a say."""
+        if len(shape) == 1 or role in _FLOAT_ROLES:
+            return "F32"
+        rule = self.rule(name)
+        if rule is not None:
+            return rule.type
+        if FILE_TYPES[self.quant].is_float:
+            return self.quant
+        return self._mixed(role, layer or 0, shape[-1])
+
+    def choose(
+        self, name: str, role: str, layer: int | None, shape: tuple[int, ...]
+    ) -> tuple[str, str]:
+        """The type that tensor ``name`` should have, and the one that its row length allows."""
+        wanted = self.wanted(name, role, layer, shape)
+        return wanted, legal_type(wanted, shape[-1])
+
+    def rule(self, name: str) -> Rule | None:
+        """The first of the user's rules for ``name``, or for the merged tensor it is part of."""
+        names = (name, *_merged_names(name)) if self.rules else ()
+        return next((r for r in self.rules if any(map(r.pattern.search, names))), None)
+
+    def _mixed(self, role: str, layer: int, row_length: int) -> str:
+        default = FILE_TYPES[self.quant].default
+        if role == "output" or (role == "embed" and self._tied):
+            illegal = row_length % TYPES[default].block
+            return "Q8_0" if illegal or default == "Q8_0" else "Q6_K"
+        if role == "v":
+            return self._attention_v(layer) or default
+        if role == "k" and self._eight:
+            return "Q8_0"
+        if role == "o":
+            eight = "Q5_K" if self.quant in _EIGHT_OUTPUT else default
+            return eight if self._eight else _ATTENTION_OUTPUT.get(self.quant, default)
+        if role in _DOWN_ROLES:
+            return self._down(layer) or default
+        return default
+
+    def _attention_v(self, layer: int) -> str | None:
+        if self._eight:
+            return "Q8_0"
+        grouped = self.config.num_attention_heads // self.config.num_key_value_heads >= 4
+        more = self._more_bits(layer)
+        return {
+            "Q2_K": "Q4_K" if grouped else "Q3_K",
+            "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
+            "IQ4_NL": "Q5_K" if grouped else None,
+            "IQ4_XS": "Q5_K" if grouped else None,
+            "Q4_K_S": "Q5_K" if layer < 4 else None,
+            "Q4_K_M": "Q6_K" if more else None,
+            "Q5_K_M": "Q6_K" if more else None,
+        }.get(self.quant)
+
+    def _down(self, layer: int) -> str | None:
+        """ffn_down: a routed expert's, a shared expert's or a dense layer's."""
+        layers = self.config.num_hidden_layers
+        first, more = layer < layers // 8, self._more_bits(layer)
+        return {
+            "Q2_K": "Q3_K",
+            "Q3_K_M": "Q5_K" if layer < layers // 16 else "Q4_K",
+            "IQ4_NL": "Q5_K" if first and not self.imatrix else None,
+            "IQ4_XS": "Q5_K" if first and not self.imatrix else None,
+            "Q4_K_S": "Q5_K" if first else None,
+            "Q4_K_M": "Q6_K" if more else None,
+            "Q5_K_M": "Q6_K" if more else None,
+            "Q4_0": "Q4_1" if first and self.imatrix else None,
+        }.get(self.quant)
+
+    def _more_bits(self, layer: int) -> bool:
+        """The first and last eighth of the layers, and every third between."""
+        layers = self.config.num_hidden_layers
+        eighth = layers // 8
+        return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+
+    @cached_property
+    def _eight(self) -> bool:
+        return self.config.num_experts == 8
+
+    @cached_property
+    def _tied(self) -> bool:
+        return self.config.tie_word_embeddings and not architecture(self.config).output_needed
+
+
+def _merged_names(name: str) -> tuple[str, ...]:
+    match = _EXPERT.fullmatch(name)
+    return () if match is None else (MERGED_NAME.format(**match.groupdict()),)
