@@ -1,0 +1,139 @@
+"""Running a per-expert GGUF file on stock ggml: `PerExpertModel`."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tenp_edge.errors import UserError
+from tenp_edge.runtime import ggml
+from tenp_edge.runtime.facts import read_facts
+from tenp_edge.runtime.gguf_file import mapped, parse_header
+from tenp_edge.runtime.graph import Graph, GraphShape, Model
+from tenp_edge.runtime.llamacpp import LlamaCppModel
+from tenp_edge.runtime.session import Session
+from tenp_edge.runtime.weights import CONTEXT_STEP, KV_TYPES, Cache, Weights
+
+_CACHED_GRAPHS = 4
+
+
+class PerExpertModel(Session):
+    """A per-expert file on the CPU; the same interface as `LlamaCppModel`.
+
+    ``context``: tokens the KV cache holds; ``ubatch``: tokens evaluated at once; ``kv_type``: F32,
+    F16 or Q8_0 (which needs ``flash_attention``). ``use_extension`` False leaves the C extension
+    out, with the same numbers. Raises UserError for a file that is damaged, contradicts itself or
+    is not a per-expert file, before any of its weights is touched.
+    """
+
+    runtime = "tenp-edge (per-expert)"
+
+    def __init__(
+        self,
+        file: str | Path,
+        *,
+        context: int = 2048,
+        threads: int | None = None,
+        kv_type: str = "F16",
+        ubatch: int = 512,
+        flash_attention: bool = True,
+        use_extension: bool = True,
+    ) -> None:
+        _check_choices(context, ubatch, kv_type, flash_attention)
+        file = Path(file)
+        with ExitStack() as stack:
+            memory = stack.enter_context(mapped(file))
+            header = parse_header(memory, len(memory), file.name)
+            self.facts = read_facts(header)
+            library = ggml.library()
+            weights = Weights(library, header, memory)
+            stack.callback(weights.close)
+            self._cache = Cache(library, self.facts, context, kv_type)
+            stack.callback(self._cache.close)
+            self._model = Model(
+                library,
+                self.facts,
+                weights,
+                self._cache,
+                flash_attention=flash_attention,
+                use_extension=use_extension,
+            )
+            self._allocator = stack.enter_context(ggml.Allocator(library))
+            self._backend = stack.enter_context(
+                ggml.Backend(library, threads or os.cpu_count() or 1)
+            )
+            self._graphs: OrderedDict[GraphShape, Graph] = OrderedDict()
+            stack.callback(self._drop_graphs)
+            vocabulary = stack.enter_context(LlamaCppModel(file, vocab_only=True)).vocabulary
+            super().__init__(vocabulary, context, min(ubatch, context))
+            self._stack = stack.pop_all()
+
+    @property
+    def vocab_size(self) -> int:
+        return self.facts.vocab
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the whole KV cache."""
+        return self._cache.nbytes
+
+    def compute_bytes(self) -> int:
+        """Bytes of the compute buffer for a full ubatch at a full context; allocates nothing."""
+        graph = self._model.graph(GraphShape(self.batch_tokens, self._cache.slots, False))
+        try:
+            return self._allocator.needed(graph.context.graph)
+        finally:
+            graph.close()
+
+    # -- evaluation ----------------------------------------------------------------------------
+
+    def _run(
+        self, tokens: Sequence[int], position: int, all_logits: bool
+    ) -> npt.NDArray[np.float32]:
+        needed = position + len(tokens)
+        slots = min(-(-needed // CONTEXT_STEP) * CONTEXT_STEP, self._cache.slots)
+        graph = self._graph(GraphShape(len(tokens), slots, all_logits))
+        graph.run(self._backend, tokens, position)
+        return graph.logits()
+
+    def _graph(self, shape: GraphShape) -> Graph:
+        """The graph for ``shape``, made or remembered; all of them share one compute buffer."""
+        if shape in self._graphs:
+            self._graphs.move_to_end(shape)
+            return self._graphs[shape]
+        graph = self._model.graph(shape)
+        before = self._allocator.nbytes
+        self._allocator.place(graph.context.graph)
+        if self._allocator.nbytes != before:
+            self._drop_graphs()  # They point into the buffer that has been replaced.
+        while len(self._graphs) >= _CACHED_GRAPHS:
+            self._graphs.popitem(last=False)[1].close()
+        self._graphs[shape] = graph
+        return graph
+
+    def _drop_graphs(self) -> None:
+        while self._graphs:
+            self._graphs.popitem()[1].close()
+
+    def _forget(self, _keep: int) -> None:
+        """Slots beyond the position are masked: nothing to do."""
+
+    def close(self) -> None:
+        """Free everything; harmless when called again."""
+        self._stack.close()
+
+
+def _check_choices(context: int, ubatch: int, kv_type: str, flash_attention: bool) -> None:
+    for name, value in (("context", context), ("ubatch", ubatch)):
+        if value < 1:
+            raise UserError(f"--{name} is {value}", f"--{name} of 1 or more")
+    if kv_type not in KV_TYPES:
+        raise UserError(f"no KV cache type '{kv_type}'", f"--kv-type {', '.join(KV_TYPES)}")
+    if kv_type == "Q8_0" and not flash_attention:
+        raise UserError("a Q8_0 cache needs flash attention", "--kv-type F16")
