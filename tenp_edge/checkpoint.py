@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tenp_edge.disk import atomic_file
+from tenp_edge.disk import atomic_file, sync
 from tenp_edge.headers import (
     DTYPE_BYTES,
     INDEX_NAME,
@@ -48,6 +48,7 @@ __all__ = [
     "read_header",
     "read_json",
     "read_range",
+    "sync",
     "tensor_bytes",
     "write_shards",
     "write_text",

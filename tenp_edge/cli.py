@@ -30,7 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
+# In a pipe or a log there is no terminal width to respect.
+out = Console(width=None if sys.stdout.isatty() else 110)
 err = Console(stderr=True)
 progress = TerminalProgress(err)
 Options = TypeVar("Options")
@@ -184,8 +185,9 @@ def calibrate(
     from tenp_edge.pipeline import CalibrationOptions, run_calibrate
 
     options = _pick(CalibrationOptions, locals())
-    found = coverage(run_calibrate(model, output, options, progress)).to_json()
-    _show(report.coverage(found), found, json_output)
+    statistics = run_calibrate(model, output, options, progress)
+    found = coverage(statistics)
+    _show(report.coverage(statistics, found), found.to_json(), json_output)
 
 
 @app.command()
@@ -204,8 +206,8 @@ def merge(
     from tenp_edge.statistics import load_statistics, merge_statistics
 
     merged = merge_statistics([load_statistics(path) for path in statistics], output)
-    found = coverage(merged).to_json()
-    _show(report.coverage(found), found, json_output)
+    found = coverage(merged)
+    _show(report.coverage(merged, found), found.to_json(), json_output)
 
 
 @app.command()
@@ -218,13 +220,16 @@ def plan(
     calibration: flags.Calibration = None,
     method: flags.Method = "tenp",
     expert_score: flags.ExpertScore = "tenp",
-    neuron_score: flags.NeuronScore = "enp",
+    ranking: flags.Ranking = "global",
+    neuron_score: flags.NeuronScore = None,
     whole_share: flags.WholeShare = None,
     shallow: flags.Shallow = None,
+    middle: flags.Middle = None,
     deep: flags.Deep = None,
     width_multiple: flags.WidthMultiple = None,
     context: flags.Context = None,
     kv_type: flags.KvType = None,
+    ubatch: flags.Ubatch = None,
     format: flags.Format = None,
     layout: flags.Layout = None,
     quant: flags.Quant = None,
@@ -253,6 +258,7 @@ def plan(
     options = _pick(PlanOptions, locals())
     made = run_plan(model, options, calibration, seed)
     if output is not None and not dry_run:
+        output.parent.mkdir(parents=True, exist_ok=True)
         made.save(output)
     _show(report.plan_report(made), made.to_json(), json_output)
 
@@ -272,13 +278,16 @@ def compress(
     calibration: flags.Calibration = None,
     method: flags.Method = "tenp",
     expert_score: flags.ExpertScore = "tenp",
-    neuron_score: flags.NeuronScore = "enp",
+    ranking: flags.Ranking = "global",
+    neuron_score: flags.NeuronScore = None,
     whole_share: flags.WholeShare = None,
     shallow: flags.Shallow = None,
+    middle: flags.Middle = None,
     deep: flags.Deep = None,
     width_multiple: flags.WidthMultiple = None,
     context: flags.Context = None,
     kv_type: flags.KvType = None,
+    ubatch: flags.Ubatch = None,
     format: flags.Format = None,
     layout: flags.Layout = None,
     quant: flags.Quant = None,
@@ -330,8 +339,8 @@ def compress(
         _show(report.plan_report(made), made.to_json(), json_output)
         return
     result = pipeline.run_compress(model, output, options, progress)
-    data = result.to_json()
-    _show(report.compressed(output, result.plan, data["validation"]), data, json_output)
+    found = result.to_json()
+    _show(report.compressed(output, result.plan, found["validation"]), found, json_output)
 
 
 @app.command()

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoTokenizer
@@ -74,7 +74,10 @@ def load_tokenizer(directory: Path) -> Any:
     if not any((directory / name).is_file() for name in names):
         raise UserError(f"{directory} has no tokenizer", "copy tokenizer.json there")
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        # The length limit is the model's affair and checked there; here it only causes warnings.
+        return AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, model_max_length=10**9
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -83,7 +86,7 @@ def load_tokenizer(directory: Path) -> Any:
         ) from error
 
 
-def default_texts(split: str) -> dict[str, list[str]]:
+def default_texts(split: Literal["calibration", "heldout"]) -> dict[str, list[str]]:
     """Text that ships with every Python, by domain; ``split`` is "calibration" or "heldout"."""
     from tenp_edge.texts import standard_library_texts
 

@@ -48,7 +48,7 @@ def atomic_file(target: Path, size_bytes: int) -> Iterator[BinaryIO]:
         with partial.open("wb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            sync(stream.fileno())
         partial.replace(target)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -58,6 +58,11 @@ def atomic_file(target: Path, size_bytes: int) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def sync(descriptor: int) -> None:
+    """Force a finished file to the disk before it takes its final name."""
+    os.fsync(descriptor)
 
 
 def _full(target: Path, size_bytes: int, code: int | None) -> UserError:

@@ -120,7 +120,7 @@ class RaggedExperts(nn.Module):
             m = module.neurons(x)
             y = linear(m, module.weight(2))
             g = top_k_weights[rows, slots].float()
-            output = output.index_add(0, rows, y[: len(rows)].float() * g[:, None])
+            output.index_add_(0, rows, y[: len(rows)].float() * g[:, None])
             if self.observer is not None:
                 group = ExpertGroup(expert, rows, slots, x, m, y, g, module.weight(2))
                 self.observer.expert(group)

@@ -81,7 +81,7 @@ Method = Annotated[
     str,
     _flag(
         "--method",
-        help="tenp (trapezoid), uniform (one width), free (own width per expert), "
+        help="tenp (trapezoid), enp (one width for all), free (own width per expert), "
         "drop (whole experts removed).",
         panel=_PLAN,
     ),
@@ -94,11 +94,16 @@ ExpertScore = Annotated[
         panel=_PLAN,
     ),
 ]
-NeuronScore = Annotated[
+Ranking = Annotated[
     str,
+    _flag("--ranking", help="For free: one ranking, global or per layer (layer).", panel=_PLAN),
+]
+NeuronScore = Annotated[
+    str | None,
     _flag(
         "--neuron-score",
-        help="enp, enp-abs, enp-sum, energy, camera-p, flap, wanda, magnitude or random.",
+        help="enp, enp-abs, enp-sum, energy, camera-p, flap, wanda, magnitude or random. "
+        "Default: enp, and energy for --method free.",
         panel=_PLAN,
     ),
 ]
@@ -114,12 +119,19 @@ Deep = Annotated[
     float | None,
     _flag("--deep", help="The same in the last MoE layer.", panel=_PLAN),
 ]
+Middle = Annotated[
+    float | None,
+    _flag("--middle", help="Factor at mid-depth: below 1 makes a U.", panel=_PLAN),
+]
 WidthMultiple = Annotated[
     int | None,
     _flag("--width-multiple", help="Cut widths are multiples of this.", panel=_PLAN),
 ]
 Context = Annotated[
     int | None, _flag("--context", help="Context to hold in the KV cache, tokens.", panel=_PLAN)
+]
+Ubatch = Annotated[
+    int | None, _flag("--ubatch", help="Tokens per prefill step, for its buffers.", panel=_PLAN)
 ]
 KvType = Annotated[str | None, _flag("--kv-type", help="F16, F32 or Q8_0.", panel=_PLAN)]
 

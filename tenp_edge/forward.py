@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tenp_edge.errors import UserError
 from tenp_edge.experts import RaggedExperts
-from tenp_edge.models import ModelConfig, TensorSpec
+from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
 from tenp_edge.states import SPILL_BYTES, FileStates, MemoryStates, States
@@ -74,7 +74,8 @@ def _has_bf16_tiles() -> bool:
 def transformers_config(config: ModelConfig) -> Any:
     """The transformers config of ``config``, with the experts that are left."""
     raw = {k: v for k, v in config.raw.items() if k not in ("tenp", "auto_map", "model_type")}
-    raw[config.family.experts_key] = config.num_experts
+    counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
+    raw |= dict.fromkeys(counts or [config.family.experts_key], config.num_experts)
     return AutoConfig.for_model(config.family.model_type, **raw)
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,18 @@ from tenp_edge.data import (
 from tenp_edge.devices import DeviceProfile, load_profile, load_profile_file, this_machine
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
+from tenp_edge.forward import choose_device, choose_dtype
+from tenp_edge.inspection import inspect_model
 from tenp_edge.plan import CompressionPlan, load_plan
-from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.planner import PlanRequest, make_plan, make_target
+from tenp_edge.pricing import Pricer
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
+from tenp_edge.timing import estimate
 from tenp_edge.units import parse_size
-from tenp_edge.validation import ValidationReport, validate
+from tenp_edge.validation import MemoryRun, ValidationReport, validate
 from tenp_edge.workdir import RunDirectory, key_of
 
 log = logging.getLogger(__name__)
@@ -64,10 +68,12 @@ class PlanOptions:
     profile_file: Path | None = None
     keep: float | None = None
     method: str = "tenp"
+    ranking: str = "global"
     expert_score: str = "tenp"
-    neuron_score: str = "enp"
+    neuron_score: str | None = None
     whole_share: float | None = None
     shallow: float | None = None
+    middle: float | None = None
     deep: float | None = None
     width_multiple: int | None = None
     format: str | None = None
@@ -75,7 +81,7 @@ class PlanOptions:
     quant: str | None = None
     context: int | None = None
     kv_type: str | None = None
-    ranking: str = "global"
+    ubatch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,11 @@ def validation_domains(
     else:
         texts = default_texts("heldout")
     return make_domains(texts, tokenizer, options.samples, options.seq_len, seed)
+
+
+def _tokens(options: CalibrationOptions | ValidationOptions) -> int:
+    """Tokens that will be drawn at most; the built-in text has two domains."""
+    return (len(options.data) or 2) * options.samples * options.seq_len
 
 
 def split_domain(domain: Domain, wanted: int) -> tuple[Domain, Domain]:
@@ -201,24 +212,10 @@ def plan_request(options: PlanOptions, profile: DeviceProfile, seed: int) -> Pla
     if options.ram is not None:
         budget = parse_size(options.ram)
     elif options.keep is None:
-        budget = profile.memory_bytes - profile.system_bytes
-    return PlanRequest(
-        budget_bytes=budget,
-        keep=options.keep,
-        method=options.method,
-        expert_score=options.expert_score,
-        neuron_score=options.neuron_score,
-        whole_share=options.whole_share,
-        shallow=options.shallow,
-        deep=options.deep,
-        width_multiple=options.width_multiple,
-        quant=options.quant,
-        layout=options.layout,
-        format=options.format,
-        context=options.context,
-        kv_type=options.kv_type,
-        seed=seed,
-    )
+        budget = profile.budget_bytes
+    shared = {f.name for f in fields(PlanRequest)} & {f.name for f in fields(PlanOptions)}
+    choices = {name: getattr(options, name) for name in shared}
+    return PlanRequest(budget_bytes=budget, seed=seed, **choices)
 
 
 def run_plan(
@@ -308,6 +305,7 @@ def run_compress(
     draft = run.draft_plan()
     run.require_disk(draft)
     run.open()
+    run.note_time(draft)
     plan = run.plan(run.statistics())
     if not options.skip_checkpoint:
         run.write_checkpoint(plan)
@@ -333,15 +331,33 @@ class _Compress:
     # What is decided before anything is written.
 
     def draft_plan(self) -> CompressionPlan:
-        return make_plan(self.checkpoint, self.profile, self.request, None)
+        return self._make_plan(None)
 
     def require_disk(self, draft: CompressionPlan) -> None:
         """UserError unless everything not yet written fits, the validation's twin included."""
-        files = self._priced(draft).files
-        missing = {name: size for name, size in files.items() if not self._is_there(name, size)}
-        twin = 0 if self.options.no_validate else files["model.gguf"]
+        missing = self._missing(draft)
+        twin = 0 if self.options.no_validate else draft.files["model.gguf"]
         what = f"this run ({', '.join((*missing, 'the validation') if twin else missing)})"
         require_free(self.output, sum(missing.values()) + twin, what)
+
+    def note_time(self, draft: CompressionPlan) -> None:
+        """Say how long it will take, when that is more than a moment."""
+        options, checkpoint = self.options, self.checkpoint
+        device = choose_device(options.calibration.device)
+        expected = estimate(
+            active_parameters=inspect_model(checkpoint.path).active_parameters,
+            model_bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+            written_bytes=sum(self._missing(draft).values()),
+            calibration_tokens=0 if options.statistics else _tokens(options.calibration),
+            validation_tokens=0 if options.no_validate else _tokens(options.validation),
+            device=device,
+            dtype=choose_dtype(options.calibration.dtype, device, checkpoint.dtype),
+        )
+        self.progress.note(str(expected))
+
+    def _missing(self, draft: CompressionPlan) -> dict[str, int]:
+        """Bytes of every planned file that is not there yet."""
+        return {k: size for k, size in draft.files.items() if not self._is_there(k, size)}
 
     def _is_there(self, name: str, size: int) -> bool:
         file = self.output / name
@@ -364,7 +380,7 @@ class _Compress:
         return _calibrate(self.checkpoint, domains, work, options, self.progress)
 
     def plan(self, statistics: Statistics) -> CompressionPlan:
-        plan = self._priced(make_plan(self.checkpoint, self.profile, self.request, statistics))
+        plan = self._make_plan(statistics)
         key = key_of(plan.to_json())
         file = self.output / "plan.json"
 
@@ -411,7 +427,8 @@ class _Compress:
                 device=options.calibration.device,
                 dtype=options.calibration.dtype,
                 threads=options.validation.threads,
-                predicted_peak_rss=plan.memory.get("total_bytes"),
+                predicted_peak_rss=self._predicted_peak_rss(plan),
+                memory_run=self._memory_run(plan),
                 work=Path(scratch),
                 progress=self.progress,
             )
@@ -425,16 +442,30 @@ class _Compress:
         if not self.directory.done(name, key):
             self.directory.finish(name, key, write())
 
-    def _priced(self, plan: CompressionPlan) -> CompressionPlan:
-        """``plan`` with the exact size of every weight file that this run will write."""
-        files = dict(plan.files)
-        if not self.options.skip_checkpoint:
-            shards = checkpoint_shards(ModelSource(self.checkpoint, plan))
-            files |= {f"checkpoint/{shard.name}": shard.nbytes for shard in shards}
-        return replace(plan, files=files)
+    def _make_plan(self, statistics: Statistics | None) -> CompressionPlan:
+        extra = None if self.options.skip_checkpoint else self._checkpoint_files
+        return make_plan(self.checkpoint, self.profile, self.request, statistics, extra)
+
+    def _checkpoint_files(self, plan: CompressionPlan) -> dict[str, int]:
+        """Exact size of every weight file of the pruned checkpoint."""
+        shards = checkpoint_shards(ModelSource(self.checkpoint, plan))
+        return {f"checkpoint/{shard.name}": shard.nbytes for shard in shards}
 
     def _export_options(self, plan: CompressionPlan) -> ExportOptions:
         return ExportOptions(quant=plan.recipe["quant"], layout=plan.recipe["layout"])
+
+    def _predicted_peak_rss(self, plan: CompressionPlan) -> int:
+        """Of the run that validation measures: a per-expert file is measured as its padded twin."""
+        if plan.recipe["layout"] != "per-expert":
+            return int(plan.memory["total_bytes"])
+        request = replace(self.request, layout="padded")
+        target = make_target(self.profile, request)
+        return Pricer(self.checkpoint, target)(plan.widths).memory.total_bytes
+
+    def _memory_run(self, plan: CompressionPlan) -> MemoryRun:
+        chosen = {name: plan.memory[name] for name in ("context", "ubatch", "kv_type")}
+        threads = self.options.validation.threads or self.profile.threads
+        return MemoryRun(**chosen, threads=threads)
 
     @cached_property
     def _domains(self) -> tuple[list[Domain], list[Domain]]:

@@ -10,8 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tenp_edge.calibration import Coverage
 from tenp_edge.inspection import ModelSummary, PartSize
 from tenp_edge.plan import CompressionPlan
+from tenp_edge.statistics import Statistics
 from tenp_edge.units import format_count, format_size
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -22,7 +24,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     """A plain table: first column left, the others right."""
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right")
+        drawn.add_column(column, justify="right" if index else "left", no_wrap=not index)
     for row in rows:
         drawn.add_row(*(str(cell) for cell in row))
     return drawn
@@ -54,7 +56,7 @@ def memory(plan: CompressionPlan) -> Table:
         )
         if key in plan.memory
     ]
-    if plan.memory.get("budget_bytes"):
+    if plan.recipe.get("budget_bytes"):
         rows.append(("headroom", format_size(plan.memory["headroom_bytes"])))
         rows.append(("budget", format_size(plan.memory["budget_bytes"])))
     return table("Memory", ("part", "size"), rows)
@@ -90,27 +92,33 @@ def _describe_widths(row: Sequence[int], full: int) -> str:
     return ", ".join(parts)
 
 
-def plan_report(plan: CompressionPlan) -> RenderableType:
-    """The plan as printed by ``tenp-edge plan``: choice, memory, widths, files."""
+def _recipe_lines(plan: CompressionPlan) -> list[str]:
     recipe = plan.recipe
     lines = [
-        f"method {recipe.get('method')}: keeps {percent(plan.keep_ratio)} of the routed-expert "
-        f"neurons (rho), {percent(recipe.get('model_retention', 1.0))} of the model",
+        f"{recipe['method']}: keeps {percent(plan.keep_ratio)} of the routed-expert neurons (rho), "
+        f"{percent(recipe['model_retention'])} of the model's parameters",
     ]
-    if recipe.get("alpha") is not None:
+    if "whole_share" in recipe:
         lines.append(
-            f"whole experts (alpha) {percent(recipe['alpha'])}, "
-            f"shape {recipe.get('shallow', 1):g} -> {recipe.get('deep', 1):g} "
-            f"from shallow to deep ({recipe.get('shape_choice', 'given')})"
+            f"trapezoid: {percent(recipe['whole_share'])} of the experts whole (alpha), the others "
+            f"{recipe['narrow_width']} wide (beta {recipe['beta']:.2f}), shape "
+            f"{recipe['shallow']:g} -> {recipe['deep']:g} by {recipe['chosen_by']}"
         )
     if recipe.get("active_ratio") is not None:
-        lines.append(
-            f"R_active {percent(recipe['active_ratio'])} of the routed parameters per token"
-        )
-    if plan.memory.get("decode_tokens_per_second"):
-        speed = plan.memory["decode_tokens_per_second"]
-        lines.append(f"decode about {speed:.1f} tokens/s by memory bandwidth (estimate)")
-    lines += [f"note: {note}" for note in recipe.get("notes", ())]
+        lines.append(f"R_active: {percent(recipe['active_ratio'])} of the routed width per token")
+    if plan.memory.get("tokens_per_second"):
+        speed = plan.memory["tokens_per_second"]
+        lines.append(f"decode: about {_rounded(speed)} tokens/s, by memory bandwidth (an estimate)")
+    return lines
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def plan_report(plan: CompressionPlan) -> RenderableType:
+    """The plan as printed by ``tenp-edge plan``: choice, memory, widths, files."""
+    lines = [*_recipe_lines(plan), *(f"note: {note}" for note in plan.recipe.get("notes", ()))]
     parts: list[RenderableType] = [Text("\n".join(lines)), memory(plan), widths(plan)]
     if plan.files:
         rows = [(name, f"{size:,}", format_size(size)) for name, size in plan.files.items()]
@@ -189,17 +197,26 @@ def peak_rss(checked: Mapping[str, Any]) -> RenderableType:
     rows = [("predicted", format_size(predicted))] if predicted else []
     if measured:
         rows.append((f"measured ({checked.get('measured_as')})", format_size(measured)))
-    return table("Peak RSS", ("", ""), rows) if rows else Text("")
+    return facts("Peak RSS", rows) if rows else Text("")
 
 
-def coverage(report: Mapping[str, Any]) -> RenderableType:
+def coverage(statistics: Statistics, found: Coverage) -> RenderableType:
     """``tenp-edge calibrate``: tokens per domain and experts that were seen too rarely."""
     rows = [
-        (d["domain"], d["samples"], d["tokens"], d["experts_below"], d["experts_unreached"])
-        for d in report["domains"]
+        (
+            name,
+            counts["samples"],
+            counts["tokens"],
+            sum(found.below[name].values()),
+            sum(found.unreached[name].values()),
+        )
+        for name, counts in statistics.info["domains"].items()
     ]
-    columns = ("domain", "samples", "tokens", f"experts < {report['threshold']}", "unreached")
-    return table("Coverage", columns, rows)
+    columns = ("domain", "samples", "tokens", f"experts < {found.min_tokens}", "unreached")
+    total = found.experts * len(found.below_everywhere)
+    few = sum(found.below_everywhere.values())
+    line = f"{total - few} of {total} experts saw at least {found.min_tokens} tokens"
+    return Group(table("Coverage", columns, rows), Text(line))
 
 
 def device_profiles(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -225,4 +242,6 @@ def device_profiles(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def facts(title: str, rows: Iterable[tuple[str, object]]) -> Table:
     """Two columns: a name and a value."""
-    return table(title, ("", ""), rows)
+    drawn = table(title, ("", ""), rows)
+    drawn.show_header = False
+    return drawn

@@ -94,63 +94,109 @@ def architecture(config: ModelConfig) -> Architecture:
     return row
 
 
+def expert_groups(config: ModelConfig) -> int:
+    """Groups the router really chooses by: DeepSeek-V2's "greedy" ignores n_group."""
+    greedy = config.raw.get("topk_method", "greedy") == "greedy"
+    return 1 if greedy and config.family.router_score == "softmax" else config.n_group
+
+
 def check_architecture(config: ModelConfig) -> None:
     """Raise UserError with the reason where llama.cpp would compute something else."""
-    row, family = architecture(config), config.family.model_type
-    for broken, reason in _limits(config, row):
-        if broken:
-            raise UserError(
-                f"{family} cannot be written as GGUF: {reason}",
-                "keep the pruned checkpoint (--skip-export) and run it with transformers",
-            )
+    row = architecture(config)
+    for limits in (_expert_limits, _attention_limits, _rope_limits):
+        for broken, reason in limits(config, row):
+            if broken:
+                raise UserError(
+                    f"{config.family.model_type} cannot be written as GGUF: {reason}",
+                    "run the pruned checkpoint with transformers instead",
+                )
 
 
-def _limits(config: ModelConfig, row: Architecture) -> tuple[tuple[bool, str], ...]:
-    head_rows = config.num_attention_heads * config.head_dim
+_Limits = tuple[tuple[bool, str], ...]
+
+
+def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
     dense = [layer for layer in range(config.num_hidden_layers) if layer not in config.moe_layers]
-    leading = dense == list(range(len(dense)))
-    does = "always renormalises" if row.norm_topk else "never renormalises"
-    mla, rope = config.mla, config.rope
+    leading = row.leading_dense and dense == list(range(len(dense)))
+    where = "has dense layers only in front" if row.leading_dense else "routes in every layer"
+    does = "always" if row.norm_topk else "never"
+    groups = expert_groups(config)
     return (
         (
             row.norm_topk is not None and config.norm_topk_prob != row.norm_topk,
-            f"llama.cpp {does} the top-k weights of {row.name}, "
+            f"llama.cpp {does} renormalises the top-k weights of {row.name}, "
             f"this model has norm_topk_prob = {str(config.norm_topk_prob).lower()}",
         ),
+        (
+            bool(dense) and not leading,
+            f"layer {_listed(dense)} is dense, and llama.cpp's {row.name} {where}",
+        ),
+        (
+            groups > 1 and config.family.router_score == "softmax",
+            f"it picks expert groups by their best expert (n_group = {groups}), "
+            "llama.cpp by the sum of the best two",
+        ),
+        (
+            config.num_experts % groups != 0,
+            f"{config.num_experts} experts do not divide into {groups} groups",
+        ),
+        (
+            config.family.shared_block is not None and not config.shared_intermediate_size,
+            f"llama.cpp's {row.name} needs a shared expert",
+        ),
+    )
+
+
+def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_rows = heads * config.head_dim
+    low_rank = config.mla is not None and config.mla.q_lora_rank is not None
+    return (
         (
             config.o_bias or (config.qkv_bias and not row.qkv_bias),
             f"llama.cpp loads no attention biases for {row.name}",
         ),
         (
-            bool(dense) and not (row.leading_dense and leading),
-            f"layers {_listed(dense)} are dense, and llama.cpp's {row.name} "
-            + ("has dense layers only in front" if row.leading_dense else "routes in every layer"),
-        ),
-        (
             row.square and head_rows != config.hidden_size,
             f"llama.cpp's {row.name} needs heads x head_dim = hidden_size, "
-            f"not {config.num_attention_heads} x {config.head_dim} = {head_rows} "
-            f"and {config.hidden_size}",
+            f"this model has {heads} x {config.head_dim} = {head_rows} and {config.hidden_size}",
         ),
         (
-            config.n_group > 1 and config.family.router_score == "softmax",
-            f"it picks expert groups by their best expert (n_group = {config.n_group}), "
-            "llama.cpp by the sum of the best two",
+            config.family.qk_norm == "projection" and kv_heads != heads,
+            f"llama.cpp's {row.name} needs as many KV heads as heads, "
+            f"this model has {kv_heads} and {heads}",
         ),
         (
-            config.num_experts % config.n_group != 0,
-            f"{config.num_experts} experts do not divide into {config.n_group} groups",
-        ),
-        (
-            mla is not None
-            and mla.q_lora_rank is not None
-            and config.num_hidden_layers in (26, 27),
+            low_rank and config.num_hidden_layers in (26, 27),
             f"llama.cpp takes a deepseek2 model of {config.num_hidden_layers} layers for a Lite "
             "model, which has no q_lora_rank",
         ),
+    )
+
+
+def _rope_limits(config: ModelConfig, row: Architecture) -> _Limits:
+    kind, scaling = config.rope.kind, config.rope.scaling
+    fast, slow = scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1
+    one, every = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    equal = bool(one) and one == every and not scaling.get("attention_factor")
+    return (
         (
-            rope.scaling.get("truncate") is False,
-            "llama.cpp's YaRN always rounds its correction range (truncate = false)",
+            kind == "yarn" and (fast, slow) != (32, 1),
+            f"llama.cpp fixes YaRN's beta_fast and beta_slow of {row.name} at 32 and 1, "
+            f"this model has {fast} and {slow}",
+        ),
+        (
+            kind == "yarn" and scaling.get("truncate") is False,
+            "llama.cpp always rounds YaRN's correction range (truncate = false)",
+        ),
+        (
+            kind == "yarn" and config.mla is not None and not equal,
+            f"llama.cpp's {row.name} needs YaRN's mscale and mscale_all_dim to be equal, "
+            f"this model has {one} and {every}",
+        ),
+        (
+            kind == "linear" and config.mla is not None,
+            f"llama.cpp's {row.name} does not scale its rotary embedding linearly",
         ),
     )
 

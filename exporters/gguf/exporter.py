@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.base import atomic_file, check_room
+from tenp_edge.exporters.base import manifest_file
 from tenp_edge.exporters.gguf.architectures import check_architecture
 from tenp_edge.exporters.gguf.fields import Field, header, header_bytes, padded
 from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
@@ -71,8 +71,7 @@ class GgufExporter:
         fields = _fields(source.checkpoint, source.config, options, manifest.layout, recipe)
         tensors = [entry.tensor for entry in found]
         head = header(fields, [(t.name, t.shape, TYPES[t.type].ggml_id, t.nbytes) for t in tensors])
-        check_room(target, manifest.file_bytes)
-        with atomic_file(target, manifest.file_bytes) as stream:
+        with manifest_file(target, manifest.file_bytes) as stream:
             stream.write(head)
             writer = TensorWriter(stream, source, found, len(head))
             with progress.task(f"writing {target.name}", manifest.weight_bytes, "bytes") as task:

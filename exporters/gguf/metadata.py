@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
-from tenp_edge.exporters.gguf.architectures import architecture
+from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, f32, text, u32, u32s
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.models import ModelConfig
@@ -119,7 +120,7 @@ def _deepseek(config: ModelConfig, layout: str) -> _Fields:
         "expert_weights_norm": boolean(config.norm_topk_prob),
         "expert_gating_func": u32(_SIGMOID if sigmoid else _SOFTMAX),
     }
-    if config.n_group > 1:
+    if expert_groups(config) > 1:
         fields["expert_group_count"] = u32(config.n_group)
         fields["expert_group_used_count"] = u32(config.topk_group)
     return fields
@@ -135,15 +136,31 @@ def _rope(config: ModelConfig) -> _Fields:
     fields["rope.scaling.factor"] = f32(scaling["factor"])
     if rope.kind == "yarn":
         original = scaling.get("original_max_position_embeddings")
-        fields |= {
-            "rope.scaling.original_context_length": u32(original or config.max_position_embeddings),
-            "rope.scaling.yarn_beta_fast": f32(scaling.get("beta_fast") or 32.0),
-            "rope.scaling.yarn_beta_slow": f32(scaling.get("beta_slow") or 1.0),
-        }
-    if rope.kind == "yarn" and config.mla is not None:
-        log_multiplier = 0.1 * float(scaling.get("mscale_all_dim") or 0.0)
-        fields["rope.scaling.yarn_log_multiplier"] = f32(log_multiplier)
+        fields["rope.scaling.original_context_length"] = u32(
+            original or config.max_position_embeddings
+        )
+        fields |= _yarn_magnitude(scaling, latent=config.mla is not None)
     return fields
+
+
+def _yarn_magnitude(scaling: Mapping[str, Any], latent: bool) -> _Fields:
+    """How YaRN scales attention: llama.cpp multiplies by 0.1 ln(factor) + 1 of its own accord.
+
+    With latent attention it takes mscale_all_dim instead, as a logarithmic multiplier.
+    """
+    if latent:
+        return {"rope.scaling.yarn_log_multiplier": f32(0.1 * scaling["mscale_all_dim"])}
+    default = _mscale(scaling["factor"], 1.0)
+    wanted = scaling.get("attention_factor")
+    if wanted is None and scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        wanted = _mscale(scaling["factor"], scaling["mscale"]) / _mscale(
+            scaling["factor"], scaling["mscale_all_dim"]
+        )
+    return {} if wanted is None else {"rope.scaling.attn_factor": f32(wanted / default)}
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def _tenp(config: ModelConfig, layout: str, recipe: Recipe) -> list[Field]:

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (patterns of published tokenizers, full-width characters included)
 """tokenizer.json's way of splitting text -> llama.cpp's name for it (tokenizer.ggml.pre).
 
 llama.cpp has one hard-coded splitter per name, so an unknown one is refused: a file with the wrong
@@ -43,7 +44,7 @@ _TABLE: tuple[tuple[str, bool | None, tuple[Step, ...]], ...] = (
         (
             ("split", "[\r\n]"),
             ("split", _DEEPSEEK_LETTERS),
-            ("split", r"\s?[!-/:-~！-／：-～‘-‟\u3000-。]+".replace(r"\u3000", "\u3000")),
+            ("split", "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+"),
             ("split", r"\s+$"),
             ("split", "[一-龥ࠀ-一가-\ud7ff]+"),
             ("digits", "single"),

@@ -210,7 +210,7 @@ def _adds(
     tokenizer: Mapping[str, Any],
     special: Mapping[str, int],
 ) -> bool:
-    """Whether encoding adds the token: the setting, else what the post-processor's template does."""
+    """Whether encoding adds the token: the setting, else the post-processor's template."""
     if key not in special:
         return False
     stated = settings.get(f"add_{key}_token")

@@ -133,18 +133,17 @@ class LlamaCppModel:
         return list(buffer[:count])
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> str:
-        """Text of ``tokens``; ``special`` shows control tokens."""
-        ids = (ctypes.c_int32 * len(tokens))(*tokens)
-        size = 64 + 16 * len(tokens)
-        for _ in range(2):
+        """Text of ``tokens``, piece by piece (llama_detokenize "cleans up" spaces for some)."""
+        return b"".join(self._piece(token, special) for token in tokens).decode(errors="replace")
+
+    def _piece(self, token: int, special: bool) -> bytes:
+        size = 64
+        while True:
             buffer = ctypes.create_string_buffer(size)
-            count = self._native.llama_detokenize(
-                self._vocab, ids, len(tokens), buffer, size, False, special
-            )
+            count = self._native.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
             if count >= 0:
-                break
+                return buffer.raw[:count]
             size = -count
-        return buffer.raw[: max(count, 0)].decode(errors="replace")
 
     # -- lifetime ------------------------------------------------------------------------------
 
@@ -269,7 +268,7 @@ def _peak_of_request() -> None:
         ubatch=ubatch,
         threads=request["threads"],
         kv_type=request["kv_type"],
-        flash_attention=request["kv_type"] == "Q8_0",
+        flash_attention=request["kv_type"] != "F32",
     ) as model:
         prompt = [index % model.vocab_size for index in range(ubatch)]
         model._clear()

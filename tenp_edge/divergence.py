@@ -1,0 +1,117 @@
+"""How far one model's predictions are from another's: the numbers of llama-perplexity. Pure.
+
+For every scored token, with p the reference's distribution and q the candidate's:
+KL = sum p (log p - log q), in nats; same top = the two most likely tokens agree; delta p =
+q(true token) - p(true token); perplexity = exp(mean -log p(true token)). Definitions as in
+llama.cpp's tools/perplexity (--kl-divergence), including its linearly interpolated percentile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+# Rows of two float64 distributions over 152k tokens that are held at once: 16 x 2.4 MB.
+_ROWS = 16
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """One entry per scored token, float64 [tokens] (``same_top`` bool)."""
+
+    kl: torch.Tensor
+    reference_nll: torch.Tensor
+    candidate_nll: torch.Tensor
+    delta_p: torch.Tensor
+    same_top: torch.Tensor
+
+
+@dataclass(frozen=True)
+class DomainScores:
+    """A row of the report. KL in nats per token; ``rms_delta_p`` and ``same_top`` as shares."""
+
+    domain: str
+    sequences: int
+    tokens: int
+    mean_kl: float
+    kl_99: float
+    max_kl: float
+    same_top: float
+    reference_perplexity: float
+    candidate_perplexity: float
+    perplexity_ratio: float
+    rms_delta_p: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def scored_positions(length: int) -> range:
+    """Positions of a sequence of ``length`` tokens whose prediction counts: the second half.
+
+    Each has at least half the sequence as context; the last has no next token to be compared with.
+    """
+    return range(length // 2, length - 1)
+
+
+def score_tokens(
+    reference: torch.Tensor, candidate: torch.Tensor, targets: torch.Tensor
+) -> TokenScores:
+    """Compare two sets of logits [tokens, vocab] on the true next tokens [tokens], in float64."""
+    parts = [
+        _score(*(t[start : start + _ROWS] for t in (reference, candidate, targets)))
+        for start in range(0, len(targets), _ROWS)
+    ]
+    return concatenate(parts)
+
+
+def _score(reference: torch.Tensor, candidate: torch.Tensor, targets: torch.Tensor) -> TokenScores:
+    log_p = torch.log_softmax(reference.double(), dim=-1)
+    log_q = torch.log_softmax(candidate.double(), dim=-1)
+    true_p = log_p.gather(1, targets[:, None])[:, 0]
+    true_q = log_q.gather(1, targets[:, None])[:, 0]
+    return TokenScores(
+        # Rounding can leave -1e-17 where the two are equal; a divergence is never negative.
+        kl=(log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0),
+        reference_nll=-true_p,
+        candidate_nll=-true_q,
+        delta_p=true_q.exp() - true_p.exp(),
+        same_top=log_p.argmax(dim=-1) == log_q.argmax(dim=-1),
+    )
+
+
+def concatenate(parts: Iterable[TokenScores]) -> TokenScores:
+    """The scores of all ``parts``, in order."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return TokenScores(*(torch.cat(column) for column in columns))
+
+
+def summarise(domain: str, sequences: int, scores: TokenScores) -> DomainScores:
+    """Means and tails over the tokens of ``scores`` (at least one)."""
+    reference, candidate = scores.reference_nll.mean(), scores.candidate_nll.mean()
+    return DomainScores(
+        domain=domain,
+        sequences=sequences,
+        tokens=len(scores.kl),
+        mean_kl=float(scores.kl.mean()),
+        kl_99=_percentile(scores.kl, 0.99),
+        max_kl=float(scores.kl.max()),
+        same_top=float(scores.same_top.double().mean()),
+        reference_perplexity=float(reference.exp()),
+        candidate_perplexity=float(candidate.exp()),
+        perplexity_ratio=float((candidate - reference).exp()),
+        rms_delta_p=float(scores.delta_p.square().mean().sqrt()),
+    )
+
+
+def _percentile(values: torch.Tensor, share: float) -> float:
+    """The value below which ``share`` of ``values`` lie, interpolated. Any number of values
+    (torch.quantile stops at 16 million)."""
+    ordered = values.sort().values
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return float(ordered[low] + (place - low) * (ordered[high] - ordered[low]))

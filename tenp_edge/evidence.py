@@ -1,0 +1,134 @@
+"""What the statistics say to the planner: rankings, predicted losses, retained neurons.
+
+Everything is read one layer at a time and reduced to [experts, legal widths] tables, so a
+30B-parameter model plans in a few hundred MiB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tenp_edge.allocation import Space
+from tenp_edge.plan import ExpertKey, Widths
+from tenp_edge.saliency import (
+    expert_scores,
+    neuron_losses,
+    neuron_scores,
+    ranking_scores,
+    tokens_routed,
+)
+from tenp_edge.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Which scores decide. ``shared_ranking``: neurons compete across experts (method free)."""
+
+    expert: str
+    neuron: str
+    seed: int
+    shared_ranking: bool = False
+
+
+@dataclass(frozen=True)
+class LayerEvidence:
+    """One MoE layer. ``ranking``: experts, best first, those that no token reached last.
+
+    ``losses`` [experts, 1 + legal widths]: predicted loss of removing an expert, then of narrowing
+    it to each legal width; ``gains`` [experts, legal widths]: sum of the neuron scores that are
+    kept; ``tokens`` [experts].
+    """
+
+    ranking: tuple[int, ...]
+    losses: torch.Tensor
+    gains: torch.Tensor
+    tokens: torch.Tensor
+
+
+class Evidence:
+    """Statistics of one checkpoint seen through the chosen scores."""
+
+    def __init__(self, statistics: Statistics, space: Space, scores: Scores) -> None:
+        self.statistics, self.space, self.scores = statistics, space, scores
+        self.layers = {layer: self._layer(layer) for layer in space.layers}
+
+    @property
+    def rankings(self) -> dict[int, tuple[int, ...]]:
+        return {layer: found.ranking for layer, found in self.layers.items()}
+
+    @property
+    def unreached(self) -> list[ExpertKey]:
+        """Experts that no calibration token reached, as (layer, expert)."""
+        return [
+            (layer, expert)
+            for layer, found in self.layers.items()
+            for expert in (found.tokens == 0).nonzero().flatten().tolist()
+        ]
+
+    def predicted_loss(self, widths: Widths) -> float:
+        """Sum of the predicted losses of all cuts (`saliency.neuron_losses`)."""
+        index = {width: i for i, width in enumerate((0, *self.space.legal_widths))}
+        total = 0.0
+        for layer, row in widths.items():
+            columns = torch.tensor([index[width] for width in row])
+            total += float(self.layers[layer].losses.gather(1, columns[:, None]).sum())
+        return total
+
+    def active_ratio(self, widths: Widths) -> float | None:
+        """R_active: kept width over full width, summed over the routed tokens.
+
+        None without routed tokens. With whole-expert removal the router finds other experts,
+        which are all whole: 1.
+        """
+        kept = full = 0.0
+        for layer, row in widths.items():
+            if 0 in row:
+                return 1.0
+            tokens = self.layers[layer].tokens
+            kept += float((tokens * torch.tensor(row, dtype=tokens.dtype)).sum())
+            full += float(tokens.sum()) * self.space.full
+        return kept / full if full else None
+
+    def retained(self, widths: Widths) -> dict[ExpertKey, torch.Tensor]:
+        """The best neurons of every expert at its width, ascending int32."""
+        kept: dict[ExpertKey, torch.Tensor] = {}
+        for layer, row in widths.items():
+            order = self._order(layer)
+            for expert, width in enumerate(row):
+                kept[layer, expert] = order[expert, :width].sort().values.int()
+        return kept
+
+    def _order(self, layer: int) -> torch.Tensor:
+        """Neurons of every expert, best first, [experts, width]."""
+        return _descending(self._neuron_scores(layer))
+
+    def _neuron_scores(self, layer: int) -> torch.Tensor:
+        name, seed = self.scores.neuron, self.scores.seed
+        own = neuron_scores(self.statistics, layer, name, seed)
+        if not self.scores.shared_ranking:
+            return own
+        reached = tokens_routed(self.statistics, layer) > 0
+        shared = ranking_scores(self.statistics, layer, name, seed)
+        return torch.where(reached[:, None], shared, own)
+
+    def _layer(self, layer: int) -> LayerEvidence:
+        scores = expert_scores(self.statistics, layer, self.scores.expert, self.scores.seed)
+        tokens = tokens_routed(self.statistics, layer)
+        scores = scores.masked_fill(tokens == 0, -torch.inf)
+        ranking = tuple(_descending(scores).tolist())
+        neuron = self._neuron_scores(layer)
+        order = _descending(neuron)
+        ends = torch.tensor(self.space.legal_widths) - 1
+        lost = neuron_losses(self.statistics, layer).gather(1, order)
+        whole = lost.sum(dim=1, keepdim=True)
+        losses = torch.cat([whole, whole - lost.cumsum(dim=1)[:, ends]], dim=1).clamp_min(0)
+        losses[:, -1] = 0
+        gains = neuron.gather(1, order).cumsum(dim=1)[:, ends]
+        return LayerEvidence(ranking, losses, gains, tokens)
+
+
+def _descending(values: torch.Tensor) -> torch.Tensor:
+    """Indices from the highest value to the lowest along the last dimension; ties in order."""
+    return values.argsort(dim=-1, descending=True, stable=True)

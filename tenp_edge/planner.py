@@ -1,0 +1,269 @@
+"""The search under the budget: a checkpoint, a device and a RAM number -> CompressionPlan.
+
+The exporter's manifest is the only accounting: every candidate is priced by the files that would
+really be written for it, and a plan that is returned has been priced, never estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from tenp_edge.allocation import Shape, Space
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.devices import DeviceProfile
+from tenp_edge.errors import UserError
+from tenp_edge.evidence import Evidence, Scores
+from tenp_edge.models import ModelConfig
+from tenp_edge.plan import CompressionPlan, Widths
+from tenp_edge.pricing import Priced, Pricer, draft
+from tenp_edge.recipe import make_recipe, memory_json
+from tenp_edge.request import (
+    METHODS,
+    RANKINGS,
+    PlanRequest,
+    Target,
+    check_request,
+    make_target,
+    method_of,
+    neuron_score,
+)
+from tenp_edge.search import (
+    PAPER_SHAPE,
+    PAPER_SHARE,
+    Allocator,
+    Choice,
+    Drop,
+    Free,
+    Tenp,
+    Uniform,
+    choose_trapezoid,
+    largest_fitting,
+    shapes,
+)
+from tenp_edge.statistics import Statistics
+from tenp_edge.units import format_size
+
+__all__ = ["METHODS", "RANKINGS", "PlanRequest", "Target", "make_plan", "make_target"]
+
+ExtraFiles = Callable[[CompressionPlan], Mapping[str, int]]
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    profile: DeviceProfile,
+    request: PlanRequest,
+    statistics: Statistics | None = None,
+    extra_files: ExtraFiles | None = None,
+) -> CompressionPlan:
+    """The largest legal plan of the requested method within the budget or the keep ratio.
+
+    With ``statistics`` the plan names the retained neurons, and method tenp chooses alpha and the
+    trapezoid's shape by predicted loss: the sum over the cut neurons of (g m_k)^2 ||w_k||^2 per
+    calibration token, averaged over the domains. Without, it plans by bytes with the paper's
+    shape. ``extra_files`` adds exact sizes of further weight files (the pruned checkpoint's).
+    Raises UserError when nothing legal fits, with what would.
+    """
+    check_request(request)
+    check_model(checkpoint, statistics)
+    target = make_target(profile, request)
+    target.exporter.check(checkpoint.config, target.options)
+    space = make_space(checkpoint.config, target.width_multiple)
+    evidence = None if statistics is None else Evidence(statistics, space, _scores(request))
+    pricer = Pricer(checkpoint, target)
+    allocator, choice = _sized_allocator(checkpoint.config, space, evidence, request, pricer)
+    neurons = _neurons(allocator, space, request, pricer)
+    priced = pricer(_widths_at(allocator, space, neurons))
+    _check_fits(priced, request, pricer)
+    plan = replace(
+        draft(checkpoint, priced.widths),
+        retained=None if evidence is None else evidence.retained(priced.widths),
+        recipe=make_recipe(checkpoint, priced, target, request, allocator, evidence, choice),
+        memory=memory_json(priced, target, evidence),
+        files=dict(priced.manifest.files),
+    )
+    if extra_files is None:
+        return plan
+    return replace(plan, files={**plan.files, **extra_files(plan)})
+
+
+def check_model(checkpoint: Checkpoint, statistics: Statistics | None) -> None:
+    """Refuse a model that is pruned already, and statistics of another one."""
+    config = checkpoint.config
+    if any(w != config.moe_intermediate_size for row in config.expert_widths.values() for w in row):
+        raise UserError(
+            f"{checkpoint.path} is pruned already", "the original checkpoint, to plan again from"
+        )
+    if statistics is not None and statistics.fingerprint != checkpoint.fingerprint:
+        raise UserError(
+            f"the statistics belong to another checkpoint ({statistics.fingerprint[:12]}, "
+            f"this one is {checkpoint.fingerprint[:12]})",
+            "calibrate this model",
+        )
+
+
+def make_space(config: ModelConfig, width_multiple: int) -> Space:
+    return Space(
+        config.moe_layers, config.num_experts, config.moe_intermediate_size, width_multiple
+    )
+
+
+def _scores(request: PlanRequest) -> Scores:
+    free = request.method == "free"
+    return Scores(request.expert_score, neuron_score(request), request.seed, shared_ranking=free)
+
+
+# -- size ------------------------------------------------------------------------------------------
+
+
+def _sized_allocator(
+    config: ModelConfig,
+    space: Space,
+    evidence: Evidence | None,
+    request: PlanRequest,
+    pricer: Pricer,
+) -> tuple[Allocator, Choice | None]:
+    """The method's allocator; for tenp with statistics, the best trapezoid at its size."""
+    method = method_of(request, pricer.target)
+    if method == "enp":
+        return Uniform(space), None
+    if method == "drop":
+        return Drop(space, config, evidence), None
+    if method == "free":
+        if evidence is None:
+            raise UserError(
+                "--method free ranks neurons and needs calibration",
+                "--calibration WORK (tenp-edge calibrate), or --method tenp",
+            )
+        return Free(space, evidence, request.ranking), None
+    return _tenp(space, evidence, request, pricer)
+
+
+def _tenp(
+    space: Space, evidence: Evidence | None, request: PlanRequest, pricer: Pricer
+) -> tuple[Tenp, Choice | None]:
+    shape = Shape(
+        PAPER_SHAPE.shallow if request.shallow is None else request.shallow,
+        PAPER_SHAPE.deep if request.deep is None else request.deep,
+        PAPER_SHAPE.middle if request.middle is None else request.middle,
+    )
+    first = Tenp(space, evidence, shape, PAPER_SHARE, request.whole_share)
+    if evidence is None:
+        return first, None
+    neurons = _neurons(first, space, request, pricer)
+    if neurons == space.total_neurons:
+        return first, None
+    candidates = [shape, *shapes(request.shallow, request.deep, request.middle)]
+    choice = choose_trapezoid(first, evidence, neurons, candidates)
+    return Tenp(space, evidence, choice.shape, choice.alpha_share, request.whole_share), choice
+
+
+def _neurons(allocator: Allocator, space: Space, request: PlanRequest, pricer: Pricer) -> int:
+    """How many neurons to keep: as ``keep`` says, else as many as fit in the budget."""
+    if request.keep is not None:
+        return _neurons_at_ratio(allocator, space, request.keep)
+    budget = pricer.target.budget_bytes
+
+    def price(neurons: int) -> int:
+        return pricer(_widths_at(allocator, space, neurons)).memory.total_bytes
+
+    if price(space.total_neurons) <= budget:
+        return space.total_neurons
+    if price(allocator.least_neurons) > budget:
+        raise infeasible(allocator, space, request, pricer)
+    step = space.multiple
+    return largest_fitting(allocator.least_neurons, space.total_neurons, step, price, budget)
+
+
+def _neurons_at_ratio(allocator: Allocator, space: Space, keep: float) -> int:
+    if isinstance(allocator, Drop):
+        return allocator.neurons_at(keep)
+    neurons, least = space.budget(keep), allocator.least_neurons
+    if neurons < least:
+        floor = least / space.total_neurons
+        raise UserError(
+            f"--keep {keep:g} is below the smallest legal plan, {floor:.4f} "
+            f"(cut experts are at least {space.legal_widths[0]} of {space.full} neurons wide)",
+            f"--keep {_round_up(floor, 10_000):g} or a smaller --width-multiple",
+        )
+    return neurons
+
+
+def _widths_at(allocator: Allocator, space: Space, neurons: int) -> Widths:
+    """The allocator's plan; the full model where everything is kept."""
+    if neurons >= space.total_neurons:
+        return dict.fromkeys(space.layers, (space.full,) * space.experts)
+    return allocator.widths(neurons)
+
+
+def _check_fits(priced: Priced, request: PlanRequest, pricer: Pricer) -> None:
+    """A pinned ratio must still respect a budget that was given."""
+    if request.budget_bytes is None or priced.memory.headroom_bytes >= 0:
+        return
+    assert request.keep is not None, "the search exceeded its budget"
+    raise UserError(
+        f"--keep {request.keep:g} needs {format_size(priced.memory.total_bytes)}; "
+        f"--ram allows {format_size(priced.memory.budget_bytes)}",
+        f"leave --keep out, or --ram {_sufficient(priced.memory.total_bytes)}",
+    )
+
+
+# -- refusing --------------------------------------------------------------------------------------
+
+
+def infeasible(
+    allocator: Allocator, space: Space, request: PlanRequest, pricer: Pricer
+) -> UserError:
+    """The smallest legal plan, what the device leaves, and which other choices would fit."""
+    target = pricer.target
+    widths = _widths_at(allocator, space, allocator.least_neurons)
+    smallest = pricer(widths).memory.total_bytes
+    if request.budget_bytes is None:
+        leaves = f"{target.profile.name} with --context {target.context} leaves"
+    else:
+        leaves = f"--ram with --context {target.context} leaves"
+    ways = [
+        f"{flag} ({format_size(nbytes)})"
+        for flag, nbytes in _alternatives(pricer, widths)
+        if nbytes <= target.budget_bytes
+    ]
+    return UserError(
+        f"the smallest plan needs {format_size(smallest)}; "
+        f"{leaves} {format_size(target.budget_bytes)}",
+        " or ".join([*ways, f"--ram {_sufficient(smallest)}"]),
+    )
+
+
+def _alternatives(pricer: Pricer, widths: Widths) -> list[tuple[str, int]]:
+    """The smallest plan under other choices: the largest context and type below, a smaller KV."""
+    target, found = pricer.target, []
+
+    def total(**changes: Any) -> int:
+        return Pricer(pricer.checkpoint, replace(target, **changes))(widths).memory.total_bytes
+
+    contexts = [c for c in (32768, 16384, 8192, 4096, 2048, 1024, 512) if c < target.context]
+    by_context = [(f"--context {c}", total(context=c)) for c in contexts]
+    found += [entry for entry in by_context if entry[1] <= target.budget_bytes][:1]
+    if target.kv_type in ("F32", "F16", "BF16"):
+        found.append(("--kv-type Q8_0", total(kv_type="Q8_0")))
+    types = [
+        name for name in target.exporter.quants if name in target.profile.tensor_types
+    ] or target.exporter.quants
+    by_type = [
+        (f"--quant {name}", total(options=replace(target.options, quant=name)))
+        for name in types
+        if name != target.options.quant
+    ]
+    fitting = [entry for entry in by_type if entry[1] <= target.budget_bytes]
+    return found + sorted(fitting, key=lambda entry: -entry[1])[:1]
+
+
+def _sufficient(nbytes: int) -> str:
+    """A size for --ram that is at least ``nbytes``, with two digits: "4.32GiB"."""
+    unit, scale = ("GiB", 2**30) if nbytes >= 2**30 else ("MiB", 2**20)
+    return f"{_round_up(nbytes / scale, 100):.2f}{unit}"
+
+
+def _round_up(value: float, parts: int) -> float:
+    return -int(-value * parts // 1) / parts

@@ -1,0 +1,145 @@
+"""What is asked of the planner, checked, and merged with a device profile into a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tenp_edge.devices import KV_TYPES, DeviceProfile
+from tenp_edge.errors import UserError
+from tenp_edge.registry import Exporter, ExportOptions, exporter
+from tenp_edge.saliency import EXPERT_SCORES, NEURON_SCORES
+
+METHODS = ("tenp", "enp", "drop", "free")
+RANKINGS = ("global", "layer")
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What the user asks for; None leaves the choice to the profile or the planner.
+
+    ``budget_bytes`` is the peak resident memory that the run may reach; ``keep`` (rho) pins the
+    size instead. ``whole_share`` is alpha; ``shallow``, ``deep`` and ``middle`` shape the
+    trapezoid (`allocation.Shape`); ``ranking`` is for method free.
+    """
+
+    budget_bytes: int | None = None
+    keep: float | None = None
+    method: str = "tenp"
+    expert_score: str = "tenp"
+    neuron_score: str | None = None
+    whole_share: float | None = None
+    shallow: float | None = None
+    deep: float | None = None
+    middle: float | None = None
+    ranking: str = "global"
+    width_multiple: int | None = None
+    quant: str | None = None
+    layout: str | None = None
+    format: str | None = None
+    context: int | None = None
+    kv_type: str | None = None
+    ubatch: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Target:
+    """Request and profile merged: the file to be written and the run it is for."""
+
+    profile: DeviceProfile
+    exporter: Exporter
+    options: ExportOptions
+    width_multiple: int
+    context: int
+    kv_type: str
+    ubatch: int
+    budget_bytes: int
+
+
+def check_request(request: PlanRequest) -> None:
+    """Raise UserError for a value that no model could be planned with."""
+    if request.method not in METHODS:
+        raise UserError(f"--method {request.method} is not known", f"--method {'|'.join(METHODS)}")
+    if request.ranking not in RANKINGS:
+        raise UserError(f"no ranking '{request.ranking}'", "|".join(RANKINGS))
+    for flag, name, table in (
+        ("--expert-score", request.expert_score, EXPERT_SCORES),
+        ("--neuron-score", request.neuron_score, NEURON_SCORES),
+    ):
+        if name is not None and name not in table:
+            raise UserError(f"{flag} {name} is not known", f"{flag} {'|'.join(table)}")
+    if request.keep is not None and not 0 < request.keep <= 1:
+        raise UserError(f"--keep {request.keep:g} is not a share of the experts", "--keep 0.6")
+    if request.kv_type is not None and request.kv_type not in KV_TYPES:
+        raise UserError(f"no KV cache type '{request.kv_type}'", ", ".join(KV_TYPES))
+    _check_shape_flags(request)
+    for flag, value in (
+        ("--width-multiple", request.width_multiple),
+        ("--context", request.context),
+        ("--ram", request.budget_bytes),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} {value} is not above zero", f"{flag} with a number above zero")
+
+
+def _check_shape_flags(request: PlanRequest) -> None:
+    alpha, keep = request.whole_share, request.keep
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise UserError(f"--whole-share {alpha:g} is not a share", "--whole-share 0.3")
+    if alpha is not None and keep is not None and alpha > keep:
+        raise UserError(
+            f"--whole-share {alpha:g} is more than --keep {keep:g}: the whole experts alone "
+            "would not fit",
+            f"--whole-share {keep / 2:g}",
+        )
+    for flag, value in (
+        ("--shallow", request.shallow),
+        ("--deep", request.deep),
+        ("--middle", request.middle),
+    ):
+        if value is not None and value < 0:
+            raise UserError(f"{flag} {value:g} is negative", f"{flag} with a weight from 0 up")
+    if request.shallow == 0 and request.deep == 0:
+        raise UserError("--shallow and --deep are both 0", "--shallow 1 --deep 2")
+
+
+def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
+    """What the request pins, and the profile's choice for everything else."""
+    found = exporter(request.format or profile.format)
+    own_format = found.format == profile.format
+    layout = request.layout or (profile.layout if own_format else found.layouts[0])
+    quant = request.quant or profile.default_tensor_type
+    if layout not in found.layouts:
+        raise UserError(
+            f"format {found.format} has no layout '{layout}'", f"--layout {'|'.join(found.layouts)}"
+        )
+    if quant not in found.quants:
+        raise UserError(
+            f"format {found.format} cannot write {quant}", f"--quant {'|'.join(found.quants)}"
+        )
+    if own_format and quant not in profile.tensor_types:
+        raise UserError(
+            f"{profile.name} cannot run {quant}", f"--quant {'|'.join(profile.tensor_types)}"
+        )
+    return Target(
+        profile=profile,
+        exporter=found,
+        options=ExportOptions(quant=quant, layout=layout),
+        width_multiple=request.width_multiple or profile.width_multiple,
+        context=request.context or profile.context,
+        kv_type=request.kv_type or profile.kv_type,
+        ubatch=request.ubatch or profile.ubatch,
+        budget_bytes=request.budget_bytes or profile.budget_bytes,
+    )
+
+
+def neuron_score(request: PlanRequest) -> str:
+    """The requested score; energy for free widths, whose ranking crosses experts, else ENP."""
+    return request.neuron_score or ("energy" if request.method == "free" else "enp")
+
+
+def method_of(request: PlanRequest, target: Target) -> str:
+    """The allocation that is used: a merged file holds one width, so it takes the uniform one."""
+    if target.options.layout == "merged" and request.method in ("tenp", "free"):
+        return "enp"
+    return request.method

@@ -1,0 +1,249 @@
+"""Expert and neuron scores: pure functions of the calibration sums.
+
+Notation as in `statistics`: for a routed expert with tokens T_e, m [tokens, width] is its
+activation, y = m W_down^T its output, g its gate after normalisation and scaling, x its input, h
+the residual stream; w_k is column k of W_down. A higher score means: keep. Scores of several
+calibration domains are L2-normalised (an expert score over the layer's experts, a neuron score
+over the expert's neurons) and added, so that a domain with more text does not outvote the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+
+from tenp_edge.errors import UserError
+from tenp_edge.statistics import LayerStatistics, Statistics
+
+WeightNorms = Mapping[str, torch.Tensor]
+Score = Callable[[LayerStatistics, WeightNorms], torch.Tensor]
+CAMERA_ALPHA = 0.9
+_EPSILON = 1e-30
+
+
+# -- experts: [experts] ----------------------------------------------------------------------------
+
+
+def tenp(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of g ||y|| (1 - cos(x, y)): TENP, arXiv 2606.09885."""
+    return stats["tenp"]
+
+
+def frequency(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """|T_e|: how often the router chose the expert."""
+    return stats["tokens"]
+
+
+def gate(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of g: the soft count of SEER-MoE, arXiv 2404.05089."""
+    return stats["gate"]
+
+
+def ean(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of ||y||: expert activation norm, the baseline of arXiv 2510.13999."""
+    return stats["output_norm"]
+
+
+def reap(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """mean over T_e of g ||y||: REAP, arXiv 2510.13999."""
+    return stats["gated_norm"] / stats["tokens"].clamp_min(1)
+
+
+def man(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """mean over T_e of ||y||: MAN, arXiv 2606.15716."""
+    return stats["output_norm"] / stats["tokens"].clamp_min(1)
+
+
+def msan(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """mean over T_e of ||y||^2: MSAN, arXiv 2606.15716."""
+    return stats["output_norm_sq"] / stats["tokens"].clamp_min(1)
+
+
+def easy_ep(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of g ||y|| max(0, 1 - cos(h, h + all routed outputs)): arXiv 2504.06792."""
+    return stats["easy_ep"]
+
+
+def expert_magnitude(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """Frobenius norm of the expert's three matrices; no data."""
+    return _neuron_norm_sq(norms).sum(dim=-1).sqrt()
+
+
+# -- neurons: [experts, width] ---------------------------------------------------------------------
+
+
+def enp(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """mean over T_e of m_k <w_k, y> / ||y||, signed: the ENP of TENP, arXiv 2606.09885."""
+    return stats["projection"] / stats["tokens"].clamp_min(1)[:, None]
+
+
+def enp_abs(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """mean over T_e of |m_k <w_k, y>| / ||y||: the absolute ablation of ENP."""
+    return stats["abs_projection"] / stats["tokens"].clamp_min(1)[:, None]
+
+
+def enp_sum(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of m_k <w_k, y> / ||y||: ENP weighted by how often the expert is used."""
+    return stats["projection"]
+
+
+def energy(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of (g m_k)^2 ||w_k||^2: the squared output that cutting k alone removes."""
+    return stats["gated_activation_sq"] * norms["down_norm"].square()
+
+
+def camera_p(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """||w_k||^2 [(1 - a) ||g m_k||_2^2 + a ||g m_k||_inf^2], a = 0.9: arXiv 2508.02322."""
+    mean_part = (1 - CAMERA_ALPHA) * stats["gated_activation_sq"]
+    peak_part = CAMERA_ALPHA * stats["gated_activation_max"].square()
+    return norms["down_norm"].square() * (mean_part + peak_part)
+
+
+def flap(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """Var over T_e of m_k, times ||w_k||^2: FLAP, arXiv 2312.11983."""
+    count = stats["tokens"].clamp_min(1)[:, None]
+    variance = stats["activation_sq"] / count - (stats["activation"] / count).square()
+    return variance.clamp_min(0) * norms["down_norm"].square()
+
+
+def wanda(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """||m_k||_2 ||w_k||_2: structured Wanda, after arXiv 2306.11695."""
+    return stats["activation_sq"].sqrt() * norms["down_norm"]
+
+
+def neuron_magnitude(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """L2 norm of the neuron's gate row, up row and down column together; no data."""
+    return _neuron_norm_sq(norms).sqrt()
+
+
+def _neuron_norm_sq(norms: WeightNorms) -> torch.Tensor:
+    return norms["gate_norm"].square() + norms["up_norm"].square() + norms["down_norm"].square()
+
+
+def _random(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    raise AssertionError("random scores are drawn, not computed")
+
+
+EXPERT_SCORES: dict[str, Score] = {
+    "tenp": tenp,
+    "frequency": frequency,
+    "gate": gate,
+    "ean": ean,
+    "reap": reap,
+    "man": man,
+    "msan": msan,
+    "easy-ep": easy_ep,
+    "magnitude": expert_magnitude,
+    "random": _random,
+}
+NEURON_SCORES: dict[str, Score] = {
+    "enp": enp,
+    "enp-abs": enp_abs,
+    "enp-sum": enp_sum,
+    "energy": energy,
+    "camera-p": camera_p,
+    "flap": flap,
+    "wanda": wanda,
+    "magnitude": neuron_magnitude,
+    "random": _random,
+}
+DATA_FREE = ("magnitude", "random")
+
+
+# -- over domains ----------------------------------------------------------------------------------
+
+
+def expert_scores(statistics: Statistics, layer: int, score: str, seed: int = 0) -> torch.Tensor:
+    """Scores of one layer's experts over all domains, float64 [experts].
+
+    An expert that no token reached has no evidence, not a low score: `unreached` finds it.
+    """
+    function = _lookup(EXPERT_SCORES, score, "--expert-score")
+    norms = statistics.weight_norms(layer)
+    if score == "random":
+        return _draw((norms["down_norm"].shape[0],), layer, seed, stream=0)
+    if score in DATA_FREE:
+        return function(LayerStatistics({}), norms)
+    per_domain = (function(statistics.layer(d, layer), norms) for d in statistics.domains)
+    return sum_of(value / value.norm().clamp_min(_EPSILON) for value in per_domain)
+
+
+def neuron_scores(statistics: Statistics, layer: int, score: str, seed: int = 0) -> torch.Tensor:
+    """Scores of one layer's neurons over all domains, float64 [experts, width].
+
+    A domain that never reached an expert is skipped for it; an expert that none reached is
+    ordered by the norms of its neurons.
+    """
+    function = _lookup(NEURON_SCORES, score, "--neuron-score")
+    norms = statistics.weight_norms(layer)
+    if score == "random":
+        return _draw(tuple(norms["down_norm"].shape), layer, seed, stream=1)
+    magnitude = neuron_magnitude(LayerStatistics({}), norms)
+    if score in DATA_FREE:
+        return magnitude
+    total, reached = torch.zeros_like(magnitude), torch.zeros(magnitude.shape[0], dtype=torch.bool)
+    for domain in statistics.domains:
+        stats = statistics.layer(domain, layer)
+        value = function(stats, norms)
+        here = stats["tokens"] > 0
+        total += here[:, None] * value / value.norm(dim=-1, keepdim=True).clamp_min(_EPSILON)
+        reached |= here
+    return torch.where(reached[:, None], total, magnitude)
+
+
+def ranking_scores(statistics: Statistics, layer: int, score: str, seed: int = 0) -> torch.Tensor:
+    """Scores that compare neurons across experts and layers, float64 [experts, width].
+
+    As `neuron_scores`, but a domain's score is divided by its tokens instead of being normalised
+    inside each expert, which would make a neuron of an idle expert equal to one of a busy expert.
+    """
+    if score in DATA_FREE:
+        return neuron_scores(statistics, layer, score, seed)
+    function = _lookup(NEURON_SCORES, score, "--neuron-score")
+    norms = statistics.weight_norms(layer)
+    return sum_of(
+        function(statistics.layer(domain, layer), norms) / domain_tokens(statistics, domain)
+        for domain in statistics.domains
+    )
+
+
+def neuron_losses(statistics: Statistics, layer: int) -> torch.Tensor:
+    """Predicted loss of cutting each neuron, float64 [experts, width].
+
+    (g m_k)^2 ||w_k||^2 per token of the domain, averaged over the domains: the squared error that
+    cutting the neuron adds to the layer's output if the neurons' contributions are uncorrelated.
+    """
+    return ranking_scores(statistics, layer, "energy") / len(statistics.domains)
+
+
+def tokens_routed(statistics: Statistics, layer: int) -> torch.Tensor:
+    """Routed tokens of every expert over all domains, float64 [experts]."""
+    return sum_of(statistics.layer(domain, layer)["tokens"] for domain in statistics.domains)
+
+
+def unreached(statistics: Statistics, layer: int) -> torch.Tensor:
+    """Which experts no calibration token reached, bool [experts]."""
+    return tokens_routed(statistics, layer) == 0
+
+
+def domain_tokens(statistics: Statistics, domain: str) -> int:
+    """Calibration tokens of a domain, at least 1."""
+    return max(int(statistics.info["domains"][domain]["tokens"]), 1)
+
+
+def sum_of(values: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of at least one tensor."""
+    return torch.stack(list(values)).sum(dim=0)
+
+
+def _draw(shape: tuple[int, ...], layer: int, seed: int, stream: int) -> torch.Tensor:
+    """Seeded uniform scores; ``stream`` keeps experts and neurons of a layer independent."""
+    generator = torch.Generator().manual_seed((seed * 100003 + layer) * 2 + stream)
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def _lookup(table: Mapping[str, Score], name: str, flag: str) -> Score:
+    if name not in table:
+        raise UserError(f"{flag} {name} is not known", f"{flag} {'|'.join(table)}")
+    return table[name]

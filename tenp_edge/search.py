@@ -1,0 +1,229 @@
+"""Allocators bound to a model, the choice of the trapezoid, and the largest plan that fits.
+
+An allocator turns a budget of neurons into the largest legal plan of its method within it. The
+search then looks for the largest neuron budget whose priced plan stays within the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from tenp_edge import allocation
+from tenp_edge.allocation import Shape, Space, Trapezoid
+from tenp_edge.evidence import Evidence
+from tenp_edge.models import ModelConfig
+from tenp_edge.plan import Widths
+
+# Shares of rho that alpha is searched over, and the shapes: both directions, flat, U and hump.
+ALPHA_SHARES = (0.25, 0.375, 0.5, 0.625, 0.75)
+SLOPES = ((1.0, 2.0), (1.0, 1.0), (2.0, 1.0), (1.0, 3.0), (3.0, 1.0), (1.0, 1.5), (1.5, 1.0))
+MIDDLES = (1.0, 0.5, 2.0)
+PAPER_SHARE, PAPER_SHAPE = 0.5, Shape(1.0, 2.0, 1.0)
+
+
+class Allocator(Protocol):
+    """``least_neurons``: what the smallest legal plan of the method keeps."""
+
+    least_neurons: int
+
+    def widths(self, neurons: int) -> Widths:
+        """The largest legal plan within ``neurons`` (at least ``least_neurons``)."""
+        ...
+
+
+class Uniform:
+    """ENP: one width for every expert."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.least_neurons = space.total_experts * space.legal_widths[0]
+
+    def widths(self, neurons: int) -> Widths:
+        return allocation.uniform(self.space, neurons)
+
+
+class Tenp:
+    """Whole experts and one narrow width. ``whole_share`` pins alpha; else it is a share of rho.
+
+    Without evidence the first experts of a layer are the whole ones: bytes do not care which.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        evidence: Evidence | None,
+        shape: Shape = PAPER_SHAPE,
+        alpha_share: float = PAPER_SHARE,
+        whole_share: float | None = None,
+    ) -> None:
+        self.space, self.shape = space, shape
+        self.alpha_share, self.whole_share = alpha_share, whole_share
+        first_come = dict.fromkeys(space.layers, tuple(range(space.experts)))
+        self.ranking = evidence.rankings if evidence else first_come
+        self.least_neurons = self.split(0).neurons(space)
+
+    def split(self, neurons: int) -> Trapezoid:
+        if self.whole_share is not None:
+            return allocation.pinned_trapezoid(self.space, neurons, self.whole_share)
+        whole_share = self.alpha_share * neurons / self.space.total_neurons
+        return allocation.trapezoid(self.space, neurons, whole_share)
+
+    def counts(self, split: Trapezoid) -> list[int]:
+        """Whole experts of each layer."""
+        weights = self.shape.weights(len(self.space.layers))
+        return allocation.whole_counts(weights, split.whole, self.space.experts)
+
+    def widths(self, neurons: int) -> Widths:
+        split = self.split(neurons)
+        return allocation.trapezoid_widths(self.space, split, self.counts(split), self.ranking)
+
+
+class Drop:
+    """Whole-expert removal: the same number of experts stays in every layer."""
+
+    def __init__(self, space: Space, config: ModelConfig, evidence: Evidence | None) -> None:
+        self.space, self.config = space, config
+        first_come = dict.fromkeys(space.layers, tuple(range(space.experts)))
+        self.ranking = evidence.rankings if evidence else first_come
+        self._per_count = len(space.layers) * space.full
+        self.least_neurons = self.neurons_at(0.0)
+
+    def neurons_at(self, keep: float) -> int:
+        """Neurons that removal at ratio ``keep`` really keeps: round(r E) experts a layer."""
+        config = self.config
+        kept = allocation.drop_count(
+            self.space.experts, keep, config.num_experts_per_tok, config.n_group, config.topk_group
+        )
+        return kept * self._per_count
+
+    def widths(self, neurons: int) -> Widths:
+        groups = self.config.n_group
+        kept = neurons // self._per_count // groups * groups
+        return allocation.drop(self.space, kept, self.ranking, groups)
+
+
+class Free:
+    """Every expert its own legal width, from one ranking of the model's or a layer's neurons.
+
+    Experts that no token reached keep the width that every expert would have (no evidence is not
+    a low score); the ranking decides over the rest.
+    """
+
+    def __init__(self, space: Space, evidence: Evidence, ranking: str) -> None:
+        self.space, self.evidence = space, evidence
+        self.pools = [space.layers] if ranking == "global" else [(la,) for la in space.layers]
+        self.least_neurons = space.total_experts * space.legal_widths[0]
+
+    def widths(self, neurons: int) -> Widths:
+        widths: Widths = {}
+        left, open_layers = neurons, len(self.space.layers)
+        for pool in self.pools:
+            share = left * len(pool) // open_layers
+            chosen = self._pool_widths(pool, share)
+            widths |= chosen
+            left -= sum(map(sum, chosen.values()))
+            open_layers -= len(pool)
+        return widths
+
+    def _pool_widths(self, pool: Sequence[int], neurons: int) -> Widths:
+        """The layers of one ranking: pinned widths for unreached experts, steps for the others."""
+        found = [self.evidence.layers[layer] for layer in pool]
+        gains = torch.cat([layer.gains for layer in found])
+        idle = torch.cat([layer.tokens for layer in found]) == 0
+        even = self.space.floor(neurons / len(gains))
+        # Last in every ranking, yet finite: they widen only when nothing else can.
+        gains[idle] = -1e12 * torch.arange(gains.shape[1], dtype=gains.dtype)
+        least = torch.where(idle, self.space.legal_widths.index(even), 0)
+        flat = allocation.free(self.space, neurons, gains, least).tolist()
+        size = self.space.experts
+        return {la: tuple(flat[i * size : (i + 1) * size]) for i, la in enumerate(pool)}
+
+
+# -- the trapezoid with evidence -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One candidate trapezoid and its predicted loss."""
+
+    alpha_share: float
+    shape: Shape
+    predicted_loss: float
+
+
+def shapes(shallow: float | None, deep: float | None, middle: float | None) -> Iterator[Shape]:
+    """The shapes to search; a pinned value is kept, a pinned end leaves the other to the grid."""
+    seen = set()
+    for start, end in SLOPES:
+        for bump in MIDDLES:
+            shape = Shape(
+                start if shallow is None else shallow,
+                end if deep is None else deep,
+                bump if middle is None else middle,
+            )
+            if shape not in seen and shape.shallow + shape.deep > 0:
+                seen.add(shape)
+                yield shape
+
+
+def choose_trapezoid(
+    allocator: Tenp, evidence: Evidence, neurons: int, candidates: Sequence[Shape]
+) -> Choice:
+    """Alpha and shape with the least predicted loss within ``neurons``; ties keep the first."""
+    shares = (PAPER_SHARE, *(s for s in ALPHA_SHARES if s != PAPER_SHARE))
+    if allocator.whole_share is not None:
+        shares = (PAPER_SHARE,)
+    best: Choice | None = None
+    for share in shares:
+        split = Tenp(
+            allocator.space, evidence, alpha_share=share, whole_share=allocator.whole_share
+        ).split(neurons)
+        losses = _losses_by_count(evidence, allocator.space, split.narrow)
+        for shape in candidates:
+            counts = Tenp(allocator.space, evidence, shape).counts(split)
+            loss = sum(float(row[count]) for row, count in zip(losses, counts, strict=True))
+            if best is None or loss < best.predicted_loss:
+                best = Choice(share, shape, loss)
+    assert best is not None
+    return best
+
+
+def _losses_by_count(evidence: Evidence, space: Space, narrow: int) -> list[torch.Tensor]:
+    """Per layer, [experts + 1]: predicted loss when its c best experts stay whole."""
+    column = 1 + space.legal_widths.index(narrow)
+    tables = []
+    for layer in space.layers:
+        found = evidence.layers[layer]
+        lost = found.losses[list(found.ranking), column]
+        tables.append(torch.cat([lost.flip(0).cumsum(0).flip(0), torch.zeros(1).double()]))
+    return tables
+
+
+# -- fitting the bytes -----------------------------------------------------------------------------
+
+
+def largest_fitting(
+    least: int, most: int, step: int, price: Callable[[int], int], budget: int
+) -> int:
+    """The largest of least, least + step, ... below ``most`` whose price is within ``budget``.
+
+    price(least) <= budget < price(most). Bytes are nearly linear in neurons, so the first guess
+    is interpolated; the bracket then doubles away from it and is bisected, which leaves few prices
+    to work out and an exact answer wherever prices rise.
+    """
+    count = -(-(most - least) // step)
+    low, high = 0, count
+    floor_price, full_price = price(least), price(most)
+    guess = (budget - floor_price) * count // max(full_price - floor_price, 1)
+    reach, probe = 1, min(max(guess, 1), count - 1)
+    while high - low > 1:
+        fits = price(least + probe * step) <= budget
+        low, high = (probe, high) if fits else (low, probe)
+        near = low + reach if fits else high - reach
+        reach *= 2
+        probe = near if low < near < high else (low + high) // 2
+    return least + low * step

@@ -1,0 +1,68 @@
+"""How long the long stages will take: said before they start, from a quick measurement."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+# One second of sequential reading and writing on a plain SSD; disks vary more than the estimate.
+_DISK_BYTES_PER_SECOND = 300e6
+# A statistics pass has one product more per expert than the forward's three.
+_CALIBRATION_FACTOR = 4 / 3
+_PROBE_SIZE = 1024
+_PROBE_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds by stage."""
+
+    calibration: float
+    files: float
+    validation: float
+
+    def __str__(self) -> str:
+        total = self.calibration + self.files + self.validation
+        parts = ", ".join(f"{name} {_minutes(s)}" for name, s in vars(self).items() if s >= 1)
+        return f"about {_minutes(total)} ({parts or 'all of it'}), by a quick measurement"
+
+
+def estimate(
+    active_parameters: int,
+    model_bytes: int,
+    written_bytes: int,
+    calibration_tokens: int,
+    validation_tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Estimate:
+    """Forwards cost 2 operations per active parameter and token; files cost their bytes.
+
+    The validation runs the reference here and the exported file in its runtime, at about the same
+    speed.
+    """
+    per_token = 2 * active_parameters / operations_per_second(device, dtype)
+    reading = model_bytes / _DISK_BYTES_PER_SECOND
+    return Estimate(
+        calibration=calibration_tokens * per_token * _CALIBRATION_FACTOR
+        + (reading if calibration_tokens else 0),
+        files=reading + written_bytes / _DISK_BYTES_PER_SECOND,
+        validation=2 * validation_tokens * per_token + (reading if validation_tokens else 0),
+    )
+
+
+def operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a square matrix product, measured now."""
+    matrix = torch.zeros(_PROBE_SIZE, _PROBE_SIZE, device=device, dtype=dtype)
+    matrix @ matrix  # the first one compiles
+    rounds, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < _PROBE_SECONDS:
+        float((matrix @ matrix)[0, 0])  # waits for the device
+        rounds += 1
+    return rounds * 2 * _PROBE_SIZE**3 / elapsed
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

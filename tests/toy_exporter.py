@@ -1,0 +1,67 @@
+"""A whole third-party export format in a few lines: bytes by a simple rule, found by entry point.
+
+Every tensor takes 2 bytes an element ("WIDE") or 1 ("NARROW"), plus 64 bytes a tensor; the file
+has a header of 1000 bytes. Layout "merged" takes one expert width, as stock llama.cpp does.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+import pytest
+
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.errors import UserError
+from tenp_edge.models import ModelConfig, expected_tensors
+from tenp_edge.progress import Progress
+from tenp_edge.registry import ExportOptions, Manifest, ManifestTensor
+from tenp_edge.source import ModelSource
+
+BYTES = {"WIDE": 2, "NARROW": 1}
+HEADER = 1000
+
+
+class ToyExporter:
+    format = "toy"
+    layouts = ("per-expert", "merged")
+    quants = ("WIDE", "NARROW")
+
+    def check(self, config: ModelConfig, options: ExportOptions) -> None:
+        if options.layout == "merged" and not config.is_uniform:
+            raise UserError("merged takes one width")
+
+    def manifest(
+        self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions
+    ) -> Manifest:
+        self.check(config, options)
+        tensors = tuple(
+            ManifestTensor(
+                spec.name,
+                spec.shape,
+                options.quant,
+                prod(spec.shape) * BYTES[options.quant] + 64,
+                "routed experts" if spec.expert is not None else "other",
+            )
+            for spec in expected_tensors(config)
+        )
+        size = HEADER + sum(tensor.nbytes for tensor in tensors)
+        layout = options.layout or self.layouts[0]
+        return Manifest("toy", layout, options.quant, tensors, {"model.toy": size})
+
+    def write(
+        self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
+    ) -> Manifest:
+        raise NotImplementedError("plans are priced, not written")
+
+
+EXPORTER = ToyExporter()
+
+
+def install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a distribution that declares the format on the path, as pip would."""
+    info = directory / "toy_format-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-format\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[tenp_edge.exporters]\ntoy = toy_exporter:EXPORTER\n")
+    monkeypatch.syspath_prepend(str(directory))
