@@ -47,6 +47,7 @@ from tenp_edge.states import FileStates
 from tenp_edge.statistics import (
     VERSION,
     LayerStatistics,
+    Scratch,
     Statistics,
     accumulate_expert,
     accumulate_tokens,
@@ -324,7 +325,7 @@ class _LayerObserver:
     """Adds what a layer's experts do to the sums of the domain that is running."""
 
     def __init__(self, experts: RaggedExperts) -> None:
-        self.experts = experts
+        self.experts, self.scratch = experts, Scratch()
         experts.observer = self
 
     def begin(self, stats: LayerStatistics, active: torch.Tensor) -> None:
@@ -341,11 +342,12 @@ class _LayerObserver:
             self.stats,
             group.expert,
             x=group.x,
-            h=self.h[group.rows],
+            h=self.h.index_select(0, group.rows),
             m=group.m,
             y=group.y,
             g=group.g,
             projected=group.projected(),
+            scratch=self.scratch,
         )
         self.gated_norms.append((group.rows, group.slots, gated_norm))
 

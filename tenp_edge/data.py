@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from tenp_edge.errors import UserError
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.texts import standard_library_texts
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 # Text read from one file at most: far above what any sample count needs, far below a crawl.
@@ -87,9 +88,7 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def default_texts(split: Literal["calibration", "heldout"]) -> dict[str, list[str]]:
-    """Text that ships with every Python, by domain; ``split`` is "calibration" or "heldout"."""
-    from tenp_edge.texts import standard_library_texts
-
+    """Text that ships with every Python, by domain."""
     return standard_library_texts(split)
 
 

@@ -116,7 +116,7 @@ class RaggedExperts(nn.Module):
         output = torch.zeros_like(hidden_states, dtype=torch.float32)
         for expert, rows, slots in group_by_expert(chosen, self.num_experts):
             module = self[expert]
-            x = pad_group(hidden_states[rows])
+            x = pad_group(hidden_states.index_select(0, rows))
             m = module.neurons(x)
             y = linear(m, module.weight(2))
             g = top_k_weights[rows, slots].float()

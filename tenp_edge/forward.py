@@ -213,15 +213,16 @@ def streaming_logits(
     first_position: int = 0,
     progress: Progress = QUIET,
     work: Path | None = None,
+    spill_bytes: int = SPILL_BYTES,
 ) -> Iterator[torch.Tensor]:
     """Float32 logits [seq - first_position, vocab] of each sequence of ``tokens`` [n, seq].
 
-    Hidden states stay in memory, or in a file in ``work`` when they are above SPILL_BYTES.
+    Hidden states stay in memory, or in a file in ``work`` when they are above ``spill_bytes``.
     """
     check_tokens(source.config, tokens)
     model = StreamingModel(source, device, dtype)
     shape = (*tokens.shape, source.config.hidden_size)
-    with open_states(shape, dtype, work) as states:
+    with open_states(shape, dtype, work, spill_bytes) as states:
         runs = batches(*tokens.shape)
         for run in runs:
             states.write(run.start, model.embed(tokens[run]))
@@ -239,10 +240,12 @@ def streaming_logits(
             yield head(states.read(number, number + 1)[0, first_position:])
 
 
-def open_states(shape: tuple[int, int, int], dtype: torch.dtype, work: Path | None) -> States:
+def open_states(
+    shape: tuple[int, int, int], dtype: torch.dtype, work: Path | None, spill_bytes: int
+) -> States:
     """Hidden states [n, seq, hidden]: in memory, or in a temporary file when large."""
     size = shape[0] * shape[1] * shape[2] * dtype.itemsize
-    if work is None or size <= SPILL_BYTES:
+    if work is None or size <= spill_bytes:
         return MemoryStates(torch.empty(shape, dtype=dtype))
     return FileStates(work / "hidden.partial", shape, dtype, temporary=True)
 

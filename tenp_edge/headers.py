@@ -12,6 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
 INDEX_NAME = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 512 * 2**20
 _SAMPLES_PER_FILE = 64
+_AGAIN = "download the file again"
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,20 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         if length > min(size - 8, _MAX_HEADER_BYTES):
             raise UserError(
                 f"{file.name} is not a safetensors file or is cut short ({size} bytes)",
-                "download the file again",
+                _AGAIN,
             )
         try:
             header: dict[str, Any] = json.loads(stream.read(length))
             entries = {k: v for k, v in header.items() if k != "__metadata__"}
             tensors = {k: _stored(file, 8 + length, v) for k, v in entries.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{file.name} has a damaged header", "download it again") from error
+            raise UserError(f"{file.name} has a damaged header", _AGAIN) from error
     for name, tensor in tensors.items():
         if tensor.offset + tensor.nbytes > size:
             raise UserError(
                 f"{file.name} is cut short: {name} ends at byte "
                 f"{tensor.offset + tensor.nbytes}, the file has {size}",
-                "download the file again",
+                _AGAIN,
             )
     return tensors
 
@@ -67,10 +69,11 @@ def _stored(file: Path, base: int, entry: Mapping[str, Any]) -> StoredTensor:
     begin, end = entry["data_offsets"]
     tensor = StoredTensor(file, base + begin, end - begin, entry["dtype"], tuple(entry["shape"]))
     expected = DTYPE_BYTES.get(tensor.dtype)
-    count = 1
-    for size in tensor.shape:
-        count *= size
-    if begin < 0 or end < begin or (expected is not None and count * expected != tensor.nbytes):
+    if begin < 0 or end < begin or any(size < 0 for size in tensor.shape):
+        raise ValueError("negative sizes")
+    if not isinstance(tensor.dtype, str):
+        raise TypeError("dtype is not a name")
+    if expected is not None and prod(tensor.shape) * expected != tensor.nbytes:
         raise ValueError("offsets do not match the shape")
     return tensor
 
@@ -165,11 +168,13 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{file.parent} has no {file.name}", "a model directory") from None
+        raise UserError(
+            f"{file.parent} has no {file.name}", "the directory of a downloaded model"
+        ) from None
     except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from None
+        raise UserError(f"{file} is not valid JSON: {error}", _AGAIN) from None
     if not isinstance(value, dict):
-        raise UserError(f"{file} is not a JSON object")
+        raise UserError(f"{file} is not a JSON object", _AGAIN)
     return value
 
 
@@ -212,7 +217,7 @@ def _read_index(path: Path) -> dict[str, StoredTensor]:
                 "only safetensors is read",
                 "convert it with transformers: model.save_pretrained(DIR, safe_serialization=True)",
             )
-        raise UserError(f"{path} has no .safetensors file", "a safetensors checkpoint")
+        raise UserError(f"{path} has no .safetensors file", "download the weights too")
     if len(files) > 1:
         raise UserError(
             f"{path} has {len(files)} .safetensors files but no model.safetensors.index.json",
@@ -222,10 +227,19 @@ def _read_index(path: Path) -> dict[str, StoredTensor]:
 
 
 def _read_sharded(path: Path, index: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    weight_map: Mapping[str, str] = index.get("weight_map") or {}
-    shards = sorted(set(weight_map.values()))
-    if any(Path(shard).name != shard for shard in shards):
-        raise UserError("model.safetensors.index.json names files outside the model directory")
+    weight_map = index.get("weight_map")
+    names = weight_map.values() if isinstance(weight_map, dict) else ()
+    if not weight_map or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f"{INDEX_NAME} has no weight_map of tensor names to files", "download the index again"
+        )
+    shards = sorted(set(names))
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise UserError(
+            f"{INDEX_NAME} names a file outside the model directory: {outside[0]}",
+            "download the index again",
+        )
     missing = [shard for shard in shards if not (path / shard).is_file()]
     if missing:
         raise UserError(

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tenp_edge.calibration import calibrate
+from tenp_edge.calibration import calibrate, coverage
 from tenp_edge.checkpoint import Checkpoint, write_text
 from tenp_edge.compress import checkpoint_shards, write_checkpoint
 from tenp_edge.data import (
@@ -180,7 +180,8 @@ def _calibrate(
     options: CalibrationOptions,
     progress: Progress,
 ) -> Statistics:
-    return calibrate(
+    """Statistics in ``work``, and beside them coverage.json: which experts saw too few tokens."""
+    statistics = calibrate(
         checkpoint,
         domains,
         work,
@@ -189,6 +190,8 @@ def _calibrate(
         seed=options.seed,
         progress=progress,
     )
+    write_text(work / "coverage.json", json.dumps(coverage(statistics).to_json(), indent=1) + "\n")
+    return statistics
 
 
 def choose_profile(options: PlanOptions) -> DeviceProfile:
@@ -301,6 +304,10 @@ def run_compress(
     bytes alone, the disk is checked, and the exporter is asked whether it can write this model.
     """
     checkpoint = Checkpoint(model)
+    if checkpoint.left_out:
+        progress.note(
+            f"{len(checkpoint.left_out)} tensors of multi-token prediction layers are left out"
+        )
     run = _Compress(checkpoint, output, options, progress)
     draft = run.draft_plan()
     run.require_disk(draft)

@@ -126,7 +126,7 @@ def load_plan(file: Path) -> CompressionPlan:
     """Read a plan back and check that it is whole. Raises UserError naming the field."""
     raw = read_json(file)
     if raw.get("format") != "tenp-edge plan" or raw.get("version") != VERSION:
-        raise UserError(f"{file} is not a tenp-edge plan of version {VERSION}")
+        raise UserError(f"{file} is not a tenp-edge plan of version {VERSION}", "plan again")
     try:
         widths = {int(k): tuple(int(w) for w in row) for k, row in raw["widths"].items()}
         full = int(raw["moe_intermediate_size"])
@@ -161,6 +161,8 @@ def _load_neurons(file: Path, widths: Widths, full: int) -> dict[ExpertKey, torc
             kept = torch.frombuffer(data, dtype=torch.int32) if data else torch.empty(0).int()
             ascending = bool((kept[1:] > kept[:-1]).all()) and not (kept < 0).any()
             if len(kept) != width or not ascending or (width and int(kept[-1]) >= full):
-                raise UserError(f"{path}: layers.{layer}.experts.{expert} is not a legal slice")
+                raise UserError(
+                    f"{path}: layers.{layer}.experts.{expert} is not a legal slice", "plan again"
+                )
             retained[layer, expert] = kept
     return retained

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tenp_edge.calibration import Coverage
-from tenp_edge.inspection import ModelSummary, PartSize
-from tenp_edge.plan import CompressionPlan
-from tenp_edge.statistics import Statistics
 from tenp_edge.units import format_count, format_size
+
+if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
+    from tenp_edge.calibration import Coverage
+    from tenp_edge.inspection import ModelSummary, PartSize
+    from tenp_edge.plan import CompressionPlan
+    from tenp_edge.statistics import Statistics
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _BAR_CELLS = 24

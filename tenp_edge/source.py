@@ -95,6 +95,7 @@ class ModelSource:
         The last expert is remembered: writers ask for its three matrices one after the other.
         """
         if self._last is None or self._last[0] != (layer, expert):
+            self._last = None  # before the next is read: never two in memory
             self._last = ((layer, expert), self._read_expert(layer, expert))
         return self._last[1]
 

@@ -57,6 +57,7 @@ NEURON_MAXIMA = ("gated_activation_max",)  # max |g m|
 WEIGHT_NORMS = ("gate_norm", "up_norm", "down_norm")
 _GROUP_SUMS = EXPERT_SUMS[:-1]  # what one expert's tokens give; easy_ep needs the whole output
 _EPSILON = 1e-20
+_BLOCK_ELEMENTS = 2**16
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,30 @@ class LayerStatistics:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.sums[name]
+
+
+class Scratch:
+    """Float32 buffers by name, kept between calls: fresh ones cost more in page faults than the
+    arithmetic done in them."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def like(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """An uninitialised float32 tensor of the shape of ``rows``; the same memory every time."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < rows.numel() or buffer.device != rows.device:
+            buffer = torch.empty(rows.numel(), dtype=torch.float32, device=rows.device)
+            self._buffers[name] = buffer
+        return buffer[: rows.numel()].view(rows.shape)
+
+    def copy(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """``rows`` in float32, free to be overwritten."""
+        return self.like(name, rows).copy_(rows)
+
+    def float(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """``rows`` in float32, not to be overwritten."""
+        return rows if rows.dtype == torch.float32 else self.copy(name, rows)
 
 
 def make_empty(experts: int, width: int) -> LayerStatistics:
@@ -89,53 +114,73 @@ def accumulate_expert(
     y: torch.Tensor,
     g: torch.Tensor,
     projected: torch.Tensor,
+    scratch: Scratch | None = None,
 ) -> torch.Tensor:
     """Add the tokens routed to one expert, in place; ``projected`` = y W_down, [tokens, width].
 
-    Products are float32, each call's partial sums are float32 products with rows of per-token
-    weights (one pass over [tokens, width] for several sums), and the totals are float64.
+    Products and partial sums are float32, totals float64. Tokens are taken in blocks that stay in
+    the processor's cache: on a CPU these sums are bound by memory traffic. ``scratch`` is for the
+    caller to keep between calls.
     Returns g |y|, [tokens], which `accumulate_tokens` needs once the token's output is complete.
     """
-    x, h, m, y, g, projected = (t.float() for t in (x, h, m, y, g, projected))
-    norm = _norm(y)
-    norm_sq = norm.square()
-    gated_norm = g * norm
-    turned = _turn(_norm(x), _dot(x, y), norm, residual=False)
-    turned_residual = _turn(_norm(h), g * _dot(h, y), gated_norm, residual=True)
-    per_expert = torch.stack(
-        [
-            torch.ones_like(g),
-            g,
-            norm,
-            norm_sq,
-            gated_norm,
-            gated_norm * turned,
-            gated_norm * turned_residual,
-        ]
-    )
-    totals = per_expert.sum(dim=1, dtype=_sum_dtype(g)).cpu()
+    g, scratch = g.float(), scratch or Scratch()
+    products = [_token_products(x[b], h[b], y[b], scratch) for b in _blocks(x)]
+    x_norm, h_norm, norm, x_y, h_y = torch.cat(products, dim=1)
+    gated_norm: torch.Tensor = g * norm
+    turned = _turn(x_norm, x_y, norm, residual=False)
+    turned_residual = _turn(h_norm, g * h_y, gated_norm, residual=True)
+    one = torch.ones_like(g)
+    values = [one, g, norm, norm.square(), gated_norm]
+    values += [gated_norm * turned, gated_norm * turned_residual]
+    totals = torch.stack(values).sum(dim=1, dtype=_sum_dtype(g)).cpu()
     for name, total in zip(_GROUP_SUMS, totals, strict=True):
         stats[name][expert] += total
-    sums, peak = _neuron_sums(m, projected, g, norm)
-    for name, row in zip(NEURON_SUMS, sums.cpu(), strict=True):
+    parts = [_neuron_sums(m[b], projected[b], g[b], norm[b], scratch) for b in _blocks(m)]
+    sums = torch.stack([part[0] for part in parts]).sum(dim=0, dtype=_sum_dtype(g)).cpu()
+    for name, row in zip(NEURON_SUMS, sums, strict=True):
         stats[name][expert] += row
+    peak = torch.stack([part[1] for part in parts]).amax(dim=0).double().cpu()
     peaks = stats["gated_activation_max"]
-    peaks[expert] = torch.maximum(peaks[expert], peak.double().cpu())
+    peaks[expert] = torch.maximum(peaks[expert], peak)
     return gated_norm
 
 
+def _blocks(rows: torch.Tensor) -> list[slice]:
+    """Runs of rows: as many as a core's cache holds on a CPU, all of them elsewhere."""
+    size = max(16, _BLOCK_ELEMENTS // rows.shape[1])
+    size = size if rows.device.type == "cpu" else max(1, len(rows))
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
+
+
+def _token_products(
+    x: torch.Tensor, h: torch.Tensor, y: torch.Tensor, scratch: Scratch
+) -> torch.Tensor:
+    """|x|, |h|, |y|, x.y and h.y of each token, float32 [5, tokens]."""
+    x, h, y = scratch.float("x", x), scratch.float("h", h), scratch.float("y", y)
+    product = scratch.like("product", y)
+    return torch.stack([_norm(x), _norm(h), _norm(y), _dot(x, y, product), _dot(h, y, product)])
+
+
 def _neuron_sums(
-    m: torch.Tensor, projected: torch.Tensor, g: torch.Tensor, norm: torch.Tensor
+    m: torch.Tensor,
+    projected: torch.Tensor,
+    g: torch.Tensor,
+    norm: torch.Tensor,
+    scratch: Scratch,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The NEURON_SUMS, [6, width], and max |g m|, [width], of one group of tokens."""
+    """The NEURON_SUMS, [6, width], and max |g m|, [width], of a block of tokens.
+
+    Sums over tokens are products with rows of per-token weights: one pass for several of them.
+    """
+    m, p = scratch.float("m", m), scratch.copy("p", projected)
     one, inverse = torch.ones_like(g), norm.clamp_min(_EPSILON).reciprocal()
-    p = m * projected
+    p.mul_(m)
     signed = torch.stack([inverse, g * inverse]) @ p
     absolute = inverse @ p.abs_()
     square = torch.mul(m, m, out=p)
     squares = torch.stack([one, g.square()]) @ square
     mean = one @ m
-    peak = torch.mul(m, g[:, None], out=p).abs_().amax(dim=0)
+    peak = square.mul_(g.square()[:, None]).amax(dim=0).sqrt_()
     sums = torch.stack([signed[0], absolute, signed[1], mean, squares[0], squares[1]])
     return sums, peak
 
@@ -153,7 +198,7 @@ def accumulate_tokens(
     h, routed: [tokens, hidden]; experts, gated_norm: [tokens, top_k].
     """
     h, routed = h.float(), routed.float()
-    turned = _turn(_norm(h), _dot(h, routed), _norm(routed), residual=True)
+    turned = _turn(_norm(h), _dot(h, routed, torch.empty_like(h)), _norm(routed), residual=True)
     weighted = gated_norm.float() * turned.clamp_min(0)[:, None]
     flat = experts.reshape(-1).cpu()
     stats["easy_ep"].index_add_(0, flat, weighted.reshape(-1).double().cpu())
@@ -180,9 +225,9 @@ def _norm(rows: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(torch.linalg.vector_norm(rows, dim=-1))
 
 
-def _dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Row by row: [tokens, n], [tokens, n] -> [tokens]."""
-    return torch.as_tensor(torch.linalg.vecdot(left, right))
+def _dot(left: torch.Tensor, right: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
+    """Row by row: [tokens, n], [tokens, n] -> [tokens]; ``product`` is overwritten."""
+    return torch.mul(left, right, out=product).sum(dim=-1)
 
 
 def _sum_dtype(tensor: torch.Tensor) -> torch.dtype:

@@ -26,7 +26,7 @@ TOKENS = torch.randint(1, 370, (96,), generator=torch.Generator().manual_seed(7)
 
 
 def random_plan(checkpoint: Checkpoint, kind: str) -> CompressionPlan:
-    """Random neurons; ``kind``: whole, uniform (one narrow width), ragged, drop (an expert less)."""
+    """Random neurons; ``kind``: whole, uniform (one width), ragged, or drop (an expert less)."""
     config, generator = checkpoint.config, torch.Generator().manual_seed(11)
     full = config.moe_intermediate_size
 

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import make_cli
 import pytest
+import tiny
+from safetensors.torch import load_file, save_file
 
-from tenp_edge import __version__
+from tenp_edge import __version__, cli
+
+TINY = ("--samples", "1", "--seq-len", "64")
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -85,3 +89,81 @@ def test_output_directory_with_foreign_files(
         "try:   an empty or new directory for -o\n"
     )
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+# -- bad input, through main() in this process (a subprocess would only load torch again) ----------
+
+
+@pytest.fixture
+def refuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """What the command prints on stderr when it refuses: exit 2, nothing on stdout."""
+
+    def run_here(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["tenp-edge", *(str(a) for a in arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        assert stopped.value.code == 2, printed.err
+        assert printed.out == ""
+        lines = printed.err.splitlines()
+        return "\n".join(line for line in lines if not line.startswith("note: "))
+
+    return run_here
+
+
+def test_dense_model(refuse: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert refuse("inspect", tmp_path) == (
+        "error: 'llama' is a dense model: it has no routed experts to prune\n"
+        "try:   a Mixture-of-Experts checkpoint of one of: "
+        "deepseek_v2, deepseek_v3, mixtral, olmoe, qwen2_moe, qwen3_moe"
+    )
+
+
+def test_weights_that_are_not_numbers(refuse: Callable[..., str], tmp_path: Path) -> None:
+    model = tiny.make(tmp_path / "model", "qwen3_moe")
+    tensors = load_file(model / "model.safetensors")
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, model / "model.safetensors")
+    out = tmp_path / "out"
+    assert refuse("compress", model, "--keep", "0.6", *TINY, "-o", out) == (
+        f"error: {name} holds 1 values that are not finite (NaN or infinity)\n"
+        "try:   a sound copy of the checkpoint"
+    )
+    assert not list(out.glob("*.gguf*")) and not (out / "checkpoint").exists()
+
+
+def test_empty_and_non_utf8_data(
+    refuse: Callable[..., str], checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    empty, latin = tmp_path / "empty.txt", tmp_path / "latin.txt"
+    empty.write_text("")
+    latin.write_bytes("café".encode("latin-1"))
+    calibrate = ("calibrate", checkpoint_of("olmoe"), *TINY, "-o", tmp_path / "work")
+    assert refuse(*calibrate, "--data", f"a={empty}") == (
+        f"error: {empty} holds no text\ntry:   a file with text in it"
+    )
+    assert refuse(*calibrate, "--data", f"a={latin}") == (
+        f"error: {latin} is not UTF-8 text (byte 0xe9: unexpected end of data)\n"
+        "try:   iconv -f latin1 -t utf-8 FILE > NEW"
+    )
+    assert not (tmp_path / "work").exists()
+
+
+def test_zero_samples(
+    refuse: Callable[..., str], checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    message = refuse("calibrate", checkpoint_of("olmoe"), "--samples", "0", "-o", tmp_path / "w")
+    assert message.startswith("error: ") and "--samples" in message
+    assert not (tmp_path / "w").exists()
+
+
+def test_budget_below_the_floor(
+    refuse: Callable[..., str], checkpoint_of: Callable[[str], Path]
+) -> None:
+    message = refuse("plan", checkpoint_of("olmoe"), "--ram", "1MiB", "--context", "256")
+    assert message.startswith("error: the smallest plan needs ")
+    assert "; --ram with --context 256 leaves 1.00 MiB\ntry:   " in message

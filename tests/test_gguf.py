@@ -287,7 +287,7 @@ def test_f16_refuses_what_it_cannot_hold() -> None:
     with pytest.raises(UserError) as caught:
         TYPES["F16"].encode(torch.tensor([[1.0, -1e5]], dtype=torch.bfloat16))
     assert str(caught.value) == (
-        "a weight of 9.994e+04 does not fit into F16 (at most 65504)\n"
+        "a weight of 9.984e+04 does not fit into F16 (at most 65504)\n"
         "try: --quant BF16, F32 or Q8_0"
     )
 
@@ -378,13 +378,6 @@ def test_what_llama_cpp_computes_otherwise_is_refused(case: str, tmp_path: Path)
         f"{family} cannot be written as GGUF: {reason}\n"
         "try: run the pruned checkpoint with transformers instead"
     )
-
-
-def test_removal_must_leave_whole_groups(checkpoint_of: Make) -> None:
-    checkpoint = Checkpoint(checkpoint_of("deepseek_v3"))
-    config = ModelSource(checkpoint, random_plan(checkpoint, "drop")).config
-    with pytest.raises(UserError, match="7 experts do not divide into 2 groups"):
-        EXPORTER.check(config, ExportOptions("F32"))
 
 
 def test_options_that_do_not_exist(checkpoint_of: Make) -> None:

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 (patterns of published tokenizers, full-width characters included)
 """llama.cpp tokenises from our file as the model's own tokenizer does, for every known style."""
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from tenp_edge.runtime.llamacpp import LlamaCppModel
 
 NASTY = (
     "Hello, world! It's 12345 o'clock; they'LL say \"don't\".\n\n\tdef f(x):\n        return x**2"
-    "  # 3.14159\r\n\r\nNaïve café, Straße, ΑΒΓ αβγ, Привет мир, 中文字符测试，日本語テキスト。한국어"
-    " 🦙🚀 \u00a0 trailing   spaces   \n  <b>&amp;</b> a_b-c/d\\e {1:[2,3]} $100 50% x²+y³ ½ ٣٤"
-    " CamelCaseWord HTTPServer 2024-01-31T00:00:00Z a1b22c333d4444 ... !!! ?!\n \n   end"
+    "  # 3.14159\r\n\r\nNaïve café, Straße, ΑΒΓ αβγ, Привет мир, 中文字符测试，日本語テキスト。"
+    "한국어 🦙🚀 \u00a0 trailing   spaces   \n  <b>&amp;</b> a_b-c/d\\e {1:[2,3]} $100 50% x²+y³ ½"
+    " ٣٤ CamelCaseWord HTTPServer 2024-01-31T00:00:00Z a1b22c333d4444 ... !!! ?!\n \n   end"
 )
 # Patterns as the published models' tokenizer.json files spell them.
 QWEN2 = (
@@ -104,6 +103,9 @@ def byte_level(directory: Path, style: str, *, old_merges: bool = False) -> Toke
     )
     tokenizer.train_from_iterator([NASTY] * 3 + [__doc__ or ""], trainer)
     tokenizer.add_tokens(["<tool_call>"])
+    if style == "olmo":
+        # GPT-NeoX's vocabulary adds runs of spaces.
+        tokenizer.add_tokens([" " * count for count in range(12, 1, -1)])
     directory.mkdir(exist_ok=True)
     raw = json.loads(tokenizer.to_str())
     if old_merges:

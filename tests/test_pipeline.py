@@ -80,8 +80,9 @@ def test_validation_is_recorded(compressed: Path) -> None:
 @pytest.mark.parametrize("where", ["", "checkpoint"])
 def test_load_pruned_takes_the_output(compressed: Path, where: str) -> None:
     model = load_pruned(compressed / where)
-    widths = [expert.gate_proj.weight.shape[0] for expert in model.model.layers[0].mlp.experts]
-    assert widths == list(load_plan(compressed / "plan.json").widths[0])
+    experts = model.model.layers[0].mlp.experts
+    widths = tuple(experts[number].gate_proj.weight.shape[0] for number in range(len(experts)))
+    assert widths == load_plan(compressed / "plan.json").widths[0]
 
 
 def test_the_same_command_again_changes_nothing(

@@ -137,10 +137,6 @@ def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
             "llama.cpp by the sum of the best two",
         ),
         (
-            config.num_experts % groups != 0,
-            f"{config.num_experts} experts do not divide into {groups} groups",
-        ),
-        (
             config.family.shared_block is not None and not config.shared_intermediate_size,
             f"llama.cpp's {row.name} needs a shared expert",
         ),

@@ -10,7 +10,7 @@ from tenp_edge.exporters.base import manifest_file
 from tenp_edge.exporters.gguf.architectures import check_architecture
 from tenp_edge.exporters.gguf.fields import Field, header, header_bytes, padded
 from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
-from tenp_edge.exporters.gguf.metadata import Recipe, model_fields
+from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
 from tenp_edge.exporters.gguf.types import QUANTS, TYPES
 from tenp_edge.models import ModelConfig
@@ -99,18 +99,17 @@ def _manifest(found: list[Entry], start: int, layout: str, quant: str) -> Manife
 
 
 def _recipe(source: ModelSource) -> Recipe:
-    plan = source.plan
+    """From the plan, or from the ``tenp`` section of a checkpoint that was pruned before."""
+    plan, config = source.plan, source.config
     if plan is not None:
-        method = str(plan.recipe.get("method", "none"))
-        return Recipe(plan.digest, plan.keep_ratio, method)
-    config, pruned = source.config, source.config.raw.get("tenp") or {}
+        return Recipe(plan.digest, plan.keep_ratio, str(plan.recipe.get("method") or "none"))
+    pruned = config.raw.get("tenp") or {}
     experts = sum(len(row) for row in config.expert_widths.values())
     kept = config.expert_neurons / (experts * config.moe_intermediate_size)
-    known = Recipe(keep_ratio=kept)
     return Recipe(
-        digest=str(pruned.get("plan_digest", known.digest)),
-        keep_ratio=float(pruned.get("keep_ratio", known.keep_ratio)),
-        method=str(pruned.get("method", known.method)),
+        digest=str(pruned.get("digest") or NO_DIGEST),
+        keep_ratio=float(pruned.get("keep_ratio") or kept),
+        method=str(pruned.get("method") or "none"),
     )
 
 

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 (patterns of published tokenizers, full-width characters included)
 """tokenizer.json's way of splitting text -> llama.cpp's name for it (tokenizer.ggml.pre).
 
 llama.cpp has one hard-coded splitter per name, so an unknown one is refused: a file with the wrong
@@ -20,13 +19,8 @@ _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
 LLAMA3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
 DEEPSEEK_V3 = (
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^"""
-    "\r\n"
-    r"""\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+["""
-    "\r\n"
-    r"""]*|\s*["""
-    "\r\n"
-    r"""]+|\s+(?!\S)|\s+"""
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
 # The letters of deepseek-llm fill half a page; published copies differ in Unicode normalisation.
 _DEEPSEEK_LETTERS = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿ"
@@ -42,7 +36,7 @@ _TABLE: tuple[tuple[str, bool | None, tuple[Step, ...]], ...] = (
         "deepseek-llm",
         False,
         (
-            ("split", "[\r\n]"),
+            ("split", r"[\r\n]"),
             ("split", _DEEPSEEK_LETTERS),
             ("split", "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+"),
             ("split", r"\s+$"),
@@ -101,7 +95,9 @@ def _steps(node: Mapping[str, Any]) -> Iterator[Step]:
         inverted = node["behavior"] == "Removed" and node.get("invert", False)
         pattern = node["pattern"].get("Regex") or str(node["pattern"])
         # "Removed, inverted" keeps the matches alone; these patterns match everything.
-        yield "split" if usual or inverted else f"split {node['behavior']}", pattern
+        kind = "split" if usual or inverted else f"split {node['behavior']}"
+        # Some files escape line ends in the pattern, some hold the characters themselves.
+        yield kind, pattern.replace("\r", r"\r").replace("\n", r"\n")
     elif kind == "Digits":
         yield "digits", "single" if node["individual_digits"] else "runs"
     elif kind == "ByteLevel":

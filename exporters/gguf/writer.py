@@ -19,6 +19,7 @@ from tenp_edge.exporters.gguf.layout import Entry
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.models import PROJECTIONS
 from tenp_edge.progress import Task
+from tenp_edge.registry import ManifestTensor
 from tenp_edge.source import ModelSource
 
 _CHUNK_BYTES = 32 * 2**20
@@ -54,29 +55,40 @@ class TensorWriter:
             for projection in PROJECTIONS:
                 role, matrix = f"expert_{projection}", getattr(weights, projection)
                 own = targets.get((role, expert))
-                entry = own or targets[role, None]
-                tensor = entry.tensor
-                data = TYPES[tensor.type].encode(_grown(matrix, tensor.shape[-2:]))
-                offset = 0 if own else expert * len(data)
-                self._put(self._offsets[tensor.name] + offset, data)
-                task.advance(len(data))
+                tensor = (own or targets[role, None]).tensor
+                nbytes = TYPES[tensor.type].nbytes(tensor.shape[-2:])
+                place = self._offsets[tensor.name] + (0 if own else expert * nbytes)
+                self._put_matrix(place, matrix, tensor)
+                task.advance(nbytes)
 
     def _write_plain(self, entry: Entry) -> None:
-        config, tensor = self._source.config, entry.tensor
+        tensor, offset = entry.tensor, self._offsets[entry.tensor.name]
         assert entry.name is not None
-        encode, offset = TYPES[tensor.type].encode, self._offsets[tensor.name]
-        permuted = architecture(config).permuted and entry.role in ("q", "k")
+        permuted = architecture(self._source.config).permuted and entry.role in ("q", "k")
         if entry.role in ("k_b", "v_b") or permuted or len(tensor.shape) == 1:
-            whole = self._source.read(entry.name)
-            self._put(offset, encode(self._transformed(entry, whole)))
+            whole = self._transformed(entry, self._source.read(entry.name))
+            self._put(offset, TYPES[tensor.type].encode(whole))
             return
         rows, length = self._source.tensors[entry.name].shape
         step = max(1, _CHUNK_BYTES // (4 * length))
         for start in range(0, rows, step):
             chunk = self._source.read_rows(entry.name, start, min(start + step, rows))
-            data = encode(_grown(chunk, (len(chunk), tensor.shape[-1])))
+            offset += self._put_matrix(offset, chunk, tensor, len(chunk))
+        # Rows that only the file has (a shared expert grown to a multiple) stay zero.
+
+    def _put_matrix(
+        self, offset: int, matrix: torch.Tensor, tensor: ManifestTensor, rows: int | None = None
+    ) -> int:
+        """Encode ``matrix`` in chunks of rows, grown to the tensor's last two sizes; its bytes."""
+        height, width = tensor.shape[-2:]
+        step = max(1, _CHUNK_BYTES // (4 * width))
+        start = offset
+        for first in range(0, rows or height, step):
+            last = min(first + step, rows or height)
+            data = TYPES[tensor.type].encode(_grown(matrix[first:last], last - first, width))
             self._put(offset, data)
             offset += len(data)
+        return offset - start
 
     def _transformed(self, entry: Entry, whole: torch.Tensor) -> torch.Tensor:
         config = self._source.config
@@ -103,9 +115,8 @@ def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.reshape(heads, 2, half, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
-def _grown(matrix: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """``matrix`` with zero rows and columns added up to ``shape``."""
-    rows, columns = shape
+def _grown(matrix: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """``matrix`` with zero rows and columns added up to (rows, columns)."""
     if tuple(matrix.shape) == (rows, columns):
         return matrix
     grown = matrix.new_zeros(rows, columns)

@@ -12,6 +12,7 @@ from typing import Any
 from tenp_edge.errors import UserError
 from tenp_edge.models.base import MLA, Family, ModelConfig, Rope, refuse
 
+_BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 _ROPE_KINDS = ("default", "linear", "yarn")
@@ -55,15 +56,16 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layers, experts = config.integer("num_hidden_layers"), config.integer(*EXPERT_KEYS)
     width, top_k = config.integer(family.width_key), config.integer("num_experts_per_tok")
+    _refuse_contradictions(raw)
     if top_k > experts:
-        raise UserError(
-            f"config.json contradicts itself: num_experts_per_tok {top_k} > {experts} experts"
-        )
+        raise contradiction(f"num_experts_per_tok is {top_k}, the model has {experts} experts")
     moe_layers = _moe_layers(config, family, layers)
     mla = _mla(config) if family.attention == "mla" else None
-    groups = config.integer("n_group", default=1)
-    if experts % groups:
-        raise UserError(f"config.json contradicts itself: {experts} experts in {groups} groups")
+    groups, chosen = config.integer("n_group", default=1), config.integer("topk_group", default=1)
+    _check_groups(experts, groups, chosen, top_k)
+    kv_heads = config.integer("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise contradiction(f"{heads} attention heads do not divide by {kv_heads} key/value heads")
     return ModelConfig(
         family=family,
         raw=dict(raw),
@@ -77,17 +79,17 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
         shared_intermediate_size=_shared_width(config, family, width),
         moe_layers=moe_layers,
         num_attention_heads=heads,
-        num_key_value_heads=config.integer("num_key_value_heads", default=heads),
+        num_key_value_heads=kv_heads,
         head_dim=_head_dim(config, mla, hidden, heads),
         max_position_embeddings=config.integer("max_position_embeddings"),
-        rms_norm_eps=float(config.value("rms_norm_eps", default=1e-6)),
+        rms_norm_eps=config.number("rms_norm_eps", default=1e-6),
         tie_word_embeddings=bool(config.value("tie_word_embeddings", default=False)),
         qkv_bias=bool(family.qkv_bias_key and config.value(family.qkv_bias_key)),
         o_bias=bool(family.o_bias_key and config.value(family.o_bias_key)),
         norm_topk_prob=family.always_norm_topk or bool(config.value("norm_topk_prob")),
-        routed_scaling_factor=float(config.value("routed_scaling_factor", default=1.0)),
+        routed_scaling_factor=config.number("routed_scaling_factor", default=1.0),
         n_group=groups,
-        topk_group=config.integer("topk_group", default=1),
+        topk_group=chosen,
         rope=_rope(config),
         mla=mla,
         dtype=_dtype(config),
@@ -113,8 +115,42 @@ class _Reader:
         value = self.value(*keys, default=default)
         least = 0 if default == 0 else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"config.json: {keys[0]} is {value!r}, not a number above zero")
+            raise UserError(
+                f"config.json: {keys[0]} is {value!r}, not a number above zero", _BELONGS
+            )
         return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self.value(key, default=default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"config.json: {key} is {value!r}, not a number", _BELONGS)
+        return float(value)
+
+
+def contradiction(what: str) -> UserError:
+    """The error for a config.json whose values exclude one another."""
+    return UserError(f"config.json contradicts itself: {what}", _BELONGS)
+
+
+def _refuse_contradictions(raw: Mapping[str, Any]) -> None:
+    """Two spellings of one key must agree."""
+    for keys in (EXPERT_KEYS, ("dtype", "torch_dtype")):
+        said = [(key, raw[key]) for key in keys if raw.get(key) is not None]
+        values = {str(value).removeprefix("torch.") for _, value in said}
+        if len(values) > 1:
+            raise contradiction(", ".join(f"{key} is {value}" for key, value in said))
+
+
+def _check_groups(experts: int, groups: int, chosen: int, top_k: int) -> None:
+    if experts % groups:
+        raise contradiction(f"{experts} experts do not divide into {groups} groups")
+    if chosen > groups:
+        raise contradiction(f"topk_group is {chosen}, there are {groups} groups")
+    within = experts // groups * chosen
+    if top_k > within:
+        raise contradiction(
+            f"{chosen} of {groups} groups hold {within} experts, num_experts_per_tok is {top_k}"
+        )
 
 
 def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
@@ -133,7 +169,8 @@ def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
 def _refuse_quantised(raw: Mapping[str, Any]) -> None:
     quantization = raw.get("quantization_config")
     if quantization:
-        method = quantization.get("quant_method", "unknown")
+        known = quantization if isinstance(quantization, dict) else {"quant_method": quantization}
+        method = known.get("quant_method", "unknown")
         raise UserError(
             f"the checkpoint is quantised ({method}); pruning needs the original weights",
             "the bf16, f16 or f32 checkpoint of the same model (dequantise FP8 to bf16 first)",
@@ -168,7 +205,7 @@ def _moe_layers(config: _Reader, family: Family, layers: int) -> tuple[int, ...]
         if layer >= dense_first and layer not in dense and (layer + 1) % step == 0
     )
     if not chosen:
-        raise UserError(f"{family.model_type}: config.json leaves no layer with routed experts")
+        raise UserError("config.json leaves no layer with routed experts", _BELONGS)
     return chosen
 
 
@@ -198,15 +235,17 @@ def _head_dim(config: _Reader, mla: MLA | None, hidden: int, heads: int) -> int:
         return mla.qk_nope_head_dim + mla.qk_rope_head_dim
     explicit = config.raw.get("head_dim")
     if explicit is None and hidden % heads:
-        raise UserError(
-            f"config.json contradicts itself: hidden_size {hidden} does not divide by {heads} heads"
-        )
+        raise contradiction(f"hidden_size {hidden} does not divide by {heads} heads")
     return int(explicit or hidden // heads)
 
 
 def _rope(config: _Reader) -> Rope:
     raw = config.raw
-    scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    stated = raw.get(key) or {}
+    if not isinstance(stated, dict):
+        raise UserError(f"config.json: {key} is {stated!r}, not an object", _BELONGS)
+    scaling = dict(stated)
     unknown = sorted(set(scaling) - _ROPE_KEYS)
     if unknown:
         raise refuse(f"rope key {', '.join(unknown)}", ", ".join(sorted(_ROPE_KEYS)))
@@ -231,10 +270,18 @@ def _expert_widths(
     raw: Mapping[str, Any], moe_layers: tuple[int, ...], experts: int, width: int
 ) -> dict[int, tuple[int, ...]]:
     """Uniform, unless a ``tenp`` section (a checkpoint pruned by this tool) lists the widths."""
-    pruned = (raw.get("tenp") or {}).get("expert_widths")
-    if pruned is None:
+    section = raw.get("tenp")
+    if section is None:
         return dict.fromkeys(moe_layers, (width,) * experts)
-    widths = {int(layer): tuple(int(w) for w in row) for layer, row in pruned.items()}
-    if tuple(sorted(widths)) != moe_layers or any(len(row) != experts for row in widths.values()):
-        raise UserError("config.json: the tenp section does not match the model's MoE layers")
+    try:
+        pruned = section["expert_widths"].items()
+        widths = {int(layer): tuple(int(w) for w in row) for layer, row in pruned}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError("config.json: the tenp section is malformed", _BELONGS) from None
+    legal = all(0 < w <= width for row in widths.values() for w in row)
+    same = tuple(sorted(widths)) == moe_layers and {len(r) for r in widths.values()} == {experts}
+    if not (legal and same):
+        raise UserError(
+            "config.json: the tenp section does not match the model's MoE layers", _BELONGS
+        )
     return widths
