@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,6 @@ from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.source import ModelSource
 
 Logits = npt.NDArray[np.float32]
-# Matrices this small only lose time to a second thread.
-torch.set_num_threads(1)
 TOKENS = torch.randint(1, 370, (96,), generator=torch.Generator().manual_seed(7)).tolist()
 
 
@@ -72,11 +72,22 @@ def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Logits:
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
-    with torch.no_grad():
+    with torch.no_grad(), _one_thread():
         if plan is not None:
             _mask(model, plan)
         logits: torch.Tensor = model(torch.tensor([TOKENS])).logits[0]
     return logits.numpy()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small only lose time to a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _mask(model: Any, plan: CompressionPlan) -> None:

@@ -13,9 +13,10 @@ from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
 from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
 from tenp_edge.exporters.gguf.types import QUANTS, TYPES
+from tenp_edge.exporters.gguf.writer import TensorWriter
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
-from tenp_edge.registry import ExportOptions, Manifest
+from tenp_edge.registry import Exporter, ExportOptions, Manifest
 from tenp_edge.source import ModelSource
 
 
@@ -63,8 +64,6 @@ class GgufExporter:
         self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
     ) -> Manifest:
         """Write ``target`` as `manifest` says; it appears only when it is complete."""
-        from tenp_edge.exporters.gguf.writer import TensorWriter
-
         manifest = self.manifest(source.checkpoint, source.config, options)
         found = entries(source.config, manifest.layout, options.quant)
         recipe = _recipe(source)
@@ -120,4 +119,4 @@ def _shown(widths: set[int]) -> str:
     return f"{ordered[0]}, {ordered[1]}, ... {ordered[-1]}"
 
 
-EXPORTER = GgufExporter()
+EXPORTER: Exporter = GgufExporter()

@@ -17,7 +17,7 @@ from tenp_edge.exporters.gguf.types import TYPES, legal_type
 from tenp_edge.models import PROJECTIONS, ModelConfig, Shape, TensorSpec, expected_tensors
 from tenp_edge.registry import ManifestTensor
 
-LAYOUTS = ("per-expert", "merged", "padded")
+LAYOUTS: tuple[str, ...] = ("per-expert", "merged", "padded")
 # llama.cpp keeps these in float32 in every file type.
 _FLOAT_ROLES = frozenset({"router", "shared_router"})
 

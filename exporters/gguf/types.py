@@ -74,7 +74,7 @@ TYPES = {
         TensorType("Q8_0", 8, 7, 32, 34, _encode_q8_0, fallback="F16"),
     )
 }
-QUANTS = tuple(TYPES)
+QUANTS: tuple[str, ...] = tuple(TYPES)
 
 
 def legal_type(wanted: str, row_length: int) -> str:

@@ -87,9 +87,7 @@ def _latent(step: Step, mla: Mla, layer: int, x: int) -> int:
     row = 4 * (mla.nope + rope)
     q = _queries(step, mla, layer, x)
     q_nope = context.view_3d(q, mla.nope, heads, tokens, row, row * heads, 0)
-    q_rope = _rotate(
-        step, context.view_3d(q, rope, heads, tokens, row, row * heads, 4 * mla.nope)
-    )
+    q_rope = _rotate(step, context.view_3d(q, rope, heads, tokens, row, row * heads, 4 * mla.nope))
     # (nope, tokens, heads) -> (rank, tokens, heads) -> (rank, heads, tokens)
     absorbed = context.mul_mat(
         step.weight(layer, "attn_k_b.weight"), context.permute(q_nope, 0, 2, 1, 3)

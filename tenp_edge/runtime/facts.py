@@ -1,21 +1,20 @@
-"""What a per-expert file says about its model: checked metadata, and every tensor it must hold.
+"""What a per-expert file says about its model: metadata, checked.
 
-`read_facts` turns a header into `Facts` or refuses it; after that the graph can be built without
-another question. Architectures are rows of a table. Keys and names are llama.cpp's, the ``tenp.*``
-keys those of docs/gguf-per-expert.md.
+`read_facts` turns a header into `Facts` or refuses it; `tensors.check_tensors` then compares the
+tensors with them, and the graph can be built without another question. Architectures are rows of a
+table. Keys and names are llama.cpp's, the ``tenp.*`` keys those of docs/gguf-per-expert.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.gguf_file import Header, TensorInfo
+from tenp_edge.runtime.gguf_file import Header
 
 LAYOUT = "per-expert"
 _VERSION = 1
@@ -23,7 +22,6 @@ _PAIRWISE, _NEOX = 0, 2
 _SOFTMAX, _SIGMOID = 1, 2
 _LARGEST = 2**24  # No size of a model is larger; keeps products small.
 _FREQUENCY_SCALED = ("linear", "yarn")
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,8 @@ class Mla:
 
 @dataclass(frozen=True)
 class Facts:
-    """The model of a per-expert file. ``widths``: routed layer -> width of each expert."""
+    """The model of a per-expert file. ``widths``: routed layer -> width of each expert;
+    ``feed_forward``: width of the dense layers, 0 where there are none."""
 
     name: str
     architecture: Architecture
@@ -100,6 +99,7 @@ class Facts:
     groups: int
     groups_used: int
     widths: dict[int, tuple[int, ...]]
+    feed_forward: int
     trained_context: int
 
     @property
@@ -129,9 +129,7 @@ def read_facts(header: Header) -> Facts:
         known = ", ".join(sorted(ARCHITECTURES))
         raise UserError(f"{header.file}: architecture '{name}' is not known", f"known: {known}")
     fields.prefix = name
-    facts = _facts(fields, ARCHITECTURES[name])
-    _check_tensors(header, facts)
-    return facts
+    return _facts(fields, ARCHITECTURES[name])
 
 
 def _facts(fields: _Fields, row: Architecture) -> Facts:
@@ -175,6 +173,7 @@ def _facts(fields: _Fields, row: Architecture) -> Facts:
         groups=groups,
         groups_used=groups_used,
         widths=_widths(fields, layers, experts),
+        feed_forward=_feed_forward(fields),
         trained_context=fields.integer("context_length"),
     )
 
@@ -247,6 +246,11 @@ def _attention_scale(fields: _Fields, rope: Rope, query_dim: int) -> float:
     return scale * magnitude * magnitude
 
 
+def _feed_forward(fields: _Fields) -> int:
+    dense = fields.integer("leading_dense_block_count", 0)
+    return fields.integer("feed_forward_length") if dense else 0
+
+
 def _widths(fields: _Fields, layers: int, experts: int) -> dict[int, tuple[int, ...]]:
     routed = fields.integers("tenp.moe_layers")
     widths = fields.integers("tenp.expert_widths")
@@ -264,125 +268,6 @@ def _widths(fields: _Fields, layers: int, experts: int) -> dict[int, tuple[int, 
         layer: tuple(widths[index * experts : (index + 1) * experts])
         for index, layer in enumerate(routed)
     }
-
-
-# -- tensors ---------------------------------------------------------------------------------------
-
-
-def _check_tensors(header: Header, facts: Facts) -> None:
-    """Every tensor is there with the shape that the metadata gives it, and no other."""
-    known = set()
-    for name, shape, optional in expected_tensors(facts, header):
-        known.add(name)
-        info = header.tensors.get(name)
-        if info is None:
-            if optional:
-                continue
-            raise _contradiction(header, f"{name} is missing")
-        if info.shape != shape:
-            raise _contradiction(
-                header, f"{name} is {_times(info.shape)}, the metadata says {_times(shape)}"
-            )
-        if len(shape) == 1 and info.type_name != "F32":
-            raise _contradiction(header, f"{name} is {info.type_name}, not F32")
-    unknown = [name for name in header.tensors if name not in known]
-    if unknown:
-        raise _contradiction(header, f"{unknown[0]} belongs to no layer")
-
-
-def expected_tensors(facts: Facts, header: Header) -> Iterator[tuple[str, Shape, bool]]:
-    """(name, shape as ggml counts, whether it may be missing) of every tensor."""
-    hidden = facts.hidden
-    yield "token_embd.weight", (hidden, facts.vocab), False
-    yield "output_norm.weight", (hidden,), False
-    yield "output.weight", (hidden, facts.vocab), True
-    for layer in range(facts.layers):
-        attention = _mla_tensors(facts) if facts.mla else _gqa_tensors(facts)
-        feed_forward = (
-            _routed_tensors(facts, layer, header)
-            if layer in facts.widths
-            else _dense_tensors(facts, header, layer)
-        )
-        for name, shape, optional in (
-            ("attn_norm.weight", (hidden,), False),
-            ("ffn_norm.weight", (hidden,), False),
-            *attention,
-            *feed_forward,
-        ):
-            yield f"blk.{layer}.{name}", shape, optional
-
-
-def _gqa_tensors(facts: Facts) -> Iterator[tuple[str, Shape, bool]]:
-    hidden, row = facts.hidden, facts.architecture
-    queries, keys = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
-    for name, size in (("q", queries), ("k", keys), ("v", keys)):
-        yield f"attn_{name}.weight", (hidden, size), False
-        if row.attention_bias:
-            yield f"attn_{name}.bias", (size,), True
-    if row.qk_norm != "none":
-        by_head = row.qk_norm == "head"
-        yield "attn_q_norm.weight", (facts.head_dim if by_head else queries,), False
-        yield "attn_k_norm.weight", (facts.head_dim if by_head else keys,), False
-    yield "attn_output.weight", (queries, hidden), False
-
-
-def _mla_tensors(facts: Facts) -> Iterator[tuple[str, Shape, bool]]:
-    mla, hidden, rope = facts.mla, facts.hidden, facts.rope.dimensions
-    assert mla is not None
-    queries = facts.heads * (mla.nope + rope)
-    if mla.q_rank:
-        yield "attn_q_a.weight", (hidden, mla.q_rank), False
-        yield "attn_q_a_norm.weight", (mla.q_rank,), False
-        yield "attn_q_b.weight", (mla.q_rank, queries), False
-    else:
-        yield "attn_q.weight", (hidden, queries), False
-    yield "attn_kv_a_mqa.weight", (hidden, mla.kv_rank + rope), False
-    yield "attn_kv_a_norm.weight", (mla.kv_rank,), False
-    yield "attn_k_b.weight", (mla.nope, mla.kv_rank, facts.heads), False
-    yield "attn_v_b.weight", (mla.kv_rank, mla.value, facts.heads), False
-    yield "attn_output.weight", (facts.heads * mla.value, hidden), False
-
-
-def _dense_tensors(
-    facts: Facts, header: Header, layer: int
-) -> Iterator[tuple[str, Shape, bool]]:
-    key = f"{facts.name}.feed_forward_length"
-    return _mlp_tensors(facts, _Fields(header).integer(key), "")
-
-
-def _mlp_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str, Shape, bool]]:
-    for name in ("gate", "up"):
-        yield f"ffn_{name}{suffix}.weight", (facts.hidden, width), False
-    yield f"ffn_down{suffix}.weight", (width, facts.hidden), False
-
-
-def _routed_tensors(
-    facts: Facts, layer: int, header: Header
-) -> Iterator[tuple[str, Shape, bool]]:
-    hidden = facts.hidden
-    yield "ffn_gate_inp.weight", (hidden, facts.experts), False
-    if facts.sigmoid:
-        yield "exp_probs_b.bias", (facts.experts,), True
-    for expert, width in enumerate(facts.widths[layer]):
-        yield from _mlp_tensors(facts, width, f".{expert}")
-    shared = _shared_width(header.tensors.get(f"blk.{layer}.ffn_gate_shexp.weight"))
-    if shared:
-        yield from _mlp_tensors(facts, shared, "_shexp")
-        if facts.architecture.shared_gate:
-            yield "ffn_gate_inp_shexp.weight", (hidden, 1), False
-
-
-def _shared_width(gate: TensorInfo | None) -> int:
-    """Width of the shared expert: its own matrix says it, and the other two must agree."""
-    return gate.shape[1] if gate is not None and len(gate.shape) == 2 else 0
-
-
-def _contradiction(header: Header, why: str) -> UserError:
-    return UserError(f"{header.file} contradicts itself: {why}", "export it again")
-
-
-def _times(shape: Shape) -> str:
-    return " x ".join(map(str, shape))
 
 
 class _Fields:

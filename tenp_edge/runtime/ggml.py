@@ -8,6 +8,7 @@ structures are not the ones this module knows.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -171,9 +172,9 @@ def library() -> Library:
 def _open() -> list[ctypes.CDLL]:
     """libggml, whose dependencies carry the other symbols; on Windows all three by name."""
     spec = find_spec("llama_cpp")
-    folders = [Path(place) / "lib" for place in (spec.submodule_search_locations or ())] if (
-        spec
-    ) else []
+    folders = (
+        [Path(place) / "lib" for place in (spec.submodule_search_locations or ())] if (spec) else []
+    )
     for folder in folders:
         for name in ("libggml.so", "libggml.dylib"):
             if (folder / name).is_file():
@@ -230,14 +231,14 @@ def tensor(address: int) -> Tensor:
     return Tensor.from_address(address)
 
 
-def array(address: int, dtype: npt.DTypeLike, shape: Sequence[int]) -> npt.NDArray[Any]:
+def array(address: int, dtype: type[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
     """The data of a contiguous tensor as an array of ``shape`` (row-major), without a copy."""
-    count = int(np.prod(shape))
-    kind = np.dtype(dtype)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     data = tensor(address).data
     assert data, "the tensor has no memory yet"
-    memory = (ctypes.c_char * (count * kind.itemsize)).from_address(data)
-    return np.frombuffer(memory, kind, count).reshape(shape)
+    memory = (ctypes.c_char * size).from_address(data)
+    found: npt.NDArray[Any] = np.ndarray(tuple(shape), dtype, buffer=memoryview(memory))
+    return found
 
 
 def shape(address: int) -> tuple[int, int]:
@@ -342,7 +343,7 @@ class Allocator:
         self.address: int = found.ggml_gallocr_new(found.ggml_backend_cpu_buffer_type())
 
     def needed(self, graph: int) -> int:
-        """Bytes that ``graph`` would take; allocates nothing."""
+        """Bytes that ``graph`` would take. Allocates nothing and forgets what was placed."""
         size = _S()
         self._library.ggml_gallocr_reserve_n_size(
             self.address, graph, None, None, ctypes.byref(size)

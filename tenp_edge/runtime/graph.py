@@ -1,7 +1,7 @@
 """The whole model as one ggml graph for a number of new tokens and of cache slots.
 
-    ids -> embedding -> [ norm, attention, +  norm, experts or MLP, + ] per layer
-        -> norm -> output matrix -> logits of the last token, or of all
+ids -> embedding -> [ norm, attention, +  norm, experts or MLP, + ] per layer
+    -> norm -> output matrix -> logits of the last token, or of all
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.native import last_error, load_model, native
+from tenp_edge.runtime.native import forget_log, load_model, native, reason
 from tenp_edge.runtime.session import Logits, Session
 from tenp_edge.runtime.vocabulary import Vocabulary
 
@@ -58,10 +58,11 @@ class LlamaCppModel(Session):
         params.n_threads = params.n_threads_batch = threads or os.cpu_count() or 1
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.flash_attn_type = _FLASH_ATTENTION if flash_attention else _NO_FLASH_ATTENTION
+        forget_log()
         made = self._native.llama_init_from_model(self._model, params)
         if not made:
             raise UserError(
-                f"llama.cpp cannot make a context of {self.context} tokens: {last_error()}"
+                f"llama.cpp cannot make a context of {self.context} tokens: {reason()}"
             )
         return made
 
@@ -92,13 +93,14 @@ class LlamaCppModel(Session):
                 batch.n_seq_id[index] = 1
                 batch.seq_id[index][0] = 0
                 batch.logits[index] = all_logits or index == count - 1
+            forget_log()
             status = self._native.llama_decode(self._state, batch)
         finally:
             self._native.llama_batch_free(batch)
         if status:
             raise UserError(
                 f"llama.cpp could not evaluate {count} tokens at position {position} "
-                f"(status {status}): {last_error()}",
+                f"(status {status}): {reason()}",
                 "a larger context",
             )
 

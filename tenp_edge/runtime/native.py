@@ -51,19 +51,25 @@ def load_model(file: Path, *, vocab_only: bool = False, gpu_layers: int = 0) -> 
     params.use_extra_bufts = False
     params.n_gpu_layers = gpu_layers
     params.vocab_only = vocab_only
-    _log.clear()
+    forget_log()
     model = native().llama_model_load_from_file(str(file).encode(), params)
     if not model:
+        why = reason()
+        hint = "a merged or padded file: export --layout merged|padded"
         raise UserError(
-            f"llama.cpp refuses {file.name}: {last_error()}",
-            "a merged or padded file: export --layout merged|padded",
+            f"llama.cpp refuses {file.name}: {why}",
+            hint if "_exps.weight' not found" in why else "export the file again",
         )
     return model
 
 
-def last_error() -> str:
-    """The most telling line of the log: the last error that gives a reason."""
+def forget_log() -> None:
+    """Before a call that may fail, so that `reason` speaks of that call."""
+    _log.clear()
+
+
+def reason() -> str:
+    """The first error of the log: the ones after it only say that loading failed."""
     errors = [text for level, text in _log if level == _ERROR_LEVEL and text]
-    reasons = [text for text in errors if "error loading model" in text] or errors
-    line = reasons[-1] if reasons else "it gives no reason"
-    return line.split("error loading model:")[-1].split(": ", 1)[-1].strip()
+    line = errors[0] if errors else "it gives no reason"
+    return line.split("error loading model: ")[-1].split(": ", 1)[-1].strip()

@@ -18,6 +18,7 @@ from tenp_edge.runtime.gguf_file import mapped, parse_header
 from tenp_edge.runtime.graph import Graph, GraphShape, Model
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.session import Session
+from tenp_edge.runtime.tensors import check_tensors
 from tenp_edge.runtime.weights import CONTEXT_STEP, KV_TYPES, Cache, Weights
 
 _CACHED_GRAPHS = 4
@@ -51,6 +52,7 @@ class PerExpertModel(Session):
             memory = stack.enter_context(mapped(file))
             header = parse_header(memory, len(memory), file.name)
             self.facts = read_facts(header)
+            check_tensors(header, self.facts)
             library = ggml.library()
             weights = Weights(library, header, memory)
             stack.callback(weights.close)
@@ -87,7 +89,8 @@ class PerExpertModel(Session):
         """Bytes of the compute buffer for a full ubatch at a full context; allocates nothing."""
         graph = self._model.graph(GraphShape(self.batch_tokens, self._cache.slots, False))
         try:
-            return self._allocator.needed(graph.context.graph)
+            with ggml.Allocator(ggml.library()) as allocator:
+                return allocator.needed(graph.context.graph)
         finally:
             graph.close()
 

@@ -160,9 +160,7 @@ class RaggedLayer:
         data, operations = self._record.ctypes.data, self._operations
 
         def node(shape: tuple[int, int], sources: list[int], name: str) -> int:
-            return context.custom(
-                ggml.F32, shape, sources, operations[name], _EVERY_THREAD, data
-            )
+            return context.custom(ggml.F32, shape, sources, operations[name], _EVERY_THREAD, data)
 
         ready = node((1, 1), [x, ids], "prepare")
         inner = node((1, 1), [ready], "gate_up")

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 
-from tenp_edge.runtime.ggml import Context
 from tenp_edge.runtime.facts import Facts
+from tenp_edge.runtime.ggml import Context
 
 # The smallest normal F16: llama.cpp keeps the divisor above it.
 _LEAST_SUM = 6.103515625e-5
@@ -45,9 +45,7 @@ def _best_groups(context: Context, facts: Facts, selection: int, tokens: int) ->
         context.reshape_4d(selection, 1, size, groups, tokens), context.argsort_top_k(grouped, 2)
     )
     scores = context.sum_rows(context.reshape_3d(best_two, 2, groups, tokens))
-    chosen = context.argsort_top_k(
-        context.reshape_2d(scores, groups, tokens), facts.groups_used
-    )
+    chosen = context.argsort_top_k(context.reshape_2d(scores, groups, tokens), facts.groups_used)
     kept = context.get_rows(grouped, chosen)
     masked = context.set_rows(context.fill(grouped, -math.inf), kept, chosen)
     return context.reshape_2d(masked, facts.experts, tokens)

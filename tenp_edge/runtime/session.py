@@ -19,8 +19,8 @@ Logits = npt.NDArray[np.float32]
 class Session(ABC):
     """A loaded model with one sequence in its KV cache. Close it, or use it in a ``with``.
 
-    ``position``: tokens in the cache; ``context``: how many it holds; ``batch_tokens``: how many
-    are evaluated at once. ``runtime`` names who computes.
+    ``context``: how many tokens the cache holds; ``batch_tokens``: how many are evaluated at once.
+    ``runtime`` names who computes.
     """
 
     runtime: str
@@ -28,7 +28,12 @@ class Session(ABC):
     def __init__(self, vocabulary: Vocabulary, context: int, batch_tokens: int) -> None:
         self.vocabulary = vocabulary
         self.context, self.batch_tokens = context, batch_tokens
-        self.position = 0
+        self._tokens: list[int] = []
+
+    @property
+    def position(self) -> int:
+        """Tokens in the cache."""
+        return len(self._tokens)
 
     @property
     @abstractmethod
@@ -66,7 +71,7 @@ class Session(ABC):
             wanted = max(start, first_position)
             result = self._run(batch, start, wanted < stop - 1)
             rows[wanted - first_position : stop - first_position] = result[wanted - stop :]
-        self.position = len(tokens)
+        self._tokens = list(tokens)
         return rows
 
     def evaluate(self, tokens: Sequence[int]) -> Logits:
@@ -76,8 +81,9 @@ class Session(ABC):
         for start in range(0, len(tokens), self.batch_tokens):
             batch = tokens[start : start + self.batch_tokens]
             result = self._run(batch, self.position, False)
-            self.position += len(batch)
-        return result[-1].copy()
+            self._tokens += batch
+        last: Logits = result[-1].copy()
+        return last
 
     def decode(self, token: int) -> Logits:
         """`evaluate` of one token."""
@@ -85,17 +91,27 @@ class Session(ABC):
 
     def reset(self, keep: int = 0) -> None:
         """Go back to the first ``keep`` tokens of the sequence."""
-        assert 0 <= keep <= max(keep, self.position)
+        assert 0 <= keep <= self.position
         self._forget(keep)
-        self.position = keep
+        del self._tokens[keep:]
+
+    def prompt(self, tokens: Sequence[int]) -> Logits:
+        """Make ``tokens`` the whole sequence, keeping what the cache shares with it; logits after
+        the last of them, [vocab] float32."""
+        shared = 0
+        for old, new in zip(self._tokens, tokens[:-1], strict=False):
+            if old != new:
+                break
+            shared += 1
+        self.reset(shared)
+        return self.evaluate(tokens[shared:])
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not tokens:
             raise UserError("there are no tokens to evaluate", "a prompt that is not empty")
         if self.position + len(tokens) > self.context:
             raise UserError(
-                f"{self.position + len(tokens)} tokens do not fit into a context of "
-                f"{self.context}",
+                f"{self.position + len(tokens)} tokens do not fit into a context of {self.context}",
                 "a larger --context or a shorter prompt",
             )
         low, high = min(tokens), max(tokens)

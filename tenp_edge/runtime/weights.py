@@ -70,7 +70,7 @@ class Cache:
         self.slots = -(-context // CONTEXT_STEP) * CONTEXT_STEP
         self.type = kind
         sizes = [library.ggml_row_size(kind, values) * self.slots for values in facts.cache_rows]
-        self.nbytes = sum(sizes) * facts.layers
+        self.nbytes: int = sum(sizes) * facts.layers
         self._memory = _zeros(self.nbytes)
         self._context = ggml.Context(library, facts.layers * len(sizes))
         start = -(-self._memory.ctypes.data // 64) * 64
