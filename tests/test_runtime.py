@@ -76,38 +76,46 @@ def test_f32_is_transformers_and_padded_llamacpp(
     assert_close(ours(file_of(family), flash_attention=False), found)
 
 
+def assert_same(file: Path, padded: Path, *, exact: bool = True, **choices: object) -> None:
+    """Token by token bit for bit: the same kernels on the same numbers, rounded in the same order.
+    A prefill may take other tiles, and one rounding more or less moves a quantised activation, so
+    there the distributions are compared (mean KL; below 1e-4 is the project's bar)."""
+    settings = {"context": 128, "threads": 1} | choices
+    with PerExpertModel(file, **settings) as mine, LlamaCppModel(padded, **settings) as theirs:
+        assert mean_kl(theirs.logits(TOKENS), mine.logits(TOKENS)) < 1e-4
+        for model in (mine, theirs):
+            model.reset()
+        for token in TOKENS[:16] if exact else ():
+            assert np.array_equal(mine.decode(token), theirs.decode(token))
+
+
+def mean_kl(reference: Logits, candidate: Logits) -> float:
+    p, q = (
+        rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
+        for rows in (reference.astype(np.float64), candidate.astype(np.float64))
+    )
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("quant", ["Q8_0", "BF16"])
 def test_stored_types_are_padded_llamacpp(family: str, quant: str, file_of: FileOf) -> None:
-    for flash_attention in (False, True):
-        found = ours(file_of(family, quant), flash_attention=flash_attention)
-        wanted = llamacpp(file_of(family, quant, "padded"), flash_attention=flash_attention)
-        assert np.abs(found - wanted).max() < 1e-3 * wanted.std()
+    """Zero padding changes the order of a sum in the types without blocks."""
+    padded, exact = file_of(family, quant, "padded"), quant == "Q8_0"
+    assert_same(file_of(family, quant), padded, exact=exact, kv_type="F32", flash_attention=False)
 
 
-@pytest.mark.parametrize("family", ONE_PER_ATTENTION)
 @pytest.mark.parametrize("kv_type", ["F16", "Q8_0"])
-def test_short_caches_are_llamacpps(family: str, kv_type: str, file_of: FileOf) -> None:
-    choices = {"kv_type": kv_type, "flash_attention": True}
-    found = ours(file_of(family), **choices)
-    wanted = llamacpp(file_of(family, layout="padded"), **choices)
-    assert np.abs(found - wanted).max() < 1e-3 * wanted.std()
-
-
-@pytest.mark.parametrize("family", ONE_PER_ATTENTION)
-@pytest.mark.parametrize("quant", ["F32", "Q8_0"])
-def test_decode_is_llamacpp_bit_for_bit(
-    family: str, quant: str, file_of: FileOf, extension: bool
+@pytest.mark.parametrize("changes", [("qwen3_moe", {}), ("deepseek_v3", {"qk_rope_head_dim": 32})])
+def test_caches_are_llamacpps(
+    kv_type: str, changes: tuple[str, dict[str, int]], tmp_path: Path
 ) -> None:
-    """One token at a time both use the same kernels, and round in the same order."""
-    choices = {"context": 64, "threads": 2, "flash_attention": True}
-    with (
-        PerExpertModel(file_of(family, quant), **choices) as mine,
-        LlamaCppModel(file_of(family, quant, "padded"), **choices) as theirs,
-    ):
-        assert mine._model.ragged or not extension
-        for token in TOKENS[:24]:
-            assert np.array_equal(mine.decode(token), theirs.decode(token))
+    """With flash attention. (llama.cpp rounds an F32 cache to F16 there; ours stays F32.)"""
+    checkpoint = tiny.make(tmp_path / "model", changes[0], **changes[1])
+    for layout in ("per-expert", "padded"):
+        export_ragged(checkpoint, tmp_path / f"{layout}.gguf", "Q8_0", layout)
+    file, padded = tmp_path / "per-expert.gguf", tmp_path / "padded.gguf"
+    assert_same(file, padded, kv_type=kv_type, flash_attention=True)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -119,7 +127,11 @@ def test_extension_changes_nothing(
     rows = []
     for use_extension in (True, False):
         with PerExpertModel(
-            file_of(family, quant), context=64, kv_type="F32", use_extension=use_extension
+            file_of(family, quant),
+            context=64,
+            threads=1,
+            kv_type="F32",
+            use_extension=use_extension,
         ) as model:
             assert bool(model._model.ragged) == use_extension
             rows.append([model.evaluate(TOKENS[:20]), *map(model.decode, TOKENS[20:30])])
@@ -131,7 +143,7 @@ def test_batches_and_single_tokens_are_one_prefill(family: str, file_of: FileOf)
     whole = ours(file_of(family))
     for ubatch in (1, 17, 33, 95):
         assert_close(ours(file_of(family), ubatch=ubatch), whole)
-    with PerExpertModel(file_of(family), context=128, kv_type="F32", ubatch=40) as model:
+    with PerExpertModel(file_of(family), context=128, threads=1, kv_type="F32", ubatch=40) as model:
         assert np.array_equal(model.logits(TOKENS, 60), model.logits(TOKENS)[60:])
         for keep in (0, 50):
             model.reset(keep)
@@ -167,8 +179,8 @@ def test_a_uniform_per_expert_file_is_its_merged_file(
     source = ModelSource(Checkpoint(checkpoint_of("qwen2_moe")))
     for layout in ("per-expert", "merged"):
         export(source, tmp_path / f"{layout}.gguf", "Q8_0", layout)
-    found, wanted = ours(tmp_path / "per-expert.gguf"), llamacpp(tmp_path / "merged.gguf")
-    assert np.abs(found - wanted).max() < 1e-3 * wanted.std()
+    file, merged = tmp_path / "per-expert.gguf", tmp_path / "merged.gguf"
+    assert_same(file, merged, kv_type="F16", flash_attention=True)
 
 
 # -- one interface ---------------------------------------------------------------------------------
@@ -203,8 +215,7 @@ def test_refused_requests(file_of: FileOf) -> None:
         "a Q8_0 cache needs flash attention\ntry: --kv-type F16"
     )
     assert refused(lambda: PerExpertModel(file, kv_type="Q8_0")) == (
-        "a Q8_0 cache needs heads that are multiples of 32, this model's are 16\n"
-        "try: --kv-type F16"
+        "a Q8_0 cache needs heads that are multiples of 32, this model's are 16\ntry: --kv-type F16"
     )
     assert refused(lambda: PerExpertModel(file, context=0)) == (
         "--context is 0\ntry: --context of 1 or more"
@@ -214,7 +225,7 @@ def test_refused_requests(file_of: FileOf) -> None:
         "try: export --layout merged for --gpu-layers"
     )
     for layout in ("per-expert", "padded"):
-        options = RunOptions(context=8)
+        options = RunOptions(context=8, threads=1)
         with open_model(file_of("olmoe", layout=layout), options) as model:
             model.evaluate([1, 2, 3])
             assert refused(lambda m=model: m.evaluate([1] * 6)) == (
@@ -267,9 +278,7 @@ def test_models_come_and_go_without_growth(file_of: FileOf) -> None:
 
 
 def test_peak_rss_is_measured_in_our_runtime_too(file_of: FileOf) -> None:
-    peak = measure_peak_rss(
-        file_of("qwen3_moe"), context=256, ubatch=64, kv_type="F16", threads=1
-    )
+    peak = measure_peak_rss(file_of("qwen3_moe"), context=256, ubatch=64, kv_type="F16", threads=1)
     assert 20 * 2**20 < peak < 300 * 2**20
 
 
