@@ -22,21 +22,29 @@ from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import Domain, default_texts, load_tokenizer, make_domains
 from tenp_edge.devices import this_machine
-from tenp_edge.divergence import DomainScores, score_tokens, scored_positions, summarise
+from tenp_edge.divergence import (
+    DomainScores,
+    concatenate,
+    score_tokens,
+    scored_positions,
+    summarise,
+)
 from tenp_edge.forward import streaming_logits
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.source import ModelSource
 
 DEMO = Path(tenp_edge.__file__).parent / "demo_model"
-PAPER = PlanRequest(shallow=1, deep=2)
+# Multiples of 32 would give these three clearly fewer bytes than the others get.
+UNIFORM = PlanRequest(method="enp", width_multiple=8)
+PAPER = PlanRequest(shallow=1, deep=2, middle=1, width_multiple=8)  # and alpha = rho / 2
 METHODS: dict[str, PlanRequest] = {
     "TENP (alpha and slope by predicted loss)": PlanRequest(),
-    "TENP (paper's shape, 1 -> 2, alpha = rho/2)": PAPER,
-    "ENP, uniform width": PlanRequest(method="enp"),
+    "TENP as published (alpha = rho/2, 1 -> 2)": PAPER,
+    "ENP, uniform width": UNIFORM,
     "own width per expert, global (energy)": PlanRequest(method="free"),
     "own width per expert, per layer (energy)": PlanRequest(method="free", ranking="layer"),
-    "random neurons, uniform width": PlanRequest(method="enp", neuron_score="random"),
+    "random neurons, uniform width": replace(UNIFORM, neuron_score="random"),
     "experts removed: REAP": PlanRequest(method="drop", expert_score="reap"),
     "experts removed: EASY-EP": PlanRequest(method="drop", expert_score="easy-ep"),
     "experts removed: frequency": PlanRequest(method="drop", expert_score="frequency"),
@@ -57,8 +65,6 @@ def logits(source: ModelSource, domain: Domain) -> Iterator[torch.Tensor]:
 
 def evaluate(source: ModelSource, domain: Domain, reference: list[torch.Tensor]) -> DomainScores:
     """KL and perplexity of ``source`` on one domain, against the dense model's logits."""
-    from tenp_edge.divergence import concatenate
-
     first = scored_positions(domain.tokens.shape[1]).start
     scores = [
         score_tokens(dense[:-1], found[:-1], tokens[first + 1 :])
@@ -106,7 +112,8 @@ def main() -> None:
         print("| method | kept | R_active |", " | ".join(names), "|")
         print("|---|---|---|" + "---|" * len(names))
         for name, request in METHODS.items():
-            sized = replace(request, keep=keep, seed=args.seed)
+            share = keep / 2 if request is PAPER else None
+            sized = replace(request, keep=keep, whole_share=share, seed=args.seed)
             plan = make_plan(checkpoint, this_machine(), sized, statistics)
             print(row(name, plan, checkpoint, domains, references), flush=True)
         dense_row = [evaluate(dense, d, r) for d, r in zip(domains, references, strict=True)]

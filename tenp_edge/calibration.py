@@ -31,6 +31,7 @@ from tenp_edge.checkpoint import (
     write_text,
 )
 from tenp_edge.data import Domain
+from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.experts import ExpertGroup, RaggedExperts
 from tenp_edge.forward import (
@@ -56,7 +57,6 @@ from tenp_edge.statistics import (
     make_empty,
     write_tensors,
 )
-from tenp_edge.units import format_size
 
 MIN_TOKENS = 32
 
@@ -98,7 +98,8 @@ def calibrate(
 def _check(checkpoint: Checkpoint, domains: Sequence[Domain]) -> None:
     if not checkpoint.config.is_uniform:
         raise UserError(
-            "the checkpoint is already pruned; calibration needs the original", "the dense model"
+            "the checkpoint is already pruned; calibration needs the original",
+            "the checkpoint it was made from",
         )
     if not domains or any(not len(domain.tokens) for domain in domains):
         raise UserError("there is nothing to calibrate on", "--data NAME=FILE")
@@ -202,16 +203,8 @@ def _open_job(
         if found == info:
             return job
     shutil.rmtree(job.partial, ignore_errors=True)
+    require_free(directory, 2 * job.states(0).nbytes + _sums_bytes(info), "calibration")
     job.partial.mkdir(parents=True)
-    needed = 2 * job.states(0).nbytes + _sums_bytes(info)
-    free = shutil.disk_usage(job.partial).free
-    if needed > free:
-        shutil.rmtree(job.partial)
-        raise UserError(
-            f"calibration needs {format_size(needed)} of disk in {directory} for hidden states "
-            f"and sums; {format_size(free)} are free",
-            "fewer --samples, a shorter --seq-len, or an output directory on another disk",
-        )
     write_text(job_file, json.dumps(info, indent=1) + "\n")
     return job
 
@@ -303,6 +296,8 @@ def _run_layer(job: _Job, model: StreamingModel, index: int, runs: Sequence[_Run
         output = model.run(layer, hidden)
         if not is_last:
             partial.write(run.start, output.cpu())
+    if observer is not None:
+        observer.end()
     if not is_last:
         partial.file.replace(target.file)
     if is_moe:
@@ -332,6 +327,10 @@ class _LayerObserver:
         """The next forward's tokens go to ``stats``; padding (not ``active``) to nothing."""
         self.stats, self.experts.active = stats, active
         self.gated_norms: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def end(self) -> None:
+        """Let go of the experts: the two hold each other, and a layer must be freed at once."""
+        self.experts.observer = None
 
     def residual(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         """Pre-hook of the norm before the MoE block: its input is the residual stream h."""

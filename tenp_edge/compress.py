@@ -45,6 +45,7 @@ COPIED = (
 ).split()
 # DeepSeek's multi-token-prediction layers are not written, so they must not be announced.
 _MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
+_RAGGED = "Experts have different widths, which plain transformers cannot load:"
 _HUB_CACHE = re.compile(r"models--(.+)")
 
 
@@ -109,6 +110,12 @@ def _is_complete(source: ModelSource, directory: Path, shards: Sequence[Shard]) 
             "another output directory, or --force to overwrite this one",
         )
     return not (directory / MARKER).is_file() and all(is_written(directory, s) for s in shards)
+
+
+def is_other_checkpoint(directory: Path, digest: str) -> bool:
+    """Whether a finished checkpoint of another plan than ``digest`` lies in ``directory``."""
+    file = directory / "config.json"
+    return file.is_file() and (read_json(file).get("tenp") or {}).get("digest") != digest
 
 
 def _claim(source: ModelSource, directory: Path) -> None:
@@ -189,7 +196,7 @@ def base_model(directory: Path, raw: Mapping[str, Any]) -> str | None:
 def model_card(source: ModelSource) -> str:
     """README.md of the pruned checkpoint: what was done, and how to load it."""
     base = base_model(source.checkpoint.path, source.config.raw)
-    name = base or f"a {source.config.family.model_type} model"
+    name = base or f"A {source.config.family.model_type} model"
     shown = base or source.checkpoint.path.resolve().name
     front = [*_license_lines(source.checkpoint.path), "tags:", "- tenp-edge", "- moe", "- pruned"]
     if base:
@@ -205,10 +212,12 @@ def _card_text(source: ModelSource, name: str) -> str:
     kept = 3 * config.hidden_size * config.expert_neurons
     left_out = len(source.checkpoint.left_out)
     extra = f"| multi-token prediction | left out ({left_out} tensors) |\n" if left_out else ""
+    removed = "some of its routed experts" if plan.removes_experts else "neurons of its experts"
+    uniform = "Load it with:" if config.is_uniform else _RAGGED
     return f"""\
-{name} with neurons of its routed experts removed by tenp-edge {__version__}. Attention, \
-embeddings,
-shared experts and the remaining router rows are the original's, bit for bit.
+{name} with {removed} removed by tenp-edge
+{__version__}. Everything else, the router's remaining rows included, is the original's, bit for
+bit.
 
 | | |
 |---|---|
@@ -218,7 +227,7 @@ shared experts and the remaining router rows are the original's, bit for bit.
 | experts per layer | {config.num_experts} |
 | size | {format_size(total)} |
 {extra}
-Experts have different widths, which plain transformers cannot load:
+{uniform}
 
 ```python
 import tenp_edge

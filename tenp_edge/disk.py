@@ -60,6 +60,17 @@ def atomic_file(target: Path, size_bytes: int) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def told_when_full(target: Path, size_bytes: int) -> Iterator[None]:
+    """Turn a full disk while ``target``, of ``size_bytes``, is written into its UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _full(target, size_bytes, error.errno) from error
+        raise
+
+
 def sync(descriptor: int) -> None:
     """Force a finished file to the disk before it takes its final name."""
     os.fsync(descriptor)

@@ -6,6 +6,8 @@ Everything is read one layer at a time and reduced to [experts, legal widths] ta
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +54,8 @@ class Evidence:
 
     def __init__(self, statistics: Statistics, space: Space, scores: Scores) -> None:
         self.statistics, self.space, self.scores = statistics, space, scores
-        self.layers = {layer: self._layer(layer) for layer in space.layers}
+        with _one_thread():
+            self.layers = {layer: self._layer(layer) for layer in space.layers}
 
     @property
     def rankings(self) -> dict[int, tuple[int, ...]]:
@@ -94,15 +97,12 @@ class Evidence:
     def retained(self, widths: Widths) -> dict[ExpertKey, torch.Tensor]:
         """The best neurons of every expert at its width, ascending int32."""
         kept: dict[ExpertKey, torch.Tensor] = {}
-        for layer, row in widths.items():
-            order = self._order(layer)
-            for expert, width in enumerate(row):
-                kept[layer, expert] = order[expert, :width].sort().values.int()
+        with _one_thread():
+            for layer, row in widths.items():
+                order = _descending(self._neuron_scores(layer))
+                for expert, width in enumerate(row):
+                    kept[layer, expert] = order[expert, :width].sort().values.int()
         return kept
-
-    def _order(self, layer: int) -> torch.Tensor:
-        """Neurons of every expert, best first, [experts, width]."""
-        return _descending(self._neuron_scores(layer))
 
     def _neuron_scores(self, layer: int) -> torch.Tensor:
         name, seed = self.scores.neuron, self.scores.seed
@@ -132,3 +132,15 @@ class Evidence:
 def _descending(values: torch.Tensor) -> torch.Tensor:
     """Indices from the highest value to the lowest along the last dimension; ties in order."""
     return values.argsort(dim=-1, descending=True, stable=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch on one thread: a layer's scores are so small that waiting for others costs more
+    (on a busy machine ten times more) than they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -7,8 +7,7 @@ Every stage starts from files and ends in files, so each can be run alone, repea
 from __future__ import annotations
 
 import json
-import logging
-import tempfile
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import Any
 
 from tenp_edge.calibration import calibrate, coverage
 from tenp_edge.checkpoint import Checkpoint, write_text
-from tenp_edge.compress import checkpoint_shards, write_checkpoint
+from tenp_edge.compress import checkpoint_shards, is_other_checkpoint, write_checkpoint
 from tenp_edge.data import (
     Domain,
     default_texts,
@@ -43,7 +42,7 @@ from tenp_edge.units import parse_size
 from tenp_edge.validation import MemoryRun, ValidationReport, validate
 from tenp_edge.workdir import RunDirectory, key_of
 
-log = logging.getLogger(__name__)
+WORTH_SAYING_SECONDS = 15
 HELD_OUT_SHARE = 5  # with one's own data, at least a fifth of the chunks is kept for validation
 
 
@@ -112,7 +111,7 @@ def calibration_domains(
     checkpoint: Checkpoint, options: CalibrationOptions, progress: Progress = QUIET
 ) -> list[Domain]:
     """The token chunks that ``options`` describe: the user's files, or the standard library."""
-    _check_length(checkpoint, options.seq_len, "--seq-len")
+    _check_counts(checkpoint, options.samples, options.seq_len, "--seq-len")
     tokenizer = load_tokenizer(checkpoint.path)
     if not options.data:
         progress.note(
@@ -130,7 +129,7 @@ def validation_domains(
     checkpoint: Checkpoint, options: ValidationOptions, seed: int = 0
 ) -> list[Domain]:
     """Chunks to validate on: the user's files, or held-out text of the standard library."""
-    _check_length(checkpoint, options.seq_len, "--eval-seq-len")
+    _check_counts(checkpoint, options.samples, options.seq_len, "--eval-seq-len")
     tokenizer = load_tokenizer(checkpoint.path)
     if options.data:
         files = parse_data(options.data)
@@ -153,7 +152,10 @@ def split_domain(domain: Domain, wanted: int) -> tuple[Domain, Domain]:
     return first, Domain(domain.name, domain.tokens[cut:], domain.lengths[cut:])
 
 
-def _check_length(checkpoint: Checkpoint, seq_len: int, flag: str) -> None:
+def _check_counts(checkpoint: Checkpoint, samples: int, seq_len: int, flag: str) -> None:
+    """Refuse before any text is read."""
+    if samples < 1:
+        raise UserError(f"{samples} samples are none", "8 or more; 32 is the default")
     limit = checkpoint.config.max_position_embeddings
     if not 2 <= seq_len <= limit:
         raise UserError(
@@ -360,7 +362,8 @@ class _Compress:
             device=device,
             dtype=choose_dtype(options.calibration.dtype, device, checkpoint.dtype),
         )
-        self.progress.note(str(expected))
+        if expected.total >= WORTH_SAYING_SECONDS:
+            self.progress.note(str(expected))
 
     def _missing(self, draft: CompressionPlan) -> dict[str, int]:
         """Bytes of every planned file that is not there yet."""
@@ -402,7 +405,8 @@ class _Compress:
         target = self.output / "checkpoint"
 
         def write() -> list[Path]:
-            target.mkdir(exist_ok=True)
+            if is_other_checkpoint(target, plan.digest):  # of an unfinished run with other settings
+                shutil.rmtree(target)
             write_checkpoint(ModelSource(self.checkpoint, plan), target, self.progress)
             return [file for file in target.iterdir() if file.is_file()]
 
@@ -426,19 +430,18 @@ class _Compress:
         if self.directory.done("validation", key):
             return ValidationReport.from_json(json.loads(file.read_text()))
         _, held_out = self._domains
-        with tempfile.TemporaryDirectory(dir=self.output, prefix=".validate-") as scratch:
-            report = validate(
-                self.checkpoint.path,
-                self.output / "model.gguf",
-                held_out,
-                device=options.calibration.device,
-                dtype=options.calibration.dtype,
-                threads=options.validation.threads,
-                predicted_peak_rss=self._predicted_peak_rss(plan),
-                memory_run=self._memory_run(plan),
-                work=Path(scratch),
-                progress=self.progress,
-            )
+        report = validate(
+            self.checkpoint.path,
+            self.output / "model.gguf",
+            held_out,
+            device=options.calibration.device,
+            dtype=options.calibration.dtype,
+            threads=options.validation.threads,
+            predicted_peak_rss=self._predicted_peak_rss(plan),
+            memory_run=self._memory_run(plan),
+            work=self.output,
+            progress=self.progress,
+        )
         write_text(file, json.dumps(report.to_json(), indent=1) + "\n")
         self.directory.finish("validation", key, [file])
         return report

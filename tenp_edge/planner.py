@@ -72,8 +72,8 @@ def make_plan(
     space = make_space(checkpoint.config, target.width_multiple)
     evidence = None if statistics is None else Evidence(statistics, space, _scores(request))
     pricer = Pricer(checkpoint, target)
-    allocator, choice = _sized_allocator(checkpoint.config, space, evidence, request, pricer)
-    neurons = _neurons(allocator, space, request, pricer)
+    allocator, choice = _allocator(checkpoint.config, space, evidence, request, pricer)
+    neurons = _neurons(allocator, space, request, pricer, None if choice is None else choice.near)
     priced = pricer(_widths_at(allocator, space, neurons))
     _check_fits(priced, request, pricer)
     plan = replace(
@@ -117,7 +117,7 @@ def _scores(request: PlanRequest) -> Scores:
 # -- size ------------------------------------------------------------------------------------------
 
 
-def _sized_allocator(
+def _allocator(
     config: ModelConfig,
     space: Space,
     evidence: Evidence | None,
@@ -159,7 +159,13 @@ def _tenp(
     return Tenp(space, evidence, choice.shape, choice.alpha_share, request.whole_share), choice
 
 
-def _neurons(allocator: Allocator, space: Space, request: PlanRequest, pricer: Pricer) -> int:
+def _neurons(
+    allocator: Allocator,
+    space: Space,
+    request: PlanRequest,
+    pricer: Pricer,
+    near: int | None = None,
+) -> int:
     """How many neurons to keep: as ``keep`` says, else as many as fit in the budget."""
     if request.keep is not None:
         return _neurons_at_ratio(allocator, space, request.keep)
@@ -173,7 +179,8 @@ def _neurons(allocator: Allocator, space: Space, request: PlanRequest, pricer: P
     if price(allocator.least_neurons) > budget:
         raise infeasible(allocator, space, request, pricer)
     step = space.multiple
-    return largest_fitting(allocator.least_neurons, space.total_neurons, step, price, budget)
+    least, most = allocator.least_neurons, space.total_neurons
+    return largest_fitting(least, most, step, price, budget, near)
 
 
 def _neurons_at_ratio(allocator: Allocator, space: Space, keep: float) -> int:

@@ -148,11 +148,12 @@ class Free:
 
 @dataclass(frozen=True)
 class Choice:
-    """One candidate trapezoid and its predicted loss."""
+    """One candidate trapezoid, its predicted loss, and the neurons it was compared at."""
 
     alpha_share: float
     shape: Shape
     predicted_loss: float
+    near: int
 
 
 def shapes(shallow: float | None, deep: float | None, middle: float | None) -> Iterator[Shape]:
@@ -187,7 +188,7 @@ def choose_trapezoid(
             counts = Tenp(allocator.space, evidence, shape).counts(split)
             loss = sum(float(row[count]) for row, count in zip(losses, counts, strict=True))
             if best is None or loss < best.predicted_loss:
-                best = Choice(share, shape, loss)
+                best = Choice(share, shape, loss, neurons)
     assert best is not None
     return best
 
@@ -207,18 +208,26 @@ def _losses_by_count(evidence: Evidence, space: Space, narrow: int) -> list[torc
 
 
 def largest_fitting(
-    least: int, most: int, step: int, price: Callable[[int], int], budget: int
+    least: int,
+    most: int,
+    step: int,
+    price: Callable[[int], int],
+    budget: int,
+    near: int | None = None,
 ) -> int:
     """The largest of least, least + step, ... below ``most`` whose price is within ``budget``.
 
     price(least) <= budget < price(most). Bytes are nearly linear in neurons, so the first guess
-    is interpolated; the bracket then doubles away from it and is bisected, which leaves few prices
-    to work out and an exact answer wherever prices rise.
+    is interpolated, unless ``near`` is a better one; the bracket then doubles away from it and is
+    bisected, which leaves few prices to work out and an exact answer wherever prices rise.
     """
     count = -(-(most - least) // step)
     low, high = 0, count
-    floor_price, full_price = price(least), price(most)
-    guess = (budget - floor_price) * count // max(full_price - floor_price, 1)
+    if near is None:
+        floor_price, full_price = price(least), price(most)
+        guess = (budget - floor_price) * count // max(full_price - floor_price, 1)
+    else:
+        guess = (near - least) // step
     reach, probe = 1, min(max(guess, 1), count - 1)
     while high - low > 1:
         fits = price(least + probe * step) <= budget

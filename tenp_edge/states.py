@@ -13,6 +13,7 @@ from typing import Protocol, Self
 import torch
 
 from tenp_edge.checkpoint import read_range, tensor_bytes
+from tenp_edge.disk import told_when_full
 
 SPILL_BYTES = 2**30
 
@@ -72,7 +73,8 @@ class FileStates:
         return torch.frombuffer(data, dtype=self.dtype).reshape(-1, *self.shape[1:])
 
     def write(self, start: int, hidden: torch.Tensor) -> None:
-        with self.file.open("r+b" if self.file.exists() else "wb") as stream:
+        mode = "r+b" if self.file.exists() else "wb"
+        with told_when_full(self.file, self.nbytes), self.file.open(mode) as stream:
             stream.seek(start * self._sequence_bytes)
             stream.write(tensor_bytes(hidden))
 

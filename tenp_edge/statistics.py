@@ -10,7 +10,7 @@ stream before the MoE block. Sums are float64 while they grow, whatever the dtyp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -250,6 +250,25 @@ def merge(left: LayerStatistics, right: LayerStatistics) -> LayerStatistics:
 # -- on disk ---------------------------------------------------------------------------------------
 
 
+class _StoredSums(Mapping[str, torch.Tensor]):
+    """The sums of one domain and layer, read lazily: a score needs two or three of them."""
+
+    def __init__(self, read: Callable[[str], torch.Tensor]) -> None:
+        self._read_sum = read
+        self._known: dict[str, torch.Tensor] = {}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._known:
+            self._known[name] = self._read_sum(name)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA))
+
+    def __len__(self) -> int:
+        return len(EXPERT_SUMS) + len(NEURON_SUMS) + len(NEURON_MAXIMA)
+
+
 @dataclass(frozen=True)
 class Statistics:
     """A statistics file: read one layer at a time. ``info`` is its JSON half.
@@ -273,10 +292,9 @@ class Statistics:
         return tuple(self.info["layers"])
 
     def layer(self, domain: str, layer: int) -> LayerStatistics:
-        """All sums of one domain and layer, as float64."""
+        """All sums of one domain and layer, as float64, each read when it is first asked for."""
         prefix = f"{domain}/layers.{layer}."
-        names = (*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA)
-        return LayerStatistics({name: self._read(prefix + name).double() for name in names})
+        return LayerStatistics(_StoredSums(lambda name: self._read(prefix + name).double()))
 
     def weight_norms(self, layer: int) -> dict[str, torch.Tensor]:
         """Row norms of gate and up and column norms of down, float64 [experts, width]."""

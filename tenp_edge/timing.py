@@ -23,10 +23,13 @@ class Estimate:
     files: float
     validation: float
 
+    @property
+    def total(self) -> float:
+        return self.calibration + self.files + self.validation
+
     def __str__(self) -> str:
-        total = self.calibration + self.files + self.validation
         parts = ", ".join(f"{name} {_minutes(s)}" for name, s in vars(self).items() if s >= 1)
-        return f"about {_minutes(total)} ({parts or 'all of it'}), by a quick measurement"
+        return f"about {_minutes(self.total)} ({parts or 'all of it'}), by a quick measurement"
 
 
 def estimate(

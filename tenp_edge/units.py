@@ -31,7 +31,7 @@ def parse_size(text: str) -> int:
     unit = None if match is None else _UNITS.get(match[2].lower())
     if match is None or unit is None:
         raise UserError(f"'{text}' is not a size", "a number with a unit: 8GiB, 7.5GB, 512MiB")
-    size = int(float(match[1]) * unit)
+    size = round(float(match[1]) * unit)
     if size <= 0:
         raise UserError(f"'{text}' is not a size above zero", "8GiB, 7.5GB or 512MiB")
     return size

@@ -8,7 +8,7 @@ padded twin, which holds the very bytes of the file with zeros where neurons wer
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -112,9 +112,10 @@ def validate(
 ) -> ValidationReport:
     """Compare ``candidate`` (a checkpoint directory or a GGUF file) with ``reference``.
 
-    ``predicted_peak_rss``: of the candidate's own run as ``memory_run`` describes it; with it the
-    peak is measured too. ``work``: where a twin and spilled hidden states may lie, beside the
-    candidate if None; nothing stays there. Raises UserError when the two are different models.
+    ``predicted_peak_rss``: of the run that ``memory_run`` describes (for a per-expert file its
+    padded twin's, since that is what can run); with it the peak is measured too. ``work``: where
+    the twin and spilled hidden states may lie, beside the candidate if None; nothing stays there.
+    Raises UserError when the two are different models.
     """
     reference, candidate = Path(reference), _candidate_file(Path(candidate))
     source = ModelSource(Checkpoint(reference))
@@ -276,7 +277,11 @@ def _gguf_judge(
         write_padded_twin(file, runnable, run.progress)
     facts: dict[str, Any] = {}
     if predicted is not None and memory is not None:
-        facts = _peak(path, runnable, judged, predicted, memory)
+        facts = {
+            "predicted_peak_rss": predicted,
+            "measured_peak_rss": measure_peak_rss(runnable, **asdict(memory)),
+            "measured_as": judged,
+        }
     context = run.batch.tokens.shape[1]
     with LlamaCppModel(runnable, context=context, threads=run.threads, kv_type=_KV_TYPE) as model:
         _check_sizes(path, {"vocab_size": (config.vocab_size, model.vocab_size)})
@@ -310,19 +315,6 @@ def _tokenizers_agree(model: LlamaCppModel, run: _Run) -> bool:
     return True
 
 
-def _peak(
-    path: Path, runnable: Path, judged: str, predicted: int, memory: MemoryRun
-) -> dict[str, Any]:
-    """Predicted and measured peak of what can run. A twin differs from its file in weights only,
-    so its prediction differs by the difference in file bytes."""
-    larger = runnable.stat().st_size - path.stat().st_size
-    return {
-        "predicted_peak_rss": predicted + larger,
-        "measured_peak_rss": measure_peak_rss(runnable, **asdict(memory)),
-        "measured_as": judged,
-    }
-
-
 # -- files -----------------------------------------------------------------------------------------
 
 
@@ -339,8 +331,14 @@ def _candidate_file(path: Path) -> Path:
 
 @contextmanager
 def _scratch(work: Path | None, candidate: Path) -> Iterator[Path]:
-    """A directory for the twin and spilled states, removed at the end."""
-    parent = work or candidate.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".tenp-validate-") as name:
-        yield Path(name)
+    """A directory for the twin and spilled states, removed at the end.
+
+    Its name is fixed, so that what a killed run left there is removed by the next.
+    """
+    scratch = (work or candidate.parent) / f".{candidate.name}.validation"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

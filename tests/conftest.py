@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
+
+# Tiny tensors on one thread: threads that wait for each other made the tests five times slower.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -157,7 +157,7 @@ def test_options_that_do_not_exist(checkpoint_of: Make) -> None:
         (
             ExportOptions("F32", "merged"),
             "the merged layout needs one expert width, this model has 3: 32, 40, 96\n"
-            "try: --layout per-expert, --layout padded, or plan with --method uniform",
+            "try: --layout per-expert, --layout padded, or plan with --method enp",
         ),
     ):
         with pytest.raises(UserError) as caught:

@@ -83,6 +83,8 @@ def test_every_judge_says_the_same(
     padded = export(source, tmp_path / "padded.gguf", "padded")
     ragged = export(source, tmp_path / "ragged.gguf", "per-expert")
     before = sorted(tmp_path.iterdir())
+    (tmp_path / ".ragged.gguf.validation").mkdir()  # as a killed run leaves it
+    (tmp_path / ".ragged.gguf.validation" / "twin.gguf.partial").write_bytes(b"half")
     reports = [strict(model, file, domains) for file in (tmp_path / "pruned", padded, ragged)]
     assert [r.judged_through for r in reports] == [TRANSFORMERS, LLAMACPP, TWIN]
     assert [r.tokenizer_agrees for r in reports] == [None, True, True]
@@ -154,14 +156,11 @@ def test_peak_rss_is_of_the_run_that_is_named(checkpoint_of: CheckpointOf, tmp_p
     model = checkpoint_of("qwen3_moe")
     source = ModelSource(Checkpoint(model), ragged_plan(Checkpoint(model)))
     ragged = export(source, tmp_path / "ragged.gguf", "per-expert")
-    padded = export(source, tmp_path / "padded.gguf", "padded")
     run = MemoryRun(context=256, ubatch=64, kv_type="F16", threads=1)
     report = validate(
         model, ragged, domains_of(model), predicted_peak_rss=10**8, memory_run=run, device="cpu"
     )
-    assert report.measured_as == TWIN
-    larger = padded.stat().st_size - ragged.stat().st_size
-    assert report.predicted_peak_rss == pytest.approx(10**8 + larger, abs=64)
+    assert (report.measured_as, report.predicted_peak_rss) == (TWIN, 10**8)
     assert report.measured_peak_rss is not None
     assert 20 * 2**20 < report.measured_peak_rss < 400 * 2**20
 

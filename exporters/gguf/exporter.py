@@ -42,7 +42,7 @@ class GgufExporter:
             raise UserError(
                 f"the merged layout needs one expert width, this model has {len(widths)}: "
                 f"{_shown(widths)}",
-                "--layout per-expert, --layout padded, or plan with --method uniform",
+                "--layout per-expert, --layout padded, or plan with --method enp",
             )
 
     def layout(self, config: ModelConfig, options: ExportOptions) -> str:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from tenp_edge.disk import atomic_file, require_free
 from tenp_edge.errors import UserError
+from tenp_edge.headers import read_range
 from tenp_edge.progress import QUIET, Progress
 
 _EXPERT = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight")
@@ -97,7 +98,7 @@ def write_padded_twin(file: GgufFile, target: Path, progress: Progress = QUIET) 
     ):
         stream.write(head)
         for tensor in tensors:
-            _write(stream, tensor)
+            _write(stream, file.file, tensor)
             task.advance(_padded(tensor.nbytes))
 
 
@@ -132,37 +133,43 @@ def _merged(layer: str, projection: str, experts: Sequence[Any], full: int) -> _
     return _Target(name, (row, rows, len(experts)), kind, nbytes, tuple(experts))
 
 
-def _write(stream: BinaryIO, target: _Target) -> None:
+def _write(stream: BinaryIO, file: Path, target: _Target) -> None:
     merged = _EXPERT.fullmatch(target.sources[0].name) is not None
     for tensor in target.sources:
-        data = _grown(tensor, target) if merged else _raw(tensor)
+        raw = _raw(file, tensor)
+        data = _grown(raw, tensor, target) if merged else raw
         stream.write(np.ascontiguousarray(data).reshape(-1).data)
     stream.write(b"\0" * (_padded(target.nbytes) - target.nbytes))
 
 
-def _grown(tensor: Any, target: _Target) -> Bytes:
+def _raw(file: Path, tensor: Any) -> Bytes:
+    """The tensor's stored bytes; read, since pages of the reader's mapping would stay resident."""
+    data = read_range(file, int(tensor.data_offset), int(tensor.n_bytes))
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+def _grown(raw: Bytes, tensor: Any, target: _Target) -> Bytes:
     """The rows of one expert in the target's type, with zeros up to the target's shape."""
     row, rows = target.ne[:2]
-    own = _rows(tensor, target.kind)
+    own = _rows(raw, tensor, target.kind)
     grown = np.zeros((rows, _row_bytes(target.kind, row)), dtype=np.uint8)
     grown[: own.shape[0], : own.shape[1]] = own
     return grown
 
 
-def _rows(tensor: Any, kind: int) -> Bytes:
+def _rows(raw: Bytes, tensor: Any, kind: int) -> Bytes:
     """[rows, row bytes] of ``tensor`` as stored, or decoded to float32."""
-    count = int(tensor.shape[1])
+    by_row = raw.reshape(int(tensor.shape[1]), -1)
     if int(tensor.tensor_type) == kind:
-        return _raw(tensor).reshape(count, -1)
+        return by_row
     from gguf.quants import dequantize
 
     assert kind == _F32
-    decoded = dequantize(tensor.data, tensor.tensor_type).astype("<f4")
-    return np.ascontiguousarray(decoded).reshape(count, -1).view(np.uint8)
-
-
-def _raw(tensor: Any) -> Bytes:
-    return np.asarray(tensor.data).reshape(-1).view(np.uint8)
+    # The plain float types are decoded from their own dtype, block types from bytes.
+    own = {"F16": "<f2", "F32": "<f4"}.get(tensor.tensor_type.name)
+    stored = by_row.view(own) if own else by_row
+    decoded = np.ascontiguousarray(dequantize(stored, tensor.tensor_type), dtype="<f4")
+    return decoded.reshape(len(by_row), -1).view(np.uint8)
 
 
 def _block(kind: int) -> tuple[int, int]:

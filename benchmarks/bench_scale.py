@@ -1,0 +1,154 @@
+"""A 14-billion-parameter model through the command line: wall time and peak RSS of every stage.
+
+    python benchmarks/bench_scale.py             # 28.6 GB checkpoint, --ram 8GiB
+    python benchmarks/bench_scale.py --quarter   # 6 of its 24 layers, --ram 2.5GiB
+
+The checkpoint (Qwen1.5-MoE's shape, random, bf16, sharded) is generated, goes through inspect,
+calibrate, plan and compress, each a process of its own, and is deleted. The disk is checked first.
+A stage above 6 GiB of resident memory fails the benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from random_checkpoint import SHAPES, write_random_checkpoint
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tenp_edge.disk import require_free
+from tenp_edge.errors import UserError
+from tenp_edge.inspection import inspect_model
+from tenp_edge.models import FAMILIES, expected_tensors, read_config
+from tenp_edge.units import format_count, format_size, parse_size
+
+LIMIT_BYTES = 6 * 2**30
+QUARTER_LAYERS = 6
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command: what it took."""
+
+    name: str
+    seconds: float
+    peak_bytes: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quarter", action="store_true", help="a quarter of the layers")
+    parser.add_argument("--ram", help="the budget (default: 8GiB, a quarter: 2.5GiB)")
+    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where the files may lie")
+    parser.add_argument("--samples", type=int, default=2, help="calibration samples per domain")
+    parser.add_argument("--seq-len", type=int, default=256)
+    args = parser.parse_args()
+    shape = dict(SHAPES["qwen1.5-moe-14b"])
+    if args.quarter:
+        shape["num_hidden_layers"] = QUARTER_LAYERS
+    ram = args.ram or ("2.5GiB" if args.quarter else "8GiB")
+    try:
+        require_free(args.dir, checkpoint_bytes(shape) + parse_size(ram) + 2**30, "this benchmark")
+    except UserError as error:
+        sys.exit(str(error))
+    with tempfile.TemporaryDirectory(dir=args.dir, prefix="bench-scale-") as directory:
+        print_table(*run(Path(directory), shape, ram, args.samples, args.seq_len))
+
+
+def run(
+    directory: Path, shape: dict[str, Any], ram: str, samples: int, seq_len: int
+) -> tuple[str, list[Stage]]:
+    """A title and every stage, each in a fresh process."""
+    model = directory / "model"
+    start = time.perf_counter()
+    write_random_checkpoint(model, shape)
+    write_byte_tokenizer(model)
+    summary = inspect_model(model)
+    title = (
+        f"{format_count(summary.parameters)} parameters, {format_size(summary.bytes)} in "
+        f"{summary.files} files, --ram {ram}; generated in {time.perf_counter() - start:.0f} s"
+    )
+    work, size = str(directory / "work"), ["--ram", ram, "--calibration", str(directory / "work")]
+    few = ["--samples", str(samples), "--seq-len", str(seq_len)]
+    whole = ["compress", str(model), *size, "--skip-checkpoint", "--no-validate"]
+    stages = [
+        stage(["inspect", str(model)]),
+        stage(["calibrate", str(model), *few, "-o", work]),
+        stage(["plan", str(model), *size, "-o", str(directory / "plan.json")]),
+        stage([*whole, "-o", str(directory / "out")]),
+    ]
+    written = (directory / "out" / "model.gguf").stat().st_size
+    return f"{title}; model.gguf {format_size(written)}", stages
+
+
+# ru_maxrss would count what this process held when it forked; VmHWM starts anew with exec.
+_CHILD = """
+import atexit, sys
+def report():
+    from tenp_edge.runtime.llamacpp import peak_rss_bytes
+    peak = peak_rss_bytes()
+    print(f"PEAK {peak}", file=sys.__stdout__)
+atexit.register(report)
+from tenp_edge.cli import main
+main()
+"""
+
+
+def stage(arguments: Sequence[str]) -> Stage:
+    """Run one tenp-edge command in a process of its own, which tells its peak at the end."""
+    start = time.perf_counter()
+    command = [sys.executable, "-c", _CHILD, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(f"tenp-edge {' '.join(arguments)} failed with exit {done.returncode}")
+    return Stage(arguments[0], seconds, int(done.stdout.rsplit("PEAK ", 1)[1]))
+
+
+def checkpoint_bytes(shape: dict[str, Any]) -> int:
+    """Bytes of the bf16 weights of ``shape``."""
+    total = 0
+    for spec in expected_tensors(read_config(shape, FAMILIES)):
+        count = 2
+        for size in spec.shape:
+            count *= size
+        total += count
+    return total
+
+
+def write_byte_tokenizer(directory: Path) -> None:
+    """A byte-level tokenizer without merges, in Qwen2's style: real, and quick to make."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<|endoftext|>": 0} | {text: 1 + place for place, text in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated")
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    fast.save_pretrained(directory)
+
+
+def print_table(title: str, stages: Sequence[Stage]) -> None:
+    print(f"{title}\n\n| stage | seconds | peak RSS |\n|---|---|---|")
+    for done in stages:
+        print(f"| {done.name} | {done.seconds:.1f} | {format_size(done.peak_bytes)} |")
+    above = [done.name for done in stages if done.peak_bytes > LIMIT_BYTES]
+    if above:
+        sys.exit(f"above {format_size(LIMIT_BYTES)}: {', '.join(above)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,462 @@
+"""Calibration's sums are what hooks on the whole model see, whatever happens on the way."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import plans
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+from tenp_edge import calibration, statistics
+from tenp_edge.calibration import calibrate, coverage
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.data import Domain
+from tenp_edge.errors import UserError
+from tenp_edge.experts import RaggedExperts
+from tenp_edge.forward import StreamingModel
+from tenp_edge.statistics import (
+    EXPERT_SUMS,
+    NEURON_MAXIMA,
+    NEURON_SUMS,
+    Statistics,
+    merge_statistics,
+)
+
+NAMES = (*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA)
+
+
+def domain(name: str, count: int, seq_len: int = 48, seed: int = 0) -> Domain:
+    """Random tokens; the last sequence is shorter by a third."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, tiny.VOCAB, (count, seq_len), generator=generator)
+    lengths = torch.full((count,), seq_len)
+    lengths[-1] = 2 * seq_len // 3
+    tokens[-1, lengths[-1] :] = 0
+    return Domain(name, tokens, lengths)
+
+
+def two_domains() -> list[Domain]:
+    return [domain("code", 4), domain("prose", 3, seed=1)]
+
+
+def run(path: Path, directory: Path, domains: list[Domain], **options: Any) -> Statistics:
+    options = {"dtype": "float32", "batch_tokens": 100} | options
+    return calibrate(Checkpoint(path), domains, directory, device="cpu", **options)
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+# -- invariant 5: streaming = hooks ----------------------------------------------------------------
+
+
+def hooked_sums(path: Path, data: Domain) -> dict[int, dict[str, torch.Tensor]]:
+    """Every sum of method.md, written down once more: hooks on the whole model, float64."""
+    checkpoint = Checkpoint(path)
+    model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="eager")
+    seen: dict[int, dict[str, Any]] = {layer: {} for layer in checkpoint.config.moe_layers}
+    for layer, found in seen.items():
+        block = model.model.layers[layer]
+        block.post_attention_layernorm.register_forward_pre_hook(
+            lambda _, args, found=found: found.update(h=args[0][0])
+        )
+        block.mlp.experts.register_forward_pre_hook(
+            lambda _, args, found=found: found.update(x=args[0], index=args[1], gates=args[2])
+        )
+    config = checkpoint.config
+    sums = {la: empty(config.num_experts, config.moe_intermediate_size) for la in seen}
+    for tokens, length in zip(data.tokens, data.lengths, strict=True):
+        with torch.no_grad():
+            model(tokens[None, :length])
+        for layer, found in seen.items():
+            add_layer(sums[layer], checkpoint, layer, **found)
+    return sums
+
+
+def empty(experts: int, width: int) -> dict[str, torch.Tensor]:
+    shapes = {name: (experts,) if name in EXPERT_SUMS else (experts, width) for name in NAMES}
+    return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+
+def add_layer(
+    sums: dict[str, torch.Tensor],
+    checkpoint: Checkpoint,
+    layer: int,
+    h: torch.Tensor,
+    x: torch.Tensor,
+    index: torch.Tensor,
+    gates: torch.Tensor,
+) -> None:
+    h, x, gates = h.double(), x.double(), gates.double()
+    outputs: list[tuple[int, int, torch.Tensor]] = []
+    routed = torch.zeros_like(x)
+    for e in range(checkpoint.config.num_experts):
+        weights = checkpoint.expert(layer, e)
+        gate, up, down = (w.double() for w in (weights.gate, weights.up, weights.down))
+        for t, slot in (index == e).nonzero().tolist():
+            g = gates[t, slot]
+            m = torch.nn.functional.silu(x[t] @ gate.T) * (x[t] @ up.T)
+            y = m @ down.T
+            routed[t] += g * y
+            outputs.append((e, t, g * y.norm()))
+            add_token(sums, e, h[t], x[t], m, y, g, down)
+    for e, t, gated_norm in outputs:
+        turned = 1 - torch.cosine_similarity(h[t], h[t] + routed[t], dim=0)
+        sums["easy_ep"][e] += gated_norm * max(0.0, float(turned))
+
+
+def add_token(
+    sums: dict[str, torch.Tensor],
+    e: int,
+    h: torch.Tensor,
+    x: torch.Tensor,
+    m: torch.Tensor,
+    y: torch.Tensor,
+    g: torch.Tensor,
+    down: torch.Tensor,
+) -> None:
+    norm = y.norm()
+    p = m * (down.T @ y) / norm
+    cosine, residual = (torch.cosine_similarity(a, b, dim=0) for a, b in ((x, y), (h, h + g * y)))
+    values = {
+        "tokens": torch.tensor(1.0),
+        "gate": g,
+        "output_norm": norm,
+        "output_norm_sq": norm**2,
+        "gated_norm": g * norm,
+        "tenp": g * norm * (1 - cosine),
+        "tenp_residual": g * norm * (1 - residual),
+        "projection": p,
+        "abs_projection": p.abs(),
+        "gated_projection": g * p,
+        "activation": m,
+        "activation_sq": m**2,
+        "gated_activation_sq": (g * m) ** 2,
+    }
+    for name, value in values.items():
+        sums[name][e] += value
+    peak = sums["gated_activation_max"]
+    peak[e] = torch.maximum(peak[e], (g * m).abs())
+
+
+def assert_same_sums(
+    found: Statistics, name: str, layer: int, expected: Any, tolerance: float = 1e-4
+) -> None:
+    stats = found.layer(name, layer)
+    for key in NAMES:
+        scale = expected[key].abs().max().clamp_min(1e-12)
+        error = float((stats[key] - expected[key]).abs().max() / scale)
+        assert error < tolerance, f"{key} of layer {layer} is off by {error:.2e}"
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_streaming_equals_hooks(
+    family: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = checkpoint_of(family)
+    found = run(path, tmp_path, [domain("code", 2, seq_len=24)])
+    expected = hooked_sums(path, domain("code", 2, seq_len=24))
+    assert found.layers == tuple(expected)
+    for layer, sums in expected.items():
+        assert_same_sums(found, "code", layer, sums)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_projections_add_up_to_the_output(
+    family: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """sum_k P_k = mean |y|; every real token is counted top-k times, padding never."""
+    checkpoint = Checkpoint(checkpoint_of(family))
+    found = run(checkpoint.path, tmp_path, two_domains())
+    for layer in found.layers:
+        for data in two_domains():
+            stats = found.layer(data.name, layer)
+            total = int(data.lengths.sum()) * checkpoint.config.num_experts_per_tok
+            assert stats["tokens"].sum() == total
+            assert torch.allclose(stats["projection"].sum(1), stats["output_norm"], rtol=1e-5)
+
+
+def test_padding_changes_nothing(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    path, padded = checkpoint_of("deepseek_v3"), domain("code", 1, seq_len=60)
+    bare = Domain("code", padded.tokens[:, :40], padded.lengths)
+    found = run(path, tmp_path / "padded", [padded])
+    alone = run(path, tmp_path / "bare", [bare])
+    assert found.info["domains"] == {"code": {"samples": 1, "tokens": 40}}
+    for layer in found.layers:
+        assert_same_sums(found, "code", layer, alone.layer("code", layer), 1e-5)
+
+
+def test_halves_merged_are_the_whole(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    path, whole = checkpoint_of("qwen2_moe"), domain("code", 6)
+    halves = [Domain("code", whole.tokens[part], whole.lengths[part]) for part in HALVES]
+    parts = [run(path, tmp_path / str(n), [half]) for n, half in enumerate(halves)]
+    parts.append(run(path, tmp_path / "prose", [domain("prose", 2, seed=1)]))
+    merged = merge_statistics(parts, tmp_path / "merged")
+    everything = run(path, tmp_path / "whole", [whole])
+    assert merged.info["domains"]["code"] == everything.info["domains"]["code"]
+    assert merged.domains == ("code", "prose")
+    for layer in everything.layers:
+        assert_same_sums(merged, "code", layer, everything.layer("code", layer), 1e-5)
+
+
+HALVES = (slice(0, 2), slice(2, 6))
+
+
+def test_bfloat16_is_near_float32(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    path = checkpoint_of("olmoe")
+    exact = run(path, tmp_path / "exact", two_domains())
+    rough = run(path, tmp_path / "rough", two_domains(), dtype="bfloat16")
+    assert rough.info["dtype"] == "bfloat16"
+    first = exact.layers[0]  # later layers may route a token differently
+    for name in ("output_norm", "projection", "activation_sq"):
+        a, b = (s.layer("code", first)[name] for s in (exact, rough))
+        assert 0 < float((a - b).norm() / a.norm()) < 0.05, name
+
+
+def test_weight_norms(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    checkpoint = Checkpoint(checkpoint_of("mixtral"))
+    norms = run(checkpoint.path, tmp_path, two_domains()).weight_norms(1)
+    weights = checkpoint.expert(1, 3)
+    assert torch.allclose(norms["gate_norm"][3], weights.gate.double().norm(dim=1))
+    assert torch.allclose(norms["up_norm"][3], weights.up.double().norm(dim=1))
+    assert torch.allclose(norms["down_norm"][3], weights.down.double().norm(dim=0))
+
+
+def test_a_small_turn_is_not_rounding_noise() -> None:
+    """1 - cos of a tiny output on a large stream, where subtraction in float32 gives 0."""
+    h = torch.tensor([[3.0, 4.0, 0.0]])
+    w = torch.tensor([[0.0, 0.0, 5e-4]])
+    turn = statistics._turn(h.norm(dim=1), (h * w).sum(1), w.norm(dim=1), residual=True)
+    exact = 1 - 1 / (1 + 1e-8) ** 0.5
+    assert abs(float(turn) / exact - 1) < 1e-5
+
+
+# -- resuming --------------------------------------------------------------------------------------
+
+
+class StoppedError(Exception):
+    pass
+
+
+class StopAfter:
+    """A progress that raises when ``count`` steps have been reported."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.notes: list[str] = []
+
+    @contextmanager
+    def task(self, title: str, total: float, unit: str) -> Iterator[StopAfter]:
+        yield self
+
+    def advance(self, amount: float = 1) -> None:
+        self.count -= 1
+        if self.count < 0:
+            raise StoppedError
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    checkpoint_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    directory = tmp_path_factory.mktemp("undisturbed")
+    run(checkpoint_of("deepseek_v2"), directory, two_domains())
+    files = files_of(directory)
+    assert sorted(files) == ["statistics.json", "statistics.safetensors"]
+    return files
+
+
+@pytest.mark.parametrize("steps", (0, 1, 2, 3))
+def test_stopped_between_layers(
+    steps: int,
+    checkpoint_of: Callable[[str], Path],
+    tmp_path: Path,
+    undisturbed: dict[str, bytes],
+) -> None:
+    path = checkpoint_of("deepseek_v2")  # its first layer is dense
+    with pytest.raises(StoppedError):
+        run(path, tmp_path, two_domains(), progress=StopAfter(steps))
+    assert not (tmp_path / "statistics.json").exists()
+    run(path, tmp_path, two_domains())
+    assert files_of(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("step", ("write_tensors", "write_shards", "layer_tensors"))
+def test_stopped_inside_a_layer(
+    step: str,
+    checkpoint_of: Callable[[str], Path],
+    tmp_path: Path,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between a layer's states and its sums, and before the last file."""
+
+    def stop(*_: Any) -> None:
+        raise StoppedError
+
+    path = checkpoint_of("deepseek_v2")
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(calibration, step, stop)
+        run(path, tmp_path, two_domains())
+    run(path, tmp_path, two_domains())
+    assert files_of(tmp_path) == undisturbed
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+sys.path[:0] = {paths!r}
+from test_calibration import StopAfter, run, two_domains
+torch.set_num_threads({threads})
+
+class Kill(StopAfter):
+    def advance(self, amount=1):
+        if self.count == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count -= 1
+
+run(Path({model!r}), Path({work!r}), two_domains(), progress=Kill(2))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_killed(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    path = checkpoint_of("deepseek_v2")
+    script = KILLED.format(
+        paths=sys.path, threads=torch.get_num_threads(), model=str(path), work=str(tmp_path)
+    )
+    result = subprocess.run([sys.executable, "-c", script], env=os.environ, check=False)
+    assert result.returncode == -9
+    assert (tmp_path / "calibration.partial" / "hidden-2.bin").is_file()
+    run(path, tmp_path, two_domains())
+    assert files_of(tmp_path) == undisturbed
+
+
+def test_finished_is_returned_at_once(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    path = checkpoint_of("mixtral")
+    run(path, tmp_path, two_domains())
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    run(path, tmp_path, two_domains(), progress=StopAfter(0))
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+
+
+def test_other_inputs_start_anew(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    path = checkpoint_of("mixtral")
+    with pytest.raises(StoppedError):
+        run(path, tmp_path, two_domains(), progress=StopAfter(1))
+    found = run(path, tmp_path, [domain("code", 2, seed=5)], seed=5)
+    assert (found.domains, found.info["seed"]) == (("code",), 5)
+    again = run(path, tmp_path, two_domains())
+    assert again.domains == ("code", "prose")
+    assert sorted(files_of(tmp_path)) == ["statistics.json", "statistics.safetensors"]
+
+
+@pytest.mark.parametrize("finished", (True, False))
+def test_another_models_directory(
+    finished: bool, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    first, other = (Checkpoint(checkpoint_of(family)) for family in ("mixtral", "olmoe"))
+    if finished:
+        run(first.path, tmp_path, two_domains())
+    else:
+        with pytest.raises(StoppedError):
+            run(first.path, tmp_path, two_domains(), progress=StopAfter(1))
+    before = files_of(tmp_path) if finished else {}
+    with pytest.raises(UserError) as error:
+        run(other.path, tmp_path, two_domains())
+    if finished:
+        assert str(error.value) == (
+            f"the statistics in {tmp_path} belong to another checkpoint "
+            f"({first.fingerprint[:12]}, this one is {other.fingerprint[:12]})\n"
+            "try: calibrate this model"
+        )
+        assert files_of(tmp_path) == before
+    else:
+        assert str(error.value) == (
+            f"{tmp_path} holds the unfinished calibration of another checkpoint\n"
+            "try: another output directory, or delete this one"
+        )
+
+
+# -- refusals and coverage -------------------------------------------------------------------------
+
+
+def test_pruned_checkpoints_are_refused(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint(checkpoint_of("olmoe"))
+    widths = plans.cycled(checkpoint, (32, 96))
+    checkpoint.config = replace(checkpoint.config, expert_widths=widths)
+    with pytest.raises(UserError) as error:
+        calibrate(checkpoint, two_domains(), tmp_path)
+    assert str(error.value) == (
+        "the checkpoint is already pruned; calibration needs the original\n"
+        "try: the checkpoint it was made from"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_calibrate_on(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        run(checkpoint_of("olmoe"), tmp_path, [])
+    assert str(error.value) == "there is nothing to calibrate on\ntry: --data NAME=FILE"
+
+
+def test_coverage(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    progress = StopAfter(100)
+    data = [domain("code", 4), domain("few", 1, seq_len=6)]
+    found = run(checkpoint_of("qwen3_moe"), tmp_path, data, progress=progress)
+    report = coverage(found)
+    for layer in found.layers:
+        tokens = {name: found.layer(name, layer)["tokens"] for name in found.domains}
+        assert report.below["code"][layer] == int((tokens["code"] < 32).sum())
+        assert report.below["few"][layer] == 8  # 4 tokens, each to 2 of 8 experts
+        assert report.unreached["few"][layer] == int((tokens["few"] == 0).sum()) > 0
+        assert report.below_everywhere[layer] == int((sum(tokens.values()) < 32).sum())
+    few = sum(report.below_everywhere.values())
+    assert few > 0 and progress.notes == [
+        f"{few} of 24 experts saw fewer than 32 tokens; "
+        "their scores are guesses: more --samples, or a longer --seq-len"
+    ]
+
+
+def test_a_layer_is_freed_before_the_next_is_read(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By reference count alone: the collector may not run for many layers."""
+    alive: list[weakref.ref[RaggedExperts]] = []
+    make = StreamingModel.layer
+
+    def watched(model: StreamingModel, index: int) -> torch.nn.Module:
+        assert all(experts() is None for experts in alive)
+        layer = make(model, index)
+        alive.append(weakref.ref(layer.get_submodule("mlp.experts")))
+        return layer
+
+    monkeypatch.setattr(StreamingModel, "layer", watched)
+    gc.collect()
+    gc.disable()
+    try:
+        run(checkpoint_of("mixtral"), tmp_path, two_domains())
+    finally:
+        gc.enable()
+    assert len(alive) == 3

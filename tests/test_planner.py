@@ -1,0 +1,461 @@
+"""The planner: exact in bytes, never above, the largest that fits, and clear when nothing does."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import toy_exporter
+from synthetic import write_statistics
+
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.devices import DeviceProfile, this_machine
+from tenp_edge.errors import UserError
+from tenp_edge.models import FAMILIES, read_config
+from tenp_edge.plan import CompressionPlan, load_plan
+from tenp_edge.planner import METHODS, PlanRequest, make_plan
+from tenp_edge.registry import ExportOptions, exporter
+from tenp_edge.search import largest_fitting
+from tenp_edge.source import pruned_config
+from tenp_edge.statistics import LayerStatistics, Statistics
+
+MIB = 2**20
+
+
+@pytest.fixture
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DeviceProfile:
+    """A device that runs the toy format, which is installed as a third party's would be."""
+    toy_exporter.install(tmp_path, monkeypatch)
+    return replace(
+        this_machine(),
+        name="toy-device",
+        memory_bytes=512 * MIB,
+        system_bytes=100 * MIB,
+        format="toy",
+        layout="per-expert",
+        tensor_types=("WIDE", "NARROW"),
+        default_tensor_type="WIDE",
+        context=1024,
+        runtime_overhead_bytes=MIB,
+        ubatch=32,
+    )
+
+
+@pytest.fixture
+def qwen3(checkpoint_of: Callable[[str], Path]) -> Checkpoint:
+    return Checkpoint(checkpoint_of("qwen3_moe"))
+
+
+@pytest.fixture
+def statistics(qwen3: Checkpoint, tmp_path: Path) -> Statistics:
+    return write_statistics(tmp_path / "statistics", qwen3.config, qwen3.fingerprint)
+
+
+def total(plan: CompressionPlan) -> int:
+    return int(plan.memory["total_bytes"])
+
+
+def check_legal(plan: CompressionPlan, checkpoint: Checkpoint, multiple: int = 32) -> None:
+    full = checkpoint.config.moe_intermediate_size
+    for row in plan.widths.values():
+        for width in row:
+            removed = width == 0 and plan.recipe["method"] == "drop"
+            assert removed or width == full or (width and width % multiple == 0)
+    json.dumps(plan.to_json())
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("keep", [0.4, 0.6, 0.75, 1.0])
+def test_keep_is_the_largest_legal_plan_not_above(
+    checkpoint_of: Callable[[str], Path],
+    device: DeviceProfile,
+    tmp_path: Path,
+    family: str,
+    method: str,
+    keep: float,
+) -> None:
+    checkpoint = Checkpoint(checkpoint_of(family))
+    config = checkpoint.config
+    statistics = write_statistics(tmp_path / "statistics", config, checkpoint.fingerprint)
+    request = PlanRequest(keep=keep, method=method, width_multiple=16)
+    plan = make_plan(checkpoint, device, request, statistics)
+    check_legal(plan, checkpoint, 16)
+    if method == "drop":
+        least = 6 if family == "deepseek_v3" else config.num_experts_per_tok
+        kept = max(round(keep * config.num_experts), least)
+        kept -= kept % config.n_group
+        assert all(sum(w > 0 for w in row) == kept for row in plan.widths.values())
+        return
+    assert plan.keep_ratio <= keep
+    experts, full = config.num_experts * len(config.moe_layers), config.moe_intermediate_size
+    step = {"enp": 16 * experts, "free": 16}.get(method)
+    if step is None:
+        step = full - plan.recipe.get("narrow_width", 0)
+    assert keep == 1.0 == plan.keep_ratio or plan.keep_ratio + step / (experts * full) > keep
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_budget_is_never_exceeded_and_rises_with_the_plan(
+    qwen3: Checkpoint, device: DeviceProfile, statistics: Statistics, method: str
+) -> None:
+    full = total(make_plan(qwen3, device, PlanRequest(keep=1.0)))
+    ratios = []
+    for missing in (480_000, 350_000, 200_000, 120_000, 50_000, 1, 0):
+        request = PlanRequest(budget_bytes=full - missing, method=method)
+        plan = make_plan(qwen3, device, request, statistics)
+        check_legal(plan, qwen3)
+        assert total(plan) <= full - missing
+        assert plan.memory["headroom_bytes"] == full - missing - total(plan)
+        ratios.append(plan.keep_ratio)
+    assert ratios == sorted(ratios)
+    assert ratios[-1] == 1.0 > ratios[-2]
+
+
+def test_one_more_whole_expert_would_not_fit(qwen3: Checkpoint, device: DeviceProfile) -> None:
+    full = total(make_plan(qwen3, device, PlanRequest(keep=1.0)))
+    plan = make_plan(qwen3, device, PlanRequest(budget_bytes=full - 300_000))
+    hidden, narrow = qwen3.config.hidden_size, plan.recipe["narrow_width"]
+    assert plan.memory["headroom_bytes"] < (96 - narrow) * hidden * 3 * 2
+
+
+def test_the_files_of_the_plan_are_the_manifest_of_the_pruned_model(
+    qwen3: Checkpoint, device: DeviceProfile
+) -> None:
+    plan = make_plan(
+        qwen3,
+        device,
+        PlanRequest(keep=0.5),
+        extra_files=lambda plan: {
+            "checkpoint/model.safetensors": sum(map(sum, plan.widths.values()))
+        },
+    )
+    config = pruned_config(qwen3.config, plan)
+    manifest = exporter("toy").manifest(qwen3, config, ExportOptions("WIDE", "per-expert"))
+    kept = sum(map(sum, plan.widths.values()))
+    assert plan.files == {**manifest.files, "checkpoint/model.safetensors": kept}
+
+
+def test_gguf_of_every_layout_is_priced(qwen3: Checkpoint) -> None:
+    profile = replace(this_machine(), tensor_types=("F32", "F16", "BF16", "Q8_0"))
+    sizes = {}
+    for layout in ("per-expert", "merged", "padded"):
+        plan = make_plan(qwen3, profile, PlanRequest(keep=0.7, layout=layout))
+        sizes[layout] = sum(plan.files.values())
+        check_legal(plan, qwen3)
+    assert sizes["padded"] > sizes["per-expert"] > 0
+
+
+def test_merged_layout_takes_one_width(
+    qwen3: Checkpoint, device: DeviceProfile, statistics: Statistics
+) -> None:
+    plan = make_plan(qwen3, device, PlanRequest(keep=0.7, layout="merged"), statistics)
+    assert {width for row in plan.widths.values() for width in row} == {64}
+    assert plan.recipe["allocation"] == "uniform"
+    assert (
+        "the merged layout takes one width for all experts: uniform allocation"
+        in (plan.recipe["notes"])
+    )
+
+
+def test_a_model_that_fits_is_left_whole(qwen3: Checkpoint, device: DeviceProfile) -> None:
+    plan = make_plan(qwen3, device, PlanRequest())
+    assert plan.keep_ratio == 1.0
+    assert plan.recipe["fits_whole"] is True
+    assert plan.recipe["notes"] == ["the full model fits: nothing is cut"]
+    assert plan.memory["budget_bytes"] == device.budget_bytes == 412 * MIB
+
+
+def test_without_calibration_the_paper_s_shape_by_bytes(
+    qwen3: Checkpoint, device: DeviceProfile
+) -> None:
+    plan = make_plan(qwen3, device, PlanRequest(keep=0.6))
+    assert plan.retained is None
+    assert plan.recipe["chosen_by"] == "bytes with the paper's shape"
+    assert (plan.recipe["shallow"], plan.recipe["deep"]) == (1.0, 2.0)
+    assert plan.recipe["whole_experts"] == [2, 3, 4]
+    assert plan.widths[0] == (96, 96, 32, 32, 32, 32, 32, 32)
+
+
+# -- with statistics -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("busy", "rises"), [(2, True), (0, False)])
+def test_the_slope_goes_where_the_loss_is(
+    qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path, busy: int, rises: bool
+) -> None:
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        if layer == busy:
+            stats["gated_activation_sq"].mul_(1000)
+
+    statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
+    plan = make_plan(qwen3, device, PlanRequest(keep=0.6), statistics)
+    assert plan.recipe["chosen_by"] == "predicted loss"
+    assert (plan.recipe["slope"] > 0) is rises
+    counts = plan.recipe["whole_experts"]
+    assert counts[busy] == max(counts) > counts[2 - busy]
+
+
+def test_a_u_shape_is_found(qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path) -> None:
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        if layer != 1:
+            stats["gated_activation_sq"].mul_(1000)
+
+    statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
+    plan = make_plan(qwen3, device, PlanRequest(keep=0.6), statistics)
+    assert plan.recipe["middle"] < 1
+    counts = plan.recipe["whole_experts"]
+    assert counts[1] == min(counts) < max(counts)
+
+
+def test_the_choice_is_no_worse_than_any_pinned_shape(
+    qwen3: Checkpoint, device: DeviceProfile, statistics: Statistics
+) -> None:
+    chosen = make_plan(qwen3, device, PlanRequest(keep=0.6), statistics)
+    for shallow, deep in ((1, 2), (2, 1), (1, 1)):
+        request = PlanRequest(keep=0.6, shallow=shallow, deep=deep, middle=1)
+        pinned = make_plan(qwen3, device, request, statistics)
+        assert (pinned.recipe["shallow"], pinned.recipe["deep"]) == (shallow, deep)
+        assert chosen.recipe["predicted_loss"] <= pinned.recipe["predicted_loss"] + 1e-12
+
+
+def test_flags_pin_alpha_and_multiple(
+    qwen3: Checkpoint, device: DeviceProfile, statistics: Statistics
+) -> None:
+    request = PlanRequest(keep=0.6, whole_share=0.25, width_multiple=8, shallow=1, deep=1)
+    plan = make_plan(qwen3, device, request, statistics)
+    assert plan.recipe["whole_share"] == 0.25
+    assert plan.recipe["narrow_width"] == 40  # (0.6 - 0.25) / 0.75 * 96 = 44.8
+    assert plan.recipe["pinned"] == ["whole_share", "shallow", "deep"]
+
+
+def test_best_experts_stay_whole_with_their_best_neurons(
+    qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path
+) -> None:
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        stats["tenp"][7] = 1000
+        stats["projection"][0] = torch.arange(96).double() - 50
+
+    statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
+    plan = make_plan(qwen3, device, PlanRequest(keep=0.6), statistics)
+    assert plan.retained is not None
+    for layer, row in plan.widths.items():
+        assert row[7] == 96
+        width = row[0]
+        if width < 96:
+            assert plan.retained[layer, 0].tolist() == list(range(96 - width, 96))
+    file = tmp_path / "plan.json"
+    plan.save(file)
+    assert load_plan(file).digest == plan.digest
+
+
+def test_unreached_experts_stay_narrow_and_are_named(
+    qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path
+) -> None:
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        if layer == 1:
+            for value in stats.sums.values():
+                value[3] = 0
+
+    statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
+    plan = make_plan(qwen3, device, PlanRequest(keep=0.6), statistics)
+    assert plan.recipe["unreached"] == [[1, 3]]
+    assert plan.widths[1][3] == plan.recipe["narrow_width"] == 32
+    assert plan.retained is not None
+    norms = statistics.weight_norms(1)
+    norm = torch.stack([norms[name][3] for name in norms]).norm(dim=0)
+    assert plan.retained[1, 3].tolist() == sorted(norm.topk(32).indices.tolist())
+    free = make_plan(qwen3, device, PlanRequest(keep=0.7, method="free"), statistics)
+    assert free.widths[1][3] == 64  # what a uniform plan would give it
+    removal = make_plan(qwen3, device, PlanRequest(keep=0.9, method="drop"), statistics)
+    assert removal.widths[1][3] == 0
+
+
+def test_active_ratio_by_hand(qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path) -> None:
+    """Expert 7 takes 930 of 1000 tokens: R_active = 0.93 + 0.07 * 32 / 96 of a whole expert."""
+
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        stats["tokens"].fill_(10)
+        stats["tokens"][7] = 930
+        stats["tenp"].copy_(stats["tokens"])
+
+    statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
+    request = PlanRequest(keep=0.42, whole_share=0.125, shallow=1, deep=1, middle=1)
+    plan = make_plan(qwen3, device, request, statistics)
+    assert plan.recipe["whole_experts"] == [1, 1, 1]
+    assert plan.recipe["active_ratio"] == pytest.approx(0.93 + 0.07 / 3)
+    assert plan.recipe["layer_retention"]["0"] == pytest.approx(0.125 + 0.875 / 3)
+
+
+@pytest.mark.parametrize("ranking", ["global", "layer"])
+def test_free_widths_follow_the_ranking(
+    qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path, ranking: str
+) -> None:
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        stats["gated_activation_sq"].mul_(10.0**layer)
+
+    statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
+    request = PlanRequest(keep=0.6, method="free", ranking=ranking, width_multiple=8)
+    plan = make_plan(qwen3, device, request, statistics)
+    layers = [sum(row) for row in plan.widths.values()]
+    assert len({w for row in plan.widths.values() for w in row}) >= 3
+    if ranking == "layer":
+        assert max(layers) - min(layers) <= 8
+    else:
+        assert layers[0] < layers[1] < layers[2]
+
+
+# -- the search ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [1000, 1001, 5437, 9999, 12345, 99_999])
+def test_largest_fitting_is_exact_on_a_bent_price(budget: int) -> None:
+    prices = []
+
+    def price(n: int) -> int:
+        prices.append(n)
+        return n + 7 * (n // 100) - 1000 * (n < 3000) + 1000
+
+    found = largest_fitting(0, 200_000, 4, price, budget)
+    assert price(found) <= budget < price(found + 4)
+    assert len(prices) < 50
+
+
+# -- refused ---------------------------------------------------------------------------------------
+
+
+def refused(
+    checkpoint: Checkpoint,
+    device: DeviceProfile,
+    request: PlanRequest,
+    statistics: Statistics | None = None,
+) -> tuple[str, str | None]:
+    with pytest.raises(UserError) as caught:
+        make_plan(checkpoint, device, request, statistics)
+    return caught.value.message, caught.value.hint
+
+
+def test_an_infeasible_profile_names_what_would_fit(
+    qwen3: Checkpoint, device: DeviceProfile
+) -> None:
+    small = replace(device, memory_bytes=103 * MIB, context=4096)
+    assert refused(qwen3, small, PlanRequest()) == (
+        "the smallest plan needs 4.91 MiB; toy-device with --context 4096 leaves 3.00 MiB",
+        "--context 1024 (2.47 MiB) or --ram 4.92MiB",
+    )
+
+
+def test_an_infeasible_budget_names_other_types(qwen3: Checkpoint, device: DeviceProfile) -> None:
+    message, hint = refused(qwen3, device, PlanRequest(budget_bytes=2_450_000))
+    assert message == "the smallest plan needs 2.47 MiB; --ram with --context 1024 leaves 2.34 MiB"
+    assert hint == (
+        "--context 512 (2.07 MiB) or --kv-type Q8_0 (2.12 MiB) or --quant NARROW (2.24 MiB) "
+        "or --ram 2.48MiB"
+    )
+    plan = make_plan(qwen3, device, PlanRequest(budget_bytes=2_450_000, quant="NARROW"))
+    assert total(plan) <= 2_450_000
+    smallest = make_plan(qwen3, device, PlanRequest(budget_bytes=int(2.48 * MIB)))
+    assert smallest.keep_ratio == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message", "hint"),
+    [
+        (
+            PlanRequest(keep=0.3),
+            "--keep 0.3 is below the smallest legal plan, 0.3333 "
+            "(cut experts are at least 32 of 96 neurons wide)",
+            "--keep 0.3334 or a smaller --width-multiple",
+        ),
+        (PlanRequest(keep=1.2), "--keep 1.2 is not a share of the experts", "--keep 0.6"),
+        (
+            PlanRequest(keep=0.6, whole_share=0.7),
+            "--whole-share 0.7 is more than --keep 0.6: the whole experts alone would not fit",
+            "--whole-share 0.3",
+        ),
+        (
+            PlanRequest(method="magic"),
+            "--method magic is not known",
+            "--method tenp|enp|drop|free",
+        ),
+        (
+            PlanRequest(method="free", keep=0.6),
+            "--method free ranks neurons and needs calibration",
+            "--calibration WORK (tenp-edge calibrate), or --method tenp",
+        ),
+        (
+            PlanRequest(format="onyx"),
+            "no exporter for format 'onyx'",
+            "--format gguf, toy",
+        ),
+        (PlanRequest(quant="HUGE"), "format toy cannot write HUGE", "--quant WIDE|NARROW"),
+        (
+            PlanRequest(layout="padded"),
+            "format toy has no layout 'padded'",
+            "--layout per-expert|merged",
+        ),
+        (
+            PlanRequest(shallow=0, deep=0),
+            "--shallow and --deep are both 0",
+            "--shallow 1 --deep 2",
+        ),
+        (PlanRequest(deep=-1), "--deep -1 is negative", "--deep with a weight from 0 up"),
+        (
+            PlanRequest(context=0),
+            "--context 0 is not above zero",
+            "--context with a number above zero",
+        ),
+        (
+            PlanRequest(keep=0.9, budget_bytes=2_700_000),
+            "--keep 0.9 needs 2.99 MiB; --ram allows 2.57 MiB",
+            "leave --keep out, or --ram 2.99MiB",
+        ),
+    ],
+)
+def test_requests_that_cannot_work(
+    qwen3: Checkpoint, device: DeviceProfile, request_: PlanRequest, message: str, hint: str
+) -> None:
+    assert refused(qwen3, device, request_) == (message, hint)
+
+
+def test_statistics_of_another_model(
+    qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path
+) -> None:
+    foreign = write_statistics(tmp_path / "s", qwen3.config, "f" * 32)
+    message, hint = refused(qwen3, device, PlanRequest(keep=0.6), foreign)
+    assert message == (
+        "the statistics belong to another checkpoint (ffffffffffff, "
+        f"this one is {qwen3.fingerprint[:12]})"
+    )
+    assert hint == "calibrate this model"
+
+
+# -- size ------------------------------------------------------------------------------------------
+
+
+def test_a_quarter_of_a_30b_shape_plans_in_seconds(
+    qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path
+) -> None:
+    """12 layers x 128 experts x 768: statistics alone, priced as a model of that shape."""
+    raw = tiny.CONFIGS["qwen3_moe"] | {
+        "num_hidden_layers": 12,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    }
+    config = read_config(raw, FAMILIES)
+    checkpoint = Checkpoint(qwen3.path)
+    checkpoint.config = config
+    statistics = write_statistics(tmp_path / "s", config, checkpoint.fingerprint, domains=("code",))
+    full = total(make_plan(checkpoint, device, PlanRequest(keep=1.0)))
+    request = PlanRequest(budget_bytes=full * 2 // 3)
+    start = time.process_time()
+    plan = make_plan(checkpoint, device, request, statistics)
+    assert time.process_time() - start < 15
+    assert 0.9 * full * 2 / 3 < total(plan) <= full * 2 // 3

@@ -1,0 +1,264 @@
+"""Scores: the equations of the method, transcribed over tokens, against the sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from synthetic import random_layer, write_statistics
+
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.errors import UserError
+from tenp_edge.saliency import (
+    EXPERT_SCORES,
+    NEURON_SCORES,
+    expert_scores,
+    neuron_losses,
+    neuron_scores,
+    ranking_scores,
+    unreached,
+)
+from tenp_edge.statistics import (
+    LayerStatistics,
+    Statistics,
+    accumulate_expert,
+    accumulate_tokens,
+    make_empty,
+)
+
+Tokens = dict[str, torch.Tensor]
+HIDDEN, WIDTH, COUNT = 12, 7, 40
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tokens:
+    """One expert's tokens, float64, and its weights."""
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    gate_w, up_w, down_w = draw(WIDTH, HIDDEN), draw(WIDTH, HIDDEN), draw(HIDDEN, WIDTH)
+    x, h, g = draw(COUNT, HIDDEN), draw(COUNT, HIDDEN), draw(COUNT).abs()
+    m = torch.nn.functional.silu(x @ gate_w.T) * (x @ up_w.T)
+    return {
+        "x": x,
+        "h": h,
+        "g": g,
+        "m": m,
+        "y": m @ down_w.T,
+        "gate_w": gate_w,
+        "up_w": up_w,
+        "w": down_w,
+    }
+
+
+@pytest.fixture(scope="module")
+def sums(tokens: Tokens) -> tuple[LayerStatistics, dict[str, torch.Tensor]]:
+    """The same tokens through the calibration's own accumulation, as expert 1 of 2."""
+    stats = make_empty(2, WIDTH)
+    t = tokens
+    gated_norm = accumulate_expert(
+        stats, 1, x=t["x"], h=t["h"], m=t["m"], y=t["y"], g=t["g"], projected=t["y"] @ t["w"]
+    )
+    routed = t["g"][:, None] * t["y"]
+    ones = torch.ones(COUNT, 1, dtype=torch.int64)
+    accumulate_tokens(stats, h=t["h"], routed=routed, experts=ones, gated_norm=gated_norm[:, None])
+    norms = {
+        "gate_norm": t["gate_w"].norm(dim=1).expand(2, -1),
+        "up_norm": t["up_w"].norm(dim=1).expand(2, -1),
+        "down_norm": t["w"].norm(dim=0).expand(2, -1),
+    }
+    return stats, norms
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+
+def frobenius(t: Tokens) -> torch.Tensor:
+    return torch.stack([t[n].square().sum() for n in ("gate_w", "up_w", "w")]).sum().sqrt()
+
+
+EXPERT_EQUATIONS: dict[str, Callable[[Tokens], torch.Tensor]] = {
+    "tenp": lambda t: (t["g"] * t["y"].norm(dim=1) * (1 - cosine(t["x"], t["y"]))).sum(),
+    "frequency": lambda t: torch.tensor(float(COUNT)),
+    "gate": lambda t: t["g"].sum(),
+    "ean": lambda t: t["y"].norm(dim=1).sum(),
+    "reap": lambda t: (t["g"] * t["y"].norm(dim=1)).mean(),
+    "man": lambda t: t["y"].norm(dim=1).mean(),
+    "msan": lambda t: t["y"].square().sum(dim=1).mean(),
+    "easy-ep": lambda t: (
+        t["g"]
+        * t["y"].norm(dim=1)
+        * (1 - cosine(t["h"], t["h"] + t["g"][:, None] * t["y"])).clamp_min(0)
+    ).sum(),
+    "magnitude": frobenius,
+}
+
+
+def contribution(t: Tokens) -> torch.Tensor:
+    """m_k <w_k, y> / |y| of every token, [tokens, width], from single neurons."""
+    parts = t["m"][:, :, None] * t["w"].T[None]  # (tokens, width, hidden)
+    return (parts * t["y"][:, None, :]).sum(-1) / t["y"].norm(dim=1)[:, None]
+
+
+def gated(t: Tokens) -> torch.Tensor:
+    return t["g"][:, None] * t["m"]
+
+
+NEURON_EQUATIONS: dict[str, Callable[[Tokens], torch.Tensor]] = {
+    "enp": lambda t: contribution(t).mean(dim=0),
+    "enp-abs": lambda t: contribution(t).abs().mean(dim=0),
+    "enp-sum": lambda t: contribution(t).sum(dim=0),
+    "energy": lambda t: gated(t).square().sum(dim=0) * t["w"].square().sum(dim=0),
+    "camera-p": lambda t: (
+        t["w"].square().sum(dim=0)
+        * (0.1 * gated(t).square().sum(dim=0) + 0.9 * gated(t).abs().amax(dim=0).square())
+    ),
+    "flap": lambda t: t["m"].var(dim=0, correction=0) * t["w"].square().sum(dim=0),
+    "wanda": lambda t: t["m"].norm(dim=0) * t["w"].norm(dim=0),
+    "magnitude": lambda t: torch.cat([t["gate_w"], t["up_w"], t["w"].T], dim=1).norm(dim=1),
+}
+
+
+def test_every_score_has_an_equation() -> None:
+    assert set(EXPERT_SCORES) == set(EXPERT_EQUATIONS) | {"random"}
+    assert set(NEURON_SCORES) == set(NEURON_EQUATIONS) | {"random"}
+
+
+@pytest.mark.parametrize("name", EXPERT_EQUATIONS)
+def test_expert_score_is_its_equation(
+    name: str, tokens: Tokens, sums: tuple[LayerStatistics, dict[str, torch.Tensor]]
+) -> None:
+    value = EXPERT_SCORES[name](*sums)[1]
+    expected = EXPERT_EQUATIONS[name](tokens).double()
+    torch.testing.assert_close(value, expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", NEURON_EQUATIONS)
+def test_neuron_score_is_its_equation(
+    name: str, tokens: Tokens, sums: tuple[LayerStatistics, dict[str, torch.Tensor]]
+) -> None:
+    value = NEURON_SCORES[name](*sums)[1]
+    scale = float(NEURON_EQUATIONS[name](tokens).abs().max())
+    expected = NEURON_EQUATIONS[name](tokens)
+    torch.testing.assert_close(value / scale, expected / scale, rtol=2e-6, atol=2e-6)
+
+
+def test_enp_sums_to_the_mean_output_norm(
+    tokens: Tokens, sums: tuple[LayerStatistics, dict[str, torch.Tensor]]
+) -> None:
+    total = NEURON_SCORES["enp"](*sums)[1].sum()
+    torch.testing.assert_close(total, tokens["y"].norm(dim=1).mean(), rtol=1e-6, atol=0)
+
+
+def test_scores_of_one_token_by_hand() -> None:
+    """m = (3, 4), W_down = identity: y = (3, 4), |y| = 5; x = (3, 4), h = (0, 1), g = 2."""
+    stats = make_empty(1, 2)
+    m = torch.tensor([[3.0, 4.0]])
+    accumulate_expert(
+        stats,
+        0,
+        x=m,
+        h=torch.tensor([[0.0, 1.0]]),
+        m=m,
+        y=m,
+        g=torch.tensor([2.0]),
+        projected=m,
+    )
+    norms = {name: torch.ones(1, 2).double() for name in ("gate_norm", "up_norm", "down_norm")}
+    assert EXPERT_SCORES["tenp"](stats, norms)[0] == pytest.approx(0, abs=1e-6)  # cos = 1
+    assert EXPERT_SCORES["reap"](stats, norms)[0] == pytest.approx(10)
+    assert NEURON_SCORES["enp"](stats, norms)[0].tolist() == pytest.approx([1.8, 3.2])
+    assert NEURON_SCORES["energy"](stats, norms)[0].tolist() == pytest.approx([36, 64])
+    assert NEURON_SCORES["camera-p"](stats, norms)[0].tolist() == pytest.approx([36, 64])
+    assert NEURON_SCORES["flap"](stats, norms)[0].tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+# -- over domains ----------------------------------------------------------------------------------
+
+
+def statistics_of(checkpoint_of: Callable[[str], Path], directory: Path) -> Statistics:
+    """qwen3_moe's shape; expert 2 unreached by prose, expert 5 by anyone."""
+    checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
+
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        for expert in [5] if domain == "code" else [2, 5]:
+            for value in stats.sums.values():
+                value[expert] = 0
+
+    return write_statistics(directory, checkpoint.config, checkpoint.fingerprint, edit=edit)
+
+
+def test_expert_scores_add_normalised_domains(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    statistics = statistics_of(checkpoint_of, tmp_path)
+    code, prose = (statistics.layer(domain, 1)["tenp"] for domain in ("code", "prose"))
+    expected = code / code.square().sum().sqrt() + prose / prose.square().sum().sqrt()
+    torch.testing.assert_close(expert_scores(statistics, 1, "tenp"), expected)
+
+
+def test_neuron_scores_skip_a_domain_that_missed_the_expert(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    statistics = statistics_of(checkpoint_of, tmp_path)
+    code, prose = (statistics.layer(domain, 1) for domain in ("code", "prose"))
+    score = neuron_scores(statistics, 1, "enp")
+
+    def unit(stats: LayerStatistics, expert: int) -> torch.Tensor:
+        mean = stats["projection"][expert] / stats["tokens"][expert]
+        return mean / mean.square().sum().sqrt()
+
+    torch.testing.assert_close(score[0], unit(code, 0) + unit(prose, 0))
+    torch.testing.assert_close(score[2], unit(code, 2))
+
+
+def test_an_expert_that_no_token_reached_is_ordered_by_norms(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    statistics = statistics_of(checkpoint_of, tmp_path)
+    assert unreached(statistics, 1).tolist() == [e == 5 for e in range(8)]
+    magnitude = neuron_scores(statistics, 1, "magnitude")
+    assert (magnitude > 0).all()
+    for name in ("enp", "energy", "flap"):
+        assert torch.equal(neuron_scores(statistics, 1, name)[5], magnitude[5])
+
+
+def test_random_scores_are_seeded(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    statistics = statistics_of(checkpoint_of, tmp_path)
+    for score in (expert_scores, neuron_scores):
+        assert torch.equal(score(statistics, 1, "random", 7), score(statistics, 1, "random", 7))
+        assert not torch.equal(score(statistics, 1, "random", 7), score(statistics, 1, "random", 8))
+        assert not torch.equal(score(statistics, 0, "random", 7), score(statistics, 1, "random", 7))
+
+
+def test_ranking_scores_compare_experts_and_losses_are_energy_per_token(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    statistics = statistics_of(checkpoint_of, tmp_path)
+    down = statistics.weight_norms(1)["down_norm"].square()
+    energy = [
+        statistics.layer(domain, 1)["gated_activation_sq"] * down / 1000
+        for domain in ("code", "prose")
+    ]
+    torch.testing.assert_close(ranking_scores(statistics, 1, "energy"), energy[0] + energy[1])
+    torch.testing.assert_close(neuron_losses(statistics, 1), (energy[0] + energy[1]) / 2)
+
+
+def test_unknown_score(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    statistics = statistics_of(checkpoint_of, tmp_path)
+    with pytest.raises(UserError) as caught:
+        expert_scores(statistics, 1, "best")
+    assert caught.value.message == "--expert-score best is not known"
+    assert caught.value.hint == f"--expert-score {'|'.join(EXPERT_SCORES)}"
+
+
+def test_random_layer_is_legal() -> None:
+    """Guards the fixture: a variance is never negative."""
+    stats = random_layer(3, 5, 1)
+    count = stats["tokens"][:, None]
+    assert ((stats["activation_sq"] / count) >= (stats["activation"] / count).square()).all()
