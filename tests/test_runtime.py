@@ -18,6 +18,7 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.runtime import ggml
+from tenp_edge.runtime.gguf_file import read_header
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.peak import measure_peak_rss
@@ -170,7 +171,7 @@ def test_long_contexts_change_graphs_and_keep_the_numbers(
         assert_close(np.array([model.decode(token) for token in tokens[510:520]]), wanted[10:20])
         model.reset()
         model.evaluate([5] * 600)
-        assert model.compute_bytes() == model._allocator.nbytes
+        assert model.memory().compute_bytes == model._allocator.nbytes
 
 
 def test_a_uniform_per_expert_file_is_its_merged_file(
@@ -275,6 +276,23 @@ def test_models_come_and_go_without_growth(file_of: FileOf) -> None:
     if not Path("/proc/self/status").is_file():
         pytest.skip("resident memory is read from /proc")
     run_python(code, str(file_of("qwen3_moe")))
+
+
+def test_memory_is_known_from_the_header(file_of: FileOf, tmp_path: Path) -> None:
+    file = file_of("deepseek_v2", "Q8_0")
+    whole, empty = file.read_bytes(), tmp_path / "header.gguf"
+    start = read_header(file).data_start
+    with empty.open("wb") as stream:
+        stream.write(whole[:start])
+        stream.truncate(len(whole))
+    choices = {"context": 300, "kv_type": "F16", "ubatch": 64}
+    with PerExpertModel(file, **choices) as real, PerExpertModel(empty, **choices) as hollow:
+        found = real.memory()
+        assert hollow.memory() == found
+    # Three layers of 512 slots of 32 + 16 latent values.
+    assert found.kv_bytes == 3 * 512 * 48 * 2
+    assert len(whole) - start - 32 * 200 < found.weights_bytes <= len(whole) - start
+    assert found.total_bytes > found.weights_bytes + found.kv_bytes + found.compute_bytes > 0
 
 
 def test_peak_rss_is_measured_in_our_runtime_too(file_of: FileOf) -> None:

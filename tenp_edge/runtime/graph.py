@@ -54,10 +54,12 @@ class Model:
         }
         operations = kernels() if use_extension else None
         self.ragged: dict[int, RaggedLayer] = {}
+        self.scratch_bytes = 0
         if operations is not None:
             widest = max(max(row) for row in facts.widths.values())
             sizes = RaggedSizes(facts.hidden, facts.experts, facts.top_k, widest)
             scratch = Scratch(library, sizes)
+            self.scratch_bytes = scratch.nbytes
             self.ragged = {
                 layer: RaggedLayer(library, operations, scratch, experts, facts.top_k)
                 for layer, experts in self.experts.items()

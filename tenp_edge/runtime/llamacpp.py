@@ -61,9 +61,7 @@ class LlamaCppModel(Session):
         forget_log()
         made = self._native.llama_init_from_model(self._model, params)
         if not made:
-            raise UserError(
-                f"llama.cpp cannot make a context of {self.context} tokens: {reason()}"
-            )
+            raise UserError(f"llama.cpp cannot make a context of {self.context} tokens: {reason()}")
         return made
 
     @property

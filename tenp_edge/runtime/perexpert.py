@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,22 @@ from tenp_edge.runtime.tensors import check_tensors
 from tenp_edge.runtime.weights import CONTEXT_STEP, KV_TYPES, Cache, Weights
 
 _CACHED_GRAPHS = 4
+
+
+@dataclass(frozen=True)
+class RuntimeMemory:
+    """Bytes that a model takes beside the Python process: ``compute`` for a full ubatch at a full
+    context, ``scratch`` of the decode extension, ``graph`` the description of one such graph."""
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    scratch_bytes: int
+    graph_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(asdict(self).values())
 
 
 class PerExpertModel(Session):
@@ -53,6 +70,7 @@ class PerExpertModel(Session):
             header = parse_header(memory, len(memory), file.name)
             self.facts = read_facts(header)
             check_tensors(header, self.facts)
+            self._weight_bytes = header.weight_bytes
             library = ggml.library()
             weights = Weights(library, header, memory)
             stack.callback(weights.close)
@@ -80,19 +98,23 @@ class PerExpertModel(Session):
     def vocab_size(self) -> int:
         return self.facts.vocab
 
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of the whole KV cache."""
-        return self._cache.nbytes
-
-    def compute_bytes(self) -> int:
-        """Bytes of the compute buffer for a full ubatch at a full context; allocates nothing."""
+    def memory(self) -> RuntimeMemory:
+        """What this file needs with these choices, computed without touching a weight: it works
+        on a header whose file was only extended to its full size."""
         graph = self._model.graph(GraphShape(self.batch_tokens, self._cache.slots, False))
         try:
             with ggml.Allocator(ggml.library()) as allocator:
-                return allocator.needed(graph.context.graph)
+                compute = allocator.needed(graph.context.graph)
+            graphs = graph.context.memory.nbytes
         finally:
             graph.close()
+        return RuntimeMemory(
+            weights_bytes=self._weight_bytes,
+            kv_bytes=self._cache.nbytes,
+            compute_bytes=compute,
+            scratch_bytes=self._model.scratch_bytes,
+            graph_bytes=graphs,
+        )
 
     # -- evaluation ----------------------------------------------------------------------------
 
