@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,11 +126,11 @@ def write_file(model: str, layers: int, kind: str, file: Path) -> None:
     known: dict[tuple[tuple[int, ...], str], bytes] = {}
     with file.open("wb") as stream:
         stream.write(header(_fields(model, layers), infos))
-        for number, (name, shape, stored) in enumerate(tensors):
+        for name, shape, stored in tensors:
             matrix = shape[-2:] if len(shape) > 1 else shape
             key = (matrix, stored) if stored != "F32" else (matrix, name)
             if key not in known:
-                known[key] = _random(matrix, stored, number)
+                known[key] = _random(matrix, stored, zlib.crc32(repr(key).encode()))
             for _ in range(shape[0] if len(shape) == 3 else 1):
                 stream.write(known[key])
             stream.write(bytes(padded(stream.tell()) - stream.tell()))
