@@ -31,6 +31,7 @@ from tenp_edge.runtime.facts import read_facts
 from tenp_edge.runtime.gguf_file import parse_header
 from tenp_edge.runtime.perexpert import PerExpertModel
 from tenp_edge.runtime.tensors import check_tensors
+from tenp_edge.runtime.vocabulary import check_vocabulary
 
 _SECONDS_PER_RUN = 20
 
@@ -96,6 +97,7 @@ def _check(mutant: bytes, size: int) -> str:
     try:
         header = parse_header(mutant, size)
         check_tensors(header, read_facts(header))
+        check_vocabulary(header)
     except UserError:
         return "refused"
     except Exception as error:
@@ -127,6 +129,7 @@ def _evaluate(file: Path) -> str:
 
 
 def _silence() -> None:
+    os.environ["GGML_NO_BACKTRACE"] = "1"
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
 

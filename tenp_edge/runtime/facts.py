@@ -8,13 +8,14 @@ table. Keys and names are llama.cpp's, the ``tenp.*`` keys those of docs/gguf-pe
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.gguf_file import Header
+from tenp_edge.runtime.gguf_file import Header, Value
 
 LAYOUT = "per-expert"
 _VERSION = 1
@@ -110,9 +111,10 @@ class Facts:
         return (self.kv_heads * self.head_dim,) * 2
 
 
-def is_per_expert(header: Header) -> bool:
-    """Whether this file is for our runtime; others are llama.cpp's."""
-    return header.fields.get("tenp.layout") == LAYOUT
+def is_per_expert(fields: Mapping[str, Value]) -> bool:
+    """Whether a file with these fields is for our runtime; others are llama.cpp's."""
+    layout = fields.get("tenp.layout")
+    return isinstance(layout, str) and layout == LAYOUT
 
 
 def read_facts(header: Header) -> Facts:
