@@ -47,66 +47,6 @@ WORTH_SAYING_SECONDS = 15
 HELD_OUT_SHARE = 5  # with one's own data, at least a fifth of the chunks is kept for validation
 
 
-@dataclass(frozen=True)
-class CalibrationOptions:
-    """``data``: "name=path" of each domain; empty means the standard library's text."""
-
-    data: tuple[str, ...] = ()
-    samples: int = 32
-    seq_len: int = 512
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """The size (``ram``, ``profile`` or ``keep``) and every choice that can be pinned."""
-
-    ram: str | None = None
-    profile: str | None = None
-    profile_file: Path | None = None
-    keep: float | None = None
-    method: str = "tenp"
-    ranking: str = "global"
-    expert_score: str = "tenp"
-    neuron_score: str | None = None
-    whole_share: float | None = None
-    shallow: float | None = None
-    middle: float | None = None
-    deep: float | None = None
-    width_multiple: int | None = None
-    format: str | None = None
-    layout: str | None = None
-    quant: str | None = None
-    context: int | None = None
-    kv_type: str | None = None
-    ubatch: int | None = None
-    no_imatrix: bool = False
-    tensor_types: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ValidationOptions:
-    """``samples`` chunks of ``seq_len`` tokens per domain; scored on the second half of each."""
-
-    data: tuple[str, ...] = ()
-    samples: int = 8
-    seq_len: int = 512
-    threads: int | None = None
-
-
-@dataclass(frozen=True)
-class CompressOptions:
-    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
-    plan: PlanOptions = field(default_factory=PlanOptions)
-    validation: ValidationOptions = field(default_factory=ValidationOptions)
-    statistics: Path | None = None
-    skip_checkpoint: bool = False
-    no_validate: bool = False
-    force: bool = False
-
-
 # -- data ------------------------------------------------------------------------------------------
 
 
@@ -197,33 +137,6 @@ def _calibrate(
     )
     write_text(work / "coverage.json", json.dumps(coverage(statistics).to_json(), indent=1) + "\n")
     return statistics
-
-
-def choose_profile(options: PlanOptions) -> DeviceProfile:
-    """The device: named, from a file, or this machine."""
-    if options.profile and options.profile_file:
-        raise UserError("--profile and --profile-file name two devices", "one of them")
-    if options.profile_file:
-        return load_profile_file(options.profile_file)
-    return load_profile(options.profile) if options.profile else this_machine()
-
-
-def plan_request(options: PlanOptions, profile: DeviceProfile, seed: int) -> PlanRequest:
-    """The planner's input: --ram is the whole budget, a profile subtracts what its system keeps."""
-    sized = [options.ram is not None, options.keep is not None]
-    has_profile = bool(options.profile or options.profile_file)
-    if all(sized) or not (any(sized) or has_profile):
-        raise UserError(
-            "one size is needed: --ram, --keep or --profile", "--ram 8GiB, or --keep 0.6"
-        )
-    budget = None
-    if options.ram is not None:
-        budget = parse_size(options.ram)
-    elif options.keep is None:
-        budget = profile.budget_bytes
-    shared = {f.name for f in fields(PlanRequest)} & {f.name for f in fields(PlanOptions)}
-    choices = {name: getattr(options, name) for name in shared}
-    return PlanRequest(budget_bytes=budget, imatrix=not options.no_imatrix, seed=seed, **choices)
 
 
 def run_plan(

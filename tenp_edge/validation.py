@@ -30,7 +30,8 @@ from tenp_edge.divergence import (
 from tenp_edge.errors import UserError
 from tenp_edge.forward import choose_device, choose_dtype, streaming_logits
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.runtime.llamacpp import LlamaCppModel, measure_peak_rss
+from tenp_edge.runtime.llamacpp import LlamaCppModel
+from tenp_edge.runtime.peak import measure_peak_rss
 from tenp_edge.runtime.twin import GgufFile, write_padded_twin
 from tenp_edge.source import ModelSource
 

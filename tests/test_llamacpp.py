@@ -15,7 +15,8 @@ from gguf_cases import export, random_plan
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.llamacpp import LlamaCppModel, measure_peak_rss
+from tenp_edge.runtime.llamacpp import LlamaCppModel
+from tenp_edge.runtime.peak import measure_peak_rss
 from tenp_edge.source import ModelSource
 
 Make = Callable[[str], Path]
@@ -104,7 +105,7 @@ def test_peak_rss_counts_the_weights(tmp_path: Path) -> None:
 
 def test_exporting_and_running_import_neither_transformers_nor_torch_needlessly() -> None:
     code = (
-        "import sys; import tenp_edge.runtime.llamacpp as r; r._native(); "
+        "import sys; import tenp_edge.runtime.native as n; n.native(); "
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules; "
         "import tenp_edge.exporters.gguf; assert 'transformers' not in sys.modules"
     )

@@ -1,1 +1,5 @@
-"""Running exported files: llama.cpp for merged and padded GGUF."""
+"""Running exported GGUF files without torch.
+
+Merged and padded files run in llama.cpp (`LlamaCppModel`), per-expert files on its ggml
+(`PerExpertModel`); `open_model` picks, `run_text` and `bench` use either.
+"""

@@ -1,0 +1,274 @@
+"""Speed of the per-expert runtime against stock llama.cpp on the unpruned model, same threads.
+
+    python benchmarks/bench_runtime.py --threads 2 --types Q8_0 Q4_0 Q4_K
+
+Random weights in the shapes of Qwen3-MoE (hidden 2048, 64 experts of width 768, top-8). For each
+type: ``full`` merged in llama.cpp; ``uniform``, the same widths per expert in ours; ``ragged``, 26
+experts at 768 and 38 at 256 in ours. Rounds alternate between the models, so that a slow minute
+hits all of them. Ideal speed-ups are ratios of active bytes (decode) and of multiplications
+(prefill); which experts the random routers prefer moves both a little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from tenp_edge.exporters.gguf.fields import f32, header, padded, text, u32, u32s
+from tenp_edge.exporters.gguf.ggml import quantize_rows
+from tenp_edge.runtime.gguf_file import GGML_TYPES
+from tenp_edge.runtime.opening import RunOptions, open_model
+from tenp_edge.runtime.session import Session
+
+HIDDEN, EXPERTS, TOP_K, WIDTH, NARROW, WIDE_EXPERTS = 2048, 64, 8, 768, 256, 26
+HEADS, KV_HEADS, HEAD_DIM, VOCAB = 16, 4, 128, 32000
+_TYPE_IDS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
+Tensor = tuple[str, tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Medians; ``first_token_seconds``: a fresh process, from opening to the first token."""
+
+    type: str
+    model: str
+    file_bytes: int
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    first_token_seconds: float
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.first_token is not None:
+        print(_first_token(arguments.first_token, arguments.threads))
+        return
+    results: list[Speeds] = []
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+        for kind in arguments.types:
+            results += _bench_type(kind, Path(scratch), arguments)
+    _report(results, arguments.layers)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([asdict(row) for row in results], indent=2) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--types", nargs="+", default=["Q8_0", "Q4_0", "Q4_K"])
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt", type=int, default=256)
+    parser.add_argument("--decode", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--scratch", type=Path, help="where the files go (2.5 GB)")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--first-token", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def widths_of(model: str) -> list[int]:
+    if model != "ragged":
+        return [WIDTH] * EXPERTS
+    chosen = np.random.default_rng(0).permutation(EXPERTS)[:WIDE_EXPERTS]
+    return [WIDTH if expert in chosen else NARROW for expert in range(EXPERTS)]
+
+
+def tensors_of(model: str, layers: int, kind: str) -> Iterator[Tensor]:
+    """(name, row-major shape, type) of every tensor."""
+    yield "token_embd.weight", (VOCAB, HIDDEN), kind
+    yield "output.weight", (VOCAB, HIDDEN), kind
+    yield "output_norm.weight", (HIDDEN,), "F32"
+    for layer in range(layers):
+        for name, shape, stored in _layer_tensors(model, kind):
+            yield f"blk.{layer}.{name}.weight", shape, stored
+
+
+def _layer_tensors(model: str, kind: str) -> Iterator[Tensor]:
+    yield "attn_norm", (HIDDEN,), "F32"
+    yield "ffn_norm", (HIDDEN,), "F32"
+    yield "attn_q", (HEADS * HEAD_DIM, HIDDEN), kind
+    yield "attn_k", (KV_HEADS * HEAD_DIM, HIDDEN), kind
+    yield "attn_v", (KV_HEADS * HEAD_DIM, HIDDEN), kind
+    yield "attn_q_norm", (HEAD_DIM,), "F32"
+    yield "attn_k_norm", (HEAD_DIM,), "F32"
+    yield "attn_output", (HIDDEN, HEADS * HEAD_DIM), kind
+    yield "ffn_gate_inp", (EXPERTS, HIDDEN), "F32"
+    if model == "full":
+        for name in ("gate", "up"):
+            yield f"ffn_{name}_exps", (EXPERTS, WIDTH, HIDDEN), kind
+        yield "ffn_down_exps", (EXPERTS, HIDDEN, WIDTH), kind
+        return
+    for expert, width in enumerate(widths_of(model)):
+        for name in ("gate", "up"):
+            yield f"ffn_{name}.{expert}", (width, HIDDEN), kind
+        yield f"ffn_down.{expert}", (HIDDEN, width), kind
+
+
+def write_file(model: str, layers: int, kind: str, file: Path) -> None:
+    """Random weights, the same for every tensor of a shape: speed does not depend on them."""
+    tensors = list(tensors_of(model, layers, kind))
+    infos = [(name, shape, _TYPE_IDS[t], _nbytes(shape, t)) for name, shape, t in tensors]
+    known: dict[tuple[tuple[int, ...], str], bytes] = {}
+    with file.open("wb") as stream:
+        stream.write(header(_fields(model, layers), infos))
+        for name, shape, stored in tensors:
+            matrix = shape[-2:] if len(shape) > 1 else shape
+            key = (matrix, stored) if stored != "F32" else (matrix, name)
+            if key not in known:
+                known[key] = _random(matrix, stored, zlib.crc32(repr(key).encode()))
+            for _ in range(shape[0] if len(shape) == 3 else 1):
+                stream.write(known[key])
+            stream.write(bytes(padded(stream.tell()) - stream.tell()))
+
+
+def _fields(model: str, layers: int) -> list[tuple[str, bytes]]:
+    arch = "qwen3moe"
+    sizes = {
+        "block_count": layers,
+        "context_length": 4096,
+        "embedding_length": HIDDEN,
+        "vocab_size": VOCAB,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": KV_HEADS,
+        "attention.key_length": HEAD_DIM,
+        "attention.value_length": HEAD_DIM,
+        "rope.dimension_count": HEAD_DIM,
+        "expert_count": EXPERTS,
+        "expert_used_count": TOP_K,
+        "feed_forward_length": 4 * HIDDEN,
+        "expert_feed_forward_length": WIDTH,
+    }
+    return [
+        ("general.architecture", text(arch)),
+        *((f"{arch}.{key}", u32(value)) for key, value in sizes.items()),
+        (f"{arch}.attention.layer_norm_rms_epsilon", f32(1e-6)),
+        (f"{arch}.rope.freq_base", f32(1e6)),
+        ("tokenizer.ggml.model", text("no_vocab")),
+        ("tenp.version", u32(1)),
+        ("tenp.layout", text("merged" if model == "full" else "per-expert")),
+        ("tenp.full_width", u32(WIDTH)),
+        ("tenp.moe_layers", u32s(range(layers))),
+        ("tenp.expert_widths", u32s(widths_of(model) * layers)),
+    ]
+
+
+def _nbytes(shape: tuple[int, ...], stored: str) -> int:
+    _, block, block_bytes = GGML_TYPES[_TYPE_IDS[stored]]
+    return int(np.prod(shape)) // block * block_bytes
+
+
+def _random(shape: tuple[int, ...], stored: str, seed: int) -> bytes:
+    generator = torch.Generator().manual_seed(seed)
+    if len(shape) == 1:
+        return torch.ones(shape).numpy().tobytes()
+    rows = torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+    if stored == "F32":
+        return rows.numpy().tobytes()
+    return bytes(quantize_rows(_TYPE_IDS[stored], rows, _nbytes(shape[-1:], stored)))
+
+
+# -- measuring -------------------------------------------------------------------------------------
+
+
+def _bench_type(kind: str, scratch: Path, arguments: argparse.Namespace) -> list[Speeds]:
+    models = ("full", "uniform", "ragged")
+    files = {model: scratch / f"{model}-{kind}.gguf" for model in models}
+    for model, file in files.items():
+        write_file(model, arguments.layers, kind, file)
+    options = RunOptions(context=1024, threads=arguments.threads)
+    sessions = {model: open_model(file, options) for model, file in files.items()}
+    seconds: dict[str, list[tuple[float, float]]] = {model: [] for model in models}
+    for _ in range(arguments.rounds + 1):  # The first round only warms up.
+        for model, session in sessions.items():
+            seconds[model].append(_round(session, arguments.prompt, arguments.decode))
+    for session in sessions.values():
+        session.close()
+    rows = [
+        Speeds(
+            type=kind,
+            model=model,
+            file_bytes=files[model].stat().st_size,
+            prefill_tokens_per_second=arguments.prompt / median(s for s, _ in timed[1:]),
+            decode_tokens_per_second=arguments.decode / median(s for _, s in timed[1:]),
+            first_token_seconds=_first_token_of(files[model], arguments.threads),
+        )
+        for model, timed in seconds.items()
+    ]
+    for file in files.values():
+        file.unlink()
+    return rows
+
+
+def _round(session: Session, prompt: int, decode: int) -> tuple[float, float]:
+    """Seconds of the prompt and of the tokens after it."""
+    tokens = np.random.default_rng(1).integers(session.vocab_size, size=prompt + decode).tolist()
+    session.reset()
+    start = time.perf_counter()
+    session.evaluate(tokens[:prompt])
+    between = time.perf_counter()
+    for token in tokens[prompt:]:
+        session.decode(token)
+    return between - start, time.perf_counter() - between
+
+
+def _first_token_of(file: Path, threads: int) -> float:
+    command = [sys.executable, __file__, "--first-token", str(file), "--threads", str(threads)]
+    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(3)]
+    return min(float(run.stdout) for run in runs)
+
+
+def _first_token(file: Path, threads: int) -> float:
+    """Seconds from opening ``file`` (in the page cache) to the first token of a short prompt."""
+    start = time.perf_counter()
+    with open_model(file, RunOptions(context=1024, threads=threads)) as session:
+        session.evaluate(list(range(1, 9)))
+        return time.perf_counter() - start
+
+
+# -- ideals and the table --------------------------------------------------------------------------
+
+
+def active(model: str, layers: int, kind: str) -> tuple[float, float]:
+    """(bytes read, multiplications) per token: everything but the embedding, top-k experts."""
+    nbytes = products = 0.0
+    for name, shape, stored in tensors_of(model, layers, kind):
+        routed = any(part in name for part in ("_exps", "ffn_gate.", "ffn_up.", "ffn_down."))
+        share = TOP_K / EXPERTS if routed else float("token_embd" not in name)
+        nbytes += share * _nbytes(shape, stored)
+        products += share * float(np.prod(shape)) * (name != "output.weight")
+    return nbytes, products
+
+
+def _report(results: list[Speeds], layers: int) -> None:
+    print(
+        "type  model     prefill tok/s   x full  ideal   decode tok/s   x full  ideal   first token"
+    )
+    for row in results:
+        full = next(r for r in results if (r.type, r.model) == (row.type, "full"))
+        whole, own = active("full", layers, row.type), active(row.model, layers, row.type)
+        prefill = row.prefill_tokens_per_second / full.prefill_tokens_per_second
+        decode = row.decode_tokens_per_second / full.decode_tokens_per_second
+        print(
+            f"{row.type:5} {row.model:8} {row.prefill_tokens_per_second:10.1f}"
+            f"{prefill:12.3f} {whole[1] / own[1]:6.3f} {row.decode_tokens_per_second:12.1f}"
+            f"{decode:11.3f} {whole[0] / own[0]:6.3f} {row.first_token_seconds:10.3f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Experts of any width for many tokens: one branch of stock matrix products per expert.
+
+    ids [top_k, tokens] -> route: for each expert, the rows that chose it
+    for each expert:  x rows -> gate, up -> silu(gate) * up -> down -> rows of y
+    y [hidden, top_k * tokens] * weights -> sum over the slots
+
+How many rows an expert gets is known only after routing, so every branch is built for all tokens
+and `Route` writes the real counts into the shapes while the graph runs. ggml's tiled kernels then
+work on exactly the rows that are needed, at any width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tenp_edge.runtime import ggml
+
+Expert = tuple[int, int, int]
+
+
+class Route:
+    """The run-time part of one layer in one graph: who goes where, and the row counts."""
+
+    def __init__(self, context: ggml.Context, experts: int, top_k: int, tokens: int) -> None:
+        self._context = context
+        self._experts, self._top_k, self._tokens = experts, top_k, tokens
+        self._vectors: list[Sequence[int]] = []
+        self._matrices: list[Sequence[int]] = []
+        self._index: npt.NDArray[np.int64] | None = None
+        self.error: BaseException | None = None
+        self._callback = ggml.CUSTOM_OP(self._run)
+        self.function = ggml.address_of(self._callback)
+
+    def add_branch(self, vectors: Sequence[int], matrices: Sequence[int]) -> None:
+        """The next expert's tensors whose row count varies: 1-D by ne[0], 2-D by ne[1]."""
+        self._vectors.append(vectors)
+        self._matrices.append(matrices)
+
+    def reset(self) -> None:
+        """Full row counts, before ggml plans its work memory from them."""
+        if self._index is None:
+            vectors, matrices = np.array(self._vectors), np.array(self._matrices)
+            indices = self._context.indices
+            self._index = np.hstack([indices(vectors, 0), indices(matrices, 1)])
+        self._context.memory[self._index] = self._tokens
+
+    def _run(self, address: int, _thread: int, _threads: int, _data: int | None) -> None:
+        # ctypes swallows exceptions of a callback: the graph raises it again after the run.
+        try:
+            node = ggml.tensor(address)
+            self._write(ggml.strided(node.src[0]), ggml.array(address, np.int32, self._shape))
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return (2, self._experts, self._tokens)
+
+    def _write(self, chosen: npt.NDArray[np.int32], lists: npt.NDArray[np.int32]) -> None:
+        """``chosen`` [tokens, top_k] -> lists[0]: tokens by expert, lists[1]: their y rows."""
+        flat = chosen.reshape(-1)
+        counts = np.bincount(flat, minlength=self._experts)
+        self._context.memory[self._index] = counts[:, None]
+        order = np.argsort(flat, kind="stable")
+        experts = flat[order]
+        place = np.arange(len(flat)) - (np.cumsum(counts) - counts)[experts]
+        lists[0, experts, place] = order // self._top_k
+        lists[1, experts, place] = order
+
+
+def build_branches(
+    context: ggml.Context,
+    experts: Sequence[Expert],
+    x: int,
+    ids: int,
+    weights: int,
+    top_k: int,
+) -> tuple[int, Route]:
+    """The weighted sum of the experts' outputs, (hidden, tokens), and what drives it.
+
+    ``x`` (hidden, tokens); ``ids`` and ``weights`` (top_k, tokens); ``experts``: (gate, up, down).
+    """
+    hidden, tokens = ggml.shape(x)
+    route = Route(context, len(experts), top_k, tokens)
+    size = tokens * len(experts)
+    lists = context.custom(ggml.I32, (size, 2), [ids], route.function, 1)
+    y = context.custom(ggml.F32, (hidden, top_k * tokens), [lists], ggml.NOTHING, 1)
+    for expert, (gate, up, down) in enumerate(experts):
+        rows = context.view_1d(lists, tokens, 4 * tokens * expert)
+        places = context.view_1d(lists, tokens, 4 * (size + tokens * expert))
+        inputs = context.get_rows(x, rows)
+        left, right = context.mul_mat(gate, inputs), context.mul_mat(up, inputs)
+        inner = context.swiglu_split(left, right)
+        outputs = context.mul_mat(down, inner)
+        y = context.set_rows(y, outputs, places)
+        context.expand(y)
+        route.add_branch((rows, places), (inputs, left, right, inner, outputs))
+    weighted = context.mul(
+        context.reshape_3d(y, hidden, top_k, tokens), context.reshape_3d(weights, 1, top_k, tokens)
+    )
+    return _sum_of_slots(context, weighted, hidden, top_k, tokens), route
+
+
+def _sum_of_slots(
+    context: ggml.Context, weighted: int, hidden: int, top_k: int, tokens: int
+) -> int:
+    """(hidden, top_k, tokens) -> (hidden, tokens), added slot by slot as llama.cpp does."""
+    stride = 4 * hidden
+    slots = [
+        context.view_2d(weighted, hidden, tokens, stride * top_k, stride * slot)
+        for slot in range(top_k)
+    ]
+    total = slots[0]
+    for slot in slots[1:]:
+        total = context.add(total, slot)
+    return total if top_k > 1 else context.cont(total)

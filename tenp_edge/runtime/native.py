@@ -1,0 +1,75 @@
+"""llama.cpp's C interface, opened once: its log kept, and no weights ever repacked.
+
+The one place for what every user of it needs. Weights are never repacked: a CPU build with AMX made
+by gcc 12 dies with SIGILL at the first evaluation of quantised weights, and repacking doubles the
+memory. (Our own runtime puts weights in plain CPU buffers, where neither can happen.) A refused
+file becomes a UserError with llama.cpp's own last words.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tenp_edge.errors import UserError
+
+_ERROR_LEVEL = 4
+_log: list[tuple[int, str]] = []
+
+
+@cache
+def native() -> Any:
+    """The low-level module, its log caught. Raises UserError when it is not installed."""
+    try:
+        from llama_cpp import llama_cpp
+    except ImportError as error:
+        raise UserError(
+            f"llama-cpp-python cannot be loaded: {error}", "pip install llama-cpp-python"
+        ) from None
+    llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+@cache
+def _log_callback(llama_cpp: Any) -> Any:
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def keep(level: int, text: bytes, _data: object) -> None:
+        _log.append((level, text.decode(errors="replace").rstrip()))
+        del _log[:-200]
+
+    return keep
+
+
+def load_model(file: Path, *, vocab_only: bool = False, gpu_layers: int = 0) -> Any:
+    """The model handle of ``file``; UserError with the reason when llama.cpp refuses it."""
+    if not file.is_file():
+        raise UserError(f"{file} does not exist", "the path of a GGUF file")
+    params = native().llama_model_default_params()
+    params.use_extra_bufts = False
+    params.n_gpu_layers = gpu_layers
+    params.vocab_only = vocab_only
+    forget_log()
+    model = native().llama_model_load_from_file(str(file).encode(), params)
+    if not model:
+        why = reason()
+        hint = "a merged or padded file: export --layout merged|padded"
+        raise UserError(
+            f"llama.cpp refuses {file.name}: {why}",
+            hint if "_exps.weight' not found" in why else "export the file again",
+        )
+    return model
+
+
+def forget_log() -> None:
+    """Before a call that may fail, so that `reason` speaks of that call."""
+    _log.clear()
+
+
+def reason() -> str:
+    """The first error of the log: the ones after it only say that loading failed."""
+    errors = [text for level, text in _log if level == _ERROR_LEVEL and text]
+    line = errors[0] if errors else "it gives no reason"
+    return line.split("error loading model: ")[-1].split(": ", 1)[-1].strip()

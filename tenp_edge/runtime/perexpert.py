@@ -1,0 +1,181 @@
+"""Running a per-expert GGUF file on stock ggml: `PerExpertModel`."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import tempfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tenp_edge.errors import UserError
+from tenp_edge.runtime import ggml
+from tenp_edge.runtime.facts import read_facts
+from tenp_edge.runtime.gguf_file import HEAD_BYTES, Header, mapped, parse_header
+from tenp_edge.runtime.graph import Graph, GraphShape, Model
+from tenp_edge.runtime.llamacpp import LlamaCppModel
+from tenp_edge.runtime.session import Session
+from tenp_edge.runtime.tensors import check_tensors
+from tenp_edge.runtime.vocabulary import check_vocabulary
+from tenp_edge.runtime.weights import CONTEXT_STEP, KV_TYPES, Cache, Weights
+
+_CACHED_GRAPHS = 4
+
+
+@dataclass(frozen=True)
+class RuntimeMemory:
+    """Bytes that a model takes beside the Python process: ``compute`` for a full ubatch at a full
+    context, ``scratch`` of the decode extension, ``graph`` the description of one such graph."""
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    scratch_bytes: int
+    graph_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(asdict(self).values())
+
+
+class PerExpertModel(Session):
+    """A per-expert file on the CPU; the same interface as `LlamaCppModel`.
+
+    ``context``: tokens the KV cache holds; ``ubatch``: tokens evaluated at once; ``kv_type``: F32,
+    F16 or Q8_0 (which needs ``flash_attention``). ``use_extension`` False leaves the C extension
+    out, with the same numbers. Raises UserError for a file that is damaged, contradicts itself or
+    is not a per-expert file, before any of its weights is touched.
+    """
+
+    runtime = "tenp-edge (per-expert)"
+
+    def __init__(
+        self,
+        file: str | Path,
+        *,
+        context: int = 2048,
+        threads: int | None = None,
+        kv_type: str = "F16",
+        ubatch: int = 512,
+        flash_attention: bool = True,
+        use_extension: bool = True,
+    ) -> None:
+        _check_choices(context, ubatch, kv_type, flash_attention)
+        file = Path(file)
+        with ExitStack() as stack:
+            memory = stack.enter_context(mapped(file))
+            header = parse_header(memory, len(memory), file.name)
+            self.facts = read_facts(header)
+            check_tensors(header, self.facts)
+            check_vocabulary(header)
+            self._weight_bytes = header.weight_bytes
+            library = ggml.library()
+            weights = Weights(library, header, memory)
+            stack.callback(weights.close)
+            self._cache = Cache(library, self.facts, context, kv_type)
+            stack.callback(self._cache.close)
+            self._model = Model(
+                library,
+                self.facts,
+                weights,
+                self._cache,
+                flash_attention=flash_attention,
+                use_extension=use_extension,
+            )
+            self._allocator = stack.enter_context(ggml.Allocator(library))
+            self._backend = stack.enter_context(
+                ggml.Backend(library, threads or os.cpu_count() or 1)
+            )
+            self._graphs: OrderedDict[GraphShape, Graph] = OrderedDict()
+            stack.callback(self._drop_graphs)
+            vocabulary = stack.enter_context(_vocabulary_model(header, memory)).vocabulary
+            super().__init__(vocabulary, context, min(ubatch, context))
+            self._stack = stack.pop_all()
+
+    @property
+    def vocab_size(self) -> int:
+        return self.facts.vocab
+
+    def memory(self) -> RuntimeMemory:
+        """What this file needs with these choices, computed without touching a weight: it works
+        on a header whose file was only extended to its full size."""
+        graph = self._model.graph(GraphShape(self.batch_tokens, self._cache.slots, False))
+        try:
+            with ggml.Allocator(ggml.library()) as allocator:
+                compute = allocator.needed(graph.context.graph)
+            graphs = graph.context.memory.nbytes
+        finally:
+            graph.close()
+        return RuntimeMemory(
+            weights_bytes=self._weight_bytes,
+            kv_bytes=self._cache.nbytes,
+            compute_bytes=compute,
+            scratch_bytes=self._model.scratch_bytes,
+            graph_bytes=graphs,
+        )
+
+    # -- evaluation ----------------------------------------------------------------------------
+
+    def _run(
+        self, tokens: Sequence[int], position: int, all_logits: bool
+    ) -> npt.NDArray[np.float32]:
+        needed = position + len(tokens)
+        slots = min(-(-needed // CONTEXT_STEP) * CONTEXT_STEP, self._cache.slots)
+        graph = self._graph(GraphShape(len(tokens), slots, all_logits))
+        graph.run(self._backend, tokens, position)
+        return graph.logits()
+
+    def _graph(self, shape: GraphShape) -> Graph:
+        """The graph for ``shape``, made or remembered; all of them share one compute buffer."""
+        if shape in self._graphs:
+            self._graphs.move_to_end(shape)
+            return self._graphs[shape]
+        graph = self._model.graph(shape)
+        before = self._allocator.nbytes
+        self._allocator.place(graph.context.graph)
+        if self._allocator.nbytes != before:
+            self._drop_graphs()  # They point into the buffer that has been replaced.
+        while len(self._graphs) >= _CACHED_GRAPHS:
+            self._graphs.popitem(last=False)[1].close()
+        self._graphs[shape] = graph
+        return graph
+
+    def _drop_graphs(self) -> None:
+        while self._graphs:
+            self._graphs.popitem()[1].close()
+
+    def _forget(self, _keep: int) -> None:
+        """Slots beyond the position are masked: nothing to do."""
+
+    def close(self) -> None:
+        """Free everything; harmless when called again."""
+        self._stack.close()
+
+
+def _vocabulary_model(header: Header, memory: mmap.mmap) -> LlamaCppModel:
+    """The file's tokenizer in llama.cpp, from its metadata alone: with the tensor table it would
+    compare every tensor name with every other (5 s for 18,000 of them)."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / header.file
+        with file.open("wb") as stream:
+            count = struct.unpack_from("<Q", memory, 16)[0]
+            stream.write(memory[:8] + struct.pack("<QQ", 0, count))
+            stream.write(memory[HEAD_BYTES : header.fields_end])
+        return LlamaCppModel(file, vocab_only=True)
+
+
+def _check_choices(context: int, ubatch: int, kv_type: str, flash_attention: bool) -> None:
+    for name, value in (("context", context), ("ubatch", ubatch)):
+        if value < 1:
+            raise UserError(f"--{name} is {value}", f"--{name} of 1 or more")
+    if kv_type not in KV_TYPES:
+        raise UserError(f"no KV cache type '{kv_type}'", f"--kv-type {', '.join(KV_TYPES)}")
+    if kv_type == "Q8_0" and not flash_attention:
+        raise UserError("a Q8_0 cache needs flash attention", "--kv-type F16")

@@ -1,0 +1,145 @@
+"""What every runtime offers: text to tokens, tokens to logits, one sequence that grows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tenp_edge.errors import UserError
+from tenp_edge.runtime.vocabulary import Vocabulary
+
+Logits = npt.NDArray[np.float32]
+
+
+class Session(ABC):
+    """A loaded model with one sequence in its KV cache. Close it, or use it in a ``with``.
+
+    ``context``: how many tokens the cache holds; ``batch_tokens``: how many are evaluated at once.
+    ``runtime`` names who computes.
+    """
+
+    runtime: str
+
+    def __init__(self, vocabulary: Vocabulary, context: int, batch_tokens: int) -> None:
+        self.vocabulary = vocabulary
+        self.context, self.batch_tokens = context, batch_tokens
+        self._tokens: list[int] = []
+
+    @property
+    def position(self) -> int:
+        """Tokens in the cache."""
+        return len(self._tokens)
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Length of a row of logits."""
+
+    @abstractmethod
+    def _run(self, tokens: Sequence[int], position: int, all_logits: bool) -> Logits:
+        """Evaluate at most ``batch_tokens``: logits of the last (1, vocab) or of all of them.
+
+        The result may be overwritten by the next call.
+        """
+
+    @abstractmethod
+    def _forget(self, keep: int) -> None:
+        """Make the cache forget everything from position ``keep`` on."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model."""
+
+    # -- evaluation ----------------------------------------------------------------------------
+
+    def logits(self, tokens: Sequence[int], first_position: int = 0) -> Logits:
+        """Logits of positions ``first_position``.. of a fresh sequence, [n, vocab] float32."""
+        self.reset()
+        self._check(tokens)
+        rows = np.empty((max(0, len(tokens) - first_position), self.vocab_size), dtype=np.float32)
+        for start in range(0, len(tokens), self.batch_tokens):
+            batch = tokens[start : start + self.batch_tokens]
+            stop = start + len(batch)
+            if stop <= first_position:
+                self._run(batch, start, False)
+                continue
+            wanted = max(start, first_position)
+            result = self._run(batch, start, wanted < stop - 1)
+            rows[wanted - first_position : stop - first_position] = result[wanted - stop :]
+        self._tokens = list(tokens)
+        return rows
+
+    def evaluate(self, tokens: Sequence[int]) -> Logits:
+        """Append ``tokens`` to the sequence; logits after the last of them, [vocab] float32."""
+        self._check(tokens)
+        result = np.empty((1, 0), dtype=np.float32)
+        for start in range(0, len(tokens), self.batch_tokens):
+            batch = tokens[start : start + self.batch_tokens]
+            result = self._run(batch, self.position, False)
+            self._tokens += batch
+        last: Logits = result[-1].copy()
+        return last
+
+    def decode(self, token: int) -> Logits:
+        """`evaluate` of one token."""
+        return self.evaluate([token])
+
+    def reset(self, keep: int = 0) -> None:
+        """Go back to the first ``keep`` tokens of the sequence."""
+        assert 0 <= keep <= self.position
+        self._forget(keep)
+        del self._tokens[keep:]
+
+    def prompt(self, tokens: Sequence[int]) -> Logits:
+        """Make ``tokens`` the whole sequence, keeping what the cache shares with it; logits after
+        the last of them, [vocab] float32."""
+        shared = 0
+        for old, new in zip(self._tokens, tokens[:-1], strict=False):
+            if old != new:
+                break
+            shared += 1
+        self.reset(shared)
+        return self.evaluate(tokens[shared:])
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not tokens:
+            raise UserError("there are no tokens to evaluate", "a prompt that is not empty")
+        if self.position + len(tokens) > self.context:
+            raise UserError(
+                f"{self.position + len(tokens)} tokens do not fit into a context of {self.context}",
+                "a larger --context or a shorter prompt",
+            )
+        low, high = min(tokens), max(tokens)
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            raise UserError(f"token {wrong} is not in the vocabulary of {self.vocab_size}")
+
+    # -- text ----------------------------------------------------------------------------------
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Token ids of ``text``; ``add_special`` adds what the file says (a BOS, usually)."""
+        return self.vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> str:
+        """Text of ``tokens``; ``special`` shows control tokens."""
+        return self.vocabulary.detokenize(tokens, special=special)
+
+    # -- lifetime ------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

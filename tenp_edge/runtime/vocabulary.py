@@ -1,0 +1,105 @@
+"""The tokenizer and chat template of a GGUF file, as llama.cpp reads them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tenp_edge.errors import UserError
+from tenp_edge.runtime.gguf_file import Header, Texts
+from tenp_edge.runtime.native import native
+
+_NO_VOCABULARY = ("none", "no_vocab")
+
+
+def check_vocabulary(header: Header) -> None:
+    """Raise UserError where llama.cpp would abort the process, or read beyond an array, instead of
+    refusing: repeated tokens, lists of different lengths."""
+    fields = header.fields
+    tokens = fields.get("tokenizer.ggml.tokens")
+    if fields.get("tokenizer.ggml.model") in _NO_VOCABULARY and tokens is None:
+        return
+    if not isinstance(tokens, Texts) or not tokens.count:
+        raise _broken(header, "it has no tokens")
+    # llama.cpp cuts a token at a zero byte and gives an empty one a name of its own.
+    cut = (text.split(b"\0", 1)[0] for text in tokens.values())
+    texts = {text or b"[EMPTY_%d]" % number for number, text in enumerate(cut)}
+    if len(texts) != tokens.count:
+        raise _broken(header, f"{tokens.count - len(texts)} of {tokens.count} tokens are repeated")
+    for key, kind in (("scores", np.floating), ("token_type", np.integer)):
+        values = fields.get(f"tokenizer.ggml.{key}")
+        if values is None:
+            continue
+        fits = isinstance(values, np.ndarray) and np.issubdtype(values.dtype, kind)
+        if not fits or len(values) != tokens.count or values.dtype.itemsize != 4:  # type: ignore[arg-type, union-attr]
+            raise _broken(header, f"tokenizer.ggml.{key} is not a list of {tokens.count} numbers")
+
+
+def _broken(header: Header, why: str) -> UserError:
+    return UserError(f"the vocabulary of {header.file} is broken: {why}", "export it again")
+
+
+class Vocabulary:
+    """Text to tokens and back. ``model``: a llama.cpp model, which must outlive this object."""
+
+    def __init__(self, model: Any) -> None:
+        self._native = native()
+        self._model = model
+        self._vocab = self._native.llama_model_get_vocab(model)
+
+    @property
+    def size(self) -> int:
+        return int(self._native.llama_vocab_n_tokens(self._vocab))
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Token ids of ``text``; ``add_special`` adds what the file says (a BOS, usually)."""
+        raw = text.encode()
+        size = len(raw) + 8
+        buffer = (ctypes.c_int32 * size)()
+        count = self._native.llama_tokenize(
+            self._vocab, raw, len(raw), buffer, size, add_special, parse_special
+        )
+        if count < 0:
+            raise UserError(f"llama.cpp cannot tokenise {len(raw)} bytes of text")
+        return list(buffer[:count])
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> str:
+        """Text of ``tokens``, piece by piece (llama_detokenize "cleans up" spaces for some)."""
+        return b"".join(self.piece(token, special) for token in tokens).decode(errors="replace")
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """The bytes of one token, which may end in the middle of a character."""
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = self._native.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def ends(self, token: int) -> bool:
+        """Whether ``token`` ends a generation (end of text, of turn, ...)."""
+        return bool(self._native.llama_vocab_is_eog(self._vocab, token))
+
+    @property
+    def bos(self) -> int | None:
+        """The begin-of-sequence token, if the file has one."""
+        token = int(self._native.llama_vocab_bos(self._vocab))
+        return token if token >= 0 else None
+
+    @property
+    def eos(self) -> int | None:
+        """The end-of-sequence token, if the file has one."""
+        token = int(self._native.llama_vocab_eos(self._vocab))
+        return token if token >= 0 else None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of the file, None when it has none."""
+        template: bytes | None = self._native.llama_model_chat_template(self._model, None)
+        return None if template is None else template.decode(errors="replace")

@@ -1,0 +1,105 @@
+"""The tensors of a mapped GGUF file as ggml tensors, without a copy, and the KV cache."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+
+from tenp_edge.errors import UserError
+from tenp_edge.runtime import ggml
+from tenp_edge.runtime.facts import Facts
+from tenp_edge.runtime.gguf_file import Header
+
+KV_TYPES = {"F32": ggml.F32, "F16": ggml.F16, "Q8_0": ggml.Q8_0}
+CONTEXT_STEP = 256
+
+
+class Weights:
+    """Every tensor of ``header`` by name; the data stay in ``memory`` (the mapped file)."""
+
+    def __init__(self, library: ggml.Library, header: Header, memory: mmap.mmap) -> None:
+        self._library = library
+        self.bytes = np.frombuffer(memory, dtype=np.uint8)
+        self._context = ggml.Context(library, len(header.tensors))
+        start = self.bytes.ctypes.data
+        self._buffer = library.ggml_backend_cpu_buffer_from_ptr(start, len(self.bytes))
+        self.tensors: dict[str, int] = {}
+        new, place = self._context.new_tensor, library.ggml_backend_tensor_alloc
+        for info in header.tensors.values():
+            shape = (ggml.Sizes * len(info.shape))(*info.shape)
+            item = new(info.type, len(info.shape), shape)
+            place(self._buffer, item, start + info.offset)
+            self.tensors[info.name] = item
+
+    def __getitem__(self, name: str) -> int:
+        return self.tensors[name]
+
+    def get(self, name: str) -> int | None:
+        return self.tensors.get(name)
+
+    def close(self) -> None:
+        """Forget the tensors; the mapping can be closed afterwards."""
+        if self._buffer:
+            self._library.ggml_backend_buffer_free(self._buffer)
+            self._buffer = None
+            self._context.close()
+            self.tensors.clear()
+            del self.bytes
+
+
+class Cache:
+    """Keys and values (or latent rows) of every layer: tensors of (values, slots).
+
+    Memory is touched, and so counts as resident, only where tokens have been written.
+    """
+
+    def __init__(self, library: ggml.Library, facts: Facts, context: int, kv_type: str) -> None:
+        if kv_type not in KV_TYPES:
+            raise UserError(f"no KV cache type '{kv_type}'", f"--kv-type {', '.join(KV_TYPES)}")
+        kind = KV_TYPES[kv_type]
+        block = library.ggml_blck_size(kind)
+        for values in (*facts.cache_rows, *_head_sizes(facts)):
+            if values % block:
+                raise UserError(
+                    f"a {kv_type} cache needs heads that are multiples of {block}, this model's "
+                    f"are {values}",
+                    "--kv-type F16",
+                )
+        self._library = library
+        self.slots = -(-context // CONTEXT_STEP) * CONTEXT_STEP
+        self.type = kind
+        sizes = [library.ggml_row_size(kind, values) * self.slots for values in facts.cache_rows]
+        self.nbytes: int = sum(sizes) * facts.layers
+        self._memory = _zeros(self.nbytes)
+        self._context = ggml.Context(library, facts.layers * len(sizes))
+        start = -(-self._memory.ctypes.data // 64) * 64
+        self._buffer = library.ggml_backend_cpu_buffer_from_ptr(start, self.nbytes)
+        self.layers: list[tuple[int, ...]] = []
+        for _ in range(facts.layers):
+            layer = []
+            for values, size in zip(facts.cache_rows, sizes, strict=True):
+                item = self._context.new_tensor_2d(kind, values, self.slots)
+                library.ggml_backend_tensor_alloc(self._buffer, item, start)
+                layer.append(item)
+                start += size
+            self.layers.append(tuple(layer))
+
+    def close(self) -> None:
+        if self._buffer:
+            self._library.ggml_backend_buffer_free(self._buffer)
+            self._buffer = None
+            self._context.close()
+
+
+def _head_sizes(facts: Facts) -> tuple[int, ...]:
+    return (facts.head_dim,) if facts.mla is None else (facts.mla.kv_rank,)
+
+
+def _zeros(count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    try:
+        return np.zeros(count + 64, dtype=np.uint8)
+    except MemoryError:
+        raise UserError(
+            f"there is not enough memory for a KV cache of {count:,} bytes", "a smaller --context"
+        ) from None

@@ -1,0 +1,308 @@
+"""The per-expert runtime: its numbers against transformers and unmodified llama.cpp."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from gguf_cases import TOKENS, Logits, assert_close, export, torch_logits
+from runtime_cases import CheckpointOf, build_extension, export_ragged
+
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.errors import UserError
+from tenp_edge.plan import CompressionPlan
+from tenp_edge.runtime import ggml
+from tenp_edge.runtime.gguf_file import read_header
+from tenp_edge.runtime.llamacpp import LlamaCppModel
+from tenp_edge.runtime.opening import RunOptions, open_model
+from tenp_edge.runtime.peak import measure_peak_rss
+from tenp_edge.runtime.perexpert import PerExpertModel
+from tenp_edge.source import ModelSource
+
+FileOf = Callable[..., Path]
+ONE_PER_ATTENTION = ("qwen3_moe", "deepseek_v3")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def extension(tmp_path_factory: pytest.TempPathFactory) -> bool:
+    """The C extension, compiled if need be: what is tested below is tested with it."""
+    return build_extension(tmp_path_factory.mktemp("extension"))
+
+
+@pytest.fixture(scope="module")
+def file_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: CheckpointOf) -> FileOf:
+    """The ragged file of a family in a type and layout, written once; ``plan_of`` its plan."""
+
+    @cache
+    def make(family: str, quant: str = "F32", layout: str = "per-expert") -> Path:
+        file = tmp_path_factory.mktemp("gguf") / f"{family}-{quant}-{layout}.gguf"
+        export_ragged(checkpoint_of(family), file, quant, layout)
+        return file
+
+    return make
+
+
+def plan_of(checkpoint: Path, tmp_path: Path) -> CompressionPlan:
+    return export_ragged(checkpoint, tmp_path / "unused.gguf")
+
+
+def ours(file: Path, **choices: object) -> Logits:
+    """Of TOKENS in our runtime, with F32 KV unless ``choices`` say otherwise."""
+    with PerExpertModel(file, **{"context": 128, "threads": 1, "kv_type": "F32"} | choices) as m:
+        return m.logits(TOKENS)
+
+
+def llamacpp(file: Path, **choices: object) -> Logits:
+    with LlamaCppModel(file, **{"context": 128, "threads": 1, "kv_type": "F32"} | choices) as m:
+        return m.logits(TOKENS)
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_f32_is_transformers_and_padded_llamacpp(
+    family: str, checkpoint_of: CheckpointOf, file_of: FileOf, tmp_path: Path
+) -> None:
+    plan = plan_of(checkpoint_of(family), tmp_path)
+    found = ours(file_of(family))
+    assert_close(found, torch_logits(checkpoint_of(family), plan))
+    assert_close(found, llamacpp(file_of(family, layout="padded")))
+    assert_close(ours(file_of(family), flash_attention=False), found)
+
+
+def assert_same(file: Path, padded: Path, *, exact: bool = True, **choices: object) -> None:
+    """Token by token bit for bit: the same kernels on the same numbers, rounded in the same order.
+    A prefill may take other tiles, and one rounding more or less moves a quantised activation, so
+    there the distributions are compared (mean KL; below 1e-4 is the project's bar)."""
+    settings = {"context": 128, "threads": 1} | choices
+    with PerExpertModel(file, **settings) as mine, LlamaCppModel(padded, **settings) as theirs:
+        assert mean_kl(theirs.logits(TOKENS), mine.logits(TOKENS)) < 1e-4
+        for model in (mine, theirs):
+            model.reset()
+        for token in TOKENS[:16] if exact else ():
+            assert np.array_equal(mine.decode(token), theirs.decode(token))
+
+
+def mean_kl(reference: Logits, candidate: Logits) -> float:
+    p, q = (
+        rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
+        for rows in (reference.astype(np.float64), candidate.astype(np.float64))
+    )
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("quant", ["Q8_0", "BF16"])
+def test_stored_types_are_padded_llamacpp(family: str, quant: str, file_of: FileOf) -> None:
+    """Zero padding changes the order of a sum in the types without blocks."""
+    padded, exact = file_of(family, quant, "padded"), quant == "Q8_0"
+    assert_same(file_of(family, quant), padded, exact=exact, kv_type="F32", flash_attention=False)
+
+
+@pytest.mark.parametrize("kv_type", ["F16", "Q8_0"])
+@pytest.mark.parametrize("changes", [("qwen3_moe", {}), ("deepseek_v3", {"qk_rope_head_dim": 32})])
+def test_caches_are_llamacpps(
+    kv_type: str, changes: tuple[str, dict[str, int]], tmp_path: Path
+) -> None:
+    """With flash attention. (llama.cpp rounds an F32 cache to F16 there; ours stays F32.)"""
+    checkpoint = tiny.make(tmp_path / "model", changes[0], **changes[1])
+    for layout in ("per-expert", "padded"):
+        export_ragged(checkpoint, tmp_path / f"{layout}.gguf", "Q8_0", layout)
+    file, padded = tmp_path / "per-expert.gguf", tmp_path / "padded.gguf"
+    assert_same(file, padded, kv_type=kv_type, flash_attention=True)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("quant", ["F32", "Q8_0"])
+def test_extension_changes_nothing(
+    family: str, quant: str, file_of: FileOf, extension: bool
+) -> None:
+    assert extension, "no C compiler: the extension cannot be tested here"
+    rows = []
+    for use_extension in (True, False):
+        with PerExpertModel(
+            file_of(family, quant),
+            context=64,
+            threads=1,
+            kv_type="F32",
+            use_extension=use_extension,
+        ) as model:
+            assert bool(model._model.ragged) == use_extension
+            rows.append([model.evaluate(TOKENS[:20]), *map(model.decode, TOKENS[20:30])])
+    assert np.abs(np.array(rows[0]) - rows[1]).max() < 1e-4 * np.std(rows[1])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_batches_and_single_tokens_are_one_prefill(family: str, file_of: FileOf) -> None:
+    whole = ours(file_of(family))
+    for ubatch in (1, 17, 33, 95):
+        assert_close(ours(file_of(family), ubatch=ubatch), whole)
+    with PerExpertModel(file_of(family), context=128, threads=1, kv_type="F32", ubatch=40) as model:
+        assert np.array_equal(model.logits(TOKENS, 60), model.logits(TOKENS)[60:])
+        for keep in (0, 50):
+            model.reset(keep)
+            rows = [model.evaluate(TOKENS[keep:70]), *map(model.decode, TOKENS[70:])]
+            assert_close(np.array(rows), whole[69:])
+            assert model.position == len(TOKENS)
+        assert_close(model.prompt(TOKENS[:30]), whole[29])
+        assert_close(model.prompt([*TOKENS[:20], *TOKENS[20:40]]), whole[39])
+
+
+def test_long_contexts_change_graphs_and_keep_the_numbers(
+    checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    """The number of cache slots in a graph grows by 256; the compute buffer with it."""
+    export_ragged(checkpoint_of("qwen3_moe"), tmp_path / "model.gguf")
+    export_ragged(checkpoint_of("qwen3_moe"), tmp_path / "padded.gguf", layout="padded")
+    tokens = [(7 * index * index + 3) % 380 for index in range(600)]
+    choices = {"context": 600, "threads": 2, "kv_type": "F32"}
+    with LlamaCppModel(tmp_path / "padded.gguf", **choices) as judge:
+        wanted = judge.logits(tokens, 500)
+    with PerExpertModel(tmp_path / "model.gguf", **choices, ubatch=200) as model:
+        assert_close(model.logits(tokens, 500), wanted)
+        model.prompt(tokens[:510])
+        assert_close(np.array([model.decode(token) for token in tokens[510:520]]), wanted[10:20])
+        model.reset()
+        model.evaluate([5] * 600)
+        assert model.memory().compute_bytes == model._allocator.nbytes
+
+
+def test_a_uniform_per_expert_file_is_its_merged_file(
+    checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    source = ModelSource(Checkpoint(checkpoint_of("qwen2_moe")))
+    for layout in ("per-expert", "merged"):
+        export(source, tmp_path / f"{layout}.gguf", "Q8_0", layout)
+    file, merged = tmp_path / "per-expert.gguf", tmp_path / "merged.gguf"
+    assert_same(file, merged, kv_type="F16", flash_attention=True)
+
+
+# -- one interface ---------------------------------------------------------------------------------
+
+
+def test_the_file_picks_its_runtime(file_of: FileOf) -> None:
+    options = RunOptions(context=128, threads=1, kv_type="F32", flash_attention=False)
+    rows = []
+    for layout, runtime in (("per-expert", "tenp-edge (per-expert)"), ("padded", "llama.cpp")):
+        with open_model(file_of("mixtral", layout=layout), options) as model:
+            assert model.runtime == runtime
+            assert model.detokenize(model.tokenize("def f(x): pass")) == "def f(x): pass"
+            model.evaluate(TOKENS[:10])
+            model.reset(4)
+            rows.append([model.prompt(TOKENS[:9]), model.decode(TOKENS[9])])
+            assert model.position == 10
+    assert_close(np.array(rows[0]), np.array(rows[1]))
+
+
+def test_refused_requests(file_of: FileOf) -> None:
+    file = file_of("olmoe")
+
+    def refused(call: Callable[[], object]) -> str:
+        with pytest.raises(UserError) as caught:
+            call()
+        return str(caught.value)
+
+    assert refused(lambda: PerExpertModel(file, kv_type="Q4_0")) == (
+        "no KV cache type 'Q4_0'\ntry: --kv-type F32, F16, Q8_0"
+    )
+    assert refused(lambda: PerExpertModel(file, kv_type="Q8_0", flash_attention=False)) == (
+        "a Q8_0 cache needs flash attention\ntry: --kv-type F16"
+    )
+    assert refused(lambda: PerExpertModel(file, kv_type="Q8_0")) == (
+        "a Q8_0 cache needs heads that are multiples of 32, this model's are 16\ntry: --kv-type F16"
+    )
+    assert refused(lambda: PerExpertModel(file, context=0)) == (
+        "--context is 0\ntry: --context of 1 or more"
+    )
+    assert refused(lambda: open_model(file, RunOptions(gpu_layers=1))) == (
+        f"{file.name} has the per-expert layout, which runs on the CPU\n"
+        "try: export --layout merged for --gpu-layers"
+    )
+    for layout in ("per-expert", "padded"):
+        options = RunOptions(context=8, threads=1)
+        with open_model(file_of("olmoe", layout=layout), options) as model:
+            model.evaluate([1, 2, 3])
+            assert refused(lambda m=model: m.evaluate([1] * 6)) == (
+                "9 tokens do not fit into a context of 8\n"
+                "try: a larger --context or a shorter prompt"
+            )
+            for token in (-1, 384):
+                assert refused(lambda m=model, t=token: m.decode(t)) == (
+                    f"token {token} is not in the vocabulary of 384"
+                )
+            assert refused(lambda m=model: m.evaluate([])) == (
+                "there are no tokens to evaluate\ntry: a prompt that is not empty"
+            )
+            assert model.position == 3
+
+
+def test_an_unknown_ggml_is_refused() -> None:
+    library = ggml.Library(ggml._open())
+    ggml._check_layout(library)
+    library.ggml_tensor_overhead = lambda: 400
+    with pytest.raises(UserError) as caught:
+        ggml._check_layout(library)
+    assert str(caught.value) == (
+        f"this runtime does not know ggml {library.ggml_version().decode()}: "
+        "a tensor of 368 bytes expected, found 400\n"
+        "try: pip install 'llama-cpp-python>=0.3.36,<0.4'"
+    )
+
+
+def test_models_come_and_go_without_growth(file_of: FileOf) -> None:
+    """Buffers, graphs and the mapping are freed: 20 loads take no more memory than 2."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tenp_edge.runtime.perexpert import PerExpertModel\n"
+        "def resident():\n"
+        "    lines = Path('/proc/self/status').read_text().splitlines()\n"
+        "    return next(int(l.split()[1]) for l in lines if l.startswith('VmRSS'))\n"
+        "sizes = []\n"
+        "for _ in range(20):\n"
+        "    with PerExpertModel(sys.argv[1], context=512, threads=1) as model:\n"
+        "        model.evaluate([5] * 300)\n"
+        "    sizes.append(resident())\n"
+        "assert sizes[-1] - sizes[2] < 4096, sizes\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("resident memory is read from /proc")
+    run_python(code, str(file_of("qwen3_moe")))
+
+
+def test_memory_is_known_from_the_header(file_of: FileOf, tmp_path: Path) -> None:
+    file = file_of("deepseek_v2", "Q8_0")
+    whole, empty = file.read_bytes(), tmp_path / "header.gguf"
+    start = read_header(file).data_start
+    with empty.open("wb") as stream:
+        stream.write(whole[:start])
+        stream.truncate(len(whole))
+    choices = {"context": 300, "kv_type": "F16", "ubatch": 64}
+    with PerExpertModel(file, **choices) as real, PerExpertModel(empty, **choices) as hollow:
+        found = real.memory()
+        assert hollow.memory() == found
+    # Three layers of 512 slots of 32 + 16 latent values.
+    assert found.kv_bytes == 3 * 512 * 48 * 2
+    assert len(whole) - start - 32 * 200 < found.weights_bytes <= len(whole) - start
+    assert found.total_bytes > found.weights_bytes + found.kv_bytes + found.compute_bytes > 0
+
+
+def test_peak_rss_is_measured_in_our_runtime_too(file_of: FileOf) -> None:
+    peak = measure_peak_rss(file_of("qwen3_moe"), context=256, ubatch=64, kv_type="F16", threads=1)
+    assert 20 * 2**20 < peak < 300 * 2**20
+
+
+def run_python(code: str, *arguments: str) -> None:
+    import os
+
+    root = str(Path(__file__).resolve().parents[1])
+    environment = os.environ | {"PYTHONPATH": root}
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, env=environment)
