@@ -182,7 +182,8 @@ def calibrate(
         tenp-edge calibrate MODEL --data code=a.jsonl --data prose=b.txt --samples 64 -o WORK
     """
     from tenp_edge.calibration import coverage
-    from tenp_edge.pipeline import CalibrationOptions, run_calibrate
+    from tenp_edge.options import CalibrationOptions
+    from tenp_edge.pipeline import run_calibrate
 
     options = _pick(CalibrationOptions, locals())
     statistics = run_calibrate(model, output, options, progress)
@@ -255,7 +256,8 @@ def plan(
 
         tenp-edge plan MODEL --keep 0.6 --calibration WORK -o plan.json
     """
-    from tenp_edge.pipeline import PlanOptions, run_plan
+    from tenp_edge.options import PlanOptions
+    from tenp_edge.pipeline import run_plan
 
     options = _pick(PlanOptions, locals())
     made = run_plan(model, options, calibration, seed)
@@ -324,13 +326,14 @@ def compress(
 
         tenp-edge compress MODEL --keep 0.6 --skip-checkpoint --no-validate -o OUT
     """
-    from tenp_edge import pipeline
+    from tenp_edge import options as take
+    from tenp_edge.pipeline import run_compress, run_plan
 
     given = locals()
-    options = pipeline.CompressOptions(
-        calibration=_pick(pipeline.CalibrationOptions, given),
-        plan=_pick(pipeline.PlanOptions, given),
-        validation=pipeline.ValidationOptions(
+    options = take.CompressOptions(
+        calibration=_pick(take.CalibrationOptions, given),
+        plan=_pick(take.PlanOptions, given),
+        validation=take.ValidationOptions(
             tuple(eval_data or ()), eval_samples, eval_seq_len, threads
         ),
         statistics=calibration,
@@ -339,10 +342,10 @@ def compress(
         force=force,
     )
     if dry_run:
-        made = pipeline.run_plan(model, options.plan, calibration, seed)
+        made = run_plan(model, options.plan, calibration, seed)
         _show(report.plan_report(made), made.to_json(), json_output)
         return
-    result = pipeline.run_compress(model, output, options, progress)
+    result = run_compress(model, output, options, progress)
     found = result.to_json()
     _show(report.compressed(output, result.plan, found["validation"]), found, json_output)
 
@@ -445,7 +448,8 @@ def validate(
         tenp-edge validate MODEL OUT/checkpoint --data chat=prompts.jsonl --samples 16
     """
     from tenp_edge.checkpoint import write_text
-    from tenp_edge.pipeline import CalibrationOptions, ValidationOptions, run_validate
+    from tenp_edge.options import CalibrationOptions, ValidationOptions
+    from tenp_edge.pipeline import run_validate
 
     options = ValidationOptions(tuple(data or ()), samples, seq_len, threads)
     compute = CalibrationOptions(seed=seed, device=device, dtype=dtype)

@@ -12,15 +12,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tenp_edge import report
-from tenp_edge.pipeline import (
+from tenp_edge.options import (
     CalibrationOptions,
     CompressOptions,
-    CompressResult,
     PlanOptions,
     ValidationOptions,
-    run_compress,
-    run_plan,
 )
+from tenp_edge.pipeline import CompressResult, run_compress, run_plan
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.units import format_size

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,21 +25,27 @@ from tenp_edge.data import (
     make_domains,
     parse_data,
 )
-from tenp_edge.devices import DeviceProfile, load_profile, load_profile_file, this_machine
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.importance import Importance, importance_of
 from tenp_edge.inspection import inspect_model
+from tenp_edge.options import (
+    CalibrationOptions,
+    CompressOptions,
+    PlanOptions,
+    ValidationOptions,
+    choose_profile,
+    plan_request,
+)
 from tenp_edge.plan import CompressionPlan, load_plan
-from tenp_edge.planner import PlanRequest, make_plan, make_target
+from tenp_edge.planner import make_plan, make_target
 from tenp_edge.pricing import Pricer
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
 from tenp_edge.timing import estimate
-from tenp_edge.units import parse_size
 from tenp_edge.validation import MemoryRun, ValidationReport, validate
 from tenp_edge.workdir import RunDirectory, key_of
 

@@ -110,7 +110,8 @@ DRIVER = """
 import os, signal, sys
 from contextlib import contextmanager
 from pathlib import Path
-from tenp_edge import pipeline
+from tenp_edge import options as take
+from tenp_edge.pipeline import run_compress
 
 class Killer:
     steps = 0
@@ -123,12 +124,12 @@ class Killer:
         if Killer.steps == int(sys.argv[3]):
             os.kill(os.getpid(), signal.SIGKILL)
 
-options = pipeline.CompressOptions(
-    calibration=pipeline.CalibrationOptions(samples=2, seq_len=64),
-    plan=pipeline.PlanOptions(keep=0.6),
-    validation=pipeline.ValidationOptions(samples=1, seq_len=64),
+options = take.CompressOptions(
+    calibration=take.CalibrationOptions(samples=2, seq_len=64),
+    plan=take.PlanOptions(keep=0.6),
+    validation=take.ValidationOptions(samples=1, seq_len=64),
 )
-pipeline.run_compress(Path(sys.argv[1]), Path(sys.argv[2]), options, Killer())
+run_compress(Path(sys.argv[1]), Path(sys.argv[2]), options, Killer())
 print(Killer.steps)
 """
 
