@@ -59,7 +59,7 @@ INPUT_SUM = "input_sq"  # x^2
 WEIGHT_NORMS = ("gate_norm", "up_norm", "down_norm")
 _GROUP_SUMS = EXPERT_SUMS[:-1]  # what one expert's tokens give; easy_ep needs the whole output
 _EPSILON = 1e-20
-_BLOCK_ELEMENTS = 2**16
+_BLOCK_ELEMENTS = 2**17
 
 
 @dataclass(frozen=True)
