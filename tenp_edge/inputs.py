@@ -7,6 +7,7 @@ layers. Embeddings and the output matrix have none, as in llama.cpp's own tool.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 
 import torch
@@ -45,7 +46,7 @@ class InputObserver:
         """The next forward's tokens belong to ``domain``; those not ``active`` are padding."""
         self._current = self.sums.setdefault(domain, {})
         self._active = None if bool(active.all()) else active
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._last: tuple[weakref.ref[torch.Tensor], torch.Tensor] | None = None
 
     def _hook(self, role: str) -> _Hook:
         def observe(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
@@ -57,10 +58,9 @@ class InputObserver:
 
     def _squares(self, given: torch.Tensor) -> torch.Tensor:
         """Of the real tokens; q, k and v are given the same tensor, which is summed up once."""
-        if self._last is None or self._last[0] is not given:
+        if self._last is None or self._last[0]() is not given:
             rows = given.reshape(-1, given.shape[-1])
-            rows = rows if self._active is None else rows[self._active]
-            self._last = given, sum_of_squares(rows, self._scratch)
+            self._last = weakref.ref(given), sum_of_squares(rows, self._scratch, self._active)
         return self._last[1]
 
 

@@ -150,12 +150,14 @@ def accumulate_expert(
     return gated_norm
 
 
-def sum_of_squares(rows: torch.Tensor, scratch: Scratch) -> torch.Tensor:
-    """Over the tokens of ``rows``, [tokens, n] -> float64 [n] on the CPU."""
+def sum_of_squares(
+    rows: torch.Tensor, scratch: Scratch, active: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Over the tokens of ``rows`` (the ``active`` ones), [tokens, n] -> float64 [n] on the CPU."""
     total = torch.zeros(rows.shape[1], dtype=_sum_dtype(rows), device=rows.device)
+    counted = torch.ones(len(rows), device=rows.device) if active is None else active.float()
     for block in _blocks(rows):
-        square = scratch.copy("square", rows[block]).square_()
-        total += torch.ones(len(square), device=rows.device) @ square
+        total += counted[block] @ scratch.copy("square", rows[block]).square_()
     return total.double().cpu()
 
 
