@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -18,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console, RenderableType
 
-from tenp_edge import __version__, flags, report
+from tenp_edge import __version__, flags, report, run_cli
 from tenp_edge.errors import UserError
 from tenp_edge.terminal import TerminalProgress
 
@@ -46,6 +47,10 @@ def main() -> None:
         _fail(error.message, error.hint)
     except KeyboardInterrupt:
         _fail("interrupted", "the same command again: it continues where it stopped", code=130)
+    except BrokenPipeError:
+        # Whoever read our output has enough (| head); the interpreter must not flush into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise
@@ -457,6 +462,10 @@ def validate(
     if output is not None:
         write_text(output, json.dumps(found, indent=1) + "\n")
     _show(report.validation(found), found, json_output)
+
+
+for _verb in (run_cli.run, run_cli.serve, run_cli.bench):
+    app.command()(_verb)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,14 @@ Calibration = Annotated[
 Device = Annotated[
     str, _flag("--device", help="auto, cpu, cuda or mps; one layer at a time.", panel=_COMPUTE)
 ]
-Dtype = Annotated[str, _flag("--dtype", help="auto, float32, bfloat16 or float16.", panel=_COMPUTE)]
+Dtype = Annotated[
+    str,
+    _flag(
+        "--dtype",
+        help="auto, float32, bfloat16 or float16; validation takes float32 for auto.",
+        panel=_COMPUTE,
+    ),
+]
 Threads = Annotated[
     int | None, _flag("--threads", help="CPU threads of the exported file's run.", panel=_COMPUTE)
 ]

@@ -70,8 +70,10 @@ def calibration_domains(
         texts: Mapping[str, Any] = default_texts("calibration")
     else:
         files = parse_data(options.data)
-        texts = {name: load_texts(path, tokenizer) for name, path in files.items()}
-    return make_domains(texts, tokenizer, options.samples, options.seq_len, options.seed)
+        texts = {name: load_texts(path, tokenizer, progress) for name, path in files.items()}
+    return make_domains(
+        texts, tokenizer, options.samples, options.seq_len, options.seed, progress=progress
+    )
 
 
 def validation_domains(

@@ -120,7 +120,8 @@ def validate(
     reference, candidate = Path(reference), _candidate_file(Path(candidate))
     source = ModelSource(Checkpoint(reference))
     where = choose_device(device)
-    kind = choose_dtype(dtype, where, source.checkpoint.dtype)
+    # bf16's own rounding flips near-tied routing, and would be counted as the candidate's loss.
+    kind = choose_dtype("float32" if dtype == "auto" else dtype, where, source.checkpoint.dtype)
     with _scratch(work, candidate) as scratch:
         run = _Run(source, _Batch.of(domains), where, kind, threads, scratch, progress)
         if candidate.is_dir():

@@ -98,13 +98,18 @@ class Session(ABC):
     def prompt(self, tokens: Sequence[int]) -> Logits:
         """Make ``tokens`` the whole sequence, keeping what the cache shares with it; logits after
         the last of them, [vocab] float32."""
+        return self.evaluate(tokens[self.keep_shared(tokens) :])
+
+    def keep_shared(self, tokens: Sequence[int]) -> int:
+        """Go back to what the cache shares with ``tokens``, without the last of them, whose logits
+        are still to come; how many tokens that is."""
         shared = 0
         for old, new in zip(self._tokens, tokens[:-1], strict=False):
             if old != new:
                 break
             shared += 1
         self.reset(shared)
-        return self.evaluate(tokens[shared:])
+        return shared
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not tokens:

@@ -1,0 +1,85 @@
+"""The process that serves: a socket, uvicorn, and an orderly end."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+import uvicorn
+
+from tenp_edge.errors import UserError
+from tenp_edge.runtime.opening import RunOptions, open_model
+from tenp_edge.runtime.sampling import Sampler, SamplingOptions
+from tenp_edge.serving.app import create_app
+from tenp_edge.serving.service import Limits, Service
+
+_GRACE_SECONDS = 2
+
+
+def serve(
+    file: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    options: RunOptions | None = None,
+    sampling: SamplingOptions | None = None,
+    limits: Limits | None = None,
+    name: str | None = None,
+    started: Callable[[Service, str], None] | None = None,
+) -> None:
+    """Serve ``file`` until SIGINT or SIGTERM. ``port`` 0 takes a free one; ``name`` is the model's
+    (default: the file's, without .gguf); ``started`` is told the service and its address.
+
+    Raises UserError for an address that cannot be had and for a file that cannot be run.
+    """
+    Sampler(sampling or SamplingOptions())  # Wrong defaults are refused now, not per request.
+    with (
+        closing(_listen(host, port)) as listener,
+        open_model(file, options) as session,
+        closing(Service(session, name or file.stem, sampling, limits)) as service,
+    ):
+        app = create_app(service, local_only=is_loopback(host))
+        if started is not None:
+            started(service, _address(listener))
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+        with suppress(KeyboardInterrupt):  # How uvicorn says that SIGINT ended it.
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bound before the model is loaded, so that a taken port costs no time."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except socket.gaierror as error:
+        raise UserError(
+            f"'{host}' is no address here: {error.strerror}", "--host 0.0.0.0"
+        ) from None
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise UserError(
+            f"cannot listen on port {port} of {host}: {reason}", "--port 0 for any free port"
+        ) from None
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

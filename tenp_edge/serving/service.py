@@ -1,0 +1,123 @@
+"""From a request to checked work: the model's name, its tokens, the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tenp_edge.errors import UserError
+from tenp_edge.runtime.chat import render_chat
+from tenp_edge.runtime.generation import prompt_tokens
+from tenp_edge.runtime.sampling import SamplingOptions
+from tenp_edge.runtime.session import Session
+from tenp_edge.serving.refusal import RefusalError
+from tenp_edge.serving.schemas import ChatRequest, CompletionRequest, GenerationRequest
+from tenp_edge.serving.worker import Job, LineFullError, Work, Worker
+
+_RETRY_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for. ``max_tokens`` None: as many as the context holds;
+    ``waiting``: requests that wait while one is answered; ``body_seconds``: to send a body in."""
+
+    max_tokens: int | None = None
+    body_bytes: int = 2**20
+    waiting: int = 16
+    body_seconds: float = 30.0
+
+
+class Service:
+    """One model that is served. Close it before its session."""
+
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        sampling: SamplingOptions | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.name, self.runtime, self.context = name, session.runtime, session.context
+        self.limits = limits or Limits()
+        self.max_tokens = min(self.limits.max_tokens or self.context, self.context)
+        self._session, self._sampling = session, sampling or SamplingOptions()
+        self.worker = Worker(session, self.limits.waiting)
+        self.preparing = ThreadPoolExecutor(1, thread_name_prefix="tenp-edge-prompts")
+
+    def close(self) -> None:
+        self.preparing.shutdown(cancel_futures=True)
+        self.worker.close()
+
+    def work(self, request: GenerationRequest) -> Work:
+        """``request`` as checked work. Raises RefusalError.
+
+        Tokenising touches the vocabulary alone, which the worker only reads.
+        """
+        if request.model is not None:
+            self.check_name(request.model)
+        most = request.wanted_tokens(self.max_tokens)
+        if most > self.max_tokens:
+            raise RefusalError(
+                400,
+                f"max_tokens is {most}, this server generates at most {self.max_tokens}",
+                "invalid_value",
+                "max_tokens",
+            )
+        prompt = self._prompt(request)
+        return Work(tuple(prompt), request.sampling(self._sampling), most, request.stops())
+
+    def check_name(self, name: str) -> None:
+        """Refuse any model but the one that is served."""
+        if name != self.name:
+            raise RefusalError(
+                404,
+                f"the model '{name}' is not served here; '{self.name}' is",
+                "model_not_found",
+                "model",
+            )
+
+    def submit(self, job: Job) -> None:
+        """Put ``job`` in the line, or refuse it because the line is full."""
+        try:
+            self.worker.submit(job)
+        except LineFullError:
+            raise RefusalError(
+                503,
+                f"{self.limits.waiting} requests are waiting already; try again later",
+                "queue_full",
+                headers={"Retry-After": str(_RETRY_SECONDS)},
+            ) from None
+
+    def _prompt(self, request: GenerationRequest) -> Sequence[int]:
+        field = "messages" if isinstance(request, ChatRequest) else "prompt"
+        try:
+            tokens = self._tokens(request)
+        except UserError as error:
+            raise RefusalError(400, error.message, "invalid_value", field) from None
+        if not tokens:
+            raise RefusalError(400, "the prompt is empty", "invalid_value", field)
+        if len(tokens) > self.context:
+            raise RefusalError(
+                400,
+                f"the prompt has {len(tokens)} tokens, the context holds {self.context}",
+                "context_length_exceeded",
+                field,
+            )
+        low, high, size = min(tokens), max(tokens), self._session.vocab_size
+        if low < 0 or high >= size:
+            wrong = low if low < 0 else high
+            raise RefusalError(
+                400, f"token {wrong} is not in the vocabulary of {size}", "invalid_value", field
+            )
+        return tokens
+
+    def _tokens(self, request: GenerationRequest) -> list[int]:
+        if isinstance(request, ChatRequest):
+            messages = [message.plain() for message in request.messages]
+            return prompt_tokens(self._session, render_chat(self._session.vocabulary, messages))
+        assert isinstance(request, CompletionRequest)
+        if isinstance(request.prompt, str):
+            return self._session.tokenize(request.prompt)
+        return [int(token) for token in request.prompt]  # type: ignore[arg-type]
