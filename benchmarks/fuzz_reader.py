@@ -5,7 +5,9 @@
 Every input goes through the header reader and the checks of metadata against tensors. Of those
 that are accepted, the first ``--run`` are also loaded and evaluated in a process of their own,
 which must not die of a signal. Inputs that fail are kept in ``--keep``, and the script exits
-with 1.
+with 1. Seed 1 on 22 November 2026: 100,000 inputs, 3,836 accepted, 1,000 of them evaluated (995
+answered, 5 refused by llama.cpp), no failure. Before it, seed 0 had found repeated tokens (also
+behind a zero byte), which abort llama.cpp and are now refused.
 """
 
 from __future__ import annotations
