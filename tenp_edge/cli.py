@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -47,10 +46,6 @@ def main() -> None:
         _fail(error.message, error.hint)
     except KeyboardInterrupt:
         _fail("interrupted", "the same command again: it continues where it stopped", code=130)
-    except BrokenPipeError:
-        # Whoever read our output has enough (| head); the interpreter must not flush into it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise

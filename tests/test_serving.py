@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -312,6 +314,18 @@ def test_a_full_line_refuses_and_those_who_leave_it_make_room(server: Server) ->
     assert "".join(response.iter_text()).endswith("data: [DONE]\n\n")
     client.close()
     server.wait_for(running=0, waiting=0, seconds=SOON)
+
+
+def test_ctrl_c_ends_streams_with_an_error(files: dict[str, Path]) -> None:
+    with serving(files["per-expert"], "--context", CONTEXT) as server:
+        chunks = server.openai.completions.create(model="per-expert", stream=True, **LONG)
+        next(iter(chunks))
+        begun = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        with pytest.raises(openai.APIError, match="the server is going down"):
+            list(chunks)
+        server.process.wait(SOON)
+        assert time.monotonic() - begun < SOON
 
 
 def test_requests_leave_no_memory_behind(server: Server) -> None:

@@ -102,6 +102,8 @@ class Generation:
                 raise item
             yield item
             finished = item.finish is not None
+            # Pieces that are there already must not keep the loop from seeing the client leave.
+            await asyncio.sleep(0)
 
     def cancel(self) -> None:
         """Free the model for others; harmless for a job that has ended."""
@@ -138,6 +140,9 @@ async def _events(generation: Generation, answer: Answer, with_usage: bool) -> A
         async for piece in generation.pieces():
             answer.add(piece)
             yield event(answer.chunk(piece))
+    except RefusalError as error:
+        yield event(error.body)
+        return
     except Exception as error:  # The status line is gone; the worker has logged the traceback.
         yield event(error_body(500, f"the generation failed ({type(error).__name__})"))
         return

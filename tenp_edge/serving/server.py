@@ -53,7 +53,19 @@ def serve(
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
         with suppress(KeyboardInterrupt):  # How uvicorn says that SIGINT ended it.
-            uvicorn.Server(config).run(sockets=[listener])
+            _Server(config, service).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """On its way down it first ends what is being generated: streams would keep it waiting."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.worker.stop()
+        await super().shutdown(sockets)
 
 
 def is_loopback(host: str) -> bool:

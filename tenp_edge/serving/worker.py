@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tenp_edge.runtime.generation import Piece, generate
 from tenp_edge.runtime.sampling import SamplingOptions
 from tenp_edge.runtime.session import Session
+from tenp_edge.serving.refusal import RefusalError
 from tenp_edge.serving.stops import until_stop
 
 _log = logging.getLogger(__name__)
@@ -73,14 +74,19 @@ class Worker:
             if job in self._line:
                 self._line.remove(job)
 
-    def close(self) -> None:
-        """End the running job at its next token, forget the others, and wait for the thread."""
+    def stop(self) -> None:
+        """Take nothing more; every job that is not complete is refused (503)."""
         with self._changed:
             self._closed = True
+            dropped = list(self._line)
             self._line.clear()
-            if self._running is not None:
-                self._running.cancelled = True
             self._changed.notify()
+        for job in dropped:
+            job.deliver(_going_down())
+
+    def close(self) -> None:
+        """`stop`, and wait for the thread."""
+        self.stop()
         self._thread.join()
 
     # -- the thread ----------------------------------------------------------------------------
@@ -111,7 +117,7 @@ class Worker:
             return
         pieces = generate(self._session, work.prompt, work.sampling, work.max_tokens)
         for piece in until_stop(pieces, work.stops):
-            if job.cancelled:
+            if self._ends(job):
                 return
             job.deliver(piece)
 
@@ -120,7 +126,17 @@ class Worker:
         them; `generate` finds them in the cache and does the last one. False: cancelled."""
         prompt, size = job.work.prompt, self._session.batch_tokens
         done = self._session.keep_shared(prompt)
-        while not job.cancelled and len(prompt) - done > size:
+        while not (ends := self._ends(job)) and len(prompt) - done > size:
             self._session.evaluate(prompt[done : done + size])
             done += size
-        return not job.cancelled
+        return not ends
+
+    def _ends(self, job: Job) -> bool:
+        """Whether ``job`` ends here: nobody wants it, or the server is going down."""
+        if self._closed:
+            job.deliver(_going_down())
+        return self._closed or job.cancelled
+
+
+def _going_down() -> RefusalError:
+    return RefusalError(503, "the server is going down", "going_down")

@@ -1,0 +1,118 @@
+"""Send a server many requests in a row, of every kind, and watch its memory and latency.
+
+    python benchmarks/bench_serve.py --requests 1000
+    python benchmarks/bench_serve.py --file model.gguf --requests 200 --max-tokens 64
+
+Without --file it serves a tiny per-expert model. Kinds, in turn: completion, streamed completion,
+streamed chat, four streams at once, refused body, and a client that leaves mid-stream. Exits with
+1 when the resident memory grew by more than --allowed-growth MiB after the first tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from serving_cases import Server, make_files, serving, together
+
+Request = Callable[[Server, int, int], int]
+
+
+def main() -> None:
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        file = arguments.file or make_files(Path(scratch))["per-expert"]
+        with serving(file, "--threads", arguments.threads) as server:
+            print(server.first_line.strip())
+            growth = _measure(server, arguments)
+    sys.exit(1 if growth > arguments.allowed_growth * 2**20 else 0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--file", type=Path, help="a GGUF file with a chat template")
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--max-tokens", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--allowed-growth", type=float, default=4.0, help="MiB")
+    return parser.parse_args()
+
+
+def _measure(server: Server, arguments: argparse.Namespace) -> int:
+    """Bytes by which the resident memory grew after the first tenth of the requests."""
+    kinds = cycle((_complete, _stream, _chat, _four_at_once, _refused, _leaves))
+    done, warm, seconds, started = 0, 0, list[float](), time.perf_counter()
+    step = arguments.requests // 10
+    for number, kind in enumerate(kinds):
+        begun = time.perf_counter()
+        done += kind(server, number, arguments.max_tokens)
+        seconds.append(time.perf_counter() - begun)
+        if done >= step:
+            print(f"{done:>8} requests, RSS {server.rss_bytes() / 2**20:.2f} MiB", flush=True)
+            warm = warm or server.rss_bytes()
+            step += arguments.requests // 10
+        if done >= arguments.requests:
+            break
+    elapsed, growth = time.perf_counter() - started, server.rss_bytes() - warm
+    print(f"{done} requests in {elapsed:.1f} s, median {1000 * median(seconds):.1f} ms")
+    print(f"RSS growth after the first tenth: {growth / 2**20:.2f} MiB")
+    return growth
+
+
+def _fields(number: int, tokens: int) -> dict[str, Any]:
+    return {"prompt": f"def f{number}(x):", "max_tokens": tokens, "seed": number}
+
+
+def _complete(server: Server, number: int, tokens: int) -> int:
+    assert server.post("/v1/completions", **_fields(number, tokens)).status_code == 200
+    return 1
+
+
+def _stream(server: Server, number: int, tokens: int) -> int:
+    fields = _fields(number, tokens) | {"model": None}
+    chunks = list(server.openai.completions.create(stream=True, **fields))
+    assert 1 <= len(chunks) <= tokens and chunks[-1].choices[0].finish_reason
+    return 1
+
+
+def _chat(server: Server, number: int, tokens: int) -> int:
+    messages = [{"role": "user", "content": f"What is {number}?"}]
+    ask = partial(server.openai.chat.completions.create, model=None, max_tokens=tokens)
+    assert list(ask(messages=messages, stream=True))[-1].choices[0].finish_reason
+    return 1
+
+
+def _four_at_once(server: Server, number: int, tokens: int) -> int:
+    calls = [partial(_stream, server, 4 * number + index, tokens) for index in range(4)]
+    assert together(*calls) == [1] * 4
+    return 4
+
+
+def _refused(server: Server, number: int, tokens: int) -> int:
+    body = b"{" if number % 2 else b" " * (2**20 + 1)
+    headers = {"content-type": "application/json"}
+    status = server.http.post("/v1/completions", content=body, headers=headers).status_code
+    assert status == (400 if number % 2 else 413)
+    return 1
+
+
+def _leaves(server: Server, number: int, tokens: int) -> int:
+    fields = _fields(number, 1000) | {"stream": True}
+    with server.http.stream("POST", "/v1/completions", json=fields) as response:
+        next(response.iter_lines())
+    server.wait_for(running=0, waiting=0, seconds=60)
+    return 1
+
+
+if __name__ == "__main__":
+    main()
