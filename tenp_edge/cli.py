@@ -300,6 +300,7 @@ def compress(
     eval_data: flags.EvalData = None,
     eval_samples: flags.EvalSamples = 8,
     eval_seq_len: flags.EvalSeqLen = 512,
+    twin: flags.Twin = False,
     device: flags.Device = "auto",
     dtype: flags.Dtype = "auto",
     threads: flags.Threads = None,
@@ -334,7 +335,7 @@ def compress(
         calibration=_pick(take.CalibrationOptions, given),
         plan=_pick(take.PlanOptions, given),
         validation=take.ValidationOptions(
-            tuple(eval_data or ()), eval_samples, eval_seq_len, threads
+            tuple(eval_data or ()), eval_samples, eval_seq_len, threads, twin
         ),
         statistics=calibration,
         skip_checkpoint=skip_checkpoint,
@@ -431,6 +432,7 @@ def validate(
     device: flags.Device = "auto",
     dtype: flags.Dtype = "auto",
     threads: flags.Threads = None,
+    twin: flags.Twin = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the report here (JSON).")
     ] = None,
@@ -438,12 +440,15 @@ def validate(
 ) -> None:
     """KL divergence, agreement and perplexity of CANDIDATE against REFERENCE, by domain.
 
-    The reference runs layer by layer, so it may be bigger than the RAM. Merged and padded GGUF
-    run in unmodified llama.cpp; a per-expert file is judged through its padded twin.
+    The reference runs layer by layer, so it may be bigger than the RAM. A GGUF runs in its own
+    runtime: merged and padded ones in unmodified llama.cpp, per-expert ones in ours, or with
+    --twin in unmodified llama.cpp too, with zeros where neurons were cut.
 
     Examples:
 
         tenp-edge validate MODEL OUT/model.gguf
+
+        tenp-edge validate MODEL OUT/model.gguf --twin
 
         tenp-edge validate MODEL OUT/checkpoint --data chat=prompts.jsonl --samples 16
     """
@@ -451,7 +456,7 @@ def validate(
     from tenp_edge.options import CalibrationOptions, ValidationOptions
     from tenp_edge.pipeline import run_validate
 
-    options = ValidationOptions(tuple(data or ()), samples, seq_len, threads)
+    options = ValidationOptions(tuple(data or ()), samples, seq_len, threads, twin)
     compute = CalibrationOptions(seed=seed, device=device, dtype=dtype)
     found = run_validate(reference, candidate, options, compute, progress).to_json()
     if output is not None:

@@ -194,3 +194,11 @@ EvalSeqLen = Annotated[
         panel=_VALIDATION,
     ),
 ]
+Twin = Annotated[
+    bool,
+    typer.Option(
+        "--twin",
+        help="Judge a per-expert file by unmodified llama.cpp, through its padded twin.",
+        rich_help_panel=_VALIDATION,
+    ),
+]

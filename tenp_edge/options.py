@@ -58,6 +58,7 @@ class ValidationOptions:
     samples: int = 8
     seq_len: int = 512
     threads: int | None = None
+    twin: bool = False
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from tenp_edge.options import (
 )
 from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.planner import make_plan, make_target
-from tenp_edge.pricing import Pricer
+from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
@@ -210,6 +210,7 @@ def run_validate(
         device=compute.device,
         dtype=compute.dtype,
         threads=options.threads,
+        twin=options.twin,
         progress=progress,
     )
 
@@ -278,10 +279,11 @@ class _Compress:
         return self._make_plan(None)
 
     def require_disk(self, draft: CompressionPlan) -> None:
-        """UserError unless everything not yet written fits, the validation's twin included."""
+        """UserError unless everything not yet written fits, a twin for the validation included."""
         missing = self._missing(draft)
-        twin = 0 if self.options.no_validate else draft.files["model.gguf"]
-        what = f"this run ({', '.join((*missing, 'the validation') if twin else missing)})"
+        with_twin = self.options.validation.twin and not self.options.no_validate
+        twin = self._padded(draft).manifest.file_bytes if with_twin else 0
+        what = f"this run ({', '.join((*missing, 'the padded twin') if twin else missing)})"
         require_free(self.output, sum(missing.values()) + twin, what)
 
     def note_time(self, draft: CompressionPlan) -> None:
@@ -374,6 +376,7 @@ class _Compress:
             device=options.calibration.device,
             dtype=options.calibration.dtype,
             threads=options.validation.threads,
+            twin=options.validation.twin,
             predicted_peak_rss=self._predicted_peak_rss(plan),
             memory_run=self._memory_run(plan),
             work=self.output,
@@ -404,12 +407,14 @@ class _Compress:
         return ExportOptions(recipe["quant"], recipe["layout"], recipe["imatrix"], rules)
 
     def _predicted_peak_rss(self, plan: CompressionPlan) -> int:
-        """Of the run that validation measures: a per-expert file is measured as its padded twin."""
-        if plan.recipe["layout"] != "per-expert":
-            return int(plan.memory["total_bytes"])
-        request = replace(self.request, layout="padded")
-        target = make_target(self.profile, request)
-        return Pricer(self.checkpoint, target)(plan.widths).memory.total_bytes
+        """Of the run that validation measures: the file's own, or that of its padded twin."""
+        if plan.recipe["layout"] == "per-expert" and self.options.validation.twin:
+            return self._padded(plan).memory.total_bytes
+        return int(plan.memory["total_bytes"])
+
+    def _padded(self, plan: CompressionPlan) -> Priced:
+        target = make_target(self.profile, replace(self.request, layout="padded"))
+        return Pricer(self.checkpoint, target)(plan.widths)
 
     def _memory_run(self, plan: CompressionPlan) -> MemoryRun:
         chosen = {name: plan.memory[name] for name in ("context", "ubatch", "kv_type")}

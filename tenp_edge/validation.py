@@ -2,8 +2,9 @@
 
 Both models run over the same tokens and are compared sequence by sequence, so no distribution is
 ever stored or rounded. The reference runs layer by layer (it may be bigger than RAM). A pruned
-checkpoint runs the same way; a GGUF runs in unmodified llama.cpp, a per-expert one through its
-padded twin, which holds the very bytes of the file with zeros where neurons were cut.
+checkpoint runs the same way, a GGUF in its own runtime. A per-expert file can also be judged by
+unmodified llama.cpp, through its padded twin: the very bytes of the file, with zeros where neurons
+were cut.
 """
 
 from __future__ import annotations
@@ -31,12 +32,16 @@ from tenp_edge.errors import UserError
 from tenp_edge.forward import choose_device, choose_dtype, streaming_logits
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.llamacpp import LlamaCppModel
+from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.peak import measure_peak_rss
+from tenp_edge.runtime.perexpert import PerExpertModel
+from tenp_edge.runtime.session import Session
 from tenp_edge.runtime.twin import GgufFile, write_padded_twin
 from tenp_edge.source import ModelSource
 
 TRANSFORMERS = "transformers, layer by layer"
-LLAMACPP = "unmodified llama.cpp"
+LLAMACPP = LlamaCppModel.runtime
+PER_EXPERT = PerExpertModel.runtime
 TWIN = "padded twin in unmodified llama.cpp"
 # F16 flips the routing of near-ties, which would be counted against the weights.
 _KV_TYPE = "F32"
@@ -107,6 +112,7 @@ def validate(
     threads: int | None = None,
     predicted_peak_rss: int | None = None,
     memory_run: MemoryRun | None = None,
+    twin: bool = False,
     work: Path | None = None,
     progress: Progress = QUIET,
 ) -> ValidationReport:
@@ -128,7 +134,7 @@ def validate(
             opened = _checkpoint_judge(run, candidate)
         else:
             memory = None if predicted_peak_rss is None else memory_run or MemoryRun()
-            opened = _gguf_judge(run, candidate, predicted_peak_rss, memory)
+            opened = _gguf_judge(run, candidate, predicted_peak_rss, memory, twin)
         with opened as judge:
             rows, overall = _compare(run, run.logits(source, "reference"), judge.logits)
     return ValidationReport(
@@ -264,7 +270,7 @@ def _checkpoint_judge(run: _Run, path: Path) -> Iterator[_Judge]:
 
 @contextmanager
 def _gguf_judge(
-    run: _Run, path: Path, predicted: int | None, memory: MemoryRun | None
+    run: _Run, path: Path, predicted: int | None, memory: MemoryRun | None, twin: bool
 ) -> Iterator[_Judge]:
     file, config = GgufFile(path), run.source.config
     sizes = {
@@ -272,22 +278,27 @@ def _gguf_judge(
         "embedding_length": (config.hidden_size, file.size("embedding_length")),
     }
     _check_sizes(path, sizes)
-    runnable, judged = path, LLAMACPP
-    if file.layout == "per-expert":
-        runnable, judged = run.scratch / "twin.gguf", TWIN
+    runnable = path
+    if twin and file.layout == "per-expert":
+        runnable = run.scratch / "twin.gguf"
         write_padded_twin(file, runnable, run.progress)
-    facts: dict[str, Any] = {}
-    if predicted is not None and memory is not None:
-        facts = {
-            "predicted_peak_rss": predicted,
-            "measured_peak_rss": measure_peak_rss(runnable, **asdict(memory)),
-            "measured_as": judged,
-        }
-    context = run.batch.tokens.shape[1]
-    with LlamaCppModel(runnable, context=context, threads=run.threads, kv_type=_KV_TYPE) as model:
+    options = RunOptions(
+        context=run.batch.tokens.shape[1],
+        threads=run.threads,
+        kv_type=_KV_TYPE,
+        flash_attention=False,
+    )
+    with open_model(runnable, options) as model:
+        judged = model.runtime if runnable == path else TWIN
         _check_sizes(path, {"vocab_size": (config.vocab_size, model.vocab_size)})
-        facts["tokenizer_agrees"] = _tokenizers_agree(model, run)
-        yield _Judge(judged, _llamacpp_logits(model, run.batch), facts)
+        facts: dict[str, Any] = {"tokenizer_agrees": _tokenizers_agree(model, run)}
+        if predicted is not None and memory is not None:
+            facts |= {
+                "predicted_peak_rss": predicted,
+                "measured_peak_rss": measure_peak_rss(runnable, **asdict(memory)),
+                "measured_as": judged,
+            }
+        yield _Judge(judged, _gguf_logits(model, run.batch), facts)
 
 
 def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int | None]]) -> None:
@@ -299,12 +310,12 @@ def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int | None]]) -> Non
             )
 
 
-def _llamacpp_logits(model: LlamaCppModel, batch: _Batch) -> Iterator[torch.Tensor]:
+def _gguf_logits(model: Session, batch: _Batch) -> Iterator[torch.Tensor]:
     for tokens, length in zip(batch.tokens, batch.lengths, strict=True):
         yield torch.from_numpy(model.logits(tokens[:length].tolist(), batch.first))
 
 
-def _tokenizers_agree(model: LlamaCppModel, run: _Run) -> bool:
+def _tokenizers_agree(model: Session, run: _Run) -> bool:
     """Whether the file's tokenizer gives the reference's ids for a piece of every domain."""
     tokenizer = load_tokenizer(run.source.checkpoint.path)
     for span in run.batch.spans.values():

@@ -24,6 +24,7 @@ from tenp_edge.runtime.twin import GgufFile, write_padded_twin
 from tenp_edge.source import ModelSource
 from tenp_edge.validation import (
     LLAMACPP,
+    PER_EXPERT,
     TRANSFORMERS,
     TWIN,
     MemoryRun,
@@ -55,8 +56,12 @@ def export(source: ModelSource, target: Path, layout: str, quant: str = "F32") -
     return target
 
 
-def strict(reference: Path, candidate: Path, domains: list[Domain]) -> ValidationReport:
-    return validate(reference, candidate, domains, device="cpu", dtype="float32", threads=1)
+def strict(
+    reference: Path, candidate: Path, domains: list[Domain], twin: bool = False
+) -> ValidationReport:
+    return validate(
+        reference, candidate, domains, device="cpu", dtype="float32", threads=1, twin=twin
+    )
 
 
 def test_a_model_against_itself(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
@@ -75,7 +80,7 @@ def test_a_model_against_itself(checkpoint_of: CheckpointOf, tmp_path: Path) -> 
 def test_every_judge_says_the_same(
     family: str, checkpoint_of: CheckpointOf, tmp_path: Path
 ) -> None:
-    """Torch, the padded file and the per-expert file through its twin, in F32."""
+    """Torch, the padded file, the per-expert file through its twin and in its runtime, in F32."""
     model = checkpoint_of(family)
     checkpoint, domains = Checkpoint(model), domains_of(model)
     source = ModelSource(checkpoint, ragged_plan(checkpoint))
@@ -86,15 +91,18 @@ def test_every_judge_says_the_same(
     (tmp_path / ".ragged.gguf.validation").mkdir()  # as a killed run leaves it
     (tmp_path / ".ragged.gguf.validation" / "twin.gguf.partial").write_bytes(b"half")
     reports = [strict(model, file, domains) for file in (tmp_path / "pruned", padded, ragged)]
-    assert [r.judged_through for r in reports] == [TRANSFORMERS, LLAMACPP, TWIN]
-    assert [r.tokenizer_agrees for r in reports] == [None, True, True]
-    torch_row, padded_row, twin_row = (r.overall for r in reports)
+    reports.append(strict(model, ragged, domains, twin=True))
+    assert [r.judged_through for r in reports] == [TRANSFORMERS, LLAMACPP, PER_EXPERT, TWIN]
+    assert [r.tokenizer_agrees for r in reports] == [None, True, True, True]
+    torch_row, padded_row, own_row, twin_row = (r.overall for r in reports)
     assert torch_row.mean_kl > 1e-4 and torch_row.perplexity_ratio != 1.0
     assert padded_row.mean_kl == pytest.approx(torch_row.mean_kl, rel=1e-3)
     assert padded_row.candidate_perplexity == pytest.approx(
         torch_row.candidate_perplexity, rel=1e-4
     )
     assert twin_row == padded_row
+    assert own_row.mean_kl == pytest.approx(torch_row.mean_kl, rel=1e-3)
+    assert own_row.candidate_perplexity == pytest.approx(twin_row.candidate_perplexity, rel=1e-4)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -152,15 +160,24 @@ def test_twin_of_experts_with_different_types(checkpoint_of: CheckpointOf, tmp_p
         assert not merged.data[expert][:, width:].any()
 
 
-def test_peak_rss_is_of_the_run_that_is_named(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("twin", "judge"), [(False, PER_EXPERT), (True, TWIN)])
+def test_peak_rss_is_of_the_run_that_is_named(
+    twin: bool, judge: str, checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
     model = checkpoint_of("qwen3_moe")
     source = ModelSource(Checkpoint(model), ragged_plan(Checkpoint(model)))
     ragged = export(source, tmp_path / "ragged.gguf", "per-expert")
     run = MemoryRun(context=256, ubatch=64, kv_type="F16", threads=1)
     report = validate(
-        model, ragged, domains_of(model), predicted_peak_rss=10**8, memory_run=run, device="cpu"
+        model,
+        ragged,
+        domains_of(model),
+        predicted_peak_rss=10**8,
+        memory_run=run,
+        twin=twin,
+        device="cpu",
     )
-    assert (report.measured_as, report.predicted_peak_rss) == (TWIN, 10**8)
+    assert (report.measured_as, report.predicted_peak_rss) == (judge, 10**8)
     assert report.measured_peak_rss is not None
     assert 20 * 2**20 < report.measured_peak_rss < 400 * 2**20
 
