@@ -133,7 +133,7 @@ def timed(run: Any, clock: Callable[[], float] = time.perf_counter) -> float:
 
 @torch.no_grad()
 def plain_forward(model: Any, tokens: torch.Tensor) -> None:
-    for part in batches(*tokens.shape):
+    for part in batches(*tokens.shape, 8192):
         model.model(tokens[part], use_cache=False)
 
 

@@ -36,8 +36,8 @@ from tenp_edge.source import ModelSource
 
 DEMO = Path(tenp_edge.__file__).parent / "demo_model"
 # Multiples of 32 would give these three clearly fewer bytes than the others get.
-UNIFORM = PlanRequest(method="enp", width_multiple=8)
-PAPER = PlanRequest(shallow=1, deep=2, middle=1, width_multiple=8)  # and alpha = rho / 2
+UNIFORM = PlanRequest(method="enp", width_multiple=1)
+PAPER = PlanRequest(shallow=1, deep=2, middle=1, width_multiple=1)  # and alpha = rho / 2
 METHODS: dict[str, PlanRequest] = {
     "TENP (alpha and slope by predicted loss)": PlanRequest(),
     "TENP as published (alpha = rho/2, 1 -> 2)": PAPER,

@@ -5,7 +5,9 @@
 Every input goes through the header reader and the checks of metadata against tensors. Of those
 that are accepted, the first ``--run`` are also loaded and evaluated in a process of their own,
 which must not die of a signal. Inputs that fail are kept in ``--keep``, and the script exits
-with 1.
+with 1. Seed 1 on 22 November 2026: 100,000 inputs, 3,836 accepted, 1,000 of them evaluated (995
+answered, 5 refused by llama.cpp), no failure. Before it, seed 0 had found repeated tokens (also
+behind a zero byte), which abort llama.cpp and are now refused.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from tenp_edge.runtime.facts import read_facts
 from tenp_edge.runtime.gguf_file import parse_header
 from tenp_edge.runtime.perexpert import PerExpertModel
 from tenp_edge.runtime.tensors import check_tensors
+from tenp_edge.runtime.vocabulary import check_vocabulary
 
 _SECONDS_PER_RUN = 20
 
@@ -96,6 +99,7 @@ def _check(mutant: bytes, size: int) -> str:
     try:
         header = parse_header(mutant, size)
         check_tensors(header, read_facts(header))
+        check_vocabulary(header)
     except UserError:
         return "refused"
     except Exception as error:
@@ -127,6 +131,7 @@ def _evaluate(file: Path) -> str:
 
 
 def _silence() -> None:
+    os.environ["GGML_NO_BACKTRACE"] = "1"
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
 

@@ -35,12 +35,12 @@ from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.experts import ExpertGroup, RaggedExperts
 from tenp_edge.forward import (
-    BATCH_TOKENS,
     StreamingModel,
     batches,
     check_tokens,
     choose_device,
     choose_dtype,
+    default_batch_tokens,
 )
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
@@ -59,6 +59,7 @@ from tenp_edge.statistics import (
 )
 
 MIN_TOKENS = 32
+_NORM_ROWS = 128
 
 
 def calibrate(
@@ -69,7 +70,7 @@ def calibrate(
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: Progress = QUIET,
 ) -> Statistics:
     """Statistics of ``domains`` in ``directory``; continues or returns what is already there.
@@ -79,6 +80,7 @@ def calibrate(
     """
     target = choose_device(device)
     chosen = choose_dtype(dtype, target, checkpoint.dtype)
+    batch_tokens = batch_tokens or default_batch_tokens(checkpoint.config)
     _check(checkpoint, domains)
     info = _info(checkpoint, domains, seed, chosen, batch_tokens)
     finished = _finished(directory, info)
@@ -308,12 +310,19 @@ def _run_layer(job: _Job, model: StreamingModel, index: int, runs: Sequence[_Run
 def weight_norms(layer: nn.Module) -> dict[str, torch.Tensor]:
     """Row norms of gate and up, column norms of down: float64 [experts, width] each."""
     experts = _experts(layer)
-    norms: dict[str, list[torch.Tensor]] = {"gate_norm": [], "up_norm": [], "down_norm": []}
+    width = experts[0].weight(0).shape[0]
+    names = ("gate_norm", "up_norm", "down_norm")
+    squares = {name: torch.zeros(len(experts), width, dtype=torch.float64) for name in names}
     for expert in range(len(experts)):
-        for projection, rows in enumerate(norms.values()):
-            matrix = experts[expert].weight(projection).float()
-            rows.append(torch.linalg.vector_norm(matrix, dim=0 if projection == 2 else 1).cpu())
-    return {name: torch.stack(rows).double() for name, rows in norms.items()}
+        for projection, name in enumerate(names):
+            # A few rows at a time: whole float32 copies left the heap full of holes (1 GiB).
+            for rows, block in enumerate(
+                torch.split(experts[expert].weight(projection), _NORM_ROWS)
+            ):
+                part = block.float().square().sum(dim=0 if name == "down_norm" else 1).cpu()
+                start = 0 if name == "down_norm" else rows * _NORM_ROWS
+                squares[name][expert, start : start + len(part)] += part
+    return {name: square.sqrt() for name, square in squares.items()}
 
 
 class _LayerObserver:

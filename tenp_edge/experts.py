@@ -78,12 +78,18 @@ class RaggedExpert(nn.Module):
         assert isinstance(module, nn.Linear)
         return module.weight
 
-    def neurons(self, x: torch.Tensor) -> torch.Tensor:
-        """m, [n, width], from x, [n, hidden]."""
-        return silu(linear(x, self.weight(0))) * linear(x, self.weight(1))
+    def matrices(self, dtype: torch.dtype) -> ExpertWeights:
+        """The three matrices in ``dtype``; converted here where they are kept in a smaller one."""
+        return ExpertWeights(*(self.weight(projection).to(dtype) for projection in range(3)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(self.neurons(x), self.weight(2))
+        weights = self.matrices(x.dtype)
+        return linear(neurons(weights, x), weights.down)
+
+
+def neurons(weights: ExpertWeights, x: torch.Tensor) -> torch.Tensor:
+    """m = silu(x W_gate^T) * (x W_up^T), [n, width], from x, [n, hidden]."""
+    return silu(linear(x, weights.gate)) * linear(x, weights.up)
 
 
 class RaggedExperts(nn.Module):
@@ -115,14 +121,14 @@ class RaggedExperts(nn.Module):
         # The weighted sum grows in float32: top-k roundings to bf16 would be the larger error.
         output = torch.zeros_like(hidden_states, dtype=torch.float32)
         for expert, rows, slots in group_by_expert(chosen, self.num_experts):
-            module = self[expert]
+            weights = self[expert].matrices(hidden_states.dtype)
             x = pad_group(hidden_states.index_select(0, rows))
-            m = module.neurons(x)
-            y = linear(m, module.weight(2))
+            m = neurons(weights, x)
+            y = linear(m, weights.down)
             g = top_k_weights[rows, slots].float()
             output.index_add_(0, rows, y[: len(rows)].float() * g[:, None])
             if self.observer is not None:
-                group = ExpertGroup(expert, rows, slots, x, m, y, g, module.weight(2))
+                group = ExpertGroup(expert, rows, slots, x, m, y, g, weights.down)
                 self.observer.expert(group)
         if self.observer is not None:
             self.observer.routed(chosen, output)

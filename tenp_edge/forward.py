@@ -27,8 +27,10 @@ from tenp_edge.states import SPILL_BYTES, FileStates, MemoryStates, States
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Tokens that go through a layer at once: enough that every expert gets a large group.
-BATCH_TOKENS = 8192
+# Tokens that go through a layer at once: enough that every expert gets a large group, few enough
+# that a batch's activations (about ten times its hidden states) stay near 300 MiB.
+_BATCH_TOKENS = (4096, 8192)
+_BATCH_ELEMENTS = 2**23
 _VOCAB_CHUNK = 16384
 
 
@@ -144,13 +146,16 @@ class StreamingModel:
         return layer.requires_grad_(False)  # type: ignore[no-any-return]
 
     def _experts(self, layer: int) -> RaggedExperts:
+        """Kept in the smaller of the stored and the computing dtype: half the memory of a bf16
+        layer that is computed in float32, for 2 % of its time."""
+        stored = self.source.checkpoint.dtype
+        kept = stored if stored.itemsize < self.dtype.itemsize else self.dtype
         weights = (
             self.source.expert(layer, expert)
             for expert in range(len(self.config.expert_widths[layer]))
         )
         moved = [
-            type(w)(*(t.to(self.device, self.dtype) for t in (w.gate, w.up, w.down)))
-            for w in weights
+            type(w)(*(t.to(self.device, kept) for t in (w.gate, w.up, w.down))) for w in weights
         ]
         return RaggedExperts(moved, self.config.family.projections)
 
@@ -198,7 +203,13 @@ class Head:
 # -- the whole model, once -------------------------------------------------------------------------
 
 
-def batches(count: int, seq_len: int, batch_tokens: int = BATCH_TOKENS) -> list[slice]:
+def default_batch_tokens(config: ModelConfig) -> int:
+    """Tokens that go through a layer of ``config`` at once."""
+    least, most = _BATCH_TOKENS
+    return min(most, max(least, _BATCH_ELEMENTS // config.hidden_size))
+
+
+def batches(count: int, seq_len: int, batch_tokens: int) -> list[slice]:
     """``count`` sequences cut into runs of at most ``batch_tokens`` tokens, at least one each."""
     size = max(1, batch_tokens // seq_len)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
@@ -223,7 +234,7 @@ def streaming_logits(
     model = StreamingModel(source, device, dtype)
     shape = (*tokens.shape, source.config.hidden_size)
     with open_states(shape, dtype, work, spill_bytes) as states:
-        runs = batches(*tokens.shape)
+        runs = batches(len(tokens), tokens.shape[1], default_batch_tokens(source.config))
         for run in runs:
             states.write(run.start, model.embed(tokens[run]))
         layers = source.config.num_hidden_layers

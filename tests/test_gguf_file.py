@@ -17,9 +17,10 @@ from runtime_cases import CheckpointOf, export_ragged
 from tenp_edge.errors import UserError
 from tenp_edge.runtime import ggml
 from tenp_edge.runtime.facts import read_facts
-from tenp_edge.runtime.gguf_file import GGML_TYPES, Header, parse_header, read_header
+from tenp_edge.runtime.gguf_file import GGML_TYPES, Header, Texts, parse_header, read_header
 from tenp_edge.runtime.perexpert import PerExpertModel
 from tenp_edge.runtime.tensors import check_tensors
+from tenp_edge.runtime.vocabulary import check_vocabulary
 
 MUTANTS = 3000
 
@@ -36,8 +37,10 @@ def test_every_field_and_tensor_is_what_gguf_py_reads(
         found, value = header.fields[name], wanted.contents()
         if isinstance(found, np.ndarray):
             assert found.tolist() == value, name
+        elif isinstance(found, Texts):
+            assert [text.decode() for text in found.values()] == value, name
         else:
-            assert found == (None if isinstance(value, list) else value), name
+            assert found == value, name
     assert header.data_start == reference.data_offset
     assert [
         (tensor.name, tuple(tensor.shape.tolist()), tensor.data_offset, tensor.n_bytes)
@@ -175,7 +178,7 @@ def rewritten(data: bytes, **changes: Any) -> Header:
         fields[name] = value
         if value is None:
             del fields[name]
-    return Header("model.gguf", fields, header.tensors, header.data_start)
+    return Header("model.gguf", fields, header.tensors, header.data_start, 0)
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +263,39 @@ def test_metadata_that_contradicts_the_tensors(
 
 def check(header: Header) -> None:
     check_tensors(header, read_facts(header))
+    check_vocabulary(header)
+
+
+# The third is the first to llama.cpp; an empty one is not a repetition.
+REPEATED = (b"a", b"a", b"a\0b", b"")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"tokenizer__ggml__tokens": None}, "it has no tokens"),
+        (
+            {"tokenizer__ggml__tokens": Texts(4, b"".join(map(made.text, REPEATED)))},
+            "2 of 4 tokens are repeated",
+        ),
+        (
+            {"tokenizer__ggml__token_type": np.ones(383, dtype=np.int32)},
+            "tokenizer.ggml.token_type is not a list of 384 numbers",
+        ),
+        (
+            {"tokenizer__ggml__token_type": np.ones(384, dtype=np.int8)},
+            "tokenizer.ggml.token_type is not a list of 384 numbers",
+        ),
+    ],
+)
+def test_vocabularies_that_would_abort_llamacpp(
+    sound: bytes, changes: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        check(rewritten(sound, **changes))
+    assert str(caught.value) == (
+        f"the vocabulary of model.gguf is broken: {why}\ntry: export it again"
+    )
 
 
 def test_missing_and_unknown_tensors(sound: bytes) -> None:
@@ -270,11 +306,11 @@ def test_missing_and_unknown_tensors(sound: bytes) -> None:
     ):
         tensors = {key: info for key, info in header.tensors.items() if key != name}
         with pytest.raises(UserError) as caught:
-            check(Header("m", header.fields, tensors, header.data_start))
+            check(Header("m", header.fields, tensors, header.data_start, 0))
         assert str(caught.value) == f"m contradicts itself: {why}\ntry: export it again"
     extra = header.tensors | {"blk.9.x": header.tensors["output_norm.weight"]}
     with pytest.raises(UserError) as caught:
-        check(Header("m", header.fields, extra, header.data_start))
+        check(Header("m", header.fields, extra, header.data_start, 0))
     assert str(caught.value) == (
         "m contradicts itself: blk.9.x belongs to no layer\ntry: export it again"
     )

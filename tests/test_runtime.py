@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +76,36 @@ def test_f32_is_transformers_and_padded_llamacpp(
     assert_close(found, torch_logits(checkpoint_of(family), plan))
     assert_close(found, llamacpp(file_of(family, layout="padded")))
     assert_close(ours(file_of(family), flash_attention=False), found)
+
+
+_YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear": ("mixtral", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "yarn": ("qwen3_moe", {"rope_scaling": {"rope_type": "yarn"} | _YARN}),
+    "yarn, own magnitude": (
+        "qwen3_moe",
+        {"rope_scaling": {"rope_type": "yarn", "attention_factor": 1.3} | _YARN},
+    ),
+    "no groups, whole queries": (
+        "deepseek_v3",
+        {"n_group": 1, "topk_group": 1, "q_lora_rank": None, "norm_topk_prob": False},
+    ),
+    "low-rank queries": ("deepseek_v2", {"q_lora_rank": 32, "num_hidden_layers": 4}),
+    "one head for all": ("mixtral", {"num_key_value_heads": 1}),
+    "every expert": ("olmoe", {"num_experts": 3, "num_experts_per_tok": 3}),
+    "one expert": ("qwen2_moe", {"num_experts_per_tok": 1}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_are_transformers_and_padded_llamacpp(name: str, tmp_path: Path) -> None:
+    family, changes = VARIANTS[name]
+    checkpoint = tiny.make(tmp_path / "model", family, **changes)
+    plan = export_ragged(checkpoint, tmp_path / "model.gguf")
+    export_ragged(checkpoint, tmp_path / "padded.gguf", layout="padded")
+    found = ours(tmp_path / "model.gguf")
+    assert_close(found, torch_logits(checkpoint, plan))
+    assert_close(found, llamacpp(tmp_path / "padded.gguf"))
 
 
 def assert_same(file: Path, padded: Path, *, exact: bool = True, **choices: object) -> None:

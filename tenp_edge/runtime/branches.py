@@ -27,7 +27,8 @@ class Route:
     def __init__(self, context: ggml.Context, experts: int, top_k: int, tokens: int) -> None:
         self._context = context
         self._experts, self._top_k, self._tokens = experts, top_k, tokens
-        self._sizes: list[list[int]] = []
+        self._vectors: list[Sequence[int]] = []
+        self._matrices: list[Sequence[int]] = []
         self._index: npt.NDArray[np.int64] | None = None
         self.error: BaseException | None = None
         self._callback = ggml.CUSTOM_OP(self._run)
@@ -35,14 +36,15 @@ class Route:
 
     def add_branch(self, vectors: Sequence[int], matrices: Sequence[int]) -> None:
         """The next expert's tensors whose row count varies: 1-D by ne[0], 2-D by ne[1]."""
-        index = self._context.index
-        sizes = [index(item, "ne", 0) for item in vectors]
-        self._sizes.append(sizes + [index(item, "ne", 1) for item in matrices])
+        self._vectors.append(vectors)
+        self._matrices.append(matrices)
 
     def reset(self) -> None:
         """Full row counts, before ggml plans its work memory from them."""
         if self._index is None:
-            self._index = np.array(self._sizes, dtype=np.int64)
+            vectors, matrices = np.array(self._vectors), np.array(self._matrices)
+            indices = self._context.indices
+            self._index = np.hstack([indices(vectors, 0), indices(matrices, 1)])
         self._context.memory[self._index] = self._tokens
 
     def _run(self, address: int, _thread: int, _threads: int, _data: int | None) -> None:

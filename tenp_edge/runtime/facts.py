@@ -8,13 +8,14 @@ table. Keys and names are llama.cpp's, the ``tenp.*`` keys those of docs/gguf-pe
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.gguf_file import Header
+from tenp_edge.runtime.gguf_file import Header, Value
 
 LAYOUT = "per-expert"
 _VERSION = 1
@@ -110,9 +111,10 @@ class Facts:
         return (self.kv_heads * self.head_dim,) * 2
 
 
-def is_per_expert(header: Header) -> bool:
-    """Whether this file is for our runtime; others are llama.cpp's."""
-    return header.fields.get("tenp.layout") == LAYOUT
+def is_per_expert(fields: Mapping[str, Value]) -> bool:
+    """Whether a file with these fields is for our runtime; others are llama.cpp's."""
+    layout = fields.get("tenp.layout")
+    return isinstance(layout, str) and layout == LAYOUT
 
 
 def read_facts(header: Header) -> Facts:
@@ -212,13 +214,14 @@ def _rope(fields: _Fields) -> Rope:
     dimensions = fields.integer("rope.dimension_count")
     base = fields.real("rope.freq_base")
     kind = fields.text("rope.scaling.type", "none")
+    wanted = fields.real("rope.scaling.attn_factor", 1.0)
     if kind == "none":
-        return Rope(dimensions, base)
+        return Rope(dimensions, base, attention_factor=wanted)
     factor = fields.real("rope.scaling.factor")
     if kind not in _FREQUENCY_SCALED or not factor >= 1.0:
         raise fields.error(f"rope scaling '{kind}' by {factor:g} is not known")
     if kind == "linear":
-        return Rope(dimensions, base, scale=1.0 / factor)
+        return Rope(dimensions, base, scale=1.0 / factor, attention_factor=wanted)
     magnitude = 1.0 + 0.1 * math.log(factor)
     cancelled = fields.real("rope.scaling.yarn_log_multiplier", 0.0) != 0.0
     return Rope(
@@ -227,7 +230,7 @@ def _rope(fields: _Fields) -> Rope:
         scale=1.0 / factor,
         original_context=fields.integer("rope.scaling.original_context_length"),
         ext_factor=1.0,
-        attention_factor=1.0 / magnitude if cancelled else 1.0,
+        attention_factor=wanted / magnitude if cancelled else wanted,
         beta_fast=fields.real("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=fields.real("rope.scaling.yarn_beta_slow", 1.0),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -288,13 +288,7 @@ class Context:
         )
 
     def __getattr__(self, name: str) -> Callable[..., int]:
-        function = getattr(self._library, f"ggml_{name}")
-        address = self.address
-
-        def operation(*arguments: Any) -> int:
-            made: int = function(address, *arguments)
-            return made
-
+        operation = partial(getattr(self._library, f"ggml_{name}"), self.address)
         self.__dict__[name] = operation
         return operation
 
@@ -318,10 +312,10 @@ class Context:
         )
         return made
 
-    def index(self, address: int, field: str, item: int) -> int:
-        """Index into ``memory`` of element ``item`` of ``field`` (ne or nb) of a tensor."""
-        offset = getattr(Tensor, field).offset + 8 * item
-        return int(address + offset - self.memory.ctypes.data) // 8
+    def indices(self, addresses: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+        """Where in ``memory`` the ``ne[size]`` of the tensors at ``addresses`` lie."""
+        offset = Tensor.ne.offset + 8 * size - self.memory.ctypes.data
+        return (addresses + offset) // 8
 
     def close(self) -> None:
         if self.address:

@@ -8,12 +8,15 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +24,7 @@ import numpy.typing as npt
 from tenp_edge.errors import UserError
 
 MAGIC = b"GGUF"
+HEAD_BYTES = 24
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
@@ -60,11 +64,28 @@ GGML_TYPES = {
 }
 
 Bytes = bytes | bytearray | memoryview | mmap.mmap
-Value = int | float | bool | str | npt.NDArray[np.generic] | None
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class Texts:
+    """An array of strings, checked but not decoded: vocabularies are large and seldom needed."""
+
+    count: int
+    raw: bytes
+
+    def values(self) -> Iterator[bytes]:
+        unpack, position = struct.Struct("<Q").unpack_from, 0
+        for _ in range(self.count):
+            start = position + 8
+            position = start + unpack(self.raw, position)[0]
+            yield self.raw[start:position]
+
+
+Value = int | float | bool | str | npt.NDArray[np.generic] | Texts
+
+
+class TensorInfo(NamedTuple):
     """One tensor: ``shape`` as ggml counts (row length first), ``offset`` from the file's start."""
 
     name: str
@@ -80,16 +101,24 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """Everything before the tensor data. Arrays of strings are checked but not kept (None)."""
+    """Everything before the tensor data.
+    ``fields_end``: where the fields end and the tensor infos begin."""
 
     file: str
     fields: dict[str, Value]
     tensors: dict[str, TensorInfo]
     data_start: int
+    fields_end: int
 
     @property
     def weight_bytes(self) -> int:
         return sum(info.nbytes for info in self.tensors.values())
+
+
+def read_fields(file: Path) -> dict[str, Value]:
+    """The metadata of ``file`` alone, enough to choose a runtime; UserError as `read_header`."""
+    with mapped(file) as memory, memoryview(memory) as view:
+        return _guarded(_Reader(view, file.name), lambda reader: _fields(reader)[0])
 
 
 def read_header(file: Path) -> Header:
@@ -112,29 +141,45 @@ def mapped(file: Path) -> Iterator[mmap.mmap]:
     try:
         yield memory
     finally:
-        memory.close()
+        # Where a view is still alive (a model that nobody closed) the mapping goes with it.
+        with suppress(BufferError):
+            memory.close()
 
 
 def parse_header(data: Bytes, file_bytes: int, name: str = "the file") -> Header:
     """Parse ``data`` (the file, or its beginning); tensor data must fit into ``file_bytes``."""
     with memoryview(data) as view:
-        reader = _Reader(view, name)
-        try:
-            return _parse(reader, file_bytes)
-        except UnicodeDecodeError:
-            raise reader.error("a name or a text is not UTF-8") from None
+        return _guarded(_Reader(view, name), lambda reader: _parse(reader, file_bytes))
+
+
+def _guarded(reader: _Reader, parse: Callable[[_Reader], Parsed]) -> Parsed:
+    try:
+        return parse(reader)
+    except UnicodeDecodeError:
+        raise reader.error("a name or a text is not UTF-8") from None
 
 
 def _parse(reader: _Reader, file_bytes: int) -> Header:
-    if reader.left < 24:
-        raise reader.error(f"it has {reader.left} bytes, a header needs 24")
+    fields, tensor_count = _fields(reader)
+    fields_end = reader.position
+    reader.check_count("tensors", tensor_count, _LEAST_TENSOR)
+    alignment = _alignment(reader, fields)
+    infos = [_tensor_info(reader) for _ in range(tensor_count)]
+    data_start = _padded(reader.position, alignment)
+    tensors = _placed(reader, infos, data_start, alignment, file_bytes)
+    return Header(reader.name, fields, tensors, data_start, fields_end)
+
+
+def _fields(reader: _Reader) -> tuple[dict[str, Value], int]:
+    """The metadata by key, and how many tensors are announced."""
+    if reader.left < HEAD_BYTES:
+        raise reader.error(f"it has {reader.left} bytes, a header needs {HEAD_BYTES}")
     magic = bytes(reader.take(4))
     if magic != MAGIC:
         raise reader.error(f"it begins with {magic!r}, not {MAGIC!r}")
-    version = reader.number("I")
+    version, tensor_count, field_count = reader.numbers("IQQ")
     if version not in VERSIONS:
         raise reader.error(f"version {version}; 2 and 3 can be read")
-    tensor_count, field_count = reader.number("Q"), reader.number("Q")
     reader.check_count("metadata fields", field_count, _LEAST_FIELD)
     fields: dict[str, Value] = {}
     for _ in range(field_count):
@@ -142,12 +187,7 @@ def _parse(reader: _Reader, file_bytes: int) -> Header:
         if key in fields:
             raise reader.error(f"the key {key} is there twice")
         fields[key] = reader.value(reader.number("I"), key)
-    reader.check_count("tensors", tensor_count, _LEAST_TENSOR)
-    alignment = _alignment(reader, fields)
-    infos = [_tensor_info(reader) for _ in range(tensor_count)]
-    data_start = _padded(reader.position, alignment)
-    tensors = _placed(reader, infos, data_start, alignment, file_bytes)
-    return Header(reader.name, fields, tensors, data_start)
+    return fields, tensor_count
 
 
 def _alignment(reader: _Reader, fields: dict[str, Value]) -> int:
@@ -165,19 +205,16 @@ def _tensor_info(reader: _Reader) -> TensorInfo:
     dimensions = reader.number("I")
     if not 1 <= dimensions <= _MAX_DIMENSIONS:
         raise reader.error(f"{name} has {dimensions} dimensions")
-    shape = tuple(reader.number("Q") for _ in range(dimensions))
-    elements = 1
-    for size in shape:
-        elements *= size
+    *shape, kind, offset = reader.numbers(f"{dimensions}QIQ")
+    elements = math.prod(shape)
     if not 0 < elements < _MAX_ELEMENTS:
         raise reader.error(f"{name} has the impossible shape {_times(shape)}")
-    kind = reader.number("I")
     if kind not in GGML_TYPES:
         raise reader.error(f"{name} has the unknown type {kind}")
     type_name, block, block_bytes = GGML_TYPES[kind]
     if shape[0] % block:
         raise reader.error(f"{name}: rows of {shape[0]} do not divide into {type_name} blocks")
-    return TensorInfo(name, shape, kind, reader.number("Q"), elements // block * block_bytes)
+    return TensorInfo(name, tuple(shape), kind, offset, elements // block * block_bytes)
 
 
 def _placed(
@@ -198,7 +235,7 @@ def _placed(
                 f"the file has {file_bytes:,}",
                 "a complete copy of the file",
             )
-        tensors[info.name] = TensorInfo(info.name, info.shape, info.type, start, info.nbytes)
+        tensors[info.name] = info._replace(offset=start)
         expected = _padded(info.offset + info.nbytes, alignment)
     return tensors
 
@@ -207,8 +244,13 @@ def _padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-def _times(shape: tuple[int, ...]) -> str:
+def _times(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
+
+
+@cache
+def _packer(codes: str) -> struct.Struct:
+    return struct.Struct(f"<{codes}")
 
 
 class _Reader:
@@ -216,26 +258,31 @@ class _Reader:
 
     def __init__(self, view: memoryview, name: str) -> None:
         self.view, self.name, self.position = view, name, 0
+        self._size = len(view)
 
     @property
     def left(self) -> int:
-        return len(self.view) - self.position
+        return self._size - self.position
 
     def error(self, why: str) -> UserError:
         return UserError(f"{self.name} is not a usable GGUF file: {why}", "a sound copy of it")
 
     def take(self, count: int) -> memoryview:
-        if count > self.left:
+        start, stop = self.position, self.position + count
+        if stop > self._size:
             raise self.error(
                 f"the header ends early ({count:,} bytes wanted, {self.left:,} are left)"
             )
-        start, self.position = self.position, self.position + count
-        return self.view[start : self.position]
+        self.position = stop
+        return self.view[start:stop]
 
     def number(self, code: str) -> int:
-        size = struct.calcsize(f"<{code}")
-        value: int = struct.unpack(f"<{code}", self.take(size))[0]
-        return value
+        return self.numbers(code)[0]
+
+    def numbers(self, codes: str) -> tuple[int, ...]:
+        """Numbers in struct's letters, little-endian and without padding."""
+        packer = _packer(codes)
+        return packer.unpack(self.take(packer.size))
 
     def check_count(self, what: str, count: int, least: int) -> None:
         if count * least > self.left:
@@ -266,20 +313,19 @@ class _Reader:
             return np.frombuffer(self.take(count * size), f"<{code}").copy()
         if kind == _STRING:
             self.check_count(f"texts of {key}", count, 8)
-            self._skip_texts(count)
-            return None
+            return self._texts(count)
         raise self.error(f"{key} is an array of the type {kind}")
 
-    def _skip_texts(self, count: int) -> None:
-        """Pass over ``count`` strings (a vocabulary of 150,000 in 0.05 s)."""
-        unpack, view, position = struct.Struct("<Q").unpack_from, self.view, self.position
-        last = len(view) - 8
+    def _texts(self, count: int) -> Texts:
+        """``count`` strings, walked to see that each ends within the file."""
+        unpack, view, start = struct.Struct("<Q").unpack_from, self.view, self.position
+        position, last = start, self._size - 8
         for _ in range(count):
             if position > last:
                 break
             position += 8 + unpack(view, position)[0]
         else:
-            if position <= len(view):
+            if position <= self._size:
                 self.position = position
-                return
+                return Texts(count, bytes(view[start:position]))
         raise self.error("the header ends early (in a list of texts)")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.facts import is_per_expert
-from tenp_edge.runtime.gguf_file import read_header
+from tenp_edge.runtime.gguf_file import read_fields, read_header
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.perexpert import PerExpertModel
 from tenp_edge.runtime.session import Session
+from tenp_edge.runtime.vocabulary import check_vocabulary
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
     Raises UserError for a file that neither can run, before its weights are touched.
     """
     file, options = Path(file), options or RunOptions()
-    header = read_header(file)
-    if is_per_expert(header):
+    if is_per_expert(read_fields(file)):
         if options.gpu_layers:
             raise UserError(
                 f"{file.name} has the per-expert layout, which runs on the CPU",
@@ -46,6 +46,7 @@ def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
             ubatch=options.ubatch,
             flash_attention=options.flash_attention,
         )
+    check_vocabulary(read_header(file))
     return LlamaCppModel(
         file,
         context=options.context,

@@ -6,8 +6,40 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tenp_edge.errors import UserError
+from tenp_edge.runtime.gguf_file import Header, Texts
 from tenp_edge.runtime.native import native
+
+_NO_VOCABULARY = ("none", "no_vocab")
+
+
+def check_vocabulary(header: Header) -> None:
+    """Raise UserError where llama.cpp would abort the process, or read beyond an array, instead of
+    refusing: repeated tokens, lists of different lengths."""
+    fields = header.fields
+    tokens = fields.get("tokenizer.ggml.tokens")
+    if fields.get("tokenizer.ggml.model") in _NO_VOCABULARY and tokens is None:
+        return
+    if not isinstance(tokens, Texts) or not tokens.count:
+        raise _broken(header, "it has no tokens")
+    # llama.cpp cuts a token at a zero byte and gives an empty one a name of its own.
+    cut = (text.split(b"\0", 1)[0] for text in tokens.values())
+    texts = {text or b"[EMPTY_%d]" % number for number, text in enumerate(cut)}
+    if len(texts) != tokens.count:
+        raise _broken(header, f"{tokens.count - len(texts)} of {tokens.count} tokens are repeated")
+    for key, kind in (("scores", np.floating), ("token_type", np.integer)):
+        values = fields.get(f"tokenizer.ggml.{key}")
+        if values is None:
+            continue
+        fits = isinstance(values, np.ndarray) and np.issubdtype(values.dtype, kind)
+        if not fits or len(values) != tokens.count or values.dtype.itemsize != 4:  # type: ignore[arg-type, union-attr]
+            raise _broken(header, f"tokenizer.ggml.{key} is not a list of {tokens.count} numbers")
+
+
+def _broken(header: Header, why: str) -> UserError:
+    return UserError(f"the vocabulary of {header.file} is broken: {why}", "export it again")
 
 
 class Vocabulary:

@@ -51,7 +51,8 @@ class Weights:
 class Cache:
     """Keys and values (or latent rows) of every layer: tensors of (values, slots).
 
-    Memory is touched, and so counts as resident, only where tokens have been written.
+    All of it is resident from the start, as in llama.cpp: what does not fit fails at load, not in
+    the middle of a long answer.
     """
 
     def __init__(self, library: ggml.Library, facts: Facts, context: int, kv_type: str) -> None:
@@ -98,8 +99,10 @@ def _head_sizes(facts: Facts) -> tuple[int, ...]:
 
 def _zeros(count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     try:
-        return np.zeros(count + 64, dtype=np.uint8)
+        memory = np.empty(count + 64, dtype=np.uint8)
     except MemoryError:
         raise UserError(
             f"there is not enough memory for a KV cache of {count:,} bytes", "a smaller --context"
         ) from None
+    memory.fill(0)
+    return memory
