@@ -321,6 +321,9 @@ class Context:
         if self.address:
             self._library.ggml_free(self.address)
             self.address = 0
+            # Now, not when Python's collector finds the cycle through a callback: a server's
+            # memory would grow by megabytes until then.
+            self._block = self.memory = np.empty(0, dtype=np.int64)
 
     def __enter__(self) -> Context:
         return self
