@@ -39,7 +39,7 @@ from tenp_edge.options import (
     plan_request,
 )
 from tenp_edge.plan import CompressionPlan, load_plan
-from tenp_edge.planner import make_plan, make_target
+from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.registry import ExportOptions, Manifest, exporter
@@ -276,7 +276,10 @@ class _Compress:
     # What is decided before anything is written.
 
     def draft_plan(self) -> CompressionPlan:
-        return self._make_plan(None)
+        """A plan by bytes alone. Free widths need scores; a trapezoid of their size stands in."""
+        free = self.request.method == "free"
+        request = replace(self.request, method="tenp") if free else self.request
+        return self._make_plan(None, request)
 
     def require_disk(self, draft: CompressionPlan) -> None:
         """UserError unless everything not yet written fits, a twin for the validation included."""
@@ -392,9 +395,11 @@ class _Compress:
         if not self.directory.done(name, key):
             self.directory.finish(name, key, write())
 
-    def _make_plan(self, statistics: Statistics | None) -> CompressionPlan:
+    def _make_plan(
+        self, statistics: Statistics | None, request: PlanRequest | None = None
+    ) -> CompressionPlan:
         extra = None if self.options.skip_checkpoint else self._checkpoint_files
-        return make_plan(self.checkpoint, self.profile, self.request, statistics, extra)
+        return make_plan(self.checkpoint, self.profile, request or self.request, statistics, extra)
 
     def _checkpoint_files(self, plan: CompressionPlan) -> dict[str, int]:
         """Exact size of every weight file of the pruned checkpoint."""

@@ -130,11 +130,12 @@ def plan_report(plan: CompressionPlan) -> RenderableType:
 
 def summary(inspected: ModelSummary) -> RenderableType:
     """``tenp-edge inspect``: a few lines of facts and the bytes by part."""
-    widths = f"{inspected.width_min}..{inspected.width_max} of {inspected.width}"
+    narrow, wide = inspected.width_min, inspected.width_max
+    widths = f"{narrow}..{wide} of {inspected.width}" if narrow < wide else wide
     lines = [
         f"{inspected.family}: {inspected.layers} layers, {inspected.moe_layers} of them with "
         f"{inspected.experts} experts (top-{inspected.experts_per_token}), "
-        f"expert width {widths if inspected.pruned else inspected.width}, "
+        f"expert width {widths}, "
         f"hidden {inspected.hidden_size}, context {inspected.context}",
         f"{format_count(inspected.parameters)} parameters, "
         f"{format_count(inspected.active_parameters)} active per token, "

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from test_cli import refused, run
 
 from tenp_edge import load_pruned
+from tenp_edge import options as take
+from tenp_edge.pipeline import run_compress
 from tenp_edge.plan import load_plan
 
 QUICK = ("--samples", "2", "--seq-len", "64", "--eval-samples", "1", "--eval-seq-len", "64")
@@ -102,6 +104,24 @@ def test_a_finished_run_is_not_overwritten(
         f"error: {compressed} holds a finished run with other settings\n"
         "try:   another -o, or --force to overwrite it\n"
     )
+
+
+@pytest.mark.parametrize("method", ["free", "drop", "enp"])
+def test_every_method_goes_the_whole_road(
+    method: str, checkpoint_of: Callable[[str], Path], compressed: Path, tmp_path: Path
+) -> None:
+    """On the statistics that are there: another plan needs no second calibration."""
+    options = take.CompressOptions(
+        plan=take.PlanOptions(keep=0.6, method=method),
+        statistics=compressed / "calibration",
+        skip_checkpoint=True,
+        no_validate=True,
+    )
+    result = run_compress(checkpoint_of("qwen3_moe"), tmp_path / "out", options)
+    assert result.plan.recipe["method"] == method
+    assert result.plan.keep_ratio <= 0.625
+    size = (tmp_path / "out" / "model.gguf").stat().st_size
+    assert dict(result.plan.files) == {"model.gguf": size}
 
 
 # Runs compress in a process of its own that kills itself (-9) at its n-th step of progress, and
