@@ -63,6 +63,8 @@ def main() -> None:
         require_free(args.dir, checkpoint_bytes(shape) + parse_size(ram) + 2**30, "this benchmark")
     except UserError as error:
         sys.exit(str(error))
+    if args.dir is not None:
+        args.dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.dir, prefix="bench-scale-") as directory:
         print_table(*run(Path(directory), shape, ram, args.samples, args.seq_len))
 
