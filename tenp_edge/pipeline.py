@@ -16,7 +16,7 @@ from typing import Any
 
 from tenp_edge.calibration import calibrate, coverage
 from tenp_edge.checkpoint import Checkpoint, write_text
-from tenp_edge.compress import checkpoint_shards, is_other_checkpoint, write_checkpoint
+from tenp_edge.compress import checkpoint_files, is_other_checkpoint, write_checkpoint
 from tenp_edge.data import (
     Domain,
     default_texts,
@@ -46,7 +46,7 @@ from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
 from tenp_edge.timing import estimate
-from tenp_edge.validation import MemoryRun, ValidationReport, validate
+from tenp_edge.validation import MemoryRun, ValidationReport, load_report, validate
 from tenp_edge.workdir import RunDirectory, key_of
 
 WORTH_SAYING_SECONDS = 15
@@ -370,7 +370,7 @@ class _Compress:
         options = self.options
         key = key_of(plan.digest, asdict(options.validation), asdict(options.calibration))
         if self.directory.done("validation", key):
-            return ValidationReport.from_json(json.loads(file.read_text()))
+            return load_report(file)
         _, held_out = self._domains
         report = validate(
             self.checkpoint.path,
@@ -403,8 +403,8 @@ class _Compress:
 
     def _checkpoint_files(self, plan: CompressionPlan) -> dict[str, int]:
         """Exact size of every weight file of the pruned checkpoint."""
-        shards = checkpoint_shards(ModelSource(self.checkpoint, plan))
-        return {f"checkpoint/{shard.name}": shard.nbytes for shard in shards}
+        files = checkpoint_files(ModelSource(self.checkpoint, plan))
+        return {f"checkpoint/{name}": size for name, size in files.items()}
 
     def _export_options(self, plan: CompressionPlan) -> ExportOptions:
         recipe = plan.recipe

@@ -12,7 +12,7 @@ object with this interface.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
@@ -38,7 +38,6 @@ class ExportOptions:
     imatrix: bool = False
     tensor_types: tuple[str, ...] = ()
     imatrix_file: str | None = None
-    extra: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
