@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
+from tenp_edge.runtime.gguf_file import Header
 from tenp_edge.runtime.native import forget_log, load_model, logged, native, reason
 from tenp_edge.runtime.resident import resident_bytes
 
@@ -67,6 +68,25 @@ def project(file: Path, run: MemoryRun) -> Projection:
     if not kv or not compute:
         raise UserError("this llama.cpp does not tell the sizes of its buffers", _HINT)
     return Projection(kv, compute, process)
+
+
+def work_bytes(header: Header, tokens: int) -> int:
+    """What ggml's CPU backend allocates to convert the activations of the widest product, for
+    ``tokens`` rows: llama.cpp counts it nowhere.
+
+    Quantised weights take rows of 8-bit blocks (at most 292 bytes for 256 values), F16 and BF16
+    rows of 2 bytes; stacked experts' down takes a row of every chosen expert.
+    """
+    used = next((v for k, v in header.fields.items() if k.endswith("expert_used_count")), 1)
+    assert isinstance(used, int)
+    sizes = [
+        info.shape[0]
+        * (used if "_down_exps" in info.name else 1)
+        * (2 if info.type_name in ("F16", "BF16") else 292 / 256)
+        for info in header.tensors.values()
+        if len(info.shape) > 1 and info.type_name != "F32"
+    ]
+    return round(tokens * max(sizes, default=0))
 
 
 def _bytes(mebibytes: str) -> int:
