@@ -50,9 +50,7 @@ def main() -> None:
     checkpoint, tokenizer = Checkpoint(args.model), load_tokenizer(args.model)
     sizes = (tokenizer, args.samples, args.seq_len, 0)
     drawn = make_domains(default_texts("calibration"), *sizes)
-    held_out = make_domains(
-        default_texts("heldout"), tokenizer, args.eval_samples, args.seq_len, 0
-    )
+    held_out = make_domains(default_texts("heldout"), tokenizer, args.eval_samples, args.seq_len, 0)
     with tempfile.TemporaryDirectory(dir=args.dir) as work:
         statistics = calibrate(checkpoint, drawn, Path(work) / "statistics", dtype="float32")
         print(f"method {args.method}; cells: KL (neurons kept)\n")

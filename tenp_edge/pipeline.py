@@ -204,8 +204,10 @@ def run_validate(
     progress: Progress = QUIET,
 ) -> ValidationReport:
     """Compare ``candidate`` with ``reference`` on text of named domains."""
-    compute = calibration or CalibrationOptions()
-    domains = validation_domains(Checkpoint(reference), options, compute.seed)
+    compute, checkpoint = calibration or CalibrationOptions(), Checkpoint(reference)
+    domains = validation_domains(checkpoint, options, compute.seed)
+    context = min(MemoryRun.context, checkpoint.config.max_position_embeddings)
+    threads = options.threads or this_machine().threads
     return validate(
         reference,
         candidate,
@@ -214,7 +216,7 @@ def run_validate(
         dtype=compute.dtype,
         threads=options.threads,
         twin=options.twin,
-        memory_run=MemoryRun(threads=options.threads or this_machine().threads),
+        memory_run=MemoryRun(context, threads=threads),
         progress=progress,
     )
 

@@ -1,9 +1,8 @@
 """Which tensor type a plan takes when only the memory is given.
 
-The rule: the most precise of the format's automatic types at which every neuron stays; where none
-holds the whole model, the least precise of them, pruned. Quantising to four bits costs less than
-removing the neurons that the bytes of eight bits would cost (docs/quantisation.md has the measured
-table); below four bits that turns round, so those types are only taken when they are asked for.
+The rule: the most precise of the format's automatic types at which at least 85 % of the neurons
+stay; where there is none, the least precise of them, pruned. A few neurons cost less than bits,
+many cost more (docs/quantisation.md has the measured table).
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from tenp_edge.allocation import Space, uniform
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.pricing import Pricer
 from tenp_edge.request import PlanRequest, Target
+
+ENOUGH = 0.85
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def choose_type(
 ) -> TypeChoice:
     """The rule above, for ``types``, the most precise first.
 
-    ``confirm``: where the whole model seems to fit, the runtime is asked.
+    ``confirm``: the runtime is asked about the whole model in each type that is tried.
     """
     whole = dict.fromkeys(space.layers, (space.full,) * space.experts)
     half = uniform(space, space.total_neurons // 2)
@@ -63,21 +64,8 @@ def choose_type(
         budget, full = pricer.target.budget_bytes, priced.memory.total_bytes
         per_share = (full - pricer(half).memory.total_bytes) / (1 - halved)
         kept[quant] = min(1.0, max(0.0, 1 - (full - budget) / per_share))
-        if full <= budget:
-            return TypeChoice(quant, _whole_reason(types, quant), kept)
-    return TypeChoice(types[-1], _pruned_reason(types), kept)
-
-
-def _whole_reason(types: tuple[str, ...], quant: str) -> str:
-    if quant == types[0]:
-        return "every neuron fits at the profile's own type"
-    return f"the most precise of {', '.join(types)} at which every neuron fits"
-
-
-def _pruned_reason(types: tuple[str, ...]) -> str:
-    if len(types) == 1:
-        return "the only type to choose from"
-    return (
-        f"none of {', '.join(types)} holds every neuron, and bits cost less than neurons down to "
-        f"{types[-1]}"
-    )
+        if kept[quant] >= ENOUGH:
+            reason = f"the most precise type that keeps {ENOUGH:.0%} of the neurons or more"
+            return TypeChoice(quant, reason, kept)
+    reason = f"no type keeps {ENOUGH:.0%} of the neurons, {types[-1]} the most"
+    return TypeChoice(types[-1], reason, kept)
