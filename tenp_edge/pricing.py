@@ -42,13 +42,13 @@ class Pricer:
         self, checkpoint: Checkpoint, target: Target, answer: RunMemory | None = None
     ) -> None:
         self.checkpoint, self.target = checkpoint, target
-        self._answer = answer
+        self.answer = answer
         self._known: dict[tuple[tuple[int, ...], ...], tuple[ModelConfig, Manifest]] = {}
 
     def __call__(self, widths: Widths) -> Priced:
         target, (config, manifest) = self.target, self._manifest(widths)
         table = memory_table(
-            config, manifest, target.profile, target.run, target.budget_bytes, self._answer
+            config, manifest, target.profile, target.run, target.budget_bytes, self.answer
         )
         return Priced(widths, self.checkpoint.config.moe_intermediate_size, config, manifest, table)
 
@@ -56,7 +56,7 @@ class Pricer:
         """The price with the runtime's own answer for this very plan, where it can be asked."""
         target, (config, _) = self.target, self._manifest(widths)
         asked = target.exporter.run_memory(self.checkpoint, config, target.options, target.run)
-        self._answer = asked or self._answer
+        self.answer = asked or self.answer
         return self(widths)
 
     def _manifest(self, widths: Widths) -> tuple[ModelConfig, Manifest]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tenp_edge.allocation import Space, uniform
 from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.footprint import RunMemory
 from tenp_edge.pricing import Pricer
 from tenp_edge.request import PlanRequest, Target
 
@@ -52,15 +53,17 @@ def choose_type(
 ) -> TypeChoice:
     """The rule above, for ``types``, the most precise first.
 
-    ``confirm``: the runtime is asked about the whole model in each type that is tried.
+    ``confirm``: the runtime is asked about the whole model in the first; its answer serves all.
     """
     whole = dict.fromkeys(space.layers, (space.full,) * space.experts)
     half = uniform(space, space.total_neurons // 2)
     halved = sum(map(sum, half.values())) / space.total_neurons
     kept: dict[str, float] = {}
+    answer: RunMemory | None = None
     for quant in types:
-        pricer = Pricer(checkpoint, target_of(quant))
-        priced = pricer.confirm(whole) if confirm else pricer(whole)
+        pricer = Pricer(checkpoint, target_of(quant), answer)
+        priced = pricer.confirm(whole) if confirm and answer is None else pricer(whole)
+        answer = pricer.answer
         budget, full = pricer.target.budget_bytes, priced.memory.total_bytes
         per_share = (full - pricer(half).memory.total_bytes) / (1 - halved)
         kept[quant] = min(1.0, max(0.0, 1 - (full - budget) / per_share))
