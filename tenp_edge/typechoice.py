@@ -65,7 +65,8 @@ def choose_type(
         priced = pricer.confirm(whole) if confirm and answer is None else pricer(whole)
         answer = pricer.answer
         budget, full = pricer.target.budget_bytes, priced.memory.total_bytes
-        per_share = (full - pricer(half).memory.total_bytes) / (1 - halved)
+        weights = priced.memory.weights_bytes - pricer(half).memory.weights_bytes
+        per_share = weights / (1 - halved)  # Buffers hardly shrink: the widest experts stay.
         kept[quant] = min(1.0, max(0.0, 1 - (full - budget) / per_share))
         if kept[quant] >= ENOUGH:
             reason = f"the most precise type that keeps {ENOUGH:.0%} of the neurons or more"
