@@ -306,6 +306,7 @@ class _Compress:
             written_bytes=sum(self._missing(draft).values()),
             calibration_tokens=0 if options.statistics else _tokens(options.calibration),
             validation_tokens=0 if options.no_validate else _tokens(options.validation),
+            validation_forwards=4 if options.validation.split else 2,
             device=device,
             dtype=choose_dtype(options.calibration.dtype, device, checkpoint.dtype),
         )

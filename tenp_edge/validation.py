@@ -180,7 +180,7 @@ def _weight_stages(
     except UserError as error:
         return (), f"the file's weights cannot be read back: {error.message}"
     pruned = find_pruned(run.source, stored, path, pruned_by)
-    through = f"the file's weights in {TRANSFORMERS}"
+    through = "the file's weights, layer by layer"
     last = run.weight_stage(QUANTISATION, through, stored, "decoded")
     if pruned is None:
         named = f" of plan {stored.plan_digest[:12]}" if stored.plan_digest else ""
