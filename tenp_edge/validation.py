@@ -22,6 +22,7 @@ from tenp_edge.checkpoint import Checkpoint, read_json
 from tenp_edge.data import Domain, load_tokenizer
 from tenp_edge.divergence import DomainScores
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import MemoryRun
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.losses import (
     BOTH,
@@ -40,7 +41,7 @@ from tenp_edge.pruned import PrunedBy, find_pruned
 from tenp_edge.registry import exporter
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.opening import RunOptions, open_model
-from tenp_edge.runtime.peak import measure_peak_rss
+from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
 from tenp_edge.runtime.perexpert import PerExpertModel
 from tenp_edge.runtime.session import Session
 from tenp_edge.runtime.twin import GgufFile, write_padded_twin
@@ -103,16 +104,6 @@ def load_report(file: Path) -> ValidationReport:
     return ValidationReport.from_json(read_json(file))
 
 
-@dataclass(frozen=True)
-class MemoryRun:
-    """The run whose peak RSS was predicted: sizes as llama.cpp takes them."""
-
-    context: int = 4096
-    ubatch: int = 512
-    kv_type: str = "F16"
-    threads: int = 2
-
-
 def validate(
     reference: Path,
     candidate: Path,
@@ -131,11 +122,12 @@ def validate(
 ) -> ValidationReport:
     """Compare ``candidate`` (a checkpoint directory or a GGUF file) with ``reference``.
 
-    ``predicted_peak_rss``: of the run that ``memory_run`` describes (for a per-expert file its
-    padded twin's, since that is what can run); with it the peak is measured too. ``split``: also
-    run the stages between the two; ``pruned_by`` names the pruned model where it does not lie
-    beside the candidate. ``work``: where the twin and spilled hidden states may lie, beside the
-    candidate if None; nothing stays there. Raises UserError when the two are different models.
+    ``memory_run``: a run of the file whose peak RSS is measured, beside its prediction:
+    ``predicted_peak_rss`` if given (of the candidate, not of its twin), else the runtime's answer.
+    ``split``: also run the stages between the two; ``pruned_by`` names the pruned model where it
+    does not lie beside the candidate. ``work``: where the twin and spilled hidden states may lie,
+    beside the candidate if None; nothing stays there. Raises UserError when the two are different
+    models.
     """
     reference, candidate = Path(reference), _candidate_file(Path(candidate))
     source = ModelSource(Checkpoint(reference))
@@ -147,8 +139,7 @@ def validate(
         if candidate.is_dir():
             judge = _checkpoint_judge(run, candidate)
         else:
-            memory = None if predicted_peak_rss is None else memory_run or MemoryRun()
-            judge = _gguf_judge(run, candidate, predicted_peak_rss, memory, twin)
+            judge = _gguf_judge(run, candidate, predicted_peak_rss, memory_run, twin)
         before: tuple[Stage, ...] = ()
         note = None
         if split and not candidate.is_dir():
@@ -242,12 +233,9 @@ def _gguf_judge(
         judged = model.runtime if runnable == path else TWIN
         _check_sizes(path, {"vocab_size": (config.vocab_size, model.vocab_size)})
         facts: dict[str, Any] = {"tokenizer_agrees": _tokenizers_agree(model, run)}
-    if predicted is not None and memory is not None:
-        facts |= {
-            "predicted_peak_rss": predicted,
-            "measured_peak_rss": measure_peak_rss(runnable, **asdict(memory)),
-            "measured_as": judged,
-        }
+    if memory is not None:
+        facts |= _peak_facts(runnable, memory, predicted if runnable == path else None)
+        facts["measured_as"] = judged
 
     @contextmanager
     def opened() -> Iterator[Iterator[torch.Tensor]]:
@@ -255,6 +243,14 @@ def _gguf_judge(
             yield _gguf_logits(model, run.batch)
 
     return Judge(Stage(RUNTIME, judged, opened), facts)
+
+
+def _peak_facts(file: Path, run: MemoryRun, predicted: int | None) -> dict[str, int]:
+    """Predicted and measured peak RSS of running ``file``."""
+    if predicted is None:
+        predicted = predict_peak(file, run).total_bytes
+    measured = measure_peak_rss(file, **asdict(run))
+    return {"predicted_peak_rss": predicted, "measured_peak_rss": measured}
 
 
 def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int | None]]) -> None:

@@ -187,7 +187,8 @@ def wide(directory: Path, family: str, width: int = 512) -> Checkpoint:
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_uniform_and_ragged_blocks_are_llamacpps(family: str, tmp_path: Path) -> None:
     """Uniform files against their merged form, ragged against padded: the same types, by token bit
-    for bit, or to 1e-3 of the largest logit in qwen2_moe. A K-quant's down is padded in whole blocks of zeros, which add nothing."""
+    for bit, or to 1e-3 of the largest logit in qwen2_moe. A K-quant's down is
+    padded in whole blocks of zeros, which add nothing."""
     checkpoint = wide(tmp_path / "model", family)
     whole = ModelSource(checkpoint)
     ragged = ModelSource(checkpoint, plan_for(checkpoint, cycled(checkpoint, (256, 512))))
