@@ -44,6 +44,7 @@ from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.pruned import PrunedBy
 from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
@@ -202,8 +203,12 @@ def run_validate(
     options: ValidationOptions,
     calibration: CalibrationOptions | None = None,
     progress: Progress = QUIET,
+    pruned_by: PrunedBy | None = None,
 ) -> ValidationReport:
-    """Compare ``candidate`` with ``reference`` on text of named domains."""
+    """Compare ``candidate`` with ``reference`` on text of named domains.
+
+    ``pruned_by``: where the pruned model is, when that is not beside ``candidate``.
+    """
     compute, checkpoint = calibration or CalibrationOptions(), Checkpoint(reference)
     domains = validation_domains(checkpoint, options, compute.seed)
     context = min(MemoryRun.context, checkpoint.config.max_position_embeddings)
@@ -216,6 +221,8 @@ def run_validate(
         dtype=compute.dtype,
         threads=options.threads,
         twin=options.twin,
+        split=options.split,
+        pruned_by=pruned_by,
         memory_run=MemoryRun(context, threads=threads),
         progress=progress,
     )
@@ -309,6 +316,7 @@ class _Compress:
             written_bytes=sum(missing.values()),
             calibration_tokens=0 if options.statistics else _tokens(options.calibration),
             validation_tokens=0 if options.no_validate else _tokens(options.validation),
+            validation_forwards=4 if options.validation.split else 2,
             quantised_parameters=0 if exported else kept,
             encoding_speed=writer.encoding_speed(self._export_options(draft)),
             device=device,
@@ -392,6 +400,7 @@ class _Compress:
             dtype=options.calibration.dtype,
             threads=options.validation.threads,
             twin=options.validation.twin,
+            split=options.validation.split,
             predicted_peak_rss=self._predicted_peak_rss(plan),
             memory_run=self._memory_run(plan),
             work=self.output,

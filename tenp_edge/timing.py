@@ -39,6 +39,7 @@ def estimate(
     written_bytes: int,
     calibration_tokens: int,
     validation_tokens: int,
+    validation_forwards: int,
     quantised_parameters: int,
     encoding_speed: float,
     device: torch.device,
@@ -47,8 +48,8 @@ def estimate(
     """Forwards cost 2 operations per active parameter and token; files cost their bytes, and
     quantising ``quantised_parameters`` at ``encoding_speed`` (bytes of float32 per second).
 
-    The validation runs the reference here and the exported file in its runtime, at about the same
-    speed.
+    The validation runs ``validation_forwards`` models: the exported file in its runtime, and at
+    about the same speed, reading their weights, the others here.
     """
     per_token = 2 * active_parameters / operations_per_second(device, dtype)
     reading = model_bytes / _DISK_BYTES_PER_SECOND
@@ -57,7 +58,8 @@ def estimate(
         + (reading if calibration_tokens else 0),
         files=reading + written_bytes / _DISK_BYTES_PER_SECOND,
         quantisation=4 * quantised_parameters / encoding_speed,
-        validation=2 * validation_tokens * per_token + (reading if validation_tokens else 0),
+        validation=validation_forwards * validation_tokens * per_token
+        + ((validation_forwards - 1) * reading if validation_tokens else 0),
     )
 
 

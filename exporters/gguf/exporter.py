@@ -18,6 +18,7 @@ from tenp_edge.exporters.gguf.fields import Field, header, header_bytes, padded
 from tenp_edge.exporters.gguf.imatrix import write_imatrix
 from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
 from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
+from tenp_edge.exporters.gguf.reading import GgufModel
 from tenp_edge.exporters.gguf.recipes import TypeRecipe, parse_rules
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
 from tenp_edge.exporters.gguf.types import (
@@ -33,7 +34,7 @@ from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
 from tenp_edge.registry import Exporter, ExportOptions, Manifest
 from tenp_edge.runtime.peak import known_peak
-from tenp_edge.source import ModelSource
+from tenp_edge.source import ModelSource, StoredModel
 
 _log = logging.getLogger(__name__)
 
@@ -119,6 +120,10 @@ class GgufExporter:
         if options.imatrix_file is not None and source.importance is not None:
             write_imatrix(source.importance, found, Path(options.imatrix_file))
         return manifest
+
+    def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
+        """The weights of ``path``, of any layout, decoded by ggml."""
+        return GgufModel(path, config)
 
     def run_memory(
         self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, run: MemoryRun
