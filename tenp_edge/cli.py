@@ -318,7 +318,7 @@ def compress(
     """Calibrate, plan, slice, export and validate: a model that fits, with proof.
 
     The same command continues after a kill. OUT holds plan.json, plan.safetensors, checkpoint/,
-    model.gguf, validation.json and manifest.json.
+    model.gguf (or onnx/), validation.json and manifest.json.
 
     Examples:
 
@@ -355,10 +355,12 @@ def compress(
 @app.command()
 def export(
     checkpoint: flags.Model,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
-    format: Annotated[str, typer.Option("--format", help="File format: gguf.")] = "gguf",
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The file (ONNX: the directory) to write.")
+    ],
+    format: Annotated[str, typer.Option("--format", help="gguf or onnx.")] = "gguf",
     layout: flags.Layout = None,
-    quant: flags.ExportQuant = "Q8_0",
+    quant: flags.ExportQuant = None,
     tensor_types: flags.TensorTypes = None,
     calibration: flags.Calibration = None,
     no_imatrix: flags.NoImatrix = False,
@@ -378,7 +380,7 @@ def export(
     force: flags.Force = False,
     json_output: flags.Json = False,
 ) -> None:
-    """Write a dense or pruned checkpoint as GGUF.
+    """Write a dense or pruned checkpoint as GGUF or ONNX.
 
     With --calibration, types below Q8_0 are quantised with an importance matrix: what each column
     of each matrix is fed, from the same statistics that plans are made of.
@@ -392,16 +394,18 @@ def export(
         tenp-edge export OUT/checkpoint --layout padded --quant F16 -o for-llama-cpp.gguf
 
         tenp-edge export MODEL --plan plan.json --quant BF16 -o model.gguf
+
+        tenp-edge export OUT/checkpoint --format onnx --mode portable -o onnx
     """
     from tenp_edge.pipeline import run_export
-    from tenp_edge.registry import ExportOptions
+    from tenp_edge.registry import ExportOptions, exporter
 
     if output.exists() and not (force or dry_run):
         raise UserError(f"{output} exists", "--force to overwrite it")
     if imatrix_out is not None and (calibration is None or no_imatrix):
         raise UserError("--imatrix-out has no importance matrix to write", "--calibration WORK")
     options = ExportOptions(
-        quant,
+        quant or exporter(format).default_quant,
         layout,
         imatrix=not no_imatrix,
         tensor_types=tuple(tensor_types or ()),

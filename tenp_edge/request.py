@@ -112,7 +112,7 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
     found = exporter(request.format or profile.format)
     own_format = found.format == profile.format
     layout = request.layout or (profile.layout if own_format else found.layouts[0])
-    quant = request.quant or profile.default_tensor_type
+    quant = request.quant or (profile.default_tensor_type if own_format else found.default_quant)
     if layout not in found.layouts:
         raise UserError(
             f"format {found.format} has no layout '{layout}'", f"--layout {'|'.join(found.layouts)}"
@@ -132,10 +132,22 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
         options=ExportOptions(quant, layout, imatrix, request.tensor_types),
         width_multiple=request.width_multiple or profile.width_multiple,
         context=request.context or profile.context,
-        kv_type=request.kv_type or profile.kv_type,
+        kv_type=_kv_type(found, profile, request),
         ubatch=request.ubatch or profile.ubatch,
         budget_bytes=request.budget_bytes or profile.budget_bytes,
     )
+
+
+def _kv_type(found: Exporter, profile: DeviceProfile, request: PlanRequest) -> str:
+    """The requested type, or the profile's where the format can have it."""
+    allowed = found.kv_types
+    if request.kv_type is not None and allowed and request.kv_type not in allowed:
+        raise UserError(
+            f"the KV cache of format {found.format} is {allowed[0]}, not {request.kv_type}",
+            f"--kv-type {'|'.join(allowed)}",
+        )
+    wanted = request.kv_type or profile.kv_type
+    return wanted if not allowed or wanted in allowed else allowed[0]
 
 
 def neuron_score(request: PlanRequest) -> str:

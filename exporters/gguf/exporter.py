@@ -29,6 +29,8 @@ class GgufExporter:
     layouts = LAYOUTS
     quants = QUANTS
     weighted_quants = WEIGHTED_QUANTS
+    default_quant = "Q8_0"
+    kv_types: tuple[str, ...] = ()
     target = "model.gguf"
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:

@@ -13,7 +13,7 @@ from tenp_edge.exporters.onnx.blueprint import MODEL_NAME, Blueprint
 from tenp_edge.exporters.onnx.companions import NO_DIGEST, companion_files, tenp_file
 from tenp_edge.exporters.onnx.data_file import data_writer
 from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
-from tenp_edge.exporters.onnx.modes import MODE_NAMES, QUANTS, check_mode, mode_of
+from tenp_edge.exporters.onnx.modes import LINEARS, MODES, check_mode, mode_of
 from tenp_edge.exporters.onnx.stored import data_files
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
@@ -25,9 +25,11 @@ class OnnxExporter:
     """``layouts`` are the modes: who is to run the graph decides how it is written."""
 
     format = "onnx"
-    layouts = MODE_NAMES
-    quants = QUANTS
+    layouts = tuple(MODES)
+    quants = tuple(LINEARS)
     weighted_quants: tuple[str, ...] = ()
+    default_quant = "none"
+    kv_types = ("F32",)
     target = "onnx"
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:

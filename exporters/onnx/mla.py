@@ -24,7 +24,7 @@ _EPSILON = 1e-6
 
 def latent_attention(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     """(batch, query, hidden) -> (batch, query, hidden)."""
-    mla, count = c.mla, c.config.num_attention_heads
+    count = c.config.num_attention_heads
     q = _query(c, path, x, layer)
     latent, position = _low_rank(c, path, x, layer)
     k, v = _expanded(c, path, latent, position, layer)
