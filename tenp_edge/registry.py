@@ -25,6 +25,15 @@ from tenp_edge.source import ModelSource
 
 
 @dataclass(frozen=True)
+class FixedLengths:
+    """Lengths of graphs whose shapes are fixed: sequences, prompt tokens at once, KV cache."""
+
+    batch: int = 1
+    length: int = 128
+    past: int = 1023
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """What the user may choose about a file. ``layout`` None means the format's default.
 
@@ -33,6 +42,7 @@ class ExportOptions:
     ``imatrix_file``: where to write that matrix too, for other tools.
     ``shard_bytes``: cut weight files at this size, for formats that keep weights in files of their
     own.
+    ``lengths`` and ``targets`` (compilers that must take every operator): for fixed shapes.
     """
 
     quant: str
@@ -41,6 +51,8 @@ class ExportOptions:
     tensor_types: tuple[str, ...] = ()
     imatrix_file: str | None = None
     shard_bytes: int | None = None
+    lengths: FixedLengths | None = None
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

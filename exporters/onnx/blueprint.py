@@ -1,4 +1,4 @@
-"""A model as it will be written: its stored tensors, their places and the bytes of model.onnx."""
+"""A model as it will be written: its stored tensors, their places and the bytes of its graphs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.builder import GraphBuilder
 from tenp_edge.exporters.onnx.decoder import build_decoder
-from tenp_edge.exporters.onnx.modes import IR_VERSION, LINEARS, MODES, mode_of
+from tenp_edge.exporters.onnx.inputs import Lengths
+from tenp_edge.exporters.onnx.modes import IR_VERSION, LINEARS, mode_of
 from tenp_edge.exporters.onnx.stored import Fill, Place, Stored, place
+from tenp_edge.exporters.onnx.targets import require_static, targets_of
 from tenp_edge.models import ModelConfig
 from tenp_edge.registry import ExportOptions
 
-MODEL_NAME = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,13 @@ class Blueprint:
     options: ExportOptions
 
     @cached_property
+    def graphs(self) -> Mapping[str, Lengths]:
+        """The graph files and their lengths; all of them read the same weights."""
+        return mode_of(self.options).graphs(self.options)
+
+    @cached_property
     def _sketch(self) -> GraphBuilder:
-        return self._built(sketch=True)
+        return self._built(next(iter(self.graphs.values())), sketch=True)
 
     @property
     def stored(self) -> Mapping[str, Stored]:
@@ -44,21 +50,28 @@ class Blueprint:
         return place(self.stored.values(), self.options.shard_bytes)
 
     @cached_property
-    def model_bytes(self) -> bytes:
-        """model.onnx, its weights referring to the data files."""
-        mode = MODES[mode_of(self.options)]
-        builder = self._built(sketch=False)
+    def graph_files(self) -> Mapping[str, bytes]:
+        """Every graph file, its weights referring to the data files."""
+        return {name: self._serialised(name, lengths) for name, lengths in self.graphs.items()}
+
+    def _serialised(self, file: str, lengths: Lengths) -> bytes:
+        mode = mode_of(self.options)
+        builder = self._built(lengths, sketch=False)
         assert builder.stored == self.stored
         graph = builder.graph("tenp-edge", mode.opsets)
         for name, stored in self.stored.items():
             graph.initializers[name].const_value = _external(stored, self.places[name])
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="tenp-edge")
-        return ir.to_proto(model).SerializeToString(deterministic=True)
+        proto = ir.to_proto(model)
+        if mode.static:
+            require_static(file, proto, targets_of(self.options.targets))
+        data: bytes = proto.SerializeToString(deterministic=True)
+        return data
 
-    def _built(self, sketch: bool) -> GraphBuilder:
+    def _built(self, lengths: Lengths, sketch: bool) -> GraphBuilder:
         builder = GraphBuilder(sketch)
-        mode, linear = MODES[mode_of(self.options)], LINEARS[self.options.quant]
-        build_decoder(builder, self.config, mode.with_linear(linear))
+        mode, linear = mode_of(self.options), LINEARS[self.options.quant]
+        build_decoder(builder, self.config, mode.with_linear(linear), lengths)
         return builder
 
 

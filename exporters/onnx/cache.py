@@ -29,13 +29,15 @@ class CacheShape:
         return BYTES * layers * self.heads * (self.key_size + self.value_size)
 
 
-def cache_shape(config: ModelConfig, latent: bool = False) -> CacheShape:
+def cache_shape(
+    config: ModelConfig, latent: bool = False, pads_values: bool = True
+) -> CacheShape:
     mla = config.mla
     if mla is None:
         return CacheShape(config.num_key_value_heads, config.head_dim, config.head_dim)
     if latent:
         return CacheShape(1, mla.kv_lora_rank, mla.qk_rope_head_dim)
-    values = max(config.head_dim, mla.v_head_dim)
+    values = max(config.head_dim, mla.v_head_dim) if pads_values else mla.v_head_dim
     return CacheShape(config.num_attention_heads, config.head_dim, values)
 
 

@@ -9,25 +9,46 @@ from typing import Protocol
 import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.builder import FLOAT, Dims, GraphBuilder
+from tenp_edge.exporters.onnx.cache import CacheShape
 from tenp_edge.exporters.onnx.linear import FloatLinear, Linear
 from tenp_edge.models import MLA, ModelConfig, TensorSpec, expected_tensors
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Lengths of a static graph: sequences, new tokens of each, places of its cache."""
+
+    batch: int
+    query: int
+    past: int
 
 
 @dataclass(frozen=True)
 class Run:
     """Values that every layer needs.
 
-    ``mask``: bool (batch, 1, query, key), True where a query may look.
+    ``shape``: what rows of tokens are reshaped to, (batch, query, whatever is left).
+    ``mask``: (batch, 1, query, key); bool, True where a query may look, or in a static graph
+    float, what is added to the scores.
     ``cos``, ``sin``: (batch, query, rotary dimensions / 2).
     ``past``: keys and values of each layer, (batch, heads, past, size).
     ``present``: dimensions of a layer's keys and values after this run.
     """
 
+    shape: ir.Value | list[int]
     mask: ir.Value
     cos: ir.Value
     sin: ir.Value
     past: tuple[tuple[ir.Value, ir.Value], ...]
     present: tuple[Dims, Dims]
+    cache: CacheShape
+    static: Fixed | None = None
+
+    @property
+    def fixed(self) -> Fixed:
+        """The lengths, for makers that only static graphs use."""
+        assert self.static is not None
+        return self.static
 
 
 class Norm(Protocol):
@@ -79,7 +100,10 @@ class Dispatch(Protocol):
 
 @dataclass(frozen=True)
 class Makers:
-    """How a mode writes each thing; a quantisation replaces ``linear`` (and ``output``)."""
+    """How a mode writes each thing; a quantisation replaces ``linear``.
+
+    ``pads_values``: MLA's cached values are as long as its keys (see `cache`).
+    """
 
     norm: Norm
     rotary: Rotary
@@ -87,6 +111,7 @@ class Makers:
     dispatch: Dispatch
     linear: Linear = field(default_factory=FloatLinear)
     router: Linear = field(default_factory=FloatLinear)
+    pads_values: bool = True
 
     @property
     def shares_embedding(self) -> bool:

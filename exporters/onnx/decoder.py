@@ -34,7 +34,7 @@ def build_decoder(
     """Everything from input_ids to logits and present, into ``g``."""
     lengths = lengths or Lengths()
     c = Context(g, config, makers)
-    ids, c.run = make_inputs(g, config, cache_shape(config), lengths)
+    ids, c.run = make_inputs(g, config, cache_shape(config, pads_values=makers.pads_values), lengths)
     embedding = plain_weight(g, c.spec("embed"))
     x = g.op("/model/embed_tokens", "Gather", [embedding, ids], axis=0)
     for layer in range(config.num_hidden_layers):
@@ -71,6 +71,4 @@ def _output(c: Context, path: str, x: ir.Value, embedding: ir.Value) -> ir.Value
     g, config = c.g, c.config
     rows = g.op(f"{path}/rows", "Reshape", [x, [-1, config.hidden_size]])
     logits = g.op(path, "Gemm", [rows, embedding], transB=1)
-    outer = g.op(f"{path}/shape", "Shape", [x], start=0, end=2)
-    whole = g.op(f"{path}/shape", "Concat", [outer, [config.vocab_size]], axis=0)
-    return g.op(f"{path}/out", "Reshape", [logits, whole])
+    return g.op(f"{path}/out", "Reshape", [logits, c.run.shape])

@@ -9,7 +9,7 @@ from pathlib import Path
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.disk import require_free
 from tenp_edge.exporters.base import manifest_file
-from tenp_edge.exporters.onnx.blueprint import MODEL_NAME, Blueprint
+from tenp_edge.exporters.onnx.blueprint import Blueprint
 from tenp_edge.exporters.onnx.companions import NO_DIGEST, companion_files, tenp_file
 from tenp_edge.exporters.onnx.data_file import data_writer
 from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
@@ -83,7 +83,7 @@ def _manifest(blueprint: Blueprint, checkpoint: Checkpoint) -> Manifest:
 
     return Manifest(
         format="onnx",
-        layout=mode_of(options),
+        layout=mode_of(options).name,
         quant=options.quant,
         tensors=tuple(stored.manifest() for stored in blueprint.stored.values()),
         files=LazySizes(sizes),
@@ -91,12 +91,14 @@ def _manifest(blueprint: Blueprint, checkpoint: Checkpoint) -> Manifest:
 
 
 def _small_files(blueprint: Blueprint, checkpoint: Checkpoint, digest: str) -> dict[str, bytes]:
-    """model.onnx and its companions by name; tenp.json, which lists the others, comes last."""
+    """The graphs and their companions by name; tenp.json, which lists the others, comes last."""
     config, options = blueprint.config, blueprint.options
-    sizes = {MODEL_NAME: len(blueprint.model_bytes), **data_files(blueprint.places)}
-    tenp = tenp_file(config, mode_of(options), options.quant, sizes, digest)
-    companions = companion_files(checkpoint, config, MODEL_NAME, digest)
-    return {MODEL_NAME: blueprint.model_bytes, **companions, "tenp.json": tenp}
+    graphs = blueprint.graph_files
+    sizes = {name: len(data) for name, data in graphs.items()} | data_files(blueprint.places)
+    mode = mode_of(options)
+    tenp = tenp_file(config, mode.name, options.quant, sizes, digest)
+    companions = companion_files(checkpoint, config, mode.static, digest)
+    return {**graphs, **companions, "tenp.json": tenp}
 
 
 def _digest(source: ModelSource) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from tenp_edge.exporters.onnx.cache import cache_shape
 from tenp_edge.exporters.onnx.context import Context, Heads
 from tenp_edge.exporters.onnx.rope import attention_scale
 
@@ -45,7 +44,7 @@ def _query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
         q = c.linear(f"{path}/q_b_proj", low, "q_b", layer)
     by_head = c.g.op(f"{path}/q_heads", "Reshape", [q, [0, 0, heads, c.config.head_dim]])
     sizes = [mla.qk_nope_head_dim, mla.qk_rope_head_dim]
-    plain, position = c.g.ops(f"{path}/q_heads", "Split", [by_head, sizes], 2, axis=-1)
+    plain, position = _cut(c, f"{path}/q_heads", by_head, sizes)
     flat = c.g.op(f"{path}/q_flat", "Reshape", [position, [0, 0, heads * sizes[1]]])
     rotated = c.makers.rotary(c, f"{path}/q_rotary", flat, heads, True)
     rotated = c.g.op(f"{path}/q_rotated", "Reshape", [rotated, [0, 0, heads, sizes[1]]])
@@ -56,7 +55,7 @@ def _low_rank(c: Context, path: str, x: ir.Value, layer: int) -> tuple[ir.Value,
     """The normalised latent (batch, query, rank) and the rotated key (batch, query, rotary)."""
     low = c.linear(f"{path}/kv_a_proj", x, "kv_a", layer)
     sizes = [c.mla.kv_lora_rank, c.mla.qk_rope_head_dim]
-    latent, position = c.g.ops(f"{path}/kv_a", "Split", [low, sizes], 2, axis=-1)
+    latent, position = _cut(c, f"{path}/kv_a", low, sizes)
     latent = c.norm(f"{path}/kv_a_norm", latent, "kv_a_norm", layer, _EPSILON)
     return latent, c.makers.rotary(c, f"{path}/k_rotary", position, 1, True)
 
@@ -69,16 +68,25 @@ def _expanded(
     both = c.linear(f"{path}/kv_b_proj", latent, "kv_b", layer)
     sizes = [mla.qk_nope_head_dim, mla.v_head_dim]
     both = c.g.op(f"{path}/kv_heads", "Reshape", [both, [0, 0, heads, sum(sizes)]])
-    plain, value = c.g.ops(f"{path}/kv_heads", "Split", [both, sizes], 2, axis=-1)
+    plain, value = _cut(c, f"{path}/kv_heads", both, sizes)
     rotary = mla.qk_rope_head_dim
     one = c.g.op(f"{path}/k_rotated", "Reshape", [position, [0, 0, 1, rotary]])
-    every = c.g.op(f"{path}/k_rotated", "Expand", [one, [1, 1, heads, 1]])
-    size = cache_shape(c.config).value_size
+    every = c.g.op(f"{path}/k_rotated", "Concat", [one] * heads, axis=2)
+    size = c.run.cache.value_size
     if size > mla.v_head_dim:
         pads = [0] * 7 + [size - mla.v_head_dim]
         value = c.g.op(f"{path}/v_pad", "Pad", [value, pads])
     value = c.g.op(f"{path}/v", "Reshape", [value, [0, 0, heads * size]])
     return _joined(c, f"{path}/k", plain, every), value
+
+
+def _cut(c: Context, path: str, x: ir.Value, sizes: list[int]) -> tuple[ir.Value, ir.Value]:
+    """Two parts of the last dimension. Slices: not every compiler takes an uneven Split."""
+    first, second = sizes
+    return (
+        c.g.op(f"{path}/first", "Slice", [x, [0], [first], [-1]]),
+        c.g.op(f"{path}/second", "Slice", [x, [first], [first + second], [-1]]),
+    )
 
 
 def _joined(c: Context, path: str, plain: ir.Value, rotated: ir.Value) -> ir.Value:
@@ -92,7 +100,7 @@ def _values_alone(c: Context, path: str, mixed: ir.Value) -> ir.Value:
     """Each head's output without the padding of its values."""
     heads, size, kept = (
         c.config.num_attention_heads,
-        cache_shape(c.config).value_size,
+        c.run.cache.value_size,
         c.mla.v_head_dim,
     )
     if size == kept:

@@ -22,8 +22,7 @@ def moe(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     if c.has("shared_gate", layer):
         shared = _shared(c, f"{path}/shared", rows, layer)
         out = g.op(f"{path}/sum", "Add", [out, shared])
-    shape = g.op(f"{path}/shape", "Shape", [x])
-    return g.op(f"{path}/out", "Reshape", [out, shape])
+    return g.op(f"{path}/out", "Reshape", [out, c.run.shape])
 
 
 def _shared(c: Context, path: str, rows: ir.Value, layer: int) -> ir.Value:
