@@ -18,7 +18,6 @@ from tenp_edge.models import ModelConfig
 from tenp_edge.registry import ExportOptions
 
 
-
 @dataclass(frozen=True)
 class Blueprint:
     """What ``options`` make of ``config``. The graph is only built when its bytes are asked for:

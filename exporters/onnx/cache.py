@@ -29,9 +29,7 @@ class CacheShape:
         return BYTES * layers * self.heads * (self.key_size + self.value_size)
 
 
-def cache_shape(
-    config: ModelConfig, latent: bool = False, pads_values: bool = True
-) -> CacheShape:
+def cache_shape(config: ModelConfig, latent: bool = False, pads_values: bool = True) -> CacheShape:
     mla = config.mla
     if mla is None:
         return CacheShape(config.num_key_value_heads, config.head_dim, config.head_dim)

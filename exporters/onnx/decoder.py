@@ -34,7 +34,9 @@ def build_decoder(
     """Everything from input_ids to logits and present, into ``g``."""
     lengths = lengths or Lengths()
     c = Context(g, config, makers)
-    ids, c.run = make_inputs(g, config, cache_shape(config, pads_values=makers.pads_values), lengths)
+    ids, c.run = make_inputs(
+        g, config, cache_shape(config, pads_values=makers.pads_values), lengths
+    )
     embedding = plain_weight(g, c.spec("embed"))
     x = g.op("/model/embed_tokens", "Gather", [embedding, ids], axis=0)
     for layer in range(config.num_hidden_layers):
