@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import onnx
 import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.builder import GraphBuilder
@@ -14,6 +15,7 @@ from tenp_edge.exporters.onnx.inputs import Lengths
 from tenp_edge.exporters.onnx.modes import IR_VERSION, LINEARS, mode_of
 from tenp_edge.exporters.onnx.stored import Fill, Place, Stored, place
 from tenp_edge.exporters.onnx.targets import require_static, targets_of
+from tenp_edge.exporters.onnx.usability import REPORT_NAME, usability_report
 from tenp_edge.models import ModelConfig
 from tenp_edge.registry import ExportOptions
 
@@ -29,7 +31,7 @@ class Blueprint:
     @cached_property
     def graphs(self) -> Mapping[str, Lengths]:
         """The graph files and their lengths; all of them read the same weights."""
-        return mode_of(self.options).graphs(self.options)
+        return mode_of(self.options).graphs(self.config, self.options)
 
     @cached_property
     def _sketch(self) -> GraphBuilder:
@@ -50,10 +52,21 @@ class Blueprint:
 
     @cached_property
     def graph_files(self) -> Mapping[str, bytes]:
-        """Every graph file, its weights referring to the data files."""
-        return {name: self._serialised(name, lengths) for name, lengths in self.graphs.items()}
+        """Every graph file, its weights in the data files, and what was found about them.
 
-    def _serialised(self, file: str, lengths: Lengths) -> bytes:
+        Raises UserError for a static graph that its targets would not take.
+        """
+        protos = {name: self._proto(lengths) for name, lengths in self.graphs.items()}
+        files = {
+            name: proto.SerializeToString(deterministic=True) for name, proto in protos.items()
+        }
+        if mode_of(self.options).static:
+            for name, proto in protos.items():
+                require_static(name, proto, targets_of(self.options.targets))
+            files[REPORT_NAME] = usability_report(protos)
+        return files
+
+    def _proto(self, lengths: Lengths) -> onnx.ModelProto:
         mode = mode_of(self.options)
         builder = self._built(lengths, sketch=False)
         assert builder.stored == self.stored
@@ -61,11 +74,7 @@ class Blueprint:
         for name, stored in self.stored.items():
             graph.initializers[name].const_value = _external(stored, self.places[name])
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="tenp-edge")
-        proto = ir.to_proto(model)
-        if mode.static:
-            require_static(file, proto, targets_of(self.options.targets))
-        data: bytes = proto.SerializeToString(deterministic=True)
-        return data
+        return ir.to_proto(model)
 
     def _built(self, lengths: Lengths, sketch: bool) -> GraphBuilder:
         builder = GraphBuilder(sketch)

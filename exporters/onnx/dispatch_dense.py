@@ -3,8 +3,8 @@
     ids, weights (tokens, top_k) ── ScatterElements ── shares (tokens, experts)   on the CPU
     x ── expert 0 ── Mul share 0 ── Add ── ... ── expert n ── Mul share n ── Add ──
 
-The work does not depend on the routing, which is what fixed shapes cost. Each expert's matrices have
-their own width.
+The work does not depend on the routing, which is what fixed shapes cost. Each expert's matrices
+have their own width.
 """
 
 from __future__ import annotations

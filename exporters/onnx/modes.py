@@ -15,10 +15,12 @@ from tenp_edge.exporters.onnx.companions import DECODE_NAME, MODEL_NAME, PREFILL
 from tenp_edge.exporters.onnx.context import Fixed, Makers
 from tenp_edge.exporters.onnx.dispatch_dense import dispatch_dense
 from tenp_edge.exporters.onnx.dispatch_rows import dispatch_rows
+from tenp_edge.exporters.onnx.fixed import check_lengths, fixed_lengths
 from tenp_edge.exporters.onnx.inputs import Lengths
 from tenp_edge.exporters.onnx.linear import FloatLinear, Linear
+from tenp_edge.exporters.onnx.targets import targets_of
 from tenp_edge.models import ModelConfig
-from tenp_edge.registry import ExportOptions, FixedLengths
+from tenp_edge.registry import ExportOptions
 
 OPSET, IR_VERSION = 23, 11
 
@@ -35,11 +37,11 @@ class Mode:
     opsets: Mapping[str, int]
     static: bool = False
 
-    def graphs(self, options: ExportOptions) -> Mapping[str, Lengths]:
+    def graphs(self, config: ModelConfig, options: ExportOptions) -> Mapping[str, Lengths]:
         """The graph files of a directory and their lengths."""
         if not self.static:
             return {MODEL_NAME: Lengths()}
-        fixed = options.lengths or FixedLengths()
+        fixed = fixed_lengths(config, options)
         return {
             name: Lengths.of(Fixed(fixed.batch, length, fixed.past))
             for name, length in ((PREFILL_NAME, fixed.length), (DECODE_NAME, 1))
@@ -92,3 +94,9 @@ def check_mode(config: ModelConfig, options: ExportOptions) -> None:
             raise UserError(f"ONNX has no {flag} '{value}'", f"{flag} {'|'.join(known)}")
         if value not in done:
             raise UserError(f"{flag} {value} is not written yet", f"{flag} {'|'.join(done)}")
+    if MODES[mode].static:
+        targets_of(options.targets)
+        check_lengths(config, options)
+    elif options.lengths is not None or options.targets:
+        flags = "--batch, --length and --past" if options.lengths is not None else "--target"
+        raise UserError(f"--mode {mode} has no fixed shapes for {flags}", "--mode static")

@@ -49,9 +49,10 @@ TARGETS: Mapping[str, Target] = {
             _ops(
                 "Abs Add AveragePool BatchNormalization Cast Clip Concat Conv DepthToSpace "
                 "DequantizeLinear Div Elu Exp Flatten Floor Gather Gemm GlobalAveragePool "
-                "GlobalMaxPool Identity LeakyRelu Log LRN MatMul MaxPool Max Min Mul Neg Pad Pow "
-                "PRelu QLinearConv QLinearMatMul QuantizeLinear ReduceMean Relu Reshape Resize "
-                "Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze"
+                "GlobalMaxPool Identity LeakyRelu Log LRN MatMul MaxPool Max Min Mul Neg Pad "
+                "Pow PRelu QLinearConv QLinearMatMul QuantizeLinear ReduceMean Relu Reshape "
+                "Resize Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose "
+                "Unsqueeze"
             ),
             {"Gather": "its indices must be int32 or constant"},
         ),
@@ -60,12 +61,13 @@ TARGETS: Mapping[str, Target] = {
             "CoreML (ML Program)",
             f"{_REPOSITORY}/tools/ci_build/github/apple/coreml_supported_mlprogram_ops.md",
             _ops(
-                "Add And ArgMax AveragePool Cast Clip Concat Conv ConvTranspose Cos DepthToSpace "
-                "Ceil Div Elu Erf Exp GatherND Gemm Gelu GlobalAveragePool GlobalMaxPool GridSample "
-                "GroupNormalization HardSigmoid Identity InstanceNormalization LayerNormalization "
-                "LeakyRelu MatMul MaxPool Max Mul Pow PRelu Reciprocal ReduceSum ReduceMean "
-                "ReduceMax Relu Reshape Resize Round Shape Sin Slice Softplus Split Sub Sigmoid "
-                "Softmax Sqrt Squeeze Tanh Tile Transpose Unsqueeze Where"
+                "Add And ArgMax AveragePool Cast Clip Concat Conv ConvTranspose Cos "
+                "DepthToSpace Ceil Div Elu Erf Exp GatherND Gemm Gelu GlobalAveragePool "
+                "GlobalMaxPool GridSample GroupNormalization HardSigmoid Identity "
+                "InstanceNormalization LayerNormalization LeakyRelu MatMul MaxPool Max Mul Pow "
+                "PRelu Reciprocal ReduceSum ReduceMean ReduceMax Relu Reshape Resize Round "
+                "Shape Sin Slice Softplus Split Sub Sigmoid Softmax Sqrt Squeeze Tanh Tile "
+                "Transpose Unsqueeze Where"
             ),
             {"Reciprocal": "it adds an epsilon that ONNX does not have"},
         ),
@@ -74,17 +76,17 @@ TARGETS: Mapping[str, Target] = {
             "QNN (Qualcomm HTP)",
             f"{_SITE}/QNN-ExecutionProvider.html#supported-onnx-operators",
             _ops(
-                "Abs Add And ArgMax ArgMin Asin Atan AveragePool BatchNormalization Cast Ceil Clip "
-                "Concat Conv ConvTranspose Cos CumSum DepthToSpace DequantizeLinear Div Einsum Elu "
-                "Equal Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm "
-                "GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GridSample HardSigmoid "
-                "HardSwish Identity InstanceNormalization LRN LSTM LayerNormalization LeakyRelu "
-                "Less LessOrEqual Log LogSoftmax LpNormalization MatMul Max MaxPool Mean Min Mod "
-                "Mul Neg Not Or PRelu Pad Pow QuantizeLinear Reciprocal ReduceL2 ReduceMax "
-                "ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize Round "
-                "ScatterElements ScatterND Shape Sigmoid Sign Sin Slice Softmax Softplus "
-                "SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Unsqueeze "
-                "Upsample Where Xor"
+                "Abs Add And ArgMax ArgMin Asin Atan AveragePool BatchNormalization Cast Ceil "
+                "Clip Concat Conv ConvTranspose Cos CumSum DepthToSpace DequantizeLinear Div "
+                "Einsum Elu Equal Exp Expand Flatten Floor Gather GatherElements GatherND Gelu "
+                "Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GridSample "
+                "HardSigmoid HardSwish Identity InstanceNormalization LRN LSTM "
+                "LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization "
+                "MatMul Max MaxPool Mean Min Mod Mul Neg Not Or PRelu Pad Pow QuantizeLinear "
+                "Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu "
+                "Reshape Resize Round ScatterElements ScatterND Shape Sigmoid Sign Sin Slice "
+                "Softmax Softplus SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile TopK "
+                "Transpose Unsqueeze Upsample Where Xor"
             ),
             {"Gather": "it takes positive indices only"},
         ),
@@ -95,14 +97,14 @@ TARGETS: Mapping[str, Target] = {
             _ops(
                 "Abs Add And ArgMax ArgMin AveragePool BatchNormalization Ceil Cast Clip Concat "
                 "Constant ConstantOfShape Conv ConvTranspose Cos CumSum DepthToSpace "
-                "DequantizeLinear Div Einsum Elu Equal Erf Exp Expand Flatten Floor Gather GatherND "
-                "Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual HardSigmoid Identity "
-                "If InstanceNormalization LeakyRelu Less LessOrEqual Log Loop LRN LSTM MatMul Max "
-                "MaxPool Mean Min Mod Mul Neg Not OneHot Or Pad Pow PRelu QuantizeLinear Range "
-                "Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu "
-                "Reshape Resize Round ScatterElements ScatterND Shape Sigmoid Sign Sin Size Slice "
-                "Softmax Softplus SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh Tile TopK "
-                "Transpose Unsqueeze Where Xor"
+                "DequantizeLinear Div Einsum Elu Equal Erf Exp Expand Flatten Floor Gather "
+                "GatherND Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual "
+                "HardSigmoid Identity If InstanceNormalization LeakyRelu Less LessOrEqual Log "
+                "Loop LRN LSTM MatMul Max MaxPool Mean Min Mod Mul Neg Not OneHot Or Pad Pow "
+                "PRelu QuantizeLinear Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin "
+                "ReduceProd ReduceSum Relu Reshape Resize Round ScatterElements ScatterND Shape "
+                "Sigmoid Sign Sin Size Slice Softmax Softplus SpaceToDepth Split Sqrt Squeeze "
+                "Sub Sum Tan Tanh Tile TopK Transpose Unsqueeze Where Xor"
             ),
             {
                 "If": "the NPU falls back to the CPU for it",
