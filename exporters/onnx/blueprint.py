@@ -15,8 +15,6 @@ from tenp_edge.exporters.onnx.stored import Fill, Place, Stored, place
 from tenp_edge.models import ModelConfig
 from tenp_edge.registry import ExportOptions
 
-MODEL_NAME = "model.onnx"
-
 
 @dataclass(frozen=True)
 class Blueprint:
@@ -53,12 +51,14 @@ class Blueprint:
         for name, stored in self.stored.items():
             graph.initializers[name].const_value = _external(stored, self.places[name])
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="tenp-edge")
-        return ir.to_proto(model).SerializeToString(deterministic=True)
+        data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+        return data
 
     def _built(self, sketch: bool) -> GraphBuilder:
         builder = GraphBuilder(sketch)
         mode, linear = MODES[mode_of(self.options)], LINEARS[self.options.quant]
-        build_decoder(builder, self.config, mode.with_linear(linear))
+        makers, latent = mode.with_linear(linear), self.options.latent_cache
+        build_decoder(builder, self.config, makers, latent=latent)
         return builder
 
 
