@@ -41,7 +41,7 @@ class ExportOptions:
     ``tensor_types``: "regex=TYPE", types of single tensors that go before those of ``quant``.
     ``imatrix_file``: where to write that matrix too, for other tools.
     ``shard_bytes``: cut weight files at this size, for formats that keep weights in files of their
-    own.
+    own. ``latent_cache``: latent attention keeps its latent, not the keys and values it expands to.
     ``lengths`` and ``targets`` (compilers that must take every operator): for fixed shapes.
     """
 
@@ -51,6 +51,7 @@ class ExportOptions:
     tensor_types: tuple[str, ...] = ()
     imatrix_file: str | None = None
     shard_bytes: int | None = None
+    latent_cache: bool = False
     lengths: FixedLengths | None = None
     targets: tuple[str, ...] = ()
 

@@ -20,10 +20,10 @@ def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     config = c.config
     counts = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
     rotated = {}
-    for role, heads in counts.items():
+    for role, count in counts.items():
         projected = c.linear(f"{path}/{role}_proj", x, role, layer)
-        normed = _normed(c, f"{path}/{role}_norm", projected, role, layer, heads)
-        rotated[role] = c.makers.rotary(c, f"{path}/{role}_rotary", normed, heads, False)
+        normed = _normed(c, f"{path}/{role}_norm", projected, role, layer, count)
+        rotated[role] = c.makers.rotary(c, f"{path}/{role}_rotary", normed, count, False)
     v = c.linear(f"{path}/v_proj", x, "v", layer)
     heads = Heads(counts["q"], counts["k"], attention_scale(config))
     mixed = c.makers.attend(c, path, rotated["q"], rotated["k"], v, heads, layer)

@@ -79,7 +79,8 @@ class Blueprint:
     def _built(self, lengths: Lengths, sketch: bool) -> GraphBuilder:
         builder = GraphBuilder(sketch)
         mode, linear = mode_of(self.options), LINEARS[self.options.quant]
-        build_decoder(builder, self.config, mode.with_linear(linear), lengths)
+        makers, latent = mode.with_linear(linear), self.options.latent_cache
+        build_decoder(builder, self.config, makers, lengths, latent)
         return builder
 
 

@@ -24,18 +24,18 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def companion_files(
-    checkpoint: Checkpoint, config: ModelConfig, static: bool, digest: str = NO_DIGEST
+    checkpoint: Checkpoint, config: ModelConfig, for_genai: bool, digest: str = NO_DIGEST
 ) -> dict[str, bytes]:
     """Every companion but tenp.json: those copied from the checkpoint and those written for it.
 
-    onnxruntime-genai does not run the fixed graphs of static mode: no genai_config.json there.
+    ``for_genai``: onnxruntime-genai can run the graph, which needs a genai_config.json.
     """
     base = checkpoint.path
     files = {str(file.relative_to(base)): file.read_bytes() for file in copied_files(base)}
     files["config.json"] = _json(model_config(checkpoint, config, digest))
     if "generation_config.json" not in files:
         files["generation_config.json"] = _json(_tokens(config.raw))
-    if not static:
+    if for_genai:
         generation = json.loads(files["generation_config.json"])
         files["genai_config.json"] = _json(genai_config(config, generation))
     return files

@@ -78,11 +78,19 @@ class Heads:
 
 class Attend(Protocol):
     def __call__(
-        self, c: Context, path: str, q: ir.Value, k: ir.Value, v: ir.Value, heads: Heads, layer: int
+        self,
+        c: Context,
+        path: str,
+        q: ir.Value,
+        k: ir.Value,
+        v: ir.Value,
+        heads: Heads,
+        layer: int | None,
     ) -> ir.Value:
-        """Attention of q over past and new keys, all (batch, n, heads x size), which it keeps.
+        """Attention of q over k and v, all (batch, n, heads x size).
 
-        Returns (batch, query, heads x value size).
+        With ``layer`` k and v are the new ones, which join that layer's cache; with None they are
+        past and new already. Returns (batch, query, heads x value size).
         """
         ...
 
@@ -121,11 +129,15 @@ class Makers:
 
 @dataclass
 class Context:
-    """The graph being built of ``config``. ``run`` is there once the inputs are."""
+    """The graph being built of ``config``. ``run`` is there once the inputs are.
+
+    ``latent``: MLA's cache holds the latent instead of keys and values.
+    """
 
     g: GraphBuilder
     config: ModelConfig
     makers: Makers
+    latent: bool = False
     run: Run = field(init=False)
     specs: Mapping[tuple[str, int | None, int | None], TensorSpec] = field(init=False)
     _present: list[tuple[int, ir.Value, ir.Value]] = field(init=False, default_factory=list)

@@ -29,14 +29,17 @@ _ATTENTION: dict[str, Callable[[Context, str, ir.Value, int], ir.Value]] = {
 
 
 def build_decoder(
-    g: GraphBuilder, config: ModelConfig, makers: Makers, lengths: Lengths | None = None
+    g: GraphBuilder,
+    config: ModelConfig,
+    makers: Makers,
+    lengths: Lengths | None = None,
+    latent: bool = False,
 ) -> None:
     """Everything from input_ids to logits and present, into ``g``."""
     lengths = lengths or Lengths()
-    c = Context(g, config, makers)
-    ids, c.run = make_inputs(
-        g, config, cache_shape(config, pads_values=makers.pads_values), lengths
-    )
+    c = Context(g, config, makers, latent)
+    cache = cache_shape(config, latent, makers.pads_values)
+    ids, c.run = make_inputs(g, config, cache, lengths)
     embedding = plain_weight(g, c.spec("embed"))
     x = g.op("/model/embed_tokens", "Gather", [embedding, ids], axis=0)
     for layer in range(config.num_hidden_layers):

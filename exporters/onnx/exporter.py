@@ -13,7 +13,9 @@ from tenp_edge.exporters.onnx.blueprint import Blueprint
 from tenp_edge.exporters.onnx.companions import NO_DIGEST, companion_files, tenp_file
 from tenp_edge.exporters.onnx.data_file import data_writer
 from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
+from tenp_edge.exporters.onnx.limits import check_model
 from tenp_edge.exporters.onnx.modes import LINEARS, MODES, check_mode, mode_of
+from tenp_edge.exporters.onnx.pricing import run_bytes, run_notes
 from tenp_edge.exporters.onnx.stored import data_files
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
@@ -29,12 +31,13 @@ class OnnxExporter:
     quants = tuple(LINEARS)
     weighted_quants: tuple[str, ...] = ()
     default_quant = "none"
-    kv_types = ("F32",)
+    kv_types: tuple[str, ...] = ("F32",)
     target = "onnx"
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, mode or quantisation cannot be written."""
-        check_mode(config, options)
+        check_mode(options)
+        check_model(config, options)
 
     def manifest(
         self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions
@@ -87,17 +90,19 @@ def _manifest(blueprint: Blueprint, checkpoint: Checkpoint) -> Manifest:
         quant=options.quant,
         tensors=tuple(stored.manifest() for stored in blueprint.stored.values()),
         files=LazySizes(sizes),
+        notes=run_notes(options),
+        run=run_bytes(blueprint.config, options, len(blueprint.stored)),
     )
 
 
 def _small_files(blueprint: Blueprint, checkpoint: Checkpoint, digest: str) -> dict[str, bytes]:
     """The graphs and their companions by name; tenp.json, which lists the others, comes last."""
     config, options = blueprint.config, blueprint.options
-    graphs = blueprint.graph_files
+    graphs, mode = blueprint.graph_files, mode_of(options)
     sizes = {name: len(data) for name, data in graphs.items()} | data_files(blueprint.places)
-    mode = mode_of(options)
     tenp = tenp_file(config, mode.name, options.quant, sizes, digest)
-    companions = companion_files(checkpoint, config, mode.static, digest)
+    for_genai = not (mode.static or options.latent_cache)
+    companions = companion_files(checkpoint, config, for_genai, digest)
     return {**graphs, **companions, "tenp.json": tenp}
 
 

@@ -1,7 +1,6 @@
 """The modes and quantisations as tables: which makers write a graph, for which operator sets.
 
-A mode is one row; a quantisation replaces the linear maker. What is not there yet is refused by
-`check_mode` with the reason.
+A mode is one row; a quantisation replaces the linear maker.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from tenp_edge.exporters.onnx.companions import DECODE_NAME, MODEL_NAME, PREFILL
 from tenp_edge.exporters.onnx.context import Fixed, Makers
 from tenp_edge.exporters.onnx.dispatch_dense import dispatch_dense
 from tenp_edge.exporters.onnx.dispatch_rows import dispatch_rows
-from tenp_edge.exporters.onnx.fixed import check_lengths, fixed_lengths
+from tenp_edge.exporters.onnx.fixed import fixed_lengths
 from tenp_edge.exporters.onnx.inputs import Lengths
 from tenp_edge.exporters.onnx.linear import FloatLinear, Linear
-from tenp_edge.exporters.onnx.targets import targets_of
 from tenp_edge.models import ModelConfig
 from tenp_edge.registry import ExportOptions
 
@@ -74,29 +72,30 @@ MODES = {
     )
 }
 LINEARS: dict[str, Linear] = {"none": FloatLinear()}
-MODE_NAMES = ("portable", "static", "ort-cpu")
-QUANTS = ("none", "int8", "int4")
 
 
 def mode_of(options: ExportOptions) -> Mode:
     """The mode that ``options`` name, which `check_mode` has seen."""
-    return MODES[options.layout or MODE_NAMES[0]]
+    return MODES[mode_name(options)]
 
 
-def check_mode(config: ModelConfig, options: ExportOptions) -> None:
+def mode_name(options: ExportOptions) -> str:
+    return options.layout or next(iter(MODES))
+
+
+def check_mode(options: ExportOptions) -> None:
     """Raise UserError for a mode or quantisation that cannot be written."""
-    mode = options.layout or MODE_NAMES[0]
-    for flag, value, known, done in (
-        ("--mode", mode, MODE_NAMES, tuple(MODES)),
-        ("--quant", options.quant, QUANTS, tuple(LINEARS)),
+    mode = mode_name(options)
+    for flag, what, value, known in (
+        ("--mode", "mode", mode, tuple(MODES)),
+        ("--quant", "quantisation", options.quant, tuple(LINEARS)),
     ):
         if value not in known:
-            raise UserError(f"ONNX has no {flag} '{value}'", f"{flag} {'|'.join(known)}")
-        if value not in done:
-            raise UserError(f"{flag} {value} is not written yet", f"{flag} {'|'.join(done)}")
-    if MODES[mode].static:
-        targets_of(options.targets)
-        check_lengths(config, options)
-    elif options.lengths is not None or options.targets:
-        flags = "--batch, --length and --past" if options.lengths is not None else "--target"
-        raise UserError(f"--mode {mode} has no fixed shapes for {flags}", "--mode static")
+            raise UserError(f"ONNX has no {what} '{value}'", f"{flag} {'|'.join(known)}")
+    fixed = {
+        "--batch, --length and --past": options.lengths is not None,
+        "--target": bool(options.targets),
+    }
+    for flags, given in fixed.items():
+        if given and not MODES[mode].static:
+            raise UserError(f"--mode {mode} has no fixed shapes for {flags}", "--mode static")

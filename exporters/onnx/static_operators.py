@@ -69,7 +69,7 @@ def _pairs(
 
 
 def attend(
-    c: Context, path: str, q: ir.Value, k: ir.Value, v: ir.Value, heads: Heads, layer: int
+    c: Context, path: str, q: ir.Value, k: ir.Value, v: ir.Value, heads: Heads, layer: int | None
 ) -> ir.Value:
     """Attention over a cache of fixed places; the host stores what is new.
 
@@ -82,6 +82,7 @@ def attend(
     Queries that share a key head lie in one matrix, (batch, cached heads, queries of the group,
     size): nothing is repeated, nothing of the cache copied or transposed.
     """
+    assert layer is not None
     key_size, value_size = c.run.cache.key_size, c.run.cache.value_size
     key = _by_head(c, f"{path}/key", k, heads.cached, key_size)
     value = _by_head(c, f"{path}/value", v, heads.cached, value_size)
