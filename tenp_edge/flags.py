@@ -183,6 +183,20 @@ TensorTypes = Annotated[
     ),
 ]
 
+LatentCache = Annotated[
+    bool,
+    _flag(
+        "--latent-cache",
+        help="ONNX of DeepSeek: the KV cache holds the latent, several times smaller and slower to "
+        "use; onnxruntime-genai and optimum cannot.",
+        panel=_EXPORT,
+    ),
+]
+ShardSize = Annotated[
+    str | None,
+    _flag("--shard-size", help="ONNX: cut the weights into files of this size.", panel=_EXPORT),
+]
+
 EvalData = Annotated[
     list[str] | None,
     _flag(
