@@ -21,6 +21,7 @@ from rich.console import Console, RenderableType
 from tenp_edge import __version__, flags, report, run_cli
 from tenp_edge.errors import UserError
 from tenp_edge.terminal import TerminalProgress
+from tenp_edge.units import parse_size
 
 app = typer.Typer(
     name="tenp-edge",
@@ -236,6 +237,8 @@ def plan(
     quant: flags.Quant = None,
     no_imatrix: flags.NoImatrix = False,
     tensor_types: flags.TensorTypes = None,
+    latent_cache: flags.LatentCache = False,
+    shard_size: flags.ShardSize = None,
     seed: flags.Seed = 0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write plan.json here.")
@@ -298,6 +301,8 @@ def compress(
     quant: flags.Quant = None,
     no_imatrix: flags.NoImatrix = False,
     tensor_types: flags.TensorTypes = None,
+    latent_cache: flags.LatentCache = False,
+    shard_size: flags.ShardSize = None,
     eval_data: flags.EvalData = None,
     eval_samples: flags.EvalSamples = 8,
     eval_seq_len: flags.EvalSeqLen = 512,
@@ -362,6 +367,12 @@ def export(
     layout: flags.Layout = None,
     quant: flags.ExportQuant = None,
     tensor_types: flags.TensorTypes = None,
+    latent_cache: flags.LatentCache = False,
+    shard_size: flags.ShardSize = None,
+    batch: flags.Batch = None,
+    length: flags.Length = None,
+    past: flags.Past = None,
+    targets: flags.Targets = None,
     calibration: flags.Calibration = None,
     no_imatrix: flags.NoImatrix = False,
     imatrix_out: Annotated[
@@ -396,9 +407,11 @@ def export(
         tenp-edge export MODEL --plan plan.json --quant BF16 -o model.gguf
 
         tenp-edge export OUT/checkpoint --format onnx --mode portable -o onnx
+
+        tenp-edge export OUT/checkpoint --format onnx --mode static --target qnn -o npu
     """
     from tenp_edge.pipeline import run_export
-    from tenp_edge.registry import ExportOptions, exporter
+    from tenp_edge.registry import ExportOptions, exporter, fixed_lengths
 
     if output.exists() and not (force or dry_run):
         raise UserError(f"{output} exists", "--force to overwrite it")
@@ -410,6 +423,10 @@ def export(
         imatrix=not no_imatrix,
         tensor_types=tuple(tensor_types or ()),
         imatrix_file=None if imatrix_out is None else str(imatrix_out),
+        shard_bytes=None if shard_size is None else parse_size(shard_size),
+        latent_cache=latent_cache,
+        lengths=fixed_lengths(batch, length, past),
+        targets=tuple(targets or ()),
     )
     manifest = run_export(checkpoint, output, format, options, plan, progress, dry_run, calibration)
     rows: dict[str, Any] = {

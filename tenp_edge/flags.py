@@ -183,6 +183,40 @@ TensorTypes = Annotated[
     ),
 ]
 
+LatentCache = Annotated[
+    bool,
+    _flag(
+        "--latent-cache",
+        help="ONNX of DeepSeek: the KV cache holds the latent, several times smaller and slower to "
+        "use; onnxruntime-genai and optimum cannot.",
+        panel=_EXPORT,
+    ),
+]
+ShardSize = Annotated[
+    str | None,
+    _flag("--shard-size", help="ONNX: cut the weights into files of this size.", panel=_EXPORT),
+]
+_STATIC = "ONNX --mode static"
+Batch = Annotated[
+    int | None, _flag("--batch", help="Sequences at once. Default: 1.", panel=_STATIC)
+]
+Length = Annotated[
+    int | None, _flag("--length", help="Prompt tokens at once. Default: 128.", panel=_STATIC)
+]
+Past = Annotated[
+    int | None,
+    _flag("--past", help="Places of the KV cache: context - 1. Default: 1023.", panel=_STATIC),
+]
+Targets = Annotated[
+    list[str] | None,
+    _flag(
+        "--target",
+        help="A compiler that must take every operator: nnapi, coreml, qnn or openvino; may be "
+        "repeated.",
+        panel=_STATIC,
+    ),
+]
+
 EvalData = Annotated[
     list[str] | None,
     _flag(

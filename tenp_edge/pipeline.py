@@ -411,7 +411,14 @@ class _Compress:
     def _export_options(self, plan: CompressionPlan) -> ExportOptions:
         recipe = plan.recipe
         rules = tuple(recipe["tensor_types"])
-        return ExportOptions(recipe["quant"], recipe["layout"], recipe["imatrix"], rules)
+        return ExportOptions(
+            recipe["quant"],
+            recipe["layout"],
+            recipe["imatrix"],
+            rules,
+            shard_bytes=recipe["shard_bytes"],
+            latent_cache=recipe["latent_cache"],
+        )
 
     def _predicted_peak_rss(self, plan: CompressionPlan) -> int:
         """Of the run that validation measures: the file's own, or that of its padded twin."""

@@ -33,6 +33,13 @@ class FixedLengths:
     past: int = 1023
 
 
+def fixed_lengths(batch: int | None, length: int | None, past: int | None) -> FixedLengths | None:
+    """What the user said, and defaults for the rest; None when nothing was said."""
+    given = {"batch": batch, "length": length, "past": past}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return FixedLengths(**chosen) if chosen else None
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """What the user may choose about a file. ``layout`` None means the format's default.

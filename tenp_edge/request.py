@@ -8,6 +8,7 @@ from tenp_edge.devices import KV_TYPES, DeviceProfile
 from tenp_edge.errors import UserError
 from tenp_edge.registry import Exporter, ExportOptions, exporter
 from tenp_edge.saliency import EXPERT_SCORES, NEURON_SCORES
+from tenp_edge.units import parse_size
 
 METHODS = ("tenp", "enp", "drop", "free")
 RANKINGS = ("global", "layer")
@@ -43,6 +44,8 @@ class PlanRequest:
     ubatch: int | None = None
     imatrix: bool = True
     tensor_types: tuple[str, ...] = ()
+    latent_cache: bool = False
+    shard_size: str | None = None
     seed: int = 0
 
 
@@ -129,7 +132,14 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
     return Target(
         profile=profile,
         exporter=found,
-        options=ExportOptions(quant, layout, imatrix, request.tensor_types),
+        options=ExportOptions(
+            quant,
+            layout,
+            imatrix,
+            request.tensor_types,
+            shard_bytes=None if request.shard_size is None else parse_size(request.shard_size),
+            latent_cache=request.latent_cache,
+        ),
         width_multiple=request.width_multiple or profile.width_multiple,
         context=request.context or profile.context,
         kv_type=_kv_type(found, profile, request),

@@ -28,6 +28,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.compress import write_checkpoint
 from tenp_edge.errors import UserError
+from tenp_edge.exporters.gguf import EXPORTER as GGUF
 from tenp_edge.exporters.onnx import EXPORTER
 from tenp_edge.exporters.onnx.rope import frequencies
 from tenp_edge.options import CalibrationOptions, CompressOptions, PlanOptions
@@ -305,7 +306,11 @@ def refuse(action: Callable[[], object], message: str, hint: str) -> None:
 
 REFUSED: dict[str, tuple[ExportOptions, str, str]] = {
     "mode": (ExportOptions("none", "fast"), "ONNX has no mode 'fast'", "--mode portable"),
-    "quant": (ExportOptions("Q8_0"), "ONNX has no quantisation 'Q8_0'", "--quant none"),
+    "quant": (
+        ExportOptions("Q8_0"),
+        "ONNX mode portable has no quantisation 'Q8_0'",
+        "--quant none",
+    ),
     "rules": (
         ExportOptions("none", tensor_types=("a=b",)),
         "--tensor-type is for GGUF: ONNX has one type per --quant",
@@ -339,4 +344,13 @@ def test_rope_without_its_keys_is_refused(tmp_path: Path) -> None:
         lambda: EXPORTER.check(Checkpoint(path).config, ExportOptions("none")),
         "config.json: rope scaling linear lacks factor",
         "the config.json that belongs to the checkpoint",
+    )
+
+
+def test_gguf_refuses_what_is_for_onnx(checkpoint_of: Make) -> None:
+    config = Checkpoint(checkpoint_of("deepseek_v2")).config
+    refuse(
+        lambda: GGUF.check(config, ExportOptions("F32", latent_cache=True)),
+        "--latent-cache is for ONNX; a GGUF has no use for it",
+        "leave it out",
     )

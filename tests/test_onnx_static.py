@@ -169,8 +169,8 @@ def test_an_operator_that_a_target_does_not_take_is_refused() -> None:
     ("options", "message"),
     [
         (
-            ExportOptions("none", "static", lengths=FixedLengths(1, 128, 400)),
-            "--length 128 and --past 400 make 528 positions; the model has 512",
+            ExportOptions("none", "static", lengths=FixedLengths(1, 128, 600)),
+            "--length 128 and --past 600 are for a context of 601 tokens; the model has 512",
         ),
         (
             ExportOptions("none", "static", lengths=FixedLengths(0, 8, 8)),

@@ -42,6 +42,14 @@ class GgufExporter:
         layout = self.layout(config, options)
         if layout not in self.layouts:
             raise UserError(f"GGUF has no layout '{layout}'", f"--layout {', '.join(self.layouts)}")
+        for flag, given in (
+            ("--latent-cache", options.latent_cache),
+            ("--shard-size", options.shard_bytes),
+            ("--batch, --length or --past", options.lengths),
+            ("--target", options.targets),
+        ):
+            if given:
+                raise UserError(f"{flag} is for ONNX; a GGUF has no use for it", "leave it out")
         check_architecture(config)
         parse_rules(options.tensor_types)
         if layout == "merged" and not config.is_uniform:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from tenp_edge.exporters.onnx.builder import GraphBuilder
 from tenp_edge.exporters.onnx.decoder import build_decoder
 from tenp_edge.exporters.onnx.inputs import Lengths
-from tenp_edge.exporters.onnx.modes import IR_VERSION, LINEARS, mode_of
+from tenp_edge.exporters.onnx.modes import IR_VERSION, way_of
 from tenp_edge.exporters.onnx.stored import Fill, Place, Stored, place
 from tenp_edge.exporters.onnx.targets import require_static, targets_of
 from tenp_edge.exporters.onnx.usability import REPORT_NAME, usability_report
@@ -29,13 +29,12 @@ class Blueprint:
     options: ExportOptions
 
     @cached_property
-    def graphs(self) -> Mapping[str, Lengths]:
-        """The graph files and their lengths; all of them read the same weights."""
-        return mode_of(self.options).graphs(self.config, self.options)
+    def _lengths(self) -> Mapping[str, Lengths]:
+        return way_of(self.options).graphs(self.config, self.options)
 
     @cached_property
     def _sketch(self) -> GraphBuilder:
-        return self._built(next(iter(self.graphs.values())), sketch=True)
+        return self._built(next(iter(self._lengths.values())), sketch=True)
 
     @property
     def stored(self) -> Mapping[str, Stored]:
@@ -51,36 +50,41 @@ class Blueprint:
         return place(self.stored.values(), self.options.shard_bytes)
 
     @cached_property
-    def graph_files(self) -> Mapping[str, bytes]:
-        """Every graph file, its weights in the data files, and what was found about them.
-
-        Raises UserError for a static graph that its targets would not take.
-        """
-        protos = {name: self._proto(lengths) for name, lengths in self.graphs.items()}
-        files = {
-            name: proto.SerializeToString(deterministic=True) for name, proto in protos.items()
+    def graphs(self) -> dict[str, bytes]:
+        """Every graph file; their weights refer to the same data files."""
+        return {
+            name: proto.SerializeToString(deterministic=True)
+            for name, proto in self._protos.items()
         }
-        if mode_of(self.options).static:
-            for name, proto in protos.items():
-                require_static(name, proto, targets_of(self.options.targets))
-            files[REPORT_NAME] = usability_report(protos)
-        return files
 
-    def _proto(self, lengths: Lengths) -> onnx.ModelProto:
-        mode = mode_of(self.options)
+    @cached_property
+    def reports(self) -> dict[str, bytes]:
+        """What was found about graphs with fixed shapes.
+
+        Raises UserError for one that its targets would not take.
+        """
+        if not way_of(self.options).static:
+            return {}
+        for name, proto in self._protos.items():
+            require_static(name, proto, targets_of(self.options.targets))
+        return {REPORT_NAME: usability_report(self._protos)}
+
+    @cached_property
+    def _protos(self) -> dict[str, onnx.ModelProto]:
+        return {name: self._proto(name, lengths) for name, lengths in self._lengths.items()}
+
+    def _proto(self, name: str, lengths: Lengths) -> onnx.ModelProto:
         builder = self._built(lengths, sketch=False)
-        assert builder.stored == self.stored
-        graph = builder.graph("tenp-edge", mode.opsets)
-        for name, stored in self.stored.items():
-            graph.initializers[name].const_value = _external(stored, self.places[name])
+        assert builder.stored == self.stored, f"{name} has weights of its own"
+        graph = builder.graph("tenp-edge", way_of(self.options).opsets)
+        for tensor, stored in self.stored.items():
+            graph.initializers[tensor].const_value = _external(stored, self.places[tensor])
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="tenp-edge")
         return ir.to_proto(model)
 
     def _built(self, lengths: Lengths, sketch: bool) -> GraphBuilder:
-        builder = GraphBuilder(sketch)
-        mode, linear = mode_of(self.options), LINEARS[self.options.quant]
-        makers, latent = mode.with_linear(linear), self.options.latent_cache
-        build_decoder(builder, self.config, makers, lengths, latent)
+        way, builder = way_of(self.options), GraphBuilder(sketch)
+        build_decoder(builder, self.config, way.makers, lengths, self.options.latent_cache)
         return builder
 
 

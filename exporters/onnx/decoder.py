@@ -32,11 +32,10 @@ def build_decoder(
     g: GraphBuilder,
     config: ModelConfig,
     makers: Makers,
-    lengths: Lengths | None = None,
+    lengths: Lengths,
     latent: bool = False,
 ) -> None:
     """Everything from input_ids to logits and present, into ``g``."""
-    lengths = lengths or Lengths()
     c = Context(g, config, makers, latent)
     cache = cache_shape(config, latent, makers.pads_values)
     ids, c.run = make_inputs(g, config, cache, lengths)

@@ -14,7 +14,7 @@ from tenp_edge.exporters.onnx.companions import NO_DIGEST, companion_files, tenp
 from tenp_edge.exporters.onnx.data_file import data_writer
 from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
 from tenp_edge.exporters.onnx.limits import check_model
-from tenp_edge.exporters.onnx.modes import LINEARS, MODES, check_mode, mode_of
+from tenp_edge.exporters.onnx.modes import MODES, QUANTS, check_mode, mode_of, way_of
 from tenp_edge.exporters.onnx.pricing import run_bytes, run_notes
 from tenp_edge.exporters.onnx.stored import data_files
 from tenp_edge.models import ModelConfig
@@ -27,8 +27,8 @@ class OnnxExporter:
     """``layouts`` are the modes: who is to run the graph decides how it is written."""
 
     format = "onnx"
-    layouts = tuple(MODES)
-    quants = tuple(LINEARS)
+    layouts = MODES
+    quants = QUANTS
     weighted_quants: tuple[str, ...] = ()
     default_quant = "none"
     kv_types: tuple[str, ...] = ("F32",)
@@ -86,7 +86,7 @@ def _manifest(blueprint: Blueprint, checkpoint: Checkpoint) -> Manifest:
 
     return Manifest(
         format="onnx",
-        layout=mode_of(options).name,
+        layout=mode_of(options),
         quant=options.quant,
         tensors=tuple(stored.manifest() for stored in blueprint.stored.values()),
         files=LazySizes(sizes),
@@ -98,10 +98,10 @@ def _manifest(blueprint: Blueprint, checkpoint: Checkpoint) -> Manifest:
 def _small_files(blueprint: Blueprint, checkpoint: Checkpoint, digest: str) -> dict[str, bytes]:
     """The graphs and their companions by name; tenp.json, which lists the others, comes last."""
     config, options = blueprint.config, blueprint.options
-    graphs, mode = blueprint.graph_files, mode_of(options)
+    graphs = {**blueprint.graphs, **blueprint.reports}
     sizes = {name: len(data) for name, data in graphs.items()} | data_files(blueprint.places)
-    tenp = tenp_file(config, mode.name, options.quant, sizes, digest)
-    for_genai = not (mode.static or options.latent_cache)
+    tenp = tenp_file(config, mode_of(options), options.quant, sizes, digest)
+    for_genai = not (way_of(options).static or options.latent_cache)
     companions = companion_files(checkpoint, config, for_genai, digest)
     return {**graphs, **companions, "tenp.json": tenp}
 

@@ -12,8 +12,7 @@ def fixed_lengths(config: ModelConfig, options: ExportOptions) -> FixedLengths:
     if options.lengths is not None:
         return options.lengths
     default, most = FixedLengths(), config.max_position_embeddings
-    length = min(default.length, most // 2)
-    return FixedLengths(default.batch, length, min(default.past, most - length))
+    return FixedLengths(default.batch, min(default.length, most), min(default.past, most - 1))
 
 
 def check_lengths(config: ModelConfig, options: ExportOptions) -> None:
@@ -26,10 +25,10 @@ def check_lengths(config: ModelConfig, options: ExportOptions) -> None:
     ):
         if value < 1:
             raise UserError(f"{flag} {value} leaves a graph without tokens", f"{flag} 1 or more")
-    most = config.max_position_embeddings
-    if lengths.length + lengths.past > most:
+    most, context = config.max_position_embeddings, lengths.past + 1
+    if max(context, lengths.length) > most:
         raise UserError(
-            f"--length {lengths.length} and --past {lengths.past} make "
-            f"{lengths.length + lengths.past} positions; the model has {most}",
-            f"--past {max(1, most - lengths.length)} or a smaller --length",
+            f"--length {lengths.length} and --past {lengths.past} are for a context of "
+            f"{max(context, lengths.length)} tokens; the model has {most}",
+            f"--length {min(lengths.length, most)} --past {min(lengths.past, most - 1)}",
         )

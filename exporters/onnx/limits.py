@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.onnx.fixed import check_lengths
-from tenp_edge.exporters.onnx.modes import mode_of
+from tenp_edge.exporters.onnx.modes import way_of
 from tenp_edge.exporters.onnx.router import expert_groups
 from tenp_edge.exporters.onnx.targets import targets_of
 from tenp_edge.models import ModelConfig
@@ -17,7 +17,7 @@ def check_model(config: ModelConfig, options: ExportOptions) -> None:
     """Raise UserError with the reason where the graph would compute something else."""
     _check_options(config, options)
     _check_rope(config)
-    if mode_of(options).static:
+    if way_of(options).static:
         _check_static(config, options)
     groups = expert_groups(config)
     if config.family.router_score == "sigmoid" and 1 < groups == config.num_experts:

@@ -1,12 +1,13 @@
-"""The modes and quantisations as tables: which makers write a graph, for which operator sets.
+"""Every way to write a graph as a table: mode and quantisation -> makers and operator sets.
 
-A mode is one row; a quantisation replaces the linear maker.
+A new mode or quantisation is a row (or a few) here and the makers it names; no family and no other
+file knows of it. What has no row is refused by `check_mode`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.onnx import operators, static_operators
@@ -16,7 +17,6 @@ from tenp_edge.exporters.onnx.dispatch_dense import dispatch_dense
 from tenp_edge.exporters.onnx.dispatch_rows import dispatch_rows
 from tenp_edge.exporters.onnx.fixed import fixed_lengths
 from tenp_edge.exporters.onnx.inputs import Lengths
-from tenp_edge.exporters.onnx.linear import FloatLinear, Linear
 from tenp_edge.models import ModelConfig
 from tenp_edge.registry import ExportOptions
 
@@ -24,19 +24,19 @@ OPSET, IR_VERSION = 23, 11
 
 
 @dataclass(frozen=True)
-class Mode:
-    """One way to write the graphs: their makers and the operator sets that those use.
+class Way:
+    """How one mode and quantisation writes a model.
 
-    ``static``: every shape is a number, and there is one graph for prompts and one for decoding.
+    ``static``: every shape is a number; one graph for prompts and one for decoding share the data
+    files.
     """
 
-    name: str
     makers: Makers
     opsets: Mapping[str, int]
     static: bool = False
 
     def graphs(self, config: ModelConfig, options: ExportOptions) -> Mapping[str, Lengths]:
-        """The graph files of a directory and their lengths."""
+        """File name -> dimensions of its inputs."""
         if not self.static:
             return {MODEL_NAME: Lengths()}
         fixed = fixed_lengths(config, options)
@@ -45,57 +45,48 @@ class Mode:
             for name, length in ((PREFILL_NAME, fixed.length), (DECODE_NAME, 1))
         }
 
-    def with_linear(self, linear: Linear) -> Makers:
-        return replace(self.makers, linear=linear)
 
+_PORTABLE = Makers(operators.rms_norm, operators.rotary, operators.attend, dispatch_rows)
+_STATIC = Makers(
+    static_operators.rms_norm,
+    static_operators.rotary,
+    static_operators.attend,
+    dispatch_dense,
+    pads_values=False,
+)
 
-MODES = {
-    mode.name: mode
-    for mode in (
-        Mode(
-            "portable",
-            Makers(operators.rms_norm, operators.rotary, operators.attend, dispatch_rows),
-            {"": OPSET},
-        ),
-        Mode(
-            "static",
-            Makers(
-                static_operators.rms_norm,
-                static_operators.rotary,
-                static_operators.attend,
-                dispatch_dense,
-                pads_values=False,
-            ),
-            {"": OPSET},
-            static=True,
-        ),
-    )
+# (mode, quantisation) -> way; the first of each is the default.
+WAYS: dict[tuple[str, str], Way] = {
+    ("portable", "none"): Way(_PORTABLE, {"": OPSET}),
+    ("static", "none"): Way(_STATIC, {"": OPSET}, static=True),
 }
-LINEARS: dict[str, Linear] = {"none": FloatLinear()}
+MODES = tuple(dict.fromkeys(mode for mode, _ in WAYS))
+QUANTS = tuple(dict.fromkeys(quant for _, quant in WAYS))
 
 
-def mode_of(options: ExportOptions) -> Mode:
-    """The mode that ``options`` name, which `check_mode` has seen."""
-    return MODES[mode_name(options)]
+def mode_of(options: ExportOptions) -> str:
+    return options.layout or MODES[0]
 
 
-def mode_name(options: ExportOptions) -> str:
-    return options.layout or next(iter(MODES))
+def way_of(options: ExportOptions) -> Way:
+    return WAYS[mode_of(options), options.quant]
 
 
 def check_mode(options: ExportOptions) -> None:
     """Raise UserError for a mode or quantisation that cannot be written."""
-    mode = mode_name(options)
-    for flag, what, value, known in (
-        ("--mode", "mode", mode, tuple(MODES)),
-        ("--quant", "quantisation", options.quant, tuple(LINEARS)),
-    ):
-        if value not in known:
-            raise UserError(f"ONNX has no {what} '{value}'", f"{flag} {'|'.join(known)}")
+    mode = mode_of(options)
+    if mode not in MODES:
+        raise UserError(f"ONNX has no mode '{mode}'", f"--mode {'|'.join(MODES)}")
+    quants = [quant for known, quant in WAYS if known == mode]
+    if options.quant not in quants:
+        raise UserError(
+            f"ONNX mode {mode} has no quantisation '{options.quant}'",
+            f"--quant {'|'.join(quants)}",
+        )
     fixed = {
         "--batch, --length and --past": options.lengths is not None,
         "--target": bool(options.targets),
     }
     for flags, given in fixed.items():
-        if given and not MODES[mode].static:
+        if given and not way_of(options).static:
             raise UserError(f"--mode {mode} has no fixed shapes for {flags}", "--mode static")
