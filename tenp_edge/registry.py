@@ -26,12 +26,31 @@ from tenp_edge.source import ModelSource, StoredModel
 
 
 @dataclass(frozen=True)
+class FixedLengths:
+    """Lengths of graphs whose shapes are fixed: sequences, prompt tokens at once, KV cache."""
+
+    batch: int = 1
+    length: int = 128
+    past: int = 1023
+
+
+def fixed_lengths(batch: int | None, length: int | None, past: int | None) -> FixedLengths | None:
+    """What the user said, and defaults for the rest; None when nothing was said."""
+    given = {"batch": batch, "length": length, "past": past}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return FixedLengths(**chosen) if chosen else None
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """What the user may choose about a file. ``layout`` None means the format's default.
 
     ``imatrix``: quantise with an importance matrix, which the source must then have.
     ``tensor_types``: "regex=TYPE", types of single tensors that go before those of ``quant``.
     ``imatrix_file``: where to write that matrix too, for other tools.
+    ``shard_bytes``: cut weight files at this size, for formats that keep weights in files of their
+    own. ``latent_cache``: latent attention keeps its latent, not the keys and values it expands to.
+    ``lengths`` and ``targets`` (compilers that must take every operator): for fixed shapes.
     """
 
     quant: str
@@ -39,6 +58,10 @@ class ExportOptions:
     imatrix: bool = False
     tensor_types: tuple[str, ...] = ()
     imatrix_file: str | None = None
+    shard_bytes: int | None = None
+    latent_cache: bool = False
+    lengths: FixedLengths | None = None
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +107,9 @@ class Exporter(Protocol):
 
     ``automatic_quants``: what may be chosen for a budget when the user names no type, the most
     precise first; none: always the profile's default.
+    ``default_quant`` is taken where neither the user nor the profile says one, ``kv_types`` are
+    those its KV cache can have (empty: any). ``target`` names the file or directory that a compress
+    run writes.
     """
 
     format: str
@@ -91,6 +117,9 @@ class Exporter(Protocol):
     quants: tuple[str, ...]
     weighted_quants: tuple[str, ...]
     automatic_quants: tuple[str, ...]
+    default_quant: str
+    kv_types: tuple[str, ...]
+    target: str
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when this model cannot be written that way (before any long work)."""
@@ -139,3 +168,11 @@ def exporter(name: str) -> Exporter:
         raise UserError(f"no exporter for format '{name}'", f"--format {formats}")
     loaded: Exporter = found[name].load()
     return loaded
+
+
+def placed_files(writer: Exporter, manifest: Manifest) -> dict[str, int]:
+    """The manifest's files as a compress run places them: a directory's lie under its name."""
+    return {
+        name if name == writer.target else f"{writer.target}/{name}": nbytes
+        for name, nbytes in manifest.files.items()
+    }

@@ -29,6 +29,9 @@ class ToyExporter:
     quants = ("WIDE", "NARROW")
     weighted_quants = ()
     automatic_quants = ()
+    default_quant = "WIDE"
+    kv_types = ()
+    target = "model.toy"
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         if options.layout == "merged" and not config.is_uniform:

@@ -47,6 +47,9 @@ class GgufExporter:
     quants = QUANTS
     weighted_quants = WEIGHTED_QUANTS
     automatic_quants = AUTOMATIC_QUANTS
+    default_quant = "Q8_0"
+    kv_types: tuple[str, ...] = ()
+    target = "model.gguf"
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, layout or type cannot be written."""
@@ -57,6 +60,14 @@ class GgufExporter:
         layout = self.layout(config, options)
         if layout not in self.layouts:
             raise UserError(f"GGUF has no layout '{layout}'", f"--layout {', '.join(self.layouts)}")
+        for flag, given in (
+            ("--latent-cache", options.latent_cache),
+            ("--shard-size", options.shard_bytes),
+            ("--batch, --length or --past", options.lengths),
+            ("--target", options.targets),
+        ):
+            if given:
+                raise UserError(f"{flag} is for ONNX; a GGUF has no use for it", "leave it out")
         check_architecture(config)
         parse_rules(options.tensor_types)
         if layout == "merged" and not config.is_uniform:

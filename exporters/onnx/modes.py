@@ -1,0 +1,92 @@
+"""Every way to write a graph as a table: mode and quantisation -> makers and operator sets.
+
+A new mode or quantisation is a row (or a few) here and the makers it names; no family and no other
+file knows of it. What has no row is refused by `check_mode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tenp_edge.errors import UserError
+from tenp_edge.exporters.onnx import operators, static_operators
+from tenp_edge.exporters.onnx.companions import DECODE_NAME, MODEL_NAME, PREFILL_NAME
+from tenp_edge.exporters.onnx.context import Fixed, Makers
+from tenp_edge.exporters.onnx.dispatch_dense import dispatch_dense
+from tenp_edge.exporters.onnx.dispatch_rows import dispatch_rows
+from tenp_edge.exporters.onnx.fixed import fixed_lengths
+from tenp_edge.exporters.onnx.inputs import Lengths
+from tenp_edge.models import ModelConfig
+from tenp_edge.registry import ExportOptions
+
+OPSET, IR_VERSION = 23, 11
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one mode and quantisation writes a model.
+
+    ``static``: every shape is a number; one graph for prompts and one for decoding share the data
+    files.
+    """
+
+    makers: Makers
+    opsets: Mapping[str, int]
+    static: bool = False
+
+    def graphs(self, config: ModelConfig, options: ExportOptions) -> Mapping[str, Lengths]:
+        """File name -> dimensions of its inputs."""
+        if not self.static:
+            return {MODEL_NAME: Lengths()}
+        fixed = fixed_lengths(config, options)
+        return {
+            name: Lengths.of(Fixed(fixed.batch, length, fixed.past))
+            for name, length in ((PREFILL_NAME, fixed.length), (DECODE_NAME, 1))
+        }
+
+
+_PORTABLE = Makers(operators.rms_norm, operators.rotary, operators.attend, dispatch_rows)
+_STATIC = Makers(
+    static_operators.rms_norm,
+    static_operators.rotary,
+    static_operators.attend,
+    dispatch_dense,
+    pads_values=False,
+)
+
+# (mode, quantisation) -> way; the first of each is the default.
+WAYS: dict[tuple[str, str], Way] = {
+    ("portable", "none"): Way(_PORTABLE, {"": OPSET}),
+    ("static", "none"): Way(_STATIC, {"": OPSET}, static=True),
+}
+MODES = tuple(dict.fromkeys(mode for mode, _ in WAYS))
+QUANTS = tuple(dict.fromkeys(quant for _, quant in WAYS))
+
+
+def mode_of(options: ExportOptions) -> str:
+    return options.layout or MODES[0]
+
+
+def way_of(options: ExportOptions) -> Way:
+    return WAYS[mode_of(options), options.quant]
+
+
+def check_mode(options: ExportOptions) -> None:
+    """Raise UserError for a mode or quantisation that cannot be written."""
+    mode = mode_of(options)
+    if mode not in MODES:
+        raise UserError(f"ONNX has no mode '{mode}'", f"--mode {'|'.join(MODES)}")
+    quants = [quant for known, quant in WAYS if known == mode]
+    if options.quant not in quants:
+        raise UserError(
+            f"ONNX mode {mode} has no quantisation '{options.quant}'",
+            f"--quant {'|'.join(quants)}",
+        )
+    fixed = {
+        "--batch, --length and --past": options.lengths is not None,
+        "--target": bool(options.targets),
+    }
+    for flags, given in fixed.items():
+        if given and not way_of(options).static:
+            raise UserError(f"--mode {mode} has no fixed shapes for {flags}", "--mode static")

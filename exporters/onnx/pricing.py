@@ -1,0 +1,59 @@
+"""What a run on onnxruntime takes beyond the weights: an estimate, upper where it must err."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from tenp_edge.exporters.onnx.cache import cache_shape
+from tenp_edge.exporters.onnx.stored import Stored, as_array
+from tenp_edge.footprint import MemoryRun, RunMemory
+from tenp_edge.models import ModelConfig
+from tenp_edge.registry import ExportOptions
+
+# What a session keeps per stored tensor: five nodes or so with names, kernels and a place in the
+# execution plan (measured 35 KiB on onnxruntime 1.31).
+_TENSOR_BYTES = 40 * 2**10
+# A process with onnxruntime and numpy imported.
+_PROCESS_BYTES = 44 * 2**20
+_PROBE_SECONDS = 0.05
+
+
+def run_memory(
+    config: ModelConfig, options: ExportOptions, weights: Sequence[Stored], run: MemoryRun
+) -> RunMemory:
+    """Of a session that reads past and returns present: both are held at once.
+
+    Per token of a step: two logits rows and the widest activations. Per token of a step and token
+    of context: the scores of every head, twice, and the mask.
+    """
+    cache = cache_shape(config, options.latent_cache)
+    width = max(max(row) for row in config.expert_widths.values())
+    routed = config.num_experts_per_tok * (3 * config.hidden_size + 3 * width)
+    dense = 3 * max(config.intermediate_size, config.shared_intermediate_size)
+    token = 2 * config.vocab_size + routed + dense + 8 * config.hidden_size
+    cell = 2 * config.num_attention_heads + 2
+    session = len(weights) * _TENSOR_BYTES
+    return RunMemory(
+        weights_bytes=sum(stored.nbytes for stored in weights),
+        kv_bytes=2 * cache.bytes_per_token(config.num_hidden_layers) * run.context,
+        compute_bytes=4 * min(run.ubatch, run.context) * (token + cell * run.context),
+        process_bytes=_PROCESS_BYTES + session,
+        file_process_bytes=session,
+    )
+
+
+def transposing_speed() -> float:
+    """Bytes of float32 weights per second that are laid out as MatMul takes them, tried here."""
+    rows, done, start = torch.zeros(1024, 1024, dtype=torch.bfloat16), 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < _PROBE_SECONDS:
+        done += len(as_array(rows).T.tobytes())
+    return done / elapsed
+
+
+def run_notes(options: ExportOptions) -> tuple[str, ...]:
+    if options.latent_cache:
+        return ("onnxruntime-genai and optimum cannot hold a latent cache: tenp-edge run can",)
+    return ()
