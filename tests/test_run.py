@@ -69,7 +69,8 @@ def test_bench_prints_json(files: dict[str, Path], layout: str) -> None:
 def test_refused_commands(files: dict[str, Path], tmp_path: Path) -> None:
     file = files["per-expert"]
     assert refused("run", tmp_path / "no.gguf", "-p", "a") == (
-        f"error: {tmp_path / 'no.gguf'} does not exist\ntry:   the path of a GGUF file\n"
+        f"error: {tmp_path / 'no.gguf'} does not exist\n"
+        "try:   the path of a GGUF file or an ONNX directory\n"
     )
     assert refused("run", file, "-p", "a", "--top-p", 0) == (
         "error: --top-p is 0.0\ntry:   --top-p of above 0 and at most 1\n"
