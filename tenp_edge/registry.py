@@ -31,6 +31,8 @@ class ExportOptions:
     ``imatrix``: quantise with an importance matrix, which the source must then have.
     ``tensor_types``: "regex=TYPE", types of single tensors that go before those of ``quant``.
     ``imatrix_file``: where to write that matrix too, for other tools.
+    ``shard_bytes``: cut weight files at this size, for formats that keep weights in files of their
+    own.
     """
 
     quant: str
@@ -38,6 +40,7 @@ class ExportOptions:
     imatrix: bool = False
     tensor_types: tuple[str, ...] = ()
     imatrix_file: str | None = None
+    shard_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,13 @@ class Manifest:
 
 class Exporter(Protocol):
     """One format. ``layouts[0]`` and ``quants`` say what it can write; to ``weighted_quants`` an
-    importance matrix is of use."""
+    importance matrix is of use. ``target`` names the file or directory of a compress run."""
 
     format: str
     layouts: tuple[str, ...]
     quants: tuple[str, ...]
     weighted_quants: tuple[str, ...]
+    target: str
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when this model cannot be written that way (before any long work)."""

@@ -27,6 +27,7 @@ class ToyExporter:
     layouts = ("per-expert", "merged")
     quants = ("WIDE", "NARROW")
     weighted_quants = ()
+    target = "model.toy"
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         if options.layout == "merged" and not config.is_uniform:

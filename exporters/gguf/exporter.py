@@ -29,6 +29,7 @@ class GgufExporter:
     layouts = LAYOUTS
     quants = QUANTS
     weighted_quants = WEIGHTED_QUANTS
+    target = "model.gguf"
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, layout or type cannot be written."""

@@ -1,0 +1,139 @@
+"""The small files beside the graph: what transformers, optimum and onnxruntime-genai read.
+
+Their bytes are part of the manifest, which is made before a plan has chosen its neurons: whatever
+the plan adds has a fixed size (its digest).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tenp_edge import __version__
+from tenp_edge.checkpoint import Checkpoint, read_json
+from tenp_edge.compress import copied_files
+from tenp_edge.exporters.onnx.cache import cache_shape
+from tenp_edge.models import EXPERT_KEYS, ModelConfig
+
+NO_DIGEST = "0" * 32
+FORMAT, VERSION = "tenp-edge onnx", 1
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def companion_files(
+    checkpoint: Checkpoint, config: ModelConfig, model_name: str, digest: str = NO_DIGEST
+) -> dict[str, bytes]:
+    """Every companion but tenp.json: those copied from the checkpoint and those written for it."""
+    base = checkpoint.path
+    files = {str(file.relative_to(base)): file.read_bytes() for file in copied_files(base)}
+    files["config.json"] = _json(model_config(checkpoint, config, digest))
+    if "generation_config.json" not in files:
+        files["generation_config.json"] = _json(_tokens(config.raw))
+    generation = json.loads(files["generation_config.json"])
+    files["genai_config.json"] = _json(genai_config(config, model_name, generation))
+    return files
+
+
+def tenp_file(
+    config: ModelConfig,
+    mode: str,
+    quant: str,
+    files: Mapping[str, int],
+    digest: str = NO_DIGEST,
+) -> bytes:
+    """tenp.json: how the directory was made, and the exact sizes that tell a damaged one."""
+    widths = {str(layer): list(row) for layer, row in sorted(config.expert_widths.items())}
+    return _json(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "tool": f"tenp-edge {__version__}",
+            "mode": mode,
+            "quant": quant,
+            "plan": digest,
+            "files": dict(files),
+            "expert_widths": widths,
+        }
+    )
+
+
+def model_config(checkpoint: Checkpoint, config: ModelConfig, digest: str) -> dict[str, Any]:
+    """config.json of what was written: float32, its experts counted, its widths in ``tenp``."""
+    raw = {k: v for k, v in config.raw.items() if k not in ("auto_map", "torch_dtype")}
+    raw["dtype"] = "float32"
+    counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
+    for key in counts or [config.family.experts_key]:
+        raw[key] = config.num_experts
+    if config.expert_widths != checkpoint.config.expert_widths:
+        widths = {str(layer): list(row) for layer, row in sorted(config.expert_widths.items())}
+        raw["tenp"] = {
+            "version": VERSION,
+            "tool": f"tenp-edge {__version__}",
+            "source_fingerprint": checkpoint.fingerprint,
+            "digest": digest,
+            "expert_widths": widths,
+        }
+    return raw
+
+
+def genai_config(
+    config: ModelConfig, model_name: str, generation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """For onnxruntime-genai, which knows any decoder by the type "decoder"."""
+    cache = cache_shape(config)
+    names = {
+        "input_ids": "input_ids",
+        "attention_mask": "attention_mask",
+        "position_ids": "position_ids",
+        "past_key_names": "past_key_values.%d.key",
+        "past_value_names": "past_key_values.%d.value",
+    }
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": model_name,
+        "head_size": cache.key_size,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_key_value_heads": cache.heads,
+        "inputs": names,
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+    tokens = {**_tokens(config.raw), **_tokens(generation)}
+    if "pad_token_id" not in tokens and "eos_token_id" in tokens:
+        eos = tokens["eos_token_id"]
+        tokens["pad_token_id"] = eos[0] if isinstance(eos, list) else eos
+    return {
+        "model": {
+            **tokens,
+            "context_length": config.max_position_embeddings,
+            "decoder": decoder,
+            "type": "decoder",
+            "vocab_size": config.vocab_size,
+        },
+        "search": {
+            "do_sample": False,
+            "max_length": config.max_position_embeddings,
+            "past_present_share_buffer": False,
+        },
+    }
+
+
+def is_ours(directory: Path) -> bool:
+    """Whether this exporter wrote ``directory``."""
+    file = directory / "tenp.json"
+    return file.is_file() and read_json(file).get("format") == FORMAT
+
+
+def _tokens(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: raw[key] for key in _TOKENS if raw.get(key) is not None}
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=1) + "\n").encode()

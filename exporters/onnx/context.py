@@ -1,0 +1,140 @@
+"""What every graph maker is handed: the builder, the model, and the makers a mode has chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import onnx_ir as ir
+
+from tenp_edge.exporters.onnx.builder import FLOAT, Dims, GraphBuilder
+from tenp_edge.exporters.onnx.linear import FloatLinear, Linear
+from tenp_edge.models import MLA, ModelConfig, TensorSpec, expected_tensors
+
+
+@dataclass(frozen=True)
+class Run:
+    """Values that every layer needs.
+
+    ``mask``: bool (batch, 1, query, key), True where a query may look.
+    ``cos``, ``sin``: (batch, query, rotary dimensions / 2).
+    ``past``: keys and values of each layer, (batch, heads, past, size).
+    ``present``: dimensions of a layer's keys and values after this run.
+    """
+
+    mask: ir.Value
+    cos: ir.Value
+    sin: ir.Value
+    past: tuple[tuple[ir.Value, ir.Value], ...]
+    present: tuple[Dims, Dims]
+
+
+class Norm(Protocol):
+    def __call__(
+        self, c: Context, path: str, x: ir.Value, weight: TensorSpec, epsilon: float
+    ) -> ir.Value:
+        """RMSNorm over the last dimension."""
+        ...
+
+
+class Rotary(Protocol):
+    def __call__(
+        self, c: Context, path: str, x: ir.Value, heads: int, interleaved: bool
+    ) -> ir.Value:
+        """Rotate ``x``, (batch, query, heads x size), by the positions of this run."""
+        ...
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Heads of the queries and of the cache, and what scores are multiplied by."""
+
+    query: int
+    cached: int
+    scale: float
+
+
+class Attend(Protocol):
+    def __call__(
+        self, c: Context, path: str, q: ir.Value, k: ir.Value, v: ir.Value, heads: Heads, layer: int
+    ) -> ir.Value:
+        """Attention of q over past and new keys, all (batch, n, heads x size), which it keeps.
+
+        Returns (batch, query, heads x value size).
+        """
+        ...
+
+
+class Dispatch(Protocol):
+    def __call__(
+        self, c: Context, path: str, x: ir.Value, ids: ir.Value, weights: ir.Value, layer: int
+    ) -> ir.Value:
+        """The weighted sum of each token's experts: (tokens, hidden) -> (tokens, hidden).
+
+        ``ids`` int64 and ``weights`` float, both (tokens, top_k).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Makers:
+    """How a mode writes each thing; a quantisation replaces ``linear`` (and ``output``)."""
+
+    norm: Norm
+    rotary: Rotary
+    attend: Attend
+    dispatch: Dispatch
+    linear: Linear = field(default_factory=FloatLinear)
+    router: Linear = field(default_factory=FloatLinear)
+
+    @property
+    def shares_embedding(self) -> bool:
+        """Whether a tied output can multiply by the embedding table as it is stored."""
+        return isinstance(self.linear, FloatLinear)
+
+
+@dataclass
+class Context:
+    """The graph being built of ``config``. ``run`` is there once the inputs are."""
+
+    g: GraphBuilder
+    config: ModelConfig
+    makers: Makers
+    run: Run = field(init=False)
+    specs: Mapping[tuple[str, int | None, int | None], TensorSpec] = field(init=False)
+    _present: list[tuple[int, ir.Value, ir.Value]] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.specs = {(s.role, s.layer, s.expert): s for s in expected_tensors(self.config)}
+
+    def has(self, role: str, layer: int | None = None) -> bool:
+        return (role, layer, None) in self.specs
+
+    def spec(self, role: str, layer: int | None = None, expert: int | None = None) -> TensorSpec:
+        return self.specs[role, layer, expert]
+
+    @property
+    def mla(self) -> MLA:
+        assert self.config.mla is not None
+        return self.config.mla
+
+    def linear(self, path: str, x: ir.Value, role: str, layer: int, expert: int | None = None) -> ir.Value:
+        """A linear layer of the model by its role, with its bias where it has one."""
+        bias = self.specs.get((f"{role}_bias", layer, expert))
+        return self.makers.linear(self.g, path, x, self.spec(role, layer, expert), bias)
+
+    def norm(self, path: str, x: ir.Value, role: str, layer: int | None, epsilon: float) -> ir.Value:
+        return self.makers.norm(self, path, x, self.spec(role, layer), epsilon)
+
+    def present(self, layer: int, key: ir.Value, value: ir.Value) -> None:
+        """Keep one layer's keys and values, past and new, as outputs."""
+        self._present.append((layer, key, value))
+
+    def finish(self) -> None:
+        """Announce the kept caches: outputs come after the logits, which callers look for first."""
+        for layer, key, value in self._present:
+            for name, kept, dims in zip(
+                ("key", "value"), (key, value), self.run.present, strict=True
+            ):
+                self.g.output(kept, f"present.{layer}.{name}", FLOAT, dims)

@@ -1,0 +1,131 @@
+"""The ONNX exporter: check, manifest, write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.disk import require_free
+from tenp_edge.exporters.base import manifest_file
+from tenp_edge.exporters.onnx.blueprint import MODEL_NAME, Blueprint
+from tenp_edge.exporters.onnx.companions import NO_DIGEST, companion_files, tenp_file
+from tenp_edge.exporters.onnx.data_file import data_writer
+from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
+from tenp_edge.exporters.onnx.modes import MODE_NAMES, QUANTS, check_mode, mode_of
+from tenp_edge.exporters.onnx.stored import data_files
+from tenp_edge.models import ModelConfig
+from tenp_edge.progress import Progress
+from tenp_edge.registry import Exporter, ExportOptions, Manifest
+from tenp_edge.source import ModelSource
+
+
+class OnnxExporter:
+    """``layouts`` are the modes: who is to run the graph decides how it is written."""
+
+    format = "onnx"
+    layouts = MODE_NAMES
+    quants = QUANTS
+    weighted_quants: tuple[str, ...] = ()
+    target = "onnx"
+
+    def check(self, config: ModelConfig, options: ExportOptions) -> None:
+        """Raise UserError when the model, mode or quantisation cannot be written."""
+        check_mode(config, options)
+
+    def manifest(
+        self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions
+    ) -> Manifest:
+        """Every tensor and the exact size of every file, without reading a weight."""
+        self.check(config, options)
+        return _manifest(Blueprint(config, options), checkpoint)
+
+    def write(
+        self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
+    ) -> Manifest:
+        """Write the directory ``target`` as `manifest` says; it appears only when it is whole."""
+        self.check(source.config, options)
+        require_writable(target)
+        blueprint = Blueprint(source.config, options)
+        manifest = _manifest(blueprint, source.checkpoint)
+        require_free(target.parent, manifest.file_bytes, target.name)
+        with whole_directory(target) as directory:
+            _write_weights(blueprint, source, directory, progress)
+            small = _small_files(blueprint, source.checkpoint, _digest(source))
+            for name, data in small.items():
+                with manifest_file(directory / name, manifest.files[name]) as stream:
+                    stream.write(data)
+        return manifest
+
+
+def _write_weights(
+    blueprint: Blueprint, source: ModelSource, directory: Path, progress: Progress
+) -> None:
+    total = sum(stored.nbytes for stored in blueprint.stored.values())
+    with (
+        progress.task("writing ONNX weights", total, "bytes") as task,
+        data_writer(directory, blueprint.places, blueprint.stored) as writer,
+    ):
+        for fill in blueprint.fills:
+            fill.run(source, writer)
+            task.advance(sum(blueprint.stored[name].nbytes for name in fill.names))
+
+
+def _manifest(blueprint: Blueprint, checkpoint: Checkpoint) -> Manifest:
+    options = blueprint.options
+
+    def sizes() -> dict[str, int]:
+        small = _small_files(blueprint, checkpoint, NO_DIGEST)
+        return data_files(blueprint.places) | {name: len(data) for name, data in small.items()}
+
+    return Manifest(
+        format="onnx",
+        layout=mode_of(options),
+        quant=options.quant,
+        tensors=tuple(stored.manifest() for stored in blueprint.stored.values()),
+        files=LazySizes(sizes),
+    )
+
+
+def _small_files(blueprint: Blueprint, checkpoint: Checkpoint, digest: str) -> dict[str, bytes]:
+    """model.onnx and its companions by name; tenp.json, which lists the others, comes last."""
+    config, options = blueprint.config, blueprint.options
+    sizes = {MODEL_NAME: len(blueprint.model_bytes), **data_files(blueprint.places)}
+    tenp = tenp_file(config, mode_of(options), options.quant, sizes, digest)
+    companions = companion_files(checkpoint, config, MODEL_NAME, digest)
+    return {MODEL_NAME: blueprint.model_bytes, **companions, "tenp.json": tenp}
+
+
+def _digest(source: ModelSource) -> str:
+    """The plan's, or that of the plan which pruned the checkpoint before."""
+    if source.plan is not None:
+        return source.plan.digest
+    return str((source.config.raw.get("tenp") or {}).get("digest") or NO_DIGEST)
+
+
+class LazySizes(Mapping[str, int]):
+    """Name -> bytes, computed when first asked for: a graph takes seconds to build, and planning
+    asks for the weights of dozens of them."""
+
+    def __init__(self, compute: Callable[[], dict[str, int]]) -> None:
+        self._compute = compute
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return self._compute()
+
+    def __getitem__(self, name: str) -> int:
+        return self._sizes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sizes)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __repr__(self) -> str:
+        return repr(self._sizes)
+
+
+EXPORTER: Exporter = OnnxExporter()
