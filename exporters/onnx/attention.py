@@ -30,7 +30,9 @@ def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     return c.linear(f"{path}/o_proj", mixed, "o", layer)
 
 
-def _normed(c: Context, path: str, x: ir.Value, role: str, layer: int, heads: int) -> ir.Value:
+def _normed(
+    c: Context, path: str, x: ir.Value, role: str, layer: int, heads: int
+) -> ir.Value:
     """RMSNorm of q or k as the family has it: none, per head, or over all heads at once."""
     kind, size, epsilon = c.config.family.qk_norm, c.config.head_dim, c.config.rms_norm_eps
     if kind == "none":

@@ -119,16 +119,12 @@ class Context:
         assert self.config.mla is not None
         return self.config.mla
 
-    def linear(
-        self, path: str, x: ir.Value, role: str, layer: int, expert: int | None = None
-    ) -> ir.Value:
+    def linear(self, path: str, x: ir.Value, role: str, layer: int, expert: int | None = None) -> ir.Value:
         """A linear layer of the model by its role, with its bias where it has one."""
         bias = self.specs.get((f"{role}_bias", layer, expert))
         return self.makers.linear(self.g, path, x, self.spec(role, layer, expert), bias)
 
-    def norm(
-        self, path: str, x: ir.Value, role: str, layer: int | None, epsilon: float
-    ) -> ir.Value:
+    def norm(self, path: str, x: ir.Value, role: str, layer: int | None, epsilon: float) -> ir.Value:
         return self.makers.norm(self, path, x, self.spec(role, layer), epsilon)
 
     def present(self, layer: int, key: ir.Value, value: ir.Value) -> None:

@@ -1,8 +1,8 @@
 """The whole decoder.
 
-input_ids ── embedding ──┬── norm ── attention ── Add ──┬── norm ── MoE | MLP ── Add ── ... ──
-                         └────────────────────────┘     └──────────────────────┘
-── norm ── output ── logits
+    input_ids ── embedding ──┬── norm ── attention ── Add ──┬── norm ── MoE | MLP ── Add ── ... ──
+                             └────────────────────────┘     └──────────────────────┘
+    ── norm ── output ── logits
 """
 
 from __future__ import annotations
