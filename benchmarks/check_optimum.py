@@ -75,7 +75,7 @@ def _clean() -> dict[str, str]:
 def check(families: Sequence[str], scratch: Path, python: Path) -> bool:
     """Whether optimum's tokens for a ragged tiny model of every family are torch's."""
     import tiny
-    from onnx_cases import GENERATED, PROMPT, export_onnx, greedy_in_torch, ragged_source
+    from onnx_directories import GENERATED, PROMPT, export_onnx, greedy_in_torch, ragged_source
 
     # Tied embeddings make a random model repeat its last token.
     made = [tiny.make(scratch / name, name, tie_word_embeddings=False) for name in families]

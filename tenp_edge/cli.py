@@ -21,6 +21,7 @@ from rich.console import Console, RenderableType
 from tenp_edge import __version__, flags, report, run_cli
 from tenp_edge.errors import UserError
 from tenp_edge.terminal import TerminalProgress
+from tenp_edge.units import parse_size
 
 app = typer.Typer(
     name="tenp-edge",
@@ -236,6 +237,8 @@ def plan(
     quant: flags.Quant = None,
     no_imatrix: flags.NoImatrix = False,
     tensor_types: flags.TensorTypes = None,
+    latent_cache: flags.LatentCache = False,
+    shard_size: flags.ShardSize = None,
     seed: flags.Seed = 0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write plan.json here.")
@@ -298,6 +301,8 @@ def compress(
     quant: flags.Quant = None,
     no_imatrix: flags.NoImatrix = False,
     tensor_types: flags.TensorTypes = None,
+    latent_cache: flags.LatentCache = False,
+    shard_size: flags.ShardSize = None,
     eval_data: flags.EvalData = None,
     eval_samples: flags.EvalSamples = 8,
     eval_seq_len: flags.EvalSeqLen = 512,
@@ -318,7 +323,7 @@ def compress(
     """Calibrate, plan, slice, export and validate: a model that fits, with proof.
 
     The same command continues after a kill. OUT holds plan.json, plan.safetensors, checkpoint/,
-    model.gguf, validation.json and manifest.json.
+    model.gguf (or onnx/), validation.json and manifest.json.
 
     Examples:
 
@@ -355,11 +360,15 @@ def compress(
 @app.command()
 def export(
     checkpoint: flags.Model,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
-    format: Annotated[str, typer.Option("--format", help="File format: gguf.")] = "gguf",
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The file (ONNX: the directory) to write.")
+    ],
+    format: Annotated[str, typer.Option("--format", help="gguf or onnx.")] = "gguf",
     layout: flags.Layout = None,
-    quant: flags.ExportQuant = "Q8_0",
+    quant: flags.ExportQuant = None,
     tensor_types: flags.TensorTypes = None,
+    latent_cache: flags.LatentCache = False,
+    shard_size: flags.ShardSize = None,
     calibration: flags.Calibration = None,
     no_imatrix: flags.NoImatrix = False,
     imatrix_out: Annotated[
@@ -378,7 +387,7 @@ def export(
     force: flags.Force = False,
     json_output: flags.Json = False,
 ) -> None:
-    """Write a dense or pruned checkpoint as GGUF.
+    """Write a dense or pruned checkpoint as GGUF or ONNX.
 
     With --calibration, types below Q8_0 are quantised with an importance matrix: what each column
     of each matrix is fed, from the same statistics that plans are made of.
@@ -392,20 +401,24 @@ def export(
         tenp-edge export OUT/checkpoint --layout padded --quant F16 -o for-llama-cpp.gguf
 
         tenp-edge export MODEL --plan plan.json --quant BF16 -o model.gguf
+
+        tenp-edge export OUT/checkpoint --format onnx --mode portable -o onnx
     """
     from tenp_edge.pipeline import run_export
-    from tenp_edge.registry import ExportOptions
+    from tenp_edge.registry import ExportOptions, exporter
 
     if output.exists() and not (force or dry_run):
         raise UserError(f"{output} exists", "--force to overwrite it")
     if imatrix_out is not None and (calibration is None or no_imatrix):
         raise UserError("--imatrix-out has no importance matrix to write", "--calibration WORK")
     options = ExportOptions(
-        quant,
+        quant or exporter(format).default_quant,
         layout,
         imatrix=not no_imatrix,
         tensor_types=tuple(tensor_types or ()),
         imatrix_file=None if imatrix_out is None else str(imatrix_out),
+        shard_bytes=None if shard_size is None else parse_size(shard_size),
+        latent_cache=latent_cache,
     )
     manifest = run_export(checkpoint, output, format, options, plan, progress, dry_run, calibration)
     rows: dict[str, Any] = {

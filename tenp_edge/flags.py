@@ -10,8 +10,8 @@ import typer
 from tenp_edge.hub import local_model
 
 QUANTS = (
-    "F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, Q4_0, Q3_K_M or "
-    "Q2_K"
+    "GGUF: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, Q4_0, "
+    "Q3_K_M or Q2_K. ONNX: none, int8 or int4."
 )
 _CALIBRATION, _SIZE, _PLAN = "Calibration", "Size (one of)", "Plan"
 _EXPORT, _VALIDATION, _COMPUTE = "Export", "Validation", "Compute"
@@ -146,16 +146,25 @@ Ubatch = Annotated[
 ]
 KvType = Annotated[str | None, _flag("--kv-type", help="F16, F32 or Q8_0.", panel=_PLAN)]
 
-Format = Annotated[str | None, _flag("--format", help="File format: gguf.", panel=_EXPORT)]
+Format = Annotated[str | None, _flag("--format", help="gguf or onnx.", panel=_EXPORT)]
 Layout = Annotated[
     str | None,
-    _flag("--layout", help="per-expert, merged (stock llama.cpp) or padded.", panel=_EXPORT),
+    _flag(
+        "--layout",
+        "--mode",
+        help="GGUF: per-expert, merged (stock llama.cpp) or padded. ONNX: portable (any "
+        "onnxruntime), static (NPU compilers) or ort-cpu.",
+        panel=_EXPORT,
+    ),
 ]
 Quant = Annotated[
     str | None,
-    _flag("--quant", help=f"File type: {QUANTS}. Default: the profile's.", panel=_EXPORT),
+    _flag("--quant", help=f"{QUANTS} Default: the profile's.", panel=_EXPORT),
 ]
-ExportQuant = Annotated[str, _flag("--quant", help=f"File type: {QUANTS}.", panel=_EXPORT)]
+ExportQuant = Annotated[
+    str | None,
+    _flag("--quant", help=f"{QUANTS} Default: Q8_0, none.", panel=_EXPORT),
+]
 NoImatrix = Annotated[
     bool,
     _flag(
@@ -172,6 +181,20 @@ TensorTypes = Annotated[
         "repeat for more, the first that matches counts.",
         panel=_EXPORT,
     ),
+]
+
+LatentCache = Annotated[
+    bool,
+    _flag(
+        "--latent-cache",
+        help="ONNX of DeepSeek: the KV cache holds the latent, several times smaller and slower to "
+        "use; onnxruntime-genai and optimum cannot.",
+        panel=_EXPORT,
+    ),
+]
+ShardSize = Annotated[
+    str | None,
+    _flag("--shard-size", help="ONNX: cut the weights into files of this size.", panel=_EXPORT),
 ]
 
 EvalData = Annotated[

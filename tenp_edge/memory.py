@@ -12,7 +12,7 @@ from typing import Any
 
 from tenp_edge.devices import DeviceProfile
 from tenp_edge.models import ModelConfig
-from tenp_edge.registry import Manifest
+from tenp_edge.registry import Manifest, RunBytes
 
 # type -> (elements, bytes) of a block, for the types a KV cache can have.
 KV_BLOCKS = {
@@ -74,6 +74,8 @@ def memory_table(
 ) -> MemoryTable:
     """Predicted memory of running ``manifest`` (of the pruned ``config``) on ``profile``."""
     experts = expert_bytes(manifest)
+    if manifest.run is not None:
+        return _own_table(manifest.run, manifest, profile, context, ubatch, budget)
     vocabulary = config.vocab_size * VOCABULARY_BYTES_PER_TOKEN
     # The header of a mapped file (tokenizer included) is read once and stays resident.
     header = manifest.file_bytes - manifest.weight_bytes
@@ -83,6 +85,27 @@ def memory_table(
         kv_bytes=kv_bytes(config, context, kv_type),
         compute_bytes=compute_bytes(config, context, kv_type, ubatch),
         overhead_bytes=profile.runtime_overhead_bytes + vocabulary + header,
+        budget_bytes=budget,
+    )
+
+
+def _own_table(
+    run: RunBytes,
+    manifest: Manifest,
+    profile: DeviceProfile,
+    context: int,
+    ubatch: int,
+    budget: int,
+) -> MemoryTable:
+    """The table of a file whose exporter says what a run of it takes."""
+    experts = expert_bytes(manifest)
+    step = min(ubatch, context)
+    return MemoryTable(
+        experts_bytes=experts,
+        other_weights_bytes=manifest.weight_bytes - experts,
+        kv_bytes=run.kv_per_token * context,
+        compute_bytes=step * (run.per_step_token + run.per_step_cell * context),
+        overhead_bytes=profile.runtime_overhead_bytes + run.overhead,
         budget_bytes=budget,
     )
 

@@ -48,6 +48,8 @@ class PlanOptions:
     ubatch: int | None = None
     no_imatrix: bool = False
     tensor_types: tuple[str, ...] = ()
+    latent_cache: bool = False
+    shard_size: str | None = None
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.registry import ExportOptions, Manifest, exporter
+from tenp_edge.registry import ExportOptions, Manifest, exporter, placed_files
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
 from tenp_edge.timing import estimate
@@ -353,14 +353,13 @@ class _Compress:
         self._stage("checkpoint", key_of(plan.digest), write)
 
     def export(self, plan: CompressionPlan, importance: Importance | None) -> None:
-        target = self.output / "model.gguf"
-        options = self._export_options(plan)
+        target, options = self._target(plan), self._export_options(plan)
 
         def write() -> list[Path]:
             writer = exporter(plan.recipe["format"])
             source = ModelSource(self.checkpoint, plan, importance)
-            writer.write(source, options, target, self.progress)
-            return [target]
+            manifest = writer.write(source, options, target, self.progress)
+            return [self.output / name for name in placed_files(writer, manifest)]
 
         matrix = None if importance is None else importance.digest
         self._stage("export", key_of(plan.digest, asdict(options), matrix), write)
@@ -374,7 +373,7 @@ class _Compress:
         _, held_out = self._domains
         report = validate(
             self.checkpoint.path,
-            self.output / "model.gguf",
+            self._target(plan),
             held_out,
             device=options.calibration.device,
             dtype=options.calibration.dtype,
@@ -406,10 +405,20 @@ class _Compress:
         files = checkpoint_files(ModelSource(self.checkpoint, plan))
         return {f"checkpoint/{name}": size for name, size in files.items()}
 
+    def _target(self, plan: CompressionPlan) -> Path:
+        return self.output / exporter(plan.recipe["format"]).target
+
     def _export_options(self, plan: CompressionPlan) -> ExportOptions:
         recipe = plan.recipe
         rules = tuple(recipe["tensor_types"])
-        return ExportOptions(recipe["quant"], recipe["layout"], recipe["imatrix"], rules)
+        return ExportOptions(
+            recipe["quant"],
+            recipe["layout"],
+            recipe["imatrix"],
+            rules,
+            shard_bytes=recipe["shard_bytes"],
+            latent_cache=recipe["latent_cache"],
+        )
 
     def _predicted_peak_rss(self, plan: CompressionPlan) -> int:
         """Of the run that validation measures: the file's own, or that of its padded twin."""

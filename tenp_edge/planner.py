@@ -19,6 +19,7 @@ from tenp_edge.models import ModelConfig
 from tenp_edge.plan import CompressionPlan, Widths
 from tenp_edge.pricing import Priced, Pricer, draft
 from tenp_edge.recipe import make_recipe, memory_json
+from tenp_edge.registry import placed_files
 from tenp_edge.request import (
     METHODS,
     RANKINGS,
@@ -81,7 +82,7 @@ def make_plan(
         retained=None if evidence is None else evidence.retained(priced.widths),
         recipe=make_recipe(checkpoint, priced, target, request, allocator, evidence, choice),
         memory=memory_json(priced, target, evidence),
-        files=dict(priced.manifest.files),
+        files=placed_files(target.exporter, priced.manifest),
     )
     if extra_files is None:
         return plan
@@ -252,7 +253,7 @@ def _alternatives(pricer: Pricer, widths: Widths) -> list[tuple[str, int]]:
     contexts = [c for c in (32768, 16384, 8192, 4096, 2048, 1024, 512) if c < target.context]
     by_context = [(f"--context {c}", total(context=c)) for c in contexts]
     found += [entry for entry in by_context if entry[1] <= target.budget_bytes][:1]
-    if target.kv_type in ("F32", "F16", "BF16"):
+    if target.kv_type in ("F32", "F16", "BF16") and not target.exporter.kv_types:
         found.append(("--kv-type Q8_0", total(kv_type="Q8_0")))
     types = [
         name for name in target.exporter.quants if name in target.profile.tensor_types

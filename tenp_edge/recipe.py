@@ -62,6 +62,8 @@ def make_recipe(
         "quant": target.options.quant,
         "imatrix": target.options.imatrix,
         "tensor_types": list(target.options.tensor_types),
+        "shard_bytes": target.options.shard_bytes,
+        "latent_cache": target.options.latent_cache,
         "expert_score": request.expert_score if evidence else None,
         "neuron_score": neuron_score(request) if evidence else None,
         "seed": request.seed,

@@ -32,7 +32,7 @@ class ExportOptions:
     ``tensor_types``: "regex=TYPE", types of single tensors that go before those of ``quant``.
     ``imatrix_file``: where to write that matrix too, for other tools.
     ``shard_bytes``: cut weight files at this size, for formats that keep weights in files of their
-    own.
+    own. ``latent_cache``: latent attention keeps its latent, not the keys and values it expands to.
     """
 
     quant: str
@@ -41,6 +41,7 @@ class ExportOptions:
     tensor_types: tuple[str, ...] = ()
     imatrix_file: str | None = None
     shard_bytes: int | None = None
+    latent_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,25 @@ class ManifestTensor:
 
 
 @dataclass(frozen=True)
+class RunBytes:
+    """What running a file takes beyond its weights, where it is not llama.cpp that runs it.
+
+    ``per_step_token`` and ``per_step_cell``: buffers per prompt token of one step, and per prompt
+    token and token of context (attention scores).
+    """
+
+    kv_per_token: int
+    per_step_token: int
+    per_step_cell: int
+    overhead: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything an export will write. ``files``: relative name -> exact bytes.
 
-    ``notes`` names every tensor group that takes another type than asked for, and why.
+    ``notes`` names every tensor group that takes another type than asked for, and why. ``run`` is
+    None where llama.cpp's formulas hold.
     """
 
     format: str
@@ -70,6 +86,7 @@ class Manifest:
     tensors: tuple[ManifestTensor, ...]
     files: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    run: RunBytes | None = None
 
     @property
     def file_bytes(self) -> int:
@@ -82,12 +99,19 @@ class Manifest:
 
 class Exporter(Protocol):
     """One format. ``layouts[0]`` and ``quants`` say what it can write; to ``weighted_quants`` an
-    importance matrix is of use. ``target`` names the file or directory of a compress run."""
+    importance matrix is of use.
+
+    ``default_quant`` is taken where neither the user nor the profile says one, ``kv_types`` are
+    those its KV cache can have (empty: any). ``target`` names the file or directory that a compress
+    run writes.
+    """
 
     format: str
     layouts: tuple[str, ...]
     quants: tuple[str, ...]
     weighted_quants: tuple[str, ...]
+    default_quant: str
+    kv_types: tuple[str, ...]
     target: str
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
@@ -118,3 +142,11 @@ def exporter(name: str) -> Exporter:
         raise UserError(f"no exporter for format '{name}'", f"--format {formats}")
     loaded: Exporter = found[name].load()
     return loaded
+
+
+def placed_files(writer: Exporter, manifest: Manifest) -> dict[str, int]:
+    """The manifest's files as a compress run places them: a directory's lie under its name."""
+    return {
+        name if name == writer.target else f"{writer.target}/{name}": nbytes
+        for name, nbytes in manifest.files.items()
+    }

@@ -8,6 +8,7 @@ from tenp_edge.devices import KV_TYPES, DeviceProfile
 from tenp_edge.errors import UserError
 from tenp_edge.registry import Exporter, ExportOptions, exporter
 from tenp_edge.saliency import EXPERT_SCORES, NEURON_SCORES
+from tenp_edge.units import parse_size
 
 METHODS = ("tenp", "enp", "drop", "free")
 RANKINGS = ("global", "layer")
@@ -43,6 +44,8 @@ class PlanRequest:
     ubatch: int | None = None
     imatrix: bool = True
     tensor_types: tuple[str, ...] = ()
+    latent_cache: bool = False
+    shard_size: str | None = None
     seed: int = 0
 
 
@@ -112,7 +115,7 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
     found = exporter(request.format or profile.format)
     own_format = found.format == profile.format
     layout = request.layout or (profile.layout if own_format else found.layouts[0])
-    quant = request.quant or profile.default_tensor_type
+    quant = request.quant or (profile.default_tensor_type if own_format else found.default_quant)
     if layout not in found.layouts:
         raise UserError(
             f"format {found.format} has no layout '{layout}'", f"--layout {'|'.join(found.layouts)}"
@@ -129,13 +132,32 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
     return Target(
         profile=profile,
         exporter=found,
-        options=ExportOptions(quant, layout, imatrix, request.tensor_types),
+        options=ExportOptions(
+            quant,
+            layout,
+            imatrix,
+            request.tensor_types,
+            shard_bytes=None if request.shard_size is None else parse_size(request.shard_size),
+            latent_cache=request.latent_cache,
+        ),
         width_multiple=request.width_multiple or profile.width_multiple,
         context=request.context or profile.context,
-        kv_type=request.kv_type or profile.kv_type,
+        kv_type=_kv_type(found, profile, request),
         ubatch=request.ubatch or profile.ubatch,
         budget_bytes=request.budget_bytes or profile.budget_bytes,
     )
+
+
+def _kv_type(found: Exporter, profile: DeviceProfile, request: PlanRequest) -> str:
+    """The requested type, or the profile's where the format can have it."""
+    allowed = found.kv_types
+    if request.kv_type is not None and allowed and request.kv_type not in allowed:
+        raise UserError(
+            f"the KV cache of format {found.format} is {allowed[0]}, not {request.kv_type}",
+            f"--kv-type {'|'.join(allowed)}",
+        )
+    wanted = request.kv_type or profile.kv_type
+    return wanted if not allowed or wanted in allowed else allowed[0]
 
 
 def neuron_score(request: PlanRequest) -> str:

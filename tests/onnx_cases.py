@@ -1,48 +1,121 @@
-"""ONNX directories of tiny models, and torch's own greedy tokens."""
+"""Plans, references and sessions that the ONNX tests share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
 import torch
-from plans import ragged_plan
+from plans import plan_for
+from transformers import AutoModelForCausalLM
 
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.forward import streaming_logits
+from tenp_edge.exporters.onnx import EXPORTER
+from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET
-from tenp_edge.registry import ExportOptions, exporter
+from tenp_edge.registry import ExportOptions, Manifest
 from tenp_edge.source import ModelSource
 
-PROMPT = (5, 17, 99, 300, 120, 44)
-GENERATED = 32
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+LENGTHS = (24, 17, 9, 3)
+# Four prompts of different lengths, padded on the left.
+MASK: Ints = np.stack([np.arange(24) >= 24 - length for length in LENGTHS]).astype(np.int64)
+IDS: Ints = np.random.default_rng(7).integers(1, 370, MASK.shape) * MASK
+POSITIONS: Ints = np.maximum(MASK.cumsum(1) - 1, 0)
 
 
-def ragged_source(checkpoint: Path) -> ModelSource:
-    """The model with experts of three widths."""
-    opened = Checkpoint(checkpoint)
-    return ModelSource(opened, ragged_plan(opened))
+def different_widths(checkpoint: Checkpoint) -> CompressionPlan:
+    """Every expert of a layer has another width; hardly one is a multiple of anything."""
+    config = checkpoint.config
+    full, count = config.moe_intermediate_size, config.num_experts
+    return plan_for(
+        checkpoint,
+        {
+            layer: tuple(full if e == layer % count else 5 + 9 * e + layer for e in range(count))
+            for layer in config.moe_layers
+        },
+    )
 
 
-def export_onnx(
-    source: ModelSource, target: Path, mode: str = "portable", quant: str = "none"
-) -> Path:
-    exporter("onnx").write(source, ExportOptions(quant, mode), target, QUIET)
-    return target
+def export(source: ModelSource, directory: Path, **options: Any) -> Manifest:
+    chosen = ExportOptions(options.pop("quant", "none"), options.pop("mode", None), **options)
+    return EXPORTER.write(source, chosen, directory, QUIET)
 
 
-def torch_logits(source: ModelSource, tokens: Sequence[int]) -> torch.Tensor:
-    """Float32 logits [tokens, vocab] of one sequence."""
-    batch = torch.tensor([list(tokens)])
-    cpu = torch.device("cpu")
-    return next(iter(streaming_logits(source, batch, device=cpu, dtype=torch.float32)))
+def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Floats:
+    """Of IDS in transformers at float32, the plan's cut neurons zeroed: (4, 24, vocabulary)."""
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    )
+    with torch.no_grad():
+        for layer, expert in (plan.retained or {}) if plan else ():
+            assert plan is not None
+            cut = torch.ones(plan.full_width, dtype=torch.bool)
+            cut[plan.neurons(layer, expert)] = False
+            experts = model.model.layers[layer].mlp.experts
+            experts.gate_up_proj[expert][cut.repeat(2)] = 0
+            experts.down_proj[expert][:, cut] = 0
+        given = {"attention_mask": MASK, "position_ids": POSITIONS}
+        tensors = {name: torch.from_numpy(value) for name, value in given.items()}
+        logits: torch.Tensor = model(torch.from_numpy(IDS), **tensors).logits
+    return logits.numpy()
 
 
-def greedy_in_torch(source: ModelSource, prompt: Sequence[int], found: Sequence[int]) -> list[int]:
-    """Torch's best token after ``prompt`` and after each of ``found`` but the last.
+class Running:
+    """An exported graph in plain onnxruntime, its cache kept from step to step."""
 
-    Equal to ``found`` if and only if torch's greedy continuation is ``found``, in one forward.
-    """
-    logits = torch_logits(source, [*prompt, *found[:-1]])
-    best: list[int] = logits[len(prompt) - 1 :].argmax(-1).tolist()
-    return best
+    def __init__(self, directory: Path, rows: slice | list[int]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(
+            str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        self.ids, self.mask, self.positions = IDS[rows], MASK[rows], POSITIONS[rows]
+        self.done = 0
+        self.cache = {
+            given.name: np.zeros([len(self.ids), given.shape[1], 0, given.shape[3]], np.float32)
+            for given in self.session.get_inputs()
+            if given.name.startswith("past_key_values.")
+        }
+
+    def step(self, tokens: int) -> Floats:
+        """Logits of the next ``tokens`` of every row."""
+        end = self.done + tokens
+        feed = {
+            "input_ids": self.ids[:, self.done : end],
+            "attention_mask": self.mask[:, :end],
+            "position_ids": self.positions[:, self.done : end],
+        }
+        names = [output.name for output in self.session.get_outputs()]
+        found = dict(zip(names, self.session.run(None, feed | self.cache), strict=True))
+        logits: Floats = found.pop("logits")
+        self.cache = {
+            name.replace("present.", "past_key_values."): value for name, value in found.items()
+        }
+        self.done = end
+        return logits
+
+    def steps(self, *tokens: int) -> Floats:
+        return np.concatenate([self.step(count) for count in tokens], axis=1)
+
+
+def relative_rms(found: Floats, wanted: Floats) -> float:
+    return float(np.sqrt(np.square(found - wanted).mean() / np.square(wanted).mean()))
+
+
+def assert_equal_runs(directory: Path, wanted: Floats) -> None:
+    """Prefill, cached decode, chunked prefill and left padding: the project's bar for F32."""
+    bar, first = 1e-5, wanted[:1]
+    assert relative_rms(Running(directory, [0]).steps(24), first) < bar
+    assert relative_rms(Running(directory, [0]).steps(20, 1, 1, 1, 1), first) < bar
+    assert relative_rms(Running(directory, [0]).steps(7, 5, 12), first) < bar
+    real = MASK.astype(bool)
+    for tokens in ((24,), (21, 1, 1, 1)):
+        batch = Running(directory, slice(None)).steps(*tokens)
+        assert np.isfinite(batch).all()
+        assert relative_rms(batch[real], wanted[real]) < bar

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from onnx_cases import GENERATED, PROMPT, export_onnx, greedy_in_torch, ragged_source
+from onnx_directories import GENERATED, PROMPT, export_onnx, greedy_in_torch, ragged_source
 
 CheckpointOf = Callable[[str], Path]
 genai = pytest.importorskip("onnxruntime_genai")

@@ -392,7 +392,7 @@ def test_an_infeasible_budget_names_other_types(qwen3: Checkpoint, device: Devic
         (
             PlanRequest(format="onyx"),
             "no exporter for format 'onyx'",
-            "--format gguf, toy",
+            "--format gguf, onnx, toy",
         ),
         (PlanRequest(quant="HUGE"), "format toy cannot write HUGE", "--quant WIDE|NARROW"),
         (

@@ -27,6 +27,8 @@ class ToyExporter:
     layouts = ("per-expert", "merged")
     quants = ("WIDE", "NARROW")
     weighted_quants = ()
+    default_quant = "WIDE"
+    kv_types = ()
     target = "model.toy"
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:

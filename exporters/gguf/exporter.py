@@ -29,6 +29,8 @@ class GgufExporter:
     layouts = LAYOUTS
     quants = QUANTS
     weighted_quants = WEIGHTED_QUANTS
+    default_quant = "Q8_0"
+    kv_types: tuple[str, ...] = ()
     target = "model.gguf"
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
@@ -40,6 +42,12 @@ class GgufExporter:
         layout = self.layout(config, options)
         if layout not in self.layouts:
             raise UserError(f"GGUF has no layout '{layout}'", f"--layout {', '.join(self.layouts)}")
+        for flag, given in (
+            ("--latent-cache", options.latent_cache),
+            ("--shard-size", options.shard_bytes),
+        ):
+            if given:
+                raise UserError(f"{flag} is for ONNX; a GGUF has no use for it", "leave it out")
         check_architecture(config)
         parse_rules(options.tensor_types)
         if layout == "merged" and not config.is_uniform:

@@ -1,4 +1,4 @@
-"""A model as it will be written: its stored tensors, their places and the bytes of model.onnx."""
+"""A model as it will be written: its stored tensors, their places and the bytes of its graphs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.builder import GraphBuilder
 from tenp_edge.exporters.onnx.decoder import build_decoder
-from tenp_edge.exporters.onnx.modes import IR_VERSION, LINEARS, MODES, mode_of
+from tenp_edge.exporters.onnx.modes import IR_VERSION, way_of
 from tenp_edge.exporters.onnx.stored import Fill, Place, Stored, place
 from tenp_edge.models import ModelConfig
 from tenp_edge.registry import ExportOptions
-
-MODEL_NAME = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Blueprint:
 
     @cached_property
     def _sketch(self) -> GraphBuilder:
-        return self._built(sketch=True)
+        return self._built(next(iter(way_of(self.options).graphs)), sketch=True)
 
     @property
     def stored(self) -> Mapping[str, Stored]:
@@ -44,21 +42,24 @@ class Blueprint:
         return place(self.stored.values(), self.options.shard_bytes)
 
     @cached_property
-    def model_bytes(self) -> bytes:
-        """model.onnx, its weights referring to the data files."""
-        mode = MODES[mode_of(self.options)]
-        builder = self._built(sketch=False)
-        assert builder.stored == self.stored
-        graph = builder.graph("tenp-edge", mode.opsets)
-        for name, stored in self.stored.items():
-            graph.initializers[name].const_value = _external(stored, self.places[name])
-        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="tenp-edge")
-        return ir.to_proto(model).SerializeToString(deterministic=True)
+    def graphs(self) -> dict[str, bytes]:
+        """Every graph file; their weights refer to the same data files."""
+        return {name: self._graph_bytes(name) for name in way_of(self.options).graphs}
 
-    def _built(self, sketch: bool) -> GraphBuilder:
-        builder = GraphBuilder(sketch)
-        mode, linear = MODES[mode_of(self.options)], LINEARS[self.options.quant]
-        build_decoder(builder, self.config, mode.with_linear(linear))
+    def _graph_bytes(self, name: str) -> bytes:
+        builder = self._built(name, sketch=False)
+        assert builder.stored == self.stored, f"{name} has weights of its own"
+        graph = builder.graph("tenp-edge", way_of(self.options).opsets)
+        for tensor, stored in self.stored.items():
+            graph.initializers[tensor].const_value = _external(stored, self.places[tensor])
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="tenp-edge")
+        data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+        return data
+
+    def _built(self, name: str, sketch: bool) -> GraphBuilder:
+        way, builder = way_of(self.options), GraphBuilder(sketch)
+        lengths = way.graphs[name](self.options)
+        build_decoder(builder, self.config, way.makers, lengths, self.options.latent_cache)
         return builder
 
 

@@ -101,9 +101,7 @@ class GraphBuilder:
         assert name not in self._names, name
         self._names.add(name)
         given = [self._operand(value) for value in inputs]
-        node = ir.node(
-            kind, given, attributes, domain=domain, num_outputs=outputs, name=name
-        )
+        node = ir.node(kind, given, attributes, domain=domain, num_outputs=outputs, name=name)
         for index, value in enumerate(node.outputs):
             value.name = f"{name}/out" if outputs == 1 else f"{name}/out.{index}"
         self._nodes.append(node)
@@ -140,7 +138,9 @@ class GraphBuilder:
     def _operand(self, value: Input) -> ir.Value | None:
         if value is None or isinstance(value, ir.Value):
             return value
-        return self.constant(np.asarray(value, np.int64) if isinstance(value, int | list) else value)
+        return self.constant(
+            np.asarray(value, np.int64) if isinstance(value, int | list) else value
+        )
 
 
 _EMPTY = ir.Graph([], [], nodes=[], name="")
@@ -148,4 +148,3 @@ _EMPTY = ir.Graph([], [], nodes=[], name="")
 
 def _value(name: str, dtype: ir.DataType, dims: Dims) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))
-

@@ -17,22 +17,27 @@ from tenp_edge.compress import copied_files
 from tenp_edge.exporters.onnx.cache import cache_shape
 from tenp_edge.models import EXPERT_KEYS, ModelConfig
 
+MODEL_NAME = "model.onnx"
 NO_DIGEST = "0" * 32
 FORMAT, VERSION = "tenp-edge onnx", 1
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def companion_files(
-    checkpoint: Checkpoint, config: ModelConfig, model_name: str, digest: str = NO_DIGEST
+    checkpoint: Checkpoint, config: ModelConfig, latent: bool, digest: str = NO_DIGEST
 ) -> dict[str, bytes]:
-    """Every companion but tenp.json: those copied from the checkpoint and those written for it."""
+    """Every companion but tenp.json: those copied from the checkpoint and those written for it.
+
+    onnxruntime-genai cannot hold a latent cache, so that has no genai_config.json.
+    """
     base = checkpoint.path
     files = {str(file.relative_to(base)): file.read_bytes() for file in copied_files(base)}
     files["config.json"] = _json(model_config(checkpoint, config, digest))
     if "generation_config.json" not in files:
         files["generation_config.json"] = _json(_tokens(config.raw))
-    generation = json.loads(files["generation_config.json"])
-    files["genai_config.json"] = _json(genai_config(config, model_name, generation))
+    if not latent:
+        generation = json.loads(files["generation_config.json"])
+        files["genai_config.json"] = _json(genai_config(config, generation))
     return files
 
 
@@ -78,9 +83,7 @@ def model_config(checkpoint: Checkpoint, config: ModelConfig, digest: str) -> di
     return raw
 
 
-def genai_config(
-    config: ModelConfig, model_name: str, generation: Mapping[str, Any]
-) -> dict[str, Any]:
+def genai_config(config: ModelConfig, generation: Mapping[str, Any]) -> dict[str, Any]:
     """For onnxruntime-genai, which knows any decoder by the type "decoder"."""
     cache = cache_shape(config)
     names = {
@@ -92,7 +95,7 @@ def genai_config(
     }
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-        "filename": model_name,
+        "filename": MODEL_NAME,
         "head_size": cache.key_size,
         "hidden_size": config.hidden_size,
         "num_attention_heads": config.num_attention_heads,

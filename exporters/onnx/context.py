@@ -57,11 +57,19 @@ class Heads:
 
 class Attend(Protocol):
     def __call__(
-        self, c: Context, path: str, q: ir.Value, k: ir.Value, v: ir.Value, heads: Heads, layer: int
+        self,
+        c: Context,
+        path: str,
+        q: ir.Value,
+        k: ir.Value,
+        v: ir.Value,
+        heads: Heads,
+        layer: int | None,
     ) -> ir.Value:
-        """Attention of q over past and new keys, all (batch, n, heads x size), which it keeps.
+        """Attention of q over k and v, all (batch, n, heads x size).
 
-        Returns (batch, query, heads x value size).
+        With ``layer`` k and v are the new ones, which join that layer's cache; with None they are
+        past and new already. Returns (batch, query, heads x value size).
         """
         ...
 
@@ -96,11 +104,15 @@ class Makers:
 
 @dataclass
 class Context:
-    """The graph being built of ``config``. ``run`` is there once the inputs are."""
+    """The graph being built of ``config``. ``run`` is there once the inputs are.
+
+    ``latent``: MLA's cache holds the latent instead of keys and values.
+    """
 
     g: GraphBuilder
     config: ModelConfig
     makers: Makers
+    latent: bool = False
     run: Run = field(init=False)
     specs: Mapping[tuple[str, int | None, int | None], TensorSpec] = field(init=False)
     _present: list[tuple[int, ir.Value, ir.Value]] = field(init=False, default_factory=list)
@@ -119,12 +131,16 @@ class Context:
         assert self.config.mla is not None
         return self.config.mla
 
-    def linear(self, path: str, x: ir.Value, role: str, layer: int, expert: int | None = None) -> ir.Value:
+    def linear(
+        self, path: str, x: ir.Value, role: str, layer: int, expert: int | None = None
+    ) -> ir.Value:
         """A linear layer of the model by its role, with its bias where it has one."""
         bias = self.specs.get((f"{role}_bias", layer, expert))
         return self.makers.linear(self.g, path, x, self.spec(role, layer, expert), bias)
 
-    def norm(self, path: str, x: ir.Value, role: str, layer: int | None, epsilon: float) -> ir.Value:
+    def norm(
+        self, path: str, x: ir.Value, role: str, layer: int | None, epsilon: float
+    ) -> ir.Value:
         return self.makers.norm(self, path, x, self.spec(role, layer), epsilon)
 
     def present(self, layer: int, key: ir.Value, value: ir.Value) -> None:

@@ -47,7 +47,7 @@ class DataWriter:
 
 def _write_at(stream: BinaryIO, offset: int, block: Block) -> None:
     stream.seek(offset)
-    stream.write(memoryview(np.ascontiguousarray(block)).cast("B"))
+    stream.write(np.ascontiguousarray(block).data)
 
 
 @contextmanager

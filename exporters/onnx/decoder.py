@@ -1,8 +1,8 @@
 """The whole decoder.
 
-    input_ids ── embedding ──┬── norm ── attention ── Add ──┬── norm ── MoE | MLP ── Add ── ... ──
-                             └────────────────────────┘     └──────────────────────┘
-    ── norm ── output ── logits
+input_ids ── embedding ──┬── norm ── attention ── Add ──┬── norm ── MoE | MLP ── Add ── ... ──
+                         └────────────────────────┘     └──────────────────────┘
+── norm ── output ── logits
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ _ATTENTION: dict[str, Callable[[Context, str, ir.Value, int], ir.Value]] = {
 
 
 def build_decoder(
-    g: GraphBuilder, config: ModelConfig, makers: Makers, lengths: Lengths | None = None
+    g: GraphBuilder,
+    config: ModelConfig,
+    makers: Makers,
+    lengths: Lengths,
+    latent: bool = False,
 ) -> None:
     """Everything from input_ids to logits and present, into ``g``."""
-    lengths = lengths or Lengths()
-    c = Context(g, config, makers)
-    ids, c.run = make_inputs(g, config, cache_shape(config), lengths)
+    c = Context(g, config, makers, latent)
+    ids, c.run = make_inputs(g, config, cache_shape(config, latent), lengths)
     embedding = plain_weight(g, c.spec("embed"))
     x = g.op("/model/embed_tokens", "Gather", [embedding, ids], axis=0)
     for layer in range(config.num_hidden_layers):

@@ -9,11 +9,13 @@ from pathlib import Path
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.disk import require_free
 from tenp_edge.exporters.base import manifest_file
-from tenp_edge.exporters.onnx.blueprint import MODEL_NAME, Blueprint
+from tenp_edge.exporters.onnx.blueprint import Blueprint
 from tenp_edge.exporters.onnx.companions import NO_DIGEST, companion_files, tenp_file
 from tenp_edge.exporters.onnx.data_file import data_writer
 from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
-from tenp_edge.exporters.onnx.modes import MODE_NAMES, QUANTS, check_mode, mode_of
+from tenp_edge.exporters.onnx.limits import check_model
+from tenp_edge.exporters.onnx.modes import MODES, QUANTS, check_mode, mode_of
+from tenp_edge.exporters.onnx.pricing import run_bytes, run_notes
 from tenp_edge.exporters.onnx.stored import data_files
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
@@ -25,14 +27,17 @@ class OnnxExporter:
     """``layouts`` are the modes: who is to run the graph decides how it is written."""
 
     format = "onnx"
-    layouts = MODE_NAMES
+    layouts = MODES
     quants = QUANTS
     weighted_quants: tuple[str, ...] = ()
+    default_quant = "none"
+    kv_types: tuple[str, ...] = ("F32",)
     target = "onnx"
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, mode or quantisation cannot be written."""
-        check_mode(config, options)
+        check_mode(options)
+        check_model(config, options)
 
     def manifest(
         self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions
@@ -85,16 +90,19 @@ def _manifest(blueprint: Blueprint, checkpoint: Checkpoint) -> Manifest:
         quant=options.quant,
         tensors=tuple(stored.manifest() for stored in blueprint.stored.values()),
         files=LazySizes(sizes),
+        notes=run_notes(options),
+        run=run_bytes(blueprint.config, options, len(blueprint.stored)),
     )
 
 
 def _small_files(blueprint: Blueprint, checkpoint: Checkpoint, digest: str) -> dict[str, bytes]:
-    """model.onnx and its companions by name; tenp.json, which lists the others, comes last."""
+    """The graphs and their companions by name; tenp.json, which lists the others, comes last."""
     config, options = blueprint.config, blueprint.options
-    sizes = {MODEL_NAME: len(blueprint.model_bytes), **data_files(blueprint.places)}
+    graphs = blueprint.graphs
+    sizes = {name: len(data) for name, data in graphs.items()} | data_files(blueprint.places)
     tenp = tenp_file(config, mode_of(options), options.quant, sizes, digest)
-    companions = companion_files(checkpoint, config, MODEL_NAME, digest)
-    return {MODEL_NAME: blueprint.model_bytes, **companions, "tenp.json": tenp}
+    companions = companion_files(checkpoint, config, options.latent_cache, digest)
+    return {**graphs, **companions, "tenp.json": tenp}
 
 
 def _digest(source: ModelSource) -> str:

@@ -24,12 +24,14 @@ _EPSILON = 1e-6
 
 def latent_attention(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     """(batch, query, hidden) -> (batch, query, hidden)."""
-    mla, count = c.mla, c.config.num_attention_heads
+    count = c.config.num_attention_heads
     q = _query(c, path, x, layer)
     latent, position = _low_rank(c, path, x, layer)
+    if c.latent:
+        latent, position = _with_past(c, f"{path}/cache", latent, position, layer)
     k, v = _expanded(c, path, latent, position, layer)
     heads = Heads(count, count, attention_scale(c.config))
-    mixed = c.makers.attend(c, path, q, k, v, heads, layer)
+    mixed = c.makers.attend(c, path, q, k, v, heads, None if c.latent else layer)
     mixed = _values_alone(c, f"{path}/v_unpad", mixed)
     return c.linear(f"{path}/o_proj", mixed, "o", layer)
 
@@ -59,6 +61,20 @@ def _low_rank(c: Context, path: str, x: ir.Value, layer: int) -> tuple[ir.Value,
     latent, position = c.g.ops(f"{path}/kv_a", "Split", [low, sizes], 2, axis=-1)
     latent = c.norm(f"{path}/kv_a_norm", latent, "kv_a_norm", layer, _EPSILON)
     return latent, c.makers.rotary(c, f"{path}/k_rotary", position, 1, True)
+
+
+def _with_past(
+    c: Context, path: str, latent: ir.Value, position: ir.Value, layer: int
+) -> tuple[ir.Value, ir.Value]:
+    """Past and new latents and rotated keys, (batch, key, size); both are kept as they are."""
+    found, kept = [], []
+    for name, new, past in zip(("k", "v"), (latent, position), c.run.past[layer], strict=True):
+        one_head = c.g.op(f"{path}/{name}_head", "Unsqueeze", [new, [1]])
+        whole = c.g.op(f"{path}/{name}", "Concat", [past, one_head], axis=2)
+        kept.append(whole)
+        found.append(c.g.op(f"{path}/{name}", "Squeeze", [whole, [1]]))
+    c.present(layer, *kept)
+    return found[0], found[1]
 
 
 def _expanded(

@@ -1,8 +1,8 @@
 """The gated MLP that experts, shared experts and dense layers are.
 
-    x ──┬── gate_proj ──┬── Sigmoid ── Mul ── Mul ── down_proj ──
-        │               └──────────────┘      │
-        └── up_proj ──────────────────────────┘
+x ──┬── gate_proj ──┬── Sigmoid ── Mul ── Mul ── down_proj ──
+    │               └──────────────┘      │
+    └── up_proj ──────────────────────────┘
 """
 
 from __future__ import annotations

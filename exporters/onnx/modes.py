@@ -1,64 +1,69 @@
-"""The modes and quantisations as tables: which makers write a graph, for which operator sets.
+"""Every way to write a graph as a table: mode and quantisation -> makers and operator sets.
 
-A mode is one row; a quantisation replaces the linear maker. What is not there yet is refused by
-`check_mode` with the reason.
+A new mode or quantisation is a row (or a few) here and the makers it names; no family and no other
+file knows of it. What has no row is refused by `check_mode`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.onnx import operators
+from tenp_edge.exporters.onnx.companions import MODEL_NAME
 from tenp_edge.exporters.onnx.context import Makers
 from tenp_edge.exporters.onnx.dispatch_rows import dispatch_rows
-from tenp_edge.exporters.onnx.linear import FloatLinear, Linear
-from tenp_edge.models import ModelConfig
+from tenp_edge.exporters.onnx.inputs import Lengths
 from tenp_edge.registry import ExportOptions
 
 OPSET, IR_VERSION = 23, 11
 
 
-@dataclass(frozen=True)
-class Mode:
-    """One way to write the graph: its makers and the operator sets that they use."""
+def _free(options: ExportOptions) -> Lengths:
+    return Lengths()
 
-    name: str
+
+@dataclass(frozen=True)
+class Way:
+    """How one mode and quantisation writes a model.
+
+    ``graphs``: file name -> dimensions of its inputs; several graphs share the data files.
+    """
+
     makers: Makers
     opsets: Mapping[str, int]
-
-    def with_linear(self, linear: Linear) -> Makers:
-        return replace(self.makers, linear=linear)
-
-
-MODES = {
-    mode.name: mode
-    for mode in (
-        Mode(
-            "portable",
-            Makers(operators.rms_norm, operators.rotary, operators.attend, dispatch_rows),
-            {"": OPSET},
-        ),
+    graphs: Mapping[str, Callable[[ExportOptions], Lengths]] = field(
+        default_factory=lambda: {MODEL_NAME: _free}
     )
+
+
+_PORTABLE = Makers(operators.rms_norm, operators.rotary, operators.attend, dispatch_rows)
+
+# (mode, quantisation) -> way; the first of each is the default.
+WAYS: dict[tuple[str, str], Way] = {
+    ("portable", "none"): Way(_PORTABLE, {"": OPSET}),
 }
-LINEARS: dict[str, Linear] = {"none": FloatLinear()}
-MODE_NAMES = ("portable", "static", "ort-cpu")
-QUANTS = ("none", "int8", "int4")
+MODES = tuple(dict.fromkeys(mode for mode, _ in WAYS))
+QUANTS = tuple(dict.fromkeys(quant for _, quant in WAYS))
 
 
 def mode_of(options: ExportOptions) -> str:
-    return options.layout or MODE_NAMES[0]
+    return options.layout or MODES[0]
 
 
-def check_mode(config: ModelConfig, options: ExportOptions) -> None:
+def way_of(options: ExportOptions) -> Way:
+    return WAYS[mode_of(options), options.quant]
+
+
+def check_mode(options: ExportOptions) -> None:
     """Raise UserError for a mode or quantisation that cannot be written."""
     mode = mode_of(options)
-    for flag, value, known, done in (
-        ("--mode", mode, MODE_NAMES, tuple(MODES)),
-        ("--quant", options.quant, QUANTS, tuple(LINEARS)),
-    ):
-        if value not in known:
-            raise UserError(f"ONNX has no {flag} '{value}'", f"{flag} {'|'.join(known)}")
-        if value not in done:
-            raise UserError(f"{flag} {value} is not written yet", f"{flag} {'|'.join(done)}")
+    if mode not in MODES:
+        raise UserError(f"ONNX has no mode '{mode}'", f"--mode {'|'.join(MODES)}")
+    quants = [quant for known, quant in WAYS if known == mode]
+    if options.quant not in quants:
+        raise UserError(
+            f"ONNX mode {mode} has no quantisation '{options.quant}'",
+            f"--quant {'|'.join(quants)}",
+        )

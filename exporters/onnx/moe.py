@@ -1,7 +1,7 @@
 """A mixture-of-experts layer: router, dispatch to the routed experts, shared experts.
 
-    x ── (tokens, hidden) ──┬── router ── ids, weights ── dispatch ──┐
-                            └── shared experts ── (gate) ────────── Add ── (batch, query, hidden)
+x ── (tokens, hidden) ──┬── router ── ids, weights ── dispatch ──┐
+                        └── shared experts ── (gate) ────────── Add ── (batch, query, hidden)
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def rotary(c: Context, path: str, x: ir.Value, heads: int, interleaved: bool) ->
 
 
 def attend(
-    c: Context, path: str, q: ir.Value, k: ir.Value, v: ir.Value, heads: Heads, layer: int
+    c: Context, path: str, q: ir.Value, k: ir.Value, v: ir.Value, heads: Heads, layer: int | None
 ) -> ir.Value:
     """Attention with its own cache: past and present pass through the operator.
 
@@ -31,15 +31,10 @@ def attend(
     mask (batch, 1, query, key) ───────────┼── Attention ──┬── (batch, query, heads x size)
     past key, value (batch, heads, past, size)             └── present key, value
     """
-    given = [q, k, v, c.run.mask, *c.run.past[layer]]
-    out, key, value = c.g.ops(
-        path,
-        "Attention",
-        given,
-        3,
-        q_num_heads=heads.query,
-        kv_num_heads=heads.cached,
-        scale=heads.scale,
-    )
+    sizes = {"q_num_heads": heads.query, "kv_num_heads": heads.cached, "scale": heads.scale}
+    given = [q, k, v, c.run.mask]
+    if layer is None:
+        return c.g.op(path, "Attention", given, **sizes)
+    out, key, value = c.g.ops(path, "Attention", [*given, *c.run.past[layer]], 3, **sizes)
     c.present(layer, key, value)
     return out

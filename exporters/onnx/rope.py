@@ -74,7 +74,7 @@ def _yarn_attention(config: ModelConfig, factor: float) -> float:
         return float(scaling["attention_factor"])
     one, every = scaling.get("mscale"), scaling.get("mscale_all_dim")
     if one and every:
-        return yarn_mscale(factor, one) / yarn_mscale(factor, every)
+        return yarn_mscale(factor, float(one)) / yarn_mscale(factor, float(every))
     return yarn_mscale(factor, 1.0)
 
 
@@ -84,7 +84,7 @@ def yarn_mscale(factor: float, mscale: float) -> float:
 
 def attention_scale(config: ModelConfig) -> float:
     """What scores are multiplied by: 1/sqrt(size), and YaRN's mscale squared in DeepSeek's MLA."""
-    scale = config.head_dim**-0.5
+    scale: float = config.head_dim**-0.5
     every = config.rope.scaling.get("mscale_all_dim") or 0
     if config.mla is None or config.rope.kind == "default" or not every:
         return scale
