@@ -2,10 +2,12 @@
 
     python benchmarks/bench_scale.py             # 28.6 GB checkpoint, --ram 8GiB
     python benchmarks/bench_scale.py --quarter   # 6 of its 24 layers, --ram 2.5GiB
+    python benchmarks/bench_scale.py --quant Q4_K_M
 
 The checkpoint (Qwen1.5-MoE's shape, random, bf16, sharded) is generated, goes through inspect,
 calibrate, plan and compress, each a process of its own, and is deleted. The disk is checked first.
-A stage above 6 GiB of resident memory fails the benchmark.
+A stage above 6 GiB of resident memory fails the benchmark. --model keeps the checkpoint in a
+directory for the next run.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quarter", action="store_true", help="a quarter of the layers")
     parser.add_argument("--ram", help="the budget (default: 8GiB, a quarter: 2.5GiB)")
+    parser.add_argument("--quant", default="Q8_0", help="the type of the GGUF")
+    parser.add_argument("--model", type=Path, help="where the checkpoint is, or goes, to stay")
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where the files may lie")
     parser.add_argument("--samples", type=int, default=2, help="calibration samples per domain")
     parser.add_argument("--seq-len", type=int, default=256)
@@ -59,31 +63,38 @@ def main() -> None:
     if args.quarter:
         shape["num_hidden_layers"] = QUARTER_LAYERS
     ram = args.ram or ("2.5GiB" if args.quarter else "8GiB")
+    stored = args.model is not None and (args.model / "config.json").is_file()
+    needed = (0 if stored else checkpoint_bytes(shape)) + parse_size(ram) + 2**30
+    args.dir.mkdir(parents=True, exist_ok=True)
     try:
-        require_free(args.dir, checkpoint_bytes(shape) + parse_size(ram) + 2**30, "this benchmark")
+        require_free(args.dir, needed, "this benchmark")
     except UserError as error:
         sys.exit(str(error))
-    if args.dir is not None:
-        args.dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.dir, prefix="bench-scale-") as directory:
-        print_table(*run(Path(directory), shape, ram, args.samples, args.seq_len))
+        model = args.model or Path(directory) / "model"
+        made = "" if stored else f"; generated in {generate(model, shape):.0f} s"
+        few = ["--samples", str(args.samples), "--seq-len", str(args.seq_len)]
+        title, stages = run(Path(directory), model, ["--ram", ram, "--quant", args.quant], few)
+        print_table(title + made, stages)
 
 
-def run(
-    directory: Path, shape: dict[str, Any], ram: str, samples: int, seq_len: int
-) -> tuple[str, list[Stage]]:
-    """A title and every stage, each in a fresh process."""
-    model = directory / "model"
+def generate(model: Path, shape: dict[str, Any]) -> float:
+    """Write the checkpoint; the seconds it took."""
     start = time.perf_counter()
     write_random_checkpoint(model, shape)
     write_byte_tokenizer(model)
+    return time.perf_counter() - start
+
+
+def run(directory: Path, model: Path, size: list[str], few: list[str]) -> tuple[str, list[Stage]]:
+    """A title and every stage, each in a fresh process; ``size`` and ``few`` are flags."""
     summary = inspect_model(model)
     title = (
         f"{format_count(summary.parameters)} parameters, {format_size(summary.bytes)} in "
-        f"{summary.files} files, --ram {ram}; generated in {time.perf_counter() - start:.0f} s"
+        f"{summary.files} files, {' '.join(size)}"
     )
-    work, size = str(directory / "work"), ["--ram", ram, "--calibration", str(directory / "work")]
-    few = ["--samples", str(samples), "--seq-len", str(seq_len)]
+    work = str(directory / "work")
+    size = [*size, "--calibration", work]
     whole = ["compress", str(model), *size, "--skip-checkpoint", "--no-validate"]
     stages = [
         stage(["inspect", str(model)]),

@@ -307,6 +307,7 @@ def compress(
     eval_samples: flags.EvalSamples = 8,
     eval_seq_len: flags.EvalSeqLen = 512,
     twin: flags.Twin = False,
+    no_split: flags.NoSplit = False,
     device: flags.Device = "auto",
     dtype: flags.Dtype = "auto",
     threads: flags.Threads = None,
@@ -341,7 +342,7 @@ def compress(
         calibration=_pick(take.CalibrationOptions, given),
         plan=_pick(take.PlanOptions, given),
         validation=take.ValidationOptions(
-            tuple(eval_data or ()), eval_samples, eval_seq_len, threads, twin
+            tuple(eval_data or ()), eval_samples, eval_seq_len, threads, twin, not no_split
         ),
         statistics=calibration,
         skip_checkpoint=skip_checkpoint,
@@ -447,6 +448,15 @@ def validate(
     dtype: flags.Dtype = "auto",
     threads: flags.Threads = None,
     twin: flags.Twin = False,
+    no_split: flags.NoSplit = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", help="The plan.json that the file was pruned by."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="The pruned checkpoint that the file was made from."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the report here (JSON).")
     ] = None,
@@ -458,21 +468,29 @@ def validate(
     runtime: merged and padded ones in unmodified llama.cpp, per-expert ones in ours, or with
     --twin in unmodified llama.cpp too, with zeros where neurons were cut.
 
+    A GGUF's loss is split into what pruning does (the pruned model, unquantised), quantisation
+    (the weights that the file holds) and the runtime (the file as it runs). The first needs the
+    pruned model: the checkpoint or plan.json beside the file, or --checkpoint or --plan.
+
     Examples:
 
         tenp-edge validate MODEL OUT/model.gguf
 
         tenp-edge validate MODEL OUT/model.gguf --twin
 
+        tenp-edge validate MODEL elsewhere.gguf --plan OUT/plan.json
+
         tenp-edge validate MODEL OUT/checkpoint --data chat=prompts.jsonl --samples 16
     """
     from tenp_edge.checkpoint import write_text
     from tenp_edge.options import CalibrationOptions, ValidationOptions
     from tenp_edge.pipeline import run_validate
+    from tenp_edge.pruned import PrunedBy
 
-    options = ValidationOptions(tuple(data or ()), samples, seq_len, threads, twin)
+    options = ValidationOptions(tuple(data or ()), samples, seq_len, threads, twin, not no_split)
     compute = CalibrationOptions(seed=seed, device=device, dtype=dtype)
-    found = run_validate(reference, candidate, options, compute, progress).to_json()
+    pruned_by = PrunedBy(checkpoint, plan)
+    found = run_validate(reference, candidate, options, compute, progress, pruned_by).to_json()
     if output is not None:
         write_text(output, json.dumps(found, indent=1) + "\n")
     _show(report.validation(found), found, json_output)

@@ -8,7 +8,7 @@ after the block's norm, the chosen experts and the weights that really multiply 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -133,6 +133,20 @@ class RaggedExperts(nn.Module):
         if self.observer is not None:
             self.observer.routed(chosen, output)
         return output.to(hidden_states.dtype)
+
+
+class ReadExperts(RaggedExperts):
+    """Experts that are read when their turn comes and then forgotten: for weights whose decoded
+    form is several times the stored one."""
+
+    def __init__(
+        self, read: Callable[[int], ExpertWeights], count: int, names: Sequence[str]
+    ) -> None:
+        super().__init__((), names)
+        self._read, self._names, self.num_experts = read, names, count
+
+    def __getitem__(self, expert: int) -> RaggedExpert:
+        return RaggedExpert(self._read(expert), self._names)
 
 
 def group_by_expert(

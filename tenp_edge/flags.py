@@ -217,6 +217,13 @@ EvalSeqLen = Annotated[
         panel=_VALIDATION,
     ),
 ]
+NoSplit = Annotated[
+    bool,
+    typer.Option(
+        "--no-split",
+        help="Run only the file, not the stages before it: faster, one sum of all losses.",
+    ),
+]
 Twin = Annotated[
     bool,
     typer.Option(

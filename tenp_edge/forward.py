@@ -9,7 +9,9 @@ sees never includes padding.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tenp_edge.checkpoint import ExpertWeights
 from tenp_edge.errors import UserError
-from tenp_edge.experts import RaggedExperts
+from tenp_edge.experts import RaggedExperts, ReadExperts
 from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.source import ModelSource
+from tenp_edge.source import WeightSource
 from tenp_edge.states import SPILL_BYTES, FileStates, MemoryStates, States
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -110,7 +113,7 @@ def compute_tensor(
 class StreamingModel:
     """One layer at a time of the model that ``source`` describes, on ``device`` in ``dtype``."""
 
-    def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, source: WeightSource, device: torch.device, dtype: torch.dtype) -> None:
         self.source, self.config = source, source.config
         self.device, self.dtype = device, dtype
         self._skeleton = skeleton(source.config)
@@ -124,7 +127,7 @@ class StreamingModel:
             stop = min(start + _VOCAB_CHUNK, self.config.vocab_size)
             inside = (ids >= start) & (ids < stop)
             if inside.any():
-                rows = self.source.checkpoint.read_rows("model.embed_tokens.weight", start, stop)
+                rows = self.source.read_rows("model.embed_tokens.weight", start, stop)
                 table[inside] = rows[ids[inside] - start].to(self.dtype)
         return table[places]
 
@@ -147,17 +150,17 @@ class StreamingModel:
 
     def _experts(self, layer: int) -> RaggedExperts:
         """Kept in the smaller of the stored and the computing dtype: half the memory of a bf16
-        layer that is computed in float32, for 2 % of its time."""
-        stored = self.source.checkpoint.dtype
+        layer that is computed in float32, for 2 % of its time. Decoded ones are not kept."""
+        stored, names = self.source.stored_dtype, self.config.family.projections
+        count = len(self.config.expert_widths[layer])
+        if stored is None:
+            return ReadExperts(partial(self._expert, layer, self.dtype), count, names)
         kept = stored if stored.itemsize < self.dtype.itemsize else self.dtype
-        weights = (
-            self.source.expert(layer, expert)
-            for expert in range(len(self.config.expert_widths[layer]))
-        )
-        moved = [
-            type(w)(*(t.to(self.device, kept) for t in (w.gate, w.up, w.down))) for w in weights
-        ]
-        return RaggedExperts(moved, self.config.family.projections)
+        return RaggedExperts([self._expert(layer, kept, e) for e in range(count)], names)
+
+    def _expert(self, layer: int, dtype: torch.dtype, expert: int) -> ExpertWeights:
+        w = self.source.expert(layer, expert)
+        return ExpertWeights(*(t.to(self.device, dtype) for t in (w.gate, w.up, w.down)))
 
     @torch.no_grad()
     def run(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -178,13 +181,14 @@ class StreamingModel:
 
 
 class Head:
-    """Final norm and output matrix, the matrix in its stored dtype, cast a slice at a time."""
+    """Final norm and output matrix, the matrix as it is stored, cast a slice at a time."""
 
     def __init__(self, model: StreamingModel, norm: nn.Module) -> None:
         source = model.source
         tied = model.config.tie_word_embeddings
         self.dtype, self.device = model.dtype, model.device
-        self.weight = source.read("model.embed_tokens.weight" if tied else "lm_head.weight")
+        self.vocab = model.config.vocab_size
+        self.rows = source.held("model.embed_tokens.weight" if tied else "lm_head.weight")
         scale = source.read("model.norm.weight").to(model.device, model.dtype)
         norm.load_state_dict({"weight": scale}, assign=True)
         self.norm = norm
@@ -193,9 +197,10 @@ class Head:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] -> float32 logits [tokens, vocab] on the CPU."""
         normed = self.norm(hidden.to(self.device))
-        logits = torch.empty(len(hidden), len(self.weight))
-        for start in range(0, len(self.weight), _VOCAB_CHUNK):
-            rows = self.weight[start : start + _VOCAB_CHUNK].to(self.device, self.dtype)
+        logits = torch.empty(len(hidden), self.vocab)
+        for start in range(0, self.vocab, _VOCAB_CHUNK):
+            stop = min(start + _VOCAB_CHUNK, self.vocab)
+            rows = self.rows(start, stop).to(self.device, self.dtype)
             logits[:, start : start + len(rows)] = linear(normed, rows).float()
         return logits
 
@@ -215,8 +220,12 @@ def batches(count: int, seq_len: int, batch_tokens: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def streaming_logits(
-    source: ModelSource,
+Sequences = Callable[[], Iterator[torch.Tensor]]
+
+
+@contextmanager
+def streamed(
+    source: WeightSource,
     tokens: torch.Tensor,
     *,
     device: torch.device,
@@ -225,8 +234,10 @@ def streaming_logits(
     progress: Progress = QUIET,
     work: Path | None = None,
     spill_bytes: int = SPILL_BYTES,
-) -> Iterator[torch.Tensor]:
-    """Float32 logits [seq - first_position, vocab] of each sequence of ``tokens`` [n, seq].
+    name: str = "reference",
+) -> Iterator[Sequences]:
+    """Run every layer over ``tokens`` [n, seq]; what it yields gives, as often as it is called,
+    float32 logits [seq - first_position, vocab] of each sequence in turn.
 
     Hidden states stay in memory, or in a file in ``work`` when they are above ``spill_bytes``.
     """
@@ -238,7 +249,7 @@ def streaming_logits(
         for run in runs:
             states.write(run.start, model.embed(tokens[run]))
         layers = source.config.num_hidden_layers
-        with progress.task("reference forward", layers, "layers") as task:
+        with progress.task(f"{name} forward", layers, "layers") as task:
             for index in range(layers):
                 layer = model.layer(index)
                 for run in runs:
@@ -246,9 +257,21 @@ def streaming_logits(
                     states.write(run.start, model.run(layer, hidden).cpu())
                 del layer
                 task.advance()
-        head = model.head()
-        for number in range(len(tokens)):
-            yield head(states.read(number, number + 1)[0, first_position:])
+
+        def sequences() -> Iterator[torch.Tensor]:
+            head = model.head()
+            for number in range(len(tokens)):
+                yield head(states.read(number, number + 1)[0, first_position:])
+
+        yield sequences
+
+
+def streaming_logits(
+    source: WeightSource, tokens: torch.Tensor, **options: Any
+) -> Iterator[torch.Tensor]:
+    """The logits of `streamed`, once; it has the options."""
+    with streamed(source, tokens, **options) as sequences:
+        yield from sequences()
 
 
 def open_states(

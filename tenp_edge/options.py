@@ -54,13 +54,17 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """``samples`` chunks of ``seq_len`` tokens per domain; scored on the second half of each."""
+    """``samples`` chunks of ``seq_len`` tokens per domain; scored on the second half of each.
+
+    ``split``: tell pruning, quantisation and the runtime apart.
+    """
 
     data: tuple[str, ...] = ()
     samples: int = 8
     seq_len: int = 512
     threads: int | None = None
     twin: bool = False
+    split: bool = True
 
 
 @dataclass(frozen=True)

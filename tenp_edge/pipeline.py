@@ -42,6 +42,7 @@ from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.pruned import PrunedBy
 from tenp_edge.registry import ExportOptions, Manifest, exporter, placed_files
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
@@ -199,8 +200,12 @@ def run_validate(
     options: ValidationOptions,
     calibration: CalibrationOptions | None = None,
     progress: Progress = QUIET,
+    pruned_by: PrunedBy | None = None,
 ) -> ValidationReport:
-    """Compare ``candidate`` with ``reference`` on text of named domains."""
+    """Compare ``candidate`` with ``reference`` on text of named domains.
+
+    ``pruned_by``: where the pruned model is, when that is not beside ``candidate``.
+    """
     compute = calibration or CalibrationOptions()
     domains = validation_domains(Checkpoint(reference), options, compute.seed)
     return validate(
@@ -211,6 +216,8 @@ def run_validate(
         dtype=compute.dtype,
         threads=options.threads,
         twin=options.twin,
+        split=options.split,
+        pruned_by=pruned_by,
         progress=progress,
     )
 
@@ -299,6 +306,7 @@ class _Compress:
             written_bytes=sum(self._missing(draft).values()),
             calibration_tokens=0 if options.statistics else _tokens(options.calibration),
             validation_tokens=0 if options.no_validate else _tokens(options.validation),
+            validation_forwards=4 if options.validation.split else 2,
             device=device,
             dtype=choose_dtype(options.calibration.dtype, device, checkpoint.dtype),
         )
@@ -379,6 +387,7 @@ class _Compress:
             dtype=options.calibration.dtype,
             threads=options.validation.threads,
             twin=options.validation.twin,
+            split=options.validation.split,
             predicted_peak_rss=self._predicted_peak_rss(plan),
             memory_run=self._memory_run(plan),
             work=self.output,

@@ -21,7 +21,7 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
-from tenp_edge.source import ModelSource
+from tenp_edge.source import ModelSource, StoredModel
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,11 @@ class Exporter(Protocol):
         self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
     ) -> Manifest:
         """Write ``target`` one tensor at a time, under a temporary name until it is complete."""
+        ...
+
+    def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
+        """The weights of the written ``path``, decoded, one at a time; ``config`` describes the
+        unpruned model. Raises UserError for a file that holds something else."""
         ...
 
 

@@ -166,7 +166,35 @@ def _share(size: PartSize, inspected: ModelSummary) -> str:
 
 
 def validation(report: Mapping[str, Any]) -> RenderableType:
-    """``tenp-edge validate``: one row a domain, KL in nats."""
+    """``tenp-edge validate``: the file by domain, and where its loss comes from."""
+    parts: list[RenderableType] = [domain_scores(report)]
+    if len(report["losses"]) > 1:
+        parts.append(losses(report["losses"]))
+    if report["losses_note"]:
+        parts.append(Text(f"note: {report['losses_note']}"))
+    return Group(*parts)
+
+
+def losses(stages: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a step from the reference to the file: mean KL after it, and what it added."""
+    rows = [
+        (
+            row["stage"],
+            f"{row['overall']['mean_kl']:.4f}",
+            f"{row['added_kl']:+.4f}",
+            f"{row['overall']['kl_99']:.3f}",
+            percent(row["overall"]["same_top"]),
+            f"{row['overall']['candidate_perplexity']:.2f}",
+            row["through"],
+        )
+        for row in stages
+    ]
+    columns = ("after", "mean KL", "added", "99 %", "same top", "ppl", "computed by")
+    return table("Where the loss comes from", columns, rows)
+
+
+def domain_scores(report: Mapping[str, Any]) -> Table:
+    """One row a domain, KL in nats."""
     rows = [
         (
             row["domain"],

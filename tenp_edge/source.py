@@ -7,9 +7,10 @@ Without a plan it is the checkpoint itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import Protocol
 
 import torch
 
@@ -21,6 +22,41 @@ from tenp_edge.plan import CompressionPlan
 from tenp_edge.slicing import kept_experts, slice_expert
 
 BLOCK_BYTES = 64 * 2**20
+Rows = Callable[[int, int], torch.Tensor]
+
+
+class WeightSource(Protocol):
+    """Where the layer-by-layer forward takes a model's weights from, by their on-disk names.
+
+    ``config``: of this very model, widths included. ``stored_dtype``: what the experts are stored
+    in, None where reading decodes them (a quantised file), so that none is kept.
+    """
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def stored_dtype(self) -> torch.dtype | None: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec]: ...
+
+    def read(self, name: str) -> torch.Tensor: ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor: ...
+
+    def held(self, name: str) -> Rows:
+        """Matrix ``name`` kept in memory as it is stored: (start, stop) -> those rows."""
+        ...
+
+    def expert(self, layer: int, expert: int) -> ExpertWeights: ...
+
+
+class StoredModel(WeightSource, Protocol):
+    """The weights of an exported file, decoded. ``plan_digest``: what it was pruned by, if told."""
+
+    @property
+    def plan_digest(self) -> str | None: ...
 
 
 class ModelSource:
@@ -75,6 +111,15 @@ class ModelSource:
         if spec.expert is not None or spec.part == "router":
             return self.read(name)[start:stop]
         return check_finite(name, self.checkpoint.read_rows(name, start, stop))
+
+    def held(self, name: str) -> Rows:
+        """Matrix ``name`` in memory, in its stored dtype, as a function of (start, stop)."""
+        whole = self.read(name)
+        return lambda start, stop: whole[start:stop]
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        return self.checkpoint.dtype
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """Tensor ``name`` in order, in blocks of rows where the whole would be large to hold."""

@@ -38,13 +38,14 @@ def estimate(
     written_bytes: int,
     calibration_tokens: int,
     validation_tokens: int,
+    validation_forwards: int,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Estimate:
     """Forwards cost 2 operations per active parameter and token; files cost their bytes.
 
-    The validation runs the reference here and the exported file in its runtime, at about the same
-    speed.
+    The validation runs ``validation_forwards`` models: the exported file in its runtime, and at
+    about the same speed, reading their weights, the others here.
     """
     per_token = 2 * active_parameters / operations_per_second(device, dtype)
     reading = model_bytes / _DISK_BYTES_PER_SECOND
@@ -52,7 +53,8 @@ def estimate(
         calibration=calibration_tokens * per_token * _CALIBRATION_FACTOR
         + (reading if calibration_tokens else 0),
         files=reading + written_bytes / _DISK_BYTES_PER_SECOND,
-        validation=2 * validation_tokens * per_token + (reading if validation_tokens else 0),
+        validation=validation_forwards * validation_tokens * per_token
+        + ((validation_forwards - 1) * reading if validation_tokens else 0),
     )
 
 

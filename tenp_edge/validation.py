@@ -1,18 +1,18 @@
 """A compressed model against the original: KL, perplexity, agreement, and measured peak RSS.
 
-Both models run over the same tokens and are compared sequence by sequence, so no distribution is
-ever stored or rounded. The reference runs layer by layer (it may be bigger than RAM). A pruned
-checkpoint runs the same way, a GGUF in its own runtime. A per-expert file can also be judged by
-unmodified llama.cpp, through its padded twin: the very bytes of the file, with zeros where neurons
-were cut.
+All models run over the same tokens (`losses`). The reference runs layer by layer (it may be bigger
+than RAM). A pruned checkpoint runs the same way, a GGUF in its own runtime. A per-expert file can
+also be judged by unmodified llama.cpp, through its padded twin: the very bytes of the file, with
+zeros where neurons were cut. What a file loses is split into what pruning, quantisation and its
+runtime do.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,24 @@ import torch
 
 from tenp_edge.checkpoint import Checkpoint, read_json
 from tenp_edge.data import Domain, load_tokenizer
-from tenp_edge.divergence import (
-    DomainScores,
-    TokenScores,
-    concatenate,
-    score_tokens,
-    scored_positions,
-    summarise,
-)
+from tenp_edge.divergence import DomainScores
 from tenp_edge.errors import UserError
-from tenp_edge.forward import choose_device, choose_dtype, streaming_logits
+from tenp_edge.forward import choose_device, choose_dtype
+from tenp_edge.losses import (
+    BOTH,
+    PRUNING,
+    QUANTISATION,
+    RUNTIME,
+    TRANSFORMERS,
+    Batch,
+    Loss,
+    Run,
+    Stage,
+    measure_losses,
+)
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.pruned import PrunedBy, find_pruned
+from tenp_edge.registry import exporter
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.peak import measure_peak_rss
@@ -39,7 +46,6 @@ from tenp_edge.runtime.session import Session
 from tenp_edge.runtime.twin import GgufFile, write_padded_twin
 from tenp_edge.source import ModelSource
 
-TRANSFORMERS = "transformers, layer by layer"
 LLAMACPP = LlamaCppModel.runtime
 PER_EXPERT = PerExpertModel.runtime
 TWIN = "padded twin in unmodified llama.cpp"
@@ -53,6 +59,8 @@ _CONFIGS = ("config.json", "checkpoint/config.json")
 class ValidationReport:
     """What `validate` measured. ``judged_through`` names what really ran.
 
+    ``domains`` and ``overall`` are those of the candidate as it runs, the last of ``losses``;
+    ``losses_note`` says why the loss is not split, or not into all steps.
     ``predicted_peak_rss`` and ``measured_peak_rss``, in bytes, are of the same run: the file named
     by ``measured_as`` in llama.cpp; None where no prediction was given or nothing runs there.
     ``tokenizer_agrees``: whether the file's own tokenizer gives the reference's ids (GGUF only).
@@ -65,6 +73,8 @@ class ValidationReport:
     dtype: str
     domains: tuple[DomainScores, ...]
     overall: DomainScores
+    losses: tuple[Loss, ...] = ()
+    losses_note: str | None = None
     tokenizer_agrees: bool | None = None
     predicted_peak_rss: int | None = None
     measured_peak_rss: int | None = None
@@ -80,6 +90,7 @@ class ValidationReport:
             known = {field.name: raw[field.name] for field in fields(cls)}
             known["domains"] = tuple(DomainScores(**row) for row in known["domains"])
             known["overall"] = DomainScores(**known["overall"])
+            known["losses"] = tuple(Loss.from_json(row) for row in known["losses"])
         except (KeyError, TypeError) as error:
             raise UserError(f"not a tenp-edge validation report ({error})", "validate again") from (
                 error
@@ -113,15 +124,18 @@ def validate(
     predicted_peak_rss: int | None = None,
     memory_run: MemoryRun | None = None,
     twin: bool = False,
+    split: bool = True,
+    pruned_by: PrunedBy | None = None,
     work: Path | None = None,
     progress: Progress = QUIET,
 ) -> ValidationReport:
     """Compare ``candidate`` (a checkpoint directory or a GGUF file) with ``reference``.
 
     ``predicted_peak_rss``: of the run that ``memory_run`` describes (for a per-expert file its
-    padded twin's, since that is what can run); with it the peak is measured too. ``work``: where
-    the twin and spilled hidden states may lie, beside the candidate if None; nothing stays there.
-    Raises UserError when the two are different models.
+    padded twin's, since that is what can run); with it the peak is measured too. ``split``: also
+    run the stages between the two; ``pruned_by`` names the pruned model where it does not lie
+    beside the candidate. ``work``: where the twin and spilled hidden states may lie, beside the
+    candidate if None; nothing stays there. Raises UserError when the two are different models.
     """
     reference, candidate = Path(reference), _candidate_file(Path(candidate))
     source = ModelSource(Checkpoint(reference))
@@ -129,132 +143,67 @@ def validate(
     # bf16's own rounding flips near-tied routing, and would be counted as the candidate's loss.
     kind = choose_dtype("float32" if dtype == "auto" else dtype, where, source.checkpoint.dtype)
     with _scratch(work, candidate) as scratch:
-        run = _Run(source, _Batch.of(domains), where, kind, threads, scratch, progress)
+        run = Run(source, Batch.of(domains), where, kind, threads, scratch, progress)
         if candidate.is_dir():
-            opened = _checkpoint_judge(run, candidate)
+            judge = _checkpoint_judge(run, candidate)
         else:
             memory = None if predicted_peak_rss is None else memory_run or MemoryRun()
-            opened = _gguf_judge(run, candidate, predicted_peak_rss, memory, twin)
-        with opened as judge:
-            rows, overall = _compare(run, run.logits(source, "reference"), judge.logits)
+            judge = _gguf_judge(run, candidate, predicted_peak_rss, memory, twin)
+        before: tuple[Stage, ...] = ()
+        note = None
+        if split and not candidate.is_dir():
+            before, note = _weight_stages(run, candidate, "gguf", pruned_by or PrunedBy())
+        losses = measure_losses(run, [*before, judge.stage])
     return ValidationReport(
         reference=str(reference),
         candidate=str(candidate),
-        judged_through=judge.judged_through,
+        judged_through=judge.stage.through,
         device=str(where),
         dtype=str(kind).removeprefix("torch."),
-        domains=rows,
-        overall=overall,
+        domains=losses[-1].domains,
+        overall=losses[-1].overall,
+        losses=losses if split else (),
+        losses_note=note,
         **judge.facts,
     )
 
 
-# -- the tokens ------------------------------------------------------------------------------------
+# -- the stages before it runs ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """All domains' sequences as one, so that a layer's weights are read once.
-
-    ``spans``: domain -> range of rows; ``first``: the first position that any sequence scores.
-    """
-
-    tokens: torch.Tensor
-    lengths: tuple[int, ...]
-    spans: Mapping[str, range]
-    first: int
-
-    @classmethod
-    def of(cls, domains: Sequence[Domain]) -> _Batch:
-        rows: list[torch.Tensor] = []
-        spans: dict[str, range] = {}
-        for domain in domains:
-            start = len(rows)
-            for tokens, length in zip(domain.tokens, domain.lengths.tolist(), strict=True):
-                if scored_positions(length):
-                    rows.append(tokens[:length])
-            if len(rows) == start:
-                raise UserError(
-                    f"domain '{domain.name}' has no sequence of at least 3 tokens",
-                    f"--data {domain.name}=FILE with more text",
-                )
-            spans[domain.name] = range(start, len(rows))
-        if not rows:
-            raise UserError("there is no domain to validate on", "--data NAME=FILE")
-        lengths = tuple(len(row) for row in rows)
-        first = min(scored_positions(length).start for length in lengths)
-        return cls(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, spans, first)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What both sides of the comparison share."""
-
-    source: ModelSource
-    batch: _Batch
-    device: torch.device
-    dtype: torch.dtype
-    threads: int | None
-    scratch: Path
-    progress: Progress
-
-    def logits(self, source: ModelSource, name: str) -> Iterator[torch.Tensor]:
-        """Logits [positions from batch.first on, vocab] per sequence, one layer at a time."""
-        work = self.scratch / name
-        work.mkdir()
-        return streaming_logits(
-            source,
-            self.batch.tokens,
-            device=self.device,
-            dtype=self.dtype,
-            first_position=self.batch.first,
-            progress=self.progress,
-            work=work,
+def _weight_stages(
+    run: Run, path: Path, format: str, pruned_by: PrunedBy
+) -> tuple[tuple[Stage, ...], str | None]:
+    """The models between the reference and the exported ``path``, in torch; and what is missing."""
+    try:
+        stored = exporter(format).read_back(path, run.source.config)
+    except UserError as error:
+        return (), f"the file's weights cannot be read back: {error.message}"
+    pruned = find_pruned(run.source, stored, path, pruned_by)
+    through = "the file's weights, layer by layer"
+    last = run.weight_stage(QUANTISATION, through, stored, "decoded")
+    if pruned is None:
+        named = f" of plan {stored.plan_digest[:12]}" if stored.plan_digest else ""
+        note = (
+            f"pruning and quantisation are not told apart: no plan.json or checkpoint{named} lies "
+            "beside the file (--plan PLAN.JSON or --checkpoint DIR names it)"
         )
-
-
-def _compare(
-    run: _Run, reference: Iterable[torch.Tensor], candidate: Iterable[torch.Tensor]
-) -> tuple[tuple[DomainScores, ...], DomainScores]:
-    batch, scores = run.batch, []
-    with run.progress.task("comparing", len(batch.lengths), "sequences") as task:
-        for row, (p, q) in enumerate(zip(reference, candidate, strict=True)):
-            positions = scored_positions(batch.lengths[row])
-            places = slice(positions.start - batch.first, positions.stop - batch.first)
-            targets = batch.tokens[row, positions.start + 1 : positions.stop + 1]
-            scores.append(_finite(score_tokens(p[places], q[places], targets)))
-            task.advance()
-    rows = tuple(
-        summarise(name, len(span), concatenate(scores[row] for row in span))
-        for name, span in batch.spans.items()
-    )
-    return rows, summarise("overall", len(scores), concatenate(scores))
-
-
-def _finite(scores: TokenScores) -> TokenScores:
-    for model, nll in (("reference", scores.reference_nll), ("candidate", scores.candidate_nll)):
-        if not torch.isfinite(nll).all():
-            raise UserError(
-                f"the {model} computes logits that are not finite",
-                "--dtype float32, or a sound copy of the model",
-            )
-    return scores
+        return (replace(last, name=BOTH),), note
+    return (run.weight_stage(PRUNING, TRANSFORMERS, pruned, "pruned"), last), None
 
 
 # -- the judges ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """The candidate at work: its logits as `_Run.logits` gives them, and what else was found."""
+class Judge:
+    """The candidate as it runs, and what else was found out about it (fields of the report)."""
 
-    judged_through: str
-    logits: Iterable[torch.Tensor]
+    stage: Stage
     facts: Mapping[str, Any]
 
 
-@contextmanager
-def _checkpoint_judge(run: _Run, path: Path) -> Iterator[_Judge]:
+def _checkpoint_judge(run: Run, path: Path) -> Judge:
     candidate = ModelSource(Checkpoint(path))
     config, other = run.source.config, candidate.config
     if config.family.model_type != other.family.model_type:
@@ -265,13 +214,12 @@ def _checkpoint_judge(run: _Run, path: Path) -> Iterator[_Judge]:
         )
     sizes = ("num_hidden_layers", "hidden_size", "vocab_size")
     _check_sizes(path, {name: (getattr(config, name), getattr(other, name)) for name in sizes})
-    yield _Judge(TRANSFORMERS, run.logits(candidate, "candidate"), {})
+    return Judge(run.weight_stage(PRUNING, TRANSFORMERS, candidate, "candidate"), {})
 
 
-@contextmanager
 def _gguf_judge(
-    run: _Run, path: Path, predicted: int | None, memory: MemoryRun | None, twin: bool
-) -> Iterator[_Judge]:
+    run: Run, path: Path, predicted: int | None, memory: MemoryRun | None, twin: bool
+) -> Judge:
     file, config = GgufFile(path), run.source.config
     sizes = {
         "block_count": (config.num_hidden_layers, file.size("block_count")),
@@ -288,17 +236,25 @@ def _gguf_judge(
         kv_type=_KV_TYPE,
         flash_attention=False,
     )
+    # Opened and closed again: what is wrong shows before the long forwards, beside which the
+    # weights need not lie in memory.
     with open_model(runnable, options) as model:
         judged = model.runtime if runnable == path else TWIN
         _check_sizes(path, {"vocab_size": (config.vocab_size, model.vocab_size)})
         facts: dict[str, Any] = {"tokenizer_agrees": _tokenizers_agree(model, run)}
-        if predicted is not None and memory is not None:
-            facts |= {
-                "predicted_peak_rss": predicted,
-                "measured_peak_rss": measure_peak_rss(runnable, **asdict(memory)),
-                "measured_as": judged,
-            }
-        yield _Judge(judged, _gguf_logits(model, run.batch), facts)
+    if predicted is not None and memory is not None:
+        facts |= {
+            "predicted_peak_rss": predicted,
+            "measured_peak_rss": measure_peak_rss(runnable, **asdict(memory)),
+            "measured_as": judged,
+        }
+
+    @contextmanager
+    def opened() -> Iterator[Iterator[torch.Tensor]]:
+        with open_model(runnable, options) as model:
+            yield _gguf_logits(model, run.batch)
+
+    return Judge(Stage(RUNTIME, judged, opened), facts)
 
 
 def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int | None]]) -> None:
@@ -310,12 +266,12 @@ def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int | None]]) -> Non
             )
 
 
-def _gguf_logits(model: Session, batch: _Batch) -> Iterator[torch.Tensor]:
+def _gguf_logits(model: Session, batch: Batch) -> Iterator[torch.Tensor]:
     for tokens, length in zip(batch.tokens, batch.lengths, strict=True):
         yield torch.from_numpy(model.logits(tokens[:length].tolist(), batch.first))
 
 
-def _tokenizers_agree(model: Session, run: _Run) -> bool:
+def _tokenizers_agree(model: Session, run: Run) -> bool:
     """Whether the file's tokenizer gives the reference's ids for a piece of every domain."""
     tokenizer = load_tokenizer(run.source.checkpoint.path)
     for span in run.batch.spans.values():

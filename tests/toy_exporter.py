@@ -16,7 +16,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig, expected_tensors
 from tenp_edge.progress import Progress
 from tenp_edge.registry import ExportOptions, Manifest, ManifestTensor
-from tenp_edge.source import ModelSource
+from tenp_edge.source import ModelSource, StoredModel
 
 BYTES = {"WIDE": 2, "NARROW": 1}
 HEADER = 1000
@@ -57,6 +57,9 @@ class ToyExporter:
         self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
     ) -> Manifest:
         raise NotImplementedError("plans are priced, not written")
+
+    def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
+        raise NotImplementedError("nothing was written")
 
 
 EXPORTER = ToyExporter()

@@ -12,6 +12,7 @@ from tenp_edge.exporters.gguf.fields import Field, header, header_bytes, padded
 from tenp_edge.exporters.gguf.imatrix import write_imatrix
 from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
 from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
+from tenp_edge.exporters.gguf.reading import GgufModel
 from tenp_edge.exporters.gguf.recipes import TypeRecipe, parse_rules
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
 from tenp_edge.exporters.gguf.types import QUANTS, TYPES, WEIGHTED_QUANTS
@@ -19,7 +20,7 @@ from tenp_edge.exporters.gguf.writer import TensorWriter
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
 from tenp_edge.registry import Exporter, ExportOptions, Manifest
-from tenp_edge.source import ModelSource
+from tenp_edge.source import ModelSource, StoredModel
 
 
 class GgufExporter:
@@ -98,6 +99,10 @@ class GgufExporter:
         if options.imatrix_file is not None and source.importance is not None:
             write_imatrix(source.importance, found, Path(options.imatrix_file))
         return manifest
+
+    def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
+        """The weights of ``path``, of any layout, decoded by ggml."""
+        return GgufModel(path, config)
 
 
 def _types(config: ModelConfig, options: ExportOptions) -> TypeRecipe:

@@ -38,6 +38,18 @@ def quantize_rows(
     return memoryview(target)
 
 
+def dequantize_rows(name: str, data: bytearray, count: int) -> torch.Tensor:
+    """Float32 [count] of the blocks in ``data``, of ggml type ``name`` ("Q4_K")."""
+    # ggml spells them q4_0, iq4_nl, but q4_K.
+    symbol = name.lower() if not name.endswith("_K") else f"{name[:-2].lower()}_K"
+    decode = getattr(_library(), f"dequantize_row_{symbol}")
+    decode.restype, decode.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    found = torch.empty(count)
+    source = (ctypes.c_char * len(data)).from_buffer(data)
+    decode(ctypes.addressof(source), found.data_ptr(), count)
+    return found
+
+
 @cache
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(_library_file()))

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 import torch
 
 from tenp_edge.checkpoint import tensor_bytes
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.ggml import quantize_rows
+from tenp_edge.exporters.gguf.ggml import dequantize_rows, quantize_rows
 
 Encoder = Callable[[torch.Tensor, torch.Tensor | None], memoryview]
 
@@ -40,6 +41,12 @@ class TensorType:
         ``importance``: float32 [row length], what the columns weigh, for types that can use it.
         """
         return self.encoder(rows, importance)
+
+    def decode(self, data: bytearray, shape: tuple[int, ...]) -> torch.Tensor:
+        """Float32 [``shape``] (rows of whole blocks) of stored ``data``."""
+        if self.name in _FLOATS:
+            return torch.frombuffer(data, dtype=_FLOATS[self.name]).float().reshape(shape)
+        return dequantize_rows(self.name, data, prod(shape)).reshape(shape)
 
     @property
     def weighs_columns(self) -> bool:
@@ -110,7 +117,8 @@ TYPES = {
         _blocks("IQ4_XS", 23, 256, 136, fallback="IQ4_NL"),
     )
 }
-FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOAT_TYPES = frozenset(_FLOATS)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,198 @@
+"""Reading a written file's weights back, decoded by ggml: the source model's tensors by its names.
+
+    blk.L.ffn_gate.E.weight, or slice E of blk.L.ffn_gate_exps.weight -> experts.E.gate_proj.weight
+
+One tensor, or one expert, is read and decoded at a time; what the file grew (an expert padded to
+the full width, a shared expert to a multiple of it) is cut off again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+
+from tenp_edge.checkpoint import ExpertWeights, read_range
+from tenp_edge.errors import UserError
+from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, NAMES, architecture
+from tenp_edge.exporters.gguf.types import TYPES
+from tenp_edge.models import PROJECTIONS, ModelConfig, Shape, TensorSpec, expected_tensors
+from tenp_edge.source import Rows
+
+_BY_ID = {kind.ggml_id: kind for kind in TYPES.values()}
+
+
+class GgufModel:
+    """The model in ``file``, whose unpruned form ``config`` describes (a `StoredModel`).
+
+    Raises UserError for a file that holds other tensors, or types that are not in TYPES.
+    """
+
+    stored_dtype = None
+
+    def __init__(self, file: Path, config: ModelConfig) -> None:
+        self.file = file
+        try:
+            reader = gguf.GGUFReader(file)
+        except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
+            raise UserError(f"{file.name} is not a GGUF file or is cut short") from error
+        fields = {name: reader.fields[name] for name in reader.fields if name.startswith("tenp.")}
+        self._tenp = {name.removeprefix("tenp."): f.contents() for name, f in fields.items()}
+        self._stored = {tensor.name: _Stored.of(tensor) for tensor in reader.tensors}
+        self.config = self._own_config(config)
+        self._check()
+
+    @property
+    def plan_digest(self) -> str | None:
+        digest = self._tenp.get("plan_digest")
+        return None if digest is None else str(digest)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        return {spec.name: spec for spec in expected_tensors(self.config)}
+
+    def read(self, name: str) -> torch.Tensor:
+        """Tensor ``name`` in float32."""
+        spec = self.tensors[name]
+        if spec.expert is not None and spec.layer is not None:
+            return self._expert_matrix(spec.layer, spec.expert, spec.role.removeprefix("expert_"))
+        if spec.role == "kv_b":
+            return self._latent(spec)
+        whole = self._stored[_name(spec)].read(self.file)
+        if architecture(self.config).permuted and spec.role in ("q", "k"):
+            config, queries = self.config, spec.role == "q"
+            heads = config.num_attention_heads if queries else config.num_key_value_heads
+            return _by_halves(whole, heads)
+        return whole[tuple(slice(size) for size in spec.shape)].contiguous()
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start:stop`` of an embedding or output matrix, in float32."""
+        return self._stored[_name(self.tensors[name])].rows(self.file, start, stop)
+
+    def held(self, name: str) -> Rows:
+        """Its stored bytes are kept, rows are decoded when they are asked for."""
+        return self._stored[_name(self.tensors[name])].held(self.file)
+
+    def expert(self, layer: int, expert: int) -> ExpertWeights:
+        return ExpertWeights(*(self._expert_matrix(layer, expert, p) for p in PROJECTIONS))
+
+    # Helpers.
+
+    def _expert_matrix(self, layer: int, expert: int, projection: str) -> torch.Tensor:
+        name = MERGED_NAME.format(layer=layer, projection=projection)
+        if name in self._stored:
+            stored = self._stored[name]
+            height = stored.shape[-2]
+            whole = stored.rows(self.file, expert * height, (expert + 1) * height)
+        else:
+            name = EXPERT_NAME.format(layer=layer, projection=projection, expert=expert)
+            whole = self._stored[name].read(self.file)
+        width = self.config.expert_widths[layer][expert]
+        return whole[:, :width].contiguous() if projection == "down" else whole[:width]
+
+    def _latent(self, spec: TensorSpec) -> torch.Tensor:
+        """(heads, rank, nope) and (heads, v, rank) -> (heads (nope + v), rank)."""
+        keys, values = (
+            self._stored[NAMES[role].format(layer=spec.layer)].read(self.file)
+            for role in ("k_b", "v_b")
+        )
+        return torch.cat([keys.transpose(1, 2), values], dim=1).reshape(spec.shape)
+
+    def _own_config(self, config: ModelConfig) -> ModelConfig:
+        """``config`` with the file's experts and widths, and its output matrix where it has one."""
+        widths = {layer: self._widths(layer, config) for layer in config.moe_layers}
+        counts = {len(row) for row in widths.values()}
+        if len(counts) != 1:
+            raise UserError(
+                f"{self.file.name} has layers of {min(counts)} to {max(counts)} experts"
+            )
+        return replace(
+            config,
+            num_experts=counts.pop(),
+            expert_widths=widths,
+            tie_word_embeddings=NAMES["output"] not in self._stored,
+        )
+
+    def _widths(self, layer: int, config: ModelConfig) -> tuple[int, ...]:
+        """Of the layer's experts: as ``tenp.expert_widths`` says, else as the tensors are."""
+        router = self._stored.get(NAMES["router"].format(layer=layer))
+        count = 0 if router is None else router.shape[0]
+        told = self._tenp.get("expert_widths")
+        if isinstance(told, list):
+            place = config.moe_layers.index(layer) * count
+            return tuple(int(width) for width in told[place : place + count])
+        merged = self._stored.get(MERGED_NAME.format(layer=layer, projection="gate"))
+        return (merged.shape[1],) * count if merged is not None else ()
+
+    def _check(self) -> None:
+        for spec in self.tensors.values():
+            for name in self._names(spec):
+                stored = self._stored.get(name)
+                if stored is None:
+                    raise UserError(f"{self.file.name} has no tensor {name}")
+                if stored.kind not in _BY_ID:
+                    number = gguf.GGMLQuantizationType(stored.kind).name
+                    raise UserError(f"{self.file.name}: {name} is {number}, which is not read here")
+                own = stored.shape[-len(spec.shape) :]
+                if spec.role != "kv_b" and any(a < b for a, b in zip(own, spec.shape, strict=True)):
+                    raise UserError(
+                        f"{self.file.name}: {name} is {own}, {spec.shape} or more was expected"
+                    )
+
+    def _names(self, spec: TensorSpec) -> tuple[str, ...]:
+        """The file's tensors that ``spec`` is read from."""
+        if spec.role == "kv_b":
+            return tuple(NAMES[role].format(layer=spec.layer) for role in ("k_b", "v_b"))
+        if spec.expert is None:
+            return (_name(spec),)
+        place: dict[str, Any] = {"layer": spec.layer, "projection": spec.role[len("expert_") :]}
+        merged = MERGED_NAME.format(**place)
+        return (
+            merged if merged in self._stored else EXPERT_NAME.format(**place, expert=spec.expert),
+        )
+
+
+class _Stored:
+    """A tensor's place in the file; ``shape`` row-major."""
+
+    def __init__(self, kind: int, shape: Shape, offset: int, nbytes: int) -> None:
+        self.kind, self.shape, self.offset, self.nbytes = kind, shape, offset, nbytes
+
+    @classmethod
+    def of(cls, tensor: Any) -> _Stored:
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        return cls(int(tensor.tensor_type), shape, int(tensor.data_offset), int(tensor.n_bytes))
+
+    def read(self, file: Path) -> torch.Tensor:
+        data = read_range(file, self.offset, self.nbytes)
+        return _BY_ID[self.kind].decode(data, self.shape)
+
+    def rows(self, file: Path, start: int, stop: int) -> torch.Tensor:
+        row = _BY_ID[self.kind].nbytes(self.shape[-1:])
+        data = read_range(file, self.offset + start * row, (stop - start) * row)
+        return _BY_ID[self.kind].decode(data, (stop - start, self.shape[-1]))
+
+    def held(self, file: Path) -> Rows:
+        data, length = read_range(file, self.offset, self.nbytes), self.shape[-1]
+        kind = _BY_ID[self.kind]
+        row = kind.nbytes((length,))
+
+        def rows(start: int, stop: int) -> torch.Tensor:
+            return kind.decode(data[start * row : stop * row], (stop - start, length))
+
+        return rows
+
+
+def _name(spec: TensorSpec) -> str:
+    return NAMES[spec.role].format(layer=spec.layer)
+
+
+def _by_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """The inverse of `writer.interleave`."""
+    half = weight.shape[0] // heads // 2
+    return weight.reshape(heads, half, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
