@@ -16,11 +16,12 @@ from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
 from tenp_edge.exporters.onnx.limits import check_model
 from tenp_edge.exporters.onnx.modes import MODES, QUANTS, check_mode, mode_of
 from tenp_edge.exporters.onnx.pricing import run_bytes, run_notes
+from tenp_edge.exporters.onnx.reading import OnnxWeights
 from tenp_edge.exporters.onnx.stored import data_files
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
 from tenp_edge.registry import Exporter, ExportOptions, Manifest
-from tenp_edge.source import ModelSource
+from tenp_edge.source import ModelSource, StoredModel
 
 
 class OnnxExporter:
@@ -62,6 +63,10 @@ class OnnxExporter:
                 with manifest_file(directory / name, manifest.files[name]) as stream:
                     stream.write(data)
         return manifest
+
+    def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
+        """The weights of the directory ``path``, read where they lie."""
+        return OnnxWeights(path, config)
 
 
 def _write_weights(

@@ -178,3 +178,14 @@ def causal_inputs(
     mask[:, past : past + len(tokens)] = 1
     positions[:, : len(tokens)] = np.arange(position, position + len(tokens))
     return ids, mask, positions
+
+
+def left_padded_inputs(sequences: Sequence[Sequence[int]]) -> tuple[Array, Array, Array]:
+    """(tokens, mask, positions) of a batch in which every sequence ends at the last place."""
+    length = max(map(len, sequences))
+    ids = np.zeros((len(sequences), length), np.int64)
+    mask = np.zeros_like(ids)
+    for row, tokens in enumerate(sequences):
+        ids[row, length - len(tokens) :] = tokens
+        mask[row, length - len(tokens) :] = 1
+    return ids, mask, np.maximum(mask.cumsum(axis=1) - 1, 0)

@@ -54,8 +54,13 @@ class OnnxDirectory:
 
 
 def is_onnx(path: Path) -> bool:
-    """Whether ``path`` is a directory (or a graph in one) that `read_directory` takes."""
+    """Whether ``path`` can only be a directory for `read_directory`, or a graph in one."""
     return path.is_dir() or path.suffix == ".onnx"
+
+
+def holds_onnx(path: Path) -> bool:
+    """Whether there is a model for `read_directory` in ``path``."""
+    return path.is_dir() and any((path / name).is_file() for name in (DYNAMIC, PREFILL))
 
 
 def read_directory(path: Path) -> OnnxDirectory:

@@ -33,7 +33,13 @@ import numpy as np
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.directory_vocabulary import open_vocabulary
-from tenp_edge.runtime.onnx_decoder import TOKEN_AXIS, Array, Decoder, causal_inputs
+from tenp_edge.runtime.onnx_decoder import (
+    TOKEN_AXIS,
+    Array,
+    Decoder,
+    causal_inputs,
+    left_padded_inputs,
+)
 from tenp_edge.runtime.onnx_directory import (
     DECODE,
     DYNAMIC,
@@ -42,6 +48,9 @@ from tenp_edge.runtime.onnx_directory import (
     read_directory,
 )
 from tenp_edge.runtime.session import DEFAULT_CONTEXT, Logits, Session
+
+# GroupQueryAttention counts positions from the cache's length.
+_NO_LEFT_PADDING = "ort-cpu"
 
 
 class OnnxModel(Session):
@@ -85,6 +94,17 @@ class OnnxModel(Session):
     def _forget(self, keep: int) -> None:
         self._caches.forget(keep)
 
+    def padded_logits(self, sequences: Sequence[Sequence[int]]) -> list[Logits]:
+        """Logits [tokens, vocab] of every one of ``sequences``, in one call that pads them on the
+        left to the longest. Raises UserError where the graph cannot do that."""
+        if not self.files.facts.get("left_padding", self.files.mode != _NO_LEFT_PADDING):
+            raise UserError(
+                f"{self.files.mode} takes a token's position from the length of its sequence: "
+                "padding on the left would shift it",
+                "sequences of one length, or --mode portable",
+            )
+        return self._caches.padded(sequences)
+
     def close(self) -> None:
         """Free everything; harmless when called again."""
         self._caches = None  # type: ignore[assignment]
@@ -103,6 +123,10 @@ class _Caches(ABC):
     def run(self, tokens: Sequence[int], position: int) -> Logits:
         """Logits [tokens, vocab] of ``tokens``, which follow the first ``position`` in the cache;
         they are stored behind those."""
+
+    @abstractmethod
+    def padded(self, sequences: Sequence[Sequence[int]]) -> list[Logits]:
+        """As `OnnxModel.padded_logits`; the cache is not touched."""
 
     @abstractmethod
     def forget(self, keep: int) -> None:
@@ -124,6 +148,11 @@ class _Growing(_Caches):
         logits, self._cache = self._graph.run(*inputs, self._cache)
         rows: Logits = logits[0]
         return rows
+
+    def padded(self, sequences: Sequence[Sequence[int]]) -> list[Logits]:
+        inputs = left_padded_inputs(sequences)
+        logits, _ = self._graph.run(*inputs, self._graph.zeros(len(sequences)))
+        return [row[-len(tokens) :] for row, tokens in zip(logits, sequences, strict=True)]
 
     def forget(self, keep: int) -> None:
         for name, held in self._cache.items():
@@ -167,6 +196,12 @@ class _Fixed(_Caches):
             room[...] = new[..., : room.shape[TOKEN_AXIS], :]
         rows: Logits = logits[0, : len(tokens)]
         return rows
+
+    def padded(self, sequences: Sequence[Sequence[int]]) -> list[Logits]:
+        raise UserError(
+            f"the graphs are fixed to batches of {self._batch}; padding goes into their mask",
+            "--mode portable for batches of any size",
+        )
 
     def forget(self, keep: int) -> None:
         """Places beyond the position are masked: nothing to do."""
