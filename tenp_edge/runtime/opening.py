@@ -47,7 +47,9 @@ def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
     if is_onnx(file):
         return _open_onnx(file, options)
     if not options.prepack:
-        raise UserError(f"{file.name} is a GGUF file, which is never prepacked", "no --no-prepack")
+        raise UserError(
+            f"{file.name} is a GGUF file, which is never prepacked", "run without --no-prepack"
+        )
     if is_per_expert(read_fields(file)):
         if options.gpu_layers:
             raise UserError(
