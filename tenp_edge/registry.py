@@ -62,6 +62,7 @@ class ManifestTensor:
 class RunBytes:
     """What running a file takes beyond its weights, where it is not llama.cpp that runs it.
 
+    ``overhead`` comes on top of the profile's runtime_overhead, which is the bare process.
     ``per_step_token`` and ``per_step_cell``: buffers per prompt token of one step, and per prompt
     token and token of context (attention scores).
     """

@@ -34,7 +34,6 @@ class GraphBuilder:
         self.fills: list[Fill] = []
         self.inputs: list[ir.Value] = []
         self.outputs: list[ir.Value] = []
-        self.functions: dict[str, ir.Function] = {}
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
         self._names: set[str] = set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.context import Context, Heads
@@ -31,7 +33,11 @@ def attend(
     mask (batch, 1, query, key) ───────────┼── Attention ──┬── (batch, query, heads x size)
     past key, value (batch, heads, past, size)             └── present key, value
     """
-    sizes = {"q_num_heads": heads.query, "kv_num_heads": heads.cached, "scale": heads.scale}
+    sizes: dict[str, Any] = {
+        "q_num_heads": heads.query,
+        "kv_num_heads": heads.cached,
+        "scale": heads.scale,
+    }
     given = [q, k, v, c.run.mask]
     if layer is None:
         return c.g.op(path, "Attention", given, **sizes)
