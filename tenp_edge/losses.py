@@ -34,6 +34,7 @@ from tenp_edge.progress import Progress
 from tenp_edge.source import ModelSource, WeightSource
 
 PRUNING, QUANTISATION, RUNTIME = "pruning", "quantisation", "runtime"
+EXPORT = "export"  # what ONNX calls its runtime's share: the graph is of the export's making
 BOTH = "pruning, quantisation"
 TRANSFORMERS = "transformers, layer by layer"
 NOTHING_CUT = "nothing was cut"

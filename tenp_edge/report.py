@@ -183,9 +183,24 @@ def validation(report: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [domain_scores(report)]
     if len(report["losses"]) > 1:
         parts.append(losses(report["losses"]))
+    if report["graph_checks"]:
+        parts.append(graph_checks(report["graph_checks"]))
     if report["losses_note"]:
         parts.append(Text(f"note: {report['losses_note']}"))
     return Group(*parts)
+
+
+def graph_checks(checks: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a way to run the ONNX graph."""
+    rows = [
+        (
+            check["way"],
+            "-" if check["relative_rms"] is None else f"{check['relative_rms']:.1e}",
+            check["note"] or "",
+        )
+        for check in checks
+    ]
+    return table("The graph against torch on its own weights", ("run as", "error", "note"), rows)
 
 
 def losses(stages: Sequence[Mapping[str, Any]]) -> Table:

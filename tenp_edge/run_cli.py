@@ -33,16 +33,17 @@ def run(
     min_p: run_flags.MinP = 0.05,
     repeat_penalty: run_flags.RepeatPenalty = 1.0,
     seed: run_flags.Seed = None,
-    context: run_flags.Context = 2048,
+    context: run_flags.Context = None,
     threads: run_flags.Threads = None,
     ubatch: run_flags.Ubatch = 512,
-    kv_type: run_flags.KvType = "F16",
+    kv_type: run_flags.KvType = None,
     gpu_layers: run_flags.GpuLayers = 0,
+    no_prepack: run_flags.NoPrepack = False,
 ) -> None:
-    """Generate text with a GGUF file, token by token.
+    """Generate text with a GGUF file or an ONNX directory, token by token.
 
-    Per-expert files run in tenp-edge's own runtime, merged and padded ones in llama.cpp; stderr
-    says which. The text alone goes to stdout.
+    Per-expert files run in tenp-edge's own runtime, merged and padded ones in llama.cpp, ONNX
+    directories in onnxruntime; stderr says which. The text alone goes to stdout.
 
     Examples:
 
@@ -52,19 +53,23 @@ def run(
 
         tenp-edge run model.gguf --chat -p "What is a router?" --temperature 0
 
+        tenp-edge run OUT/onnx -p "def fibonacci(n):" --no-prepack
+
         tenp-edge run model.gguf --context 8192 --kv-type Q8_0 < question.txt
     """
     from tenp_edge import conversation
-    from tenp_edge.runtime.opening import RunOptions, open_model
+    from tenp_edge.runtime.opening import RunOptions, model_bytes, open_model
     from tenp_edge.runtime.sampling import SamplingOptions
 
     sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
     sampling.check()
     asked = prompt if chat else conversation.read_prompt(prompt)
-    options = RunOptions(context, threads, ubatch, kv_type, gpu_layers=gpu_layers)
+    options = RunOptions(
+        context, threads, ubatch, kv_type, gpu_layers=gpu_layers, prepack=not no_prepack
+    )
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     with open_model(file, options) as session:
-        _note(f"{file.name}, {format_size(file.stat().st_size)}, in {session.runtime}")
+        _note(f"{file.name}, {format_size(model_bytes(file))}, in {session.runtime}")
         if chat:
             conversation.converse(session, asked, system, sampling, max_tokens, sys.stdout, _note)
         else:
@@ -99,13 +104,14 @@ def serve(
     min_p: run_flags.MinP = 0.05,
     repeat_penalty: run_flags.RepeatPenalty = 1.0,
     seed: run_flags.Seed = None,
-    context: run_flags.Context = 2048,
+    context: run_flags.Context = None,
     threads: run_flags.Threads = None,
     ubatch: run_flags.Ubatch = 512,
-    kv_type: run_flags.KvType = "F16",
+    kv_type: run_flags.KvType = None,
     gpu_layers: run_flags.GpuLayers = 0,
+    no_prepack: run_flags.NoPrepack = False,
 ) -> None:
-    """Serve a GGUF file with OpenAI's API: /v1/completions, /v1/chat/completions, /v1/models.
+    """Serve a model with OpenAI's API: /v1/completions, /v1/chat/completions, /v1/models.
 
     Requests are answered one after the other. There is no password: keep the default host, or
     put the server behind something that asks for one. The sampling flags are the defaults of
@@ -135,7 +141,9 @@ def serve(
         file,
         host=host,
         port=port,
-        options=RunOptions(context, threads, ubatch, kv_type, gpu_layers=gpu_layers),
+        options=RunOptions(
+            context, threads, ubatch, kv_type, gpu_layers=gpu_layers, prepack=not no_prepack
+        ),
         sampling=SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed),
         limits=Limits(max_tokens, parse_size(max_body), queue),
         name=name,
@@ -152,14 +160,15 @@ def bench(
         int, typer.Option("--generated-tokens", help="Tokens generated after it.")
     ] = 64,
     repeats: Annotated[int, typer.Option("--repeats", help="Rounds; medians are shown.")] = 3,
-    context: run_flags.Context = 2048,
+    context: run_flags.Context = None,
     threads: run_flags.Threads = None,
     ubatch: run_flags.Ubatch = 512,
-    kv_type: run_flags.KvType = "F16",
+    kv_type: run_flags.KvType = None,
     gpu_layers: run_flags.GpuLayers = 0,
+    no_prepack: run_flags.NoPrepack = False,
     json_output: flags.Json = False,
 ) -> None:
-    """Tokens per second of a GGUF file, prompt and generation, and its peak memory.
+    """Tokens per second of a model as it runs here, prompt and generation, and its peak memory.
 
     Examples:
 
@@ -170,7 +179,9 @@ def bench(
     from tenp_edge.runtime.bench import bench as measure
     from tenp_edge.runtime.opening import RunOptions
 
-    options = RunOptions(context, threads, ubatch, kv_type, gpu_layers=gpu_layers)
+    options = RunOptions(
+        context, threads, ubatch, kv_type, gpu_layers=gpu_layers, prepack=not no_prepack
+    )
     found = measure(
         file,
         options,

@@ -19,11 +19,19 @@ def _flag(*names: str, help: str, panel: str, **limits: Any) -> typer.models.Opt
 
 File = Annotated[
     Path,
-    typer.Argument(help="A GGUF file: per-expert, merged or padded.", show_default=False),
+    typer.Argument(
+        help="A GGUF file (per-expert, merged or padded) or an ONNX directory.", show_default=False
+    ),
 ]
 
 Context = Annotated[
-    int, _flag("--context", help="Tokens that the KV cache holds.", panel=_RUNTIME, min=1)
+    int | None,
+    _flag(
+        "--context",
+        help="Tokens that the KV cache holds. Default: 2048, or less where an ONNX model ends.",
+        panel=_RUNTIME,
+        min=1,
+    ),
 ]
 Threads = Annotated[
     int | None, _flag("--threads", help="CPU threads. Default: all cores.", panel=_RUNTIME, min=1)
@@ -32,7 +40,12 @@ Ubatch = Annotated[
     int, _flag("--ubatch", help="Prompt tokens evaluated at once.", panel=_RUNTIME, min=1)
 ]
 KvType = Annotated[
-    str, _flag("--kv-type", help="Type of the KV cache: F16, F32 or Q8_0.", panel=_RUNTIME)
+    str | None,
+    _flag(
+        "--kv-type",
+        help="Type of the KV cache: F16 (default), F32 or Q8_0. ONNX: what the graph has.",
+        panel=_RUNTIME,
+    ),
 ]
 GpuLayers = Annotated[
     int,
@@ -41,6 +54,15 @@ GpuLayers = Annotated[
         help="Layers on the GPU: merged and padded files, in a GPU build of llama.cpp.",
         panel=_RUNTIME,
         min=0,
+    ),
+]
+NoPrepack = Annotated[
+    bool,
+    _flag(
+        "--no-prepack",
+        help="ONNX: use the weights where the file is mapped, without a copy laid out for speed. "
+        "Much less memory, slower.",
+        panel=_RUNTIME,
     ),
 ]
 

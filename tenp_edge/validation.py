@@ -26,6 +26,7 @@ from tenp_edge.footprint import MemoryRun
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.losses import (
     BOTH,
+    EXPORT,
     PRUNING,
     QUANTISATION,
     RUNTIME,
@@ -36,16 +37,20 @@ from tenp_edge.losses import (
     Stage,
     measure_losses,
 )
+from tenp_edge.models import ModelConfig
+from tenp_edge.onnx_checks import GraphCheck, check_graph
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.pruned import PrunedBy, find_pruned
 from tenp_edge.registry import exporter
 from tenp_edge.runtime.llamacpp import LlamaCppModel
+from tenp_edge.runtime.onnx_directory import holds_onnx, read_directory
+from tenp_edge.runtime.onnx_model import OnnxModel
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
 from tenp_edge.runtime.perexpert import PerExpertModel
 from tenp_edge.runtime.session import Session
 from tenp_edge.runtime.twin import GgufFile, write_padded_twin
-from tenp_edge.source import ModelSource
+from tenp_edge.source import ModelSource, StoredModel
 
 LLAMACPP = LlamaCppModel.runtime
 PER_EXPERT = PerExpertModel.runtime
@@ -61,6 +66,7 @@ class ValidationReport:
     """What `validate` measured. ``judged_through`` names what really ran.
 
     ``domains`` and ``overall`` are those of the candidate as it runs, the last of ``losses``;
+    ``graph_checks``: the ways to run an ONNX graph, each against torch.
     ``losses_note`` says why the loss is not split, or not into all steps.
     ``predicted_peak_rss`` and ``measured_peak_rss``, in bytes, are of the same run: the file named
     by ``measured_as`` in llama.cpp; None where no prediction was given or nothing runs there.
@@ -76,6 +82,7 @@ class ValidationReport:
     overall: DomainScores
     losses: tuple[Loss, ...] = ()
     losses_note: str | None = None
+    graph_checks: tuple[GraphCheck, ...] = ()
     tokenizer_agrees: bool | None = None
     predicted_peak_rss: int | None = None
     measured_peak_rss: int | None = None
@@ -91,6 +98,7 @@ class ValidationReport:
             known = {field.name: raw[field.name] for field in fields(cls)}
             known["domains"] = tuple(DomainScores(**row) for row in known["domains"])
             known["overall"] = DomainScores(**known["overall"])
+            known["graph_checks"] = tuple(GraphCheck(**row) for row in known["graph_checks"])
             known["losses"] = tuple(Loss.from_json(row) for row in known["losses"])
         except (KeyError, TypeError) as error:
             raise UserError(f"not a tenp-edge validation report ({error})", "validate again") from (
@@ -120,7 +128,7 @@ def validate(
     work: Path | None = None,
     progress: Progress = QUIET,
 ) -> ValidationReport:
-    """Compare ``candidate`` (a checkpoint directory or a GGUF file) with ``reference``.
+    """Compare ``candidate`` (a checkpoint or ONNX directory or a GGUF file) with ``reference``.
 
     ``memory_run``: a run of the file whose peak RSS is measured, beside its prediction:
     ``predicted_peak_rss`` if given (of the candidate, not of its twin), else the runtime's answer.
@@ -136,14 +144,16 @@ def validate(
     kind = choose_dtype("float32" if dtype == "auto" else dtype, where, source.checkpoint.dtype)
     with _scratch(work, candidate) as scratch:
         run = Run(source, Batch.of(domains), where, kind, threads, scratch, progress)
-        if candidate.is_dir():
+        before: tuple[Stage, ...] = ()
+        note, format = None, _format(candidate)
+        if format is None:
             judge = _checkpoint_judge(run, candidate)
+        elif format == "onnx":
+            judge = _onnx_judge(run, candidate, split)
         else:
             judge = _gguf_judge(run, candidate, predicted_peak_rss, memory_run, twin)
-        before: tuple[Stage, ...] = ()
-        note = None
-        if split and not candidate.is_dir():
-            before, note = _weight_stages(run, candidate, "gguf", pruned_by or PrunedBy())
+        if split and format is not None:
+            before, note = _weight_stages(run, candidate, format, pruned_by or PrunedBy())
         losses = measure_losses(run, [*before, judge.stage])
     return ValidationReport(
         reference=str(reference),
@@ -240,7 +250,7 @@ def _gguf_judge(
     @contextmanager
     def opened() -> Iterator[Iterator[torch.Tensor]]:
         with open_model(runnable, options) as model:
-            yield _gguf_logits(model, run.batch)
+            yield _session_logits(model, run.batch)
 
     return Judge(Stage(RUNTIME, judged, opened), facts)
 
@@ -253,6 +263,37 @@ def _peak_facts(file: Path, run: MemoryRun, predicted: int | None) -> dict[str, 
     return {"predicted_peak_rss": predicted, "measured_peak_rss": measured}
 
 
+def _onnx_judge(run: Run, path: Path, split: bool) -> Judge:
+    files, config = read_directory(path), run.source.config
+    ours, theirs = config.family.model_type, files.config.get("model_type")
+    if ours != theirs:
+        raise UserError(
+            f"{path} is another model: {theirs}, the reference is {ours}",
+            "the reference that this model was pruned from",
+        )
+    sizes = ("num_hidden_layers", "hidden_size", "vocab_size")
+    _check_sizes(path, {name: (getattr(config, name), files.number(name)) for name in sizes})
+    options = RunOptions(context=run.batch.tokens.shape[1], threads=run.threads)
+    # As in `_gguf_judge`; the ways to run it are compared here, where the stages' weights are not.
+    with OnnxModel(path, context=options.context, threads=options.threads) as model:
+        facts: dict[str, Any] = {"tokenizer_agrees": _tokenizers_agree(model, run)}
+        facts["graph_checks"] = check_graph(run, model, _read_back(path, config) if split else None)
+
+    @contextmanager
+    def opened() -> Iterator[Iterator[torch.Tensor]]:
+        with open_model(path, options) as model:
+            yield _session_logits(model, run.batch)
+
+    return Judge(Stage(EXPORT, f"{OnnxModel.runtime} ({files.mode})", opened), facts)
+
+
+def _read_back(path: Path, config: ModelConfig) -> StoredModel | None:
+    try:
+        return exporter("onnx").read_back(path, config)
+    except UserError:
+        return None  # The losses' note says why.
+
+
 def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int | None]]) -> None:
     for name, (ours, theirs) in sizes.items():
         if ours != theirs:
@@ -262,13 +303,13 @@ def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int | None]]) -> Non
             )
 
 
-def _gguf_logits(model: Session, batch: Batch) -> Iterator[torch.Tensor]:
+def _session_logits(model: Session, batch: Batch) -> Iterator[torch.Tensor]:
     for tokens, length in zip(batch.tokens, batch.lengths, strict=True):
         yield torch.from_numpy(model.logits(tokens[:length].tolist(), batch.first))
 
 
 def _tokenizers_agree(model: Session, run: Run) -> bool:
-    """Whether the file's tokenizer gives the reference's ids for a piece of every domain."""
+    """Whether the model's own tokenizer gives the reference's ids for a piece of every domain."""
     tokenizer = load_tokenizer(run.source.checkpoint.path)
     for span in run.batch.spans.values():
         ids = run.batch.tokens[span.start, : run.batch.lengths[span.start]][:_TOKENIZER_SAMPLE]
@@ -283,14 +324,27 @@ def _tokenizers_agree(model: Session, run: Run) -> bool:
 
 
 def _candidate_file(path: Path) -> Path:
-    """``path``, or the GGUF in an output directory that holds no checkpoint."""
+    """``path``, or the one exported model in an output directory that holds no checkpoint."""
     if path.is_dir() and not any((path / p).is_file() for p in _CONFIGS):
-        ggufs = sorted(path.glob("*.gguf"))
-        if len(ggufs) == 1:
-            return ggufs[0]
+        models = [
+            found
+            for found in sorted(path.iterdir())
+            if found.suffix == ".gguf" or holds_onnx(found)
+        ]
+        if len(models) == 1:
+            return models[0]
     if not path.exists():
-        raise UserError(f"{path} does not exist", "a pruned checkpoint or a GGUF file")
-    return path
+        raise UserError(
+            f"{path} does not exist", "a pruned checkpoint, a GGUF file or an ONNX directory"
+        )
+    return path.parent if path.suffix == ".onnx" else path
+
+
+def _format(path: Path) -> str | None:
+    """What was exported to ``path``; None for a checkpoint (and for whatever else it is)."""
+    if path.is_dir():
+        return "onnx" if holds_onnx(path) else None
+    return "gguf"
 
 
 @contextmanager

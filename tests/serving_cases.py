@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import tiny
 from gguf_cases import export
+from onnx_directories import export_onnx
 from openai import OpenAI
 
 from tenp_edge.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ TEMPLATE = (
 
 
 def make_files(directory: Path) -> dict[str, Path]:
-    """One model with a chat template in both layouts."""
+    """One model with a chat template in both layouts, and as an ONNX directory."""
     model = tiny.make(directory / "model", "mixtral")
     settings = model / "tokenizer_config.json"
     raw = json.loads(settings.read_text()) | {"chat_template": TEMPLATE}
@@ -38,7 +39,8 @@ def make_files(directory: Path) -> dict[str, Path]:
     files = {layout: directory / f"{layout}.gguf" for layout in ("per-expert", "merged")}
     for layout, file in files.items():
         export(ModelSource(Checkpoint(model)), file, "F32", layout)
-    return files
+    onnx = export_onnx(ModelSource(Checkpoint(model)), directory / "onnx-model")
+    return files | {"onnx": onnx}
 
 
 class Server:

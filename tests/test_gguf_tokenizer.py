@@ -183,7 +183,7 @@ def test_template_of_the_post_processor_adds_bos(tmp_path: Path, checkpoint_of: 
         assert model.tokenize("x y")[0] == 0
 
 
-def _train_sentencepiece(directory: Path) -> sentencepiece.SentencePieceProcessor:
+def train_sentencepiece(directory: Path) -> sentencepiece.SentencePieceProcessor:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         # Without the scripts that must fall back to bytes.
@@ -212,7 +212,7 @@ def _train_sentencepiece(directory: Path) -> sentencepiece.SentencePieceProcesso
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def _as_json(processor: sentencepiece.SentencePieceProcessor, directory: Path) -> None:
+def sentencepiece_json(processor: sentencepiece.SentencePieceProcessor, directory: Path) -> None:
     """The model as transformers converts it: BPE with byte fallback, Mixtral's tokenizer.json."""
     vocab = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
     merges = sorted(
@@ -246,8 +246,8 @@ def _as_json(processor: sentencepiece.SentencePieceProcessor, directory: Path) -
 
 
 def test_sentencepiece_model_and_its_json(tmp_path: Path, checkpoint_of: Make) -> None:
-    processor = _train_sentencepiece(tmp_path / "spm")
-    _as_json(processor, tmp_path / "json")
+    processor = train_sentencepiece(tmp_path / "spm")
+    sentencepiece_json(processor, tmp_path / "json")
     hf = Tokenizer.from_file(str(tmp_path / "json" / "tokenizer.json"))
     size = processor.get_piece_size() + 5
     for name in ("spm", "json"):

@@ -1,4 +1,4 @@
-"""`run` and `bench` on the command line, for per-expert and merged files, without torch."""
+"""`run` and `bench` on the command line, for GGUF files and ONNX directories, without torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from test_cli import refused, run
 
 PROMPT = ("-p", "def f(x):", "-n", 20, "--temperature", 0)
 SMALL = ("--threads", 1, "--kv-type", "F32", "--context", 128)
-RUNTIMES = {"per-expert": "tenp-edge (per-expert)", "merged": "llama.cpp"}
+RUNTIMES = {
+    "per-expert": "tenp-edge (per-expert)",
+    "merged": "llama.cpp",
+    "onnx": "onnxruntime",
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,21 +25,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_files(tmp_path_factory.mktemp("run"))
 
 
-def test_both_layouts_write_the_same_text_in_their_own_runtime(files: dict[str, Path]) -> None:
+def test_every_form_writes_the_same_text_in_its_own_runtime(files: dict[str, Path]) -> None:
     texts = []
     for layout, runtime in RUNTIMES.items():
         done = run("run", files[layout], *PROMPT, *SMALL)
         assert done.returncode == 0, done.stderr
         first, last = done.stderr.splitlines()
-        assert first.startswith(f"{layout}.gguf, ") and first.endswith(f"in {runtime}")
+        assert first.startswith(f"{files[layout].name}, ") and first.endswith(f"in {runtime}")
         assert last.startswith("20 tokens (length), the first after ")
         texts.append(done.stdout)
-    assert texts[0] == texts[1] and len(texts[0]) > 5
+    assert texts[0] == texts[1] == texts[2] and len(texts[0]) > 5
 
 
-def test_prompts_from_a_pipe_and_conversations(files: dict[str, Path]) -> None:
+@pytest.mark.parametrize("layout", ["per-expert", "onnx"])
+def test_prompts_from_a_pipe_and_conversations(files: dict[str, Path], layout: str) -> None:
     def piped(text: str, *flags: object) -> subprocess.CompletedProcess[str]:
-        command = ["run", files["per-expert"], "-n", 6, "--temperature", 0, *SMALL, *flags]
+        command = ["run", files[layout], "-n", 6, "--temperature", 0, *SMALL, *flags]
         return subprocess.run(
             [sys.executable, "-m", "tenp_edge.cli", *map(str, command)],
             input=text,
@@ -68,8 +73,13 @@ def test_bench_prints_json(files: dict[str, Path], layout: str) -> None:
 
 def test_refused_commands(files: dict[str, Path], tmp_path: Path) -> None:
     file = files["per-expert"]
+    assert refused("run", file, "-p", "a", "--no-prepack") == (
+        "error: per-expert.gguf is a GGUF file, which is never prepacked\n"
+        "try:   run without --no-prepack\n"
+    )
     assert refused("run", tmp_path / "no.gguf", "-p", "a") == (
-        f"error: {tmp_path / 'no.gguf'} does not exist\ntry:   the path of a GGUF file\n"
+        f"error: {tmp_path / 'no.gguf'} does not exist\n"
+        "try:   the path of a GGUF file or an ONNX directory\n"
     )
     assert refused("run", file, "-p", "a", "--top-p", 0) == (
         "error: --top-p is 0.0\ntry:   --top-p of above 0 and at most 1\n"

@@ -16,7 +16,9 @@ import pytest
 from serving_cases import Server, error_of, make_files, serving, together
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.generation import Piece
+from tenp_edge.runtime.generation import Piece, run_text
+from tenp_edge.runtime.opening import RunOptions, open_model
+from tenp_edge.runtime.sampling import SamplingOptions
 from tenp_edge.serving.server import is_loopback, serve
 from tenp_edge.serving.stops import until_stop
 
@@ -381,3 +383,13 @@ def test_a_taken_port_is_refused_before_the_file_is_read() -> None:
 def test_loopback() -> None:
     assert all(is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"))
     assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "192.168.0.2", "host.example"))
+
+
+def test_an_onnx_directory_is_served_under_its_name(files: dict[str, Path]) -> None:
+    with serving(files["onnx"], "--context", 128) as server:
+        asked = {"model": "onnx-model", "prompt": "def f(x):", "max_tokens": 8, "temperature": 0}
+        answer = server.openai.completions.create(**asked)
+        assert server.first_line.startswith("onnx-model on http://127.0.0.1:")
+    with open_model(files["onnx"], RunOptions(context=128, threads=1)) as session:
+        greedy = SamplingOptions(temperature=0.0)
+        assert answer.choices[0].text == "".join(run_text(session, "def f(x):", greedy, 8))

@@ -16,12 +16,13 @@ from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
 from tenp_edge.exporters.onnx.limits import check_model
 from tenp_edge.exporters.onnx.modes import MODES, QUANTS, check_mode, mode_of, way_of
 from tenp_edge.exporters.onnx.pricing import run_memory, run_notes, transposing_speed
+from tenp_edge.exporters.onnx.reading import OnnxWeights
 from tenp_edge.exporters.onnx.stored import data_files
 from tenp_edge.footprint import MemoryRun, RunMemory
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
 from tenp_edge.registry import Exporter, ExportOptions, Manifest
-from tenp_edge.source import ModelSource
+from tenp_edge.source import ModelSource, StoredModel
 
 
 class OnnxExporter:
@@ -75,6 +76,10 @@ class OnnxExporter:
     def encoding_speed(self, options: ExportOptions) -> float:
         """Of turning weights into float32 and transposing them."""
         return transposing_speed()
+
+    def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
+        """The weights of the directory ``path``, read where they lie."""
+        return OnnxWeights(path, config)
 
 
 def _write_weights(

@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.opening import RunOptions, open_model
+from tenp_edge.runtime.opening import RunOptions, model_bytes, open_model
 from tenp_edge.runtime.resident import peak_rss_bytes
 from tenp_edge.runtime.session import Session
 
@@ -54,15 +54,12 @@ def bench(
     file, options = Path(file), options or RunOptions()
     if min(prompt_tokens, generated_tokens, repeats) < 1:
         raise UserError("a benchmark needs at least one token of each kind and one repeat")
-    if prompt_tokens + generated_tokens > options.context:
-        raise UserError(
-            f"{prompt_tokens} + {generated_tokens} tokens do not fit into a context of "
-            f"{options.context}",
-            f"--context {prompt_tokens + generated_tokens}",
-        )
+    if options.context is not None:
+        _check_fits(prompt_tokens, generated_tokens, options.context)
     begun = time.perf_counter()
     with open_model(file, options) as session:
         loaded = time.perf_counter() - begun
+        _check_fits(prompt_tokens, generated_tokens, session.context)
         tokens = np.random.default_rng(seed).integers(
             session.vocab_size, size=prompt_tokens + generated_tokens
         )
@@ -70,9 +67,9 @@ def bench(
         return BenchResult(
             file=str(file),
             runtime=session.runtime,
-            file_bytes=file.stat().st_size,
+            file_bytes=model_bytes(file),
             threads=options.threads or os.cpu_count() or 1,
-            kv_type=options.kv_type,
+            kv_type=session.kv_type,
             prompt_tokens=prompt_tokens,
             generated_tokens=generated_tokens,
             repeats=repeats,
@@ -80,6 +77,14 @@ def bench(
             prefill_tokens_per_second=prompt_tokens / median(first for first, _ in rounds[1:]),
             decode_tokens_per_second=generated_tokens / median(second for _, second in rounds[1:]),
             peak_rss_bytes=peak_rss_bytes(),
+        )
+
+
+def _check_fits(prompt_tokens: int, generated_tokens: int, context: int) -> None:
+    if prompt_tokens + generated_tokens > context:
+        raise UserError(
+            f"{prompt_tokens} + {generated_tokens} tokens do not fit into a context of {context}",
+            f"--context {prompt_tokens + generated_tokens}",
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.native import forget_log, load_model, native, reason
 from tenp_edge.runtime.session import Logits, Session
-from tenp_edge.runtime.vocabulary import Vocabulary
+from tenp_edge.runtime.vocabulary import LlamaVocabulary
 
 KV_TYPES = {"F32": 0, "F16": 1, "Q8_0": 8}
 _NO_FLASH_ATTENTION, _FLASH_ATTENTION = 0, 1
@@ -44,8 +44,8 @@ class LlamaCppModel(Session):
         self._model: Any = None
         self._state: Any = None
         self._model = load_model(Path(file), vocab_only=vocab_only, gpu_layers=gpu_layers)
-        super().__init__(Vocabulary(self._model), context, min(ubatch, context))
-        self._vocab_size = self.vocabulary.size
+        super().__init__(LlamaVocabulary(self._model), context, min(ubatch, context))
+        self._vocab_size, self.kv_type = self.vocabulary.size, kv_type
         if not vocab_only:
             self._state = self._make_state(threads, kv_type, flash_attention)
 

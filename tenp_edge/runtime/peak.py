@@ -136,13 +136,15 @@ def _touch(file: Path) -> None:
 
 
 def _mappings(file: Path) -> list[tuple[int, int]]:
-    """Where ``file`` is mapped in this process, (address, bytes); none where /proc is missing."""
+    """Where ``file``, or what lies in it, is mapped in this process, (address, bytes); none where
+    /proc is missing."""
     maps = Path("/proc/self/maps")
     if not maps.is_file():
         return []
+    target = str(file.resolve())
     spans = [
         line.split()[0].split("-")
         for line in maps.read_text().splitlines()
-        if line.endswith(str(file.resolve()))
+        if line.endswith(target) or f" {target}{os.sep}" in line
     ]
     return [(int(start, 16), int(stop, 16) - int(start, 16)) for start, stop in spans]

@@ -99,6 +99,7 @@ class PerExpertModel(Session):
             stack.callback(self._drop_graphs)
             vocabulary = stack.enter_context(_vocabulary_model(header, memory)).vocabulary
             super().__init__(vocabulary, context, min(ubatch, context))
+            self.kv_type = kv_type
             self._stack = stack.pop_all()
 
     @property

@@ -14,16 +14,18 @@ from tenp_edge.errors import UserError
 from tenp_edge.runtime.vocabulary import Vocabulary
 
 Logits = npt.NDArray[np.float32]
+DEFAULT_CONTEXT = 2048
 
 
 class Session(ABC):
     """A loaded model with one sequence in its KV cache. Close it, or use it in a ``with``.
 
     ``context``: how many tokens the cache holds; ``batch_tokens``: how many are evaluated at once.
-    ``runtime`` names who computes.
+    ``runtime`` names who computes, ``kv_type`` what the cache is kept in.
     """
 
     runtime: str
+    kv_type: str
 
     def __init__(self, vocabulary: Vocabulary, context: int, batch_tokens: int) -> None:
         self.vocabulary = vocabulary

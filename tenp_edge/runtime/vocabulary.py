@@ -1,8 +1,9 @@
-"""The tokenizer and chat template of a GGUF file, as llama.cpp reads them."""
+"""Text to tokens and back: what every tokenizer offers, and a GGUF file's as llama.cpp reads it."""
 
 from __future__ import annotations
 
 import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,51 @@ def _broken(header: Header, why: str) -> UserError:
     return UserError(f"the vocabulary of {header.file} is broken: {why}", "export it again")
 
 
-class Vocabulary:
+class Vocabulary(ABC):
+    """A tokenizer with its special tokens and its chat template."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many tokens there are."""
+
+    @property
+    @abstractmethod
+    def bos(self) -> int | None:
+        """The begin-of-sequence token, if there is one."""
+
+    @property
+    @abstractmethod
+    def eos(self) -> int | None:
+        """The end-of-sequence token, if there is one."""
+
+    @property
+    @abstractmethod
+    def chat_template(self) -> str | None:
+        """The Jinja template, None when there is none."""
+
+    @abstractmethod
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Token ids of ``text``; ``add_special`` adds what the model's files say (a BOS, usually);
+        ``parse_special`` reads the text of a control token as that token."""
+
+    @abstractmethod
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """The bytes of one token, which may end in the middle of a character; control tokens have
+        none unless ``special``."""
+
+    @abstractmethod
+    def ends(self, token: int) -> bool:
+        """Whether ``token`` ends a generation (end of text, of turn, ...)."""
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> str:
+        """Text of ``tokens``, piece by piece (llama_detokenize "cleans up" spaces for some)."""
+        return b"".join(self.piece(token, special) for token in tokens).decode(errors="replace")
+
+
+class LlamaVocabulary(Vocabulary):
     """Text to tokens and back. ``model``: a llama.cpp model, which must outlive this object."""
 
     def __init__(self, model: Any) -> None:
@@ -57,7 +102,6 @@ class Vocabulary:
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
-        """Token ids of ``text``; ``add_special`` adds what the file says (a BOS, usually)."""
         raw = text.encode()
         size = len(raw) + 8
         buffer = (ctypes.c_int32 * size)()
@@ -68,12 +112,7 @@ class Vocabulary:
             raise UserError(f"llama.cpp cannot tokenise {len(raw)} bytes of text")
         return list(buffer[:count])
 
-    def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> str:
-        """Text of ``tokens``, piece by piece (llama_detokenize "cleans up" spaces for some)."""
-        return b"".join(self.piece(token, special) for token in tokens).decode(errors="replace")
-
     def piece(self, token: int, special: bool = False) -> bytes:
-        """The bytes of one token, which may end in the middle of a character."""
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
@@ -83,23 +122,19 @@ class Vocabulary:
             size = -count
 
     def ends(self, token: int) -> bool:
-        """Whether ``token`` ends a generation (end of text, of turn, ...)."""
         return bool(self._native.llama_vocab_is_eog(self._vocab, token))
 
     @property
     def bos(self) -> int | None:
-        """The begin-of-sequence token, if the file has one."""
         token = int(self._native.llama_vocab_bos(self._vocab))
         return token if token >= 0 else None
 
     @property
     def eos(self) -> int | None:
-        """The end-of-sequence token, if the file has one."""
         token = int(self._native.llama_vocab_eos(self._vocab))
         return token if token >= 0 else None
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template of the file, None when it has none."""
         template: bytes | None = self._native.llama_model_chat_template(self._model, None)
         return None if template is None else template.decode(errors="replace")

@@ -12,7 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.opening import RunOptions, open_model
+from tenp_edge.runtime.opening import RunOptions, model_name, open_model
 from tenp_edge.runtime.sampling import Sampler, SamplingOptions
 from tenp_edge.serving.app import create_app
 from tenp_edge.serving.service import Limits, Service
@@ -32,7 +32,8 @@ def serve(
     started: Callable[[Service, str], None] | None = None,
 ) -> None:
     """Serve ``file`` until SIGINT or SIGTERM. ``port`` 0 takes a free one; ``name`` is the model's
-    (default: the file's, without .gguf); ``started`` is told the service and its address.
+    (default: the file's without .gguf, or the directory's); ``started`` is told the service and
+    its address.
 
     Raises UserError for an address that cannot be had and for a file that cannot be run.
     """
@@ -40,7 +41,7 @@ def serve(
     with (
         closing(_listen(host, port)) as listener,
         open_model(file, options) as session,
-        closing(Service(session, name or file.stem, sampling, limits)) as service,
+        closing(Service(session, name or model_name(file), sampling, limits)) as service,
     ):
         app = create_app(service, local_only=is_loopback(host))
         if started is not None:

@@ -1,0 +1,135 @@
+"""Reading a written directory's weights back: the checkpoint's tensors by their own names.
+
+    model.layers.0.mlp.experts.3.up_proj.weight.T (in, out) -> ...up_proj.weight (out, in)
+
+The graph says where each lies; the data files are mapped and rows decoded when they are asked for.
+How a tensor may be stored is a row of `_STORED_AS`: a quantisation that can be decoded adds one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from tenp_edge.checkpoint import ExpertWeights, read_json
+from tenp_edge.errors import UserError
+from tenp_edge.exporters.onnx.companions import NO_DIGEST
+from tenp_edge.models import FAMILIES, ModelConfig, TensorSpec, expected_tensors, read_config
+from tenp_edge.source import Rows
+
+_GRAPHS = ("model.onnx", "prefill.onnx")
+_ROLES = ("expert_gate", "expert_up", "expert_down")
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """An initializer's place in a data file."""
+
+    file: Path
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def mapped(self) -> Array:
+        """Its numbers, read from the disk as they are touched."""
+        end = self.offset + int(np.prod(self.shape)) * self.dtype.itemsize
+        if not self.file.is_file() or self.file.stat().st_size < end:
+            raise UserError(f"{self.file} is missing or cut off", "export it again")
+        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
+
+
+# Suffix of the stored name -> the matrix as the checkpoint has it.
+_STORED_AS: dict[str, Callable[[Array], Array]] = {"": lambda a: a, ".T": lambda a: a.T}
+
+
+class OnnxWeights:
+    """The model in ``directory`` (a `StoredModel`); ``reference``: the unpruned model's config.
+
+    Raises UserError for another model, and for weights that are stored in a way not known here.
+    """
+
+    stored_dtype = None
+
+    def __init__(self, directory: Path, reference: ModelConfig) -> None:
+        self.directory = directory
+        raw = read_json(directory / "config.json")
+        self._tenp = read_json(directory / "tenp.json")
+        self.config = read_config(raw, FAMILIES)
+        if self.config.family != reference.family:
+            ours, theirs = reference.family.model_type, self.config.family.model_type
+            raise UserError(f"{directory} is another model: {theirs}, the reference is {ours}")
+        self._stored = _places(directory)
+        for name in self.tensors:
+            self._suffix(name)
+
+    @property
+    def plan_digest(self) -> str | None:
+        digest = self._tenp.get("plan")
+        return None if digest in (None, NO_DIGEST) else str(digest)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        return {spec.name: spec for spec in expected_tensors(self.config)}
+
+    def read(self, name: str) -> torch.Tensor:
+        """Tensor ``name`` in float32."""
+        return _float(self._matrix(name)).reshape(self.tensors[name].shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start:stop`` of a matrix, in float32."""
+        return _float(self._matrix(name)[start:stop])
+
+    def held(self, name: str) -> Rows:
+        """The mapped matrix: rows are read when they are asked for."""
+        matrix = self._matrix(name)
+        return lambda start, stop: _float(matrix[start:stop])
+
+    def expert(self, layer: int, expert: int) -> ExpertWeights:
+        names = (self.config.expert_tensor(layer, expert, index) for index in range(len(_ROLES)))
+        return ExpertWeights(*map(self.read, names))
+
+    def _matrix(self, name: str) -> Array:
+        suffix = self._suffix(name)
+        return _STORED_AS[suffix](self._stored[name + suffix].mapped())
+
+    def _suffix(self, name: str) -> str:
+        for suffix in _STORED_AS:
+            if name + suffix in self._stored:
+                return suffix
+        raise UserError(f"{self.directory} stores {name} in a way that is not read back here")
+
+
+def _float(array: Array) -> torch.Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+
+
+def _places(directory: Path) -> dict[str, _Tensor]:
+    """Every weight in the data files by its name."""
+    graph = next((directory / n for n in _GRAPHS if (directory / n).is_file()), None)
+    if graph is None:
+        raise UserError(f"{directory} has no {_GRAPHS[0]}", "export it again")
+    try:
+        model = onnx.load_model(graph, load_external_data=False)
+    except (DecodeError, ValueError):
+        raise UserError(f"{graph} is not an ONNX model", "export it again") from None
+    found = {}
+    for tensor in model.graph.initializer:
+        stated = {entry.key: entry.value for entry in tensor.external_data}
+        if "location" in stated:
+            found[tensor.name] = _Tensor(
+                directory / Path(stated["location"]).name,
+                int(stated.get("offset", 0)),
+                np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)),
+                tuple(tensor.dims),
+            )
+    return found

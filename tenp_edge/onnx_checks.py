@@ -1,0 +1,126 @@
+"""The ways that a decoder graph is run, each against torch on the very weights that it stores.
+
+    prefill            all tokens at once
+    cached decode      half of them, then one by one
+    chunked prefill    a few at a time
+    left padding       sequences of different lengths in one batch
+
+What differs is the graph's arithmetic alone, so an unquantised one stays below 1e-5; an int8 graph
+rounds its activations too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tenp_edge.errors import UserError
+from tenp_edge.forward import streaming_logits
+from tenp_edge.losses import Run
+from tenp_edge.runtime.onnx_model import OnnxModel
+from tenp_edge.runtime.session import Logits, Session
+from tenp_edge.source import WeightSource
+
+_LENGTHS = (48, 31, 17)
+_CHUNK = 7
+PREFILL, DECODE, CHUNKED, PADDED = (
+    "prefill",
+    "cached decode",
+    "chunked prefill",
+    "left padding",
+)
+Rows = Iterable[tuple[int, int, Logits]]  # (sequence, position, logits [vocab])
+
+
+@dataclass(frozen=True)
+class GraphCheck:
+    """``relative_rms`` of the logits' error, over that of the logits; None where the graph cannot
+    run that way, and ``note`` says why."""
+
+    way: str
+    relative_rms: float | None
+    note: str | None = None
+
+
+def sample(run: Run) -> list[list[int]]:
+    """Beginnings of a few of the run's sequences, of different lengths."""
+    rows = zip(run.batch.tokens.tolist(), run.batch.lengths, _LENGTHS, strict=False)
+    return [row[: min(length, most)] for row, length, most in rows]
+
+
+def check_graph(run: Run, model: OnnxModel, stored: WeightSource | None) -> tuple[GraphCheck, ...]:
+    """Every way against torch on the ``stored`` weights; against the graph's own prefill where
+    those are not known."""
+    sequences = sample(run)
+    if stored is None:
+        expected = [model.logits(tokens) for tokens in sequences]
+    else:
+        expected = _in_torch(run, stored, sequences)
+    against = None if stored is not None else "against its own prefill"
+    ways = {PREFILL: _prefill, DECODE: _decode, CHUNKED: _chunked, PADDED: _padded}
+    checks = []
+    for way, rows in ways.items():
+        try:
+            checks.append(GraphCheck(way, _error(rows(model, sequences), expected), against))
+        except UserError as error:
+            checks.append(GraphCheck(way, None, error.message))
+    return tuple(checks)
+
+
+def _in_torch(run: Run, stored: WeightSource, sequences: Sequence[Sequence[int]]) -> list[Logits]:
+    rows = [torch.tensor(tokens) for tokens in sequences]
+    found = streaming_logits(
+        stored,
+        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        device=run.device,
+        dtype=torch.float32,
+        progress=run.progress,
+        work=run.scratch,
+        name="graph check",
+    )
+    return [logits[: len(row)].numpy() for logits, row in zip(found, rows, strict=True)]
+
+
+def _prefill(model: Session, sequences: Sequence[Sequence[int]]) -> Rows:
+    for number, tokens in enumerate(sequences):
+        for position, logits in enumerate(model.logits(tokens)):
+            yield number, position, logits
+
+
+def _decode(model: Session, sequences: Sequence[Sequence[int]]) -> Rows:
+    for number, tokens in enumerate(sequences):
+        half = len(tokens) // 2
+        yield from _parts(model, number, tokens, [half, *range(half + 1, len(tokens) + 1)])
+
+
+def _chunked(model: Session, sequences: Sequence[Sequence[int]]) -> Rows:
+    for number, tokens in enumerate(sequences):
+        yield from _parts(model, number, tokens, [*range(_CHUNK, len(tokens), _CHUNK), len(tokens)])
+
+
+def _parts(
+    model: Session, number: int, tokens: Sequence[int], ends: Sequence[int]
+) -> Iterator[tuple[int, int, Logits]]:
+    """The logits after each part of ``tokens``, evaluated one after the other."""
+    model.reset()
+    for end in ends:
+        yield number, end - 1, model.evaluate(tokens[model.position : end])
+
+
+def _padded(model: OnnxModel, sequences: Sequence[Sequence[int]]) -> Rows:
+    for number, rows in enumerate(model.padded_logits(sequences)):
+        for position, logits in enumerate(rows):
+            yield number, position, logits
+
+
+def _error(rows: Rows, expected: Sequence[Logits]) -> float:
+    """sqrt(sum of squared errors / sum of squared logits), in float64."""
+    wrong = whole = 0.0
+    for number, position, logits in rows:
+        wanted = expected[number][position].astype(np.float64)
+        wrong += float(np.square(logits - wanted).sum())
+        whole += float(np.square(wanted).sum())
+    return float(np.sqrt(wrong / whole))

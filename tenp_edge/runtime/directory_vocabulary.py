@@ -1,0 +1,224 @@
+"""The tokenizer and chat template of a model directory, without transformers.
+
+tokenizer.json is read by the ``tokenizers`` package, a lone tokenizer.model by ``sentencepiece``.
+Special tokens come from tokenizer_config.json, config.json and generation_config.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from tokenizers import Tokenizer
+
+from tenp_edge.errors import UserError
+from tenp_edge.runtime.vocabulary import Vocabulary
+
+_TOKENIZER_JSON, _TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
+_AGAIN = "export it again, or copy the model's tokenizer files there"
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_SPACE = "\u2581"  # how sentencepiece writes a space
+
+
+def open_vocabulary(directory: Path) -> Vocabulary:
+    """The tokenizer in ``directory``. Raises UserError when there is none, or a broken one."""
+    for name, kind in ((_TOKENIZER_JSON, JsonVocabulary), (_TOKENIZER_MODEL, PieceVocabulary)):
+        if (directory / name).is_file():
+            return kind(directory)
+    raise UserError(
+        f"{directory} has no tokenizer: neither {_TOKENIZER_JSON} nor {_TOKENIZER_MODEL}", _AGAIN
+    )
+
+
+def read_settings(file: Path) -> Mapping[str, Any]:
+    """The JSON object in ``file``; an empty one when there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON: {error}", "export it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is not a JSON object", "export it again")
+    return found
+
+
+class DirectoryVocabulary(Vocabulary):
+    """What both kinds share: the special tokens and the chat template of ``directory``."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._settings = read_settings(directory / "tokenizer_config.json")
+        self._configs = [
+            read_settings(directory / name) for name in ("generation_config.json", "config.json")
+        ]
+
+    @abstractmethod
+    def id_of(self, text: str) -> int | None:
+        """The number of the token that is written ``text``."""
+
+    @cached_property
+    def bos(self) -> int | None:
+        return next(iter(self._special("bos")), None)
+
+    @cached_property
+    def eos(self) -> int | None:
+        return next(iter(self._special("eos")), None)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        file = self._directory / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        template = self._settings.get("chat_template")
+        if isinstance(template, list):  # several, by name
+            named = {entry.get("name"): entry.get("template") for entry in template}
+            template = named.get("default")
+        return template if isinstance(template, str) else None
+
+    def ends(self, token: int) -> bool:
+        return token in self._ends
+
+    @cached_property
+    def _ends(self) -> frozenset[int]:
+        return frozenset(self._special("eos"))
+
+    def _special(self, kind: str) -> Iterator[int]:
+        """Every number that the files give the ``kind`` token; the tokenizer's own first."""
+        named = self._settings.get(f"{kind}_token")
+        text = named.get("content") if isinstance(named, dict) else named
+        if isinstance(text, str) and (number := self.id_of(text)) is not None:
+            yield number
+        for config in self._configs:
+            stated = config.get(f"{kind}_token_id")
+            for number in stated if isinstance(stated, list) else [stated]:
+                if isinstance(number, int) and number >= 0:
+                    yield number
+
+
+class JsonVocabulary(DirectoryVocabulary):
+    """tokenizer.json: any model that ``tokenizers`` knows, byte-level or in sentencepiece style."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        file = directory / _TOKENIZER_JSON
+        try:
+            self._tokenizer = Tokenizer.from_file(str(file))
+            self._literal = Tokenizer.from_file(str(file))
+        except Exception as error:  # the package raises plain Exception
+            raise UserError(f"{file} cannot be read: {error}", _AGAIN) from None
+        for tokenizer in (self._tokenizer, self._literal):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+        # Two of them, since the switch is the tokenizer's and a server tokenises beside a run.
+        self._literal.encode_special_tokens = True
+        self._added = self._tokenizer.get_added_tokens_decoder()
+        self._byte_level = "ByteLevel" in _decoders(self._tokenizer)
+
+    @property
+    def size(self) -> int:
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def id_of(self, text: str) -> int | None:
+        found: int | None = self._tokenizer.token_to_id(text)
+        return found
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        tokenizer = self._tokenizer if parse_special else self._literal
+        return list(tokenizer.encode(text, add_special_tokens=add_special).ids)
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        added = self._added.get(token)
+        if added is not None:
+            return added.content.encode() if special or not added.special else b""
+        text = self._tokenizer.id_to_token(token)
+        if text is None:  # rows of the output matrix beyond the tokenizer's own
+            return b""
+        if self._byte_level:
+            return bytes(_BYTE_OF[character] for character in text if character in _BYTE_OF)
+        return _plain_bytes(text)
+
+
+def _decoders(tokenizer: Tokenizer) -> set[str]:
+    """The kinds of the decoder's parts ("ByteLevel", "ByteFallback", ...)."""
+    stated = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
+    return {part["type"] for part in [stated, *stated.get("decoders", [])] if "type" in part}
+
+
+def _plain_bytes(text: str) -> bytes:
+    """A sentencepiece token: "<0x0A>" is that byte, a low line is a space."""
+    found = _BYTE.fullmatch(text)
+    return bytes([int(found[1], 16)]) if found else text.replace(_SPACE, " ").encode()
+
+
+def _byte_characters() -> dict[str, int]:
+    """GPT-2's alphabet: the character that stands for each byte -> that byte.
+
+    Printable bytes stand for themselves, the other 68 for the characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(0x100 + number): byte for number, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_characters()
+
+
+class PieceVocabulary(DirectoryVocabulary):
+    """A lone tokenizer.model, with what tokenizer_config.json adds to it."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        file = directory / _TOKENIZER_MODEL
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        except (OSError, RuntimeError, ValueError):
+            raise UserError(f"{file} is not a sentencepiece model", _AGAIN) from None
+        stated = self._settings.get("added_tokens_decoder") or {}
+        self._added = {int(number): str(entry["content"]) for number, entry in stated.items()}
+        pieces = range(self._model.get_piece_size())
+        control = {n: self._model.id_to_piece(n) for n in pieces if self._model.is_control(n)}
+        self._special_text = {text: n for n, text in (control | self._added).items()}
+        alternatives = sorted(map(re.escape, self._special_text), key=len, reverse=True)
+        self._split = re.compile(f"({'|'.join(alternatives)})") if alternatives else None
+
+    @property
+    def size(self) -> int:
+        return max(int(self._model.get_piece_size()), *(n + 1 for n in self._added), 0)
+
+    def id_of(self, text: str) -> int | None:
+        if text in self._special_text:
+            return self._special_text[text]
+        number = int(self._model.piece_to_id(text))
+        return None if number == self._model.unk_id() else number
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        parts = self._split.split(text) if parse_special and self._split else [text]
+        tokens = [self.bos] if add_special and self._adds_bos and self.bos is not None else []
+        for part in filter(None, parts):
+            number = self._special_text.get(part) if parse_special else None
+            tokens += self._model.encode(part) if number is None else [number]
+        return tokens
+
+    @property
+    def _adds_bos(self) -> bool:
+        return bool(self._settings.get("add_bos_token", True))  # transformers' default for them
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        if token in self._special_text.values():
+            text = self._added.get(token) or str(self._model.id_to_piece(token))
+            return text.encode() if special else b""
+        if token >= self._model.get_piece_size():
+            return b""
+        return _plain_bytes(str(self._model.id_to_piece(token)))
