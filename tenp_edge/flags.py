@@ -159,7 +159,11 @@ Layout = Annotated[
 ]
 Quant = Annotated[
     str | None,
-    _flag("--quant", help=f"{QUANTS} Default: the profile's.", panel=_EXPORT),
+    _flag(
+        "--quant",
+        help=f"{QUANTS} Default: chosen to fit the memory; with --keep the profile's.",
+        panel=_EXPORT,
+    ),
 ]
 ExportQuant = Annotated[
     str | None,

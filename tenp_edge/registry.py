@@ -19,6 +19,7 @@ from typing import Protocol
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import MemoryRun, RunMemory
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
 from tenp_edge.source import ModelSource, StoredModel
@@ -102,9 +103,10 @@ class Exporter(Protocol):
     """One format. ``layouts[0]`` and ``quants`` say what it can write; to ``weighted_quants`` an
     importance matrix is of use.
 
-    ``default_quant`` is taken where neither the user nor the profile says one, ``kv_types`` are
-    those its KV cache can have (empty: any). ``target`` names the file or directory that a compress
-    run writes.
+    ``automatic_quants``: what may be chosen for a budget when the user names no type, the most
+    precise first; none: always the profile's default. ``default_quant`` is taken where neither the
+    user nor the profile says one, ``kv_types`` are those its KV cache can have (empty: any).
+    ``target`` names the file or directory that a compress run writes.
     """
 
     format: str
@@ -114,6 +116,7 @@ class Exporter(Protocol):
     default_quant: str
     kv_types: tuple[str, ...]
     target: str
+    automatic_quants: tuple[str, ...]
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when this model cannot be written that way (before any long work)."""
@@ -137,6 +140,20 @@ class Exporter(Protocol):
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
         """The weights of the written ``path``, decoded, one at a time; ``config`` describes the
         unpruned model. Raises UserError for a file that holds something else."""
+        ...
+
+    def run_memory(
+        self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, run: MemoryRun
+    ) -> RunMemory | None:
+        """What running the file of `manifest` takes here, from its runtime, without any weight.
+
+        None where no runtime can be asked: the planner's own estimate counts then. Raises
+        UserError when the runtime refuses the run.
+        """
+        ...
+
+    def encoding_speed(self, options: ExportOptions) -> float:
+        """Bytes of float32 weights that are encoded per second here, measured for a moment."""
         ...
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tenp_edge.devices import KV_TYPES, DeviceProfile
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import MemoryRun
 from tenp_edge.registry import Exporter, ExportOptions, exporter
 from tenp_edge.saliency import EXPERT_SCORES, NEURON_SCORES
 from tenp_edge.units import parse_size
@@ -57,9 +58,7 @@ class Target:
     exporter: Exporter
     options: ExportOptions
     width_multiple: int
-    context: int
-    kv_type: str
-    ubatch: int
+    run: MemoryRun
     budget_bytes: int
 
 
@@ -141,9 +140,12 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
             latent_cache=request.latent_cache,
         ),
         width_multiple=request.width_multiple or profile.width_multiple,
-        context=request.context or profile.context,
-        kv_type=_kv_type(found, profile, request),
-        ubatch=request.ubatch or profile.ubatch,
+        run=MemoryRun(
+            context=request.context or profile.context,
+            ubatch=request.ubatch or profile.ubatch,
+            kv_type=_kv_type(found, profile, request),
+            threads=profile.threads,
+        ),
         budget_bytes=request.budget_bytes or profile.budget_bytes,
     )
 

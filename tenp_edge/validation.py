@@ -22,6 +22,7 @@ from tenp_edge.checkpoint import Checkpoint, read_json
 from tenp_edge.data import Domain, load_tokenizer
 from tenp_edge.divergence import DomainScores
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import MemoryRun
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.losses import (
     BOTH,
@@ -45,7 +46,7 @@ from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.onnx_directory import holds_onnx, read_directory
 from tenp_edge.runtime.onnx_model import OnnxModel
 from tenp_edge.runtime.opening import RunOptions, open_model
-from tenp_edge.runtime.peak import measure_peak_rss
+from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
 from tenp_edge.runtime.perexpert import PerExpertModel
 from tenp_edge.runtime.session import Session
 from tenp_edge.runtime.twin import GgufFile, write_padded_twin
@@ -111,16 +112,6 @@ def load_report(file: Path) -> ValidationReport:
     return ValidationReport.from_json(read_json(file))
 
 
-@dataclass(frozen=True)
-class MemoryRun:
-    """The run whose peak RSS was predicted: sizes as llama.cpp takes them."""
-
-    context: int = 4096
-    ubatch: int = 512
-    kv_type: str = "F16"
-    threads: int = 2
-
-
 def validate(
     reference: Path,
     candidate: Path,
@@ -139,11 +130,12 @@ def validate(
 ) -> ValidationReport:
     """Compare ``candidate`` (a checkpoint or ONNX directory or a GGUF file) with ``reference``.
 
-    ``predicted_peak_rss``: of the run that ``memory_run`` describes (for a per-expert file its
-    padded twin's, since that is what can run); with it the peak is measured too. ``split``: also
-    run the stages between the two; ``pruned_by`` names the pruned model where it does not lie
-    beside the candidate. ``work``: where the twin and spilled hidden states may lie, beside the
-    candidate if None; nothing stays there. Raises UserError when the two are different models.
+    ``memory_run``: a run of the file whose peak RSS is measured, beside its prediction:
+    ``predicted_peak_rss`` if given (of the candidate, not of its twin), else the runtime's answer.
+    ``split``: also run the stages between the two; ``pruned_by`` names the pruned model where it
+    does not lie beside the candidate. ``work``: where the twin and spilled hidden states may lie,
+    beside the candidate if None; nothing stays there. Raises UserError when the two are different
+    models.
     """
     reference, candidate = Path(reference), _candidate_file(Path(candidate))
     source = ModelSource(Checkpoint(reference))
@@ -159,8 +151,7 @@ def validate(
         elif format == "onnx":
             judge = _onnx_judge(run, candidate, split)
         else:
-            memory = None if predicted_peak_rss is None else memory_run or MemoryRun()
-            judge = _gguf_judge(run, candidate, predicted_peak_rss, memory, twin)
+            judge = _gguf_judge(run, candidate, predicted_peak_rss, memory_run, twin)
         if split and format is not None:
             before, note = _weight_stages(run, candidate, format, pruned_by or PrunedBy())
         losses = measure_losses(run, [*before, judge.stage])
@@ -252,12 +243,9 @@ def _gguf_judge(
         judged = model.runtime if runnable == path else TWIN
         _check_sizes(path, {"vocab_size": (config.vocab_size, model.vocab_size)})
         facts: dict[str, Any] = {"tokenizer_agrees": _tokenizers_agree(model, run)}
-    if predicted is not None and memory is not None:
-        facts |= {
-            "predicted_peak_rss": predicted,
-            "measured_peak_rss": measure_peak_rss(runnable, **asdict(memory)),
-            "measured_as": judged,
-        }
+    if memory is not None:
+        facts |= _peak_facts(runnable, memory, predicted if runnable == path else None)
+        facts["measured_as"] = judged
 
     @contextmanager
     def opened() -> Iterator[Iterator[torch.Tensor]]:
@@ -296,6 +284,14 @@ def _read_back(path: Path, config: ModelConfig) -> StoredModel | None:
         return exporter("onnx").read_back(path, config)
     except UserError:
         return None  # The losses' note says why.
+
+
+def _peak_facts(file: Path, run: MemoryRun, predicted: int | None) -> dict[str, int]:
+    """Predicted and measured peak RSS of running ``file``."""
+    if predicted is None:
+        predicted = predict_peak(file, run).total_bytes
+    measured = measure_peak_rss(file, **asdict(run))
+    return {"predicted_peak_rss": predicted, "measured_peak_rss": measured}
 
 
 def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int | None]]) -> None:

@@ -65,6 +65,67 @@ def test_equals_a_numpy_transcription() -> None:
         assert getattr(row, name) == pytest.approx(value, rel=1e-12), name
 
 
+class LlamaPerplexity:
+    """Its arithmetic for one token (log_softmax and kl_divergence_result), in its own precision:
+    float32 throughout, sums in float64, the reference as 16-bit steps over the top 16 nats."""
+
+    def __init__(self) -> None:
+        self.kl: list[float] = []
+        self.nll, self.nll_base = 0.0, 0.0
+        self.squared_difference, self.same_top = 0.0, 0
+
+    def stored(self, logits: np.ndarray) -> tuple[np.float32, np.float32, np.ndarray]:
+        highest, lowest = logits.max(), max(logits.min(), logits.max() - np.float32(16))
+        total = np.float32(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+        scale = np.float32((highest - lowest) / np.float32(65535))
+        steps = np.where(logits > lowest, np.rint((logits - lowest) / scale), 0)
+        return scale, np.float32(lowest - highest - total), steps.astype(np.uint16)
+
+    def add(self, reference: np.ndarray, logits: np.ndarray, token: int) -> None:
+        scale, lowest, steps = self.stored(reference)
+        base = (scale * steps + lowest).astype(np.float32)
+        highest = logits.max()
+        total = np.float32(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+        nll, nll_base = highest + total - logits[token], -base[token]
+        counted = base > -16
+        p = np.exp(base[counted])
+        terms = p * (base[counted] - logits[counted] + (highest + total))
+        self.kl.append(float(terms.sum(dtype=np.float64)))
+        self.nll, self.nll_base = self.nll + float(nll), self.nll_base + float(nll_base)
+        self.squared_difference += float(np.exp(-nll) - np.exp(-nll_base)) ** 2
+        self.same_top += int(logits.argmax() == base.argmax())
+
+    def percentile(self, share: float) -> float:
+        values = sorted(self.kl)
+        place = share * (len(values) - 1)
+        low = int(place)
+        high = min(low + 1, len(values) - 1)
+        return (1 - (place - low)) * values[low] + (place - low) * values[high]
+
+
+def test_equals_llama_perplexity() -> None:
+    """To the rounding of its 16-bit reference, with and without a tail below its 16 nats."""
+    generator = torch.Generator().manual_seed(2)
+    for spread, tolerance in ((2.0, 2e-4), (5.0, 2e-3)):
+        p = torch.randn(300, 800, generator=generator) * spread
+        q = p + 0.3 * torch.randn(300, 800, generator=generator)
+        # Drawn from the reference, as text is: not from the tail that the judge cuts off.
+        targets = torch.multinomial(p.softmax(-1), 1, generator=generator)[:, 0]
+        row = summarise("random", 1, score_tokens(p, q, targets))
+        judge = LlamaPerplexity()
+        for reference, logits, token in zip(p.numpy(), q.numpy(), targets.tolist(), strict=True):
+            judge.add(reference, logits, token)
+        assert row.mean_kl == pytest.approx(float(np.mean(judge.kl)), rel=tolerance)
+        assert row.kl_99 == pytest.approx(judge.percentile(0.99), rel=tolerance)
+        assert row.max_kl == pytest.approx(max(judge.kl), rel=tolerance)
+        assert row.same_top == judge.same_top / 300
+        assert row.rms_delta_p == pytest.approx(
+            math.sqrt(judge.squared_difference / 300), rel=tolerance
+        )
+        assert row.candidate_perplexity == pytest.approx(math.exp(judge.nll / 300), rel=1e-5)
+        assert row.reference_perplexity == pytest.approx(math.exp(judge.nll_base / 300), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("length", "positions"),
     [(512, (256, 510)), (7, (3, 5)), (3, (1, 1)), (2, None), (1, None), (0, None)],

@@ -13,6 +13,7 @@ import pytest
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import MemoryRun
 from tenp_edge.models import ModelConfig, expected_tensors
 from tenp_edge.progress import Progress
 from tenp_edge.registry import ExportOptions, Manifest, ManifestTensor
@@ -30,6 +31,7 @@ class ToyExporter:
     default_quant = "WIDE"
     kv_types = ()
     target = "model.toy"
+    automatic_quants = ()
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         if options.layout == "merged" and not config.is_uniform:
@@ -60,6 +62,14 @@ class ToyExporter:
 
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
         raise NotImplementedError("nothing was written")
+
+    def run_memory(
+        self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, run: MemoryRun
+    ) -> None:
+        return None
+
+    def encoding_speed(self, options: ExportOptions) -> float:
+        return 1e9
 
 
 EXPORTER = ToyExporter()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.disk import require_free
@@ -18,6 +21,7 @@ from tenp_edge.exporters.onnx.modes import MODES, QUANTS, check_mode, mode_of
 from tenp_edge.exporters.onnx.pricing import run_bytes, run_notes
 from tenp_edge.exporters.onnx.reading import OnnxWeights
 from tenp_edge.exporters.onnx.stored import data_files
+from tenp_edge.footprint import MemoryRun, RunMemory
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
 from tenp_edge.registry import Exporter, ExportOptions, Manifest
@@ -31,6 +35,7 @@ class OnnxExporter:
     layouts = MODES
     quants = QUANTS
     weighted_quants: tuple[str, ...] = ()
+    automatic_quants: tuple[str, ...] = ()
     default_quant = "none"
     kv_types: tuple[str, ...] = ("F32",)
     target = "onnx"
@@ -67,6 +72,20 @@ class OnnxExporter:
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
         """The weights of the directory ``path``, read where they lie."""
         return OnnxWeights(path, config)
+
+    def run_memory(
+        self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, run: MemoryRun
+    ) -> RunMemory | None:
+        """None: onnxruntime says nothing before it has loaded; `RunBytes` is the estimate."""
+        return None
+
+    def encoding_speed(self, options: ExportOptions) -> float:
+        """Of transposing a matrix, the most that unquantised weights go through."""
+        matrix = np.zeros((1024, 1024), np.float32)
+        np.ascontiguousarray(matrix.T)
+        begun = time.perf_counter()
+        np.ascontiguousarray(matrix.T)
+        return matrix.nbytes / (time.perf_counter() - begun)
 
 
 def _write_weights(
