@@ -31,7 +31,7 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class DomainScores:
-    """A row of the report. KL in nats per token; ``rms_delta_p`` and ``same_top`` as shares."""
+    """A row of the report. KL in nats per token; delta p and ``same_top`` as shares of 1."""
 
     domain: str
     sequences: int
@@ -43,6 +43,7 @@ class DomainScores:
     reference_perplexity: float
     candidate_perplexity: float
     perplexity_ratio: float
+    mean_delta_p: float
     rms_delta_p: float
 
     def to_json(self) -> dict[str, Any]:
@@ -103,6 +104,7 @@ def summarise(domain: str, sequences: int, scores: TokenScores) -> DomainScores:
         reference_perplexity=float(reference.exp()),
         candidate_perplexity=float(candidate.exp()),
         perplexity_ratio=float((candidate - reference).exp()),
+        mean_delta_p=float(scores.delta_p.mean()),
         rms_delta_p=float(scores.delta_p.square().mean().sqrt()),
     )
 

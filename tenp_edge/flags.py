@@ -241,6 +241,20 @@ EvalSeqLen = Annotated[
         panel=_VALIDATION,
     ),
 ]
+MeasuredContext = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        help="Tokens of the KV cache when a GGUF's peak memory is measured. "
+        "Default: 4096, or the model's.",
+    ),
+]
+MeasuredKvType = Annotated[
+    str, typer.Option("--kv-type", help="Type of that cache: F16, F32 or Q8_0.")
+]
+MeasuredUbatch = Annotated[
+    int, typer.Option("--ubatch", help="Prompt tokens evaluated at once in that measurement.")
+]
 NoSplit = Annotated[
     bool,
     typer.Option(

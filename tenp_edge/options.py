@@ -7,8 +7,12 @@ from pathlib import Path
 
 from tenp_edge.devices import DeviceProfile, load_profile, load_profile_file, this_machine
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import MemoryRun
 from tenp_edge.request import PlanRequest
 from tenp_edge.units import parse_size
+
+# KV cache types that both GGUF runtimes run.
+RUNNABLE = ("F32", "F16", "Q8_0")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,33 @@ class ValidationOptions:
     threads: int | None = None
     twin: bool = False
     split: bool = True
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """The run whose peak memory `validate` measures; ``context`` None: 4096 tokens, or as many as
+    the model has."""
+
+    context: int | None = None
+    kv_type: str = MemoryRun.kv_type
+    ubatch: int = MemoryRun.ubatch
+
+    def run(self, limit: int, threads: int) -> MemoryRun:
+        """Of a model of ``limit`` tokens. Raises UserError for what no runtime can run."""
+        if self.kv_type not in RUNNABLE:
+            raise UserError(
+                f"no KV cache type '{self.kv_type}'", f"--kv-type {', '.join(RUNNABLE)}"
+            )
+        for name, value in (("context", self.context), ("ubatch", self.ubatch)):
+            if value is not None and value < 1:
+                raise UserError(f"--{name} is {value}", f"--{name} of 1 or more")
+        if self.context is not None and self.context > limit:
+            raise UserError(
+                f"--context {self.context} is more than the {limit} tokens of the model",
+                f"--context {limit}",
+            )
+        context = self.context or min(MemoryRun.context, limit)
+        return MemoryRun(context, self.ubatch, self.kv_type, threads)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from tenp_edge.inspection import inspect_model
 from tenp_edge.options import (
     CalibrationOptions,
     CompressOptions,
+    MeasureOptions,
     PlanOptions,
     ValidationOptions,
     choose_profile,
@@ -204,15 +205,18 @@ def run_validate(
     calibration: CalibrationOptions | None = None,
     progress: Progress = QUIET,
     pruned_by: PrunedBy | None = None,
+    measure: MeasureOptions | None = None,
 ) -> ValidationReport:
     """Compare ``candidate`` with ``reference`` on text of named domains.
 
-    ``pruned_by``: where the pruned model is, when that is not beside ``candidate``.
+    ``pruned_by``: where the pruned model is, when that is not beside ``candidate``; ``measure``:
+    the run of a GGUF whose peak memory is measured.
     """
     compute, checkpoint = calibration or CalibrationOptions(), Checkpoint(reference)
-    domains = validation_domains(checkpoint, options, compute.seed)
-    context = min(MemoryRun.context, checkpoint.config.max_position_embeddings)
     threads = options.threads or this_machine().threads
+    limit = checkpoint.config.max_position_embeddings
+    memory_run = (measure or MeasureOptions()).run(limit, threads)
+    domains = validation_domains(checkpoint, options, compute.seed)
     return validate(
         reference,
         candidate,
@@ -223,7 +227,7 @@ def run_validate(
         twin=options.twin,
         split=options.split,
         pruned_by=pruned_by,
-        memory_run=MemoryRun(context, threads=threads),
+        memory_run=memory_run,
         progress=progress,
     )
 

@@ -77,8 +77,9 @@ def make_plan(
     target, typed = _target(checkpoint, profile, request, confirm)
     space = make_space(checkpoint.config, target.width_multiple)
     evidence = None if statistics is None else Evidence(statistics, space, _scores(request))
-    pricer = Pricer(checkpoint, target)
-    if confirm and request.keep is None:
+    answer = None if typed is None else typed.answer
+    pricer = Pricer(checkpoint, target, answer)
+    if confirm and request.keep is None and answer is None:
         pricer.confirm(_whole(space))  # What the search then assumes of every narrower plan.
     allocator, choice = _allocator(checkpoint.config, space, evidence, request, pricer)
     near = None if choice is None else choice.near

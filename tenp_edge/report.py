@@ -222,7 +222,7 @@ def losses(stages: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def domain_scores(report: Mapping[str, Any]) -> Table:
-    """One row a domain, KL in nats."""
+    """One row a domain, KL in nats; delta p: how much the true token gains, mean and RMS."""
     rows = [
         (
             row["domain"],
@@ -231,13 +231,16 @@ def domain_scores(report: Mapping[str, Any]) -> Table:
             f"{row['kl_99']:.3f}",
             f"{row['max_kl']:.3f}",
             percent(row["same_top"]),
+            f"{100 * row['mean_delta_p']:+.2f} %",
+            f"{100 * row['rms_delta_p']:.2f} %",
             f"{row['reference_perplexity']:.2f}",
             f"{row['candidate_perplexity']:.2f}",
             f"{row['perplexity_ratio']:.3f}",
         )
         for row in report["domains"]
     ]
-    columns = ("domain", "tokens", "mean KL", "99 %", "max", "same top", "ppl ref", "ppl", "ratio")
+    kl, delta = ("mean KL", "99 %", "max", "same top"), ("delta p", "RMS")
+    columns = ("domain", "tokens", *kl, *delta, "ppl ref", "ppl", "ratio")
     return table(f"Against the reference ({report['judged_through']})", columns, rows)
 
 

@@ -22,11 +22,13 @@ ENOUGH = 0.85
 
 @dataclass(frozen=True)
 class TypeChoice:
-    """``quant`` and why; ``kept``: about which share of the neurons each candidate could keep."""
+    """``quant`` and why; ``kept``: about which share of the neurons each candidate could keep.
+    ``answer``: what the runtime said about the whole model, if it was asked."""
 
     quant: str
     reason: str
     kept: dict[str, float]
+    answer: RunMemory | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"quant": self.quant, "reason": self.reason, "kept": self.kept}
@@ -70,6 +72,6 @@ def choose_type(
         kept[quant] = min(1.0, max(0.0, 1 - (full - budget) / per_share))
         if kept[quant] >= ENOUGH:
             reason = f"the most precise type that keeps {ENOUGH:.0%} of the neurons or more"
-            return TypeChoice(quant, reason, kept)
+            return TypeChoice(quant, reason, kept, answer)
     reason = f"no type keeps {ENOUGH:.0%} of the neurons, {types[-1]} the most"
-    return TypeChoice(types[-1], reason, kept)
+    return TypeChoice(types[-1], reason, kept, answer)
