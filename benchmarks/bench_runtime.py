@@ -33,6 +33,7 @@ from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.session import Session
 
 HIDDEN, EXPERTS, TOP_K, WIDTH, NARROW, WIDE_EXPERTS = 2048, 64, 8, 768, 256, 26
+MODELS = ("full", "uniform", "ragged")
 HEADS, KV_HEADS, HEAD_DIM, VOCAB = 16, 4, 128, 32000
 _TYPE_IDS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
 Tensor = tuple[str, tuple[int, ...], str]
@@ -56,7 +57,11 @@ def main() -> None:
         print(_first_token(arguments.first_token, arguments.threads))
         return
     results: list[Speeds] = []
-    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+    if arguments.make_files:
+        for kind in arguments.types:
+            _make_files(kind, arguments.files, arguments.layers)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
         for kind in arguments.types:
             results += _bench_type(kind, Path(scratch), arguments)
     _report(results, arguments.layers)
@@ -72,7 +77,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--decode", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--scratch", type=Path, help="where the files go (2.5 GB)")
+    parser.add_argument("--files", type=Path, help="make the files here and keep them")
+    parser.add_argument("--make-files", action="store_true", help="only make them, measure nothing")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--first-token", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -186,13 +192,10 @@ def _random(shape: tuple[int, ...], stored: str, seed: int) -> bytes:
 
 
 def _bench_type(kind: str, scratch: Path, arguments: argparse.Namespace) -> list[Speeds]:
-    models = ("full", "uniform", "ragged")
-    files = {model: scratch / f"{model}-{kind}.gguf" for model in models}
-    for model, file in files.items():
-        write_file(model, arguments.layers, kind, file)
+    files = _make_files(kind, arguments.files or scratch, arguments.layers)
     options = RunOptions(context=1024, threads=arguments.threads)
     sessions = {model: open_model(file, options) for model, file in files.items()}
-    seconds: dict[str, list[tuple[float, float]]] = {model: [] for model in models}
+    seconds: dict[str, list[tuple[float, float]]] = {model: [] for model in files}
     for _ in range(arguments.rounds + 1):  # The first round only warms up.
         for model, session in sessions.items():
             seconds[model].append(_round(session, arguments.prompt, arguments.decode))
@@ -209,9 +212,20 @@ def _bench_type(kind: str, scratch: Path, arguments: argparse.Namespace) -> list
         )
         for model, timed in seconds.items()
     ]
-    for file in files.values():
+    for file in () if arguments.files else files.values():
         file.unlink()
     return rows
+
+
+def _make_files(kind: str, folder: Path, layers: int) -> dict[str, Path]:
+    """The three models of ``kind`` in ``folder``, those that are not there yet written first."""
+    files = {model: folder / f"{model}-{kind}-{layers}.gguf" for model in MODELS}
+    for model, file in files.items():
+        if not file.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_file(model, layers, kind, file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
+    return files
 
 
 def _round(session: Session, prompt: int, decode: int) -> tuple[float, float]:
