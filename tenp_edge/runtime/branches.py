@@ -1,7 +1,7 @@
 """Experts of any width for many tokens: one branch of stock matrix products per expert.
 
     ids [top_k, tokens] -> route: for each expert, the rows that chose it
-    for each expert:  x rows -> gate, up -> silu(gate) * up -> down -> rows of y
+    for each expert:  x rows -> gate and up -> silu(gate) * up -> down -> rows of y
     y [hidden, top_k * tokens] * weights -> sum over the slots
 
 How many rows an expert gets is known only after routing, so every branch is built for all tokens
@@ -92,16 +92,34 @@ def build_branches(
         rows = context.view_1d(lists, tokens, 4 * tokens * expert)
         places = context.view_1d(lists, tokens, 4 * (size + tokens * expert))
         inputs = context.get_rows(x, rows)
-        left, right = context.mul_mat(gate, inputs), context.mul_mat(up, inputs)
-        inner = context.swiglu_split(left, right)
+        products, inner = _gate_up(context, gate, up, inputs)
         outputs = context.mul_mat(down, inner)
         y = context.set_rows(y, outputs, places)
         context.expand(y)
-        route.add_branch((rows, places), (inputs, left, right, inner, outputs))
+        route.add_branch((rows, places), (inputs, *products, inner, outputs))
     weighted = context.mul(
         context.reshape_3d(y, hidden, top_k, tokens), context.reshape_3d(weights, 1, top_k, tokens)
     )
     return _sum_of_slots(context, weighted, hidden, top_k, tokens), route
+
+
+def _gate_up(context: ggml.Context, gate: int, up: int, x: int) -> tuple[tuple[int, int], int]:
+    """silu(gate x) * (up x), and the two tensors before it whose rows vary, too.
+
+    Where the file has ``up`` right behind ``gate`` they are one matrix of twice the rows: ``x`` is
+    quantised once instead of twice, and ggml shares larger products out better.
+    """
+    left, right = ggml.tensor(gate), ggml.tensor(up)
+    nbytes = left.nb[1] * left.ne[1]
+    if left.type != right.type or left.ne[1] != right.ne[1] or left.data + nbytes != right.data:
+        products = context.mul_mat(gate, x), context.mul_mat(up, x)
+        return products, context.swiglu_split(*products)
+    both = context.view_2d(gate, left.ne[0], left.ne[1], left.nb[1], 0)
+    whole = ggml.tensor(both)
+    whole.ne[1] *= 2
+    whole.nb[2] = whole.nb[3] = 2 * nbytes
+    product = context.mul_mat(both, x)
+    return (product, product), context.swiglu(product)
 
 
 def _sum_of_slots(

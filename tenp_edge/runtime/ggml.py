@@ -96,6 +96,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_soft_max": (_P, (_P, _P)),
     "ggml_soft_max_ext": (_P, (_P, _P, _P, _F, _F)),
     "ggml_argsort_top_k": (_P, (_P, _P, _I)),
+    "ggml_swiglu": (_P, (_P, _P)),
     "ggml_swiglu_split": (_P, (_P, _P, _P)),
     "ggml_concat": (_P, (_P, _P, _P, _I)),
     "ggml_cont": (_P, (_P, _P)),
