@@ -289,7 +289,8 @@ def _report(results: list[Speeds], layers: int) -> None:
         whole, own = active("full", layers, row.type), active(row.model, layers, row.type)
         print(
             f"{row.type:5} {row.model:8} {row.prefill_tokens_per_second:10.1f}"
-            f"{row.prefill_x_full:12.3f} {whole[1] / own[1]:6.3f} {row.decode_tokens_per_second:12.1f}"
+            f"{row.prefill_x_full:12.3f} {whole[1] / own[1]:6.3f}"
+            f"{row.decode_tokens_per_second:13.1f}"
             f"{row.decode_x_full:11.3f} {whole[0] / own[0]:6.3f} {row.first_token_seconds:10.3f} s"
         )
 

@@ -157,17 +157,24 @@ def _gate_up(
     Where the file has ``up`` right behind ``gate`` they are one matrix of twice the rows: ggml
     shares larger products out better.
     """
-    left, right = ggml.tensor(gate), ggml.tensor(up)
-    nbytes = left.nb[1] * left.ne[1]
-    if left.type != right.type or left.ne[1] != right.ne[1] or left.data + nbytes != right.data:
+    if not _side_by_side(gate, up):
         products = context.mul_mat(gate, x), context.mul_mat(up, up_x)
         return products, context.swiglu_split(*products)
+    left = ggml.tensor(gate)
+    nbytes = left.nb[1] * left.ne[1]
     both = context.view_2d(gate, left.ne[0], left.ne[1], left.nb[1], 0)
     whole = ggml.tensor(both)
     whole.ne[1] *= 2
     whole.nb[2] = whole.nb[3] = 2 * nbytes
     product = context.mul_mat(both, x)
     return (product, product), context.swiglu(product)
+
+
+def _side_by_side(gate: int, up: int) -> bool:
+    """Whether two matrices are the halves of one in memory."""
+    left, right = ggml.tensor(gate), ggml.tensor(up)
+    same = left.type == right.type and left.ne[1] == right.ne[1]
+    return same and bool(left.data + left.nb[1] * left.ne[1] == right.data)
 
 
 def _sum_of_slots(
