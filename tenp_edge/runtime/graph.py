@@ -20,7 +20,7 @@ from tenp_edge.runtime.ragged import MAX_TOKENS, RaggedLayer, RaggedSizes, Scrat
 from tenp_edge.runtime.routing import build_router
 from tenp_edge.runtime.weights import Cache, Weights
 
-_LAYER_NODES, _BRANCH_NODES = 96, 8
+_LAYER_NODES, _BRANCH_NODES = 96, 11
 # Lost in any float above 1e-23, and large enough that half of it is still a normal float.
 _GATE_OFFSET = 1e-30
 
