@@ -80,6 +80,6 @@ def test_the_plan_says_why() -> None:
 def test_quantising_counts_in_the_announced_time() -> None:
     fast, slow = (EXPORTER.encoding_speed(ExportOptions(name)) for name in ("Q8_0", "Q4_K_M"))
     assert fast > 2 * slow > 0
-    found = estimate(0, 0, 0, 0, 0, 10**9, slow, torch.device("cpu"), torch.float32)
+    found = estimate(0, 0, 0, 0, 0, 1, 10**9, slow, torch.device("cpu"), torch.float32)
     assert found.total == found.quantisation == pytest.approx(4e9 / slow)
     assert "quantisation" in str(found)
