@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from tenp_edge.pipeline import run_compress
 from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
 from tenp_edge.source import ModelSource
+from tenp_edge.units import format_size
 
 Make = Callable[[str], Path]
 MLA_FAMILIES = ("deepseek_v2", "deepseek_v3")
@@ -261,6 +264,32 @@ def test_killed_write_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         export(source, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+_LIMITED = """
+import resource, signal, sys
+sys.path[:0] = [{root!r}]
+from tenp_edge import cli
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500 * 1024, 500 * 1024))
+sys.argv = ["tenp-edge", "export", {model!r}, "--format", "onnx", "-o", {out!r}]
+cli.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file-size limits")
+def test_full_disk_leaves_nothing(checkpoint_of: Make, tmp_path: Path) -> None:
+    model, out, root = checkpoint_of("qwen3_moe"), tmp_path / "out", Path(__file__).parent.parent
+    code = _LIMITED.format(root=str(root), model=str(model), out=str(out))
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    checkpoint = Checkpoint(model)
+    manifest = EXPORTER.manifest(checkpoint, checkpoint.config, ExportOptions("none"))
+    size = format_size(manifest.files["model.data"])
+    assert found.returncode == 2 and not list(tmp_path.iterdir())
+    assert found.stderr.splitlines()[-2:] == [
+        f"error: model.data needs {size}, the limit for one file is 500.00 KiB (ulimit -f)",
+        "try:   raise the limit; the same command continues",
+    ]
 
 
 def test_export_replaces_its_own_and_nothing_else(checkpoint_of: Make, tmp_path: Path) -> None:

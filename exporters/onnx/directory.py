@@ -29,6 +29,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
 
     An earlier export in ``target`` stays as it is until then; of it, only its own files go.
     """
+    target = target.resolve()
     require_writable(target)
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed run
