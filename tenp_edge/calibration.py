@@ -52,6 +52,7 @@ from tenp_edge.statistics import (
     Scratch,
     Statistics,
     accumulate_expert,
+    accumulate_growth,
     accumulate_tokens,
     input_tensors,
     layer_tensors,
@@ -134,6 +135,7 @@ def _info(
         "width": config.moe_intermediate_size,
         "hidden": config.hidden_size,
         "inputs": True,
+        "growth": True,
         "domains": {
             domain.name: {"samples": len(domain.tokens), "tokens": int(domain.lengths.sum())}
             for domain in domains
@@ -216,10 +218,10 @@ def _open_job(
 
 
 def _sums_bytes(info: dict[str, Any]) -> int:
-    """Twice the statistics (layer files and the whole), all float32: per domain 7 sums a neuron
+    """Twice the statistics (layer files and the whole), all float32: per domain 9 sums a neuron
     and one a hidden feature, which the other matrices' inputs hardly add to."""
     experts, domains = len(info["layers"]) * info["experts"], len(info["domains"])
-    values = info["width"] * (7 * domains + 3) + info["hidden"] * domains
+    values = info["width"] * (9 * domains + 3) + info["hidden"] * domains
     return int(2 * 4 * experts * values)
 
 
@@ -306,6 +308,8 @@ def _run_layer(job: _Job, model: StreamingModel, index: int, runs: Sequence[_Run
         if observer is not None:
             observer.begin(sums[run.domain], active)
         output = model.run(layer, hidden)
+        if observer is not None:
+            observer.after(output)
         if not is_last:
             partial.write(run.start, output.cpu())
     if observer is not None:
@@ -354,6 +358,14 @@ class _LayerObserver:
     def residual(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         """Pre-hook of the norm before the MoE block: its input is the residual stream h."""
         self.h = arguments[0].reshape(-1, arguments[0].shape[-1])
+
+    def after(self, output: torch.Tensor) -> None:
+        """``output``: the layer's, [n, seq, hidden], of the forward that just ran."""
+        kept = self.experts.active
+        h, after = self.h, output.reshape(self.h.shape)
+        if kept is not None:
+            h, after = h[kept], after[kept]
+        accumulate_growth(self.stats, h=h, after=after)
 
     def expert(self, group: ExpertGroup) -> None:
         gated_norm = accumulate_expert(

@@ -116,6 +116,14 @@ class StreamingModel:
         self._skeleton = skeleton(source.config)
         self._rotary = self._skeleton.model.rotary_emb.to(device)
 
+    def with_source(self, source: ModelSource) -> StreamingModel:
+        """The same forward over another plan of the model; shares what does not depend on it."""
+        if source.config.num_experts != self.config.num_experts:
+            return StreamingModel(source, self.device, self.dtype)
+        other = copy.copy(self)
+        other.source, other.config = source, source.config
+        return other
+
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """[n, seq] int64 -> [n, seq, hidden]; reads the embedding a slice of rows at a time."""
         ids, places = torch.unique(tokens, return_inverse=True)

@@ -43,6 +43,7 @@ from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.registry import ExportOptions, Manifest, exporter
+from tenp_edge.request import FREE_METHODS
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
 from tenp_edge.timing import estimate
@@ -277,7 +278,7 @@ class _Compress:
 
     def draft_plan(self) -> CompressionPlan:
         """A plan by bytes alone. Free widths need scores; a trapezoid of their size stands in."""
-        free = self.request.method == "free"
+        free = self.request.method in FREE_METHODS
         request = replace(self.request, method="tenp") if free else self.request
         return self._make_plan(None, request)
 

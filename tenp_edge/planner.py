@@ -20,6 +20,7 @@ from tenp_edge.plan import CompressionPlan, Widths
 from tenp_edge.pricing import Priced, Pricer, draft
 from tenp_edge.recipe import make_recipe, memory_json
 from tenp_edge.request import (
+    FREE_METHODS,
     METHODS,
     RANKINGS,
     PlanRequest,
@@ -36,6 +37,7 @@ from tenp_edge.search import (
     Choice,
     Drop,
     Free,
+    FreeRules,
     Tenp,
     Uniform,
     choose_trapezoid,
@@ -110,8 +112,27 @@ def make_space(config: ModelConfig, width_multiple: int) -> Space:
 
 
 def _scores(request: PlanRequest) -> Scores:
-    free = request.method == "free"
+    free = request.method in FREE_METHODS
     return Scores(request.expert_score, neuron_score(request), request.seed, shared_ranking=free)
+
+
+def _free_rules(request: PlanRequest) -> FreeRules:
+    return FreeRules(
+        by_loss=request.method == "adaptive",
+        ranking=request.ranking,
+        shape=_shape(request),
+        tilt=request.tilt or 0.0,
+        guards=request.guards,
+    )
+
+
+def _shape(request: PlanRequest) -> Shape:
+    """The paper's shape with what the request pins."""
+    return Shape(
+        PAPER_SHAPE.shallow if request.shallow is None else request.shallow,
+        PAPER_SHAPE.deep if request.deep is None else request.deep,
+        PAPER_SHAPE.middle if request.middle is None else request.middle,
+    )
 
 
 # -- size ------------------------------------------------------------------------------------------
@@ -130,24 +151,20 @@ def _allocator(
         return Uniform(space), None
     if method == "drop":
         return Drop(space, config, evidence), None
-    if method == "free":
+    if method in FREE_METHODS:
         if evidence is None:
             raise UserError(
-                "--method free ranks neurons and needs calibration",
+                f"--method {method} ranks neurons and needs calibration",
                 "--calibration WORK (tenp-edge calibrate), or --method tenp",
             )
-        return Free(space, evidence, request.ranking), None
+        return Free(space, evidence, _free_rules(request)), None
     return _tenp(space, evidence, request, pricer)
 
 
 def _tenp(
     space: Space, evidence: Evidence | None, request: PlanRequest, pricer: Pricer
 ) -> tuple[Tenp, Choice | None]:
-    shape = Shape(
-        PAPER_SHAPE.shallow if request.shallow is None else request.shallow,
-        PAPER_SHAPE.deep if request.deep is None else request.deep,
-        PAPER_SHAPE.middle if request.middle is None else request.middle,
-    )
+    shape = _shape(request)
     first = Tenp(space, evidence, shape, PAPER_SHARE, request.whole_share)
     if evidence is None:
         return first, None

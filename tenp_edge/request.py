@@ -9,8 +9,10 @@ from tenp_edge.errors import UserError
 from tenp_edge.registry import Exporter, ExportOptions, exporter
 from tenp_edge.saliency import EXPERT_SCORES, NEURON_SCORES
 
-METHODS = ("tenp", "enp", "drop", "free")
-RANKINGS = ("global", "layer")
+METHODS = ("tenp", "enp", "drop", "free", "adaptive")
+FREE_METHODS = ("free", "adaptive")  # every expert its own width
+RANKINGS = ("global", "layer", "trapezoid", "coverage")
+GUARDS = ("super", "tail")
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class PlanRequest:
 
     ``budget_bytes`` is the peak resident memory that the run may reach; ``keep`` (rho) pins the
     size instead. ``whole_share`` is alpha; ``shallow``, ``deep`` and ``middle`` shape the
-    trapezoid (`allocation.Shape`); ``ranking`` is for method free. ``imatrix`` is whether the
+    trapezoid (`allocation.Shape`); ``ranking``, ``tilt`` and ``guards`` are for the methods of
+    free widths (`search.FreeRules`). ``imatrix`` is whether the
     file will be quantised with the importance of its columns, ``tensor_types`` as in
     `registry.ExportOptions`.
     """
@@ -34,6 +37,8 @@ class PlanRequest:
     deep: float | None = None
     middle: float | None = None
     ranking: str = "global"
+    tilt: float | None = None
+    guards: tuple[str, ...] = ()
     width_multiple: int | None = None
     quant: str | None = None
     layout: str | None = None
@@ -66,6 +71,9 @@ def check_request(request: PlanRequest) -> None:
         raise UserError(f"--method {request.method} is not known", f"--method {'|'.join(METHODS)}")
     if request.ranking not in RANKINGS:
         raise UserError(f"no ranking '{request.ranking}'", "|".join(RANKINGS))
+    for guard in request.guards:
+        if guard not in GUARDS:
+            raise UserError(f"--guard {guard} is not known", f"--guard {'|'.join(GUARDS)}")
     for flag, name, table in (
         ("--expert-score", request.expert_score, EXPERT_SCORES),
         ("--neuron-score", request.neuron_score, NEURON_SCORES),
@@ -139,12 +147,13 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
 
 
 def neuron_score(request: PlanRequest) -> str:
-    """The requested score; energy for free widths, whose ranking crosses experts, else ENP."""
-    return request.neuron_score or ("energy" if request.method == "free" else "enp")
+    """The requested score; one that compares neurons of all experts for free widths, else ENP."""
+    own = {"free": "energy", "adaptive": "relative"}
+    return request.neuron_score or own.get(request.method, "enp")
 
 
 def method_of(request: PlanRequest, target: Target) -> str:
     """The allocation that is used: a merged file holds one width, so it takes the uniform one."""
-    if target.options.layout == "merged" and request.method in ("tenp", "free"):
+    if target.options.layout == "merged" and request.method in ("tenp", *FREE_METHODS):
         return "enp"
     return request.method

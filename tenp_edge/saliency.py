@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from tenp_edge.errors import UserError
-from tenp_edge.statistics import LayerStatistics, Statistics
+from tenp_edge.statistics import GROWTH_SUM, LayerStatistics, Statistics
 
 WeightNorms = Mapping[str, torch.Tensor]
 Score = Callable[[LayerStatistics, WeightNorms], torch.Tensor]
@@ -93,6 +93,23 @@ def energy(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     return stats["gated_activation_sq"] * norms["down_norm"].square()
 
 
+def relative(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of (g m_k)^2 ||w_k||^2 / ||h'||^2, h' the residual stream after the block.
+
+    The next norm divides by ||h'||, so this is the share of what later layers see that cutting k
+    alone changes: it compares neurons of different depths, where `energy` counts in each layer's
+    own unit. ||h'|| is taken as ||h|| times the layer's growth for an ordinary token: a token that
+    the block itself makes massive counts with its length before, which guards the experts that do.
+    """
+    if GROWTH_SUM not in stats.sums:
+        raise UserError(
+            "the statistics are of an older version, without losses relative to the residual "
+            "stream",
+            "calibrate again, or --method free",
+        )
+    return stats["relative_activation_sq"] * norms["down_norm"].square() / growth_of(stats)
+
+
 def camera_p(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     """||w_k||^2 [(1 - a) ||g m_k||_2^2 + a ||g m_k||_inf^2], a = 0.9: arXiv 2508.02322."""
     mean_part = (1 - CAMERA_ALPHA) * stats["gated_activation_sq"]
@@ -142,6 +159,7 @@ NEURON_SCORES: dict[str, Score] = {
     "enp-abs": enp_abs,
     "enp-sum": enp_sum,
     "energy": energy,
+    "relative": relative,
     "camera-p": camera_p,
     "flap": flap,
     "wanda": wanda,
@@ -208,13 +226,50 @@ def ranking_scores(statistics: Statistics, layer: int, score: str, seed: int = 0
     )
 
 
-def neuron_losses(statistics: Statistics, layer: int) -> torch.Tensor:
-    """Predicted loss of cutting each neuron, float64 [experts, width].
+def cut_losses(statistics: Statistics, layer: int, order: torch.Tensor) -> torch.Tensor:
+    """Predicted loss of keeping each expert's first w neurons of ``order``, w = 0 to the width.
 
-    (g m_k)^2 ||w_k||^2 per token of the domain, averaged over the domains: the squared error that
-    cutting the neuron adds to the layer's output if the neurons' contributions are uncorrelated.
+    ``order``: [experts, width], best first; returns float64 [experts, width + 1]. The loss is the
+    mean over tokens of ||what is cut||^2 / ||h'||^2 (see `relative`), averaged over the domains.
+    With c_k = g m_k w_k / ||h'||, E ||sum c_k||^2 is the sum of E ||c_k||^2 over the cut neurons,
+    plus cross terms. Of those the part along the expert's own output is known from the means
+    rho_k = E <c_k, y> / ||y||: (sum rho_k)^2 - sum rho_k^2 over the share of tokens that reach the
+    expert. It is what makes the last neurons of an expert dearer than their own energies.
+    Statistics of older versions have only energies, in the layer's own unit and without cross
+    terms.
     """
-    return ranking_scores(statistics, layer, "energy") / len(statistics.domains)
+    norms = statistics.weight_norms(layer)
+    parts = [
+        _cut_losses(
+            statistics.layer(domain, layer), norms, order, domain_tokens(statistics, domain)
+        )
+        for domain in statistics.domains
+    ]
+    return sum_of(parts) / len(parts)
+
+
+def _cut_losses(
+    stats: LayerStatistics, norms: WeightNorms, order: torch.Tensor, tokens: int
+) -> torch.Tensor:
+    if GROWTH_SUM not in stats.sums:
+        return _tail_sums((energy(stats, norms) / tokens).gather(1, order))
+    single = _tail_sums((relative(stats, norms) / tokens).gather(1, order))
+    along = (stats["relative_projection"] / tokens / growth_of(stats).sqrt()).gather(1, order)
+    share = (stats["tokens"] / tokens).clamp_min(_EPSILON)[:, None]
+    cross = (_tail_sums(along).square() - _tail_sums(along.square())) / share
+    return single + cross.clamp_min(0)
+
+
+def _tail_sums(values: torch.Tensor) -> torch.Tensor:
+    """[experts, width] -> [experts, width + 1]: the sum from each place on, 0 after the last."""
+    tails = values.flip(-1).cumsum(-1).flip(-1)
+    return torch.nn.functional.pad(tails, (0, 1))
+
+
+def growth_of(stats: LayerStatistics) -> torch.Tensor:
+    """||h'||^2 / ||h||^2 of an ordinary token: the block's growth of the residual stream."""
+    total, count = stats[GROWTH_SUM]
+    return (total / count.clamp_min(1)).exp()
 
 
 def tokens_routed(statistics: Statistics, layer: int) -> torch.Tensor:

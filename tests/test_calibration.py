@@ -147,6 +147,8 @@ def add_token(
         "activation": m,
         "activation_sq": m**2,
         "gated_activation_sq": (g * m) ** 2,
+        "relative_projection": g * p / h.norm(),
+        "relative_activation_sq": (g * m) ** 2 / h.norm() ** 2,
     }
     for name, value in values.items():
         sums[name][e] += value
