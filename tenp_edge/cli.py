@@ -222,6 +222,9 @@ def plan(
     method: flags.Method = "tenp",
     expert_score: flags.ExpertScore = "tenp",
     ranking: flags.Ranking = "global",
+    tilt: flags.Tilt = None,
+    guards: flags.Guards = None,
+    refine: flags.Refine = False,
     neuron_score: flags.NeuronScore = None,
     whole_share: flags.WholeShare = None,
     shallow: flags.Shallow = None,
@@ -237,13 +240,15 @@ def plan(
     no_imatrix: flags.NoImatrix = False,
     tensor_types: flags.TensorTypes = None,
     seed: flags.Seed = 0,
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "auto",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write plan.json here.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="What plan always does.")] = False,
     json_output: flags.Json = False,
 ) -> None:
-    """Decide what stays, and show what the RAM is spent on. Never runs the model.
+    """Decide what stays, and show what the RAM is spent on. Runs the model only with --refine.
 
     Without --calibration it plans by bytes, in the paper's shape. With it, it also chooses the
     share of whole experts and the slope over depth by predicted loss, and names the neurons.
@@ -256,12 +261,15 @@ def plan(
         tenp-edge plan MODEL --profile laptop-8gb --context 8192
 
         tenp-edge plan MODEL --keep 0.6 --calibration WORK -o plan.json
+
+        tenp-edge plan MODEL --ram 8GiB --calibration WORK --refine
     """
-    from tenp_edge.options import PlanOptions
+    from tenp_edge.options import CalibrationOptions, PlanOptions
     from tenp_edge.pipeline import run_plan
 
     options = _pick(PlanOptions, locals())
-    made = run_plan(model, options, calibration, seed)
+    compute = CalibrationOptions(device=device, dtype=dtype)
+    made = run_plan(model, options, calibration, seed, compute, progress)
     if output is not None and not dry_run:
         output.parent.mkdir(parents=True, exist_ok=True)
         made.save(output)
@@ -284,6 +292,9 @@ def compress(
     method: flags.Method = "tenp",
     expert_score: flags.ExpertScore = "tenp",
     ranking: flags.Ranking = "global",
+    tilt: flags.Tilt = None,
+    guards: flags.Guards = None,
+    refine: flags.Refine = False,
     neuron_score: flags.NeuronScore = None,
     whole_share: flags.WholeShare = None,
     shallow: flags.Shallow = None,

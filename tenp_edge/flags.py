@@ -92,8 +92,8 @@ Method = Annotated[
     str,
     _flag(
         "--method",
-        help="tenp (trapezoid), enp (one width for all), free (own width per expert), "
-        "drop (whole experts removed).",
+        help="tenp (trapezoid), enp (one width for all), adaptive (own width per expert, by "
+        "predicted loss), free (the same by neuron scores), drop (whole experts removed).",
         panel=_PLAN,
     ),
 ]
@@ -107,14 +107,40 @@ ExpertScore = Annotated[
 ]
 Ranking = Annotated[
     str,
-    _flag("--ranking", help="For free: one ranking, global or per layer (layer).", panel=_PLAN),
+    _flag(
+        "--ranking",
+        help="Budgets of own widths: global, layer (even), trapezoid (--shallow, --deep) or "
+        "coverage (shares of each layer's own total).",
+        panel=_PLAN,
+    ),
+]
+Tilt = Annotated[
+    float | None,
+    _flag("--tilt", help="Own widths: above 0 favours deep layers, by exp(tilt).", panel=_PLAN),
+]
+Guards = Annotated[
+    list[str] | None,
+    _flag(
+        "--guard",
+        help="Own widths: super (experts with massive activations stay whole), tail (experts "
+        "under 32 tokens keep the even width); repeat for both.",
+        panel=_PLAN,
+    ),
+]
+Refine = Annotated[
+    bool,
+    _flag(
+        "--refine",
+        help="Choose slope, alpha or tilt by KL measured on held-out calibration text.",
+        panel=_PLAN,
+    ),
 ]
 NeuronScore = Annotated[
     str | None,
     _flag(
         "--neuron-score",
-        help="enp, enp-abs, enp-sum, energy, camera-p, flap, wanda, magnitude or random. "
-        "Default: enp, and energy for --method free.",
+        help="enp, enp-abs, enp-sum, energy, relative, camera-p, flap, wanda, magnitude or "
+        "random. Default: enp; energy for --method free, relative for adaptive.",
         panel=_PLAN,
     ),
 ]

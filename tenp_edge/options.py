@@ -33,6 +33,8 @@ class PlanOptions:
     keep: float | None = None
     method: str = "tenp"
     ranking: str = "global"
+    tilt: float | None = None
+    guards: tuple[str, ...] = ()
     expert_score: str = "tenp"
     neuron_score: str | None = None
     whole_share: float | None = None
@@ -48,6 +50,7 @@ class PlanOptions:
     ubatch: int | None = None
     no_imatrix: bool = False
     tensor_types: tuple[str, ...] = ()
+    refine: bool = False
 
 
 @dataclass(frozen=True)

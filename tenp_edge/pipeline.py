@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ from tenp_edge.data import (
     load_tokenizer,
     make_domains,
     parse_data,
+    save_domains,
+    split_at,
 )
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
@@ -42,6 +44,7 @@ from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.refine import SLICE_FILE, SLICE_SAMPLES, MakePlan, refine
 from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.request import FREE_METHODS
 from tenp_edge.source import ModelSource
@@ -58,9 +61,15 @@ HELD_OUT_SHARE = 5  # with one's own data, at least a fifth of the chunks is kep
 
 
 def calibration_domains(
-    checkpoint: Checkpoint, options: CalibrationOptions, progress: Progress = QUIET
+    checkpoint: Checkpoint,
+    options: CalibrationOptions,
+    progress: Progress = QUIET,
+    spare: int = 0,
 ) -> list[Domain]:
-    """The token chunks that ``options`` describe: the user's files, or the standard library."""
+    """The token chunks that ``options`` describe: the user's files, or the standard library.
+
+    Up to ``spare`` more chunks follow those of each domain, to be held out.
+    """
     _check_counts(checkpoint, options.samples, options.seq_len, "--seq-len")
     tokenizer = load_tokenizer(checkpoint.path)
     if not options.data:
@@ -73,7 +82,7 @@ def calibration_domains(
         files = parse_data(options.data)
         texts = {name: load_texts(path, tokenizer, progress) for name, path in files.items()}
     return make_domains(
-        texts, tokenizer, options.samples, options.seq_len, options.seed, progress=progress
+        texts, tokenizer, options.samples, options.seq_len, options.seed, progress, spare
     )
 
 
@@ -123,8 +132,10 @@ def run_calibrate(
 ) -> Statistics:
     """Collect statistics of ``model`` into ``work``; resumes, and returns finished work at once."""
     checkpoint = Checkpoint(model)
-    domains = calibration_domains(checkpoint, options, progress)
-    return _calibrate(checkpoint, domains, work, options, progress)
+    drawn = calibration_domains(checkpoint, options, progress, spare=SLICE_SAMPLES)
+    pairs = [split_at(domain, options.samples) for domain in drawn]
+    domains = [first for first, _ in pairs]
+    return _calibrate(checkpoint, domains, work, options, progress, [rest for _, rest in pairs])
 
 
 def _calibrate(
@@ -133,8 +144,12 @@ def _calibrate(
     work: Path,
     options: CalibrationOptions,
     progress: Progress,
+    held_out: Sequence[Domain] = (),
 ) -> Statistics:
-    """Statistics in ``work``, and beside them coverage.json: which experts saw too few tokens."""
+    """Statistics in ``work``, and beside them coverage.json: which experts saw too few tokens.
+
+    ``held_out``, where there is any, is kept beside them for `refine`.
+    """
     statistics = calibrate(
         checkpoint,
         domains,
@@ -145,6 +160,8 @@ def _calibrate(
         progress=progress,
     )
     write_text(work / "coverage.json", json.dumps(coverage(statistics).to_json(), indent=1) + "\n")
+    if any(len(domain.tokens) for domain in held_out):
+        save_domains(work / SLICE_FILE, held_out)
     return statistics
 
 
@@ -153,12 +170,48 @@ def run_plan(
     options: PlanOptions,
     statistics: Path | None = None,
     seed: int = 0,
+    compute: CalibrationOptions | None = None,
+    progress: Progress = QUIET,
 ) -> CompressionPlan:
-    """Decide the widths (and, with statistics, the neurons). Never runs the model."""
+    """Decide the widths (and, with statistics, the neurons). Runs the model only to refine."""
     checkpoint = Checkpoint(model)
     profile = choose_profile(options)
-    stats = None if statistics is None else load_statistics(statistics, checkpoint.fingerprint)
-    return make_plan(checkpoint, profile, plan_request(options, profile, seed), stats)
+    request = plan_request(options, profile, seed)
+    if statistics is None:
+        if options.refine:
+            raise UserError(
+                "--refine measures plans, which need neurons",
+                "--calibration WORK (tenp-edge calibrate)",
+            )
+        return make_plan(checkpoint, profile, request)
+    stats = load_statistics(statistics, checkpoint.fingerprint)
+    if not options.refine:
+        return make_plan(checkpoint, profile, request, stats)
+    return _refine(
+        checkpoint,
+        request,
+        lambda asked: make_plan(checkpoint, profile, asked, stats),
+        statistics,
+        compute or CalibrationOptions(),
+        progress,
+    )
+
+
+def _refine(
+    checkpoint: Checkpoint,
+    request: PlanRequest,
+    make: MakePlan,
+    directory: Path,
+    compute: CalibrationOptions,
+    progress: Progress,
+) -> CompressionPlan:
+    """In float32 unless asked otherwise, as in validate: bf16 flips near-tied routing."""
+    device = choose_device(compute.device)
+    kind = "float32" if compute.dtype == "auto" else compute.dtype
+    dtype = choose_dtype(kind, device, checkpoint.dtype)
+    return refine(
+        checkpoint, request, make, directory, device=device, dtype=dtype, progress=progress
+    )
 
 
 def run_export(
@@ -325,13 +378,13 @@ class _Compress:
     def statistics(self) -> Statistics:
         if self.options.statistics is not None:
             return load_statistics(self.options.statistics, self.checkpoint.fingerprint)
-        domains, _ = self._domains
+        domains, _, spare = self._domains
         options = self.options.calibration
         work = self.output / "calibration"
-        return _calibrate(self.checkpoint, domains, work, options, self.progress)
+        return _calibrate(self.checkpoint, domains, work, options, self.progress, spare)
 
     def plan(self, statistics: Statistics) -> CompressionPlan:
-        plan = self._make_plan(statistics)
+        plan = self._chosen_plan(statistics)
         key = key_of(plan.to_json())
         file = self.output / "plan.json"
 
@@ -341,6 +394,19 @@ class _Compress:
 
         self._stage("plan", key, write)
         return plan
+
+    def _chosen_plan(self, statistics: Statistics) -> CompressionPlan:
+        options = self.options
+        if not options.plan.refine:
+            return self._make_plan(statistics)
+        return _refine(
+            self.checkpoint,
+            self.request,
+            lambda asked: self._make_plan(statistics, asked),
+            options.statistics or self.output / "calibration",
+            options.calibration,
+            self.progress,
+        )
 
     def write_checkpoint(self, plan: CompressionPlan) -> None:
         target = self.output / "checkpoint"
@@ -372,7 +438,7 @@ class _Compress:
         key = key_of(plan.digest, asdict(options.validation), asdict(options.calibration))
         if self.directory.done("validation", key):
             return load_report(file)
-        _, held_out = self._domains
+        _, held_out, _ = self._domains
         report = validate(
             self.checkpoint.path,
             self.output / "model.gguf",
@@ -428,16 +494,17 @@ class _Compress:
         return MemoryRun(**chosen, threads=threads)
 
     @cached_property
-    def _domains(self) -> tuple[list[Domain], list[Domain]]:
-        """Calibration chunks, and chunks of text that calibration never saw."""
+    def _domains(self) -> tuple[list[Domain], list[Domain], list[Domain]]:
+        """Chunks for calibration, for validation, and for refining: none in two of them."""
         calibration, validation = self.options.calibration, self.options.validation
         own_data_only = bool(calibration.data) and not validation.data
+        more = validation.samples if own_data_only else 0
+        wanted = replace(calibration, samples=calibration.samples + more)
+        drawn = calibration_domains(self.checkpoint, wanted, self.progress, SLICE_SAMPLES)
+        pairs = [split_at(domain, wanted.samples) for domain in drawn]
+        used, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
         if not own_data_only:
             held_out = validation_domains(self.checkpoint, validation, calibration.seed)
-            return calibration_domains(self.checkpoint, calibration, self.progress), held_out
-        more = replace(calibration, samples=calibration.samples + validation.samples)
-        pairs = [
-            split_domain(domain, validation.samples)
-            for domain in calibration_domains(self.checkpoint, more, self.progress)
-        ]
-        return [first for first, _ in pairs], [second for _, second in pairs]
+            return used, held_out, spare
+        split = [split_domain(domain, validation.samples) for domain in used]
+        return [first for first, _ in split], [second for _, second in split], spare

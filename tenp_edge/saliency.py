@@ -257,7 +257,8 @@ def _cut_losses(
     along = (stats["relative_projection"] / tokens / growth_of(stats).sqrt()).gather(1, order)
     share = (stats["tokens"] / tokens).clamp_min(_EPSILON)[:, None]
     cross = (_tail_sums(along).square() - _tail_sums(along.square())) / share
-    return single + cross.clamp_min(0)
+    total: torch.Tensor = single + cross.clamp_min(0)
+    return total
 
 
 def _tail_sums(values: torch.Tensor) -> torch.Tensor:
