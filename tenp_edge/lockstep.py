@@ -9,7 +9,7 @@ every plan that differs, which go to files in ``work`` when they are large.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -242,9 +242,3 @@ def _summary(rows: _Rows, scores: Sequence[TokenScores]) -> Measured:
         for name, span in rows.spans
     )
     return Measured(by_domain, summarise("overall", len(scores), concatenate(scores)))
-
-
-def plans_in_turn(plans: Sequence[CompressionPlan], size: int) -> Iterator[list[CompressionPlan]]:
-    """``plans`` in runs of at most ``size``: what is measured together is in memory together."""
-    for start in range(0, len(plans), size):
-        yield list(plans[start : start + size])

@@ -99,4 +99,5 @@ def plan_request(options: PlanOptions, profile: DeviceProfile, seed: int) -> Pla
         budget = profile.budget_bytes
     shared = {f.name for f in fields(PlanRequest)} & {f.name for f in fields(PlanOptions)}
     choices = {name: getattr(options, name) for name in shared}
-    return PlanRequest(budget_bytes=budget, imatrix=not options.no_imatrix, seed=seed, **choices)
+    imatrix = not options.no_imatrix
+    return PlanRequest(budget_bytes=budget, imatrix=imatrix, seed=seed, frontier=True, **choices)

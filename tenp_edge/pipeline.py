@@ -44,7 +44,7 @@ from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.refine import SLICE_FILE, SLICE_SAMPLES, MakePlan, refine
+from tenp_edge.refine import SLICE_FILE, SLICE_SAMPLES, MakePlan, measured_losses, refine
 from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.request import FREE_METHODS
 from tenp_edge.source import ModelSource
@@ -186,11 +186,14 @@ def run_plan(
         return make_plan(checkpoint, profile, request)
     stats = load_statistics(statistics, checkpoint.fingerprint)
     if not options.refine:
-        return make_plan(checkpoint, profile, request, stats)
+        measured = tuple(measured_losses(statistics))
+        return make_plan(checkpoint, profile, request, stats, measured=measured)
     return _refine(
         checkpoint,
         request,
-        lambda asked: make_plan(checkpoint, profile, asked, stats),
+        lambda asked: make_plan(
+            checkpoint, profile, asked, stats, measured=tuple(measured_losses(statistics))
+        ),
         statistics,
         compute or CalibrationOptions(),
         progress,
@@ -403,7 +406,7 @@ class _Compress:
             self.checkpoint,
             self.request,
             lambda asked: self._make_plan(statistics, asked),
-            options.statistics or self.output / "calibration",
+            self._calibration,
             options.calibration,
             self.progress,
         )
@@ -466,7 +469,13 @@ class _Compress:
         self, statistics: Statistics | None, request: PlanRequest | None = None
     ) -> CompressionPlan:
         extra = None if self.options.skip_checkpoint else self._checkpoint_files
-        return make_plan(self.checkpoint, self.profile, request or self.request, statistics, extra)
+        request = request or self.request
+        measured = tuple(measured_losses(self._calibration)) if statistics else ()
+        return make_plan(self.checkpoint, self.profile, request, statistics, extra, measured)
+
+    @property
+    def _calibration(self) -> Path:
+        return self.options.statistics or self.output / "calibration"
 
     def _checkpoint_files(self, plan: CompressionPlan) -> dict[str, int]:
         """Exact size of every weight file of the pruned checkpoint."""

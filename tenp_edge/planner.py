@@ -15,6 +15,7 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import DeviceProfile
 from tenp_edge.errors import UserError
 from tenp_edge.evidence import Evidence, Scores
+from tenp_edge.frontier import Measured, frontier, predicted_kl
 from tenp_edge.models import ModelConfig
 from tenp_edge.plan import CompressionPlan, Widths
 from tenp_edge.pricing import Priced, Pricer, draft
@@ -58,13 +59,14 @@ def make_plan(
     request: PlanRequest,
     statistics: Statistics | None = None,
     extra_files: ExtraFiles | None = None,
+    measured: Measured = (),
 ) -> CompressionPlan:
     """The largest legal plan of the requested method within the budget or the keep ratio.
 
     With ``statistics`` the plan names the retained neurons, and method tenp chooses alpha and the
-    trapezoid's shape by predicted loss: the sum over the cut neurons of (g m_k)^2 ||w_k||^2 per
-    calibration token, averaged over the domains. Without, it plans by bytes with the paper's
-    shape. ``extra_files`` adds exact sizes of further weight files (the pruned checkpoint's).
+    trapezoid's shape by predicted loss (`saliency.cut_losses`). Without, it plans by bytes with
+    the paper's shape. ``extra_files`` adds exact sizes of further weight files (the pruned
+    checkpoint's); ``measured`` are (predicted loss, KL) of plans of this model that were run.
     Raises UserError when nothing legal fits, with what would.
     """
     check_request(request)
@@ -78,10 +80,15 @@ def make_plan(
     neurons = _neurons(allocator, space, request, pricer, None if choice is None else choice.near)
     priced = pricer(_widths_at(allocator, space, neurons))
     _check_fits(priced, request, pricer)
+    recipe = make_recipe(checkpoint, priced, target, request, allocator, evidence, choice)
+    if evidence is not None:
+        recipe["predicted_kl"] = predicted_kl(recipe["predicted_loss"], measured)
+        if request.frontier:
+            recipe["frontier"] = frontier(allocator, space, evidence, pricer, priced, measured)
     plan = replace(
         draft(checkpoint, priced.widths),
         retained=None if evidence is None else evidence.retained(priced.widths),
-        recipe=make_recipe(checkpoint, priced, target, request, allocator, evidence, choice),
+        recipe=recipe,
         memory=memory_json(priced, target, evidence),
         files=dict(priced.manifest.files),
     )

@@ -125,10 +125,14 @@ def refine(
 ) -> CompressionPlan:
     """The plan with the least measured KL over the method's knobs; ``make`` plans a request.
 
+    The last request to ``make`` asks for the chosen plan again, with its frontier: by then
+    `measured_losses` knows what was measured.
+
     ``directory``: the statistics with their slice; refine.json is kept there. Raises UserError
     when the method has no knob left or there is no slice.
     """
     domains = load_slice(directory)
+    request = replace(request, frontier=False)
     started, first = time.monotonic(), make(request)
     if first.keep_ratio == 1.0:
         return first
@@ -152,8 +156,8 @@ def refine(
         return [measured.mean_kl for measured in found]
 
     best, trials = _descend(request, first, axes, make, records, measure)
-    seconds = time.monotonic() - started
-    return _with_record(best, trials, seconds)
+    chosen = make(replace(request, **trials[best.digest].changes, frontier=True))
+    return _with_record(chosen, trials, time.monotonic() - started)
 
 
 def _descend(

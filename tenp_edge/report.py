@@ -106,12 +106,45 @@ def _recipe_lines(plan: CompressionPlan) -> list[str]:
             f"{recipe['narrow_width']} wide (beta {recipe['beta']:.2f}), shape "
             f"{recipe['shallow']:g} -> {recipe['deep']:g} by {recipe['chosen_by']}"
         )
+    if "predicted_kl" in recipe and plan.keep_ratio < 1:
+        lines += _choice_lines(recipe)
     if recipe.get("active_ratio") is not None:
         lines.append(f"R_active: {percent(recipe['active_ratio'])} of the routed width per token")
     if plan.memory.get("tokens_per_second"):
         speed = plan.memory["tokens_per_second"]
         lines.append(f"decode: about {_rounded(speed)} tokens/s, by memory bandwidth (an estimate)")
     return lines
+
+
+def _choice_lines(recipe: Mapping[str, Any]) -> list[str]:
+    """What the plan will cost, and why it is this one."""
+    sized = "asked for" if recipe["budget_bytes"] is None else "the largest within the budget"
+    lines = [f"predicted KL: about {recipe['predicted_kl']:.2g} nats a token; size: {sized}"]
+    refined = recipe.get("refined")
+    if refined:
+        best, *others = refined["tried"]
+        worst = max((trial["mean_kl"] for trial in others), default=best["mean_kl"])
+        changes = ", ".join(f"{k} {v}" for k, v in best["changes"].items()) or "no change"
+        lines.append(
+            f"refined: {changes} measured {best['mean_kl']:.3g} nats on held-out text, best of "
+            f"{len(refined['tried'])} (worst {worst:.3g}), in {refined['seconds']:.0f} s"
+        )
+    return lines
+
+
+def frontier(plan: CompressionPlan) -> Table:
+    """RAM against predicted KL, the chosen plan marked."""
+    rows = [
+        (
+            format_size(point["total_bytes"]),
+            percent(point["keep_ratio"]),
+            f"{point['predicted_kl']:.2g}",
+            "<- chosen" if point["chosen"] else "",
+        )
+        for point in plan.recipe["frontier"]
+    ]
+    columns = ("peak RSS", "neurons kept", "predicted KL", "")
+    return table(f"Frontier of {plan.recipe['method']}", columns, rows)
 
 
 def _rounded(value: float) -> str:
@@ -121,7 +154,9 @@ def _rounded(value: float) -> str:
 def plan_report(plan: CompressionPlan) -> RenderableType:
     """The plan as printed by ``tenp-edge plan``: choice, memory, widths, files."""
     lines = [*_recipe_lines(plan), *(f"note: {note}" for note in plan.recipe.get("notes", ()))]
-    parts: list[RenderableType] = [Text("\n".join(lines)), memory(plan), widths(plan)]
+    parts: list[RenderableType] = [Text("\n".join(lines)), memory(plan)]
+    parts += [frontier(plan)] if plan.recipe.get("frontier") else []
+    parts.append(widths(plan))
     if plan.files:
         rows = [(name, f"{size:,}", format_size(size)) for name, size in plan.files.items()]
         parts.append(table("Files (exact)", ("file", "bytes", "size"), rows))

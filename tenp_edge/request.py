@@ -22,9 +22,9 @@ class PlanRequest:
     ``budget_bytes`` is the peak resident memory that the run may reach; ``keep`` (rho) pins the
     size instead. ``whole_share`` is alpha; ``shallow``, ``deep`` and ``middle`` shape the
     trapezoid (`allocation.Shape`); ``ranking``, ``tilt`` and ``guards`` are for the methods of
-    free widths (`search.FreeRules`). ``imatrix`` is whether the
-    file will be quantised with the importance of its columns, ``tensor_types`` as in
-    `registry.ExportOptions`.
+    free widths (`search.FreeRules`). ``imatrix`` is whether the file will be quantised with the
+    importance of its columns, ``tensor_types`` as in `registry.ExportOptions`. ``frontier`` adds
+    the method's plans at other sizes to the recipe.
     """
 
     budget_bytes: int | None = None
@@ -49,6 +49,7 @@ class PlanRequest:
     imatrix: bool = True
     tensor_types: tuple[str, ...] = ()
     seed: int = 0
+    frontier: bool = False
 
 
 @dataclass(frozen=True)

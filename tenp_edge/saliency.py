@@ -270,7 +270,7 @@ def _tail_sums(values: torch.Tensor) -> torch.Tensor:
 def growth_of(stats: LayerStatistics) -> torch.Tensor:
     """||h'||^2 / ||h||^2 of an ordinary token: the block's growth of the residual stream."""
     total, count = stats[GROWTH_SUM]
-    return (total / count.clamp_min(1)).exp()
+    return torch.exp(total / count.clamp_min(1))
 
 
 def tokens_routed(statistics: Statistics, layer: int) -> torch.Tensor:
