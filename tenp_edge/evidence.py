@@ -19,7 +19,9 @@ from tenp_edge.saliency import (
     cut_losses,
     expert_scores,
     neuron_scores,
+    prior_losses,
     ranking_scores,
+    tail_sums,
     tokens_routed,
 )
 from tenp_edge.statistics import Statistics
@@ -27,12 +29,16 @@ from tenp_edge.statistics import Statistics
 
 @dataclass(frozen=True)
 class Scores:
-    """Which scores decide. ``shared_ranking``: neurons compete across experts (method free)."""
+    """Which scores decide. ``shared_ranking``: neurons compete across experts (method free).
+
+    ``insurance``: weight of `saliency.prior_losses` beside what the text says (method adaptive).
+    """
 
     expert: str
     neuron: str
     seed: int
     shared_ranking: bool = False
+    insurance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,14 @@ class LayerEvidence:
 
     ``losses`` [experts, 1 + legal widths]: predicted loss of removing an expert, then of narrowing
     it to each legal width; ``gains`` [experts, legal widths]: sum of the neuron scores that are
-    kept; ``tokens`` [experts].
+    kept; ``insured`` [experts, 1 + legal widths]: ``losses`` with the insurance; ``tokens``
+    [experts].
     """
 
     ranking: tuple[int, ...]
     losses: torch.Tensor
     gains: torch.Tensor
+    insured: torch.Tensor
     tokens: torch.Tensor
 
 
@@ -137,6 +145,9 @@ class Evidence:
             return own
         reached = tokens_routed(self.statistics, layer) > 0
         shared = ranking_scores(self.statistics, layer, name, seed)
+        if self.scores.insurance and name == "relative":
+            prior = prior_losses(self.statistics, layer) * len(self.statistics.domains)
+            shared = shared + self.scores.insurance * prior
         return torch.where(reached[:, None], shared, own)
 
     def _layer(self, layer: int) -> LayerEvidence:
@@ -147,9 +158,13 @@ class Evidence:
         neuron = self._neuron_scores(layer)
         order = _descending(neuron)
         ends = torch.tensor(self.space.legal_widths) - 1
-        losses = cut_losses(self.statistics, layer, order)[:, [0, *self.space.legal_widths]]
+        columns = [0, *self.space.legal_widths]
+        losses = insured = cut_losses(self.statistics, layer, order)[:, columns]
+        if self.scores.insurance:
+            prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
+            insured = losses + self.scores.insurance * prior[:, columns]
         gains = neuron.gather(1, order).cumsum(dim=1)[:, ends]
-        return LayerEvidence(ranking, losses, gains, tokens)
+        return LayerEvidence(ranking, losses, gains, insured, tokens)
 
 
 def _descending(values: torch.Tensor) -> torch.Tensor:

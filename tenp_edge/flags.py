@@ -127,6 +127,15 @@ Guards = Annotated[
         panel=_PLAN,
     ),
 ]
+Insurance = Annotated[
+    float | None,
+    _flag(
+        "--insurance",
+        help="For adaptive: weight of the neurons' norms beside what the text says, for text "
+        "unlike the calibration's.",
+        panel=_PLAN,
+    ),
+]
 Refine = Annotated[
     bool,
     _flag(

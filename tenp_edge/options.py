@@ -35,6 +35,7 @@ class PlanOptions:
     ranking: str = "global"
     tilt: float | None = None
     guards: tuple[str, ...] = ()
+    insurance: float | None = None
     expert_score: str = "tenp"
     neuron_score: str | None = None
     whole_share: float | None = None

@@ -27,6 +27,7 @@ from tenp_edge.request import (
     PlanRequest,
     Target,
     check_request,
+    insurance,
     make_target,
     method_of,
     neuron_score,
@@ -120,7 +121,13 @@ def make_space(config: ModelConfig, width_multiple: int) -> Space:
 
 def _scores(request: PlanRequest) -> Scores:
     free = request.method in FREE_METHODS
-    return Scores(request.expert_score, neuron_score(request), request.seed, shared_ranking=free)
+    return Scores(
+        request.expert_score,
+        neuron_score(request),
+        request.seed,
+        shared_ranking=free,
+        insurance=insurance(request),
+    )
 
 
 def _free_rules(request: PlanRequest) -> FreeRules:

@@ -12,6 +12,7 @@ from tenp_edge.saliency import EXPERT_SCORES, NEURON_SCORES
 METHODS = ("tenp", "enp", "drop", "free", "adaptive")
 FREE_METHODS = ("free", "adaptive")  # every expert its own width
 RANKINGS = ("global", "layer", "trapezoid", "coverage")
+INSURANCE = 0.0  # default of --insurance
 GUARDS = ("super", "tail")
 
 
@@ -22,9 +23,9 @@ class PlanRequest:
     ``budget_bytes`` is the peak resident memory that the run may reach; ``keep`` (rho) pins the
     size instead. ``whole_share`` is alpha; ``shallow``, ``deep`` and ``middle`` shape the
     trapezoid (`allocation.Shape`); ``ranking``, ``tilt`` and ``guards`` are for the methods of
-    free widths (`search.FreeRules`). ``imatrix`` is whether the file will be quantised with the
-    importance of its columns, ``tensor_types`` as in `registry.ExportOptions`. ``frontier`` adds
-    the method's plans at other sizes to the recipe.
+    free widths (`search.FreeRules`), ``insurance`` for adaptive. ``imatrix`` is whether the file
+    will be quantised with the importance of its columns, ``tensor_types`` as in
+    `registry.ExportOptions`. ``frontier`` adds the method's plans at other sizes to the recipe.
     """
 
     budget_bytes: int | None = None
@@ -39,6 +40,7 @@ class PlanRequest:
     ranking: str = "global"
     tilt: float | None = None
     guards: tuple[str, ...] = ()
+    insurance: float | None = None
     width_multiple: int | None = None
     quant: str | None = None
     layout: str | None = None
@@ -109,6 +111,7 @@ def _check_shape_flags(request: PlanRequest) -> None:
         ("--shallow", request.shallow),
         ("--deep", request.deep),
         ("--middle", request.middle),
+        ("--insurance", request.insurance),
     ):
         if value is not None and value < 0:
             raise UserError(f"{flag} {value:g} is negative", f"{flag} with a weight from 0 up")
@@ -151,6 +154,13 @@ def neuron_score(request: PlanRequest) -> str:
     """The requested score; one that compares neurons of all experts for free widths, else ENP."""
     own = {"free": "energy", "adaptive": "relative"}
     return request.neuron_score or own.get(request.method, "enp")
+
+
+def insurance(request: PlanRequest) -> float:
+    """The requested weight of the prior; only adaptive has one."""
+    if request.method != "adaptive":
+        return 0.0
+    return INSURANCE if request.insurance is None else request.insurance
 
 
 def method_of(request: PlanRequest, target: Target) -> str:

@@ -252,16 +252,34 @@ def _cut_losses(
     stats: LayerStatistics, norms: WeightNorms, order: torch.Tensor, tokens: int
 ) -> torch.Tensor:
     if GROWTH_SUM not in stats.sums:
-        return _tail_sums((energy(stats, norms) / tokens).gather(1, order))
-    single = _tail_sums((relative(stats, norms) / tokens).gather(1, order))
+        return tail_sums((energy(stats, norms) / tokens).gather(1, order))
+    single = tail_sums((relative(stats, norms) / tokens).gather(1, order))
     along = (stats["relative_projection"] / tokens / growth_of(stats).sqrt()).gather(1, order)
     share = (stats["tokens"] / tokens).clamp_min(_EPSILON)[:, None]
-    cross = (_tail_sums(along).square() - _tail_sums(along.square())) / share
+    cross = (tail_sums(along).square() - tail_sums(along.square())) / share
     total: torch.Tensor = single + cross.clamp_min(0)
     return total
 
 
-def _tail_sums(values: torch.Tensor) -> torch.Tensor:
+def prior_losses(statistics: Statistics, layer: int) -> torch.Tensor:
+    """What cutting each neuron would cost if text said nothing about it, float64 [experts, width].
+
+    Proportional to (||gate_k|| ||up_k|| ||w_k||)^2, the neuron's mean square output for inputs of
+    no direction at experts that are chosen alike; scaled to the layer's own predicted total. Mixed
+    in, it insures neurons that the calibration text did not need but other text may.
+    """
+    norms = statistics.weight_norms(layer)
+    size = (norms["gate_norm"] * norms["up_norm"] * norms["down_norm"]).square()
+    total = sum_of(
+        (relative if statistics.has_growth else energy)(stats, norms).sum()
+        / domain_tokens(statistics, domain)
+        for domain in statistics.domains
+        for stats in [statistics.layer(domain, layer)]
+    ) / len(statistics.domains)
+    return size * (total / size.sum().clamp_min(_EPSILON))
+
+
+def tail_sums(values: torch.Tensor) -> torch.Tensor:
     """[experts, width] -> [experts, width + 1]: the sum from each place on, 0 after the last."""
     tails = values.flip(-1).cumsum(-1).flip(-1)
     return torch.nn.functional.pad(tails, (0, 1))

@@ -193,7 +193,8 @@ class Free:
     def _gains(self, layer: int) -> torch.Tensor:
         """[experts, legal widths]: value of keeping each expert at each width."""
         found, rules = self.evidence.layers[layer], self.rules
-        gains = found.losses[:, :1] - found.losses[:, 1:] if rules.by_loss else found.gains.clone()
+        insured = found.insured
+        gains = insured[:, :1] - insured[:, 1:] if rules.by_loss else found.gains.clone()
         if rules.ranking == "coverage":
             gains = gains / gains[:, -1].sum().clamp_min(1e-30)
         depth = self.space.layers.index(layer) / max(len(self.space.layers) - 1, 1)
