@@ -99,7 +99,7 @@ def run(
 _CHILD = """
 import atexit, sys
 def report():
-    from tenp_edge.runtime.peak import peak_rss_bytes
+    from tenp_edge.runtime.resident import peak_rss_bytes
     peak = peak_rss_bytes()
     print(f"PEAK {peak}", file=sys.__stdout__)
 atexit.register(report)

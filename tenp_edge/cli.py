@@ -253,7 +253,8 @@ def plan(
 
     Without --calibration it plans by bytes, in the paper's shape. With it, it also chooses the
     share of whole experts and the slope over depth by predicted loss, and names the neurons.
-    Without a profile the device is this machine's CPU: per-expert GGUF, Q8_0, context 4096.
+    Without a profile the device is this machine's CPU: per-expert GGUF, context 4096. With --ram
+    and without --quant it chooses the tensor type, Q8_0 down to IQ4_XS, and says why.
 
     Examples:
 
@@ -456,7 +457,8 @@ def validate(
 
     The reference runs layer by layer, so it may be bigger than the RAM. A GGUF runs in its own
     runtime: merged and padded ones in unmodified llama.cpp, per-expert ones in ours, or with
-    --twin in unmodified llama.cpp too, with zeros where neurons were cut.
+    --twin in unmodified llama.cpp too, with zeros where neurons were cut. Its peak memory (context
+    4096) is predicted and measured.
 
     Examples:
 
@@ -475,7 +477,7 @@ def validate(
     found = run_validate(reference, candidate, options, compute, progress).to_json()
     if output is not None:
         write_text(output, json.dumps(found, indent=1) + "\n")
-    _show(report.validation(found), found, json_output)
+    _show(report.validated(found), found, json_output)
 
 
 for _verb in (run_cli.run, run_cli.serve, run_cli.bench):

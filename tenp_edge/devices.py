@@ -19,8 +19,7 @@ KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 GGUF_TYPES = tuple(
     "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S IQ4_NL IQ4_XS Q4_0 Q3_K_M Q2_K".split()
 )
-# Resident bytes of a llama.cpp process that no table of weights, KV or compute explains: the
-# interpreter with llama-cpp-python imported (41 MiB), allocator slack, outputs, thread stacks.
+# The process of `tenp-edge run` before it opens a file, where it cannot be measured.
 THIS_MACHINE_OVERHEAD_BYTES = 48 * 2**20
 
 
@@ -30,6 +29,9 @@ class DeviceProfile:
 
     ``tensor_types`` are those the runtime can load (``--quant``); a cut expert's width is a
     multiple of ``width_multiple``; ``ubatch`` is how many prompt tokens are computed at once.
+    ``runtime_overhead_bytes`` is what the runtime's process has resident before it opens a file
+    (interpreter, libraries); what depends on the file (vocabulary, header, graphs, buffers) is
+    added by the planner. None: this machine, where the process is measured.
     """
 
     name: str
@@ -46,7 +48,7 @@ class DeviceProfile:
     context: int
     memory_bandwidth_bytes_per_second: int
     threads: int
-    runtime_overhead_bytes: int
+    runtime_overhead_bytes: int | None
     ubatch: int
 
     @property
@@ -98,7 +100,7 @@ def this_machine() -> DeviceProfile:
         # Dual-channel DDR4-3200, the commonest machine; a profile file can say better.
         memory_bandwidth_bytes_per_second=51_200_000_000,
         threads=_physical_cores(),
-        runtime_overhead_bytes=THIS_MACHINE_OVERHEAD_BYTES,
+        runtime_overhead_bytes=None,
         ubatch=512,
     )
 

@@ -188,7 +188,11 @@ Layout = Annotated[
 ]
 Quant = Annotated[
     str | None,
-    _flag("--quant", help=f"File type: {QUANTS}. Default: the profile's.", panel=_EXPORT),
+    _flag(
+        "--quant",
+        help=f"File type: {QUANTS}. Default: chosen to fit the memory; with --keep the profile's.",
+        panel=_EXPORT,
+    ),
 ]
 ExportQuant = Annotated[str, _flag("--quant", help=f"File type: {QUANTS}.", panel=_EXPORT)]
 NoImatrix = Annotated[

@@ -1,7 +1,8 @@
 """Bytes of a run: weights, KV cache, compute buffers, runtime overhead; and its decode speed. Pure.
 
-Weights are added up from the exporter's manifest, never estimated. The KV cache follows
-llama.cpp's formula. The compute buffer has no closed form across architectures: the estimate here
+Weights are added up from the exporter's manifest, never estimated. Cache, compute buffer and
+process come from the runtime itself (`Exporter.run_memory`). Where it cannot be asked, the KV cache
+follows llama.cpp's formula, and the compute buffer, which has no closed form across architectures,
 is an upper bound fitted to llama.cpp's own no-alloc projections (`compute_bytes`).
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tenp_edge.devices import DeviceProfile
+from tenp_edge.devices import THIS_MACHINE_OVERHEAD_BYTES, DeviceProfile
+from tenp_edge.footprint import MemoryRun, RunMemory
 from tenp_edge.models import ModelConfig
 from tenp_edge.registry import Manifest
 
@@ -32,7 +34,11 @@ VOCABULARY_BYTES_PER_TOKEN = 300
 
 @dataclass(frozen=True)
 class MemoryTable:
-    """What the peak resident memory of a run is made of, in bytes."""
+    """What the peak resident memory of a run is made of, in bytes.
+
+    ``source``: "runtime" where cache, buffers and process are the runtime's own answer, else
+    "estimate".
+    """
 
     experts_bytes: int
     other_weights_bytes: int
@@ -40,6 +46,7 @@ class MemoryTable:
     compute_bytes: int
     overhead_bytes: int
     budget_bytes: int
+    source: str = "estimate"
 
     @property
     def total_bytes(self) -> int:
@@ -67,23 +74,37 @@ def memory_table(
     config: ModelConfig,
     manifest: Manifest,
     profile: DeviceProfile,
-    context: int,
-    kv_type: str,
-    ubatch: int,
+    run: MemoryRun,
     budget: int,
+    answer: RunMemory | None = None,
 ) -> MemoryTable:
-    """Predicted memory of running ``manifest`` (of the pruned ``config``) on ``profile``."""
+    """Predicted memory of running ``manifest`` (of the pruned ``config``) on ``profile``.
+
+    ``answer``: the runtime's own, of this model or of one like it; without, everything but the
+    weights and the cache is estimated. The process itself is measured where the profile is this
+    machine, and the profile's constant elsewhere.
+    """
     experts = expert_bytes(manifest)
-    vocabulary = config.vocab_size * VOCABULARY_BYTES_PER_TOKEN
-    # The header of a mapped file (tokenizer included) is read once and stays resident.
-    header = manifest.file_bytes - manifest.weight_bytes
+    constant = profile.runtime_overhead_bytes
+    if answer is None:
+        vocabulary = config.vocab_size * VOCABULARY_BYTES_PER_TOKEN
+        # The header of a mapped file (tokenizer included) is read once and stays resident.
+        header = manifest.file_bytes - manifest.weight_bytes
+        base = THIS_MACHINE_OVERHEAD_BYTES if constant is None else constant
+        kv, compute = kv_bytes(config, run), compute_bytes(config, run)
+        overhead = base + vocabulary + header
+    else:
+        kv, compute = answer.kv_bytes, answer.compute_bytes
+        own = answer.file_process_bytes
+        overhead = answer.process_bytes if constant is None else constant + own
     return MemoryTable(
         experts_bytes=experts,
         other_weights_bytes=manifest.weight_bytes - experts,
-        kv_bytes=kv_bytes(config, context, kv_type),
-        compute_bytes=compute_bytes(config, context, kv_type, ubatch),
-        overhead_bytes=profile.runtime_overhead_bytes + vocabulary + header,
+        kv_bytes=kv,
+        compute_bytes=compute,
+        overhead_bytes=overhead,
         budget_bytes=budget,
+        source="estimate" if answer is None else "runtime",
     )
 
 
@@ -103,18 +124,18 @@ def padded_context(context: int) -> int:
     return -(-context // 256) * 256
 
 
-def kv_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
+def kv_bytes(config: ModelConfig, run: MemoryRun) -> int:
     """The whole KV cache: keys and values per head, or MLA's latent and rotary key only."""
-    cells = config.num_hidden_layers * padded_context(context)
+    cells = config.num_hidden_layers * padded_context(run.context)
     if config.mla is not None:
-        return cells * row_bytes(kv_type, config.mla.kv_lora_rank + config.mla.qk_rope_head_dim)
-    return cells * 2 * row_bytes(kv_type, config.num_key_value_heads * config.head_dim)
+        return cells * row_bytes(run.kv_type, config.mla.kv_lora_rank + config.mla.qk_rope_head_dim)
+    return cells * 2 * row_bytes(run.kv_type, config.num_key_value_heads * config.head_dim)
 
 
-def compute_bytes(config: ModelConfig, context: int, kv_type: str, ubatch: int) -> int:
-    """Upper bound of llama.cpp's compute buffer for ``ubatch`` prompt tokens and one output.
+def compute_bytes(config: ModelConfig, run: MemoryRun) -> int:
+    """Upper bound of llama.cpp's compute buffer for a ubatch of prompt tokens and one output.
 
-    Flash attention, llama.cpp's default, is taken for every KV type but F32. Per token, in floats:
+    With flash attention, as files are run here for every KV type. Per token, in floats:
     the widest MLP (gate, up, their product, four hidden states), or two widths and two outputs of
     every chosen expert (and the shared expert's output); plus one float16 of attention mask per
     cell. Against llama.cpp's no-alloc projection for Qwen3-30B, Qwen1.5-MoE, DeepSeek-V2-Lite,
@@ -127,30 +148,15 @@ def compute_bytes(config: ModelConfig, context: int, kv_type: str, ubatch: int) 
     mlp = 3 * max(top_k * width, config.shared_intermediate_size, dense) + 4 * hidden
     shared = 2 * hidden if config.shared_intermediate_size else 0
     floats = max(mlp, 2 * top_k * (hidden + width) + shared)
-    cells, tokens = padded_context(context), min(ubatch, context)
-    with_mask = 4 * floats + 2 * cells
-    if kv_type == "F32":
-        with_mask = max(with_mask, _plain_attention_bytes(config, cells))
-    return tokens * (with_mask + 512)
-
-
-def _plain_attention_bytes(config: ModelConfig, cells: int) -> int:
-    """Per token without flash attention: the scores of every head over every cell, a float32 mask,
-    and queries twice, keys, values and six hidden states (measured: three to six)."""
-    heads, mla = config.num_attention_heads, config.mla
-    if mla is None:
-        rows = 2 * heads * config.head_dim + 2 * config.num_key_value_heads * config.head_dim
-    else:
-        rows = heads * (3 * mla.kv_lora_rank + 2 * mla.qk_rope_head_dim)
-    return 4 * (heads + 1) * cells + 4 * (rows + 6 * config.hidden_size)
+    cells, tokens = padded_context(run.context), min(run.ubatch, run.context)
+    return tokens * (4 * floats + 2 * cells + 512)
 
 
 def decode_tokens_per_second(
     config: ModelConfig,
     manifest: Manifest,
     profile: DeviceProfile,
-    context: int,
-    kv_type: str,
+    run: MemoryRun,
     active_ratio: float = 1.0,
 ) -> float:
     """Speed at which weights and a full KV cache can be read once per token, an upper bound.
@@ -162,9 +168,7 @@ def decode_tokens_per_second(
     experts = expert_bytes(manifest)
     touched = experts * min(routed * active_ratio, 1.0)
     touched += manifest.weight_bytes - experts - _looked_up_bytes(config, manifest)
-    return profile.memory_bandwidth_bytes_per_second / (
-        touched + kv_bytes(config, context, kv_type)
-    )
+    return profile.memory_bandwidth_bytes_per_second / (touched + kv_bytes(config, run))
 
 
 def _looked_up_bytes(config: ModelConfig, manifest: Manifest) -> int:

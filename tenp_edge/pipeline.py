@@ -27,8 +27,10 @@ from tenp_edge.data import (
     save_domains,
     split_at,
 )
+from tenp_edge.devices import this_machine
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import MemoryRun
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.importance import Importance, importance_of
 from tenp_edge.inspection import inspect_model
@@ -50,7 +52,7 @@ from tenp_edge.request import FREE_METHODS
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
 from tenp_edge.timing import estimate
-from tenp_edge.validation import MemoryRun, ValidationReport, load_report, validate
+from tenp_edge.validation import ValidationReport, load_report, validate
 from tenp_edge.workdir import RunDirectory, key_of
 
 WORTH_SAYING_SECONDS = 15
@@ -183,21 +185,17 @@ def run_plan(
                 "--refine measures plans, which need neurons",
                 "--calibration WORK (tenp-edge calibrate)",
             )
-        return make_plan(checkpoint, profile, request)
+        return make_plan(checkpoint, profile, request, confirm=True)
     stats = load_statistics(statistics, checkpoint.fingerprint)
+
+    def make(asked: PlanRequest) -> CompressionPlan:
+        known = tuple(measured_losses(statistics))
+        return make_plan(checkpoint, profile, asked, stats, measured=known, confirm=asked.frontier)
+
     if not options.refine:
-        measured = tuple(measured_losses(statistics))
-        return make_plan(checkpoint, profile, request, stats, measured=measured)
-    return _refine(
-        checkpoint,
-        request,
-        lambda asked: make_plan(
-            checkpoint, profile, asked, stats, measured=tuple(measured_losses(statistics))
-        ),
-        statistics,
-        compute or CalibrationOptions(),
-        progress,
-    )
+        return make(request)
+    wanted = compute or CalibrationOptions()
+    return _refine(checkpoint, request, make, statistics, wanted, progress)
 
 
 def _refine(
@@ -258,8 +256,10 @@ def run_validate(
     progress: Progress = QUIET,
 ) -> ValidationReport:
     """Compare ``candidate`` with ``reference`` on text of named domains."""
-    compute = calibration or CalibrationOptions()
-    domains = validation_domains(Checkpoint(reference), options, compute.seed)
+    compute, checkpoint = calibration or CalibrationOptions(), Checkpoint(reference)
+    domains = validation_domains(checkpoint, options, compute.seed)
+    context = min(MemoryRun.context, checkpoint.config.max_position_embeddings)
+    threads = options.threads or this_machine().threads
     return validate(
         reference,
         candidate,
@@ -268,6 +268,7 @@ def run_validate(
         dtype=compute.dtype,
         threads=options.threads,
         twin=options.twin,
+        memory_run=MemoryRun(context, threads=threads),
         progress=progress,
     )
 
@@ -349,13 +350,19 @@ class _Compress:
     def note_time(self, draft: CompressionPlan) -> None:
         """Say how long it will take, when that is more than a moment."""
         options, checkpoint = self.options, self.checkpoint
+        summary, missing = inspect_model(checkpoint.path), self._missing(draft)
         device = choose_device(options.calibration.device)
+        writer = exporter(draft.recipe["format"])
+        exported = all(name.startswith("checkpoint/") for name in missing)
+        kept = round(draft.recipe["model_retention"] * summary.parameters)
         expected = estimate(
-            active_parameters=inspect_model(checkpoint.path).active_parameters,
+            active_parameters=summary.active_parameters,
             model_bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
-            written_bytes=sum(self._missing(draft).values()),
+            written_bytes=sum(missing.values()),
             calibration_tokens=0 if options.statistics else _tokens(options.calibration),
             validation_tokens=0 if options.no_validate else _tokens(options.validation),
+            quantised_parameters=0 if exported else kept,
+            encoding_speed=writer.encoding_speed(self._export_options(draft)),
             device=device,
             dtype=choose_dtype(options.calibration.dtype, device, checkpoint.dtype),
         )
@@ -387,15 +394,15 @@ class _Compress:
         return _calibrate(self.checkpoint, domains, work, options, self.progress, spare)
 
     def plan(self, statistics: Statistics) -> CompressionPlan:
+        file, options = self.output / "plan.json", self.options
+        # By what it is made from: the process that its memory counts differs by pages each time.
+        inputs = asdict(self.request), asdict(self.profile), statistics.info
+        key = key_of(*inputs, options.skip_checkpoint, options.plan.refine)
+        if self.directory.done("plan", key):
+            return load_plan(file)
         plan = self._chosen_plan(statistics)
-        key = key_of(plan.to_json())
-        file = self.output / "plan.json"
-
-        def write() -> list[Path]:
-            plan.save(file)
-            return [file, file.with_suffix(".safetensors")]
-
-        self._stage("plan", key, write)
+        plan.save(file)
+        self.directory.finish("plan", key, [file, file.with_suffix(".safetensors")])
         return plan
 
     def _chosen_plan(self, statistics: Statistics) -> CompressionPlan:
@@ -469,9 +476,17 @@ class _Compress:
         self, statistics: Statistics | None, request: PlanRequest | None = None
     ) -> CompressionPlan:
         extra = None if self.options.skip_checkpoint else self._checkpoint_files
-        request = request or self.request
+        asked = request or self.request
         measured = tuple(measured_losses(self._calibration)) if statistics else ()
-        return make_plan(self.checkpoint, self.profile, request, statistics, extra, measured)
+        return make_plan(
+            self.checkpoint,
+            self.profile,
+            asked,
+            statistics,
+            extra,
+            measured=measured,
+            confirm=asked.frontier,
+        )
 
     @property
     def _calibration(self) -> Path:
@@ -487,15 +502,14 @@ class _Compress:
         rules = tuple(recipe["tensor_types"])
         return ExportOptions(recipe["quant"], recipe["layout"], recipe["imatrix"], rules)
 
-    def _predicted_peak_rss(self, plan: CompressionPlan) -> int:
-        """Of the run that validation measures: the file's own, or that of its padded twin."""
-        if plan.recipe["layout"] == "per-expert" and self.options.validation.twin:
-            return self._padded(plan).memory.total_bytes
-        return int(plan.memory["total_bytes"])
+    def _predicted_peak_rss(self, plan: CompressionPlan) -> int | None:
+        """Of the run that validation measures, which is on this machine."""
+        measured_here = self.profile.runtime_overhead_bytes is None
+        return int(plan.memory["total_bytes"]) if measured_here else None
 
     def _padded(self, plan: CompressionPlan) -> Priced:
-        target = make_target(self.profile, replace(self.request, layout="padded"))
-        return Pricer(self.checkpoint, target)(plan.widths)
+        request = replace(self.request, layout="padded", quant=plan.recipe["quant"])
+        return Pricer(self.checkpoint, make_target(self.profile, request))(plan.widths)
 
     def _memory_run(self, plan: CompressionPlan) -> MemoryRun:
         chosen = {name: plan.memory[name] for name in ("context", "ubatch", "kv_type")}

@@ -1,7 +1,8 @@
 """The search under the budget: a checkpoint, a device and a RAM number -> CompressionPlan.
 
-The exporter's manifest is the only accounting: every candidate is priced by the files that would
-really be written for it, and a plan that is returned has been priced, never estimated.
+The exporter's manifest is the only accounting of weights: every candidate is priced by the files
+that would really be written for it. What the run takes besides is the runtime's own answer, for the
+plan that is returned (``confirm``).
 """
 
 from __future__ import annotations
@@ -47,10 +48,12 @@ from tenp_edge.search import (
     shapes,
 )
 from tenp_edge.statistics import Statistics
+from tenp_edge.typechoice import TypeChoice, candidates, choose_type
 from tenp_edge.units import format_size
 
 __all__ = ["METHODS", "RANKINGS", "PlanRequest", "Target", "make_plan", "make_target"]
 
+_CONFIRMATIONS = 4
 ExtraFiles = Callable[[CompressionPlan], Mapping[str, int]]
 
 
@@ -61,25 +64,29 @@ def make_plan(
     statistics: Statistics | None = None,
     extra_files: ExtraFiles | None = None,
     measured: Measured = (),
+    confirm: bool = False,
 ) -> CompressionPlan:
     """The largest legal plan of the requested method within the budget or the keep ratio.
 
     With ``statistics`` the plan names the retained neurons, and method tenp chooses alpha and the
     trapezoid's shape by predicted loss (`saliency.cut_losses`). Without, it plans by bytes with
-    the paper's shape. ``extra_files`` adds exact sizes of further weight files (the pruned
-    checkpoint's); ``measured`` are (predicted loss, KL) of plans of this model that were run.
+    the paper's shape. Where the request names no type, one is chosen (`typechoice`).
+    ``extra_files`` adds exact sizes of further weight files (the pruned checkpoint's);
+    ``measured`` are (predicted loss, KL) of plans of this model that were run. ``confirm``: the
+    memory is the runtime's own answer for the very plan; without, it is estimated.
     Raises UserError when nothing legal fits, with what would.
     """
     check_request(request)
     check_model(checkpoint, statistics)
-    target = make_target(profile, request)
-    target.exporter.check(checkpoint.config, target.options)
+    target, typed = _target(checkpoint, profile, request, confirm)
     space = make_space(checkpoint.config, target.width_multiple)
     evidence = None if statistics is None else Evidence(statistics, space, _scores(request))
     pricer = Pricer(checkpoint, target)
+    if confirm and request.keep is None:
+        pricer.confirm(_whole(space))  # What the search then assumes of every narrower plan.
     allocator, choice = _allocator(checkpoint.config, space, evidence, request, pricer)
-    neurons = _neurons(allocator, space, request, pricer, None if choice is None else choice.near)
-    priced = pricer(_widths_at(allocator, space, neurons))
+    near = None if choice is None else choice.near
+    priced = _priced(allocator, space, request, pricer, near, confirm)
     _check_fits(priced, request, pricer)
     recipe = make_recipe(checkpoint, priced, target, request, allocator, evidence, choice)
     if evidence is not None:
@@ -89,13 +96,31 @@ def make_plan(
     plan = replace(
         draft(checkpoint, priced.widths),
         retained=None if evidence is None else evidence.retained(priced.widths),
-        recipe=recipe,
+        recipe=recipe | ({} if typed is None else {"type_choice": typed.to_json()}),
         memory=memory_json(priced, target, evidence),
         files=dict(priced.manifest.files),
     )
     if extra_files is None:
         return plan
     return replace(plan, files={**plan.files, **extra_files(plan)})
+
+
+def _target(
+    checkpoint: Checkpoint, profile: DeviceProfile, request: PlanRequest, confirm: bool
+) -> tuple[Target, TypeChoice | None]:
+    """The target, with a type chosen where the request leaves it open."""
+    target, typed = make_target(profile, request), None
+    types = candidates(target, request)
+    if types:
+        space = make_space(checkpoint.config, target.width_multiple)
+
+        def target_of(quant: str) -> Target:
+            return make_target(profile, replace(request, quant=quant))
+
+        typed = choose_type(checkpoint, space, types, target_of, confirm)
+        target = target_of(typed.quant)
+    target.exporter.check(checkpoint.config, target.options)
+    return target, typed
 
 
 def check_model(checkpoint: Checkpoint, statistics: Statistics | None) -> None:
@@ -190,6 +215,26 @@ def _tenp(
     return Tenp(space, evidence, choice.shape, choice.alpha_share, request.whole_share), choice
 
 
+def _priced(
+    allocator: Allocator,
+    space: Space,
+    request: PlanRequest,
+    pricer: Pricer,
+    near: int | None,
+    confirm: bool,
+) -> Priced:
+    """The plan of the requested size. A confirmed one is within the budget by the runtime's answer
+    for itself; where that is above what its search assumed, the search is repeated with it."""
+    for _ in range(_CONFIRMATIONS):
+        neurons = _neurons(allocator, space, request, pricer, near)
+        widths = _widths_at(allocator, space, neurons)
+        priced = pricer.confirm(widths) if confirm else pricer(widths)
+        if request.keep is not None or priced.memory.headroom_bytes >= 0:
+            return priced
+        near = neurons
+    raise infeasible(allocator, space, request, pricer)
+
+
 def _neurons(
     allocator: Allocator,
     space: Space,
@@ -230,9 +275,11 @@ def _neurons_at_ratio(allocator: Allocator, space: Space, keep: float) -> int:
 
 def _widths_at(allocator: Allocator, space: Space, neurons: int) -> Widths:
     """The allocator's plan; the full model where everything is kept."""
-    if neurons >= space.total_neurons:
-        return dict.fromkeys(space.layers, (space.full,) * space.experts)
-    return allocator.widths(neurons)
+    return _whole(space) if neurons >= space.total_neurons else allocator.widths(neurons)
+
+
+def _whole(space: Space) -> Widths:
+    return dict.fromkeys(space.layers, (space.full,) * space.experts)
 
 
 def _check_fits(priced: Priced, request: PlanRequest, pricer: Pricer) -> None:
@@ -258,9 +305,9 @@ def infeasible(
     widths = _widths_at(allocator, space, allocator.least_neurons)
     smallest = pricer(widths).memory.total_bytes
     if request.budget_bytes is None:
-        leaves = f"{target.profile.name} with --context {target.context} leaves"
+        leaves = f"{target.profile.name} with --context {target.run.context} leaves"
     else:
-        leaves = f"--ram with --context {target.context} leaves"
+        leaves = f"--ram with --context {target.run.context} leaves"
     ways = [
         f"{flag} ({format_size(nbytes)})"
         for flag, nbytes in _alternatives(pricer, widths)
@@ -280,11 +327,12 @@ def _alternatives(pricer: Pricer, widths: Widths) -> list[tuple[str, int]]:
     def total(**changes: Any) -> int:
         return Pricer(pricer.checkpoint, replace(target, **changes))(widths).memory.total_bytes
 
-    contexts = [c for c in (32768, 16384, 8192, 4096, 2048, 1024, 512) if c < target.context]
-    by_context = [(f"--context {c}", total(context=c)) for c in contexts]
+    run = target.run
+    contexts = [c for c in (32768, 16384, 8192, 4096, 2048, 1024, 512) if c < run.context]
+    by_context = [(f"--context {c}", total(run=replace(run, context=c))) for c in contexts]
     found += [entry for entry in by_context if entry[1] <= target.budget_bytes][:1]
-    if target.kv_type in ("F32", "F16", "BF16"):
-        found.append(("--kv-type Q8_0", total(kv_type="Q8_0")))
+    if run.kv_type in ("F32", "F16", "BF16"):
+        found.append(("--kv-type Q8_0", total(run=replace(run, kv_type="Q8_0"))))
     types = [
         name for name in target.exporter.quants if name in target.profile.tensor_types
     ] or target.exporter.quants

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.footprint import RunMemory
 from tenp_edge.memory import MemoryTable, memory_table
 from tenp_edge.models import ModelConfig
 from tenp_edge.plan import CompressionPlan, Widths
@@ -31,33 +32,41 @@ class Priced:
 
 
 class Pricer:
-    """Prices widths for one checkpoint and target, each plan once."""
+    """Prices widths for one checkpoint and target, each manifest once.
 
-    def __init__(self, checkpoint: Checkpoint, target: Target) -> None:
+    The weights are exact; what the run takes besides is estimated, or, once `confirm` was called,
+    what the runtime answered last: it hardly changes from plan to plan.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, target: Target, answer: RunMemory | None = None
+    ) -> None:
         self.checkpoint, self.target = checkpoint, target
-        self._known: dict[tuple[tuple[int, ...], ...], Priced] = {}
+        self.answer = answer
+        self._known: dict[tuple[tuple[int, ...], ...], tuple[ModelConfig, Manifest]] = {}
 
     def __call__(self, widths: Widths) -> Priced:
+        target, (config, manifest) = self.target, self._manifest(widths)
+        table = memory_table(
+            config, manifest, target.profile, target.run, target.budget_bytes, self.answer
+        )
+        return Priced(widths, self.checkpoint.config.moe_intermediate_size, config, manifest, table)
+
+    def confirm(self, widths: Widths) -> Priced:
+        """The price with the runtime's own answer for this very plan, where it can be asked."""
+        target, (config, _) = self.target, self._manifest(widths)
+        asked = target.exporter.run_memory(self.checkpoint, config, target.options, target.run)
+        self.answer = asked or self.answer
+        return self(widths)
+
+    def _manifest(self, widths: Widths) -> tuple[ModelConfig, Manifest]:
         key = tuple(widths.values())
         if key not in self._known:
-            self._known[key] = self._price(widths)
+            target = self.target
+            config = pruned_config(self.checkpoint.config, draft(self.checkpoint, widths))
+            manifest = target.exporter.manifest(self.checkpoint, config, target.options)
+            self._known[key] = config, manifest
         return self._known[key]
-
-    def _price(self, widths: Widths) -> Priced:
-        target = self.target
-        config = pruned_config(self.checkpoint.config, draft(self.checkpoint, widths))
-        manifest = target.exporter.manifest(self.checkpoint, config, target.options)
-        table = memory_table(
-            config,
-            manifest,
-            target.profile,
-            target.context,
-            target.kv_type,
-            target.ubatch,
-            target.budget_bytes,
-        )
-        full = self.checkpoint.config.moe_intermediate_size
-        return Priced(widths, full, config, manifest, table)
 
 
 def draft(checkpoint: Checkpoint, widths: Widths) -> CompressionPlan:

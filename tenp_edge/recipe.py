@@ -19,9 +19,9 @@ def memory_json(priced: Priced, target: Target, evidence: Evidence | None) -> di
     return {
         **priced.memory.to_json(),
         "device": target.profile.name,
-        "context": target.context,
-        "kv_type": target.kv_type,
-        "ubatch": target.ubatch,
+        "context": target.run.context,
+        "kv_type": target.run.kv_type,
+        "ubatch": target.run.ubatch,
         "tokens_per_second": round(_speed(priced, target, evidence), 2),
     }
 
@@ -33,7 +33,7 @@ def _speed(priced: Priced, target: Target, evidence: Evidence | None) -> float:
     if active is not None and not priced.config.is_uniform:
         relative = active / priced.keep_ratio
     return decode_tokens_per_second(
-        priced.config, priced.manifest, target.profile, target.context, target.kv_type, relative
+        priced.config, priced.manifest, target.profile, target.run, relative
     )
 
 

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import MemoryRun, RunMemory
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
 from tenp_edge.source import ModelSource
@@ -79,12 +80,17 @@ class Manifest:
 
 class Exporter(Protocol):
     """One format. ``layouts[0]`` and ``quants`` say what it can write; to ``weighted_quants`` an
-    importance matrix is of use."""
+    importance matrix is of use.
+
+    ``automatic_quants``: what may be chosen for a budget when the user names no type, the most
+    precise first; none: always the profile's default.
+    """
 
     format: str
     layouts: tuple[str, ...]
     quants: tuple[str, ...]
     weighted_quants: tuple[str, ...]
+    automatic_quants: tuple[str, ...]
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when this model cannot be written that way (before any long work)."""
@@ -103,6 +109,20 @@ class Exporter(Protocol):
         self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
     ) -> Manifest:
         """Write ``target`` one tensor at a time, under a temporary name until it is complete."""
+        ...
+
+    def run_memory(
+        self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, run: MemoryRun
+    ) -> RunMemory | None:
+        """What running the file of `manifest` takes here, from its runtime, without any weight.
+
+        None where no runtime can be asked: the planner's own estimate counts then. Raises
+        UserError when the runtime refuses the run.
+        """
+        ...
+
+    def encoding_speed(self, options: ExportOptions) -> float:
+        """Bytes of float32 weights that are encoded per second here, measured for a moment."""
         ...
 
 

@@ -53,7 +53,7 @@ def memory(plan: CompressionPlan) -> Table:
             ("other_weights_bytes", "other weights"),
             ("kv_bytes", "KV cache"),
             ("compute_bytes", "compute"),
-            ("overhead_bytes", "runtime overhead"),
+            ("overhead_bytes", "process, vocabulary"),
             ("total_bytes", "predicted peak RSS"),
         )
         if key in plan.memory
@@ -61,7 +61,9 @@ def memory(plan: CompressionPlan) -> Table:
     if plan.recipe.get("budget_bytes"):
         rows.append(("headroom", format_size(plan.memory["headroom_bytes"])))
         rows.append(("budget", format_size(plan.memory["budget_bytes"])))
-    return table("Memory", ("part", "size"), rows)
+    source = plan.memory.get("source")
+    title = "Memory (estimated)" if source == "estimate" else "Memory"
+    return table(title, ("part", "size"), rows)
 
 
 def widths(plan: CompressionPlan) -> Table:
@@ -100,6 +102,8 @@ def _recipe_lines(plan: CompressionPlan) -> list[str]:
         f"{recipe['method']}: keeps {percent(plan.keep_ratio)} of the routed-expert neurons (rho), "
         f"{percent(recipe['model_retention'])} of the model's parameters",
     ]
+    if recipe.get("quant"):
+        lines.append(_type_line(recipe))
     if "whole_share" in recipe:
         lines.append(
             f"trapezoid: {percent(recipe['whole_share'])} of the experts whole (alpha), the others "
@@ -145,6 +149,15 @@ def frontier(plan: CompressionPlan) -> Table:
     ]
     columns = ("peak RSS", "neurons kept", "predicted KL", "")
     return table(f"Frontier of {plan.recipe['method']}", columns, rows)
+
+
+def _type_line(recipe: Mapping[str, Any]) -> str:
+    """The tensor type, and where it was chosen by us, why and among what."""
+    chosen = recipe.get("type_choice")
+    if chosen is None:
+        return f"type: {recipe['quant']}"
+    kept = ", ".join(f"{name} about {percent(share)}" for name, share in chosen["kept"].items())
+    return f"type: {recipe['quant']}, {chosen['reason']} (would keep: {kept})"
 
 
 def _rounded(value: float) -> str:
@@ -220,11 +233,16 @@ def validation(report: Mapping[str, Any]) -> RenderableType:
     return table(f"Against the reference ({report['judged_through']})", columns, rows)
 
 
+def validated(report: Mapping[str, Any]) -> RenderableType:
+    """``tenp-edge validate``: the comparison, and the peak RSS where the file was run for it."""
+    return Group(validation(report), peak_rss(report))
+
+
 def compressed(output: object, plan: CompressionPlan, checked: Mapping[str, Any] | None) -> Group:
     """The last page of ``compress``: what was written, what it costs, what it needs."""
     parts: list[RenderableType] = [plan_report(plan)]
     if checked is not None:
-        parts += [validation(checked), peak_rss(checked)]
+        parts.append(validated(checked))
     parts.append(Text(f"written to {output}"))
     return Group(*parts)
 

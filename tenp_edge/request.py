@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tenp_edge.devices import KV_TYPES, DeviceProfile
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import MemoryRun
 from tenp_edge.registry import Exporter, ExportOptions, exporter
 from tenp_edge.saliency import EXPERT_SCORES, NEURON_SCORES
 
@@ -62,9 +63,7 @@ class Target:
     exporter: Exporter
     options: ExportOptions
     width_multiple: int
-    context: int
-    kv_type: str
-    ubatch: int
+    run: MemoryRun
     budget_bytes: int
 
 
@@ -143,9 +142,12 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
         exporter=found,
         options=ExportOptions(quant, layout, imatrix, request.tensor_types),
         width_multiple=request.width_multiple or profile.width_multiple,
-        context=request.context or profile.context,
-        kv_type=request.kv_type or profile.kv_type,
-        ubatch=request.ubatch or profile.ubatch,
+        run=MemoryRun(
+            context=request.context or profile.context,
+            ubatch=request.ubatch or profile.ubatch,
+            kv_type=request.kv_type or profile.kv_type,
+            threads=profile.threads,
+        ),
         budget_bytes=request.budget_bytes or profile.budget_bytes,
     )
 

@@ -21,11 +21,12 @@ class Estimate:
 
     calibration: float
     files: float
+    quantisation: float
     validation: float
 
     @property
     def total(self) -> float:
-        return self.calibration + self.files + self.validation
+        return self.calibration + self.files + self.quantisation + self.validation
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {_minutes(s)}" for name, s in vars(self).items() if s >= 1)
@@ -38,10 +39,13 @@ def estimate(
     written_bytes: int,
     calibration_tokens: int,
     validation_tokens: int,
+    quantised_parameters: int,
+    encoding_speed: float,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Estimate:
-    """Forwards cost 2 operations per active parameter and token; files cost their bytes.
+    """Forwards cost 2 operations per active parameter and token; files cost their bytes, and
+    quantising ``quantised_parameters`` at ``encoding_speed`` (bytes of float32 per second).
 
     The validation runs the reference here and the exported file in its runtime, at about the same
     speed.
@@ -52,6 +56,7 @@ def estimate(
         calibration=calibration_tokens * per_token * _CALIBRATION_FACTOR
         + (reading if calibration_tokens else 0),
         files=reading + written_bytes / _DISK_BYTES_PER_SECOND,
+        quantisation=4 * quantised_parameters / encoding_speed,
         validation=2 * validation_tokens * per_token + (reading if validation_tokens else 0),
     )
 

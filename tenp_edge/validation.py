@@ -29,11 +29,12 @@ from tenp_edge.divergence import (
     summarise,
 )
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import MemoryRun
 from tenp_edge.forward import choose_device, choose_dtype, streaming_logits
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.opening import RunOptions, open_model
-from tenp_edge.runtime.peak import measure_peak_rss
+from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
 from tenp_edge.runtime.perexpert import PerExpertModel
 from tenp_edge.runtime.session import Session
 from tenp_edge.runtime.twin import GgufFile, write_padded_twin
@@ -92,16 +93,6 @@ def load_report(file: Path) -> ValidationReport:
     return ValidationReport.from_json(read_json(file))
 
 
-@dataclass(frozen=True)
-class MemoryRun:
-    """The run whose peak RSS was predicted: sizes as llama.cpp takes them."""
-
-    context: int = 4096
-    ubatch: int = 512
-    kv_type: str = "F16"
-    threads: int = 2
-
-
 def validate(
     reference: Path,
     candidate: Path,
@@ -118,8 +109,9 @@ def validate(
 ) -> ValidationReport:
     """Compare ``candidate`` (a checkpoint directory or a GGUF file) with ``reference``.
 
-    ``predicted_peak_rss``: of the run that ``memory_run`` describes (for a per-expert file its
-    padded twin's, since that is what can run); with it the peak is measured too. ``work``: where
+    ``memory_run``: a run of the file whose peak RSS is measured, beside its prediction:
+    ``predicted_peak_rss`` if given (of the candidate, not of its twin), else the runtime's answer.
+    ``work``: where
     the twin and spilled hidden states may lie, beside the candidate if None; nothing stays there.
     Raises UserError when the two are different models.
     """
@@ -133,8 +125,7 @@ def validate(
         if candidate.is_dir():
             opened = _checkpoint_judge(run, candidate)
         else:
-            memory = None if predicted_peak_rss is None else memory_run or MemoryRun()
-            opened = _gguf_judge(run, candidate, predicted_peak_rss, memory, twin)
+            opened = _gguf_judge(run, candidate, predicted_peak_rss, memory_run, twin)
         with opened as judge:
             rows, overall = _compare(run, run.logits(source, "reference"), judge.logits)
     return ValidationReport(
@@ -292,13 +283,18 @@ def _gguf_judge(
         judged = model.runtime if runnable == path else TWIN
         _check_sizes(path, {"vocab_size": (config.vocab_size, model.vocab_size)})
         facts: dict[str, Any] = {"tokenizer_agrees": _tokenizers_agree(model, run)}
-        if predicted is not None and memory is not None:
-            facts |= {
-                "predicted_peak_rss": predicted,
-                "measured_peak_rss": measure_peak_rss(runnable, **asdict(memory)),
-                "measured_as": judged,
-            }
+        if memory is not None:
+            facts |= _peak_facts(runnable, memory, predicted if runnable == path else None)
+            facts["measured_as"] = judged
         yield _Judge(judged, _gguf_logits(model, run.batch), facts)
+
+
+def _peak_facts(file: Path, run: MemoryRun, predicted: int | None) -> dict[str, int]:
+    """Predicted and measured peak RSS of running ``file``."""
+    if predicted is None:
+        predicted = predict_peak(file, run).total_bytes
+    measured = measure_peak_rss(file, **asdict(run))
+    return {"predicted_peak_rss": predicted, "measured_peak_rss": measured}
 
 
 def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int | None]]) -> None:

@@ -12,6 +12,7 @@ import tiny
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import KV_TYPES, this_machine
 from tenp_edge.exporters.gguf import EXPORTER
+from tenp_edge.footprint import MemoryRun
 from tenp_edge.memory import (
     KV_BLOCKS,
     compute_bytes,
@@ -89,12 +90,12 @@ def test_every_kv_type_has_a_row_size() -> None:
 def test_kv_cache_is_llama_cpp_s_to_the_byte(
     raw: dict[str, object], context: int, kv_type: str, measured: int
 ) -> None:
-    assert kv_bytes(config_of(raw), context, kv_type) == measured
+    assert kv_bytes(config_of(raw), MemoryRun(context, kv_type=kv_type)) == measured
 
 
 def test_kv_context_is_padded_to_256_cells() -> None:
     config = config_of(QWEN3_30B)
-    assert kv_bytes(config, 1000, "F16") == kv_bytes(config, 1024, "F16")
+    assert kv_bytes(config, MemoryRun(1000)) == kv_bytes(config, MemoryRun(1024))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_kv_context_is_padded_to_256_cells() -> None:
 def test_compute_bound_is_never_below_and_close(
     raw: dict[str, object], context: int, ubatch: int, measured: int
 ) -> None:
-    bound = compute_bytes(config_of(raw), context, "F16", ubatch)
+    bound = compute_bytes(config_of(raw), MemoryRun(context, ubatch))
     assert measured <= bound <= 1.14 * measured
 
 
@@ -124,7 +125,7 @@ def manifest_of(checkpoint: Checkpoint, layout: str = "per-expert") -> Manifest:
 def test_table_adds_up_to_the_manifest(checkpoint_of: Callable[[str], Path], family: str) -> None:
     checkpoint = Checkpoint(checkpoint_of(family))
     config, manifest = checkpoint.config, manifest_of(checkpoint)
-    table = memory_table(config, manifest, this_machine(), 1024, "F16", 256, 10**9)
+    table = memory_table(config, manifest, this_machine(), MemoryRun(1024, 256), 10**9)
     assert table.weights_bytes == manifest.weight_bytes
     experts = config.expert_neurons * config.hidden_size * 3 * 4
     assert table.experts_bytes == expert_bytes(manifest) == experts
@@ -139,8 +140,10 @@ def test_speed_by_hand(checkpoint_of: Callable[[str], Path]) -> None:
     profile = replace(this_machine(), memory_bandwidth_bytes_per_second=10**9)
     experts = expert_bytes(manifest)
     table = config.vocab_size * config.hidden_size * 4
-    touched = experts / 2 + manifest.weight_bytes - experts - table + kv_bytes(config, 256, "F16")
-    speed = decode_tokens_per_second(config, manifest, profile, 256, "F16")
+    touched = (
+        experts / 2 + manifest.weight_bytes - experts - table + kv_bytes(config, MemoryRun(256))
+    )
+    speed = decode_tokens_per_second(config, manifest, profile, MemoryRun(256))
     assert speed == pytest.approx(1e9 / touched)
-    busier = decode_tokens_per_second(config, manifest, profile, 256, "F16", 1.2)
+    busier = decode_tokens_per_second(config, manifest, profile, MemoryRun(256), 1.2)
     assert busier == pytest.approx(1e9 / (touched + 0.1 * experts))

@@ -18,6 +18,7 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.compress import write_checkpoint
 from tenp_edge.data import Domain, load_tokenizer, make_domains
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import MemoryRun
 from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions, exporter
 from tenp_edge.runtime.twin import GgufFile, write_padded_twin
@@ -27,7 +28,6 @@ from tenp_edge.validation import (
     PER_EXPERT,
     TRANSFORMERS,
     TWIN,
-    MemoryRun,
     ValidationReport,
     load_report,
     validate,
@@ -172,14 +172,13 @@ def test_peak_rss_is_of_the_run_that_is_named(
         model,
         ragged,
         domains_of(model),
-        predicted_peak_rss=10**8,
         memory_run=run,
         twin=twin,
         device="cpu",
     )
-    assert (report.measured_as, report.predicted_peak_rss) == (judge, 10**8)
-    assert report.measured_peak_rss is not None
-    assert 20 * 2**20 < report.measured_peak_rss < 400 * 2**20
+    assert report.measured_as == judge
+    assert report.measured_peak_rss is not None and report.predicted_peak_rss is not None
+    assert 20 * 2**20 < report.measured_peak_rss <= report.predicted_peak_rss < 400 * 2**20
 
 
 def test_report_reads_back(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import MemoryRun
 from tenp_edge.models import ModelConfig, expected_tensors
 from tenp_edge.progress import Progress
 from tenp_edge.registry import ExportOptions, Manifest, ManifestTensor
@@ -27,6 +28,7 @@ class ToyExporter:
     layouts = ("per-expert", "merged")
     quants = ("WIDE", "NARROW")
     weighted_quants = ()
+    automatic_quants = ()
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         if options.layout == "merged" and not config.is_uniform:
@@ -54,6 +56,14 @@ class ToyExporter:
         self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
     ) -> Manifest:
         raise NotImplementedError("plans are priced, not written")
+
+    def run_memory(
+        self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, run: MemoryRun
+    ) -> None:
+        return None
+
+    def encoding_speed(self, options: ExportOptions) -> float:
+        return 1e9
 
 
 EXPORTER = ToyExporter()

@@ -6,15 +6,19 @@ time: memory does not grow with the matrix, and the reader waits for the encoder
 
 from __future__ import annotations
 
+import io
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import BinaryIO
 
 import torch
 
 _AHEAD = 2  # chunks waiting per thread
+_PROBE_SHAPE, _PROBE_SECONDS = (64, 2048), 0.1
 
 
 class Encoding:
@@ -60,3 +64,16 @@ class Encoding:
                 self.flush()
         finally:
             self._pool.shutdown(cancel_futures=True)
+
+
+def encoding_speed(encode: Callable[[torch.Tensor], memoryview]) -> float:
+    """Bytes of float32 rows that ``encode`` takes per second on all threads, tried on noise."""
+    rows = torch.randn(_PROBE_SHAPE, generator=torch.Generator().manual_seed(0))
+    encode(rows)  # the first call loads the library and its tables
+    done, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < _PROBE_SECONDS:
+        with Encoding(io.BytesIO()) as encoding:
+            for _ in range(2 * torch.get_num_threads()):
+                encoding.put(0, partial(encode, rows))
+                done += rows.nbytes
+    return done / elapsed

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from pathlib import Path
 
+import torch
+
 from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.child import ChildError
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import manifest_file
 from tenp_edge.exporters.gguf.architectures import check_architecture
+from tenp_edge.exporters.gguf.encoding import encoding_speed
 from tenp_edge.exporters.gguf.fields import Field, header, header_bytes, padded
 from tenp_edge.exporters.gguf.imatrix import write_imatrix
 from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
 from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
 from tenp_edge.exporters.gguf.recipes import TypeRecipe, parse_rules
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
-from tenp_edge.exporters.gguf.types import QUANTS, TYPES, WEIGHTED_QUANTS
+from tenp_edge.exporters.gguf.types import (
+    AUTOMATIC_QUANTS,
+    FILE_TYPES,
+    QUANTS,
+    TYPES,
+    WEIGHTED_QUANTS,
+)
 from tenp_edge.exporters.gguf.writer import TensorWriter
+from tenp_edge.footprint import MemoryRun, RunMemory
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
 from tenp_edge.registry import Exporter, ExportOptions, Manifest
+from tenp_edge.runtime.peak import known_peak
 from tenp_edge.source import ModelSource
+
+_log = logging.getLogger(__name__)
 
 
 class GgufExporter:
@@ -29,6 +45,7 @@ class GgufExporter:
     layouts = LAYOUTS
     quants = QUANTS
     weighted_quants = WEIGHTED_QUANTS
+    automatic_quants = AUTOMATIC_QUANTS
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, layout or type cannot be written."""
@@ -64,6 +81,20 @@ class GgufExporter:
         start = header_bytes(fields, ((e.tensor.name, len(e.tensor.shape)) for e in found))
         return _manifest(found, start, layout, options.quant)
 
+    def write_outline(
+        self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, target: Path
+    ) -> Path:
+        """The file without a weight: its header, and a hole of the size of the rest. A runtime can
+        open it and say what running it takes."""
+        self.check(config, options)
+        layout = self.layout(config, options)
+        found = entries(config, layout, _types(config, options))
+        head = _header(found, _fields(checkpoint, config, options, layout, Recipe()))
+        with target.open("wb") as stream:
+            stream.write(head)
+            stream.truncate(_manifest(found, len(head), layout, options.quant).file_bytes)
+        return target
+
     def write(
         self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
     ) -> Manifest:
@@ -77,8 +108,7 @@ class GgufExporter:
         found = entries(source.config, manifest.layout, _types(source.config, options))
         recipe = _recipe(source)
         fields = _fields(source.checkpoint, source.config, options, manifest.layout, recipe)
-        tensors = [entry.tensor for entry in found]
-        head = header(fields, [(t.name, t.shape, TYPES[t.type].ggml_id, t.nbytes) for t in tensors])
+        head = _header(found, fields)
         with manifest_file(target, manifest.file_bytes) as stream:
             stream.write(head)
             with (
@@ -89,6 +119,26 @@ class GgufExporter:
         if options.imatrix_file is not None and source.importance is not None:
             write_imatrix(source.importance, found, Path(options.imatrix_file))
         return manifest
+
+    def run_memory(
+        self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, run: MemoryRun
+    ) -> RunMemory | None:
+        """The answer of the runtime that this file would run in, from its outline."""
+        with tempfile.TemporaryDirectory(prefix="tenp-edge-") as directory:
+            file = Path(directory) / "outline.gguf"
+            try:
+                return known_peak(self.write_outline(checkpoint, config, options, file), run)
+            except (ChildError, OSError) as error:
+                _log.warning("memory is estimated: the runtime could not be asked (%s)", error)
+                return None
+
+    def encoding_speed(self, options: ExportOptions) -> float:
+        """Of the file type's commonest tensor type, on all threads."""
+        kind = TYPES[FILE_TYPES[options.quant].default]
+        weighted = options.imatrix and kind.weighs_columns
+        return encoding_speed(
+            lambda rows: kind.encode(rows, torch.ones(rows.shape[-1]) if weighted else None)
+        )
 
 
 def _types(config: ModelConfig, options: ExportOptions) -> TypeRecipe:
@@ -101,6 +151,11 @@ def _fields(
 ) -> list[Field]:
     fields = model_fields(config, layout, options.quant, recipe)
     return fields + list(tokenizer_fields(checkpoint.path, config))
+
+
+def _header(found: list[Entry], fields: list[Field]) -> bytes:
+    tensors = [entry.tensor for entry in found]
+    return header(fields, [(t.name, t.shape, TYPES[t.type].ggml_id, t.nbytes) for t in tensors])
 
 
 def _manifest(found: list[Entry], start: int, layout: str, quant: str) -> Manifest:

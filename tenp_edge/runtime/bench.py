@@ -13,7 +13,7 @@ import numpy as np
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.opening import RunOptions, open_model
-from tenp_edge.runtime.peak import peak_rss_bytes
+from tenp_edge.runtime.resident import peak_rss_bytes
 from tenp_edge.runtime.session import Session
 
 

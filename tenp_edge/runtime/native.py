@@ -15,7 +15,8 @@ from typing import Any
 
 from tenp_edge.errors import UserError
 
-_ERROR_LEVEL = 4
+_DEBUG_LEVEL, _ERROR_LEVEL = 1, 4
+_PLAIN_LOAD = 0  # llama.cpp cannot map a file without allocating for it.
 _log: list[tuple[int, str]] = []
 
 
@@ -37,20 +38,28 @@ def native() -> Any:
 def _log_callback(llama_cpp: Any) -> Any:
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def keep(level: int, text: bytes, _data: object) -> None:
-        _log.append((level, text.decode(errors="replace").rstrip()))
-        del _log[:-200]
+        if level != _DEBUG_LEVEL:
+            _log.append((level, text.decode(errors="replace").rstrip()))
+            del _log[:-200]
 
     return keep
 
 
-def load_model(file: Path, *, vocab_only: bool = False, gpu_layers: int = 0) -> Any:
-    """The model handle of ``file``; UserError with the reason when llama.cpp refuses it."""
+def load_model(
+    file: Path, *, vocab_only: bool = False, gpu_layers: int = 0, weightless: bool = False
+) -> Any:
+    """The model handle of ``file``; UserError with the reason when llama.cpp refuses it.
+
+    ``weightless``: only the header is read and nothing is allocated, to ask for sizes.
+    """
     if not file.is_file():
         raise UserError(f"{file} does not exist", "the path of a GGUF file")
     params = native().llama_model_default_params()
     params.use_extra_bufts = False
     params.n_gpu_layers = gpu_layers
     params.vocab_only = vocab_only
+    if weightless:
+        params.no_alloc, params.load_mode = True, _PLAIN_LOAD
     forget_log()
     model = native().llama_model_load_from_file(str(file).encode(), params)
     if not model:
@@ -66,6 +75,11 @@ def load_model(file: Path, *, vocab_only: bool = False, gpu_layers: int = 0) -> 
 def forget_log() -> None:
     """Before a call that may fail, so that `reason` speaks of that call."""
     _log.clear()
+
+
+def logged() -> list[str]:
+    """What it said since then (its last 200 lines)."""
+    return [text for _level, text in _log]
 
 
 def reason() -> str:

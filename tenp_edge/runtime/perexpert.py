@@ -50,8 +50,9 @@ class PerExpertModel(Session):
 
     ``context``: tokens the KV cache holds; ``ubatch``: tokens evaluated at once; ``kv_type``: F32,
     F16 or Q8_0 (which needs ``flash_attention``). ``use_extension`` False leaves the C extension
-    out, with the same numbers. Raises UserError for a file that is damaged, contradicts itself or
-    is not a per-expert file, before any of its weights is touched.
+    out, with the same numbers. ``weightless``: only to ask for its `memory`; it has no KV cache and
+    cannot compute. Raises UserError for a file that is damaged, contradicts itself or is not a
+    per-expert file, before any of its weights is touched.
     """
 
     runtime = "tenp-edge (per-expert)"
@@ -66,6 +67,7 @@ class PerExpertModel(Session):
         ubatch: int = 512,
         flash_attention: bool = True,
         use_extension: bool = True,
+        weightless: bool = False,
     ) -> None:
         _check_choices(context, ubatch, kv_type, flash_attention)
         file = Path(file)
@@ -79,7 +81,7 @@ class PerExpertModel(Session):
             library = ggml.library()
             weights = Weights(library, header, memory)
             stack.callback(weights.close)
-            self._cache = Cache(library, self.facts, context, kv_type)
+            self._cache = Cache(library, self.facts, context, kv_type, empty=weightless)
             stack.callback(self._cache.close)
             self._model = Model(
                 library,
@@ -150,6 +152,11 @@ class PerExpertModel(Session):
     def _drop_graphs(self) -> None:
         while self._graphs:
             self._graphs.popitem()[1].close()
+
+    def assume(self, count: int) -> None:
+        """Take the first ``count`` slots of the cache, which is all zeros, for tokens: to measure
+        what a full context takes without computing it."""
+        self._tokens = [0] * count
 
     def _forget(self, _keep: int) -> None:
         """Slots beyond the position are masked: nothing to do."""

@@ -52,10 +52,18 @@ class Cache:
     """Keys and values (or latent rows) of every layer: tensors of (values, slots).
 
     All of it is resident from the start, as in llama.cpp: what does not fit fails at load, not in
-    the middle of a long answer.
+    the middle of a long answer. ``empty``: sizes and shapes alone, at addresses with nothing there.
     """
 
-    def __init__(self, library: ggml.Library, facts: Facts, context: int, kv_type: str) -> None:
+    def __init__(
+        self,
+        library: ggml.Library,
+        facts: Facts,
+        context: int,
+        kv_type: str,
+        *,
+        empty: bool = False,
+    ) -> None:
         if kv_type not in KV_TYPES:
             raise UserError(f"no KV cache type '{kv_type}'", f"--kv-type {', '.join(KV_TYPES)}")
         kind = KV_TYPES[kv_type]
@@ -72,7 +80,7 @@ class Cache:
         self.type = kind
         sizes = [library.ggml_row_size(kind, values) * self.slots for values in facts.cache_rows]
         self.nbytes: int = sum(sizes) * facts.layers
-        self._memory = _zeros(self.nbytes)
+        self._memory = np.empty(64, dtype=np.uint8) if empty else _zeros(self.nbytes)
         self._context = ggml.Context(library, facts.layers * len(sizes))
         start = -(-self._memory.ctypes.data // 64) * 64
         self._buffer = library.ggml_backend_cpu_buffer_from_ptr(start, self.nbytes)

@@ -1,0 +1,64 @@
+"""A question asked of a fresh Python process, so that it has nothing of this one's memory and can
+neither hurt it nor print into it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tenp_edge.errors import UserError
+
+Answer = Mapping[str, Any]
+_REFUSED = 2
+
+
+class ChildError(Exception):
+    """The process died; ``str()`` tells the exit status and the last line it wrote."""
+
+
+def ask(module: str, question: str, facts: Answer, imports: tuple[str, ...] = ()) -> Answer:
+    """What ``module.question`` (one of our own functions, made with `answers`) makes of ``facts``.
+
+    ``imports``: modules that the process is to hold in memory besides. Raises UserError as the
+    function did, ChildError when the process did not get that far.
+    """
+    loaded = "".join(f"import {name}; " for name in imports)
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-c", f"{loaded}from {module} import {question} as main; main()"],
+        input=json.dumps(facts),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    if done.returncode == _REFUSED and lines:
+        refusal = json.loads(lines[-1])
+        raise UserError(refusal["message"], refusal["hint"])
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ChildError(f"exit {done.returncode}: {last}")
+    found: Answer = json.loads(lines[-1])
+    return found
+
+
+def answers(function: Callable[[Answer], Answer]) -> Callable[[], None]:
+    """``function`` as a process's main: facts on stdin; the answer, or a UserError, on stdout."""
+
+    def main() -> None:
+        try:
+            answer, status = function(json.loads(sys.stdin.read())), 0
+        except UserError as error:
+            answer, status = {"message": error.message, "hint": error.hint}, _REFUSED
+        print(json.dumps(answer), flush=True)
+        # At once: what libraries do at exit is not part of the answer.
+        os._exit(status)
+
+    return main

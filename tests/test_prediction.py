@@ -1,0 +1,121 @@
+"""Peak memory predicted from an outline, against fresh processes that run the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import tiny
+
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.child import ChildError, ask
+from tenp_edge.devices import load_profile, this_machine
+from tenp_edge.errors import UserError
+from tenp_edge.exporters.gguf import EXPORTER
+from tenp_edge.footprint import MemoryRun
+from tenp_edge.memory import kv_bytes
+from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.progress import QUIET
+from tenp_edge.registry import ExportOptions
+from tenp_edge.runtime.gguf_file import read_header
+from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
+from tenp_edge.runtime.resident import peak_rss_bytes, resident_bytes
+from tenp_edge.source import ModelSource
+
+MIB = 2**20
+# Of a process of 50 MiB: what a page of code more or less makes. A large file is within 3 %.
+SLACK_BYTES = 5 * MIB
+LAYOUTS = ("per-expert", "merged")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """12 MB of weights, a cache and buffers of several MB each."""
+    directory = tmp_path_factory.mktemp("model")
+    return Checkpoint(tiny.make(directory, "qwen3_moe", hidden_size=256, moe_intermediate_size=512))
+
+
+def outline(model: Checkpoint, layout: str, target: Path, quant: str = "Q8_0") -> Path:
+    return EXPORTER.write_outline(model, model.config, ExportOptions(quant, layout), target)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_predicted_peak_is_measured(model: Checkpoint, layout: str, tmp_path: Path) -> None:
+    """Never below; above by what a small process varies. The 1 GB sweep is bench_memory.py."""
+    options = ExportOptions("Q8_0", layout)
+    file = outline(model, layout, tmp_path / "model.gguf")
+    runs = (MemoryRun(512, 64, "Q8_0", 1), MemoryRun(2048, 256, "F16", 1))
+    predicted = [predict_peak(file, run) for run in runs]
+    EXPORTER.write(ModelSource(model), options, file, QUIET)
+    for run, answer in zip(runs, predicted, strict=True):
+        measured = measure_peak_rss(file, **asdict(run))
+        assert measured <= answer.total_bytes <= 1.03 * measured + SLACK_BYTES
+        assert abs(answer.kv_bytes - kv_bytes(model.config, run)) < 2**14
+    assert predicted[1].total_bytes - predicted[0].total_bytes > 2 * MIB
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_outline_is_the_file_without_its_weights(
+    model: Checkpoint, layout: str, tmp_path: Path
+) -> None:
+    options = ExportOptions("F32", layout)
+    sketch = outline(model, layout, tmp_path / "outline.gguf", "F32")
+    EXPORTER.write(ModelSource(model), options, tmp_path / "model.gguf", QUIET)
+    first, second = read_header(sketch), read_header(tmp_path / "model.gguf")
+    assert first.tensors == second.tensors
+    assert sketch.stat().st_size == (tmp_path / "model.gguf").stat().st_size
+    assert sketch.stat().st_blocks * 512 < first.data_start + 2**16
+
+
+def test_the_cache_of_a_prediction_is_not_allocated(model: Checkpoint, tmp_path: Path) -> None:
+    """A context of 2^20 tokens would be 768 MiB here: asking takes none of it."""
+    file = outline(model, "per-expert", tmp_path / "model.gguf")
+    answer = predict_peak(file, MemoryRun(2**20, 64))
+    assert answer.kv_bytes == 768 * MIB
+    assert answer.process_bytes < 100 * MIB
+
+
+def test_a_confirmed_plan_is_within_the_budget_when_it_runs(
+    model: Checkpoint, tmp_path: Path
+) -> None:
+    device = replace(this_machine(), context=1024, ubatch=64, threads=1)
+    whole = make_plan(model, device, PlanRequest(keep=1.0, quant="Q8_0"), confirm=True)
+    assert whole.memory["source"] == "runtime"
+    budget = whole.memory["total_bytes"] - 4 * MIB
+    plan = make_plan(model, device, PlanRequest(budget, quant="Q8_0"), confirm=True)
+    assert plan.keep_ratio < 1 and 0 <= plan.memory["headroom_bytes"] < MIB
+    unknown = make_plan(model, device, PlanRequest(keep=1.0, quant="Q8_0"))
+    assert unknown.memory["source"] == "estimate"
+
+
+def test_another_device_keeps_its_own_process(model: Checkpoint) -> None:
+    device = replace(load_profile("pi5-8gb"), context=512)
+    plan = make_plan(model, device, PlanRequest(keep=0.5), confirm=True)
+    assert device.runtime_overhead_bytes is not None
+    own = plan.memory["overhead_bytes"] - device.runtime_overhead_bytes
+    assert 0 < own < 20 * MIB  # vocabulary, header and graphs of a tiny model
+
+
+def test_what_the_runtime_refuses_is_refused_by_the_plan(checkpoint_of: Callable) -> None:  # type: ignore[type-arg]
+    model = Checkpoint(checkpoint_of("olmoe"))  # heads of 16
+    with pytest.raises(UserError) as error:
+        make_plan(model, this_machine(), PlanRequest(keep=1.0, kv_type="Q8_0"), confirm=True)
+    assert error.value.message == (
+        "a Q8_0 cache needs heads that are multiples of 32, this model's are 16"
+    )
+    assert error.value.hint == "--kv-type F16"
+
+
+def test_a_child_that_dies_is_an_error_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(ChildError, match="exit 1: "):
+        ask("tenp_edge.runtime.peak", "_predict", {"nothing": 0})
+    file = tmp_path / "damaged.gguf"
+    file.write_bytes(b"GGUF" + b"\xff" * 64)
+    with pytest.raises(UserError, match=r"damaged.gguf is not a usable GGUF file"):
+        predict_peak(file, MemoryRun())
+
+
+def test_resident_memory_is_not_above_its_peak() -> None:
+    assert 10 * MIB < resident_bytes() <= peak_rss_bytes() + MIB
