@@ -39,6 +39,7 @@ DEMO = Path(tenp_edge.__file__).parent / "demo_model"
 UNIFORM = PlanRequest(method="enp", width_multiple=1)
 PAPER = PlanRequest(shallow=1, deep=2, middle=1, width_multiple=1)  # and alpha = rho / 2
 METHODS: dict[str, PlanRequest] = {
+    "adaptive: own width per expert by predicted loss (default)": PlanRequest(method="adaptive"),
     "TENP (alpha and slope by predicted loss)": PlanRequest(),
     "TENP as published (alpha = rho/2, 1 -> 2)": PAPER,
     "ENP, uniform width": UNIFORM,

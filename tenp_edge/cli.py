@@ -219,7 +219,7 @@ def plan(
     profile: flags.Profile = None,
     profile_file: flags.ProfileFile = None,
     calibration: flags.Calibration = None,
-    method: flags.Method = "tenp",
+    method: flags.Method = "adaptive",
     expert_score: flags.ExpertScore = "tenp",
     ranking: flags.Ranking = "global",
     tilt: flags.Tilt = None,
@@ -251,8 +251,8 @@ def plan(
 ) -> None:
     """Decide what stays, and show what the RAM is spent on. Runs the model only with --refine.
 
-    Without --calibration it plans by bytes, in the paper's shape. With it, it also chooses the
-    share of whole experts and the slope over depth by predicted loss, and names the neurons.
+    Without --calibration it plans by bytes, in the paper's shape. With it, every expert gets the
+    width that its predicted loss is worth, and the plan names the neurons; --refine measures.
     Without a profile the device is this machine's CPU: per-expert GGUF, context 4096. With --ram
     and without --quant it chooses the tensor type, Q8_0 down to IQ4_XS, and says why.
 
@@ -291,7 +291,7 @@ def compress(
     seq_len: flags.SeqLen = 512,
     seed: flags.Seed = 0,
     calibration: flags.Calibration = None,
-    method: flags.Method = "tenp",
+    method: flags.Method = "adaptive",
     expert_score: flags.ExpertScore = "tenp",
     ranking: flags.Ranking = "global",
     tilt: flags.Tilt = None,

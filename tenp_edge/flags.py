@@ -92,8 +92,9 @@ Method = Annotated[
     str,
     _flag(
         "--method",
-        help="tenp (trapezoid), enp (one width for all), adaptive (own width per expert, by "
-        "predicted loss), free (the same by neuron scores), drop (whole experts removed).",
+        help="adaptive (own width per expert, by predicted loss), tenp (trapezoid, as published), "
+        "enp (one width for all), free (own widths by neuron scores), drop (whole experts "
+        "removed).",
         panel=_PLAN,
     ),
 ]
@@ -131,8 +132,8 @@ Insurance = Annotated[
     float | None,
     _flag(
         "--insurance",
-        help="For adaptive: weight of the neurons' norms beside what the text says, for text "
-        "unlike the calibration's.",
+        help="For adaptive: weight of the neurons' norms beside what the text says, against text "
+        "unlike the calibration's. Default 0.03.",
         panel=_PLAN,
     ),
 ]

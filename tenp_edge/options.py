@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tenp_edge.devices import DeviceProfile, load_profile, load_profile_file, this_machine
 from tenp_edge.errors import UserError
-from tenp_edge.request import PlanRequest
+from tenp_edge.request import DEFAULT_METHOD, PlanRequest
 from tenp_edge.units import parse_size
 
 
@@ -31,7 +31,7 @@ class PlanOptions:
     profile: str | None = None
     profile_file: Path | None = None
     keep: float | None = None
-    method: str = "tenp"
+    method: str = DEFAULT_METHOD
     ranking: str = "global"
     tilt: float | None = None
     guards: tuple[str, ...] = ()

@@ -24,7 +24,6 @@ from tenp_edge.data import (
     load_tokenizer,
     make_domains,
     parse_data,
-    save_domains,
     split_at,
 )
 from tenp_edge.devices import this_machine
@@ -46,9 +45,8 @@ from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.refine import SLICE_FILE, SLICE_SAMPLES, MakePlan, measured_losses, refine
+from tenp_edge.refine import SLICE_SAMPLES, MakePlan, keep_slice, measured_losses, refine
 from tenp_edge.registry import ExportOptions, Manifest, exporter
-from tenp_edge.request import FREE_METHODS
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
 from tenp_edge.timing import estimate
@@ -163,7 +161,7 @@ def _calibrate(
     )
     write_text(work / "coverage.json", json.dumps(coverage(statistics).to_json(), indent=1) + "\n")
     if any(len(domain.tokens) for domain in held_out):
-        save_domains(work / SLICE_FILE, held_out)
+        keep_slice(work, held_out)
     return statistics
 
 
@@ -335,7 +333,7 @@ class _Compress:
 
     def draft_plan(self) -> CompressionPlan:
         """A plan by bytes alone. Free widths need scores; a trapezoid of their size stands in."""
-        free = self.request.method in FREE_METHODS
+        free = self.request.method == "free"
         request = replace(self.request, method="tenp") if free else self.request
         return self._make_plan(None, request)
 

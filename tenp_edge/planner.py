@@ -184,12 +184,17 @@ def _allocator(
     request: PlanRequest,
     pricer: Pricer,
 ) -> tuple[Allocator, Choice | None]:
-    """The method's allocator; for tenp with statistics, the best trapezoid at its size."""
+    """The method's allocator; for tenp with statistics, the best trapezoid at its size.
+
+    Free widths need scores. Without them adaptive, the default, is a trapezoid of its size.
+    """
     method = method_of(request, pricer.target)
     if method == "enp":
         return Uniform(space), None
     if method == "drop":
         return Drop(space, config, evidence), None
+    if method == "adaptive" and evidence is None:  # by bytes a trapezoid of its size stands in
+        return _tenp(space, None, request, pricer)
     if method in FREE_METHODS:
         if evidence is None:
             raise UserError(

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from tenp_edge.checkpoint import Checkpoint, read_json, write_text
-from tenp_edge.data import Domain, load_domains
+from tenp_edge.data import Domain, load_domains, save_domains
 from tenp_edge.errors import UserError
 from tenp_edge.lockstep import measure_plans
 from tenp_edge.plan import CompressionPlan
@@ -91,6 +91,13 @@ class Records:
     def add(self, measured: Mapping[str, Trial]) -> None:
         self._state["plans"] |= {digest: trial.to_json() for digest, trial in measured.items()}
         write_text(self.file, json.dumps(self._state, indent=1) + "\n")
+
+
+def keep_slice(directory: Path, domains: Sequence[Domain]) -> None:
+    """Leave ``domains`` in ``directory`` to refine on; the same ones are not written again."""
+    file = directory / SLICE_FILE
+    if not file.is_file() or _digest(load_domains(file)) != _digest(domains):
+        save_domains(file, domains)
 
 
 def load_slice(directory: Path) -> list[Domain]:

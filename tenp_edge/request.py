@@ -11,9 +11,12 @@ from tenp_edge.registry import Exporter, ExportOptions, exporter
 from tenp_edge.saliency import EXPERT_SCORES, NEURON_SCORES
 
 METHODS = ("tenp", "enp", "drop", "free", "adaptive")
+DEFAULT_METHOD = "adaptive"  # of the verbs; `PlanRequest` itself starts from the paper
 FREE_METHODS = ("free", "adaptive")  # every expert its own width
 RANKINGS = ("global", "layer", "trapezoid", "coverage")
-INSURANCE = 0.0  # default of --insurance
+# Default of --insurance. On the bundled model it costs 1 % (keep 0.44) to 23 % (keep 0.62) of the KL
+# where text of every domain was calibrated on, and saves up to 76 % where it was not.
+INSURANCE = 0.03
 GUARDS = ("super", "tail")
 
 

@@ -17,6 +17,7 @@ from tenp_edge.saliency import (
     cut_losses,
     expert_scores,
     neuron_scores,
+    prior_losses,
     ranking_scores,
     unreached,
 )
@@ -339,3 +340,15 @@ def test_random_layer_is_legal() -> None:
     stats = random_layer(3, 5, 1)
     count = stats["tokens"][:, None]
     assert ((stats["activation_sq"] / count) >= (stats["activation"] / count).square()).all()
+
+
+def test_prior_losses_follow_the_norms_and_add_up_to_the_layer(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    statistics = statistics_of(checkpoint_of, tmp_path)
+    prior, norms = prior_losses(statistics, 1), statistics.weight_norms(1)
+    size = (norms["gate_norm"] * norms["up_norm"] * norms["down_norm"]).square()
+    torch.testing.assert_close(prior / prior.sum(), size / size.sum())
+    said = ranking_scores(statistics, 1, "relative").sum() / 2
+    assert float(prior.sum()) == pytest.approx(float(said))
+    assert (prior[5] > 0).all()  # the expert that no text reached
