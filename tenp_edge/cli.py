@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console, RenderableType
 
-from tenp_edge import __version__, flags, report, run_cli
+from tenp_edge import __version__, compare_cli, flags, report, run_cli
 from tenp_edge.errors import UserError
 from tenp_edge.terminal import TerminalProgress
 
@@ -465,7 +465,7 @@ def validate(
     _show(report.validation(found), found, json_output)
 
 
-for _verb in (run_cli.run, run_cli.serve, run_cli.bench):
+for _verb in (compare_cli.compare, run_cli.run, run_cli.serve, run_cli.bench):
     app.command()(_verb)
 
 

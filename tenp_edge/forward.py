@@ -110,10 +110,17 @@ def compute_tensor(
 class StreamingModel:
     """One layer at a time of the model that ``source`` describes, on ``device`` in ``dtype``."""
 
-    def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        device: torch.device,
+        dtype: torch.dtype,
+        like: StreamingModel | None = None,
+    ) -> None:
+        """``like``: another model of the same number of experts, whose empty layers are shared."""
         self.source, self.config = source, source.config
         self.device, self.dtype = device, dtype
-        self._skeleton = skeleton(source.config)
+        self._skeleton: Any = skeleton(source.config) if like is None else like._skeleton
         self._rotary = self._skeleton.model.rotary_emb.to(device)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -162,6 +169,10 @@ class StreamingModel:
     @torch.no_grad()
     def run(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """``layer`` over ``hidden`` [n, seq, hidden], in and out on the device."""
+        return self.forward(layer, hidden)
+
+    def forward(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """`run` with whatever the caller says about gradients."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         output = layer(
             hidden,

@@ -53,6 +53,11 @@ NEURON_SUMS = (
     "gated_activation_sq",  # (g m)^2
 )
 NEURON_MAXIMA = ("gated_activation_max",)  # max |g m|
+# Sums per neuron that need a backward pass (`gradients`), [experts, width], with d = dL/dy . w_k:
+GRADIENT_SUMS = (
+    "gradient_sq",  # d^2
+    "taylor",  # |m d|
+)
 # Sum per hidden feature, [experts, hidden]: what an importance matrix of gate and up is made of.
 INPUT_SUM = "input_sq"  # x^2
 # Norms of the weights, [experts, width]: facts of the model, not of the data.
@@ -316,12 +321,18 @@ class Statistics:
         prefix = f"{domain}/layers.{layer}."
         names = [*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA]
         names += [INPUT_SUM] if self.has_inputs else []
+        names += GRADIENT_SUMS if self.has_gradients else ()
         return LayerStatistics(_StoredSums(names, lambda name: self.read(prefix + name).double()))
 
     @property
     def has_inputs(self) -> bool:
         """Whether sums of squared inputs are there: calibrations of older versions lack them."""
         return bool(self.info.get("inputs"))
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a backward pass was made, for the scores that need one."""
+        return f"{self.domains[0]}/layers.{self.layers[0]}.{GRADIENT_SUMS[0]}" in self.stored
 
     def matrix_inputs(self, domain: str, layer: int, role: str) -> torch.Tensor | None:
         """Sum of squared inputs of a matrix outside the routed experts, float64 [inputs].
@@ -356,7 +367,15 @@ def load_statistics(directory: Path, fingerprint: str | None = None) -> Statisti
     file = directory / "statistics.safetensors"
     if not file.is_file():
         raise UserError(f"{file} is missing", "calibrate again")
-    return Statistics(info, read_header(file))
+    return Statistics(info, read_header(file) | _gradients(directory, info))
+
+
+def _gradients(directory: Path, info: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """The sums of the backward pass over the same tokens, where one was made."""
+    record = directory / "gradients.json"
+    if not record.is_file() or read_json(record) != info:
+        return {}
+    return read_header(directory / "gradients.safetensors")
 
 
 def layer_tensors(
