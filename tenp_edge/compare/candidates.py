@@ -65,9 +65,13 @@ class _Sliced(ModelSource):
         self.retained = retained
 
     def _read_expert(self, layer: int, expert: int) -> ExpertWeights:
-        return slice_expert(
-            super()._read_expert(layer, expert), self.retained[layer, expert].long()
-        )
+        weights = super()._read_expert(layer, expert)
+        kept = self.retained[layer, expert].long()
+        if len(kept):
+            return slice_expert(weights, kept)
+        # One neuron of zeros: a matrix without rows is nobody's well-tested case.
+        one = slice_expert(weights, torch.zeros(1, dtype=torch.int64))
+        return ExpertWeights(*(torch.zeros_like(w) for w in (one.gate, one.up, one.down)))
 
 
 @dataclass(frozen=True)
