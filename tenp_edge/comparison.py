@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint, write_text
 from tenp_edge.compare import harness, plot
 from tenp_edge.compare.measures import Arithmetic, Cloze, Measure, TextMeasure
@@ -19,9 +18,8 @@ from tenp_edge.compare.run import Job, budget, compare
 from tenp_edge.data import default_texts, load_texts, load_tokenizer, parse_data
 from tenp_edge.errors import UserError
 from tenp_edge.forward import choose_device, choose_dtype
-from tenp_edge.gradients import collect_gradients
-from tenp_edge.options import CalibrationOptions, CompareOptions
-from tenp_edge.pipeline import calibration_domains, validation_domains
+from tenp_edge.options import CompareOptions
+from tenp_edge.pipeline import run_calibrate, validation_domains
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.statistics import Statistics
 
@@ -85,42 +83,10 @@ def _statistics(
     backward, found = any(method.needs_gradients for method in methods), {}
     for seed in range(options.calibration.seed, options.calibration.seed + options.seeds):
         chosen = replace(options.calibration, seed=seed)
-        found[seed] = calibrated(
-            checkpoint, output / f"calibration-{seed}", chosen, backward, progress
+        found[seed] = run_calibrate(
+            checkpoint.path, output / f"calibration-{seed}", chosen, progress, backward
         )
     return found
-
-
-def calibrated(
-    checkpoint: Checkpoint,
-    directory: Path,
-    options: CalibrationOptions,
-    backward: bool,
-    progress: Progress = QUIET,
-) -> Statistics:
-    """Statistics in ``directory``, finished or made now; ``backward``: with gradients."""
-    domains = calibration_domains(checkpoint, options, progress)
-    device, dtype = options.device, options.dtype
-    statistics = calibrate(
-        checkpoint,
-        domains,
-        directory,
-        device=device,
-        dtype=dtype,
-        seed=options.seed,
-        progress=progress,
-    )
-    if not backward:
-        return statistics
-    return collect_gradients(
-        checkpoint,
-        domains,
-        statistics,
-        directory,
-        device=device,
-        dtype=dtype,
-        progress=progress,
-    )
 
 
 def _measures(checkpoint: Checkpoint, options: CompareOptions) -> dict[str, Sequence[Measure]]:

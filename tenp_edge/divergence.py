@@ -77,14 +77,14 @@ class ReferenceTokens:
         self._log_p = torch.log_softmax(logits.double(), dim=-1)
         self._p, self._top = self._log_p.exp(), self._log_p.argmax(dim=-1)
         self._true_p = self._log_p.gather(1, targets[:, None])[:, 0]
-        self._entropy = (self._p * self._log_p).sum(dim=-1)
+        self._entropy = torch.linalg.vecdot(self._p, self._log_p)
 
     def score(self, logits: torch.Tensor) -> TokenScores:
         """The candidate's ``logits`` [tokens, vocab] against the reference's."""
         log_q = torch.log_softmax(logits.double(), dim=-1)
         true_q = log_q.gather(1, self.targets[:, None])[:, 0]
-        # sum p (log p - log q) in two parts of the order of 1: its error is 1e-15, and as rounding
-        # can leave -1e-16 where the two are equal, and a divergence is never negative, it is cut.
+        # sum p log p - sum p log q, each of the order of 1: rounding can leave -1e-15 where the two
+        # are nearly equal, and a divergence is never negative.
         cross = torch.linalg.vecdot(self._p, log_q)
         return TokenScores(
             kl=(self._entropy - cross).clamp(min=0),

@@ -101,7 +101,8 @@ ExpertScore = Annotated[
     str,
     _flag(
         "--expert-score",
-        help="tenp, frequency, gate, ean, reap, man, msan, easy-ep, magnitude or random.",
+        help="tenp, frequency, gate, ean, reap, man, msan, easy-ep, gated-norm, tenp-residual, "
+        "magnitude or random.",
         panel=_PLAN,
     ),
 ]
@@ -113,7 +114,8 @@ NeuronScore = Annotated[
     str | None,
     _flag(
         "--neuron-score",
-        help="enp, enp-abs, enp-sum, energy, camera-p, flap, wanda, magnitude or random. "
+        help="enp, enp-abs, enp-sum, energy, camera-p, flap, wanda, magnitude, random; after "
+        "calibrate --gradients also heapr, heapr-sum, taylor. "
         "Default: enp, and energy for --method free.",
         panel=_PLAN,
     ),

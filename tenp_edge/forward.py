@@ -75,7 +75,10 @@ def _has_bf16_tiles() -> bool:
 
 def transformers_config(config: ModelConfig) -> Any:
     """The transformers config of ``config``, with the experts that are left."""
-    raw = {k: v for k, v in config.raw.items() if k not in ("tenp", "auto_map", "model_type")}
+    # A copy all the way down: transformers writes into the nested rope parameters it is given, and
+    # the raw config is what a checkpoint's fingerprint is made of.
+    raw = copy.deepcopy(config.raw)
+    raw = {k: v for k, v in raw.items() if k not in ("tenp", "auto_map", "model_type")}
     counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
     raw |= dict.fromkeys(counts or [config.family.experts_key], config.num_experts)
     return AutoConfig.for_model(config.family.model_type, **raw)

@@ -28,7 +28,7 @@ from tenp_edge.forward import (
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
-from tenp_edge.states import SPILL_BYTES, FileStates, MemoryStates, States
+from tenp_edge.states import SPILL_BYTES, CachedFileStates, MemoryStates, States
 
 _SCORED_ELEMENTS = 2**22  # logits of one candidate that are scored at once, float64: 32 MiB
 
@@ -160,7 +160,7 @@ class Engine:
     def _open(self, name: str, shape: tuple[int, int, int], spill: bool) -> States:
         if spill:
             file = self.work / f"compare-{name}.partial"
-            return FileStates(file, shape, self.dtype, temporary=True)
+            return CachedFileStates(file, shape, self.dtype, temporary=True)
         return MemoryStates(torch.empty(shape, dtype=self.dtype))
 
     # The layers.

@@ -99,11 +99,11 @@ def trapezoid(
 
     def build(case: Case, neurons: int) -> Cut:
         evidence = case.evidence(expert, neuron)
-        # A hair below rho, so that alpha = rho leaves the others their narrowest width.
-        least = case.space.legal_widths[0] / case.space.full
-        rho = neurons / case.space.total_neurons
-        alpha = min(alpha_share * rho, (rho - least) / (1 - least))
-        allocator = Tenp(case.space, evidence, shape, alpha_share, whole_share=max(alpha, 0))
+        # Not quite alpha = rho: the others need their narrowest width.
+        space, least = case.space, case.space.legal_widths[0]
+        most = (neurons - space.total_experts * least) // (space.full - least)
+        alpha = min(alpha_share * neurons / space.total_neurons, most / space.total_experts)
+        allocator = Tenp(space, evidence, shape, alpha_share, whole_share=max(alpha, 0.0))
         return _allocated(case, evidence, allocator, neurons)
 
     return build
