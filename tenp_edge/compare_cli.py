@@ -19,7 +19,7 @@ _COMPARE = "Comparison"
 def compare(
     model: flags.Model,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Directory for compare.json and compare.png.")
+        Path, typer.Option("-o", "--output", help="Directory for compare.json, .md and .png.")
     ],
     methods: Annotated[
         list[str] | None,

@@ -15,6 +15,7 @@ from tenp_edge.compare import harness, plot
 from tenp_edge.compare.measures import Arithmetic, Cloze, Measure, TextMeasure
 from tenp_edge.compare.methods import Case, Method, choose_methods
 from tenp_edge.compare.run import Job, budget, compare
+from tenp_edge.compare.table import markdown
 from tenp_edge.data import default_texts, load_texts, load_tokenizer, parse_data
 from tenp_edge.errors import UserError
 from tenp_edge.forward import choose_device, choose_dtype
@@ -23,7 +24,7 @@ from tenp_edge.pipeline import run_calibrate, validation_domains
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.statistics import Statistics
 
-FILE, PICTURE, TASKS = "compare.json", "compare.png", "lm-eval.json"
+FILE, PAGE, PICTURE, TASKS = "compare.json", "compare.md", "compare.png", "lm-eval.json"
 
 
 def run_compare(
@@ -52,6 +53,7 @@ def run_compare(
         about={"width_multiple": options.width_multiple, **_about(options, measures)},
     )
     result = compare(job, output / FILE, device=where, dtype=dtype, progress=progress)
+    write_text(output / PAGE, markdown(result))
     if plot.can_draw():
         plot.draw(result, output / PICTURE)
     else:

@@ -265,6 +265,22 @@ def job(checkpoint: Checkpoint, statistics: dict[int, Statistics], ratios: list[
     )
 
 
+def test_tasks_that_the_dense_model_cannot_do_are_not_shown() -> None:
+    overall = {"mean_kl": 0.1, "same_top": 0.9, "perplexity_ratio": 1.2}
+    row = {
+        "method": "tenp",
+        "keep": 0.5,
+        "kept": 0.5,
+        "expert_bytes": 8,
+        "active_ratio": 0.6,
+        "overall": {**overall, "cloze_accuracy": 0.5, "arithmetic_exact_answers": 0.25},
+        "text": {"code": {"mean_kl": 0.1}},
+    }
+    dense = {"overall": {**overall, "cloze_accuracy": 0.9, "arithmetic_exact_answers": 0.0}}
+    (line,) = lines({"rows": [row], "dense": dense})
+    assert list(line.tasks) == ["cloze_accuracy"]
+
+
 def test_it_continues_after_a_kill(case: Case, tmp_path: Path) -> None:
     file, seeds = tmp_path / "compare.json", {0: case.statistics, 1: case.statistics}
     first = compare(job(case.checkpoint, seeds, [0.75]), file, device=CPU, dtype=F32)
@@ -311,6 +327,9 @@ def test_the_verb(checkpoint_of: Make, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, [*call, *files, *sizes, *chosen]).stdout
     assert "keep 0.5: 50.0 % of the routed-expert parameters" in shown
     assert "global-heapr" in shown
+    page = (tmp_path / "out" / "compare.md").read_text()
+    assert page.startswith("## keep 0.5 (0.500 of the routed-expert parameters)\n\n| method |")
+    assert page.count("| global-heapr |") == 1
 
 
 @pytest.mark.parametrize(

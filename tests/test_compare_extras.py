@@ -34,7 +34,7 @@ def result() -> dict[str, Any]:
         for keep in (0.75, 0.5)
         for seed in (0, 1)
     ]
-    return {"rows": rows, "dense": {"text": {"code": {}, "prose": {}}}}
+    return {"rows": rows, "dense": {"text": {"code": {}, "prose": {}}, "overall": {}}}
 
 
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
