@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console, RenderableType
 
-from tenp_edge import __version__, flags, report, run_cli
+from tenp_edge import __version__, compare_cli, flags, report, run_cli
 from tenp_edge.errors import UserError
 from tenp_edge.terminal import TerminalProgress
 
@@ -166,6 +166,14 @@ def calibrate(
     samples: flags.Samples = 32,
     seq_len: flags.SeqLen = 512,
     seed: flags.Seed = 0,
+    gradients: Annotated[
+        bool,
+        typer.Option(
+            "--gradients",
+            help="A backward pass too, for --neuron-score heapr, heapr-sum and taylor: about three "
+            "more forwards.",
+        ),
+    ] = False,
     device: flags.Device = "auto",
     dtype: flags.Dtype = "auto",
     json_output: flags.Json = False,
@@ -186,7 +194,7 @@ def calibrate(
     from tenp_edge.pipeline import run_calibrate
 
     options = _pick(CalibrationOptions, locals())
-    statistics = run_calibrate(model, output, options, progress)
+    statistics = run_calibrate(model, output, options, progress, gradients)
     found = coverage(statistics)
     _show(report.coverage(statistics, found), found.to_json(), json_output)
 
@@ -480,7 +488,7 @@ def validate(
     _show(report.validated(found), found, json_output)
 
 
-for _verb in (run_cli.run, run_cli.serve, run_cli.bench):
+for _verb in (compare_cli.compare, run_cli.run, run_cli.serve, run_cli.bench):
     app.command()(_verb)
 
 

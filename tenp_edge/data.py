@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,8 +96,9 @@ def load_tokenizer(directory: Path) -> Any:
         ) from error
 
 
-def default_texts(split: Literal["calibration", "heldout"]) -> dict[str, list[str]]:
-    """Text that ships with every Python, by domain."""
+@cache
+def default_texts(split: Literal["calibration", "heldout"]) -> Mapping[str, Sequence[str]]:
+    """Text that ships with every Python, by domain; read once, since parsing it takes seconds."""
     return standard_library_texts(split)
 
 

@@ -102,7 +102,8 @@ ExpertScore = Annotated[
     str,
     _flag(
         "--expert-score",
-        help="tenp, frequency, gate, ean, reap, man, msan, easy-ep, magnitude or random.",
+        help="tenp, frequency, gate, ean, reap, man, msan, easy-ep, gated-norm, tenp-residual, "
+        "magnitude or random.",
         panel=_PLAN,
     ),
 ]
@@ -149,8 +150,9 @@ NeuronScore = Annotated[
     str | None,
     _flag(
         "--neuron-score",
-        help="enp, enp-abs, enp-sum, energy, relative, camera-p, flap, wanda, magnitude or "
-        "random. Default: enp; energy for --method free, relative for adaptive.",
+        help="enp, enp-abs, enp-sum, energy, relative, camera-p, flap, wanda, magnitude, random; "
+        "after calibrate --gradients also heapr, heapr-sum, taylor. "
+        "Default: enp; energy for --method free, relative for adaptive.",
         panel=_PLAN,
     ),
 ]

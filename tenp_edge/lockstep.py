@@ -19,9 +19,9 @@ from tenp_edge.checkpoint import Checkpoint, ExpertWeights
 from tenp_edge.data import Domain
 from tenp_edge.divergence import (
     DomainScores,
+    ReferenceTokens,
     TokenScores,
     concatenate,
-    score_tokens,
     scored_positions,
     summarise,
 )
@@ -226,11 +226,12 @@ def _score(
             places = slice(positions.start, positions.stop)
             targets = rows.tokens[row, positions.start + 1 : positions.stop + 1]
             reference = head(final[0].read(row, row + 1)[0, places])
-            known = {id(final[0]): score_tokens(reference, reference, targets)}
+            dense = ReferenceTokens(reference, targets)
+            known = {id(final[0]): dense.score(reference)}
             for number, states in enumerate(final):
                 if id(states) not in known:
                     found = head(states.read(row, row + 1)[0, places])
-                    known[id(states)] = score_tokens(reference, found, targets)
+                    known[id(states)] = dense.score(found)
                 scores[number].append(known[id(states)])
             task.advance()
     return [_summary(rows, own) for own in scores[1:]]

@@ -76,6 +76,22 @@ class CompressOptions:
     force: bool = False
 
 
+@dataclass(frozen=True)
+class CompareOptions:
+    """``calibration.seed`` is the first of ``seeds`` calibrations; ``questions`` of each kind and
+    domain; ``lm_eval`` task names, ``lm_eval_limit`` items of each (None: all)."""
+
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    ratios: tuple[float, ...] = (0.9, 0.75, 0.6, 0.45, 0.3)
+    methods: tuple[str, ...] = ("table",)
+    seeds: int = 3
+    width_multiple: int = 1
+    questions: int = 16
+    lm_eval: tuple[str, ...] = ()
+    lm_eval_limit: int | None = None
+
+
 def choose_profile(options: PlanOptions) -> DeviceProfile:
     """The device: named, from a file, or this machine."""
     if options.profile and options.profile_file:

@@ -31,6 +31,7 @@ from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.forward import choose_device, choose_dtype
+from tenp_edge.gradients import collect_gradients
 from tenp_edge.importance import Importance, importance_of
 from tenp_edge.inspection import inspect_model
 from tenp_edge.options import (
@@ -128,14 +129,32 @@ def _check_counts(checkpoint: Checkpoint, samples: int, seq_len: int, flag: str)
 
 
 def run_calibrate(
-    model: Path, work: Path, options: CalibrationOptions, progress: Progress = QUIET
+    model: Path,
+    work: Path,
+    options: CalibrationOptions,
+    progress: Progress = QUIET,
+    gradients: bool = False,
 ) -> Statistics:
-    """Collect statistics of ``model`` into ``work``; resumes, and returns finished work at once."""
+    """Collect statistics of ``model`` into ``work``; resumes, and returns finished work at once.
+
+    ``gradients``: with a backward pass, for the scores that need one.
+    """
     checkpoint = Checkpoint(model)
     drawn = calibration_domains(checkpoint, options, progress, spare=SLICE_SAMPLES)
     pairs = [split_at(domain, options.samples) for domain in drawn]
-    domains = [first for first, _ in pairs]
-    return _calibrate(checkpoint, domains, work, options, progress, [rest for _, rest in pairs])
+    domains, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
+    statistics = _calibrate(checkpoint, domains, work, options, progress, spare)
+    if not gradients:
+        return statistics
+    return collect_gradients(
+        checkpoint,
+        domains,
+        statistics,
+        work,
+        device=options.device,
+        dtype=options.dtype,
+        progress=progress,
+    )
 
 
 def _calibrate(

@@ -14,6 +14,7 @@ from tenp_edge.units import format_count, format_size
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.calibration import Coverage
+    from tenp_edge.compare.table import Line
     from tenp_edge.inspection import ModelSummary, PartSize
     from tenp_edge.plan import CompressionPlan
     from tenp_edge.statistics import Statistics
@@ -42,6 +43,32 @@ def bar(share: float, cells: int = _BAR_CELLS) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def comparison(lines: Sequence[Line]) -> Group:
+    """One table a keep ratio: methods by KL, bytes, R_active, and KL by domain."""
+    parts = []
+    for keep in dict.fromkeys(line.keep for line in lines):
+        chosen = [line for line in lines if line.keep == keep]
+        domains, tasks = list(chosen[0].kl_by_domain), list(chosen[0].tasks)
+        columns = ["method", "experts", "R_active", "KL", "ppl ratio", "same top"]
+        titles = [task.split("_")[0] for task in tasks]
+        rows = [
+            (
+                line.method,
+                format_size(line.expert_bytes),
+                "" if line.active_ratio is None else percent(line.active_ratio),
+                line.kl,
+                f"{line.perplexity_ratio.mean:.3f}",
+                percent(line.same_top.mean),
+                *(f"{line.kl_by_domain[domain].mean:.4f}" for domain in domains),
+                *(percent(line.tasks[task].mean) for task in tasks),
+            )
+            for line in chosen
+        ]
+        title = f"keep {keep:g}: {percent(chosen[0].kept)} of the routed-expert parameters"
+        parts.append(table(title, [*columns, *domains, *titles], rows))
+    return Group(*parts)
 
 
 def memory(plan: CompressionPlan) -> Table:

@@ -65,6 +65,16 @@ def easy_ep(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     return stats["easy_ep"]
 
 
+def gated_norm(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of g ||y||: TENP's score without its direction term."""
+    return stats["gated_norm"]
+
+
+def tenp_residual(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of g ||y|| (1 - cos(h, h + g y)): TENP's score on the residual stream."""
+    return stats["tenp_residual"]
+
+
 def expert_magnitude(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     """Frobenius norm of the expert's three matrices; no data."""
     return _neuron_norm_sq(norms).sum(dim=-1).sqrt()
@@ -129,6 +139,25 @@ def wanda(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     return stats["activation_sq"].sqrt() * norms["down_norm"]
 
 
+def heapr(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """mean m_k^2 times w_k^T M w_k, M the mean of dL/dy dL/dy^T over T_e: HEAPr, arXiv 2509.22299.
+
+    w_k^T M w_k is the mean of (dL/dy . w_k)^2, so no hidden x hidden matrix is ever made.
+    """
+    count = stats["tokens"].clamp_min(1)[:, None]
+    return stats["activation_sq"] / count * (stats["gradient_sq"] / count)
+
+
+def heapr_sum(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """HEAPr's score times |T_e|: weighted by how often the expert is used."""
+    return heapr(stats, norms) * stats["tokens"][:, None]
+
+
+def taylor(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of |m_k dL/dm_k|: first-order Taylor, as in MoE-Slimming, arXiv 2606.18304."""
+    return stats["taylor"]
+
+
 def neuron_magnitude(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     """L2 norm of the neuron's gate row, up row and down column together; no data."""
     return _neuron_norm_sq(norms).sqrt()
@@ -151,6 +180,8 @@ EXPERT_SCORES: dict[str, Score] = {
     "man": man,
     "msan": msan,
     "easy-ep": easy_ep,
+    "gated-norm": gated_norm,
+    "tenp-residual": tenp_residual,
     "magnitude": expert_magnitude,
     "random": _random,
 }
@@ -163,10 +194,14 @@ NEURON_SCORES: dict[str, Score] = {
     "camera-p": camera_p,
     "flap": flap,
     "wanda": wanda,
+    "heapr": heapr,
+    "heapr-sum": heapr_sum,
+    "taylor": taylor,
     "magnitude": neuron_magnitude,
     "random": _random,
 }
 DATA_FREE = ("magnitude", "random")
+NEED_GRADIENTS = ("heapr", "heapr-sum", "taylor")
 
 
 # -- over domains ----------------------------------------------------------------------------------
@@ -193,7 +228,7 @@ def neuron_scores(statistics: Statistics, layer: int, score: str, seed: int = 0)
     A domain that never reached an expert is skipped for it; an expert that none reached is
     ordered by the norms of its neurons.
     """
-    function = _lookup(NEURON_SCORES, score, "--neuron-score")
+    function = _neuron_score(statistics, score)
     norms = statistics.weight_norms(layer)
     if score == "random":
         return _draw(tuple(norms["down_norm"].shape), layer, seed, stream=1)
@@ -218,7 +253,7 @@ def ranking_scores(statistics: Statistics, layer: int, score: str, seed: int = 0
     """
     if score in DATA_FREE:
         return neuron_scores(statistics, layer, score, seed)
-    function = _lookup(NEURON_SCORES, score, "--neuron-score")
+    function = _neuron_score(statistics, score)
     norms = statistics.weight_norms(layer)
     return sum_of(
         function(statistics.layer(domain, layer), norms) / domain_tokens(statistics, domain)
@@ -309,6 +344,16 @@ def domain_tokens(statistics: Statistics, domain: str) -> int:
 def sum_of(values: Iterable[torch.Tensor]) -> torch.Tensor:
     """The sum of at least one tensor."""
     return torch.stack(list(values)).sum(dim=0)
+
+
+def _neuron_score(statistics: Statistics, score: str) -> Score:
+    function = _lookup(NEURON_SCORES, score, "--neuron-score")
+    if score in NEED_GRADIENTS and not statistics.has_gradients:
+        raise UserError(
+            f"--neuron-score {score} needs a backward pass, which this calibration left out",
+            "tenp-edge calibrate --gradients, the same as before otherwise",
+        )
+    return function
 
 
 def _draw(shape: tuple[int, ...], layer: int, seed: int, stream: int) -> torch.Tensor:

@@ -57,6 +57,11 @@ NEURON_SUMS = (
 NEURON_MAXIMA = ("gated_activation_max",)  # max |g m|
 # Sums per layer, [2]: of log(|h'|^2 / |h|^2), h' the residual stream after the block, and of 1.
 GROWTH_SUM = "growth"
+# Sums per neuron that need a backward pass (`gradients`), [experts, width], with d = dL/dy . w_k:
+GRADIENT_SUMS = (
+    "gradient_sq",  # d^2
+    "taylor",  # |m d|
+)
 # Sum per hidden feature, [experts, hidden]: what an importance matrix of gate and up is made of.
 INPUT_SUM = "input_sq"  # x^2
 # Norms of the weights, [experts, width]: facts of the model, not of the data.
@@ -342,6 +347,7 @@ class Statistics:
             names = [name for name in names if not name.startswith("relative")]
         names += [INPUT_SUM] if self.has_inputs else []
         names += [GROWTH_SUM] if self.has_growth else []
+        names += GRADIENT_SUMS if self.has_gradients else ()
         return LayerStatistics(_StoredSums(names, lambda name: self.read(prefix + name).double()))
 
     @property
@@ -353,6 +359,11 @@ class Statistics:
     def has_growth(self) -> bool:
         """Whether losses relative to the residual stream are there: older versions lack them."""
         return f"{self.domains[0]}/layers.{self.layers[0]}.{GROWTH_SUM}" in self.stored
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a backward pass was made, for the scores that need one."""
+        return f"{self.domains[0]}/layers.{self.layers[0]}.{GRADIENT_SUMS[0]}" in self.stored
 
     def matrix_inputs(self, domain: str, layer: int, role: str) -> torch.Tensor | None:
         """Sum of squared inputs of a matrix outside the routed experts, float64 [inputs].
@@ -387,7 +398,15 @@ def load_statistics(directory: Path, fingerprint: str | None = None) -> Statisti
     file = directory / "statistics.safetensors"
     if not file.is_file():
         raise UserError(f"{file} is missing", "calibrate again")
-    return Statistics(info, read_header(file))
+    return Statistics(info, read_header(file) | _gradients(directory, info))
+
+
+def _gradients(directory: Path, info: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """The sums of the backward pass over the same tokens, where one was made."""
+    record = directory / "gradients.json"
+    if not record.is_file() or read_json(record) != info:
+        return {}
+    return read_header(directory / "gradients.safetensors")
 
 
 def layer_tensors(

@@ -547,13 +547,17 @@ def test_budgets_along_a_trapezoid_and_by_coverage(
 def test_guards_keep_super_experts_whole_and_rare_ones_even(
     qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path
 ) -> None:
+    def silence(stats: LayerStatistics, expert: int) -> None:
+        for name in ("relative_activation_sq", "relative_projection"):
+            stats[name][expert] = 0
+
     def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
         if layer == 0:
             stats["gated_activation_max"][5, 7] = 1000
-            stats["relative_activation_sq"][5] = 0
+            silence(stats, 5)
         if layer == 1:
             stats["tokens"][2] = 3
-            stats["relative_activation_sq"][2] = 0
+            silence(stats, 2)
 
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
     found = {}

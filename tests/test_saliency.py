@@ -58,6 +58,7 @@ def tokens() -> Tokens:
         "up_w": up_w,
         "w": down_w,
         "after": 3 * h + draw(COUNT, HIDDEN),
+        "slope": draw(COUNT, HIDDEN) @ down_w,  # dL/dm = dL/dy W_down, of a random dL/dy
     }
 
 
@@ -78,6 +79,11 @@ def sums(tokens: Tokens) -> tuple[LayerStatistics, dict[str, torch.Tensor]]:
         "up_norm": t["up_w"].norm(dim=1).expand(2, -1),
         "down_norm": t["w"].norm(dim=0).expand(2, -1),
     }
+    for name, value in (
+        ("gradient_sq", t["slope"].square()),
+        ("taylor", (t["m"] * t["slope"]).abs()),
+    ):
+        stats = LayerStatistics({**stats.sums, name: torch.stack([value.sum(0) * 0, value.sum(0)])})
     return stats, norms
 
 
@@ -101,6 +107,10 @@ EXPERT_EQUATIONS: dict[str, Callable[[Tokens], torch.Tensor]] = {
         t["g"]
         * t["y"].norm(dim=1)
         * (1 - cosine(t["h"], t["h"] + t["g"][:, None] * t["y"])).clamp_min(0)
+    ).sum(),
+    "gated-norm": lambda t: (t["g"] * t["y"].norm(dim=1)).sum(),
+    "tenp-residual": lambda t: (
+        t["g"] * t["y"].norm(dim=1) * (1 - cosine(t["h"], t["h"] + t["g"][:, None] * t["y"]))
     ).sum(),
     "magnitude": frobenius,
 }
@@ -132,6 +142,9 @@ NEURON_EQUATIONS: dict[str, Callable[[Tokens], torch.Tensor]] = {
     ),
     "flap": lambda t: t["m"].var(dim=0, correction=0) * t["w"].square().sum(dim=0),
     "wanda": lambda t: t["m"].norm(dim=0) * t["w"].norm(dim=0),
+    "heapr": lambda t: t["m"].square().mean(dim=0) * t["slope"].square().mean(dim=0),
+    "heapr-sum": lambda t: COUNT * t["m"].square().mean(dim=0) * t["slope"].square().mean(dim=0),
+    "taylor": lambda t: (t["m"] * t["slope"]).abs().sum(dim=0),
     "magnitude": lambda t: torch.cat([t["gate_w"], t["up_w"], t["w"].T], dim=1).norm(dim=1),
 }
 
@@ -352,3 +365,17 @@ def test_prior_losses_follow_the_norms_and_add_up_to_the_layer(
     said = ranking_scores(statistics, 1, "relative").sum() / 2
     assert float(prior.sum()) == pytest.approx(float(said))
     assert (prior[5] > 0).all()  # the expert that no text reached
+
+
+def test_a_score_that_needs_a_backward_pass_says_so(
+    tmp_path: Path, checkpoint_of: Callable[[str], Path]
+) -> None:
+    checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
+    statistics = write_statistics(tmp_path, checkpoint.config, checkpoint.fingerprint)
+    for function in (neuron_scores, ranking_scores):
+        with pytest.raises(UserError) as caught:
+            function(statistics, checkpoint.config.moe_layers[0], "heapr")
+        assert caught.value.message == (
+            "--neuron-score heapr needs a backward pass, which this calibration left out"
+        )
+        assert caught.value.hint == "tenp-edge calibrate --gradients, the same as before otherwise"
