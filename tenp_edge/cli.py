@@ -306,6 +306,7 @@ def compress(
     guards: flags.Guards = None,
     insurance: flags.Insurance = None,
     refine: flags.Refine = False,
+    successive: flags.Successive = False,
     neuron_score: flags.NeuronScore = None,
     whole_share: flags.WholeShare = None,
     shallow: flags.Shallow = None,
@@ -361,6 +362,7 @@ def compress(
             tuple(eval_data or ()), eval_samples, eval_seq_len, threads, twin
         ),
         statistics=calibration,
+        successive=successive,
         skip_checkpoint=skip_checkpoint,
         no_validate=no_validate,
         force=force,

@@ -138,6 +138,14 @@ Insurance = Annotated[
         panel=_PLAN,
     ),
 ]
+Successive = Annotated[
+    bool,
+    _flag(
+        "--successive",
+        help="Plan twice: calibrate later layers again on what the first plan's cuts leave them.",
+        panel=_PLAN,
+    ),
+]
 Refine = Annotated[
     bool,
     _flag(

@@ -71,6 +71,7 @@ class CompressOptions:
     plan: PlanOptions = field(default_factory=PlanOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     statistics: Path | None = None
+    successive: bool = False
     skip_checkpoint: bool = False
     no_validate: bool = False
     force: bool = False

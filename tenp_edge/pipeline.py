@@ -414,13 +414,30 @@ class _Compress:
         file, options = self.output / "plan.json", self.options
         # By what it is made from: the process that its memory counts differs by pages each time.
         inputs = asdict(self.request), asdict(self.profile), statistics.info
-        key = key_of(*inputs, options.skip_checkpoint, options.plan.refine)
+        key = key_of(*inputs, options.skip_checkpoint, options.plan.refine, options.successive)
         if self.directory.done("plan", key):
             return load_plan(file)
         plan = self._chosen_plan(statistics)
+        if options.successive and plan.keep_ratio < 1:
+            plan = self._chosen_plan(self._after(plan))
         plan.save(file)
         self.directory.finish("plan", key, [file, file.with_suffix(".safetensors")])
         return plan
+
+    def _after(self, plan: CompressionPlan) -> Statistics:
+        """The calibration again, every layer on what ``plan`` leaves of the layers before it."""
+        domains, _, _ = self._domains
+        options = self.options.calibration
+        return calibrate(
+            self.checkpoint,
+            domains,
+            self.output / "calibration-pruned",
+            device=options.device,
+            dtype=options.dtype,
+            seed=options.seed,
+            progress=self.progress,
+            plan=plan,
+        )
 
     def _chosen_plan(self, statistics: Statistics) -> CompressionPlan:
         options = self.options
