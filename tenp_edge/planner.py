@@ -48,7 +48,7 @@ from tenp_edge.search import (
     shapes,
 )
 from tenp_edge.statistics import Statistics
-from tenp_edge.typechoice import TypeChoice, candidates, choose_type
+from tenp_edge.typechoice import TypeChoice, candidates, choose_type, enough
 from tenp_edge.units import format_size
 
 __all__ = ["METHODS", "RANKINGS", "PlanRequest", "Target", "make_plan", "make_target"]
@@ -117,7 +117,8 @@ def _target(
         def target_of(quant: str) -> Target:
             return make_target(profile, replace(request, quant=quant))
 
-        typed = choose_type(checkpoint, space, types, target_of, confirm)
+        least = enough(request.method)
+        typed = choose_type(checkpoint, space, types, target_of, confirm, least)
         target = target_of(typed.quant)
     target.exporter.check(checkpoint.config, target.options)
     return target, typed
