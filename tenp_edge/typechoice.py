@@ -1,9 +1,9 @@
 """Which tensor type a plan takes when only the memory is given.
 
 The rule: the most precise of the format's automatic types at which enough of the neurons stay
-(85 %, 65 % for method adaptive, whose cuts cost less); where there is none, the least precise of them,
-pruned. A few neurons cost less than bits, many cost more (docs/quantisation.md and docs/planning.md
-have the measured tables).
+(85 %, 65 % for method adaptive, whose cuts cost less); where there is none, the least precise of
+them, pruned. A few neurons cost less than bits, many cost more (docs/quantisation.md and
+docs/planning.md have the measured tables).
 """
 
 from __future__ import annotations

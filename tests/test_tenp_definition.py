@@ -81,8 +81,7 @@ def one_expert(
         y = down @ m
         g, norm = weight[token, slot], y.norm()
         importance = importance + g * norm * (1 - x[token] @ y / (x[token].norm() * norm))
-        for k in range(len(m)):
-            neurons[k] += m[k] * (down[:, k] @ y) / norm
+        neurons += m * torch.stack([column @ y for column in down.T]) / norm
         tokens += 1
     return importance, neurons / max(tokens, 1)
 
