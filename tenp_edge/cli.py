@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console, RenderableType
 
-from tenp_edge import __version__, flags, report, run_cli
+from tenp_edge import __version__, compare_cli, flags, report, run_cli
 from tenp_edge.errors import UserError
 from tenp_edge.terminal import TerminalProgress
 from tenp_edge.units import parse_size
@@ -175,6 +175,14 @@ def calibrate(
     samples: flags.Samples = 32,
     seq_len: flags.SeqLen = 512,
     seed: flags.Seed = 0,
+    gradients: Annotated[
+        bool,
+        typer.Option(
+            "--gradients",
+            help="A backward pass too, for --neuron-score heapr, heapr-sum and taylor: about three "
+            "more forwards.",
+        ),
+    ] = False,
     device: flags.Device = "auto",
     dtype: flags.Dtype = "auto",
     json_output: flags.Json = False,
@@ -195,7 +203,7 @@ def calibrate(
     from tenp_edge.pipeline import run_calibrate
 
     options = _pick(CalibrationOptions, locals())
-    statistics = run_calibrate(model, output, options, progress)
+    statistics = run_calibrate(model, output, options, progress, gradients)
     found = coverage(statistics)
     _show(report.coverage(statistics, found), found.to_json(), json_output)
 
@@ -228,9 +236,13 @@ def plan(
     profile: flags.Profile = None,
     profile_file: flags.ProfileFile = None,
     calibration: flags.Calibration = None,
-    method: flags.Method = "tenp",
+    method: flags.Method = "adaptive",
     expert_score: flags.ExpertScore = "tenp",
     ranking: flags.Ranking = "global",
+    tilt: flags.Tilt = None,
+    guards: flags.Guards = None,
+    insurance: flags.Insurance = None,
+    refine: flags.Refine = False,
     neuron_score: flags.NeuronScore = None,
     whole_share: flags.WholeShare = None,
     shallow: flags.Shallow = None,
@@ -248,16 +260,18 @@ def plan(
     latent_cache: flags.LatentCache = False,
     shard_size: flags.ShardSize = None,
     seed: flags.Seed = 0,
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "auto",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write plan.json here.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="What plan always does.")] = False,
     json_output: flags.Json = False,
 ) -> None:
-    """Decide what stays, and show what the RAM is spent on. Never runs the model.
+    """Decide what stays, and show what the RAM is spent on. Runs the model only with --refine.
 
-    Without --calibration it plans by bytes, in the paper's shape. With it, it also chooses the
-    share of whole experts and the slope over depth by predicted loss, and names the neurons.
+    Without --calibration it plans by bytes, in the paper's shape. With it, every expert gets the
+    width that its predicted loss is worth, and the plan names the neurons; --refine measures.
     Without a profile the device is this machine's CPU: per-expert GGUF, context 4096. With --ram
     and without --quant it chooses the tensor type, Q8_0 down to IQ4_XS, and says why.
 
@@ -268,12 +282,15 @@ def plan(
         tenp-edge plan MODEL --profile laptop-8gb --context 8192
 
         tenp-edge plan MODEL --keep 0.6 --calibration WORK -o plan.json
+
+        tenp-edge plan MODEL --ram 8GiB --calibration WORK --refine
     """
-    from tenp_edge.options import PlanOptions
+    from tenp_edge.options import CalibrationOptions, PlanOptions
     from tenp_edge.pipeline import run_plan
 
     options = _pick(PlanOptions, locals())
-    made = run_plan(model, options, calibration, seed)
+    compute = CalibrationOptions(device=device, dtype=dtype)
+    made = run_plan(model, options, calibration, seed, compute, progress)
     if output is not None and not dry_run:
         output.parent.mkdir(parents=True, exist_ok=True)
         made.save(output)
@@ -293,9 +310,14 @@ def compress(
     seq_len: flags.SeqLen = 512,
     seed: flags.Seed = 0,
     calibration: flags.Calibration = None,
-    method: flags.Method = "tenp",
+    method: flags.Method = "adaptive",
     expert_score: flags.ExpertScore = "tenp",
     ranking: flags.Ranking = "global",
+    tilt: flags.Tilt = None,
+    guards: flags.Guards = None,
+    insurance: flags.Insurance = None,
+    refine: flags.Refine = False,
+    successive: flags.Successive = False,
     neuron_score: flags.NeuronScore = None,
     whole_share: flags.WholeShare = None,
     shallow: flags.Shallow = None,
@@ -354,6 +376,7 @@ def compress(
             tuple(eval_data or ()), eval_samples, eval_seq_len, threads, twin, not no_split
         ),
         statistics=calibration,
+        successive=successive,
         skip_checkpoint=skip_checkpoint,
         no_validate=no_validate,
         force=force,
@@ -521,7 +544,7 @@ def validate(
     _show(report.validated(found), found, json_output)
 
 
-for _verb in (run_cli.run, run_cli.serve, run_cli.bench):
+for _verb in (compare_cli.compare, run_cli.run, run_cli.serve, run_cli.bench):
     app.command()(_verb)
 
 

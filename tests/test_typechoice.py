@@ -54,6 +54,15 @@ def test_the_most_precise_type_that_keeps_enough(
     assert list(choice["kept"].values()) == sorted(choice["kept"].values())
 
 
+def test_adaptive_takes_fewer_neurons_for_more_bits(model: Checkpoint) -> None:
+    budget = total(model, "Q8_0", 0.75)
+    kept = planned(model, budget_bytes=budget).recipe["type_choice"]
+    assert kept["quant"] != "Q8_0"
+    chosen = planned(model, budget_bytes=budget, method="adaptive").recipe["type_choice"]
+    assert chosen["quant"] == "Q8_0"
+    assert chosen["reason"] == "the most precise type that keeps 65% of the neurons or more"
+
+
 def test_a_pinned_type_or_size_is_left_alone(model: Checkpoint) -> None:
     budget = total(model, "Q6_K")
     pinned = planned(model, budget_bytes=budget, quant="Q8_0")
