@@ -1,24 +1,33 @@
-"""Portable dispatch: each expert computes the rows routed to it, under an If.
+"""Portable dispatch: experts compute the rows routed to them, sixteen experts under one If.
 
-    ids (tokens, top_k) ── flat ──┬── hits of each expert ──── If ─┐ expert e hit: its rows
-                                  └── NonZero(flat = e) ───────────┤ else: no row
-    rows of all experts, and their places in flat ── Concat ──── inverse ── weights ── ReduceSum
+    ids (tokens, top_k) ── flat ──┬── counts (experts,) ── Split ── rows of each block ── hit?
+                                  └── TopK ── order ── tokens by expert ── Split ── of each block
 
-An expert without a token costs one If. Weights lie in the outer graph. Ragged widths cost nothing.
+    If block hit:  tokens ── Split by counts ── Gather from x ── expert ── Concat ── rows
+    else:          no rows
+
+    rows of all blocks ── Concat ── Gather (inverse of order) ── weights ── ReduceSum
+
+An expert without a token in a block that is hit multiplies matrices of no rows. One If per expert
+would make sessions load in a time that grows with the square of the number of experts in the
+model, and so would a block with one output per expert (docs/onnx.md, "Loading"). Weights lie in the
+outer graph, one scope away at most: onnxruntime packs no weight that lies two scopes away. Ragged
+widths cost nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from tenp_edge.exporters.onnx.builder import BOOL, FLOAT, INT64, GraphBuilder
+from tenp_edge.exporters.onnx.builder import BOOL, FLOAT, GraphBuilder
 from tenp_edge.exporters.onnx.context import Context
 from tenp_edge.exporters.onnx.mlp import gated_mlp
 
-_INT32 = ir.DataType.INT32
+BLOCK = 16  # 8 make twice the branches, 32 twice the nodes of each: both load more slowly
 _Typed = list[tuple[ir.Value, ir.DataType]]
 
 
@@ -27,61 +36,78 @@ def dispatch_rows(
 ) -> ir.Value:
     """The weighted sum of each token's experts, (tokens, hidden)."""
     g, experts = c.g, c.config.num_experts
+    blocks = [range(i, min(i + BLOCK, experts)) for i in range(0, experts, BLOCK)]
     flat = g.op(f"{path}/ids", "Reshape", [ids, [-1]])  # (tokens x top_k,)
-    hits = _hits(g, f"{path}/hits", flat, experts)
-    rows, places = [], []
-    for expert in range(experts):
-        name = f"{path}/experts.{expert}"
-        then = g.subgraph(name, partial(_hit, c, name, x, flat, layer, expert))
+    order = _order(g, f"{path}/order", flat)
+    tokens = g.op(f"{path}/tokens", "Div", [order, c.config.num_experts_per_tok])
+    counts = _counts(g, f"{path}/counts", flat, blocks)
+    sizes = [g.op(f"{path}/sizes.{i}", "ReduceSum", [count]) for i, count in enumerate(counts)]
+    hits = [g.op(f"{path}/hits.{i}", "Cast", [size], to=BOOL) for i, size in enumerate(sizes)]
+    each = g.op(f"{path}/sizes", "Concat", sizes, axis=0)
+    mine = g.ops(f"{path}/tokens", "Split", [tokens, each], len(blocks), axis=0)
+    rows: list[ir.Value] = []
+    for i, block in enumerate(blocks):
+        name = f"{path}/blocks.{i}"
+        then = g.subgraph(name, partial(_hit, c, path, i, x, mine[i], counts[i], layer, block))
         other = g.subgraph(f"{name}/none", partial(_none, c, f"{name}/none"))
-        given = [hits[expert]]
-        row, where = g.ops(name, "If", given, 2, then_branch=then, else_branch=other)
-        rows.append(row)
-        places.append(where)
-    return _combined(c, f"{path}/combine", rows, places, weights)
+        rows.append(g.op(name, "If", [hits[i]], then_branch=then, else_branch=other))
+    return _combined(c, f"{path}/combine", rows, order, weights)
 
 
-def _hits(g: GraphBuilder, path: str, flat: ir.Value, experts: int) -> list[ir.Value]:
-    """One bool (1,) per expert: whether any token goes to it."""
-    ones = g.op(path, "Cast", [g.op(path, "GreaterOrEqual", [flat, 0])], to=_INT32)
-    none = g.constant(np.zeros(experts, np.int32), f"/constants/no_hits_{experts}")
-    marked = g.op(path, "ScatterElements", [none, flat, ones], axis=0)
-    marked = g.op(f"{path}/any", "Cast", [marked], to=BOOL)
-    return list(g.ops(path, "Split", [marked], experts, axis=0, num_outputs=experts))
+def _order(g: GraphBuilder, path: str, flat: ir.Value) -> ir.Value:
+    """Places of ``flat`` sorted by expert, (tokens x top_k,); within one expert in any order."""
+    count = g.op(path, "Shape", [flat])
+    return g.ops(path, "TopK", [flat, count], 2, axis=0, largest=0, sorted=1)[1]
 
 
-def _hit(c: Context, path: str, x: ir.Value, flat: ir.Value, layer: int, expert: int) -> _Typed:
-    """The expert's rows (n, hidden) and where in ``flat`` they belong (n,)."""
-    g = c.g
-    mine = g.op(f"{path}/mine", "Equal", [flat, expert])
-    where = g.op(f"{path}/mine", "NonZero", [mine])
-    where = g.op(f"{path}/mine", "Reshape", [where, [-1]])
-    token = g.op(f"{path}/token", "Div", [where, c.config.num_experts_per_tok])
-    rows = g.op(f"{path}/token", "Gather", [x, token], axis=0)
-    return [(gated_mlp(c, path, rows, "expert", layer, expert), FLOAT), (where, INT64)]
+def _counts(
+    g: GraphBuilder, path: str, flat: ir.Value, blocks: Sequence[range]
+) -> Sequence[ir.Value]:
+    """Rows of each expert, (experts of the block,) for each block."""
+    experts = blocks[-1].stop
+    ones = g.op(path, "Expand", [1, g.op(path, "Shape", [flat])])
+    none = g.constant(np.zeros(experts, np.int64), f"/constants/no_counts_{experts}")
+    counts = g.op(path, "ScatterElements", [none, flat, ones], axis=0, reduction="add")
+    lengths = [len(block) for block in blocks]
+    return g.ops(path, "Split", [counts, lengths], len(blocks), axis=0)
+
+
+def _hit(
+    c: Context,
+    path: str,
+    number: int,
+    x: ir.Value,
+    tokens: ir.Value,
+    counts: ir.Value,
+    layer: int,
+    block: range,
+) -> _Typed:
+    """The rows (n, hidden) of the experts of one block, expert after expert."""
+    g, own = c.g, f"{path}/blocks.{number}"
+    each = g.ops(f"{own}/tokens", "Split", [tokens, counts], len(block), axis=0)
+    found = []
+    for expert, token in zip(block, each, strict=True):
+        name = f"{path}/experts.{expert}"
+        rows = g.op(f"{name}/rows", "Gather", [x, token], axis=0)
+        found.append(gated_mlp(c, name, rows, "expert", layer, expert))
+    return [(g.op(f"{own}/rows", "Concat", found, axis=0), FLOAT)]
 
 
 def _none(c: Context, path: str) -> _Typed:
-    """No rows at no places."""
-    g, hidden = c.g, c.config.hidden_size
-    rows = g.constant(np.zeros((0, hidden), np.float32), "/constants/no_rows")
-    where = g.constant(np.zeros(0, np.int64), "/constants/no_places")
-    return [
-        (g.op(f"{path}/rows", "Identity", [rows]), FLOAT),
-        (g.op(f"{path}/places", "Identity", [where]), INT64),
-    ]
+    """No rows."""
+    rows = c.g.constant(np.zeros((0, c.config.hidden_size), np.float32), "/constants/no_rows")
+    return [(c.g.op(path, "Identity", [rows]), FLOAT)]
 
 
 def _combined(
-    c: Context, path: str, rows: list[ir.Value], places: list[ir.Value], weights: ir.Value
+    c: Context, path: str, rows: list[ir.Value], order: ir.Value, weights: ir.Value
 ) -> ir.Value:
     """Rows back in the tokens' order, weighed and added up."""
     g, shape = c.g, [-1, c.config.num_experts_per_tok, c.config.hidden_size]
     every = g.op(f"{path}/rows", "Concat", rows, axis=0)
-    place = g.op(f"{path}/places", "Concat", places, axis=0)
-    count = g.op(f"{path}/count", "Squeeze", [g.op(f"{path}/count", "Shape", [place])])
-    order = g.op(f"{path}/order", "Range", [0, count, 1])
-    inverse = g.op(f"{path}/inverse", "ScatterElements", [order, place, order], axis=0)
+    count = g.op(f"{path}/count", "Squeeze", [g.op(f"{path}/count", "Shape", [order])])
+    places = g.op(f"{path}/places", "Range", [0, count, 1])
+    inverse = g.op(f"{path}/inverse", "ScatterElements", [places, order, places], axis=0)
     sorted_rows = g.op(f"{path}/sorted", "Gather", [every, inverse], axis=0)
     by_token = g.op(f"{path}/sorted", "Reshape", [sorted_rows, shape])
     column = g.op(f"{path}/weights", "Unsqueeze", [weights, [-1]])
