@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tenp_edge.allocation import Shape, Space
+from tenp_edge.allocation import Shape, Space, limited
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import DeviceProfile
 from tenp_edge.errors import UserError
@@ -70,7 +70,7 @@ def make_plan(
     check_model(checkpoint, statistics)
     target = make_target(profile, request)
     target.exporter.check(checkpoint.config, target.options)
-    space = make_space(checkpoint.config, target.width_multiple)
+    space = make_space(checkpoint.config, target.width_multiple, target.most_widths)
     evidence = None if statistics is None else Evidence(statistics, space, _scores(request))
     pricer = Pricer(checkpoint, target)
     allocator, choice = _allocator(checkpoint.config, space, evidence, request, pricer)
@@ -104,10 +104,9 @@ def check_model(checkpoint: Checkpoint, statistics: Statistics | None) -> None:
         )
 
 
-def make_space(config: ModelConfig, width_multiple: int) -> Space:
-    return Space(
-        config.moe_layers, config.num_experts, config.moe_intermediate_size, width_multiple
-    )
+def make_space(config: ModelConfig, width_multiple: int, most_widths: int | None = None) -> Space:
+    full = config.moe_intermediate_size
+    return Space(config.moe_layers, config.num_experts, full, width_multiple, most_widths)
 
 
 def _scores(request: PlanRequest) -> Scores:
@@ -202,7 +201,7 @@ def _widths_at(allocator: Allocator, space: Space, neurons: int) -> Widths:
     """The allocator's plan; the full model where everything is kept."""
     if neurons >= space.total_neurons:
         return dict.fromkeys(space.layers, (space.full,) * space.experts)
-    return allocator.widths(neurons)
+    return limited(allocator.widths, neurons, space.most_widths)
 
 
 def _check_fits(priced: Priced, request: PlanRequest, pricer: Pricer) -> None:

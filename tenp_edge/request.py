@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 
 from tenp_edge.devices import KV_TYPES, DeviceProfile
 from tenp_edge.errors import UserError
-from tenp_edge.registry import Exporter, ExportOptions, exporter
+from tenp_edge.registry import (
+    Exporter,
+    ExportOptions,
+    WidthLimits,
+    exporter,
+    width_limits,
+)
 from tenp_edge.saliency import EXPERT_SCORES, NEURON_SCORES
 from tenp_edge.units import parse_size
 
@@ -57,6 +64,7 @@ class Target:
     exporter: Exporter
     options: ExportOptions
     width_multiple: int
+    most_widths: int | None
     context: int
     kv_type: str
     ubatch: int
@@ -129,6 +137,7 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
             f"{profile.name} cannot run {quant}", f"--quant {'|'.join(profile.tensor_types)}"
         )
     imatrix = request.imatrix and quant in found.weighted_quants
+    limits = width_limits(found, ExportOptions(quant, layout))
     return Target(
         profile=profile,
         exporter=found,
@@ -140,12 +149,24 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
             shard_bytes=None if request.shard_size is None else parse_size(request.shard_size),
             latent_cache=request.latent_cache,
         ),
-        width_multiple=request.width_multiple or profile.width_multiple,
+        width_multiple=_width_multiple(limits, profile, request),
+        most_widths=limits.most,
         context=request.context or profile.context,
         kv_type=_kv_type(found, profile, request),
         ubatch=request.ubatch or profile.ubatch,
         budget_bytes=request.budget_bytes or profile.budget_bytes,
     )
+
+
+def _width_multiple(limits: WidthLimits, profile: DeviceProfile, request: PlanRequest) -> int:
+    """The requested multiple, or the smallest one that is legal for profile and format."""
+    wanted = request.width_multiple
+    if wanted is not None and wanted % limits.multiple:
+        raise UserError(
+            f"--width-multiple {wanted}: the format takes multiples of {limits.multiple}",
+            f"--width-multiple {limits.multiple}",
+        )
+    return wanted or lcm(profile.width_multiple, limits.multiple)
 
 
 def _kv_type(found: Exporter, profile: DeviceProfile, request: PlanRequest) -> str:

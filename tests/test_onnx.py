@@ -22,6 +22,7 @@ from onnx_cases import (
     export,
     relative_rms,
     torch_logits,
+    written,
 )
 from plans import ragged_plan, whole_plan
 from transformers import AutoConfig
@@ -51,11 +52,6 @@ def graphs(graph: Any) -> Iterator[Any]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from graphs(attribute.g)
-
-
-def written(directory: Path) -> dict[str, int]:
-    files = (file for file in directory.rglob("*") if file.is_file())
-    return {str(file.relative_to(directory)): file.stat().st_size for file in files}
 
 
 # -- bytes -----------------------------------------------------------------------------------------

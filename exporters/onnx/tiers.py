@@ -115,8 +115,8 @@ class FloatTier:
         c.g.fill(Fill(tuple(names), partial(_fill_floats, c, tier, names)))
         gate_up = c.g.weight(Stored(names[0], FLOAT, (count, 2 * width, hidden), _PART))
         down = c.g.weight(Stored(names[1], FLOAT, (count, hidden, width), _PART))
-        # Of a tier without a token all are -inf, and their softmax is not a number: a little more
-        # than nothing to the smallest float keeps the arithmetic defined.
+        # Of a tier that a token did not choose all are -inf and their softmax is NaN, which is not
+        # above zero either: the kernel skips its experts. Any finite logit would compute k of them.
         logits = c.g.op(f"{path}/logits", "Log", [shares])
         given = [x, logits, gate_up, None, down]
         out = c.g.op(path, "MoE", given, CONTRIB, **tier.attributes(c))
