@@ -223,7 +223,7 @@ def limit_widths(widths: Widths, most: int) -> Widths:
     that loses the fewest neurons (dynamic programming over the sorted widths).
     """
     flat = [width for row in widths.values() for width in row if width]
-    sizes, counts = torch.tensor(flat).unique(return_counts=True)
+    sizes, counts = torch.unique(torch.tensor(flat), return_counts=True)
     if len(sizes) <= most:
         return widths
     kept = _best_levels(sizes, counts, most)

@@ -330,11 +330,15 @@ def refuse(action: Callable[[], object], message: str, hint: str) -> None:
 
 
 REFUSED: dict[str, tuple[ExportOptions, str, str]] = {
-    "mode": (ExportOptions("none", "fast"), "ONNX has no mode 'fast'", "--mode portable"),
+    "mode": (
+        ExportOptions("none", "fast"),
+        "ONNX has no mode 'fast'",
+        "--mode portable|static|ort-cpu",
+    ),
     "quant": (
         ExportOptions("Q8_0"),
         "ONNX mode portable has no quantisation 'Q8_0'",
-        "--quant none",
+        "--quant none|int8|int4",
     ),
     "rules": (
         ExportOptions("none", tensor_types=("a=b",)),

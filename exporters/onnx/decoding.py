@@ -68,7 +68,8 @@ def _of_tier(stored: Mapping[str, Any], load: Load, config: ModelConfig, spec: T
 
 def _stacked(stored: Mapping[str, Any], load: Load, base: str, number: int) -> Array:
     if base in stored:
-        return load(base)[number]
+        whole: Array = load(base)[number]
+        return whole
     suffix = next((suffix for suffix in _BITS if base + suffix in stored), None)
     if suffix is None:
         raise KeyError(base)
