@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import tiny
+import torch
 from onnx_cases import (
     IDS,
     MASK,
@@ -30,6 +31,7 @@ from tenp_edge.allocation import limit_widths, limited
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.onnx import EXPORTER
+from tenp_edge.loading import model_of
 from tenp_edge.options import CalibrationOptions, CompressOptions, PlanOptions
 from tenp_edge.pipeline import run_compress
 from tenp_edge.plan import CompressionPlan
@@ -186,6 +188,29 @@ def test_one_buffer_may_be_past_and_present(checkpoint_of: Make, tmp_path: Path)
     assert relative_rms(np.concatenate(found, axis=1), wanted) < 1e-5
     genai = json.loads((tmp_path / "out" / "genai_config.json").read_text())
     assert genai["search"]["past_present_share_buffer"] is True
+
+
+def test_genai_generates_torchs_tokens_from_a_shared_cache(tmp_path: Path) -> None:
+    genai = pytest.importorskip("onnxruntime_genai")
+    # Tied embeddings make a random model repeat its last token.
+    checkpoint = Checkpoint(tiny.make(tmp_path / "model", "qwen3_moe", tie_word_embeddings=False))
+    source = ModelSource(checkpoint, tiered_plan(checkpoint))
+    export(source, tmp_path / "out", mode="ort-cpu")
+    prompt, length = [5, 17, 42, 99, 7, 250, 31, 8], 40
+    loaded = genai.Model(str(tmp_path / "out"))
+    parameters = genai.GeneratorParams(loaded)
+    parameters.set_search_options(do_sample=False, min_length=length, max_length=length)
+    generator = genai.Generator(loaded, parameters)
+    generator.append_tokens(np.array(prompt, np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    found = [int(token) for token in generator.get_sequence(0)]
+    with torch.no_grad():
+        logits = model_of(source, torch.float32).eval()(torch.tensor([found])).logits[0]
+    # genai forbids the end token before min_length.
+    logits[:, 0] = -torch.inf
+    assert len(found) == length and len(set(found[8:])) > 1
+    assert found[8:] == logits.argmax(-1)[7:-1].tolist()
 
 
 # -- widths ----------------------------------------------------------------------------------------

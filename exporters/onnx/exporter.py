@@ -100,7 +100,7 @@ def _manifest(blueprint: Blueprint, checkpoint: Checkpoint) -> Manifest:
         quant=options.quant,
         tensors=tuple(stored.manifest() for stored in blueprint.stored.values()),
         files=LazySizes(sizes),
-        notes=run_notes(options),
+        notes=run_notes(options, mode_of(options)),
         run=run_bytes(blueprint.config, options, len(blueprint.stored)),
     )
 

@@ -31,7 +31,12 @@ def run_bytes(config: ModelConfig, options: ExportOptions, tensors: int) -> RunB
     )
 
 
-def run_notes(options: ExportOptions) -> tuple[str, ...]:
+def run_notes(options: ExportOptions, mode: str) -> tuple[str, ...]:
+    notes = []
     if options.latent_cache:
-        return ("onnxruntime-genai and optimum cannot hold a latent cache: tenp-edge run can",)
-    return ()
+        notes.append("onnxruntime-genai and optimum cannot hold a latent cache: tenp-edge run can")
+    if mode == "ort-cpu" and options.quant == "none":
+        notes.append(
+            "float32 experts take up to twice as long as in --mode portable, with less memory"
+        )
+    return tuple(notes)
