@@ -4,7 +4,7 @@ A node is named after its path and operator (/model/layers.0/moe/experts.3/down_
 output adds "/out". Weights and constants live in the outer graph, so that subgraphs share them.
 
 A builder in ``sketch`` mode makes no nodes at all: it only collects what would be stored, which is
-what a plan's price needs, forty times faster.
+what a plan's price needs, twenty times faster (0.3 s for 48 layers of 128 experts).
 """
 
 from __future__ import annotations
