@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tenp_edge.allocation import Space
+from tenp_edge.allocation import Space, limited
 from tenp_edge.evidence import Evidence
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.search import Allocator, Drop
@@ -52,7 +52,7 @@ def frontier(
         elif isinstance(allocator, Drop):
             plans.append(pricer(allocator.widths(allocator.neurons_at(keep))))
         elif neurons >= allocator.least_neurons:
-            plans.append(pricer(allocator.widths(neurons)))
+            plans.append(pricer(limited(allocator.widths, neurons, space.most_widths)))
     points = {
         priced.keep_ratio: {
             "keep_ratio": priced.keep_ratio,

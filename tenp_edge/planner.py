@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tenp_edge.allocation import Shape, Space
+from tenp_edge.allocation import Shape, Space, limited
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import DeviceProfile
 from tenp_edge.errors import UserError
@@ -80,7 +80,7 @@ def make_plan(
     check_request(request)
     check_model(checkpoint, statistics)
     target, typed = _target(checkpoint, profile, request, confirm)
-    space = make_space(checkpoint.config, target.width_multiple)
+    space = make_space(checkpoint.config, target.width_multiple, target.most_widths)
     evidence = None if statistics is None else Evidence(statistics, space, _scores(request))
     answer = None if typed is None else typed.answer
     pricer = Pricer(checkpoint, target, answer)
@@ -141,10 +141,9 @@ def check_model(checkpoint: Checkpoint, statistics: Statistics | None) -> None:
         )
 
 
-def make_space(config: ModelConfig, width_multiple: int) -> Space:
-    return Space(
-        config.moe_layers, config.num_experts, config.moe_intermediate_size, width_multiple
-    )
+def make_space(config: ModelConfig, width_multiple: int, most_widths: int | None = None) -> Space:
+    full = config.moe_intermediate_size
+    return Space(config.moe_layers, config.num_experts, full, width_multiple, most_widths)
 
 
 def _scores(request: PlanRequest) -> Scores:
@@ -283,7 +282,9 @@ def _neurons_at_ratio(allocator: Allocator, space: Space, keep: float) -> int:
 
 def _widths_at(allocator: Allocator, space: Space, neurons: int) -> Widths:
     """The allocator's plan; the full model where everything is kept."""
-    return _whole(space) if neurons >= space.total_neurons else allocator.widths(neurons)
+    if neurons >= space.total_neurons:
+        return _whole(space)
+    return limited(allocator.widths, neurons, space.most_widths)
 
 
 def _whole(space: Space) -> Widths:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 
 from tenp_edge.devices import KV_TYPES, DeviceProfile
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
-from tenp_edge.registry import Exporter, ExportOptions, exporter
+from tenp_edge.registry import (
+    Exporter,
+    ExportOptions,
+    WidthLimits,
+    exporter,
+    width_limits,
+)
 from tenp_edge.saliency import EXPERT_SCORES, NEURON_SCORES
 from tenp_edge.units import parse_size
 
@@ -69,6 +76,7 @@ class Target:
     exporter: Exporter
     options: ExportOptions
     width_multiple: int
+    most_widths: int | None
     run: MemoryRun
     budget_bytes: int
 
@@ -143,6 +151,7 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
             f"{profile.name} cannot run {quant}", f"--quant {'|'.join(profile.tensor_types)}"
         )
     imatrix = request.imatrix and quant in found.weighted_quants
+    limits = width_limits(found, ExportOptions(quant, layout))
     return Target(
         profile=profile,
         exporter=found,
@@ -154,7 +163,8 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
             shard_bytes=None if request.shard_size is None else parse_size(request.shard_size),
             latent_cache=request.latent_cache,
         ),
-        width_multiple=request.width_multiple or profile.width_multiple,
+        width_multiple=_width_multiple(limits, profile, request),
+        most_widths=limits.most,
         run=MemoryRun(
             context=request.context or profile.context,
             ubatch=request.ubatch or profile.ubatch,
@@ -163,6 +173,17 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
         ),
         budget_bytes=request.budget_bytes or profile.budget_bytes,
     )
+
+
+def _width_multiple(limits: WidthLimits, profile: DeviceProfile, request: PlanRequest) -> int:
+    """The requested multiple, or the smallest one that is legal for profile and format."""
+    wanted = request.width_multiple
+    if wanted is not None and wanted % limits.multiple:
+        raise UserError(
+            f"--width-multiple {wanted}: the format takes multiples of {limits.multiple}",
+            f"--width-multiple {limits.multiple}",
+        )
+    return wanted or lcm(profile.width_multiple, limits.multiple)
 
 
 def _kv_type(found: Exporter, profile: DeviceProfile, request: PlanRequest) -> str:

@@ -10,7 +10,12 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.disk import require_free
 from tenp_edge.exporters.base import manifest_file
 from tenp_edge.exporters.onnx.blueprint import Blueprint
-from tenp_edge.exporters.onnx.companions import NO_DIGEST, companion_files, tenp_file
+from tenp_edge.exporters.onnx.companions import (
+    NO_DIGEST,
+    Genai,
+    companion_files,
+    tenp_file,
+)
 from tenp_edge.exporters.onnx.data_file import data_writer
 from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
 from tenp_edge.exporters.onnx.limits import check_model
@@ -21,7 +26,7 @@ from tenp_edge.exporters.onnx.stored import data_files
 from tenp_edge.footprint import MemoryRun, RunMemory
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
-from tenp_edge.registry import Exporter, ExportOptions, Manifest
+from tenp_edge.registry import Exporter, ExportOptions, Manifest, WidthLimits
 from tenp_edge.source import ModelSource, StoredModel
 
 
@@ -36,6 +41,11 @@ class OnnxExporter:
     default_quant = "none"
     kv_types: tuple[str, ...] = ("F32",)
     target = "onnx"
+
+    def width_limits(self, options: ExportOptions) -> WidthLimits:
+        """What the planner keeps to."""
+        check_mode(options)
+        return way_of(options).widths
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, mode or quantisation cannot be written."""
@@ -108,7 +118,7 @@ def _manifest(blueprint: Blueprint, checkpoint: Checkpoint) -> Manifest:
         quant=options.quant,
         tensors=tuple(stored.manifest() for stored in blueprint.stored.values()),
         files=LazySizes(sizes),
-        notes=run_notes(options),
+        notes=run_notes(options, mode_of(options)),
     )
 
 
@@ -117,9 +127,10 @@ def _small_files(blueprint: Blueprint, checkpoint: Checkpoint, digest: str) -> d
     config, options = blueprint.config, blueprint.options
     graphs = {**blueprint.graphs, **blueprint.reports}
     sizes = {name: len(data) for name, data in graphs.items()} | data_files(blueprint.places)
-    tenp = tenp_file(config, mode_of(options), options.quant, sizes, digest)
-    for_genai = not (way_of(options).static or options.latent_cache)
-    companions = companion_files(checkpoint, config, for_genai, digest)
+    way, counts_keys = way_of(options), way_of(options).makers.counts_keys(config)
+    tenp = tenp_file(config, mode_of(options), options.quant, sizes, not counts_keys, digest)
+    genai = None if way.static or options.latent_cache else Genai(shares_cache=counts_keys)
+    companions = companion_files(checkpoint, config, genai, digest)
     return {**graphs, **companions, "tenp.json": tenp}
 
 
