@@ -239,6 +239,8 @@ def plan(
     tensor_types: flags.TensorTypes = None,
     latent_cache: flags.LatentCache = False,
     shard_size: flags.ShardSize = None,
+    batch: flags.Batch = None,
+    targets: flags.Targets = None,
     seed: flags.Seed = 0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write plan.json here.")
@@ -304,6 +306,8 @@ def compress(
     tensor_types: flags.TensorTypes = None,
     latent_cache: flags.LatentCache = False,
     shard_size: flags.ShardSize = None,
+    batch: flags.Batch = None,
+    targets: flags.Targets = None,
     eval_data: flags.EvalData = None,
     eval_samples: flags.EvalSamples = 8,
     eval_seq_len: flags.EvalSeqLen = 512,

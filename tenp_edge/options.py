@@ -50,6 +50,8 @@ class PlanOptions:
     tensor_types: tuple[str, ...] = ()
     latent_cache: bool = False
     shard_size: str | None = None
+    batch: int | None = None
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

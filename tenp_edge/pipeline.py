@@ -45,7 +45,7 @@ from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.pruned import PrunedBy
-from tenp_edge.registry import ExportOptions, Manifest, exporter, placed_files
+from tenp_edge.registry import ExportOptions, FixedLengths, Manifest, exporter, placed_files
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
 from tenp_edge.timing import estimate
@@ -440,6 +440,8 @@ class _Compress:
             rules,
             shard_bytes=recipe["shard_bytes"],
             latent_cache=recipe["latent_cache"],
+            lengths=None if recipe["lengths"] is None else FixedLengths(**recipe["lengths"]),
+            targets=tuple(recipe["targets"]),
         )
 
     def _predicted_peak_rss(self, plan: CompressionPlan) -> int | None:
@@ -449,7 +451,8 @@ class _Compress:
 
     def _padded(self, plan: CompressionPlan) -> Priced:
         request = replace(self.request, layout="padded", quant=plan.recipe["quant"])
-        return Pricer(self.checkpoint, make_target(self.profile, request))(plan.widths)
+        positions = self.checkpoint.config.max_position_embeddings
+        return Pricer(self.checkpoint, make_target(self.profile, request, positions))(plan.widths)
 
     def _memory_run(self, plan: CompressionPlan) -> MemoryRun:
         chosen = {name: plan.memory[name] for name in ("context", "ubatch", "kv_type")}

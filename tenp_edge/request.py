@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tenp_edge.devices import KV_TYPES, DeviceProfile
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
-from tenp_edge.registry import Exporter, ExportOptions, exporter
+from tenp_edge.registry import Exporter, ExportOptions, FixedLengths, exporter
 from tenp_edge.saliency import EXPERT_SCORES, NEURON_SCORES
 from tenp_edge.units import parse_size
 
@@ -23,7 +23,7 @@ class PlanRequest:
     size instead. ``whole_share`` is alpha; ``shallow``, ``deep`` and ``middle`` shape the
     trapezoid (`allocation.Shape`); ``ranking`` is for method free. ``imatrix`` is whether the
     file will be quantised with the importance of its columns, ``tensor_types`` as in
-    `registry.ExportOptions`.
+    `registry.ExportOptions`. ``batch`` and ``targets`` are for layouts of fixed shapes.
     """
 
     budget_bytes: int | None = None
@@ -47,6 +47,8 @@ class PlanRequest:
     tensor_types: tuple[str, ...] = ()
     latent_cache: bool = False
     shard_size: str | None = None
+    batch: int | None = None
+    targets: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -109,8 +111,11 @@ def _check_shape_flags(request: PlanRequest) -> None:
         raise UserError("--shallow and --deep are both 0", "--shallow 1 --deep 2")
 
 
-def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
-    """What the request pins, and the profile's choice for everything else."""
+def make_target(profile: DeviceProfile, request: PlanRequest, positions: int) -> Target:
+    """What the request pins, and the profile's choice for everything else.
+
+    ``positions``: the model's context. Fixed shapes that nobody asked for end there.
+    """
     found = exporter(request.format or profile.format)
     own_format = found.format == profile.format
     layout = request.layout or (profile.layout if own_format else found.layouts[0])
@@ -128,6 +133,15 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
             f"{profile.name} cannot run {quant}", f"--quant {'|'.join(profile.tensor_types)}"
         )
     imatrix = request.imatrix and quant in found.weighted_quants
+    run = MemoryRun(
+        context=request.context or profile.context,
+        ubatch=request.ubatch or profile.ubatch,
+        kv_type=_kv_type(found, profile, request),
+        threads=profile.threads,
+    )
+    fixed = layout in found.fixed_layouts
+    if fixed:
+        run = _within(run, request, positions)
     return Target(
         profile=profile,
         exporter=found,
@@ -138,16 +152,25 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
             request.tensor_types,
             shard_bytes=None if request.shard_size is None else parse_size(request.shard_size),
             latent_cache=request.latent_cache,
+            lengths=_fixed_lengths(run, request) if fixed or request.batch else None,
+            targets=request.targets or (profile.targets if fixed and own_format else ()),
         ),
         width_multiple=request.width_multiple or profile.width_multiple,
-        run=MemoryRun(
-            context=request.context or profile.context,
-            ubatch=request.ubatch or profile.ubatch,
-            kv_type=_kv_type(found, profile, request),
-            threads=profile.threads,
-        ),
+        run=run,
         budget_bytes=request.budget_bytes or profile.budget_bytes,
     )
+
+
+def _within(run: MemoryRun, request: PlanRequest, positions: int) -> MemoryRun:
+    """``run`` with a context that the model has, and prompts that its context holds."""
+    context = run.context if request.context else min(run.context, positions)
+    return replace(run, context=context, ubatch=min(run.ubatch, context))
+
+
+def _fixed_lengths(run: MemoryRun, request: PlanRequest) -> FixedLengths:
+    """The last token of the context need not be stored."""
+    batch = 1 if request.batch is None else request.batch
+    return FixedLengths(batch, run.ubatch, run.context - 1)
 
 
 def _kv_type(found: Exporter, profile: DeviceProfile, request: PlanRequest) -> str:

@@ -26,6 +26,7 @@ HEADER = 1000
 class ToyExporter:
     format = "toy"
     layouts = ("per-expert", "merged")
+    fixed_layouts = ()
     quants = ("WIDE", "NARROW")
     weighted_quants = ()
     automatic_quants = ()

@@ -44,6 +44,7 @@ class GgufExporter:
 
     format = "gguf"
     layouts = LAYOUTS
+    fixed_layouts: tuple[str, ...] = ()
     quants = QUANTS
     weighted_quants = WEIGHTED_QUANTS
     automatic_quants = AUTOMATIC_QUANTS

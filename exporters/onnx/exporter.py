@@ -14,7 +14,7 @@ from tenp_edge.exporters.onnx.companions import NO_DIGEST, companion_files, tenp
 from tenp_edge.exporters.onnx.data_file import data_writer
 from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
 from tenp_edge.exporters.onnx.limits import check_model
-from tenp_edge.exporters.onnx.modes import MODES, QUANTS, check_mode, mode_of, way_of
+from tenp_edge.exporters.onnx.modes import FIXED_MODES, MODES, QUANTS, check_mode, mode_of, way_of
 from tenp_edge.exporters.onnx.pricing import run_memory, run_notes, transposing_speed
 from tenp_edge.exporters.onnx.reading import OnnxWeights
 from tenp_edge.exporters.onnx.stored import data_files
@@ -30,6 +30,7 @@ class OnnxExporter:
 
     format = "onnx"
     layouts = MODES
+    fixed_layouts = FIXED_MODES
     quants = QUANTS
     weighted_quants: tuple[str, ...] = ()
     automatic_quants: tuple[str, ...] = ()

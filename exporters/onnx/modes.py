@@ -61,6 +61,7 @@ WAYS: dict[tuple[str, str], Way] = {
     ("static", "none"): Way(_STATIC, {"": OPSET}, static=True),
 }
 MODES = tuple(dict.fromkeys(mode for mode, _ in WAYS))
+FIXED_MODES = tuple(dict.fromkeys(mode for (mode, _), way in WAYS.items() if way.static))
 QUANTS = tuple(dict.fromkeys(quant for _, quant in WAYS))
 
 
