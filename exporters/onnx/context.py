@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,25 +24,35 @@ class Fixed:
 
 
 @dataclass(frozen=True)
+class KeyCounts:
+    """Keys by their number, int32: ``last`` (batch,) of each row's last one, ``total`` () of all
+    places."""
+
+    last: ir.Value
+    total: ir.Value
+
+
+@dataclass(frozen=True)
 class Run:
     """Values that every layer needs.
 
     ``shape``: what rows of tokens are reshaped to, (batch, query, whatever is left).
     ``mask``: (batch, 1, query, key); bool, True where a query may look, or in a static graph
-    float, what is added to the scores.
+    float, what is added to the scores; None where ``keys`` takes its place.
     ``cos``, ``sin``: (batch, query, rotary dimensions / 2).
     ``past``: keys and values of each layer, (batch, heads, past, size).
     ``present``: dimensions of a layer's keys and values after this run.
     """
 
     shape: ir.Value | list[int]
-    mask: ir.Value
+    mask: ir.Value | None
     cos: ir.Value
     sin: ir.Value
     past: tuple[tuple[ir.Value, ir.Value], ...]
     present: tuple[Dims, Dims]
     cache: CacheShape
     static: Fixed | None = None
+    keys: KeyCounts | None = None
 
     @property
     def fixed(self) -> Fixed:
@@ -111,6 +121,7 @@ class Makers:
     """How a mode writes each thing; a quantisation replaces ``linear``.
 
     ``pads_values``: MLA's cached values are as long as its keys (see `cache`).
+    ``count_keys``: what ``attend`` takes in place of a mask where there is no latent attention.
     """
 
     norm: Norm
@@ -120,6 +131,11 @@ class Makers:
     linear: Linear = field(default_factory=FloatLinear)
     router: Linear = field(default_factory=FloatLinear)
     pads_values: bool = True
+    count_keys: Callable[[GraphBuilder, ir.Value], KeyCounts] | None = None
+
+    def counts_keys(self, config: ModelConfig) -> bool:
+        """Whether attention counts keys, and so cannot leave out padding on the left."""
+        return self.count_keys is not None and config.mla is None
 
     @property
     def shares_embedding(self) -> bool:

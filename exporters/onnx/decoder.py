@@ -38,7 +38,7 @@ def build_decoder(
     """Everything from input_ids to logits and present, into ``g``."""
     c = Context(g, config, makers, latent)
     cache = cache_shape(config, latent, makers.pads_values)
-    ids, c.run = make_inputs(g, config, cache, lengths)
+    ids, c.run = make_inputs(g, config, cache, lengths, makers)
     embedding = plain_weight(g, c.spec("embed"))
     x = g.op("/model/embed_tokens", "Gather", [embedding, ids], axis=0)
     for layer in range(config.num_hidden_layers):

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.builder import BOOL, FLOAT, INT64, GraphBuilder
 from tenp_edge.exporters.onnx.cache import CacheShape, cache_dims, past_inputs
-from tenp_edge.exporters.onnx.context import Fixed, Run
+from tenp_edge.exporters.onnx.context import Fixed, Makers, Run
 from tenp_edge.exporters.onnx.rope import make_rotations
 from tenp_edge.models import ModelConfig
 
@@ -38,7 +38,7 @@ class Lengths:
 
 
 def make_inputs(
-    g: GraphBuilder, config: ModelConfig, cache: CacheShape, lengths: Lengths
+    g: GraphBuilder, config: ModelConfig, cache: CacheShape, lengths: Lengths, makers: Makers
 ) -> tuple[ir.Value, Run]:
     """input_ids, attention_mask, position_ids and the cache; returns the ids and the `Run`."""
     ids = g.input("input_ids", INT64, [lengths.batch, lengths.query])
@@ -47,7 +47,13 @@ def make_inputs(
     past = past_inputs(g, config, *cache_dims(cache, lengths.batch, lengths.past))
     cos, sin = make_rotations(g, config, positions)
     fixed = lengths.fixed
-    mask = make_mask(g, ids, attention) if fixed is None else static_mask(g, attention, fixed)
+    mask, keys = None, None
+    if makers.count_keys is not None and makers.counts_keys(config):
+        keys = makers.count_keys(g, attention)
+    elif fixed is None:
+        mask = make_mask(g, ids, attention)
+    else:
+        mask = static_mask(g, attention, fixed)
     return ids, Run(
         shape=_tokens_shape(g, ids, fixed),
         mask=mask,
@@ -57,6 +63,7 @@ def make_inputs(
         present=cache_dims(cache, lengths.batch, lengths.kept),
         cache=cache,
         static=fixed,
+        keys=keys,
     )
 
 

@@ -7,20 +7,26 @@ file knows of it. What has no row is refused by `check_mode`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.onnx import operators, static_operators
+from tenp_edge.exporters.onnx import grouped_query, operators, static_operators
 from tenp_edge.exporters.onnx.companions import DECODE_NAME, MODEL_NAME, PREFILL_NAME
 from tenp_edge.exporters.onnx.context import Fixed, Makers
 from tenp_edge.exporters.onnx.dispatch_dense import dispatch_dense
 from tenp_edge.exporters.onnx.dispatch_rows import dispatch_rows
 from tenp_edge.exporters.onnx.fixed import fixed_lengths
 from tenp_edge.exporters.onnx.inputs import Lengths
+from tenp_edge.exporters.onnx.linear_blocks import CONTRIB, BlockLinear
+from tenp_edge.exporters.onnx.linear_int8 import DynamicLinear
+from tenp_edge.exporters.onnx.quantise import BLOCK
+from tenp_edge.exporters.onnx.tiers import FloatTier, QuantisedTier, TierMaker, dispatch_tiers
 from tenp_edge.models import ModelConfig
 from tenp_edge.registry import ExportOptions
 
 OPSET, IR_VERSION = 23, 11
+MOST_WIDTHS = 8
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,15 @@ class Way:
 
     ``static``: every shape is a number; one graph for prompts and one for decoding share the data
     files.
+    ``width_multiple``: of the hidden size and of every expert's width; ``most_widths``: how many
+    different ones the plan should hold, since each is a node per layer.
     """
 
     makers: Makers
     opsets: Mapping[str, int]
     static: bool = False
+    width_multiple: int = 1
+    most_widths: int | None = None
 
     def graphs(self, config: ModelConfig, options: ExportOptions) -> Mapping[str, Lengths]:
         """File name -> dimensions of its inputs."""
@@ -55,10 +65,34 @@ _STATIC = Makers(
     pads_values=False,
 )
 
+_ORT_CPU = replace(_PORTABLE, attend=grouped_query.attend, count_keys=grouped_query.count_keys)
+_WITH_CONTRIB = {"": OPSET, CONTRIB: 1}
+
+
+def _blocks(makers: Makers, bits: int) -> Makers:
+    return replace(makers, linear=BlockLinear(bits))
+
+
+def _tiers(makers: Makers, maker: TierMaker) -> Makers:
+    return replace(makers, dispatch=partial(dispatch_tiers, maker))
+
+
+def _quantised_ort_cpu(bits: int) -> Way:
+    makers = _blocks(_tiers(_ORT_CPU, QuantisedTier(bits)), bits)
+    return Way(makers, _WITH_CONTRIB, width_multiple=BLOCK, most_widths=MOST_WIDTHS)
+
+
 # (mode, quantisation) -> way; the first of each is the default.
 WAYS: dict[tuple[str, str], Way] = {
     ("portable", "none"): Way(_PORTABLE, {"": OPSET}),
+    ("portable", "int8"): Way(replace(_PORTABLE, linear=DynamicLinear()), {"": OPSET}),
+    ("portable", "int4"): Way(_blocks(_PORTABLE, 4), _WITH_CONTRIB),
     ("static", "none"): Way(_STATIC, {"": OPSET}, static=True),
+    ("ort-cpu", "none"): Way(
+        _tiers(_ORT_CPU, FloatTier()), _WITH_CONTRIB, most_widths=MOST_WIDTHS
+    ),
+    ("ort-cpu", "int8"): _quantised_ort_cpu(8),
+    ("ort-cpu", "int4"): _quantised_ort_cpu(4),
 }
 MODES = tuple(dict.fromkeys(mode for mode, _ in WAYS))
 FIXED_MODES = tuple(dict.fromkeys(mode for (mode, _), way in WAYS.items() if way.static))
