@@ -185,7 +185,10 @@ def _parse(name: str, origin: str, text: str) -> DeviceProfile:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{origin} is not valid TOML: {error}") from None
     name = raw.pop("name", name)
-    unknown, missing = sorted(set(raw) - set(_FIELDS)), sorted(set(_FIELDS) - set(raw) - _OPTIONAL, key=list(_FIELDS).index)
+    unknown, missing = (
+        sorted(set(raw) - set(_FIELDS)),
+        sorted(set(_FIELDS) - set(raw) - _OPTIONAL, key=list(_FIELDS).index),
+    )
     if unknown:
         raise UserError(f"{origin}: unknown field '{unknown[0]}'", f"fields: {', '.join(_FIELDS)}")
     if missing:

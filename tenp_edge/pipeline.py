@@ -45,6 +45,8 @@ from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.pruned import PrunedBy
+from tenp_edge.ranges import Ranges, load_ranges
+from tenp_edge.ranging import data_digest, identity, measure_ranges
 from tenp_edge.registry import ExportOptions, FixedLengths, Manifest, exporter, placed_files
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
@@ -173,8 +175,12 @@ def run_export(
     progress: Progress = QUIET,
     dry_run: bool = False,
     statistics: Path | None = None,
+    calibration: CalibrationOptions | None = None,
 ) -> Manifest:
     """Write ``target`` from a dense or pruned checkpoint, or from a checkpoint and a plan.
+
+    Where activations get fixed scales, their ranges come from the directory ``statistics``, or are
+    measured on the text of ``calibration`` and kept there.
 
     With ``statistics`` and ``options.imatrix`` it is quantised with an importance matrix, where the
     type has a use for one. With ``dry_run`` the manifest is returned and nothing is written.
@@ -194,7 +200,45 @@ def run_export(
     if dry_run:
         return manifest
     require_free(target.parent, manifest.file_bytes, target.name)
+    if writer.needs_ranges(options):
+        chosen = calibration or CalibrationOptions()
+        source.ranges = _kept_ranges(source, statistics) or _measure_ranges(
+            source, calibration_domains(checkpoint, chosen, progress), chosen, statistics, progress
+        )
     return writer.write(source, options, target, progress)
+
+
+def _ranges_file(directory: Path, source: ModelSource) -> Path:
+    """Statistics serve many plans; every pruned model has ranges of its own."""
+    return directory / f"ranges-{identity(source)[:12]}.json"
+
+
+def _kept_ranges(
+    source: ModelSource, directory: Path | None, data: str | None = None
+) -> Ranges | None:
+    """Those of this very model (and ``data``) in ``directory``, measured before."""
+    file = None if directory is None else _ranges_file(directory, source)
+    if file is None or not file.is_file():
+        return None
+    found = load_ranges(file)
+    same = found.model == identity(source) and data in (None, found.data)
+    return found if same else None
+
+
+def _measure_ranges(
+    source: ModelSource,
+    domains: list[Domain],
+    options: CalibrationOptions,
+    directory: Path | None,
+    progress: Progress,
+) -> Ranges:
+    """The ranges on ``domains``, kept in ``directory`` where there is one."""
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device, source.checkpoint.dtype)
+    found = measure_ranges(source, domains, device=device, dtype=dtype, progress=progress)
+    if directory is not None:
+        found.save(_ranges_file(directory, source))
+    return found
 
 
 def run_validate(
@@ -378,6 +422,8 @@ class _Compress:
         def write() -> list[Path]:
             writer = exporter(plan.recipe["format"])
             source = ModelSource(self.checkpoint, plan, importance)
+            if writer.needs_ranges(options):
+                source.ranges = self._ranges(source)
             manifest = writer.write(source, options, target, self.progress)
             return [self.output / name for name in placed_files(writer, manifest)]
 
@@ -442,6 +488,13 @@ class _Compress:
             latent_cache=recipe["latent_cache"],
             lengths=None if recipe["lengths"] is None else FixedLengths(**recipe["lengths"]),
             targets=tuple(recipe["targets"]),
+        )
+
+    def _ranges(self, source: ModelSource) -> Ranges:
+        directory = self.options.statistics or self.output / "calibration"
+        domains, _ = self._domains
+        return _kept_ranges(source, directory, data_digest(domains)) or _measure_ranges(
+            source, domains, self.options.calibration, directory, self.progress
         )
 
     def _predicted_peak_rss(self, plan: CompressionPlan) -> int | None:

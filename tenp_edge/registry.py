@@ -158,6 +158,10 @@ class Exporter(Protocol):
         """
         ...
 
+    def needs_ranges(self, options: ExportOptions) -> bool:
+        """Whether `write` takes the ranges of activations, measured on text (`source.ranges`)."""
+        ...
+
     def encoding_speed(self, options: ExportOptions) -> float:
         """Bytes of float32 weights that are encoded per second here, measured for a moment."""
         ...

@@ -142,6 +142,12 @@ def make_target(profile: DeviceProfile, request: PlanRequest, positions: int) ->
     fixed = layout in found.fixed_layouts
     if fixed:
         run = _within(run, request, positions)
+    elif request.batch is not None or request.targets:
+        flag = "--batch" if request.batch is not None else "--target"
+        raise UserError(
+            f"{flag} is for fixed shapes; layout {layout} of format {found.format} has none",
+            "--format onnx --mode static",
+        )
     return Target(
         profile=profile,
         exporter=found,
@@ -152,7 +158,7 @@ def make_target(profile: DeviceProfile, request: PlanRequest, positions: int) ->
             request.tensor_types,
             shard_bytes=None if request.shard_size is None else parse_size(request.shard_size),
             latent_cache=request.latent_cache,
-            lengths=_fixed_lengths(run, request) if fixed or request.batch else None,
+            lengths=_fixed_lengths(run, request) if fixed else None,
             targets=request.targets or (profile.targets if fixed and own_format else ()),
         ),
         width_multiple=request.width_multiple or profile.width_multiple,

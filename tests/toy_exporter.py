@@ -69,6 +69,10 @@ class ToyExporter:
     ) -> None:
         return None
 
+    def needs_ranges(self, options: ExportOptions) -> bool:
+        """Activations are quantised as they come."""
+        return False
+
     def encoding_speed(self, options: ExportOptions) -> float:
         return 1e9
 

@@ -149,6 +149,10 @@ class GgufExporter:
                 _log.warning("memory is estimated: the runtime could not be asked (%s)", error)
                 return None
 
+    def needs_ranges(self, options: ExportOptions) -> bool:
+        """Activations are quantised as they come."""
+        return False
+
     def encoding_speed(self, options: ExportOptions) -> float:
         """Of the file type's commonest tensor type, on all threads."""
         kind = TYPES[FILE_TYPES[options.quant].default]

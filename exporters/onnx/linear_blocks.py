@@ -64,9 +64,7 @@ class BlockLinear:
         return g.weight(codes), g.weight(Stored(names[1], FLOAT, (rows, blocks), part_of(spec)))
 
 
-def _fill(
-    name: str, stored: tuple[str, str], bits: int, source: ModelSource, sink: Sink
-) -> None:
+def _fill(name: str, stored: tuple[str, str], bits: int, source: ModelSource, sink: Sink) -> None:
     row = 0
     for block in source.blocks(name):
         codes, scales = quantise_blocks(as_array(block), bits)

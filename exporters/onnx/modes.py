@@ -20,6 +20,7 @@ from tenp_edge.exporters.onnx.fixed import fixed_lengths
 from tenp_edge.exporters.onnx.inputs import Lengths
 from tenp_edge.exporters.onnx.linear_blocks import CONTRIB, BlockLinear
 from tenp_edge.exporters.onnx.linear_int8 import DynamicLinear
+from tenp_edge.exporters.onnx.linear_qdq import QdqLinear
 from tenp_edge.exporters.onnx.quantise import BLOCK
 from tenp_edge.exporters.onnx.tiers import FloatTier, QuantisedTier, TierMaker, dispatch_tiers
 from tenp_edge.models import ModelConfig
@@ -34,7 +35,7 @@ class Way:
     """How one mode and quantisation writes a model.
 
     ``static``: every shape is a number; one graph for prompts and one for decoding share the data
-    files.
+    files. ``calibrated``: activations have fixed scales, from ranges that are measured on text.
     ``width_multiple``: of the hidden size and of every expert's width; ``most_widths``: how many
     different ones the plan should hold, since each is a node per layer.
     """
@@ -42,6 +43,7 @@ class Way:
     makers: Makers
     opsets: Mapping[str, int]
     static: bool = False
+    calibrated: bool = False
     width_multiple: int = 1
     most_widths: int | None = None
 
@@ -88,9 +90,10 @@ WAYS: dict[tuple[str, str], Way] = {
     ("portable", "int8"): Way(replace(_PORTABLE, linear=DynamicLinear()), {"": OPSET}),
     ("portable", "int4"): Way(_blocks(_PORTABLE, 4), _WITH_CONTRIB),
     ("static", "none"): Way(_STATIC, {"": OPSET}, static=True),
-    ("ort-cpu", "none"): Way(
-        _tiers(_ORT_CPU, FloatTier()), _WITH_CONTRIB, most_widths=MOST_WIDTHS
+    ("static", "int8"): Way(
+        replace(_STATIC, linear=QdqLinear()), {"": OPSET}, static=True, calibrated=True
     ),
+    ("ort-cpu", "none"): Way(_tiers(_ORT_CPU, FloatTier()), _WITH_CONTRIB, most_widths=MOST_WIDTHS),
     ("ort-cpu", "int8"): _quantised_ort_cpu(8),
     ("ort-cpu", "int4"): _quantised_ort_cpu(4),
 }

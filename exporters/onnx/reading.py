@@ -8,7 +8,7 @@ How a tensor may be stored is a row of `_STORED_AS`: a quantisation that can be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,8 +48,21 @@ class _Tensor:
         return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
 
 
-# Suffix of the stored name -> the matrix as the checkpoint has it.
-_STORED_AS: dict[str, Callable[[Array], Array]] = {"": lambda a: a, ".T": lambda a: a.T}
+@dataclass(frozen=True)
+class _StoredAs:
+    """A way to store a matrix: the suffixes of its tensors' names, and how rows of the checkpoint's
+    matrix are decoded from them."""
+
+    parts: tuple[str, ...]
+    rows: Callable[..., Array]
+
+
+_STORED_AS = (
+    _StoredAs(("",), lambda at, a: a[at]),
+    _StoredAs((".T",), lambda at, a: a.T[at]),
+    _StoredAs((".Q8.T", ".scales"), lambda at, codes, scales: codes.T[at] * scales[at, None]),
+)
+_ALL = slice(None)
 
 
 class OnnxWeights:
@@ -70,7 +83,7 @@ class OnnxWeights:
             raise UserError(f"{directory} is another model: {theirs}, the reference is {ours}")
         self._stored = _places(directory)
         for name in self.tensors:
-            self._suffix(name)
+            self._stored_as(name, _STORED_AS)
 
     @property
     def plan_digest(self) -> str | None:
@@ -83,29 +96,36 @@ class OnnxWeights:
 
     def read(self, name: str) -> torch.Tensor:
         """Tensor ``name`` in float32."""
-        return _float(self._matrix(name)).reshape(self.tensors[name].shape)
+        return _float(self._rows(name, _ALL)).reshape(self.tensors[name].shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``start:stop`` of a matrix, in float32."""
-        return _float(self._matrix(name)[start:stop])
+        return _float(self._rows(name, slice(start, stop)))
 
     def held(self, name: str) -> Rows:
-        """The mapped matrix: rows are read when they are asked for."""
-        matrix = self._matrix(name)
-        return lambda start, stop: _float(matrix[start:stop])
+        """The mapped matrix: rows are read when they are asked for.
+
+        An embedding that is the output matrix too may be stored as both: this is the latter.
+        """
+        stored, parts = self._mapped(name, _STORED_AS[::-1])
+        return lambda start, stop: _float(stored.rows(slice(start, stop), *parts))
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         names = (self.config.expert_tensor(layer, expert, index) for index in range(len(_ROLES)))
         return ExpertWeights(*map(self.read, names))
 
-    def _matrix(self, name: str) -> Array:
-        suffix = self._suffix(name)
-        return _STORED_AS[suffix](self._stored[name + suffix].mapped())
+    def _rows(self, name: str, at: slice) -> Array:
+        stored, parts = self._mapped(name, _STORED_AS)
+        return stored.rows(at, *parts)
 
-    def _suffix(self, name: str) -> str:
-        for suffix in _STORED_AS:
-            if name + suffix in self._stored:
-                return suffix
+    def _mapped(self, name: str, ways: Sequence[_StoredAs]) -> tuple[_StoredAs, list[Array]]:
+        stored = self._stored_as(name, ways)
+        return stored, [self._stored[name + suffix].mapped() for suffix in stored.parts]
+
+    def _stored_as(self, name: str, ways: Sequence[_StoredAs]) -> _StoredAs:
+        for way in ways:
+            if all(name + suffix in self._stored for suffix in way.parts):
+                return way
         raise UserError(f"{self.directory} stores {name} in a way that is not read back here")
 
 
