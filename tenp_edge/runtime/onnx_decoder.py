@@ -56,8 +56,6 @@ def open_session(graph: Path, threads: int | None, prepack: bool) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or os.cpu_count() or 1
     options.log_severity_level = 4  # its errors come as exceptions
-    # int8 products on x86 without VNNI: exact sums instead of ones that saturate at 16 bits.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
