@@ -5,8 +5,10 @@
 Random weights in the shapes of Qwen3-MoE (hidden 2048, 64 experts of width 768, top-8). For each
 type: ``full`` merged in llama.cpp; ``uniform``, the same widths per expert in ours; ``ragged``, 26
 experts at 768 and 38 at 256 in ours. Rounds alternate between the models, so that a slow minute
-hits all of them. Ideal speed-ups are ratios of active bytes (decode) and of multiplications
-(prefill); which experts the random routers prefer moves both a little.
+hits all of them: a ratio is the median over the rounds, a round's decode the median of its tokens.
+Ideal speed-ups are ratios of active bytes (decode) and of multiplications (prefill); which experts
+the random routers prefer moves both a little. --files keeps the files (5.8 GB for Q8_0 and Q4_K)
+for the next call.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.session import Session
 
 HIDDEN, EXPERTS, TOP_K, WIDTH, NARROW, WIDE_EXPERTS = 2048, 64, 8, 768, 256, 26
+MODELS = ("full", "uniform", "ragged")
 HEADS, KV_HEADS, HEAD_DIM, VOCAB = 16, 4, 128, 32000
 _TYPE_IDS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
 Tensor = tuple[str, tuple[int, ...], str]
@@ -40,13 +43,16 @@ Tensor = tuple[str, tuple[int, ...], str]
 
 @dataclass(frozen=True)
 class Speeds:
-    """Medians; ``first_token_seconds``: a fresh process, from opening to the first token."""
+    """Medians; ``*_x_full``: speed over that of the full model in the same round;
+    ``first_token_seconds``: a fresh process, from opening to the first token."""
 
     type: str
     model: str
     file_bytes: int
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
+    prefill_x_full: float
+    decode_x_full: float
     first_token_seconds: float
 
 
@@ -56,7 +62,11 @@ def main() -> None:
         print(_first_token(arguments.first_token, arguments.threads))
         return
     results: list[Speeds] = []
-    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+    if arguments.make_files:
+        for kind in arguments.types:
+            _make_files(kind, arguments.files, arguments.layers)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
         for kind in arguments.types:
             results += _bench_type(kind, Path(scratch), arguments)
     _report(results, arguments.layers)
@@ -70,9 +80,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=256)
-    parser.add_argument("--decode", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--scratch", type=Path, help="where the files go (2.5 GB)")
+    parser.add_argument("--decode", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--files", type=Path, help="make the files here and keep them")
+    parser.add_argument("--make-files", action="store_true", help="only make them, measure nothing")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--first-token", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -186,44 +197,60 @@ def _random(shape: tuple[int, ...], stored: str, seed: int) -> bytes:
 
 
 def _bench_type(kind: str, scratch: Path, arguments: argparse.Namespace) -> list[Speeds]:
-    models = ("full", "uniform", "ragged")
-    files = {model: scratch / f"{model}-{kind}.gguf" for model in models}
-    for model, file in files.items():
-        write_file(model, arguments.layers, kind, file)
+    files = _make_files(kind, arguments.files or scratch, arguments.layers)
     options = RunOptions(context=1024, threads=arguments.threads)
     sessions = {model: open_model(file, options) for model, file in files.items()}
-    seconds: dict[str, list[tuple[float, float]]] = {model: [] for model in models}
+    seconds: dict[str, list[tuple[float, float]]] = {model: [] for model in files}
     for _ in range(arguments.rounds + 1):  # The first round only warms up.
         for model, session in sessions.items():
             seconds[model].append(_round(session, arguments.prompt, arguments.decode))
     for session in sessions.values():
         session.close()
-    rows = [
-        Speeds(
-            type=kind,
-            model=model,
-            file_bytes=files[model].stat().st_size,
-            prefill_tokens_per_second=arguments.prompt / median(s for s, _ in timed[1:]),
-            decode_tokens_per_second=arguments.decode / median(s for _, s in timed[1:]),
-            first_token_seconds=_first_token_of(files[model], arguments.threads),
+    rows = []
+    for model, file in files.items():
+        (prefill, decode), full = zip(*seconds[model][1:], strict=True), seconds["full"][1:]
+        pairs = list(zip(full, seconds[model][1:], strict=True))
+        rows.append(
+            Speeds(
+                type=kind,
+                model=model,
+                file_bytes=file.stat().st_size,
+                prefill_tokens_per_second=arguments.prompt / median(prefill),
+                decode_tokens_per_second=1 / median(decode),
+                prefill_x_full=median(whole[0] / own[0] for whole, own in pairs),
+                decode_x_full=median(whole[1] / own[1] for whole, own in pairs),
+                first_token_seconds=_first_token_of(file, arguments.threads),
+            )
         )
-        for model, timed in seconds.items()
-    ]
-    for file in files.values():
+    for file in () if arguments.files else files.values():
         file.unlink()
     return rows
 
 
+def _make_files(kind: str, folder: Path, layers: int) -> dict[str, Path]:
+    """The three models of ``kind`` in ``folder``, those that are not there yet written first."""
+    files = {model: folder / f"{model}-{kind}-{layers}.gguf" for model in MODELS}
+    for model, file in files.items():
+        if not file.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_file(model, layers, kind, file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
+    return files
+
+
 def _round(session: Session, prompt: int, decode: int) -> tuple[float, float]:
-    """Seconds of the prompt and of the tokens after it."""
+    """Seconds of the prompt, and the median of the tokens after it."""
     tokens = np.random.default_rng(1).integers(session.vocab_size, size=prompt + decode).tolist()
     session.reset()
+    return _seconds(session, tokens[:prompt]), median(
+        _seconds(session, [t]) for t in tokens[prompt:]
+    )
+
+
+def _seconds(session: Session, tokens: list[int]) -> float:
     start = time.perf_counter()
-    session.evaluate(tokens[:prompt])
-    between = time.perf_counter()
-    for token in tokens[prompt:]:
-        session.decode(token)
-    return between - start, time.perf_counter() - between
+    session.evaluate(tokens)
+    return time.perf_counter() - start
 
 
 def _first_token_of(file: Path, threads: int) -> float:
@@ -259,14 +286,12 @@ def _report(results: list[Speeds], layers: int) -> None:
         "type  model     prefill tok/s   x full  ideal   decode tok/s   x full  ideal   first token"
     )
     for row in results:
-        full = next(r for r in results if (r.type, r.model) == (row.type, "full"))
         whole, own = active("full", layers, row.type), active(row.model, layers, row.type)
-        prefill = row.prefill_tokens_per_second / full.prefill_tokens_per_second
-        decode = row.decode_tokens_per_second / full.decode_tokens_per_second
         print(
             f"{row.type:5} {row.model:8} {row.prefill_tokens_per_second:10.1f}"
-            f"{prefill:12.3f} {whole[1] / own[1]:6.3f} {row.decode_tokens_per_second:12.1f}"
-            f"{decode:11.3f} {whole[0] / own[0]:6.3f} {row.first_token_seconds:10.3f} s"
+            f"{row.prefill_x_full:12.3f} {whole[1] / own[1]:6.3f}"
+            f"{row.decode_tokens_per_second:13.1f}"
+            f"{row.decode_x_full:11.3f} {whole[0] / own[0]:6.3f} {row.first_token_seconds:10.3f} s"
         )
 
 

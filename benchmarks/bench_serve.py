@@ -5,8 +5,8 @@
 
 Without --file it serves a tiny per-expert model. Kinds, in turn: completion, streamed completion,
 streamed chat, four streams at once, refused body, and a client that leaves mid-stream. Exits with
-1 when the resident memory grew by more than --allowed-growth MiB after the first tenth: the C
-allocator still takes steps of 1 MiB then; 1,000 requests that leak 8 KiB each are found.
+1 when the resident memory grew by more than --allowed-growth MiB in the second half of them: 500
+requests that leak 2 KiB each are found.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--allowed-growth", type=float, default=8.0, help="MiB")
+    parser.add_argument("--allowed-growth", type=float, default=1.0, help="MiB")
     return parser.parse_args()
 
 
 def _measure(server: Server, arguments: argparse.Namespace) -> int:
-    """Bytes by which the resident memory grew after the first tenth of the requests."""
+    """Bytes by which the resident memory grew in the second half of the requests."""
     kinds = cycle((_complete, _stream, _chat, _four_at_once, _refused, _leaves))
     done, warm, seconds, started = 0, 0, list[float](), time.perf_counter()
     step = arguments.requests // 10
@@ -60,13 +60,14 @@ def _measure(server: Server, arguments: argparse.Namespace) -> int:
         seconds.append(time.perf_counter() - begun)
         if done >= step:
             print(f"{done:>8} requests, RSS {server.rss_bytes() / 2**20:.2f} MiB", flush=True)
-            warm = warm or server.rss_bytes()
+            if not warm and 2 * done >= arguments.requests:
+                warm = server.rss_bytes()
             step += arguments.requests // 10
         if done >= arguments.requests:
             break
     elapsed, growth = time.perf_counter() - started, server.rss_bytes() - warm
     print(f"{done} requests in {elapsed:.1f} s, median {1000 * median(seconds):.1f} ms")
-    print(f"RSS growth after the first tenth: {growth / 2**20:.2f} MiB")
+    print(f"RSS growth in the second half: {growth / 2**20:.2f} MiB")
     return growth
 
 

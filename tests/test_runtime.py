@@ -19,7 +19,7 @@ from runtime_cases import CheckpointOf, build_extension, export_ragged
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.runtime import ggml
+from tenp_edge.runtime import branches, ggml
 from tenp_edge.runtime.gguf_file import read_header
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.opening import RunOptions, open_model
@@ -242,6 +242,31 @@ def test_extension_changes_nothing(
             assert bool(model._model.ragged) == use_extension
             rows.append([model.evaluate(TOKENS[:20]), *map(model.decode, TOKENS[20:30])])
     assert np.abs(np.array(rows[0]) - rows[1]).max() < 1e-4 * np.std(rows[1])
+
+
+@pytest.mark.parametrize("quant", ["F32", "Q8_0"])
+def test_threads_change_nothing(quant: str, file_of: FileOf, extension: bool) -> None:
+    """Also more threads than cores, and than units of work: nobody waits inside a node."""
+    assert extension, "no C compiler: the extension cannot be tested here"
+    rows = []
+    for threads in range(1, 9):
+        choices = {"context": 64, "threads": threads, "kv_type": "F32"}
+        with PerExpertModel(file_of("qwen3_moe", quant), **choices) as model:
+            rows.append([model.evaluate(TOKENS[:20]), *map(model.decode, TOKENS[20:24])])
+    assert all(np.array_equal(found, rows[0]) for found in rows[1:])
+
+
+@pytest.mark.parametrize("separate", ["as stored", "not side by side"])
+@pytest.mark.parametrize("quant", ["F32", "Q8_0"])
+def test_gate_and_up_need_not_be_one_product(
+    quant: str, separate: str, file_of: FileOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prefill's shortcuts against its long way: two products, each of which quantises x."""
+    whole = ours(file_of("qwen3_moe", quant))
+    if separate != "as stored":
+        monkeypatch.setattr(branches, "_side_by_side", lambda *_matrices: False)
+    monkeypatch.setattr(branches._Inputs, "_kind", lambda *_arguments: ggml.F32)
+    assert np.array_equal(ours(file_of("qwen3_moe", quant)), whole)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -1,13 +1,13 @@
-/* Experts of any width for a few tokens at once, as four custom nodes of a ggml graph.
+/* Experts of any width for a few tokens at once, as three custom nodes of a ggml graph.
  *
- *   ids, weights, x -> prepare  (sort pairs by expert, quantise x)
- *                   -> gate_up  (h = silu(gate x) * up x, in units of rows, first come first served)
- *                   -> quantise (h as the down matrix's kernel wants it)
- *                   -> down     (y of every pair, then the weighted sum of a token in slot order)
+ *   ids, weights, x -> prepare (sort pairs by expert, quantise x)
+ *                   -> gate_up (h = silu(gate x) * up x, in units of rows, first come first served;
+ *                               who finishes an expert quantises its h as the down kernel wants it)
+ *                   -> down    (y of every pair, then the weighted sum of a token in slot order)
  *
  * The dot products and quantisers are ggml's own, passed in as pointers, so every number is the one
  * that llama.cpp computes. A pair is one (token, slot) of the router's choice. ggml puts a barrier
- * between nodes. No ggml header is needed: struct tensor repeats the fields up to data, and the
+ * between nodes; inside a node no thread ever waits for another. No ggml header is needed: struct tensor repeats the fields up to data, and the
  * Python side has checked that they lie there.
  */
 #define PY_SSIZE_T_CLEAN
@@ -18,9 +18,13 @@
 #include <string.h>
 
 #define KINDS 6
-#define GATE_UP_ROWS 32
-#define DOWN_ROWS 64
-#define BLOCK 16
+/* Rows that a thread takes at once. Long runs of memory are read faster than short ones, but every
+ * thread should come back UNITS_PER_THREAD times, so that none waits long for the last. */
+#define LEAST_ROWS 16
+#define MOST_ROWS 128
+#define UNITS_PER_THREAD 8
+/* Rows that several tokens use one after the other, while they lie in the cache. */
+#define SHARED_ROWS 16
 
 struct tensor {
     int32_t type;
@@ -58,8 +62,10 @@ struct scratch {
     char *hq;
     int32_t *count, *start, *active; /* [experts] */
     int32_t *pair;                   /* [pairs] token * used + slot, sorted by expert */
+    atomic_int *done;                /* [experts] rows of h that are there */
     int64_t h_stride, hq_stride;     /* floats, bytes */
     int32_t active_count;
+    int32_t active_rows; /* sum of the active experts' widths */
     atomic_int next_gate_up, next_down;
 };
 
@@ -76,6 +82,17 @@ static void own_swiglu(int n, float *y, const float *gate, const float *up) {
     for (int i = 0; i < n; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
 
+static int least(int a, int b) { return a < b ? a : b; }
+
+/* Rows of a unit when `threads` share `rows`. */
+static int unit_rows(int rows, int threads) {
+    int share = rows / (threads * UNITS_PER_THREAD) / LEAST_ROWS * LEAST_ROWS;
+    return share < LEAST_ROWS ? LEAST_ROWS : least(share, MOST_ROWS);
+}
+
+/* One token streams a unit's rows; several go through it in blocks. */
+static int block_rows(int tokens) { return tokens > 1 ? SHARED_ROWS : MOST_ROWS; }
+
 static int32_t chosen(const struct tensor *ids, int token, int slot) {
     return *(const int32_t *)((const char *)ids->data + token * ids->nb[1] + slot * ids->nb[0]);
 }
@@ -91,11 +108,14 @@ static void sort_pairs(const struct layer *l, const struct tensor *ids, int toke
     for (int t = 0; t < tokens; t++)
         for (int k = 0; k < l->used; k++) s->count[chosen(ids, t, k)]++;
     int32_t next = 0;
-    s->active_count = 0;
+    s->active_count = s->active_rows = 0;
     for (int e = 0; e < l->expert_count; e++) {
         s->start[e] = next;
         next += s->count[e];
-        if (s->count[e]) s->active[s->active_count++] = e;
+        if (!s->count[e]) continue;
+        s->active[s->active_count++] = e;
+        s->active_rows += (int32_t)l->experts[e].width;
+        atomic_store(&s->done[e], 0);
     }
     for (int t = 0; t < tokens; t++)
         for (int k = 0; k < l->used; k++) s->pair[s->start[chosen(ids, t, k)]++] = t * l->used + k;
@@ -122,14 +142,14 @@ static void prepare(struct tensor *dst, int ith, int nth, void *user) {
 static void gate_up_unit(const struct layer *l, int e, int first, int last) {
     struct scratch *s = l->scratch;
     const struct expert *x = &l->experts[e];
-    int end = s->start[e] + s->count[e];
-    for (int row = first; row < last; row += BLOCK) {
-        int stop = row + BLOCK < last ? row + BLOCK : last;
+    int end = s->start[e] + s->count[e], block = block_rows(s->count[e]);
+    for (int row = first; row < last; row += block) {
+        int stop = least(row + block, last);
         for (int q = s->start[e]; q < end; q++) {
             int token = s->pair[q] / l->used;
             const char *gx = s->x[x->gate_kind] + token * l->x_row[x->gate_kind];
             const char *ux = s->x[x->up_kind] + token * l->x_row[x->up_kind];
-            float gate[BLOCK], up[BLOCK];
+            float gate[MOST_ROWS], up[MOST_ROWS];
             for (int r = row; r < stop; r++)
                 x->gate_dot(l->hidden, &gate[r - row], 0, x->gate + r * x->gate_row, 0, gx, 0, 1);
             for (int r = row; r < stop; r++)
@@ -139,43 +159,38 @@ static void gate_up_unit(const struct layer *l, int e, int first, int last) {
     }
 }
 
+static void quantise(const struct layer *l, int e) {
+    struct scratch *s = l->scratch;
+    const struct expert *x = &l->experts[e];
+    for (int q = s->start[e]; q < s->start[e] + s->count[e]; q++)
+        x->quantise_h(s->h + q * s->h_stride, s->hq + q * s->hq_stride, x->width);
+}
+
 static void gate_up(struct tensor *dst, int ith, int nth, void *user) {
-    (void)dst, (void)ith, (void)nth;
+    (void)dst, (void)ith;
     const struct layer *l = user;
     struct scratch *s = l->scratch;
-    int base = 0, a = 0;
+    int base = 0, a = 0, rows = unit_rows(s->active_rows, nth);
     for (;;) {
         int unit = atomic_fetch_add(&s->next_gate_up, 1), units = 0;
         for (; a < s->active_count; a++, base += units) {
-            units = ((int)l->experts[s->active[a]].width + GATE_UP_ROWS - 1) / GATE_UP_ROWS;
+            units = ((int)l->experts[s->active[a]].width + rows - 1) / rows;
             if (unit < base + units) break;
         }
         if (a == s->active_count) return;
-        int e = s->active[a], first = (unit - base) * GATE_UP_ROWS;
-        int width = (int)l->experts[e].width;
-        gate_up_unit(l, e, first, first + GATE_UP_ROWS < width ? first + GATE_UP_ROWS : width);
-    }
-}
-
-static void quantise(struct tensor *dst, int ith, int nth, void *user) {
-    (void)dst;
-    const struct layer *l = user;
-    struct scratch *s = l->scratch;
-    for (int a = 0; a < s->active_count; a++) {
-        int e = s->active[a];
-        const struct expert *x = &l->experts[e];
-        for (int q = s->start[e]; q < s->start[e] + s->count[e]; q++)
-            if (q % nth == ith)
-                x->quantise_h(s->h + q * s->h_stride, s->hq + q * s->hq_stride, x->width);
+        int e = s->active[a], first = (unit - base) * rows;
+        int width = (int)l->experts[e].width, last = least(first + rows, width);
+        gate_up_unit(l, e, first, last);
+        if (atomic_fetch_add(&s->done[e], last - first) + last - first == width) quantise(l, e);
     }
 }
 
 static void down_unit(const struct layer *l, int e, int first, int last) {
     struct scratch *s = l->scratch;
     const struct expert *x = &l->experts[e];
-    int end = s->start[e] + s->count[e];
-    for (int row = first; row < last; row += BLOCK) {
-        int stop = row + BLOCK < last ? row + BLOCK : last;
+    int end = s->start[e] + s->count[e], block = block_rows(s->count[e]);
+    for (int row = first; row < last; row += block) {
+        int stop = least(row + block, last);
         for (int q = s->start[e]; q < end; q++) {
             float *y = s->y + (size_t)s->pair[q] * l->hidden;
             const char *h = s->hq + q * s->hq_stride;
@@ -187,15 +202,15 @@ static void down_unit(const struct layer *l, int e, int first, int last) {
 
 /* dst [hidden, tokens]; sources: x, ids, weights [used, tokens] */
 static void down(struct tensor *dst, int ith, int nth, void *user) {
-    (void)ith, (void)nth;
+    (void)ith;
     const struct layer *l = user;
     struct scratch *s = l->scratch;
     const struct tensor *weights = dst->src[2];
-    int tokens = (int)dst->ne[1];
+    int tokens = (int)dst->ne[1], rows = unit_rows(l->hidden, nth);
     for (;;) {
-        int first = atomic_fetch_add(&s->next_down, 1) * DOWN_ROWS;
+        int first = atomic_fetch_add(&s->next_down, 1) * rows;
         if (first >= l->hidden) return;
-        int last = first + DOWN_ROWS < l->hidden ? first + DOWN_ROWS : l->hidden;
+        int last = least(first + rows, l->hidden);
         for (int a = 0; a < s->active_count; a++) down_unit(l, s->active[a], first, last);
         for (int t = 0; t < tokens; t++) {
             float *sum = (float *)((char *)dst->data + t * dst->nb[1]);
@@ -214,9 +229,8 @@ static void down(struct tensor *dst, int ith, int nth, void *user) {
 static PyObject *addresses(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     return Py_BuildValue(
-        "{s:K,s:K,s:K,s:K,s:K}", "prepare", (unsigned long long)(uintptr_t)prepare, "gate_up",
-        (unsigned long long)(uintptr_t)gate_up, "quantise",
-        (unsigned long long)(uintptr_t)quantise, "down", (unsigned long long)(uintptr_t)down,
+        "{s:K,s:K,s:K,s:K}", "prepare", (unsigned long long)(uintptr_t)prepare, "gate_up",
+        (unsigned long long)(uintptr_t)gate_up, "down", (unsigned long long)(uintptr_t)down,
         "swiglu", (unsigned long long)(uintptr_t)own_swiglu);
 }
 

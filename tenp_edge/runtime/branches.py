@@ -1,7 +1,7 @@
 """Experts of any width for many tokens: one branch of stock matrix products per expert.
 
     ids [top_k, tokens] -> route: for each expert, the rows that chose it
-    for each expert:  x rows -> gate, up -> silu(gate) * up -> down -> rows of y
+    for each expert:  x rows -> gate and up -> silu(gate) * up -> down -> rows of y
     y [hidden, top_k * tokens] * weights -> sum over the slots
 
 How many rows an expert gets is known only after routing, so every branch is built for all tokens
@@ -84,6 +84,7 @@ def build_branches(
     ``x`` (hidden, tokens); ``ids`` and ``weights`` (top_k, tokens); ``experts``: (gate, up, down).
     """
     hidden, tokens = ggml.shape(x)
+    inputs_of = _Inputs(context, x)
     route = Route(context, len(experts), top_k, tokens)
     size = tokens * len(experts)
     lists = context.custom(ggml.I32, (size, 2), [ids], route.function, 1)
@@ -91,17 +92,89 @@ def build_branches(
     for expert, (gate, up, down) in enumerate(experts):
         rows = context.view_1d(lists, tokens, 4 * tokens * expert)
         places = context.view_1d(lists, tokens, 4 * (size + tokens * expert))
-        inputs = context.get_rows(x, rows)
-        left, right = context.mul_mat(gate, inputs), context.mul_mat(up, inputs)
-        inner = context.swiglu_split(left, right)
+        inputs = inputs_of.take(gate, rows)
+        others = inputs if inputs_of.same(gate, up) else inputs_of.take(up, rows)
+        products, inner = _gate_up(context, gate, up, inputs[-1], others[-1])
         outputs = context.mul_mat(down, inner)
         y = context.set_rows(y, outputs, places)
         context.expand(y)
-        route.add_branch((rows, places), (inputs, left, right, inner, outputs))
+        route.add_branch((rows, places), (*inputs, *others, *products, inner, outputs))
     weighted = context.mul(
         context.reshape_3d(y, hidden, top_k, tokens), context.reshape_3d(weights, 1, top_k, tokens)
     )
     return _sum_of_slots(context, weighted, hidden, top_k, tokens), route
+
+
+class _Inputs:
+    """The rows of ``x`` (hidden, tokens) that an expert gets, as the kernels of its type want them.
+
+    A quantised product first quantises what it multiplies: top_k times the same row, once per
+    expert. Here ``x`` is quantised once, and the experts take its packed rows.
+    """
+
+    def __init__(self, context: ggml.Context, x: int) -> None:
+        self._context, self._x = context, x
+        self._hidden, self._tokens = ggml.shape(x)
+        self._packed: dict[int, int] = {}
+
+    def same(self, left: int, right: int) -> bool:
+        """Whether two matrices take the same rows."""
+        return self._kind(left) == self._kind(right)
+
+    def take(self, matrix: int, rows: int) -> tuple[int, ...]:
+        """Tensors of as many rows as ``rows`` has; the last is what ``matrix`` multiplies."""
+        kind, context = self._kind(matrix), self._context
+        if kind == ggml.F32:
+            return (context.get_rows(self._x, rows),)
+        if kind not in self._packed:
+            self._packed[kind] = self._as(context.cast(self._x, kind), ggml.I32)
+        words = context.get_rows(self._packed[kind], rows)
+        return words, self._as(words, kind)
+
+    def _kind(self, matrix: int) -> int:
+        """The type that is taken: F32 where packed rows are no whole words of 4 bytes."""
+        library = self._context.library
+        kind = library.traits(ggml.tensor(matrix).type).vec_dot_type
+        whole = library.ggml_row_size(kind, self._hidden) % 4 == 0
+        return kind if whole and library.ggml_blck_size(kind) > 1 else ggml.F32
+
+    def _as(self, item: int, kind: int) -> int:
+        """The bytes of ``item`` as another type: ggml gathers words, not packed rows."""
+        row, size = ggml.tensor(item).nb[1], self._context.library.ggml_type_size(kind)
+        made = self._context.view_2d(item, 1, self._tokens, row, 0)
+        view = ggml.tensor(made)
+        view.type, view.ne[0] = kind, row // 4 if kind == ggml.I32 else self._hidden
+        view.nb[0] = size
+        view.nb[2] = view.nb[3] = row * self._tokens
+        return made
+
+
+def _gate_up(
+    context: ggml.Context, gate: int, up: int, x: int, up_x: int
+) -> tuple[tuple[int, int], int]:
+    """silu(gate x) * (up x), and the two tensors before it whose rows vary, too.
+
+    Where the file has ``up`` right behind ``gate`` they are one matrix of twice the rows: ggml
+    shares larger products out better.
+    """
+    if not _side_by_side(gate, up):
+        products = context.mul_mat(gate, x), context.mul_mat(up, up_x)
+        return products, context.swiglu_split(*products)
+    left = ggml.tensor(gate)
+    nbytes = left.nb[1] * left.ne[1]
+    both = context.view_2d(gate, left.ne[0], left.ne[1], left.nb[1], 0)
+    whole = ggml.tensor(both)
+    whole.ne[1] *= 2
+    whole.nb[2] = whole.nb[3] = 2 * nbytes
+    product = context.mul_mat(both, x)
+    return (product, product), context.swiglu(product)
+
+
+def _side_by_side(gate: int, up: int) -> bool:
+    """Whether two matrices are the halves of one in memory."""
+    left, right = ggml.tensor(gate), ggml.tensor(up)
+    same = left.type == right.type and left.ne[1] == right.ne[1]
+    return same and bool(left.data + left.nb[1] * left.ne[1] == right.data)
 
 
 def _sum_of_slots(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from tenp_edge.errors import UserError
@@ -22,26 +23,34 @@ def render_chat(vocabulary: Vocabulary, messages: Sequence[Message]) -> str:
     UserError when the file has none, or when it refuses the messages.
     """
     from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     template = vocabulary.chat_template
     if template is None:
         raise UserError("the file has no chat template", "run it without --chat")
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _now
     try:
-        return environment.from_string(template).render(
+        rendered: str = _compiled(template).render(
             messages=list(messages),
             add_generation_prompt=True,
             bos_token=_text(vocabulary, vocabulary.bos),
             eos_token=_text(vocabulary, vocabulary.eos),
         )
+        return rendered
     except (TemplateError, TypeError, ValueError) as error:
         raise UserError(
             f"the chat template cannot render these messages: {error}",
             "user and assistant in turn, beginning with user",
         ) from None
+
+
+@lru_cache(maxsize=4)
+def _compiled(template: str) -> Any:
+    """Compiled once: a server that compiles it for every request is slow, and its heap grows."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _now
+    return environment.from_string(template)
 
 
 def _text(vocabulary: Vocabulary, token: int | None) -> str:

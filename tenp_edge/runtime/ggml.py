@@ -96,6 +96,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_soft_max": (_P, (_P, _P)),
     "ggml_soft_max_ext": (_P, (_P, _P, _P, _F, _F)),
     "ggml_argsort_top_k": (_P, (_P, _P, _I)),
+    "ggml_swiglu": (_P, (_P, _P)),
     "ggml_swiglu_split": (_P, (_P, _P, _P)),
     "ggml_concat": (_P, (_P, _P, _P, _I)),
     "ggml_cont": (_P, (_P, _P)),
@@ -275,7 +276,7 @@ class Context:
     """
 
     def __init__(self, found: Library, tensors: int, graph_nodes: int = 0) -> None:
-        self._library = found
+        self.library = found
         graph = found.ggml_graph_overhead_custom(graph_nodes, False) if graph_nodes else 0
         size = (tensors + 8) * found.ggml_tensor_overhead() + graph + 256
         self._block = np.zeros(size // 8 + 8, dtype=np.int64)
@@ -288,13 +289,13 @@ class Context:
         )
 
     def __getattr__(self, name: str) -> Callable[..., int]:
-        operation = partial(getattr(self._library, f"ggml_{name}"), self.address)
+        operation = partial(getattr(self.library, f"ggml_{name}"), self.address)
         self.__dict__[name] = operation
         return operation
 
     def expand(self, item: int) -> None:
         """Append ``item`` and what it needs to the graph."""
-        self._library.ggml_build_forward_expand(self.graph, item)
+        self.library.ggml_build_forward_expand(self.graph, item)
 
     def custom(
         self,
@@ -307,7 +308,7 @@ class Context:
     ) -> int:
         """A node of ``shape`` (ne0, ne1) that calls ``function``; tasks -1 means every thread."""
         pointers = (_P * len(sources))(*sources)
-        made: int = self._library.ggml_custom_4d(
+        made: int = self.library.ggml_custom_4d(
             self.address, kind, *shape, 1, 1, pointers, len(sources), function, tasks, data
         )
         return made
@@ -319,7 +320,7 @@ class Context:
 
     def close(self) -> None:
         if self.address:
-            self._library.ggml_free(self.address)
+            self.library.ggml_free(self.address)
             self.address = 0
             # Now, not when Python's collector finds the cycle through a callback: a server's
             # memory would grow by megabytes until then.

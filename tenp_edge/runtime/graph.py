@@ -20,7 +20,7 @@ from tenp_edge.runtime.ragged import MAX_TOKENS, RaggedLayer, RaggedSizes, Scrat
 from tenp_edge.runtime.routing import build_router
 from tenp_edge.runtime.weights import Cache, Weights
 
-_LAYER_NODES, _BRANCH_NODES = 96, 8
+_LAYER_NODES, _BRANCH_NODES = 96, 11
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,10 @@ _SCRATCH = np.dtype(
     [
         ("x", "<u8", (_KINDS,)),
         *((name, "<u8") for name in ("h", "y", "hq")),
-        *((name, "<u8") for name in ("count", "start", "active", "pair")),
+        *((name, "<u8") for name in ("count", "start", "active", "pair", "done")),
         ("h_stride", "<i8"),
         ("hq_stride", "<i8"),
-        *((name, "<i4") for name in ("active_count", "next_gate_up", "next_down", "padding")),
+        *((name, "<i4") for name in ("active_count", "active_rows", "next_gate_up", "next_down")),
     ]
 )
 _LAYER = np.dtype(
@@ -93,6 +93,7 @@ class Scratch:
             ("start", sizes.experts),
             ("active", sizes.experts),
             ("pair", pairs),
+            ("done", sizes.experts),
         ):
             self.record[name] = self._room(4 * count)
 
@@ -164,8 +165,7 @@ class RaggedLayer:
 
         ready = node((1, 1), [x, ids], "prepare")
         inner = node((1, 1), [ready], "gate_up")
-        packed = node((1, 1), [inner], "quantise")
-        return node((hidden, tokens), [x, ids, weights, packed], "down")
+        return node((hidden, tokens), [x, ids, weights, inner], "down")
 
 
 def _swiglu(library: ggml.Library, operations: Mapping[str, int]) -> int:
