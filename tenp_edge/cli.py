@@ -259,6 +259,8 @@ def plan(
     tensor_types: flags.TensorTypes = None,
     latent_cache: flags.LatentCache = False,
     shard_size: flags.ShardSize = None,
+    batch: flags.Batch = None,
+    targets: flags.Targets = None,
     seed: flags.Seed = 0,
     device: flags.Device = "auto",
     dtype: flags.Dtype = "auto",
@@ -334,6 +336,8 @@ def compress(
     tensor_types: flags.TensorTypes = None,
     latent_cache: flags.LatentCache = False,
     shard_size: flags.ShardSize = None,
+    batch: flags.Batch = None,
+    targets: flags.Targets = None,
     eval_data: flags.EvalData = None,
     eval_samples: flags.EvalSamples = 8,
     eval_seq_len: flags.EvalSeqLen = 512,
@@ -407,6 +411,9 @@ def export(
     past: flags.Past = None,
     targets: flags.Targets = None,
     calibration: flags.Calibration = None,
+    data: flags.Data = None,
+    samples: flags.Samples = 32,
+    seq_len: flags.SeqLen = 512,
     no_imatrix: flags.NoImatrix = False,
     imatrix_out: Annotated[
         Path | None,
@@ -429,6 +436,9 @@ def export(
     With --calibration, types below Q8_0 are quantised with an importance matrix: what each column
     of each matrix is fed, from the same statistics that plans are made of.
 
+    ONNX --mode static --quant int8 needs the ranges of activations: they are measured on --data (or
+    the standard library's text) unless compress left them in the --calibration directory.
+
     Examples:
 
         tenp-edge export OUT/checkpoint --quant Q8_0 -o model.gguf
@@ -443,6 +453,7 @@ def export(
 
         tenp-edge export OUT/checkpoint --format onnx --mode static --target qnn -o npu
     """
+    from tenp_edge.options import CalibrationOptions
     from tenp_edge.pipeline import run_export
     from tenp_edge.registry import ExportOptions, exporter, fixed_lengths
 
@@ -461,7 +472,10 @@ def export(
         lengths=fixed_lengths(batch, length, past),
         targets=tuple(targets or ()),
     )
-    manifest = run_export(checkpoint, output, format, options, plan, progress, dry_run, calibration)
+    measured = CalibrationOptions(tuple(data or ()), samples, seq_len)
+    manifest = run_export(
+        checkpoint, output, format, options, plan, progress, dry_run, calibration, measured
+    )
     rows: dict[str, Any] = {
         "format": manifest.format,
         "layout": manifest.layout,

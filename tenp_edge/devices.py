@@ -14,7 +14,11 @@ from tenp_edge.errors import UserError
 from tenp_edge.units import format_size, parse_size
 
 RUNTIMES = ("tenp-edge", "llama.cpp", "onnxruntime")
-LAYOUTS = ("per-expert", "merged", "padded")
+# Formats that are part of tenp-edge: a profile's layout is checked before its exporter is loaded.
+LAYOUTS = {
+    "gguf": ("per-expert", "merged", "padded"),
+    "onnx": ("portable", "static", "ort-cpu"),
+}
 KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 GGUF_TYPES = tuple(
     "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S IQ4_NL IQ4_XS Q4_0 Q3_K_M Q2_K".split()
@@ -29,6 +33,8 @@ class DeviceProfile:
 
     ``tensor_types`` are those the runtime can load (``--quant``); a cut expert's width is a
     multiple of ``width_multiple``; ``ubatch`` is how many prompt tokens are computed at once.
+    ``targets`` are the compilers that a file of fixed shapes is for; its cache holds ``context``
+    and it takes ``ubatch`` prompt tokens at once, as far as the model's context goes.
     ``runtime_overhead_bytes`` is what the runtime's process has resident before it opens a file
     (interpreter, libraries); what depends on the file (vocabulary, header, graphs, buffers) is
     added by the planner. None: this machine, where the process is measured.
@@ -50,6 +56,7 @@ class DeviceProfile:
     threads: int
     runtime_overhead_bytes: int | None
     ubatch: int
+    targets: tuple[str, ...] = ()
 
     @property
     def budget_bytes(self) -> int:
@@ -166,7 +173,9 @@ _FIELDS: dict[str, _Kind] = {
     "threads": ("threads", _count, _A_COUNT),
     "runtime_overhead": ("runtime_overhead_bytes", _size, _A_SIZE),
     "ubatch": ("ubatch", _count, _A_COUNT),
+    "targets": ("targets", _texts, "a list of compilers"),
 }
+_OPTIONAL = frozenset({"targets"})
 assert {kind[0] for kind in _FIELDS.values()} | {"name"} == {f.name for f in fields(DeviceProfile)}
 
 
@@ -176,7 +185,10 @@ def _parse(name: str, origin: str, text: str) -> DeviceProfile:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{origin} is not valid TOML: {error}") from None
     name = raw.pop("name", name)
-    unknown, missing = sorted(set(raw) - set(_FIELDS)), [key for key in _FIELDS if key not in raw]
+    unknown, missing = (
+        sorted(set(raw) - set(_FIELDS)),
+        sorted(set(_FIELDS) - set(raw) - _OPTIONAL, key=list(_FIELDS).index),
+    )
     if unknown:
         raise UserError(f"{origin}: unknown field '{unknown[0]}'", f"fields: {', '.join(_FIELDS)}")
     if missing:
@@ -189,11 +201,12 @@ def _parse(name: str, origin: str, text: str) -> DeviceProfile:
 
 def _read_fields(origin: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for key, (attribute, read, allowed) in _FIELDS.items():
+    for key, value in raw.items():
+        attribute, read, allowed = _FIELDS[key]
         try:
-            values[attribute] = read(raw[key])
+            values[attribute] = read(value)
         except ValueError:
-            raise _wrong(origin, key, raw[key], allowed) from None
+            raise _wrong(origin, key, value, allowed) from None
     return values
 
 
@@ -204,8 +217,9 @@ def _check_consistent(origin: str, profile: DeviceProfile) -> None:
         for name in types:
             if name not in GGUF_TYPES:
                 raise _wrong(origin, "tensor_types", name, ", ".join(GGUF_TYPES))
-        if profile.layout not in LAYOUTS:
-            raise _wrong(origin, "layout", profile.layout, ", ".join(LAYOUTS))
+    layouts = LAYOUTS.get(profile.format)
+    if layouts is not None and profile.layout not in layouts:
+        raise _wrong(origin, "layout", profile.layout, ", ".join(layouts))
     if default not in types:
         raise _wrong(origin, "default_tensor_type", default, ", ".join(types))
     if profile.system_bytes >= profile.memory_bytes:

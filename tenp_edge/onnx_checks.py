@@ -3,7 +3,8 @@
     prefill            all tokens at once
     cached decode      half of them, then one by one
     chunked prefill    a few at a time
-    left padding       sequences of different lengths in one batch
+    left padding       sequences of different lengths in one batch; graphs that are fixed to fewer
+                       take them in turns, each padded to the longest
 
 What differs is the graph's arithmetic alone, so an unquantised one stays below 1e-5; an int8 graph
 rounds its activations too.

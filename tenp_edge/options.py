@@ -58,6 +58,8 @@ class PlanOptions:
     latent_cache: bool = False
     shard_size: str | None = None
     refine: bool = False
+    batch: int | None = None
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

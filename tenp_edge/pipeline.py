@@ -48,8 +48,10 @@ from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.pruned import PrunedBy
+from tenp_edge.ranges import Ranges, load_ranges
+from tenp_edge.ranging import data_digest, identity, measure_ranges
 from tenp_edge.refine import SLICE_SAMPLES, MakePlan, keep_slice, measured_losses, refine
-from tenp_edge.registry import ExportOptions, Manifest, exporter, placed_files
+from tenp_edge.registry import ExportOptions, FixedLengths, Manifest, exporter, placed_files
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
 from tenp_edge.timing import estimate
@@ -243,8 +245,12 @@ def run_export(
     progress: Progress = QUIET,
     dry_run: bool = False,
     statistics: Path | None = None,
+    calibration: CalibrationOptions | None = None,
 ) -> Manifest:
     """Write ``target`` from a dense or pruned checkpoint, or from a checkpoint and a plan.
+
+    Where activations get fixed scales, their ranges come from the directory ``statistics``, or are
+    measured on the text of ``calibration`` and kept there.
 
     With ``statistics`` and ``options.imatrix`` it is quantised with an importance matrix, where the
     type has a use for one. With ``dry_run`` the manifest is returned and nothing is written.
@@ -264,7 +270,45 @@ def run_export(
     if dry_run:
         return manifest
     require_free(target.parent, manifest.file_bytes, target.name)
+    if writer.needs_ranges(options):
+        chosen = calibration or CalibrationOptions()
+        source.ranges = _kept_ranges(source, statistics) or _measure_ranges(
+            source, calibration_domains(checkpoint, chosen, progress), chosen, statistics, progress
+        )
     return writer.write(source, options, target, progress)
+
+
+def _ranges_file(directory: Path, source: ModelSource) -> Path:
+    """Statistics serve many plans; every pruned model has ranges of its own."""
+    return directory / f"ranges-{identity(source)[:12]}.json"
+
+
+def _kept_ranges(
+    source: ModelSource, directory: Path | None, data: str | None = None
+) -> Ranges | None:
+    """Those of this very model (and ``data``) in ``directory``, measured before."""
+    file = None if directory is None else _ranges_file(directory, source)
+    if file is None or not file.is_file():
+        return None
+    found = load_ranges(file)
+    same = found.model == identity(source) and data in (None, found.data)
+    return found if same else None
+
+
+def _measure_ranges(
+    source: ModelSource,
+    domains: list[Domain],
+    options: CalibrationOptions,
+    directory: Path | None,
+    progress: Progress,
+) -> Ranges:
+    """The ranges on ``domains``, kept in ``directory`` where there is one."""
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device, source.checkpoint.dtype)
+    found = measure_ranges(source, domains, device=device, dtype=dtype, progress=progress)
+    if directory is not None:
+        found.save(_ranges_file(directory, source))
+    return found
 
 
 def run_validate(
@@ -481,6 +525,8 @@ class _Compress:
         def write() -> list[Path]:
             writer = exporter(plan.recipe["format"])
             source = ModelSource(self.checkpoint, plan, importance)
+            if writer.needs_ranges(options):
+                source.ranges = self._ranges(source)
             manifest = writer.write(source, options, target, self.progress)
             return [self.output / name for name in placed_files(writer, manifest)]
 
@@ -556,6 +602,15 @@ class _Compress:
             rules,
             shard_bytes=recipe["shard_bytes"],
             latent_cache=recipe["latent_cache"],
+            lengths=None if recipe["lengths"] is None else FixedLengths(**recipe["lengths"]),
+            targets=tuple(recipe["targets"]),
+        )
+
+    def _ranges(self, source: ModelSource) -> Ranges:
+        directory = self.options.statistics or self.output / "calibration"
+        domains, _, _ = self._domains
+        return _kept_ranges(source, directory, data_digest(domains)) or _measure_ranges(
+            source, domains, self.options.calibration, directory, self.progress
         )
 
     def _predicted_peak_rss(self, plan: CompressionPlan) -> int | None:
@@ -565,7 +620,8 @@ class _Compress:
 
     def _padded(self, plan: CompressionPlan) -> Priced:
         request = replace(self.request, layout="padded", quant=plan.recipe["quant"])
-        return Pricer(self.checkpoint, make_target(self.profile, request))(plan.widths)
+        positions = self.checkpoint.config.max_position_embeddings
+        return Pricer(self.checkpoint, make_target(self.profile, request, positions))(plan.widths)
 
     def _memory_run(self, plan: CompressionPlan) -> MemoryRun:
         chosen = {name: plan.memory[name] for name in ("context", "ubatch", "kv_type")}

@@ -111,13 +111,14 @@ def _target(
     checkpoint: Checkpoint, profile: DeviceProfile, request: PlanRequest, confirm: bool
 ) -> tuple[Target, TypeChoice | None]:
     """The target, with a type chosen where the request leaves it open."""
-    target, typed = make_target(profile, request), None
+    positions = checkpoint.config.max_position_embeddings
+    target, typed = make_target(profile, request, positions), None
     types = candidates(target, request)
     if types:
         space = make_space(checkpoint.config, target.width_multiple)
 
         def target_of(quant: str) -> Target:
-            return make_target(profile, replace(request, quant=quant))
+            return make_target(profile, replace(request, quant=quant), positions)
 
         least = enough(request.method)
         typed = choose_type(checkpoint, space, types, target_of, confirm, least)

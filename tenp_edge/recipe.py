@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 from tenp_edge.checkpoint import Checkpoint
@@ -27,7 +28,15 @@ def memory_json(priced: Priced, target: Target, evidence: Evidence | None) -> di
 
 
 def _speed(priced: Priced, target: Target, evidence: Evidence | None) -> float:
-    """Decode speed, with the routed experts weighted by use where the statistics say so."""
+    """Decode speed, with the routed experts weighted by use where the statistics say so.
+
+    Fixed shapes compute all of them.
+    """
+    if target.options.layout in target.exporter.fixed_layouts:
+        every = priced.config.num_experts / priced.config.num_experts_per_tok
+        return decode_tokens_per_second(
+            priced.config, priced.manifest, target.profile, target.run, every
+        )
     active = None if evidence is None else evidence.active_ratio(priced.widths)
     relative = 1.0
     if active is not None and not priced.config.is_uniform:
@@ -64,6 +73,8 @@ def make_recipe(
         "tensor_types": list(target.options.tensor_types),
         "shard_bytes": target.options.shard_bytes,
         "latent_cache": target.options.latent_cache,
+        "lengths": None if target.options.lengths is None else asdict(target.options.lengths),
+        "targets": list(target.options.targets),
         "expert_score": request.expert_score if evidence else None,
         "neuron_score": neuron_score(request) if evidence else None,
         "seed": request.seed,

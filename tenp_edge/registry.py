@@ -116,6 +116,8 @@ class Exporter(Protocol):
 
     ``automatic_quants``: what may be chosen for a budget when the user names no type, the most
     precise first; none: always the profile's default.
+    ``fixed_layouts`` are those of fixed shapes: their files need `ExportOptions.lengths`, and
+    compute every expert for every token.
     ``default_quant`` is taken where neither the user nor the profile says one, ``kv_types`` are
     those its KV cache can have (empty: any). ``target`` names the file or directory that a compress
     run writes.
@@ -123,6 +125,7 @@ class Exporter(Protocol):
 
     format: str
     layouts: tuple[str, ...]
+    fixed_layouts: tuple[str, ...]
     quants: tuple[str, ...]
     weighted_quants: tuple[str, ...]
     automatic_quants: tuple[str, ...]
@@ -162,6 +165,10 @@ class Exporter(Protocol):
         None where no runtime can be asked: the planner's own estimate counts then. Raises
         UserError when the runtime refuses the run.
         """
+        ...
+
+    def needs_ranges(self, options: ExportOptions) -> bool:
+        """Whether `write` takes the ranges of activations, measured on text (`source.ranges`)."""
         ...
 
     def encoding_speed(self, options: ExportOptions) -> float:

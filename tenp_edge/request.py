@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm
 
 from tenp_edge.devices import KV_TYPES, DeviceProfile
@@ -11,6 +11,7 @@ from tenp_edge.footprint import MemoryRun
 from tenp_edge.registry import (
     Exporter,
     ExportOptions,
+    FixedLengths,
     WidthLimits,
     exporter,
     width_limits,
@@ -37,7 +38,8 @@ class PlanRequest:
     trapezoid (`allocation.Shape`); ``ranking``, ``tilt`` and ``guards`` are for the methods of
     free widths (`search.FreeRules`), ``insurance`` for adaptive. ``imatrix`` is whether the file
     will be quantised with the importance of its columns, ``tensor_types`` as in
-    `registry.ExportOptions`. ``frontier`` adds the method's plans at other sizes to the recipe.
+    `registry.ExportOptions`. ``batch`` and ``targets`` are for layouts of fixed shapes.
+    ``frontier`` adds the method's plans at other sizes to the recipe.
     """
 
     budget_bytes: int | None = None
@@ -64,6 +66,8 @@ class PlanRequest:
     tensor_types: tuple[str, ...] = ()
     latent_cache: bool = False
     shard_size: str | None = None
+    batch: int | None = None
+    targets: tuple[str, ...] = ()
     seed: int = 0
     frontier: bool = False
 
@@ -132,8 +136,11 @@ def _check_shape_flags(request: PlanRequest) -> None:
         raise UserError("--shallow and --deep are both 0", "--shallow 1 --deep 2")
 
 
-def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
-    """What the request pins, and the profile's choice for everything else."""
+def make_target(profile: DeviceProfile, request: PlanRequest, positions: int) -> Target:
+    """What the request pins, and the profile's choice for everything else.
+
+    ``positions``: the model's context. Fixed shapes that nobody asked for end there.
+    """
     found = exporter(request.format or profile.format)
     own_format = found.format == profile.format
     layout = request.layout or (profile.layout if own_format else found.layouts[0])
@@ -152,6 +159,21 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
         )
     imatrix = request.imatrix and quant in found.weighted_quants
     limits = width_limits(found, ExportOptions(quant, layout))
+    run = MemoryRun(
+        context=request.context or profile.context,
+        ubatch=request.ubatch or profile.ubatch,
+        kv_type=_kv_type(found, profile, request),
+        threads=profile.threads,
+    )
+    fixed = layout in found.fixed_layouts
+    if fixed:
+        run = _within(run, request, positions)
+    elif request.batch is not None or request.targets:
+        flag = "--batch" if request.batch is not None else "--target"
+        raise UserError(
+            f"{flag} is for fixed shapes; layout {layout} of format {found.format} has none",
+            "--format onnx --mode static",
+        )
     return Target(
         profile=profile,
         exporter=found,
@@ -162,15 +184,12 @@ def make_target(profile: DeviceProfile, request: PlanRequest) -> Target:
             request.tensor_types,
             shard_bytes=None if request.shard_size is None else parse_size(request.shard_size),
             latent_cache=request.latent_cache,
+            lengths=_fixed_lengths(run, request) if fixed else None,
+            targets=request.targets or (profile.targets if fixed and own_format else ()),
         ),
         width_multiple=_width_multiple(limits, profile, request),
         most_widths=limits.most,
-        run=MemoryRun(
-            context=request.context or profile.context,
-            ubatch=request.ubatch or profile.ubatch,
-            kv_type=_kv_type(found, profile, request),
-            threads=profile.threads,
-        ),
+        run=run,
         budget_bytes=request.budget_bytes or profile.budget_bytes,
     )
 
@@ -184,6 +203,18 @@ def _width_multiple(limits: WidthLimits, profile: DeviceProfile, request: PlanRe
             f"--width-multiple {limits.multiple}",
         )
     return wanted or lcm(profile.width_multiple, limits.multiple)
+
+
+def _within(run: MemoryRun, request: PlanRequest, positions: int) -> MemoryRun:
+    """``run`` with a context that the model has, and prompts that its context holds."""
+    context = run.context if request.context else min(run.context, positions)
+    return replace(run, context=context, ubatch=min(run.ubatch, context))
+
+
+def _fixed_lengths(run: MemoryRun, request: PlanRequest) -> FixedLengths:
+    """The last token of the context need not be stored."""
+    batch = 1 if request.batch is None else request.batch
+    return FixedLengths(batch, run.ubatch, run.context - 1)
 
 
 def _kv_type(found: Exporter, profile: DeviceProfile, request: PlanRequest) -> str:

@@ -19,6 +19,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.importance import Importance
 from tenp_edge.models import ModelConfig, TensorSpec, expected_tensors
 from tenp_edge.plan import CompressionPlan
+from tenp_edge.ranges import Ranges
 from tenp_edge.slicing import kept_experts, slice_expert
 
 BLOCK_BYTES = 64 * 2**20
@@ -63,8 +64,9 @@ class ModelSource:
     """Reads the pruned model's tensors from the unpruned checkpoint.
 
     ``config`` describes the model after pruning: ``expert_widths`` as planned, and where experts
-    are removed, fewer of them. Expert numbers are those of the pruned model. ``importance`` is for
-    whoever quantises: what the matrices' columns are fed, None when it is not known.
+    are removed, fewer of them. Expert numbers are those of the pruned model. ``importance`` and
+    ``ranges`` are for whoever quantises: what the matrices' columns are fed, and the extremes of
+    what goes in and out; None when they are not known.
     """
 
     def __init__(
@@ -72,12 +74,14 @@ class ModelSource:
         checkpoint: Checkpoint,
         plan: CompressionPlan | None = None,
         importance: Importance | None = None,
+        ranges: Ranges | None = None,
     ) -> None:
         if plan is not None:
             plan.check(checkpoint.config, checkpoint.fingerprint)
         self.checkpoint = checkpoint
         self.plan = plan
         self.importance = importance
+        self.ranges = ranges
         self._last: tuple[tuple[int, int], ExpertWeights] | None = None
         self._kept = (
             {} if plan is None else {k: kept_experts(row) for k, row in plan.widths.items()}

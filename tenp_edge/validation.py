@@ -139,6 +139,7 @@ def validate(
     """
     reference, candidate = Path(reference), _candidate_file(Path(candidate))
     source = ModelSource(Checkpoint(reference))
+    domains = _fitting(candidate, domains, progress)
     where = choose_device(device)
     # bf16's own rounding flips near-tied routing, and would be counted as the candidate's loss.
     kind = choose_dtype("float32" if dtype == "auto" else dtype, where, source.checkpoint.dtype)
@@ -340,6 +341,20 @@ def _candidate_file(path: Path) -> Path:
             f"{path} does not exist", "a pruned checkpoint, a GGUF file or an ONNX directory"
         )
     return path.parent if path.suffix == ".onnx" else path
+
+
+def _fitting(candidate: Path, domains: Sequence[Domain], progress: Progress) -> Sequence[Domain]:
+    """``domains`` cut to sequences that graphs of fixed shapes can hold."""
+    if _format(candidate) != "onnx":
+        return domains
+    most = read_directory(candidate).context
+    if all(domain.tokens.shape[1] <= most for domain in domains):
+        return domains
+    progress.note(f"the graphs hold {most} tokens: longer sequences are cut there")
+    return [
+        Domain(domain.name, domain.tokens[:, :most], domain.lengths.clamp(max=most))
+        for domain in domains
+    ]
 
 
 def _format(path: Path) -> str | None:

@@ -8,13 +8,14 @@ import pytest
 
 from tenp_edge.devices import (
     KV_TYPES,
+    LAYOUTS,
     load_profile,
     load_profile_file,
     profile_names,
     this_machine,
 )
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf import EXPORTER
+from tenp_edge.registry import exporter
 
 GOOD = """\
 description = "a box"
@@ -47,9 +48,12 @@ def test_bundled_profile_is_sound(name: str) -> None:
     profile = load_profile(name)
     assert profile.name == name
     assert 0 < profile.budget_bytes < profile.memory_bytes
-    assert profile.default_tensor_type == "Q8_0"
-    assert profile.layout in EXPORTER.layouts
-    assert set(profile.tensor_types) <= set(EXPORTER.quants)
+    writer = exporter(profile.format)
+    assert profile.default_tensor_type == {"gguf": "Q8_0", "onnx": "int8"}[profile.format]
+    assert set(LAYOUTS[profile.format]) == set(writer.layouts)
+    assert profile.layout in writer.layouts
+    assert set(profile.tensor_types) <= set(writer.quants)
+    assert bool(profile.targets) == (profile.layout in writer.fixed_layouts)
 
 
 def test_this_machine_is_the_issue_s_default() -> None:
@@ -105,6 +109,12 @@ COUNT = "a whole number above zero"
             '"best"',
             "field 'layout' is 'best'",
             "layout: per-expert, merged, padded",
+        ),
+        (
+            "ubatch = 512\n",
+            'ubatch = 512\ntargets = "qnn"\n',
+            "field 'targets' is 'qnn'",
+            "targets: a list of compilers",
         ),
         (
             '"tenp-edge"',

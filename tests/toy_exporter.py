@@ -26,6 +26,7 @@ HEADER = 1000
 class ToyExporter:
     format = "toy"
     layouts = ("per-expert", "merged")
+    fixed_layouts = ()
     quants = ("WIDE", "NARROW")
     weighted_quants = ()
     automatic_quants = ()
@@ -67,6 +68,10 @@ class ToyExporter:
         self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, run: MemoryRun
     ) -> None:
         return None
+
+    def needs_ranges(self, options: ExportOptions) -> bool:
+        """Activations are quantised as they come."""
+        return False
 
     def encoding_speed(self, options: ExportOptions) -> float:
         return 1e9

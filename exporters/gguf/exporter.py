@@ -44,6 +44,7 @@ class GgufExporter:
 
     format = "gguf"
     layouts = LAYOUTS
+    fixed_layouts: tuple[str, ...] = ()
     quants = QUANTS
     weighted_quants = WEIGHTED_QUANTS
     automatic_quants = AUTOMATIC_QUANTS
@@ -147,6 +148,10 @@ class GgufExporter:
             except (ChildError, OSError) as error:
                 _log.warning("memory is estimated: the runtime could not be asked (%s)", error)
                 return None
+
+    def needs_ranges(self, options: ExportOptions) -> bool:
+        """Activations are quantised as they come."""
+        return False
 
     def encoding_speed(self, options: ExportOptions) -> float:
         """Of the file type's commonest tensor type, on all threads."""

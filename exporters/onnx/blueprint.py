@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import onnx
@@ -12,21 +12,25 @@ import onnx_ir as ir
 from tenp_edge.exporters.onnx.builder import GraphBuilder
 from tenp_edge.exporters.onnx.decoder import build_decoder
 from tenp_edge.exporters.onnx.inputs import Lengths
+from tenp_edge.exporters.onnx.linear_qdq import QdqLinear
 from tenp_edge.exporters.onnx.modes import IR_VERSION, way_of
 from tenp_edge.exporters.onnx.stored import Fill, Place, Stored, place
-from tenp_edge.exporters.onnx.targets import require_static, targets_of
+from tenp_edge.exporters.onnx.targets import activation_type, require_static, targets_of
 from tenp_edge.exporters.onnx.usability import REPORT_NAME, usability_report
 from tenp_edge.models import ModelConfig
+from tenp_edge.ranges import Ranges
 from tenp_edge.registry import ExportOptions
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What ``options`` make of ``config``. The graph is only built when its bytes are asked for:
-    planning prices many widths by their stored tensors alone."""
+    """What ``options`` make of ``config``, activations quantised by ``ranges``; without them (they
+    are measured late) scales are 1, which changes no size. The graph is only built when its bytes
+    are asked for: planning prices many widths by their stored tensors alone."""
 
     config: ModelConfig
     options: ExportOptions
+    ranges: Ranges | None = None
 
     @cached_property
     def _lengths(self) -> Mapping[str, Lengths]:
@@ -84,7 +88,11 @@ class Blueprint:
 
     def _built(self, lengths: Lengths, sketch: bool) -> GraphBuilder:
         way, builder = way_of(self.options), GraphBuilder(sketch)
-        build_decoder(builder, self.config, way.makers, lengths, self.options.latent_cache)
+        makers = way.makers
+        if way.calibrated:
+            linear = QdqLinear(activation_type(self.options.targets), self.ranges)
+            makers = replace(makers, linear=linear)
+        build_decoder(builder, self.config, makers, lengths, self.options.latent_cache)
         return builder
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tenp_edge.checkpoint import Checkpoint, read_json
 from tenp_edge.compress import copied_files
 from tenp_edge.exporters.onnx.cache import cache_shape
 from tenp_edge.models import EXPERT_KEYS, ModelConfig
+from tenp_edge.registry import FixedLengths
 
 MODEL_NAME, PREFILL_NAME, DECODE_NAME = "model.onnx", "prefill.onnx", "decode.onnx"
 NO_DIGEST = "0" * 32
@@ -58,8 +59,13 @@ def tenp_file(
     files: Mapping[str, int],
     left_padding: bool,
     digest: str = NO_DIGEST,
+    lengths: FixedLengths | None = None,
 ) -> bytes:
-    """tenp.json: how the directory was made, and the exact sizes that tell a damaged one."""
+    """tenp.json: how the directory was made, and the exact sizes that tell a damaged one.
+
+    ``lengths``: those of graphs with fixed shapes.
+    """
+    fixed = {} if lengths is None else {"lengths": asdict(lengths)}
     widths = {str(layer): list(row) for layer, row in sorted(config.expert_widths.items())}
     return _json(
         {
@@ -68,6 +74,7 @@ def tenp_file(
             "tool": f"tenp-edge {__version__}",
             "mode": mode,
             "quant": quant,
+            **fixed,
             "plan": digest,
             "left_padding": left_padding,
             "files": dict(files),

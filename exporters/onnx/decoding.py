@@ -19,51 +19,71 @@ from tenp_edge.models import ModelConfig, TensorSpec
 
 Array = npt.NDArray[Any]
 Load = Callable[[str], Array]
+ALL = slice(None)
 _BITS = {".Q4": 4, ".Q8": 8}
 
 
-def decoded(stored: Mapping[str, Any], load: Load, config: ModelConfig, spec: TensorSpec) -> Array:
-    """The matrix of ``spec`` as the graph multiplies by it. KeyError when it is stored otherwise.
+def decoded(
+    stored: Mapping[str, Any], load: Load, config: ModelConfig, spec: TensorSpec, at: slice = ALL
+) -> Array:
+    """The matrix of ``spec`` as the graph multiplies by it, or its rows ``at``.
 
-    ``stored`` has the names of the stored tensors, ``load`` gives one.
+    ``stored`` has the names of the stored tensors, ``load`` gives one. KeyError when it is stored
+    otherwise.
     """
     if spec.name in stored:
-        return load(spec.name)
-    return output_matrix(stored, load, config, spec)
+        return load(spec.name)[at]
+    return output_matrix(stored, load, config, spec, at)
 
 
 def output_matrix(
-    stored: Mapping[str, Any], load: Load, config: ModelConfig, spec: TensorSpec
+    stored: Mapping[str, Any], load: Load, config: ModelConfig, spec: TensorSpec, at: slice = ALL
 ) -> Array:
     """Like `decoded`, but what a linear layer multiplies by where that is stored besides: the
     quantised copy of a tied embedding."""
     name = spec.name
     if f"{name}.T" in stored:
-        return load(f"{name}.T").T
+        return load(f"{name}.T").T[at]
     if f"{name}.Q8.T" in stored:
-        codes: Floats = load(f"{name}.Q8.T").T.astype(np.float32)
-        return codes * load(f"{name}.scales")[:, None]
+        codes: Floats = load(f"{name}.Q8.T").T[at].astype(np.float32)
+        return codes * load(f"{name}.scales")[at, None]
     for suffix, bits in _BITS.items():
         if name + suffix in stored:
-            scales = load(f"{name}.scales")
-            return dequantise_blocks(load(name + suffix), scales, bits, spec.shape[1])
-    return _of_tier(stored, load, config, spec)
+            blocks, scales = load(name + suffix)[at], load(f"{name}.scales")[at]
+            return dequantise_blocks(blocks, scales, bits, spec.shape[1])
+    if name in stored:
+        return load(name)[at]
+    return _of_tier(stored, load, config, spec)[at]
+
+
+def stored_somehow(stored: Mapping[str, Any], config: ModelConfig, spec: TensorSpec) -> bool:
+    """Whether `decoded` knows how to read ``spec``."""
+    if any(spec.name + suffix in stored for suffix in ("", ".T", ".Q8.T", *_BITS)):
+        return True
+    if spec.expert is None:
+        return False
+    base, _ = _tier_place(config, spec)
+    return any(base + suffix in stored for suffix in ("", *_BITS))
 
 
 def _of_tier(stored: Mapping[str, Any], load: Load, config: ModelConfig, spec: TensorSpec) -> Array:
     """One expert's matrix out of the stack of its width."""
-    if spec.expert is None or spec.layer is None:
+    if spec.expert is None:
         raise KeyError(spec.name)
-    tiers = tiers_of(config.expert_widths[spec.layer], spec.layer)
-    tier = next(tier for tier in tiers if spec.expert in tier.experts)
-    number = tier.experts.index(spec.expert)
-    prefix = f"{config.moe_prefix(spec.layer)}experts.width_{tier.width}"
-    down = spec.role == "expert_down"
-    base = f"{prefix}.down" if down else f"{prefix}.gate_up"
-    matrix = _stacked(stored, load, base, number)
-    if down:
+    matrix = _stacked(stored, load, *_tier_place(config, spec))
+    if spec.role == "expert_down":
         return matrix
     return matrix[1::2] if spec.role == "expert_up" else matrix[0::2]
+
+
+def _tier_place(config: ModelConfig, spec: TensorSpec) -> tuple[str, int]:
+    """Name of the stack that holds an expert's matrix, and its number there."""
+    assert spec.layer is not None and spec.expert is not None
+    tiers = tiers_of(config.expert_widths[spec.layer], spec.layer)
+    tier = next(tier for tier in tiers if spec.expert in tier.experts)
+    prefix = f"{config.moe_prefix(spec.layer)}experts.width_{tier.width}"
+    part = "down" if spec.role == "expert_down" else "gate_up"
+    return f"{prefix}.{part}", tier.experts.index(spec.expert)
 
 
 def _stacked(stored: Mapping[str, Any], load: Load, base: str, number: int) -> Array:

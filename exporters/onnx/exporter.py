@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.disk import require_free
+from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import manifest_file
 from tenp_edge.exporters.onnx.blueprint import Blueprint
 from tenp_edge.exporters.onnx.companions import (
@@ -18,8 +20,9 @@ from tenp_edge.exporters.onnx.companions import (
 )
 from tenp_edge.exporters.onnx.data_file import data_writer
 from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
+from tenp_edge.exporters.onnx.fixed import fixed_lengths
 from tenp_edge.exporters.onnx.limits import check_model
-from tenp_edge.exporters.onnx.modes import MODES, QUANTS, check_mode, mode_of, way_of
+from tenp_edge.exporters.onnx.modes import FIXED_MODES, MODES, QUANTS, check_mode, mode_of, way_of
 from tenp_edge.exporters.onnx.pricing import run_memory, run_notes, transposing_speed
 from tenp_edge.exporters.onnx.reading import OnnxWeights
 from tenp_edge.exporters.onnx.stored import data_files
@@ -35,6 +38,7 @@ class OnnxExporter:
 
     format = "onnx"
     layouts = MODES
+    fixed_layouts = FIXED_MODES
     quants = QUANTS
     weighted_quants: tuple[str, ...] = ()
     automatic_quants: tuple[str, ...] = ()
@@ -65,7 +69,8 @@ class OnnxExporter:
         """Write the directory ``target`` as `manifest` says; it appears only when it is whole."""
         self.check(source.config, options)
         require_writable(target)
-        blueprint = Blueprint(source.config, options)
+        _require_ranges(source, options)
+        blueprint = Blueprint(source.config, options, source.ranges)
         manifest = _manifest(blueprint, source.checkpoint)
         require_free(target.parent, manifest.file_bytes, target.name)
         with whole_directory(target) as directory:
@@ -80,8 +85,13 @@ class OnnxExporter:
         self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, run: MemoryRun
     ) -> RunMemory:
         """An estimate, upper where it must err: onnxruntime cannot be asked."""
+        if way_of(options).static:
+            options = replace(options, lengths=fixed_lengths(config, options))
         stored = Blueprint(config, options).stored
         return run_memory(config, options, list(stored.values()), run)
+
+    def needs_ranges(self, options: ExportOptions) -> bool:
+        return way_of(options).calibrated
 
     def encoding_speed(self, options: ExportOptions) -> float:
         """Of turning weights into float32 and transposing them."""
@@ -90,6 +100,15 @@ class OnnxExporter:
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
         """The weights of the directory ``path``, read where they lie."""
         return OnnxWeights(path, config)
+
+
+def _require_ranges(source: ModelSource, options: ExportOptions) -> None:
+    if way_of(options).calibrated and source.ranges is None:
+        raise UserError(
+            f"--mode {mode_of(options)} --quant {options.quant} has fixed scales for activations, "
+            "whose ranges were not measured",
+            "tenp-edge export, which measures them, or --quant none",
+        )
 
 
 def _write_weights(
@@ -128,7 +147,10 @@ def _small_files(blueprint: Blueprint, checkpoint: Checkpoint, digest: str) -> d
     graphs = {**blueprint.graphs, **blueprint.reports}
     sizes = {name: len(data) for name, data in graphs.items()} | data_files(blueprint.places)
     way, counts_keys = way_of(options), way_of(options).makers.counts_keys(config)
-    tenp = tenp_file(config, mode_of(options), options.quant, sizes, not counts_keys, digest)
+    lengths = fixed_lengths(config, options) if way.static else None
+    tenp = tenp_file(
+        config, mode_of(options), options.quant, sizes, not counts_keys, digest, lengths
+    )
     genai = None if way.static or options.latent_cache else Genai(shares_cache=counts_keys)
     companions = companion_files(checkpoint, config, genai, digest)
     return {**graphs, **companions, "tenp.json": tenp}

@@ -30,5 +30,6 @@ def check_lengths(config: ModelConfig, options: ExportOptions) -> None:
         raise UserError(
             f"--length {lengths.length} and --past {lengths.past} are for a context of "
             f"{max(context, lengths.length)} tokens; the model has {most}",
-            f"--length {min(lengths.length, most)} --past {min(lengths.past, most - 1)}",
+            f"--length {min(lengths.length, most)} --past {min(lengths.past, most - 1)} (plan and "
+            f"compress: --ubatch, --context {most})",
         )

@@ -38,7 +38,7 @@ class DynamicLinear:
         weight: TensorSpec,
         bias: TensorSpec | None = None,
     ) -> ir.Value:
-        codes, scales = _weights(g, weight)
+        codes, scales = int8_weight(g, weight)
         rounded, scale, zero = g.ops(path, "DynamicQuantizeLinear", [x], 3)
         whole = g.op(path, "MatMulInteger", [rounded, codes, zero])
         product = g.op(path, "Cast", [whole], to=FLOAT)
@@ -46,7 +46,8 @@ class DynamicLinear:
         return add_bias(g, path, g.op(path, "Mul", [product, both]), bias)
 
 
-def _weights(g: GraphBuilder, spec: TensorSpec) -> tuple[ir.Value, ir.Value]:
+def int8_weight(g: GraphBuilder, spec: TensorSpec) -> tuple[ir.Value, ir.Value]:
+    """A matrix as MatMul takes it: codes (in, out), symmetric, and a scale per output, (out,)."""
     names = f"{spec.name}.Q8.T", f"{spec.name}.scales"
     if names[0] not in g.stored:
         g.fill(Fill(names, partial(_fill, spec.name, names)))

@@ -20,6 +20,7 @@ from tenp_edge.exporters.onnx.fixed import fixed_lengths
 from tenp_edge.exporters.onnx.inputs import Lengths
 from tenp_edge.exporters.onnx.linear_blocks import CONTRIB, BlockLinear
 from tenp_edge.exporters.onnx.linear_int8 import DynamicLinear
+from tenp_edge.exporters.onnx.linear_qdq import QdqLinear
 from tenp_edge.exporters.onnx.quantise import BLOCK
 from tenp_edge.exporters.onnx.tiers import FloatTier, QuantisedTier, TierMaker, dispatch_tiers
 from tenp_edge.models import ModelConfig
@@ -35,13 +36,14 @@ class Way:
     """How one mode and quantisation writes a model.
 
     ``static``: every shape is a number; one graph for prompts and one for decoding share the data
-    files.
+    files. ``calibrated``: activations have fixed scales, from ranges that are measured on text.
     ``widths``: their multiple is that of the hidden size too; each is a node per layer.
     """
 
     makers: Makers
     opsets: Mapping[str, int]
     static: bool = False
+    calibrated: bool = False
     widths: WidthLimits = ANY_WIDTH
 
     def graphs(self, config: ModelConfig, options: ExportOptions) -> Mapping[str, Lengths]:
@@ -87,6 +89,9 @@ WAYS: dict[tuple[str, str], Way] = {
     ("portable", "int8"): Way(replace(_PORTABLE, linear=DynamicLinear()), {"": OPSET}),
     ("portable", "int4"): Way(_blocks(_PORTABLE, 4), _WITH_CONTRIB),
     ("static", "none"): Way(_STATIC, {"": OPSET}, static=True),
+    ("static", "int8"): Way(
+        replace(_STATIC, linear=QdqLinear()), {"": OPSET}, static=True, calibrated=True
+    ),
     ("ort-cpu", "none"): Way(
         _tiers(_ORT_CPU, FloatTier()), _WITH_CONTRIB, widths=WidthLimits(most=MOST_WIDTHS)
     ),
@@ -94,6 +99,7 @@ WAYS: dict[tuple[str, str], Way] = {
     ("ort-cpu", "int4"): _quantised_ort_cpu(4),
 }
 MODES = tuple(dict.fromkeys(mode for mode, _ in WAYS))
+FIXED_MODES = tuple(dict.fromkeys(mode for (mode, _), way in WAYS.items() if way.static))
 QUANTS = tuple(dict.fromkeys(quant for _, quant in WAYS))
 
 

@@ -11,7 +11,7 @@ from tenp_edge.exporters.onnx.cache import cache_shape
 from tenp_edge.exporters.onnx.stored import Stored, as_array
 from tenp_edge.footprint import MemoryRun, RunMemory
 from tenp_edge.models import ModelConfig
-from tenp_edge.registry import ExportOptions
+from tenp_edge.registry import ExportOptions, FixedLengths
 
 # What a session keeps per stored tensor: five nodes or so with names, kernels and a place in the
 # execution plan (measured 35 KiB on onnxruntime 1.31).
@@ -29,6 +29,8 @@ def run_memory(
     Per token of a step: two logits rows and the widest activations. Per token of a step and token
     of context: the scores of every head, twice, and the mask.
     """
+    if options.lengths is not None:
+        return _fixed_memory(config, options.lengths, weights)
     cache = cache_shape(config, options.latent_cache)
     width = max(max(row) for row in config.expert_widths.values())
     routed = config.num_experts_per_tok * (3 * config.hidden_size + 3 * width)
@@ -40,6 +42,32 @@ def run_memory(
         weights_bytes=sum(stored.nbytes for stored in weights),
         kv_bytes=2 * cache.bytes_per_token(config.num_hidden_layers) * run.context,
         compute_bytes=4 * min(run.ubatch, run.context) * (token + cell * run.context),
+        process_bytes=_PROCESS_BYTES + session,
+        file_process_bytes=session,
+    )
+
+
+def _fixed_memory(
+    config: ModelConfig, lengths: FixedLengths, weights: Sequence[Stored]
+) -> RunMemory:
+    """Of the two sessions of fixed shapes: they share the mapped weights and the host's cache.
+
+    The larger is the prompts' one: two logits rows and the new keys and values per token; experts
+    compute one after the other, so that one expert's activations and the sum are held at a time.
+    Per token and place: the scores of every head, of which three steps are held at once, and the
+    mask. The decoding session adds its nodes.
+    """
+    cache = cache_shape(config, pads_values=False).bytes_per_token(config.num_hidden_layers)
+    width = max(max(row) for row in config.expert_widths.values())
+    widest = max(width, config.intermediate_size, config.shared_intermediate_size)
+    token = 2 * config.vocab_size + 4 * widest + 10 * config.hidden_size + 4 * config.num_experts
+    cell = 3 * config.num_attention_heads + 3
+    tokens, places = lengths.batch * lengths.length, lengths.past + lengths.length
+    session = 2 * len(weights) * _TENSOR_BYTES
+    return RunMemory(
+        weights_bytes=sum(stored.nbytes for stored in weights),
+        kv_bytes=cache * lengths.batch * lengths.past,
+        compute_bytes=4 * tokens * (token + cell * places) + cache * tokens,
         process_bytes=_PROCESS_BYTES + session,
         file_process_bytes=session,
     )

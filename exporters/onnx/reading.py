@@ -3,12 +3,12 @@
     model.layers.0.mlp.experts.3.up_proj.weight.T (in, out) -> ...up_proj.weight (out, in)
 
 The graph says where each lies; the data files are mapped and rows decoded when they are asked for.
-How a tensor may be stored is a row of `_STORED_AS`: a quantisation that can be decoded adds one.
+How a tensor may be stored is the affair of `decoding`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tenp_edge.checkpoint import ExpertWeights, read_json
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.onnx.companions import NO_DIGEST
+from tenp_edge.exporters.onnx.decoding import ALL, decoded, output_matrix, stored_somehow
 from tenp_edge.models import FAMILIES, ModelConfig, TensorSpec, expected_tensors, read_config
 from tenp_edge.source import Rows
 
@@ -48,10 +49,6 @@ class _Tensor:
         return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
 
 
-# Suffix of the stored name -> the matrix as the checkpoint has it.
-_STORED_AS: dict[str, Callable[[Array], Array]] = {"": lambda a: a, ".T": lambda a: a.T}
-
-
 class OnnxWeights:
     """The model in ``directory`` (a `StoredModel`); ``reference``: the unpruned model's config.
 
@@ -69,8 +66,9 @@ class OnnxWeights:
             ours, theirs = reference.family.model_type, self.config.family.model_type
             raise UserError(f"{directory} is another model: {theirs}, the reference is {ours}")
         self._stored = _places(directory)
-        for name in self.tensors:
-            self._suffix(name)
+        for name, spec in self.tensors.items():
+            if not stored_somehow(self._stored, self.config, spec):
+                raise UserError(f"{directory} stores {name} in a way that is not read back here")
 
     @property
     def plan_digest(self) -> str | None:
@@ -83,30 +81,34 @@ class OnnxWeights:
 
     def read(self, name: str) -> torch.Tensor:
         """Tensor ``name`` in float32."""
-        return _float(self._matrix(name)).reshape(self.tensors[name].shape)
+        return _float(self._decoded(name)).reshape(self.tensors[name].shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``start:stop`` of a matrix, in float32."""
-        return _float(self._matrix(name)[start:stop])
+        return _float(self._decoded(name, slice(start, stop)))
 
     def held(self, name: str) -> Rows:
-        """The mapped matrix: rows are read when they are asked for."""
-        matrix = self._matrix(name)
-        return lambda start, stop: _float(matrix[start:stop])
+        """The mapped matrix: rows are read when they are asked for.
+
+        An embedding that is the output matrix too may be stored as both: this is the latter.
+        """
+        spec = self.tensors[name]
+
+        def rows(start: int, stop: int) -> torch.Tensor:
+            at = slice(start, stop)
+            return _float(output_matrix(self._stored, self._mapped, self.config, spec, at))
+
+        return rows
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         names = (self.config.expert_tensor(layer, expert, index) for index in range(len(_ROLES)))
         return ExpertWeights(*map(self.read, names))
 
-    def _matrix(self, name: str) -> Array:
-        suffix = self._suffix(name)
-        return _STORED_AS[suffix](self._stored[name + suffix].mapped())
+    def _decoded(self, name: str, at: slice = ALL) -> Array:
+        return decoded(self._stored, self._mapped, self.config, self.tensors[name], at)
 
-    def _suffix(self, name: str) -> str:
-        for suffix in _STORED_AS:
-            if name + suffix in self._stored:
-                return suffix
-        raise UserError(f"{self.directory} stores {name} in a way that is not read back here")
+    def _mapped(self, stored: str) -> Array:
+        return self._stored[stored].mapped()
 
 
 def _float(array: Array) -> torch.Tensor:

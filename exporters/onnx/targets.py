@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
+import onnx_ir as ir
 
 from tenp_edge.errors import UserError
 
@@ -22,6 +23,7 @@ class Target:
     """An execution provider: the operators of ai.onnx it takes, of those that decoders consist of.
 
     ``refused`` names operators that it takes in general but not as written here, with the reason.
+    ``wide``: it computes with activations of 16 bits and weights of 8.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Target:
     source: str
     taken: frozenset[str]
     refused: Mapping[str, str]
+    wide: bool = False
 
 
 _REPOSITORY = "https://github.com/microsoft/onnxruntime/blob/v1.23.0"
@@ -89,6 +92,7 @@ TARGETS: Mapping[str, Target] = {
                 "Transpose Unsqueeze Upsample Where Xor"
             ),
             {"Gather": "it takes positive indices only"},
+            wide=True,  # the same page: "16-bit activation and 8-bit weights"
         ),
         Target(
             "openvino",
@@ -118,6 +122,12 @@ TARGETS: Mapping[str, Target] = {
 def on_cpu(name: str) -> bool:
     """Whether the node ``name`` (a path) is meant for the CPU."""
     return not CPU_PATHS.isdisjoint(name.split("/"))
+
+
+def activation_type(names: Sequence[str]) -> ir.DataType:
+    """Of quantised activations: 16 bits where every one of the targets computes with them."""
+    wide = bool(names) and all(target.wide for target in targets_of(names))
+    return ir.DataType.UINT16 if wide else ir.DataType.UINT8
 
 
 def targets_of(names: Sequence[str]) -> list[Target]:

@@ -180,9 +180,12 @@ def causal_inputs(
     return ids, mask, positions
 
 
-def left_padded_inputs(sequences: Sequence[Sequence[int]]) -> tuple[Array, Array, Array]:
-    """(tokens, mask, positions) of a batch in which every sequence ends at the last place."""
-    length = max(map(len, sequences))
+def left_padded_inputs(
+    sequences: Sequence[Sequence[int]], length: int | None = None
+) -> tuple[Array, Array, Array]:
+    """(tokens, mask, positions) of a batch in which every sequence ends at the last place, of
+    ``length`` places or as many as the longest has."""
+    length = length or max(map(len, sequences))
     ids = np.zeros((len(sequences), length), np.int64)
     mask = np.zeros_like(ids)
     for row, tokens in enumerate(sequences):

@@ -43,6 +43,12 @@ class OnnxDirectory:
         """How many positions the model knows."""
         return self.number("max_position_embeddings")
 
+    @property
+    def context(self) -> int:
+        """The longest sequence: the model's positions, or what graphs of fixed shapes hold."""
+        past = self.facts.get("lengths", {}).get("past")
+        return self.positions if past is None else min(past + 1, self.positions)
+
     def number(self, key: str) -> int:
         """An integer of config.json. Raises UserError where there is none."""
         value = self.config.get(key)

@@ -190,21 +190,57 @@ class _Fixed(_Caches):
         assert graph.length is not None
         inputs = causal_inputs(tokens, position, self._past, graph.length, self._batch)
         logits, present = graph.run(*inputs, self._cache)
-        for name, made in present.items():
-            new: Array = made.numpy()[..., -graph.length :, :][..., : len(tokens), :]
-            room = self._cache[name][..., position : position + len(tokens), :]
-            room[...] = new[..., : room.shape[TOKEN_AXIS], :]
+        _store(self._cache, present, position, graph.length, len(tokens))
         rows: Logits = logits[0, : len(tokens)]
         return rows
 
     def padded(self, sequences: Sequence[Sequence[int]]) -> list[Logits]:
-        raise UserError(
-            f"the graphs are fixed to batches of {self._batch}; padding goes into their mask",
-            "--mode portable for batches of any size",
-        )
+        """As many rows at a time as the graphs have, all padded to the longest sequence."""
+        size, found = self._batch, []
+        longest = max(map(len, sequences))
+        if longest > self._past + 1:
+            raise UserError(
+                f"{longest} tokens are beyond the context of the graphs, {self._past + 1}",
+                f"sequences of at most {self._past + 1} tokens",
+            )
+        for start in range(0, len(sequences), size):
+            part = list(sequences[start : start + size])
+            full = part + part[:1] * (size - len(part))
+            rows = self._padded_rows(full, longest)
+            found += [row[-len(tokens) :] for row, tokens in zip(rows, part, strict=False)]
+        return found
+
+    def _padded_rows(self, sequences: Sequence[Sequence[int]], length: int) -> Logits:
+        """Logits [batch, length, vocab] of a full batch, in chunks through prefill.onnx."""
+        ids, real, positions = left_padded_inputs(sequences, length)
+        cache = self._prefill.zeros(self._batch, self._past)
+        step, logits = self._prefill.length, []
+        assert step is not None
+        for start in range(0, length, step):
+            count = min(step, length - start)
+            place, short = slice(start, start + count), ((0, 0), (0, step - count))
+            mask = np.zeros((self._batch, self._past + step), np.int64)
+            mask[:, :start] = real[:, :start]
+            mask[:, self._past : self._past + count] = real[:, place]
+            chunk, at = np.pad(ids[:, place], short), np.pad(positions[:, place], short)
+            rows, present = self._prefill.run(chunk, mask, at, cache)
+            _store(cache, present, start, step, count)
+            logits.append(rows[:, :count])
+        whole: Logits = np.concatenate(logits, axis=1)
+        return whole
 
     def forget(self, keep: int) -> None:
         """Places beyond the position are masked: nothing to do."""
+
+
+def _store(
+    cache: dict[str, Array], present: dict[str, Any], position: int, length: int, count: int
+) -> None:
+    """Copy the first ``count`` of ``length`` new tokens to the places from ``position`` on."""
+    for name, made in present.items():
+        new: Array = made.numpy()[..., -length:, :][..., :count, :]
+        room = cache[name][..., position : position + count, :]
+        room[...] = new[..., : room.shape[TOKEN_AXIS], :]
 
 
 def _open_caches(files: OnnxDirectory, threads: int | None, prepack: bool) -> _Caches:
