@@ -8,7 +8,7 @@ positive multiple of the target's width multiple.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,16 @@ from tenp_edge.plan import Widths
 
 @dataclass(frozen=True)
 class Space:
-    """What can be chosen: the MoE layers, their experts, and the legal widths of an expert."""
+    """What can be chosen: the MoE layers, their experts, and the legal widths of an expert.
+
+    ``most_widths``: how many different ones the model may have.
+    """
 
     layers: tuple[int, ...]
     experts: int
     full: int
     multiple: int
+    most_widths: int | None = None
 
     @property
     def total_experts(self) -> int:
@@ -210,6 +214,67 @@ def free(
             level[expert] += 1
             left -= sizes[step]
     return legal[level]
+
+
+def limit_widths(widths: Widths, most: int) -> Widths:
+    """``widths`` with at most ``most`` different ones; removed experts (0) do not count.
+
+    Every width that goes becomes the next smaller one that stays. Which ones stay is the choice
+    that loses the fewest neurons (dynamic programming over the sorted widths).
+    """
+    flat = [width for row in widths.values() for width in row if width]
+    sizes, counts = torch.unique(torch.tensor(flat), return_counts=True)
+    if len(sizes) <= most:
+        return widths
+    kept = _best_levels(sizes, counts, most)
+    below = {w: max(k for k in kept if k <= w) for w in sizes.tolist()} | {0: 0}
+    return {layer: tuple(below[width] for width in row) for layer, row in widths.items()}
+
+
+def _best_levels(sizes: torch.Tensor, counts: torch.Tensor, most: int) -> list[int]:
+    """``most`` of the ascending ``sizes``, the smallest among them, that lose the least.
+
+    loss[i, j]: neurons lost when sizes i up to j become sizes[i]. best[j]: the least loss of the
+    first j sizes with as many levels as rounds so far.
+    """
+    number = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    neurons = torch.cat([counts.new_zeros(1), (counts * sizes).cumsum(0)])
+    loss = neurons[None, :] - neurons[:-1, None] - sizes[:, None] * (number - number[:-1, None])
+    ends, starts = torch.arange(len(sizes) + 1), torch.arange(len(sizes))
+    loss = torch.where(ends > starts[:, None], loss.double(), torch.inf)
+    best, came = loss[0], []
+    for _ in range(most - 1):
+        step = (best[:-1, None] + loss).min(dim=0)
+        best = step.values
+        came.append(step.indices)
+    kept, end = [0], len(sizes)
+    for indices in reversed(came):
+        end = int(indices[end])
+        kept.append(end)
+    return [int(sizes[index]) for index in kept]
+
+
+# How often the neurons that a limit of widths leaves over are offered again.
+_OFFERS = 4
+
+
+def limited(make: Callable[[int], Widths], neurons: int, most: int | None) -> Widths:
+    """``make(neurons)`` with at most ``most`` different widths, within ``neurons``.
+
+    What rounding down leaves over is asked for again, while the result stays within.
+    """
+    found = make(neurons)
+    if most is None:
+        return found
+    found = limit_widths(found, most)
+    asked = neurons
+    for _ in range(_OFFERS):
+        asked += neurons - sum(map(sum, found.values()))
+        wider = limit_widths(make(asked), most)
+        if not sum(map(sum, found.values())) < sum(map(sum, wider.values())) <= neurons:
+            break
+        found = wider
+    return found
 
 
 def round_half_up(value: float) -> int:

@@ -43,6 +43,7 @@ from tenp_edge.forward import (
     default_batch_tokens,
 )
 from tenp_edge.inputs import InputObserver, matrix_roles
+from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
 from tenp_edge.states import FileStates
@@ -52,6 +53,7 @@ from tenp_edge.statistics import (
     Scratch,
     Statistics,
     accumulate_expert,
+    accumulate_growth,
     accumulate_tokens,
     input_tensors,
     layer_tensors,
@@ -74,9 +76,12 @@ def calibrate(
     seed: int = 0,
     batch_tokens: int | None = None,
     progress: Progress = QUIET,
+    plan: CompressionPlan | None = None,
 ) -> Statistics:
     """Statistics of ``domains`` in ``directory``; continues or returns what is already there.
 
+    With ``plan`` every layer is observed whole, but passes on what the pruned one would: later
+    layers see what earlier cuts leave them. Two layers are then in memory.
     ``seed`` is only recorded: it says how the domains were sampled. Raises UserError when the
     directory belongs to another model, or the tokens do not fit the model or the disk.
     """
@@ -85,12 +90,14 @@ def calibrate(
     batch_tokens = batch_tokens or default_batch_tokens(checkpoint.config)
     _check(checkpoint, domains)
     info = _info(checkpoint, domains, seed, chosen, batch_tokens)
+    info |= {} if plan is None else {"pruned_by": plan.digest}
     finished = _finished(directory, info)
     if finished is not None:
         return finished
     job = _open_job(directory, info, _states_shape(checkpoint, domains), chosen)
     model = StreamingModel(ModelSource(checkpoint), target, chosen)
-    _run(job, model, domains, batch_tokens, progress)
+    onward = None if plan is None else model.with_source(ModelSource(checkpoint, plan))
+    _run(job, model, onward, domains, batch_tokens, progress)
     statistics = _finish(job)
     warn_coverage(coverage(statistics), progress)
     return statistics
@@ -134,6 +141,7 @@ def _info(
         "width": config.moe_intermediate_size,
         "hidden": config.hidden_size,
         "inputs": True,
+        "growth": True,
         "domains": {
             domain.name: {"samples": len(domain.tokens), "tokens": int(domain.lengths.sum())}
             for domain in domains
@@ -216,10 +224,10 @@ def _open_job(
 
 
 def _sums_bytes(info: dict[str, Any]) -> int:
-    """Twice the statistics (layer files and the whole), all float32: per domain 7 sums a neuron
+    """Twice the statistics (layer files and the whole), all float32: per domain 9 sums a neuron
     and one a hidden feature, which the other matrices' inputs hardly add to."""
     experts, domains = len(info["layers"]) * info["experts"], len(info["domains"])
-    values = info["width"] * (7 * domains + 3) + info["hidden"] * domains
+    values = info["width"] * (9 * domains + 3) + info["hidden"] * domains
     return int(2 * 4 * experts * values)
 
 
@@ -229,6 +237,7 @@ def _sums_bytes(info: dict[str, Any]) -> int:
 def _run(
     job: _Job,
     model: StreamingModel,
+    onward: StreamingModel | None,
     domains: Sequence[Domain],
     batch_tokens: int,
     progress: Progress,
@@ -242,7 +251,7 @@ def _run(
             _embed(job, model, runs)
         task.advance(start)
         for index in range(start, layers):
-            _run_layer(job, model, index, runs)
+            _run_layer(job, model, onward, index, runs)
             task.advance()
 
 
@@ -286,13 +295,23 @@ def _partial(states: FileStates) -> FileStates:
     return FileStates(file, states.shape, states.dtype)
 
 
-def _run_layer(job: _Job, model: StreamingModel, index: int, runs: Sequence[_Run]) -> None:
-    """Run one layer over all sequences; its states and sums get their names when complete."""
+def _run_layer(
+    job: _Job,
+    model: StreamingModel,
+    onward: StreamingModel | None,
+    index: int,
+    runs: Sequence[_Run],
+) -> None:
+    """Run one layer over all sequences; its states and sums get their names when complete.
+
+    ``onward`` gives the layer whose output the next one receives, where it is another.
+    """
     is_moe = index in job.info["layers"]
     is_last = index == max(job.info["layers"])
     source, target = job.states(index), job.states(index + 1)
     partial = _partial(target)
     layer = model.layer(index)
+    next_states = None if onward is None else onward.layer(index)
     sums = {
         name: make_empty(job.info["experts"], job.info["width"], job.info["hidden"])
         for name in job.info["domains"]
@@ -306,7 +325,10 @@ def _run_layer(job: _Job, model: StreamingModel, index: int, runs: Sequence[_Run
         if observer is not None:
             observer.begin(sums[run.domain], active)
         output = model.run(layer, hidden)
+        if observer is not None:
+            observer.after(output)
         if not is_last:
+            output = output if next_states is None else model.run(next_states, hidden)
             partial.write(run.start, output.cpu())
     if observer is not None:
         observer.end()
@@ -354,6 +376,14 @@ class _LayerObserver:
     def residual(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         """Pre-hook of the norm before the MoE block: its input is the residual stream h."""
         self.h = arguments[0].reshape(-1, arguments[0].shape[-1])
+
+    def after(self, output: torch.Tensor) -> None:
+        """``output``: the layer's, [n, seq, hidden], of the forward that just ran."""
+        kept = self.experts.active
+        h, after = self.h, output.reshape(self.h.shape)
+        if kept is not None:
+            h, after = h[kept], after[kept]
+        accumulate_growth(self.stats, h=h, after=after)
 
     def expert(self, group: ExpertGroup) -> None:
         gated_norm = accumulate_expert(

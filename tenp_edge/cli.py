@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -18,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console, RenderableType
 
-from tenp_edge import __version__, flags, report, run_cli
+from tenp_edge import __version__, compare_cli, flags, report, run_cli
 from tenp_edge.errors import UserError
 from tenp_edge.terminal import TerminalProgress
 from tenp_edge.units import parse_size
@@ -36,6 +37,8 @@ out = Console(width=None if sys.stdout.isatty() else 110)
 err = Console(stderr=True)
 progress = TerminalProgress(err)
 Options = TypeVar("Options")
+# Verbs whose speed is the point: there the OpenMP library's own choice stays.
+_RUNNING = ("run", "serve", "bench")
 
 
 def main() -> None:
@@ -82,11 +85,15 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in _RUNNING:
+        # Threads that wait for each other by spinning lose whole time slices where others compute
+        # too: three times the CPU seconds and the time, and none gained on an idle machine.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @app.command()
@@ -108,6 +115,7 @@ def demo(
 
         tenp-edge demo -o /tmp/demo --json
     """
+    progress.step("demo: a plan for the bundled model")
     from tenp_edge.demo import run_demo
 
     result = run_demo(output, force, progress)
@@ -167,6 +175,14 @@ def calibrate(
     samples: flags.Samples = 32,
     seq_len: flags.SeqLen = 512,
     seed: flags.Seed = 0,
+    gradients: Annotated[
+        bool,
+        typer.Option(
+            "--gradients",
+            help="A backward pass too, for --neuron-score heapr, heapr-sum and taylor: about three "
+            "more forwards.",
+        ),
+    ] = False,
     device: flags.Device = "auto",
     dtype: flags.Dtype = "auto",
     json_output: flags.Json = False,
@@ -187,7 +203,7 @@ def calibrate(
     from tenp_edge.pipeline import run_calibrate
 
     options = _pick(CalibrationOptions, locals())
-    statistics = run_calibrate(model, output, options, progress)
+    statistics = run_calibrate(model, output, options, progress, gradients)
     found = coverage(statistics)
     _show(report.coverage(statistics, found), found.to_json(), json_output)
 
@@ -220,9 +236,13 @@ def plan(
     profile: flags.Profile = None,
     profile_file: flags.ProfileFile = None,
     calibration: flags.Calibration = None,
-    method: flags.Method = "tenp",
+    method: flags.Method = "adaptive",
     expert_score: flags.ExpertScore = "tenp",
     ranking: flags.Ranking = "global",
+    tilt: flags.Tilt = None,
+    guards: flags.Guards = None,
+    insurance: flags.Insurance = None,
+    refine: flags.Refine = False,
     neuron_score: flags.NeuronScore = None,
     whole_share: flags.WholeShare = None,
     shallow: flags.Shallow = None,
@@ -242,16 +262,18 @@ def plan(
     batch: flags.Batch = None,
     targets: flags.Targets = None,
     seed: flags.Seed = 0,
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "auto",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write plan.json here.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="What plan always does.")] = False,
     json_output: flags.Json = False,
 ) -> None:
-    """Decide what stays, and show what the RAM is spent on. Never runs the model.
+    """Decide what stays, and show what the RAM is spent on. Runs the model only with --refine.
 
-    Without --calibration it plans by bytes, in the paper's shape. With it, it also chooses the
-    share of whole experts and the slope over depth by predicted loss, and names the neurons.
+    Without --calibration it plans by bytes, in the paper's shape. With it, every expert gets the
+    width that its predicted loss is worth, and the plan names the neurons; --refine measures.
     Without a profile the device is this machine's CPU: per-expert GGUF, context 4096. With --ram
     and without --quant it chooses the tensor type, Q8_0 down to IQ4_XS, and says why.
 
@@ -262,12 +284,15 @@ def plan(
         tenp-edge plan MODEL --profile laptop-8gb --context 8192
 
         tenp-edge plan MODEL --keep 0.6 --calibration WORK -o plan.json
+
+        tenp-edge plan MODEL --ram 8GiB --calibration WORK --refine
     """
-    from tenp_edge.options import PlanOptions
+    from tenp_edge.options import CalibrationOptions, PlanOptions
     from tenp_edge.pipeline import run_plan
 
     options = _pick(PlanOptions, locals())
-    made = run_plan(model, options, calibration, seed)
+    compute = CalibrationOptions(device=device, dtype=dtype)
+    made = run_plan(model, options, calibration, seed, compute, progress)
     if output is not None and not dry_run:
         output.parent.mkdir(parents=True, exist_ok=True)
         made.save(output)
@@ -287,9 +312,14 @@ def compress(
     seq_len: flags.SeqLen = 512,
     seed: flags.Seed = 0,
     calibration: flags.Calibration = None,
-    method: flags.Method = "tenp",
+    method: flags.Method = "adaptive",
     expert_score: flags.ExpertScore = "tenp",
     ranking: flags.Ranking = "global",
+    tilt: flags.Tilt = None,
+    guards: flags.Guards = None,
+    insurance: flags.Insurance = None,
+    refine: flags.Refine = False,
+    successive: flags.Successive = False,
     neuron_score: flags.NeuronScore = None,
     whole_share: flags.WholeShare = None,
     shallow: flags.Shallow = None,
@@ -350,6 +380,7 @@ def compress(
             tuple(eval_data or ()), eval_samples, eval_seq_len, threads, twin, not no_split
         ),
         statistics=calibration,
+        successive=successive,
         skip_checkpoint=skip_checkpoint,
         no_validate=no_validate,
         force=force,
@@ -480,6 +511,9 @@ def validate(
         Path | None,
         typer.Option("--checkpoint", help="The pruned checkpoint that the file was made from."),
     ] = None,
+    context: flags.MeasuredContext = None,
+    kv_type: flags.MeasuredKvType = "F16",
+    ubatch: flags.MeasuredUbatch = 512,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the report here (JSON).")
     ] = None,
@@ -489,8 +523,9 @@ def validate(
 
     The reference runs layer by layer, so it may be bigger than the RAM. A GGUF runs in its own
     runtime: merged and padded ones in unmodified llama.cpp, per-expert ones in ours, or with
-    --twin in unmodified llama.cpp too, with zeros where neurons were cut. Its peak memory (context
-    4096) is predicted and measured.
+    --twin in unmodified llama.cpp too, with zeros where neurons were cut. Its peak memory is
+    predicted and measured in a process of its own, for the run that --context, --kv-type and
+    --ubatch describe.
 
     A GGUF's loss is split into what pruning does (the pruned model, unquantised), quantisation
     (the weights that the file holds) and the runtime (the file as it runs). The first needs the
@@ -506,21 +541,24 @@ def validate(
 
         tenp-edge validate MODEL OUT/checkpoint --data chat=prompts.jsonl --samples 16
     """
+    progress.step(f"validating {candidate.name} against {reference.name}")
     from tenp_edge.checkpoint import write_text
-    from tenp_edge.options import CalibrationOptions, ValidationOptions
+    from tenp_edge.options import CalibrationOptions, MeasureOptions, ValidationOptions
     from tenp_edge.pipeline import run_validate
     from tenp_edge.pruned import PrunedBy
 
     options = ValidationOptions(tuple(data or ()), samples, seq_len, threads, twin, not no_split)
     compute = CalibrationOptions(seed=seed, device=device, dtype=dtype)
-    pruned_by = PrunedBy(checkpoint, plan)
-    found = run_validate(reference, candidate, options, compute, progress, pruned_by).to_json()
+    pruned_by, measure = PrunedBy(checkpoint, plan), MeasureOptions(context, kv_type, ubatch)
+    found = run_validate(
+        reference, candidate, options, compute, progress, pruned_by, measure
+    ).to_json()
     if output is not None:
         write_text(output, json.dumps(found, indent=1) + "\n")
     _show(report.validated(found), found, json_output)
 
 
-for _verb in (run_cli.run, run_cli.serve, run_cli.bench):
+for _verb in (compare_cli.compare, run_cli.run, run_cli.serve, run_cli.bench):
     app.command()(_verb)
 
 

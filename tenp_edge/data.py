@@ -13,12 +13,21 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoTokenizer
 
+from tenp_edge.checkpoint import (
+    Shard,
+    TensorEntry,
+    dtype_name,
+    read_header,
+    read_range,
+    write_shards,
+)
 from tenp_edge.errors import UserError
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.texts import standard_library_texts
@@ -87,8 +96,9 @@ def load_tokenizer(directory: Path) -> Any:
         ) from error
 
 
-def default_texts(split: Literal["calibration", "heldout"]) -> dict[str, list[str]]:
-    """Text that ships with every Python, by domain."""
+@cache
+def default_texts(split: Literal["calibration", "heldout"]) -> Mapping[str, Sequence[str]]:
+    """Text that ships with every Python, by domain; read once, since parsing it takes seconds."""
     return standard_library_texts(split)
 
 
@@ -165,24 +175,58 @@ def make_domains(
     seq_len: int,
     seed: int,
     progress: Progress = QUIET,
+    spare: int = 0,
 ) -> list[Domain]:
-    """``samples`` sequences of ``seq_len`` tokens from each domain; fewer where text runs out."""
+    """``samples`` sequences of ``seq_len`` tokens from each domain; fewer where text runs out.
+
+    Up to ``spare`` more follow them where there is text; the first ``samples`` are the same.
+    """
     if samples < 1:
         raise UserError(f"--samples {samples}: every domain needs a sample", "--samples 128")
     if seq_len < 8:
         raise UserError(f"--seq-len {seq_len} is too short to calibrate on", "--seq-len 512")
     domains = []
     for name, documents in texts.items():
-        rows = _sample(documents, tokenizer, samples, seq_len, f"{seed}/{name}")
+        rows = _sample(documents, tokenizer, samples + spare, seq_len, f"{seed}/{name}")
         if not rows:
             raise UserError(f"domain '{name}' holds no text", f"--data {name}=FILE with text")
-        if len(rows) < samples or len(rows[-1]) < seq_len:
+        if len(rows) < samples or len(rows[:samples][-1]) < seq_len:
             progress.note(
                 f"domain '{name}' has text for {sum(map(len, rows))} tokens: {len(rows)} "
                 f"sequences instead of {samples} x {seq_len} tokens"
             )
         domains.append(_pack(name, rows, seq_len))
     return domains
+
+
+def split_at(domain: Domain, count: int) -> tuple[Domain, Domain]:
+    """The first ``count`` sequences of ``domain`` and the others."""
+    parts = (slice(0, count), slice(count, None))
+    first, rest = (Domain(domain.name, domain.tokens[p], domain.lengths[p]) for p in parts)
+    return first, rest
+
+
+def save_domains(file: Path, domains: Sequence[Domain]) -> None:
+    """Write tokens to ``file`` (safetensors), atomically."""
+    named = {f"{domain.name}/tokens": domain.tokens for domain in domains}
+    named |= {f"{domain.name}/lengths": domain.lengths for domain in domains}
+    entries = tuple(TensorEntry(k, dtype_name(v.dtype), tuple(v.shape)) for k, v in named.items())
+    file.unlink(missing_ok=True)
+    for _ in write_shards(file.parent, [Shard(file.name, entries)], lambda name: named[name]):
+        pass
+
+
+def load_domains(file: Path) -> list[Domain]:
+    """What `save_domains` wrote."""
+    stored = read_header(file)
+
+    def read(name: str) -> torch.Tensor:
+        entry = stored[name]
+        data = read_range(entry.file, entry.offset, entry.nbytes)
+        return torch.frombuffer(data, dtype=torch.int64).reshape(entry.shape)
+
+    names = [name.removesuffix("/tokens") for name in stored if name.endswith("/tokens")]
+    return [Domain(name, read(f"{name}/tokens"), read(f"{name}/lengths")) for name in names]
 
 
 def _sample(

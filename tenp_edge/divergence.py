@@ -31,7 +31,7 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class DomainScores:
-    """A row of the report. KL in nats per token; ``rms_delta_p`` and ``same_top`` as shares."""
+    """A row of the report. KL in nats per token; delta p and ``same_top`` as shares of 1."""
 
     domain: str
     sequences: int
@@ -43,6 +43,7 @@ class DomainScores:
     reference_perplexity: float
     candidate_perplexity: float
     perplexity_ratio: float
+    mean_delta_p: float
     rms_delta_p: float
 
     def to_json(self) -> dict[str, Any]:
@@ -61,26 +62,38 @@ def score_tokens(
     reference: torch.Tensor, candidate: torch.Tensor, targets: torch.Tensor
 ) -> TokenScores:
     """Compare two sets of logits [tokens, vocab] on the true next tokens [tokens], in float64."""
-    parts = [
-        _score(*(t[start : start + _ROWS] for t in (reference, candidate, targets)))
-        for start in range(0, len(targets), _ROWS)
-    ]
+    parts = []
+    for start in range(0, len(targets), _ROWS):
+        rows = slice(start, start + _ROWS)
+        parts.append(ReferenceTokens(reference[rows], targets[rows]).score(candidate[rows]))
     return concatenate(parts)
 
 
-def _score(reference: torch.Tensor, candidate: torch.Tensor, targets: torch.Tensor) -> TokenScores:
-    log_p = torch.log_softmax(reference.double(), dim=-1)
-    log_q = torch.log_softmax(candidate.double(), dim=-1)
-    true_p = log_p.gather(1, targets[:, None])[:, 0]
-    true_q = log_q.gather(1, targets[:, None])[:, 0]
-    return TokenScores(
-        # Rounding can leave -1e-17 where the two are equal; a divergence is never negative.
-        kl=(log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0),
-        reference_nll=-true_p,
-        candidate_nll=-true_q,
-        delta_p=true_q.exp() - true_p.exp(),
-        same_top=log_p.argmax(dim=-1) == log_q.argmax(dim=-1),
-    )
+class ReferenceTokens:
+    """The reference's side of the comparison, for many candidates: logits [tokens, vocab] and the
+    true next tokens [tokens]. Holds float64 tables of that size twice."""
+
+    def __init__(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        self.targets = targets
+        self._log_p = torch.log_softmax(logits.double(), dim=-1)
+        self._p, self._top = self._log_p.exp(), self._log_p.argmax(dim=-1)
+        self._true_p = self._log_p.gather(1, targets[:, None])[:, 0]
+        self._entropy = torch.linalg.vecdot(self._p, self._log_p)
+
+    def score(self, logits: torch.Tensor) -> TokenScores:
+        """The candidate's ``logits`` [tokens, vocab] against the reference's."""
+        log_q = torch.log_softmax(logits.double(), dim=-1)
+        true_q = log_q.gather(1, self.targets[:, None])[:, 0]
+        # sum p log p - sum p log q, each of the order of 1: rounding can leave -1e-15 where the two
+        # are nearly equal, and a divergence is never negative.
+        cross = torch.linalg.vecdot(self._p, log_q)
+        return TokenScores(
+            kl=(self._entropy - cross).clamp(min=0),
+            reference_nll=-self._true_p,
+            candidate_nll=-true_q,
+            delta_p=true_q.exp() - self._true_p.exp(),
+            same_top=self._top == log_q.argmax(dim=-1),
+        )
 
 
 def concatenate(parts: Iterable[TokenScores]) -> TokenScores:
@@ -103,6 +116,7 @@ def summarise(domain: str, sequences: int, scores: TokenScores) -> DomainScores:
         reference_perplexity=float(reference.exp()),
         candidate_perplexity=float(candidate.exp()),
         perplexity_ratio=float((candidate - reference).exp()),
+        mean_delta_p=float(scores.delta_p.mean()),
         rms_delta_p=float(scores.delta_p.square().mean().sqrt()),
     )
 

@@ -6,6 +6,7 @@ Everything is read one layer at a time and reduced to [experts, legal widths] ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ import torch
 from tenp_edge.allocation import Space
 from tenp_edge.plan import ExpertKey, Widths
 from tenp_edge.saliency import (
+    cut_losses,
     expert_scores,
-    neuron_losses,
     neuron_scores,
+    prior_losses,
     ranking_scores,
+    tail_sums,
     tokens_routed,
 )
 from tenp_edge.statistics import Statistics
@@ -26,12 +29,16 @@ from tenp_edge.statistics import Statistics
 
 @dataclass(frozen=True)
 class Scores:
-    """Which scores decide. ``shared_ranking``: neurons compete across experts (method free)."""
+    """Which scores decide. ``shared_ranking``: neurons compete across experts (method free).
+
+    ``insurance``: weight of `saliency.prior_losses` beside what the text says (method adaptive).
+    """
 
     expert: str
     neuron: str
     seed: int
     shared_ranking: bool = False
+    insurance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,14 @@ class LayerEvidence:
 
     ``losses`` [experts, 1 + legal widths]: predicted loss of removing an expert, then of narrowing
     it to each legal width; ``gains`` [experts, legal widths]: sum of the neuron scores that are
-    kept; ``tokens`` [experts].
+    kept; ``insured`` [experts, 1 + legal widths]: ``losses`` with the insurance; ``tokens``
+    [experts].
     """
 
     ranking: tuple[int, ...]
     losses: torch.Tensor
     gains: torch.Tensor
+    insured: torch.Tensor
     tokens: torch.Tensor
 
 
@@ -70,8 +79,33 @@ class Evidence:
             for expert in (found.tokens == 0).nonzero().flatten().tolist()
         ]
 
+    def super_experts(self) -> frozenset[ExpertKey]:
+        """Experts whose largest output of a neuron stands out: method.md's super-expert guard.
+
+        Above the 99.5th percentile of the experts and above a tenth of the largest, in the first
+        three quarters of the layers: they make the massive activations that attention rests on.
+        """
+        early = self.space.layers[: math.ceil(0.75 * len(self.space.layers))]
+        peaks = {layer: self._peaks(layer) for layer in self.space.layers}
+        everyone = torch.cat(list(peaks.values()))
+        bar = max(float(everyone.quantile(0.995)), float(everyone.max()) / 10)
+        return frozenset(
+            (layer, expert)
+            for layer in early
+            for expert in (peaks[layer] > bar).nonzero().flatten().tolist()
+        )
+
+    def _peaks(self, layer: int) -> torch.Tensor:
+        """max over neurons and tokens of |g m_k| ||w_k||, [experts]."""
+        norms = self.statistics.weight_norms(layer)["down_norm"]
+        found = [
+            (self.statistics.layer(domain, layer)["gated_activation_max"] * norms).amax(dim=1)
+            for domain in self.statistics.domains
+        ]
+        return torch.stack(found).amax(dim=0)
+
     def predicted_loss(self, widths: Widths) -> float:
-        """Sum of the predicted losses of all cuts (`saliency.neuron_losses`)."""
+        """Sum of the predicted losses of all cuts (`saliency.cut_losses`)."""
         index = {width: i for i, width in enumerate((0, *self.space.legal_widths))}
         total = 0.0
         for layer, row in widths.items():
@@ -111,6 +145,9 @@ class Evidence:
             return own
         reached = tokens_routed(self.statistics, layer) > 0
         shared = ranking_scores(self.statistics, layer, name, seed)
+        if self.scores.insurance and name == "relative":
+            prior = prior_losses(self.statistics, layer) * len(self.statistics.domains)
+            shared = shared + self.scores.insurance * prior
         return torch.where(reached[:, None], shared, own)
 
     def _layer(self, layer: int) -> LayerEvidence:
@@ -121,12 +158,13 @@ class Evidence:
         neuron = self._neuron_scores(layer)
         order = _descending(neuron)
         ends = torch.tensor(self.space.legal_widths) - 1
-        lost = neuron_losses(self.statistics, layer).gather(1, order)
-        whole = lost.sum(dim=1, keepdim=True)
-        losses = torch.cat([whole, whole - lost.cumsum(dim=1)[:, ends]], dim=1).clamp_min(0)
-        losses[:, -1] = 0
+        columns = [0, *self.space.legal_widths]
+        losses = insured = cut_losses(self.statistics, layer, order)[:, columns]
+        if self.scores.insurance:
+            prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
+            insured = losses + self.scores.insurance * prior[:, columns]
         gains = neuron.gather(1, order).cumsum(dim=1)[:, ends]
-        return LayerEvidence(ranking, losses, gains, tokens)
+        return LayerEvidence(ranking, losses, gains, insured, tokens)
 
 
 def _descending(values: torch.Tensor) -> torch.Tensor:

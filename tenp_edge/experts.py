@@ -8,7 +8,7 @@ after the block's norm, the chosen experts and the weights that really multiply 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -102,6 +102,9 @@ class RaggedExperts(nn.Module):
         self.num_experts = len(experts)
         self.observer: Observer | None = None
         self.active: torch.Tensor | None = None  # [tokens] bool; None is all
+        # What an expert adds to every output of its own, by expert: [hidden]. No format stores
+        # it; methods that compensate for what they cut are measured with it.
+        self.offsets: Mapping[int, torch.Tensor] = {}
 
     def __getitem__(self, expert: int) -> RaggedExpert:
         module = self.get_submodule(str(expert))
@@ -125,6 +128,8 @@ class RaggedExperts(nn.Module):
             x = pad_group(hidden_states.index_select(0, rows))
             m = neurons(weights, x)
             y = linear(m, weights.down)
+            if expert in self.offsets:
+                y = y + self.offsets[expert].to(y)
             g = top_k_weights[rows, slots].float()
             output.index_add_(0, rows, y[: len(rows)].float() * g[:, None])
             if self.observer is not None:

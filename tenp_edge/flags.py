@@ -92,8 +92,9 @@ Method = Annotated[
     str,
     _flag(
         "--method",
-        help="tenp (trapezoid), enp (one width for all), free (own width per expert), "
-        "drop (whole experts removed).",
+        help="adaptive (own width per expert, by predicted loss), tenp (trapezoid, as published), "
+        "enp (one width for all), free (own widths by neuron scores), drop (whole experts "
+        "removed).",
         panel=_PLAN,
     ),
 ]
@@ -101,20 +102,65 @@ ExpertScore = Annotated[
     str,
     _flag(
         "--expert-score",
-        help="tenp, frequency, gate, ean, reap, man, msan, easy-ep, magnitude or random.",
+        help="tenp, frequency, gate, ean, reap, man, msan, easy-ep, gated-norm, tenp-residual, "
+        "magnitude or random.",
         panel=_PLAN,
     ),
 ]
 Ranking = Annotated[
     str,
-    _flag("--ranking", help="For free: one ranking, global or per layer (layer).", panel=_PLAN),
+    _flag(
+        "--ranking",
+        help="Budgets of own widths: global, layer (even), trapezoid (--shallow, --deep) or "
+        "coverage (shares of each layer's own total).",
+        panel=_PLAN,
+    ),
+]
+Tilt = Annotated[
+    float | None,
+    _flag("--tilt", help="Own widths: above 0 favours deep layers, by exp(tilt).", panel=_PLAN),
+]
+Guards = Annotated[
+    list[str] | None,
+    _flag(
+        "--guard",
+        help="Own widths: super (experts with massive activations stay whole), tail (experts "
+        "under 32 tokens keep the even width); repeat for both.",
+        panel=_PLAN,
+    ),
+]
+Insurance = Annotated[
+    float | None,
+    _flag(
+        "--insurance",
+        help="For adaptive: weight of the neurons' norms beside what the text says, against text "
+        "unlike the calibration's. Default 0.03.",
+        panel=_PLAN,
+    ),
+]
+Successive = Annotated[
+    bool,
+    _flag(
+        "--successive",
+        help="Plan twice: calibrate later layers again on what the first plan's cuts leave them.",
+        panel=_PLAN,
+    ),
+]
+Refine = Annotated[
+    bool,
+    _flag(
+        "--refine",
+        help="Choose slope, alpha or tilt by KL measured on held-out calibration text.",
+        panel=_PLAN,
+    ),
 ]
 NeuronScore = Annotated[
     str | None,
     _flag(
         "--neuron-score",
-        help="enp, enp-abs, enp-sum, energy, camera-p, flap, wanda, magnitude or random. "
-        "Default: enp, and energy for --method free.",
+        help="enp, enp-abs, enp-sum, energy, relative, camera-p, flap, wanda, magnitude, random; "
+        "after calibrate --gradients also heapr, heapr-sum, taylor. "
+        "Default: enp; energy for --method free, relative for adaptive.",
         panel=_PLAN,
     ),
 ]
@@ -240,6 +286,20 @@ EvalSeqLen = Annotated[
         help="Tokens per chunk; the second half of each is scored.",
         panel=_VALIDATION,
     ),
+]
+MeasuredContext = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        help="Tokens of the KV cache when a GGUF's peak memory is measured. "
+        "Default: 4096, or the model's.",
+    ),
+]
+MeasuredKvType = Annotated[
+    str, typer.Option("--kv-type", help="Type of that cache: F16, F32 or Q8_0.")
+]
+MeasuredUbatch = Annotated[
+    int, typer.Option("--ubatch", help="Prompt tokens evaluated at once in that measurement.")
 ]
 NoSplit = Annotated[
     bool,

@@ -78,7 +78,10 @@ def _has_bf16_tiles() -> bool:
 
 def transformers_config(config: ModelConfig) -> Any:
     """The transformers config of ``config``, with the experts that are left."""
-    raw = {k: v for k, v in config.raw.items() if k not in ("tenp", "auto_map", "model_type")}
+    # A copy all the way down: transformers writes into the nested rope parameters it is given, and
+    # the raw config is what a checkpoint's fingerprint is made of.
+    raw = copy.deepcopy(config.raw)
+    raw = {k: v for k, v in raw.items() if k not in ("tenp", "auto_map", "model_type")}
     counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
     raw |= dict.fromkeys(counts or [config.family.experts_key], config.num_experts)
     return AutoConfig.for_model(config.family.model_type, **raw)
@@ -113,11 +116,23 @@ def compute_tensor(
 class StreamingModel:
     """One layer at a time of the model that ``source`` describes, on ``device`` in ``dtype``."""
 
-    def __init__(self, source: WeightSource, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        source: WeightSource,
+        device: torch.device,
+        dtype: torch.dtype,
+        like: StreamingModel | None = None,
+    ) -> None:
+        """``like``: another model of the same number of experts, whose empty layers are shared."""
         self.source, self.config = source, source.config
         self.device, self.dtype = device, dtype
-        self._skeleton = skeleton(source.config)
+        self._skeleton: Any = skeleton(source.config) if like is None else like._skeleton
         self._rotary = self._skeleton.model.rotary_emb.to(device)
+
+    def with_source(self, source: WeightSource) -> StreamingModel:
+        """The same forward over another plan of the model; shares what does not depend on it."""
+        same = source.config.num_experts == self.config.num_experts
+        return StreamingModel(source, self.device, self.dtype, like=self if same else None)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """[n, seq] int64 -> [n, seq, hidden]; reads the embedding a slice of rows at a time."""
@@ -165,6 +180,10 @@ class StreamingModel:
     @torch.no_grad()
     def run(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """``layer`` over ``hidden`` [n, seq, hidden], in and out on the device."""
+        return self.forward(layer, hidden)
+
+    def forward(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """`run` with whatever the caller says about gradients."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         output = layer(
             hidden,

@@ -7,8 +7,12 @@ from pathlib import Path
 
 from tenp_edge.devices import DeviceProfile, load_profile, load_profile_file, this_machine
 from tenp_edge.errors import UserError
-from tenp_edge.request import PlanRequest
+from tenp_edge.footprint import MemoryRun
+from tenp_edge.request import DEFAULT_METHOD, PlanRequest
 from tenp_edge.units import parse_size
+
+# KV cache types that both GGUF runtimes run.
+RUNNABLE = ("F32", "F16", "Q8_0")
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,11 @@ class PlanOptions:
     profile: str | None = None
     profile_file: Path | None = None
     keep: float | None = None
-    method: str = "tenp"
+    method: str = DEFAULT_METHOD
     ranking: str = "global"
+    tilt: float | None = None
+    guards: tuple[str, ...] = ()
+    insurance: float | None = None
     expert_score: str = "tenp"
     neuron_score: str | None = None
     whole_share: float | None = None
@@ -52,6 +59,7 @@ class PlanOptions:
     shard_size: str | None = None
     batch: int | None = None
     targets: tuple[str, ...] = ()
+    refine: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,14 +78,58 @@ class ValidationOptions:
 
 
 @dataclass(frozen=True)
+class MeasureOptions:
+    """The run whose peak memory `validate` measures; ``context`` None: 4096 tokens, or as many as
+    the model has."""
+
+    context: int | None = None
+    kv_type: str = MemoryRun.kv_type
+    ubatch: int = MemoryRun.ubatch
+
+    def run(self, limit: int, threads: int) -> MemoryRun:
+        """Of a model of ``limit`` tokens. Raises UserError for what no runtime can run."""
+        if self.kv_type not in RUNNABLE:
+            raise UserError(
+                f"no KV cache type '{self.kv_type}'", f"--kv-type {', '.join(RUNNABLE)}"
+            )
+        for name, value in (("context", self.context), ("ubatch", self.ubatch)):
+            if value is not None and value < 1:
+                raise UserError(f"--{name} is {value}", f"--{name} of 1 or more")
+        if self.context is not None and self.context > limit:
+            raise UserError(
+                f"--context {self.context} is more than the {limit} tokens of the model",
+                f"--context {limit}",
+            )
+        context = self.context or min(MemoryRun.context, limit)
+        return MemoryRun(context, self.ubatch, self.kv_type, threads)
+
+
+@dataclass(frozen=True)
 class CompressOptions:
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     plan: PlanOptions = field(default_factory=PlanOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     statistics: Path | None = None
+    successive: bool = False
     skip_checkpoint: bool = False
     no_validate: bool = False
     force: bool = False
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """``calibration.seed`` is the first of ``seeds`` calibrations; ``questions`` of each kind and
+    domain; ``lm_eval`` task names, ``lm_eval_limit`` items of each (None: all)."""
+
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    ratios: tuple[float, ...] = (0.9, 0.75, 0.6, 0.45, 0.3)
+    methods: tuple[str, ...] = ("table",)
+    seeds: int = 3
+    width_multiple: int = 1
+    questions: int = 16
+    lm_eval: tuple[str, ...] = ()
+    lm_eval_limit: int | None = None
 
 
 def choose_profile(options: PlanOptions) -> DeviceProfile:
@@ -104,4 +156,5 @@ def plan_request(options: PlanOptions, profile: DeviceProfile, seed: int) -> Pla
         budget = profile.budget_bytes
     shared = {f.name for f in fields(PlanRequest)} & {f.name for f in fields(PlanOptions)}
     choices = {name: getattr(options, name) for name in shared}
-    return PlanRequest(budget_bytes=budget, imatrix=not options.no_imatrix, seed=seed, **choices)
+    imatrix = not options.no_imatrix
+    return PlanRequest(budget_bytes=budget, imatrix=imatrix, seed=seed, frontier=True, **choices)

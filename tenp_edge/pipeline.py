@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,17 +24,20 @@ from tenp_edge.data import (
     load_tokenizer,
     make_domains,
     parse_data,
+    split_at,
 )
 from tenp_edge.devices import this_machine
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.forward import choose_device, choose_dtype
+from tenp_edge.gradients import collect_gradients
 from tenp_edge.importance import Importance, importance_of
 from tenp_edge.inspection import inspect_model
 from tenp_edge.options import (
     CalibrationOptions,
     CompressOptions,
+    MeasureOptions,
     PlanOptions,
     ValidationOptions,
     choose_profile,
@@ -47,6 +50,7 @@ from tenp_edge.progress import QUIET, Progress
 from tenp_edge.pruned import PrunedBy
 from tenp_edge.ranges import Ranges, load_ranges
 from tenp_edge.ranging import data_digest, identity, measure_ranges
+from tenp_edge.refine import SLICE_SAMPLES, MakePlan, keep_slice, measured_losses, refine
 from tenp_edge.registry import ExportOptions, FixedLengths, Manifest, exporter, placed_files
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
@@ -62,9 +66,15 @@ HELD_OUT_SHARE = 5  # with one's own data, at least a fifth of the chunks is kep
 
 
 def calibration_domains(
-    checkpoint: Checkpoint, options: CalibrationOptions, progress: Progress = QUIET
+    checkpoint: Checkpoint,
+    options: CalibrationOptions,
+    progress: Progress = QUIET,
+    spare: int = 0,
 ) -> list[Domain]:
-    """The token chunks that ``options`` describe: the user's files, or the standard library."""
+    """The token chunks that ``options`` describe: the user's files, or the standard library.
+
+    Up to ``spare`` more chunks follow those of each domain, to be held out.
+    """
     _check_counts(checkpoint, options.samples, options.seq_len, "--seq-len")
     tokenizer = load_tokenizer(checkpoint.path)
     if not options.data:
@@ -77,7 +87,7 @@ def calibration_domains(
         files = parse_data(options.data)
         texts = {name: load_texts(path, tokenizer, progress) for name, path in files.items()}
     return make_domains(
-        texts, tokenizer, options.samples, options.seq_len, options.seed, progress=progress
+        texts, tokenizer, options.samples, options.seq_len, options.seed, progress, spare
     )
 
 
@@ -123,12 +133,32 @@ def _check_counts(checkpoint: Checkpoint, samples: int, seq_len: int, flag: str)
 
 
 def run_calibrate(
-    model: Path, work: Path, options: CalibrationOptions, progress: Progress = QUIET
+    model: Path,
+    work: Path,
+    options: CalibrationOptions,
+    progress: Progress = QUIET,
+    gradients: bool = False,
 ) -> Statistics:
-    """Collect statistics of ``model`` into ``work``; resumes, and returns finished work at once."""
+    """Collect statistics of ``model`` into ``work``; resumes, and returns finished work at once.
+
+    ``gradients``: with a backward pass, for the scores that need one.
+    """
     checkpoint = Checkpoint(model)
-    domains = calibration_domains(checkpoint, options, progress)
-    return _calibrate(checkpoint, domains, work, options, progress)
+    drawn = calibration_domains(checkpoint, options, progress, spare=SLICE_SAMPLES)
+    pairs = [split_at(domain, options.samples) for domain in drawn]
+    domains, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
+    statistics = _calibrate(checkpoint, domains, work, options, progress, spare)
+    if not gradients:
+        return statistics
+    return collect_gradients(
+        checkpoint,
+        domains,
+        statistics,
+        work,
+        device=options.device,
+        dtype=options.dtype,
+        progress=progress,
+    )
 
 
 def _calibrate(
@@ -137,8 +167,12 @@ def _calibrate(
     work: Path,
     options: CalibrationOptions,
     progress: Progress,
+    held_out: Sequence[Domain] = (),
 ) -> Statistics:
-    """Statistics in ``work``, and beside them coverage.json: which experts saw too few tokens."""
+    """Statistics in ``work``, and beside them coverage.json: which experts saw too few tokens.
+
+    ``held_out``, where there is any, is kept beside them for `refine`.
+    """
     statistics = calibrate(
         checkpoint,
         domains,
@@ -149,6 +183,8 @@ def _calibrate(
         progress=progress,
     )
     write_text(work / "coverage.json", json.dumps(coverage(statistics).to_json(), indent=1) + "\n")
+    if any(len(domain.tokens) for domain in held_out):
+        keep_slice(work, held_out)
     return statistics
 
 
@@ -157,13 +193,47 @@ def run_plan(
     options: PlanOptions,
     statistics: Path | None = None,
     seed: int = 0,
+    compute: CalibrationOptions | None = None,
+    progress: Progress = QUIET,
 ) -> CompressionPlan:
-    """Decide the widths (and, with statistics, the neurons). Never runs the model."""
+    """Decide the widths (and, with statistics, the neurons). Runs the model only to refine."""
     checkpoint = Checkpoint(model)
     profile = choose_profile(options)
-    stats = None if statistics is None else load_statistics(statistics, checkpoint.fingerprint)
     request = plan_request(options, profile, seed)
-    return make_plan(checkpoint, profile, request, stats, confirm=True)
+    if statistics is None:
+        if options.refine:
+            raise UserError(
+                "--refine measures plans, which need neurons",
+                "--calibration WORK (tenp-edge calibrate)",
+            )
+        return make_plan(checkpoint, profile, request, confirm=True)
+    stats = load_statistics(statistics, checkpoint.fingerprint)
+
+    def make(asked: PlanRequest) -> CompressionPlan:
+        known = tuple(measured_losses(statistics))
+        return make_plan(checkpoint, profile, asked, stats, measured=known, confirm=asked.frontier)
+
+    if not options.refine:
+        return make(request)
+    wanted = compute or CalibrationOptions()
+    return _refine(checkpoint, request, make, statistics, wanted, progress)
+
+
+def _refine(
+    checkpoint: Checkpoint,
+    request: PlanRequest,
+    make: MakePlan,
+    directory: Path,
+    compute: CalibrationOptions,
+    progress: Progress,
+) -> CompressionPlan:
+    """In float32 unless asked otherwise, as in validate: bf16 flips near-tied routing."""
+    device = choose_device(compute.device)
+    kind = "float32" if compute.dtype == "auto" else compute.dtype
+    dtype = choose_dtype(kind, device, checkpoint.dtype)
+    return refine(
+        checkpoint, request, make, directory, device=device, dtype=dtype, progress=progress
+    )
 
 
 def run_export(
@@ -248,15 +318,18 @@ def run_validate(
     calibration: CalibrationOptions | None = None,
     progress: Progress = QUIET,
     pruned_by: PrunedBy | None = None,
+    measure: MeasureOptions | None = None,
 ) -> ValidationReport:
     """Compare ``candidate`` with ``reference`` on text of named domains.
 
-    ``pruned_by``: where the pruned model is, when that is not beside ``candidate``.
+    ``pruned_by``: where the pruned model is, when that is not beside ``candidate``; ``measure``:
+    the run of a GGUF whose peak memory is measured.
     """
     compute, checkpoint = calibration or CalibrationOptions(), Checkpoint(reference)
-    domains = validation_domains(checkpoint, options, compute.seed)
-    context = min(MemoryRun.context, checkpoint.config.max_position_embeddings)
     threads = options.threads or this_machine().threads
+    limit = checkpoint.config.max_position_embeddings
+    memory_run = (measure or MeasureOptions()).run(limit, threads)
+    domains = validation_domains(checkpoint, options, compute.seed)
     return validate(
         reference,
         candidate,
@@ -267,7 +340,7 @@ def run_validate(
         twin=options.twin,
         split=options.split,
         pruned_by=pruned_by,
-        memory_run=MemoryRun(context, threads=threads),
+        memory_run=memory_run,
         progress=progress,
     )
 
@@ -388,22 +461,52 @@ class _Compress:
     def statistics(self) -> Statistics:
         if self.options.statistics is not None:
             return load_statistics(self.options.statistics, self.checkpoint.fingerprint)
-        domains, _ = self._domains
+        domains, _, spare = self._domains
         options = self.options.calibration
         work = self.output / "calibration"
-        return _calibrate(self.checkpoint, domains, work, options, self.progress)
+        return _calibrate(self.checkpoint, domains, work, options, self.progress, spare)
 
     def plan(self, statistics: Statistics) -> CompressionPlan:
         file, options = self.output / "plan.json", self.options
         # By what it is made from: the process that its memory counts differs by pages each time.
         inputs = asdict(self.request), asdict(self.profile), statistics.info
-        key = key_of(*inputs, options.skip_checkpoint)
+        key = key_of(*inputs, options.skip_checkpoint, options.plan.refine, options.successive)
         if self.directory.done("plan", key):
             return load_plan(file)
-        plan = self._make_plan(statistics)
+        plan = self._chosen_plan(statistics)
+        if options.successive and plan.keep_ratio < 1:
+            plan = self._chosen_plan(self._after(plan))
         plan.save(file)
         self.directory.finish("plan", key, [file, file.with_suffix(".safetensors")])
         return plan
+
+    def _after(self, plan: CompressionPlan) -> Statistics:
+        """The calibration again, every layer on what ``plan`` leaves of the layers before it."""
+        domains, _, _ = self._domains
+        options = self.options.calibration
+        return calibrate(
+            self.checkpoint,
+            domains,
+            self.output / "calibration-pruned",
+            device=options.device,
+            dtype=options.dtype,
+            seed=options.seed,
+            progress=self.progress,
+            plan=plan,
+        )
+
+    def _chosen_plan(self, statistics: Statistics) -> CompressionPlan:
+        options = self.options
+        if not options.plan.refine:
+            return self._make_plan(statistics)
+        return _refine(
+            self.checkpoint,
+            self.request,
+            lambda asked: self._make_plan(statistics, asked),
+            self._calibration,
+            options.calibration,
+            self.progress,
+        )
 
     def write_checkpoint(self, plan: CompressionPlan) -> None:
         target = self.output / "checkpoint"
@@ -436,7 +539,7 @@ class _Compress:
         key = key_of(plan.digest, asdict(options.validation), asdict(options.calibration))
         if self.directory.done("validation", key):
             return load_report(file)
-        _, held_out = self._domains
+        _, held_out, _ = self._domains
         report = validate(
             self.checkpoint.path,
             self._target(plan),
@@ -465,8 +568,21 @@ class _Compress:
         self, statistics: Statistics | None, request: PlanRequest | None = None
     ) -> CompressionPlan:
         extra = None if self.options.skip_checkpoint else self._checkpoint_files
-        wanted = request or self.request
-        return make_plan(self.checkpoint, self.profile, wanted, statistics, extra, confirm=True)
+        asked = request or self.request
+        measured = tuple(measured_losses(self._calibration)) if statistics else ()
+        return make_plan(
+            self.checkpoint,
+            self.profile,
+            asked,
+            statistics,
+            extra,
+            measured=measured,
+            confirm=asked.frontier,
+        )
+
+    @property
+    def _calibration(self) -> Path:
+        return self.options.statistics or self.output / "calibration"
 
     def _checkpoint_files(self, plan: CompressionPlan) -> dict[str, int]:
         """Exact size of every weight file of the pruned checkpoint."""
@@ -492,7 +608,7 @@ class _Compress:
 
     def _ranges(self, source: ModelSource) -> Ranges:
         directory = self.options.statistics or self.output / "calibration"
-        domains, _ = self._domains
+        domains, _, _ = self._domains
         return _kept_ranges(source, directory, data_digest(domains)) or _measure_ranges(
             source, domains, self.options.calibration, directory, self.progress
         )
@@ -513,16 +629,17 @@ class _Compress:
         return MemoryRun(**chosen, threads=threads)
 
     @cached_property
-    def _domains(self) -> tuple[list[Domain], list[Domain]]:
-        """Calibration chunks, and chunks of text that calibration never saw."""
+    def _domains(self) -> tuple[list[Domain], list[Domain], list[Domain]]:
+        """Chunks for calibration, for validation, and for refining: none in two of them."""
         calibration, validation = self.options.calibration, self.options.validation
         own_data_only = bool(calibration.data) and not validation.data
+        more = validation.samples if own_data_only else 0
+        wanted = replace(calibration, samples=calibration.samples + more)
+        drawn = calibration_domains(self.checkpoint, wanted, self.progress, SLICE_SAMPLES)
+        pairs = [split_at(domain, wanted.samples) for domain in drawn]
+        used, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
         if not own_data_only:
             held_out = validation_domains(self.checkpoint, validation, calibration.seed)
-            return calibration_domains(self.checkpoint, calibration, self.progress), held_out
-        more = replace(calibration, samples=calibration.samples + validation.samples)
-        pairs = [
-            split_domain(domain, validation.samples)
-            for domain in calibration_domains(self.checkpoint, more, self.progress)
-        ]
-        return [first for first, _ in pairs], [second for _, second in pairs]
+            return used, held_out, spare
+        split = [split_domain(domain, validation.samples) for domain in used]
+        return [first for first, _ in split], [second for _, second in split], spare

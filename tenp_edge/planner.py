@@ -11,22 +11,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tenp_edge.allocation import Shape, Space
+from tenp_edge.allocation import Shape, Space, limited
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import DeviceProfile
 from tenp_edge.errors import UserError
 from tenp_edge.evidence import Evidence, Scores
+from tenp_edge.frontier import Measured, frontier, predicted_kl
 from tenp_edge.models import ModelConfig
 from tenp_edge.plan import CompressionPlan, Widths
 from tenp_edge.pricing import Priced, Pricer, draft
 from tenp_edge.recipe import make_recipe, memory_json
 from tenp_edge.registry import placed_files
 from tenp_edge.request import (
+    FREE_METHODS,
     METHODS,
     RANKINGS,
     PlanRequest,
     Target,
     check_request,
+    insurance,
     make_target,
     method_of,
     neuron_score,
@@ -38,6 +41,7 @@ from tenp_edge.search import (
     Choice,
     Drop,
     Free,
+    FreeRules,
     Tenp,
     Uniform,
     choose_trapezoid,
@@ -45,7 +49,7 @@ from tenp_edge.search import (
     shapes,
 )
 from tenp_edge.statistics import Statistics
-from tenp_edge.typechoice import TypeChoice, candidates, choose_type
+from tenp_edge.typechoice import TypeChoice, candidates, choose_type, enough
 from tenp_edge.units import format_size
 
 __all__ = ["METHODS", "RANKINGS", "PlanRequest", "Target", "make_plan", "make_target"]
@@ -60,35 +64,41 @@ def make_plan(
     request: PlanRequest,
     statistics: Statistics | None = None,
     extra_files: ExtraFiles | None = None,
+    measured: Measured = (),
     confirm: bool = False,
 ) -> CompressionPlan:
     """The largest legal plan of the requested method within the budget or the keep ratio.
 
     With ``statistics`` the plan names the retained neurons, and method tenp chooses alpha and the
-    trapezoid's shape by predicted loss: the sum over the cut neurons of (g m_k)^2 ||w_k||^2 per
-    calibration token, averaged over the domains. Without, it plans by bytes with the paper's
-    shape. Where the request names no type, one is chosen (`typechoice`). ``extra_files`` adds exact
-    sizes of further weight files (the pruned checkpoint's). ``confirm``: the memory is the
-    runtime's own answer for the very plan; without, it is estimated.
+    trapezoid's shape by predicted loss (`saliency.cut_losses`). Without, it plans by bytes with
+    the paper's shape. Where the request names no type, one is chosen (`typechoice`).
+    ``extra_files`` adds exact sizes of further weight files (the pruned checkpoint's);
+    ``measured`` are (predicted loss, KL) of plans of this model that were run. ``confirm``: the
+    memory is the runtime's own answer for the very plan; without, it is estimated.
     Raises UserError when nothing legal fits, with what would.
     """
     check_request(request)
     check_model(checkpoint, statistics)
     target, typed = _target(checkpoint, profile, request, confirm)
-    space = make_space(checkpoint.config, target.width_multiple)
+    space = make_space(checkpoint.config, target.width_multiple, target.most_widths)
     evidence = None if statistics is None else Evidence(statistics, space, _scores(request))
-    pricer = Pricer(checkpoint, target)
-    if confirm and request.keep is None:
+    answer = None if typed is None else typed.answer
+    pricer = Pricer(checkpoint, target, answer)
+    if confirm and request.keep is None and answer is None:
         pricer.confirm(_whole(space))  # What the search then assumes of every narrower plan.
     allocator, choice = _allocator(checkpoint.config, space, evidence, request, pricer)
     near = None if choice is None else choice.near
     priced = _priced(allocator, space, request, pricer, near, confirm)
     _check_fits(priced, request, pricer)
+    recipe = make_recipe(checkpoint, priced, target, request, allocator, evidence, choice)
+    if evidence is not None:
+        recipe["predicted_kl"] = predicted_kl(recipe["predicted_loss"], measured)
+        if request.frontier:
+            recipe["frontier"] = frontier(allocator, space, evidence, pricer, priced, measured)
     plan = replace(
         draft(checkpoint, priced.widths),
         retained=None if evidence is None else evidence.retained(priced.widths),
-        recipe=make_recipe(checkpoint, priced, target, request, allocator, evidence, choice)
-        | ({} if typed is None else {"type_choice": typed.to_json()}),
+        recipe=recipe | ({} if typed is None else {"type_choice": typed.to_json()}),
         memory=memory_json(priced, target, evidence),
         files=placed_files(target.exporter, priced.manifest),
     )
@@ -110,7 +120,8 @@ def _target(
         def target_of(quant: str) -> Target:
             return make_target(profile, replace(request, quant=quant), positions)
 
-        typed = choose_type(checkpoint, space, types, target_of, confirm)
+        least = enough(request.method)
+        typed = choose_type(checkpoint, space, types, target_of, confirm, least)
         target = target_of(typed.quant)
     target.exporter.check(checkpoint.config, target.options)
     return target, typed
@@ -131,15 +142,39 @@ def check_model(checkpoint: Checkpoint, statistics: Statistics | None) -> None:
         )
 
 
-def make_space(config: ModelConfig, width_multiple: int) -> Space:
-    return Space(
-        config.moe_layers, config.num_experts, config.moe_intermediate_size, width_multiple
-    )
+def make_space(config: ModelConfig, width_multiple: int, most_widths: int | None = None) -> Space:
+    full = config.moe_intermediate_size
+    return Space(config.moe_layers, config.num_experts, full, width_multiple, most_widths)
 
 
 def _scores(request: PlanRequest) -> Scores:
-    free = request.method == "free"
-    return Scores(request.expert_score, neuron_score(request), request.seed, shared_ranking=free)
+    free = request.method in FREE_METHODS
+    return Scores(
+        request.expert_score,
+        neuron_score(request),
+        request.seed,
+        shared_ranking=free,
+        insurance=insurance(request),
+    )
+
+
+def _free_rules(request: PlanRequest) -> FreeRules:
+    return FreeRules(
+        by_loss=request.method == "adaptive",
+        ranking=request.ranking,
+        shape=_shape(request),
+        tilt=request.tilt or 0.0,
+        guards=request.guards,
+    )
+
+
+def _shape(request: PlanRequest) -> Shape:
+    """The paper's shape with what the request pins."""
+    return Shape(
+        PAPER_SHAPE.shallow if request.shallow is None else request.shallow,
+        PAPER_SHAPE.deep if request.deep is None else request.deep,
+        PAPER_SHAPE.middle if request.middle is None else request.middle,
+    )
 
 
 # -- size ------------------------------------------------------------------------------------------
@@ -152,30 +187,31 @@ def _allocator(
     request: PlanRequest,
     pricer: Pricer,
 ) -> tuple[Allocator, Choice | None]:
-    """The method's allocator; for tenp with statistics, the best trapezoid at its size."""
+    """The method's allocator; for tenp with statistics, the best trapezoid at its size.
+
+    Free widths need scores. Without them adaptive, the default, is a trapezoid of its size.
+    """
     method = method_of(request, pricer.target)
     if method == "enp":
         return Uniform(space), None
     if method == "drop":
         return Drop(space, config, evidence), None
-    if method == "free":
+    if method == "adaptive" and evidence is None:  # by bytes a trapezoid of its size stands in
+        return _tenp(space, None, request, pricer)
+    if method in FREE_METHODS:
         if evidence is None:
             raise UserError(
-                "--method free ranks neurons and needs calibration",
+                f"--method {method} ranks neurons and needs calibration",
                 "--calibration WORK (tenp-edge calibrate), or --method tenp",
             )
-        return Free(space, evidence, request.ranking), None
+        return Free(space, evidence, _free_rules(request)), None
     return _tenp(space, evidence, request, pricer)
 
 
 def _tenp(
     space: Space, evidence: Evidence | None, request: PlanRequest, pricer: Pricer
 ) -> tuple[Tenp, Choice | None]:
-    shape = Shape(
-        PAPER_SHAPE.shallow if request.shallow is None else request.shallow,
-        PAPER_SHAPE.deep if request.deep is None else request.deep,
-        PAPER_SHAPE.middle if request.middle is None else request.middle,
-    )
+    shape = _shape(request)
     first = Tenp(space, evidence, shape, PAPER_SHARE, request.whole_share)
     if evidence is None:
         return first, None
@@ -247,7 +283,9 @@ def _neurons_at_ratio(allocator: Allocator, space: Space, keep: float) -> int:
 
 def _widths_at(allocator: Allocator, space: Space, neurons: int) -> Widths:
     """The allocator's plan; the full model where everything is kept."""
-    return _whole(space) if neurons >= space.total_neurons else allocator.widths(neurons)
+    if neurons >= space.total_neurons:
+        return _whole(space)
+    return limited(allocator.widths, neurons, space.most_widths)
 
 
 def _whole(space: Space) -> Widths:

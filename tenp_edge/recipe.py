@@ -94,7 +94,13 @@ def make_recipe(
     return recipe | {"notes": _notes(priced, target, request, evidence)}
 
 
-_ALLOCATIONS = {"tenp": "trapezoid", "enp": "uniform", "drop": "removal", "free": "free"}
+_ALLOCATIONS = {
+    "tenp": "trapezoid",
+    "enp": "uniform",
+    "drop": "removal",
+    "free": "free",
+    "adaptive": "free",
+}
 
 
 def _trapezoid_recipe(

@@ -42,6 +42,15 @@ def fixed_lengths(batch: int | None, length: int | None, past: int | None) -> Fi
 
 
 @dataclass(frozen=True)
+class WidthLimits:
+    """Expert widths that a layout can hold: multiples of ``multiple`` (the full width included), in
+    the whole model at most ``most`` different ones."""
+
+    multiple: int = 1
+    most: int | None = None
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """What the user may choose about a file. ``layout`` None means the format's default.
 
@@ -175,6 +184,13 @@ def exporter(name: str) -> Exporter:
         raise UserError(f"no exporter for format '{name}'", f"--format {formats}")
     loaded: Exporter = found[name].load()
     return loaded
+
+
+def width_limits(writer: Exporter, options: ExportOptions) -> WidthLimits:
+    """What an exporter with a method ``width_limits(options)`` says; most formats have none."""
+    limits = getattr(writer, "width_limits", None)
+    found: WidthLimits = WidthLimits() if limits is None else limits(options)
+    return found
 
 
 def placed_files(writer: Exporter, manifest: Manifest) -> dict[str, int]:

@@ -14,6 +14,7 @@ from tenp_edge.units import format_count, format_size
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.calibration import Coverage
+    from tenp_edge.compare.table import Line
     from tenp_edge.inspection import ModelSummary, PartSize
     from tenp_edge.plan import CompressionPlan
     from tenp_edge.statistics import Statistics
@@ -42,6 +43,32 @@ def bar(share: float, cells: int = _BAR_CELLS) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def comparison(lines: Sequence[Line]) -> Group:
+    """One table a keep ratio: methods by KL, bytes, R_active, and KL by domain."""
+    parts = []
+    for keep in dict.fromkeys(line.keep for line in lines):
+        chosen = [line for line in lines if line.keep == keep]
+        domains, tasks = list(chosen[0].kl_by_domain), list(chosen[0].tasks)
+        columns = ["method", "experts", "R_active", "KL", "ppl ratio", "same top"]
+        titles = [task.split("_")[0] for task in tasks]
+        rows = [
+            (
+                line.method,
+                format_size(line.expert_bytes),
+                "" if line.active_ratio is None else percent(line.active_ratio),
+                line.kl,
+                f"{line.perplexity_ratio.mean:.3f}",
+                percent(line.same_top.mean),
+                *(f"{line.kl_by_domain[domain].mean:.4f}" for domain in domains),
+                *(percent(line.tasks[task].mean) for task in tasks),
+            )
+            for line in chosen
+        ]
+        title = f"keep {keep:g}: {percent(chosen[0].kept)} of the routed-expert parameters"
+        parts.append(table(title, [*columns, *domains, *titles], rows))
+    return Group(*parts)
 
 
 def memory(plan: CompressionPlan) -> Table:
@@ -110,12 +137,45 @@ def _recipe_lines(plan: CompressionPlan) -> list[str]:
             f"{recipe['narrow_width']} wide (beta {recipe['beta']:.2f}), shape "
             f"{recipe['shallow']:g} -> {recipe['deep']:g} by {recipe['chosen_by']}"
         )
+    if "predicted_kl" in recipe and plan.keep_ratio < 1:
+        lines += _choice_lines(recipe)
     if recipe.get("active_ratio") is not None:
         lines.append(f"R_active: {percent(recipe['active_ratio'])} of the routed width per token")
     if plan.memory.get("tokens_per_second"):
         speed = plan.memory["tokens_per_second"]
         lines.append(f"decode: about {_rounded(speed)} tokens/s, by memory bandwidth (an estimate)")
     return lines
+
+
+def _choice_lines(recipe: Mapping[str, Any]) -> list[str]:
+    """What the plan will cost, and why it is this one."""
+    sized = "asked for" if recipe["budget_bytes"] is None else "the largest within the budget"
+    lines = [f"predicted KL: about {recipe['predicted_kl']:.2g} nats a token; size: {sized}"]
+    refined = recipe.get("refined")
+    if refined:
+        best, *others = refined["tried"]
+        worst = max((trial["mean_kl"] for trial in others), default=best["mean_kl"])
+        changes = ", ".join(f"{k} {v}" for k, v in best["changes"].items()) or "no change"
+        lines.append(
+            f"refined: {changes} measured {best['mean_kl']:.3g} nats on held-out text, best of "
+            f"{len(refined['tried'])} (worst {worst:.3g}), in {refined['seconds']:.0f} s"
+        )
+    return lines
+
+
+def frontier(plan: CompressionPlan) -> Table:
+    """RAM against predicted KL, the chosen plan marked."""
+    rows = [
+        (
+            format_size(point["total_bytes"]),
+            percent(point["keep_ratio"]),
+            f"{point['predicted_kl']:.2g}",
+            "<- chosen" if point["chosen"] else "",
+        )
+        for point in plan.recipe["frontier"]
+    ]
+    columns = ("peak RSS", "neurons kept", "predicted KL", "")
+    return table(f"Frontier of {plan.recipe['method']}", columns, rows)
 
 
 def _type_line(recipe: Mapping[str, Any]) -> str:
@@ -134,7 +194,9 @@ def _rounded(value: float) -> str:
 def plan_report(plan: CompressionPlan) -> RenderableType:
     """The plan as printed by ``tenp-edge plan``: choice, memory, widths, files."""
     lines = [*_recipe_lines(plan), *(f"note: {note}" for note in plan.recipe.get("notes", ()))]
-    parts: list[RenderableType] = [Text("\n".join(lines)), memory(plan), widths(plan)]
+    parts: list[RenderableType] = [Text("\n".join(lines)), memory(plan)]
+    parts += [frontier(plan)] if plan.recipe.get("frontier") else []
+    parts.append(widths(plan))
     if plan.files:
         rows = [(name, f"{size:,}", format_size(size)) for name, size in plan.files.items()]
         parts.append(table("Files (exact)", ("file", "bytes", "size"), rows))
@@ -222,7 +284,7 @@ def losses(stages: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def domain_scores(report: Mapping[str, Any]) -> Table:
-    """One row a domain, KL in nats."""
+    """One row a domain, KL in nats; delta p: how much the true token gains, mean and RMS."""
     rows = [
         (
             row["domain"],
@@ -231,13 +293,16 @@ def domain_scores(report: Mapping[str, Any]) -> Table:
             f"{row['kl_99']:.3f}",
             f"{row['max_kl']:.3f}",
             percent(row["same_top"]),
+            f"{100 * row['mean_delta_p']:+.2f} %",
+            f"{100 * row['rms_delta_p']:.2f} %",
             f"{row['reference_perplexity']:.2f}",
             f"{row['candidate_perplexity']:.2f}",
             f"{row['perplexity_ratio']:.3f}",
         )
         for row in report["domains"]
     ]
-    columns = ("domain", "tokens", "mean KL", "99 %", "max", "same top", "ppl ref", "ppl", "ratio")
+    kl, delta = ("mean KL", "99 %", "max", "same top"), ("delta p", "RMS")
+    columns = ("domain", "tokens", *kl, *delta, "ppl ref", "ppl", "ratio")
     return table(f"Against the reference ({report['judged_through']})", columns, rows)
 
 

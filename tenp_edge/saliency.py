@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from tenp_edge.errors import UserError
-from tenp_edge.statistics import LayerStatistics, Statistics
+from tenp_edge.statistics import GROWTH_SUM, LayerStatistics, Statistics
 
 WeightNorms = Mapping[str, torch.Tensor]
 Score = Callable[[LayerStatistics, WeightNorms], torch.Tensor]
@@ -65,6 +65,16 @@ def easy_ep(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     return stats["easy_ep"]
 
 
+def gated_norm(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of g ||y||: TENP's score without its direction term."""
+    return stats["gated_norm"]
+
+
+def tenp_residual(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of g ||y|| (1 - cos(h, h + g y)): TENP's score on the residual stream."""
+    return stats["tenp_residual"]
+
+
 def expert_magnitude(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     """Frobenius norm of the expert's three matrices; no data."""
     return _neuron_norm_sq(norms).sum(dim=-1).sqrt()
@@ -93,6 +103,23 @@ def energy(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     return stats["gated_activation_sq"] * norms["down_norm"].square()
 
 
+def relative(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of (g m_k)^2 ||w_k||^2 / ||h'||^2, h' the residual stream after the block.
+
+    The next norm divides by ||h'||, so this is the share of what later layers see that cutting k
+    alone changes: it compares neurons of different depths, where `energy` counts in each layer's
+    own unit. ||h'|| is taken as ||h|| times the layer's growth for an ordinary token: a token that
+    the block itself makes massive counts with its length before, which guards the experts that do.
+    """
+    if GROWTH_SUM not in stats.sums:
+        raise UserError(
+            "the statistics are of an older version, without losses relative to the residual "
+            "stream",
+            "calibrate again, or --method free",
+        )
+    return stats["relative_activation_sq"] * norms["down_norm"].square() / growth_of(stats)
+
+
 def camera_p(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     """||w_k||^2 [(1 - a) ||g m_k||_2^2 + a ||g m_k||_inf^2], a = 0.9: arXiv 2508.02322."""
     mean_part = (1 - CAMERA_ALPHA) * stats["gated_activation_sq"]
@@ -110,6 +137,25 @@ def flap(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
 def wanda(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     """||m_k||_2 ||w_k||_2: structured Wanda, after arXiv 2306.11695."""
     return stats["activation_sq"].sqrt() * norms["down_norm"]
+
+
+def heapr(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """mean m_k^2 times w_k^T M w_k, M the mean of dL/dy dL/dy^T over T_e: HEAPr, arXiv 2509.22299.
+
+    w_k^T M w_k is the mean of (dL/dy . w_k)^2, so no hidden x hidden matrix is ever made.
+    """
+    count = stats["tokens"].clamp_min(1)[:, None]
+    return stats["activation_sq"] / count * (stats["gradient_sq"] / count)
+
+
+def heapr_sum(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """HEAPr's score times |T_e|: weighted by how often the expert is used."""
+    return heapr(stats, norms) * stats["tokens"][:, None]
+
+
+def taylor(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """sum over T_e of |m_k dL/dm_k|: first-order Taylor, as in MoE-Slimming, arXiv 2606.18304."""
+    return stats["taylor"]
 
 
 def neuron_magnitude(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
@@ -134,6 +180,8 @@ EXPERT_SCORES: dict[str, Score] = {
     "man": man,
     "msan": msan,
     "easy-ep": easy_ep,
+    "gated-norm": gated_norm,
+    "tenp-residual": tenp_residual,
     "magnitude": expert_magnitude,
     "random": _random,
 }
@@ -142,13 +190,18 @@ NEURON_SCORES: dict[str, Score] = {
     "enp-abs": enp_abs,
     "enp-sum": enp_sum,
     "energy": energy,
+    "relative": relative,
     "camera-p": camera_p,
     "flap": flap,
     "wanda": wanda,
+    "heapr": heapr,
+    "heapr-sum": heapr_sum,
+    "taylor": taylor,
     "magnitude": neuron_magnitude,
     "random": _random,
 }
 DATA_FREE = ("magnitude", "random")
+NEED_GRADIENTS = ("heapr", "heapr-sum", "taylor")
 
 
 # -- over domains ----------------------------------------------------------------------------------
@@ -175,7 +228,7 @@ def neuron_scores(statistics: Statistics, layer: int, score: str, seed: int = 0)
     A domain that never reached an expert is skipped for it; an expert that none reached is
     ordered by the norms of its neurons.
     """
-    function = _lookup(NEURON_SCORES, score, "--neuron-score")
+    function = _neuron_score(statistics, score)
     norms = statistics.weight_norms(layer)
     if score == "random":
         return _draw(tuple(norms["down_norm"].shape), layer, seed, stream=1)
@@ -200,7 +253,7 @@ def ranking_scores(statistics: Statistics, layer: int, score: str, seed: int = 0
     """
     if score in DATA_FREE:
         return neuron_scores(statistics, layer, score, seed)
-    function = _lookup(NEURON_SCORES, score, "--neuron-score")
+    function = _neuron_score(statistics, score)
     norms = statistics.weight_norms(layer)
     return sum_of(
         function(statistics.layer(domain, layer), norms) / domain_tokens(statistics, domain)
@@ -208,13 +261,69 @@ def ranking_scores(statistics: Statistics, layer: int, score: str, seed: int = 0
     )
 
 
-def neuron_losses(statistics: Statistics, layer: int) -> torch.Tensor:
-    """Predicted loss of cutting each neuron, float64 [experts, width].
+def cut_losses(statistics: Statistics, layer: int, order: torch.Tensor) -> torch.Tensor:
+    """Predicted loss of keeping each expert's first w neurons of ``order``, w = 0 to the width.
 
-    (g m_k)^2 ||w_k||^2 per token of the domain, averaged over the domains: the squared error that
-    cutting the neuron adds to the layer's output if the neurons' contributions are uncorrelated.
+    ``order``: [experts, width], best first; returns float64 [experts, width + 1]. The loss is the
+    mean over tokens of ||what is cut||^2 / ||h'||^2 (see `relative`), averaged over the domains.
+    With c_k = g m_k w_k / ||h'||, E ||sum c_k||^2 is the sum of E ||c_k||^2 over the cut neurons,
+    plus cross terms. Of those the part along the expert's own output is known from the means
+    rho_k = E <c_k, y> / ||y||: (sum rho_k)^2 - sum rho_k^2 over the share of tokens that reach the
+    expert. It is what makes the last neurons of an expert dearer than their own energies.
+    Statistics of older versions have only energies, in the layer's own unit and without cross
+    terms.
     """
-    return ranking_scores(statistics, layer, "energy") / len(statistics.domains)
+    norms = statistics.weight_norms(layer)
+    parts = [
+        _cut_losses(
+            statistics.layer(domain, layer), norms, order, domain_tokens(statistics, domain)
+        )
+        for domain in statistics.domains
+    ]
+    return sum_of(parts) / len(parts)
+
+
+def _cut_losses(
+    stats: LayerStatistics, norms: WeightNorms, order: torch.Tensor, tokens: int
+) -> torch.Tensor:
+    if GROWTH_SUM not in stats.sums:
+        return tail_sums((energy(stats, norms) / tokens).gather(1, order))
+    single = tail_sums((relative(stats, norms) / tokens).gather(1, order))
+    along = (stats["relative_projection"] / tokens / growth_of(stats).sqrt()).gather(1, order)
+    share = (stats["tokens"] / tokens).clamp_min(_EPSILON)[:, None]
+    cross = (tail_sums(along).square() - tail_sums(along.square())) / share
+    total: torch.Tensor = single + cross.clamp_min(0)
+    return total
+
+
+def prior_losses(statistics: Statistics, layer: int) -> torch.Tensor:
+    """What cutting each neuron would cost if text said nothing about it, float64 [experts, width].
+
+    Proportional to (||gate_k|| ||up_k|| ||w_k||)^2, the neuron's mean square output for inputs of
+    no direction at experts that are chosen alike; scaled to the layer's own predicted total. Mixed
+    in, it insures neurons that the calibration text did not need but other text may.
+    """
+    norms = statistics.weight_norms(layer)
+    size = (norms["gate_norm"] * norms["up_norm"] * norms["down_norm"]).square()
+    total = sum_of(
+        (relative if statistics.has_growth else energy)(stats, norms).sum()
+        / domain_tokens(statistics, domain)
+        for domain in statistics.domains
+        for stats in [statistics.layer(domain, layer)]
+    ) / len(statistics.domains)
+    return size * (total / size.sum().clamp_min(_EPSILON))
+
+
+def tail_sums(values: torch.Tensor) -> torch.Tensor:
+    """[experts, width] -> [experts, width + 1]: the sum from each place on, 0 after the last."""
+    tails = values.flip(-1).cumsum(-1).flip(-1)
+    return torch.nn.functional.pad(tails, (0, 1))
+
+
+def growth_of(stats: LayerStatistics) -> torch.Tensor:
+    """||h'||^2 / ||h||^2 of an ordinary token: the block's growth of the residual stream."""
+    total, count = stats[GROWTH_SUM]
+    return torch.exp(total / count.clamp_min(1))
 
 
 def tokens_routed(statistics: Statistics, layer: int) -> torch.Tensor:
@@ -235,6 +344,16 @@ def domain_tokens(statistics: Statistics, domain: str) -> int:
 def sum_of(values: Iterable[torch.Tensor]) -> torch.Tensor:
     """The sum of at least one tensor."""
     return torch.stack(list(values)).sum(dim=0)
+
+
+def _neuron_score(statistics: Statistics, score: str) -> Score:
+    function = _lookup(NEURON_SCORES, score, "--neuron-score")
+    if score in NEED_GRADIENTS and not statistics.has_gradients:
+        raise UserError(
+            f"--neuron-score {score} needs a backward pass, which this calibration left out",
+            "tenp-edge calibrate --gradients, the same as before otherwise",
+        )
+    return function
 
 
 def _draw(shape: tuple[int, ...], layer: int, seed: int, stream: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ search then looks for the largest neuron budget whose priced plan stays within t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +24,7 @@ ALPHA_SHARES = (0.25, 0.375, 0.5, 0.625, 0.75)
 SLOPES = ((1.0, 2.0), (1.0, 1.0), (2.0, 1.0), (1.0, 3.0), (3.0, 1.0), (1.0, 1.5), (1.5, 1.0))
 MIDDLES = (1.0, 0.5, 2.0)
 PAPER_SHARE, PAPER_SHAPE = 0.5, Shape(1.0, 2.0, 1.0)
+RARE_TOKENS = 32  # fewer than these are too few to judge an expert by
 
 
 class Allocator(Protocol):
@@ -106,41 +108,97 @@ class Drop:
         return allocation.drop(self.space, kept, self.ranking, groups)
 
 
+@dataclass(frozen=True)
+class FreeRules:
+    """How free widths are ranked.
+
+    ``by_loss``: by what a step takes off the predicted loss, else by the neuron scores it keeps.
+    ``ranking``: one pool of steps for the model ("global"), the same with every layer's gains
+    as shares of the layer's own total ("coverage"), a pool per layer with even budgets ("layer")
+    or budgets along ``shape`` ("trapezoid"). ``tilt``: gains are multiplied by a factor that grows
+    by exp(tilt) from the first layer to the last. ``guards``: experts that are not cut, or not
+    below the even width (`GUARDS`).
+    """
+
+    by_loss: bool = False
+    ranking: str = "global"
+    shape: Shape = PAPER_SHAPE
+    tilt: float = 0.0
+    guards: tuple[str, ...] = ()
+
+
 class Free:
-    """Every expert its own legal width, from one ranking of the model's or a layer's neurons.
+    """Every expert its own legal width, one step after the other by gain per neuron.
 
     Experts that no token reached keep the width that every expert would have (no evidence is not
     a low score); the ranking decides over the rest.
     """
 
-    def __init__(self, space: Space, evidence: Evidence, ranking: str) -> None:
-        self.space, self.evidence = space, evidence
-        self.pools = [space.layers] if ranking == "global" else [(la,) for la in space.layers]
-        self.least_neurons = space.total_experts * space.legal_widths[0]
+    def __init__(self, space: Space, evidence: Evidence, rules: FreeRules) -> None:
+        self.space, self.evidence, self.rules = space, evidence, rules
+        together = rules.ranking in ("global", "coverage")
+        self.pools = [space.layers] if together else [(la,) for la in space.layers]
+        self.super_experts = evidence.super_experts() if "super" in rules.guards else frozenset()
+        guarded = len(self.super_experts) * (space.full - space.legal_widths[0])
+        self.least_neurons = space.total_experts * space.legal_widths[0] + guarded
 
     def widths(self, neurons: int) -> Widths:
         widths: Widths = {}
-        left, open_layers = neurons, len(self.space.layers)
-        for pool in self.pools:
-            share = left * len(pool) // open_layers
-            chosen = self._pool_widths(pool, share)
-            widths |= chosen
-            left -= sum(map(sum, chosen.values()))
-            open_layers -= len(pool)
+        for pool, share in zip(self.pools, self._shares(neurons), strict=True):
+            left = neurons - sum(map(sum, widths.values()))
+            widths |= self._pool_widths(pool, min(share, left))
         return widths
+
+    def _shares(self, neurons: int) -> list[int]:
+        """Neurons of each pool: all, an even share, or along the trapezoid."""
+        space, count = self.space, len(self.pools)
+        even = self.rules.ranking != "trapezoid"
+        weights = [1.0] * count if even or count == 1 else self.rules.shape.weights(count)
+        least = [self._pool_least(pool) for pool in self.pools]
+        most = len(self.pools[0]) * space.experts * space.full
+        steps = max(0, neurons - sum(least)) // space.multiple
+        room = (most - min(least)) // space.multiple + 1
+        extra = allocation.whole_counts(weights, min(steps, room * count), room)
+        shares = [
+            min(low + more * space.multiple, most) for low, more in zip(least, extra, strict=True)
+        ]
+        shares[-1] += max(0, neurons - sum(shares))  # what rounding left
+        return shares
+
+    def _pool_least(self, pool: Sequence[int]) -> int:
+        low, full = self.space.legal_widths[0], self.space.full
+        guarded = sum(layer in pool for layer, _ in self.super_experts)
+        return len(pool) * self.space.experts * low + guarded * (full - low)
 
     def _pool_widths(self, pool: Sequence[int], neurons: int) -> Widths:
         """The layers of one ranking: pinned widths for unreached experts, steps for the others."""
-        found = [self.evidence.layers[layer] for layer in pool]
-        gains = torch.cat([layer.gains for layer in found])
-        idle = torch.cat([layer.tokens for layer in found]) == 0
+        size, legal = self.space.experts, self.space.legal_widths
+        gains = torch.cat([self._gains(layer) for layer in pool])
+        tokens = torch.cat([self.evidence.layers[layer].tokens for layer in pool])
         even = self.space.floor(neurons / len(gains))
+        idle = tokens == 0
         # Last in every ranking, yet finite: they widen only when nothing else can.
         gains[idle] = -1e12 * torch.arange(gains.shape[1], dtype=gains.dtype)
-        least = torch.where(idle, self.space.legal_widths.index(even), 0)
+        rare = tokens < RARE_TOKENS if "tail" in self.rules.guards else idle
+        least = torch.where(idle | rare, legal.index(even), 0)
+        for i, layer in enumerate(pool):
+            for expert in range(size):
+                if (layer, expert) in self.super_experts:
+                    least[i * size + expert] = len(legal) - 1
+        if int(torch.tensor(legal)[least].sum()) > neurons:  # the whole ones leave less than even
+            least = torch.where(least == len(legal) - 1, least, 0)
         flat = allocation.free(self.space, neurons, gains, least).tolist()
-        size = self.space.experts
         return {la: tuple(flat[i * size : (i + 1) * size]) for i, la in enumerate(pool)}
+
+    def _gains(self, layer: int) -> torch.Tensor:
+        """[experts, legal widths]: value of keeping each expert at each width."""
+        found, rules = self.evidence.layers[layer], self.rules
+        insured = found.insured
+        gains = insured[:, :1] - insured[:, 1:] if rules.by_loss else found.gains.clone()
+        if rules.ranking == "coverage":
+            gains = gains / gains[:, -1].sum().clamp_min(1e-30)
+        depth = self.space.layers.index(layer) / max(len(self.space.layers) - 1, 1)
+        return gains * math.exp(rules.tilt * (depth - 0.5))
 
 
 # -- the trapezoid with evidence -------------------------------------------------------------------

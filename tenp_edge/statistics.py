@@ -51,8 +51,17 @@ NEURON_SUMS = (
     "activation",  # m
     "activation_sq",  # m^2
     "gated_activation_sq",  # (g m)^2
+    "relative_projection",  # g p / |h|
+    "relative_activation_sq",  # (g m)^2 / |h|^2
 )
 NEURON_MAXIMA = ("gated_activation_max",)  # max |g m|
+# Sums per layer, [2]: of log(|h'|^2 / |h|^2), h' the residual stream after the block, and of 1.
+GROWTH_SUM = "growth"
+# Sums per neuron that need a backward pass (`gradients`), [experts, width], with d = dL/dy . w_k:
+GRADIENT_SUMS = (
+    "gradient_sq",  # d^2
+    "taylor",  # |m d|
+)
 # Sum per hidden feature, [experts, hidden]: what an importance matrix of gate and up is made of.
 INPUT_SUM = "input_sq"  # x^2
 # Norms of the weights, [experts, width]: facts of the model, not of the data.
@@ -103,8 +112,9 @@ def make_empty(experts: int, width: int, hidden: int = 0) -> LayerStatistics:
         name: torch.zeros(experts, width, dtype=torch.float64)
         for name in (*NEURON_SUMS, *NEURON_MAXIMA)
     }
+    growth = {GROWTH_SUM: torch.zeros(2, dtype=torch.float64)}
     inputs = {INPUT_SUM: torch.zeros(experts, hidden, dtype=torch.float64)} if hidden else {}
-    return LayerStatistics({**per_expert, **per_neuron, **inputs})
+    return LayerStatistics({**per_expert, **per_neuron, **growth, **inputs})
 
 
 def accumulate_expert(
@@ -140,7 +150,9 @@ def accumulate_expert(
     totals = torch.stack(values).sum(dim=1, dtype=_sum_dtype(g)).cpu()
     for name, total in zip(_GROUP_SUMS, totals, strict=True):
         stats[name][expert] += total
-    parts = [_neuron_sums(m[b], projected[b], g[b], norm[b], scratch) for b in _blocks(m)]
+    parts = [
+        _neuron_sums(m[b], projected[b], g[b], norm[b], h_norm[b], scratch) for b in _blocks(m)
+    ]
     sums = torch.stack([part[0] for part in parts]).sum(dim=0, dtype=_sum_dtype(g)).cpu()
     for name, row in zip(NEURON_SUMS, sums, strict=True):
         stats[name][expert] += row
@@ -182,23 +194,25 @@ def _neuron_sums(
     projected: torch.Tensor,
     g: torch.Tensor,
     norm: torch.Tensor,
+    h_norm: torch.Tensor,
     scratch: Scratch,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The NEURON_SUMS, [6, width], and max |g m|, [width], of a block of tokens.
+    """The NEURON_SUMS, [8, width], and max |g m|, [width], of a block of tokens.
 
     Sums over tokens are products with rows of per-token weights: one pass for several of them.
     """
     m, p = scratch.float("m", m), scratch.copy("p", projected)
     one, inverse = torch.ones_like(g), norm.clamp_min(_EPSILON).reciprocal()
     p.mul_(m)
-    signed = torch.stack([inverse, g * inverse]) @ p
+    shorter = h_norm.clamp_min(_EPSILON).reciprocal()
+    signed = torch.stack([inverse, g * inverse, g * inverse * shorter]) @ p
     absolute = inverse @ p.abs_()
     square = torch.mul(m, m, out=p)
-    squares = torch.stack([one, g.square()]) @ square
+    squares = torch.stack([one, g.square(), (g * shorter).square()]) @ square
     mean = one @ m
     peak = square.mul_(g.square()[:, None]).amax(dim=0).sqrt_()
-    sums = torch.stack([signed[0], absolute, signed[1], mean, squares[0], squares[1]])
-    return sums, peak
+    sums = [signed[0], absolute, signed[1], mean, squares[0], squares[1], signed[2], squares[2]]
+    return torch.stack(sums), peak
 
 
 def accumulate_tokens(
@@ -221,6 +235,20 @@ def accumulate_tokens(
     weighted = gated_norm.float() * torch.cat(parts).clamp_min(0)[:, None]
     flat = experts.reshape(-1).cpu()
     stats["easy_ep"].index_add_(0, flat, weighted.reshape(-1).double().cpu())
+
+
+def accumulate_growth(stats: LayerStatistics, *, h: torch.Tensor, after: torch.Tensor) -> None:
+    """Add how much the block lengthened the residual stream, in place; h, after: [tokens, hidden].
+
+    The logarithm's mean is that of an ordinary token: a few with massive activations do not count.
+    """
+    parts = [
+        (_norm(after[b].float()) / _norm(h[b].float()).clamp_min(_EPSILON)).clamp_min(_EPSILON)
+        for b in _blocks(h)
+    ]
+    ratio = torch.cat(parts)
+    total = 2 * ratio.log().sum(dtype=_sum_dtype(ratio)).double().cpu()
+    stats[GROWTH_SUM].add_(torch.stack([total, torch.tensor(len(ratio), dtype=torch.float64)]))
 
 
 def _turn(
@@ -315,13 +343,27 @@ class Statistics:
         """All sums of one domain and layer, as float64, each read when it is first asked for."""
         prefix = f"{domain}/layers.{layer}."
         names = [*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA]
+        if not self.has_growth:
+            names = [name for name in names if not name.startswith("relative")]
         names += [INPUT_SUM] if self.has_inputs else []
+        names += [GROWTH_SUM] if self.has_growth else []
+        names += GRADIENT_SUMS if self.has_gradients else ()
         return LayerStatistics(_StoredSums(names, lambda name: self.read(prefix + name).double()))
 
     @property
     def has_inputs(self) -> bool:
         """Whether sums of squared inputs are there: calibrations of older versions lack them."""
         return bool(self.info.get("inputs"))
+
+    @property
+    def has_growth(self) -> bool:
+        """Whether losses relative to the residual stream are there: older versions lack them."""
+        return f"{self.domains[0]}/layers.{self.layers[0]}.{GROWTH_SUM}" in self.stored
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a backward pass was made, for the scores that need one."""
+        return f"{self.domains[0]}/layers.{self.layers[0]}.{GRADIENT_SUMS[0]}" in self.stored
 
     def matrix_inputs(self, domain: str, layer: int, role: str) -> torch.Tensor | None:
         """Sum of squared inputs of a matrix outside the routed experts, float64 [inputs].
@@ -356,7 +398,15 @@ def load_statistics(directory: Path, fingerprint: str | None = None) -> Statisti
     file = directory / "statistics.safetensors"
     if not file.is_file():
         raise UserError(f"{file} is missing", "calibrate again")
-    return Statistics(info, read_header(file))
+    return Statistics(info, read_header(file) | _gradients(directory, info))
+
+
+def _gradients(directory: Path, info: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """The sums of the backward pass over the same tokens, where one was made."""
+    record = directory / "gradients.json"
+    if not record.is_file() or read_json(record) != info:
+        return {}
+    return read_header(directory / "gradients.safetensors")
 
 
 def layer_tensors(
@@ -366,7 +416,7 @@ def layer_tensors(
     named = {f"layers.{layer}.{name}": value.float() for name, value in norms.items()}
     for domain, stats in domains.items():
         for name, value in stats.sums.items():
-            stored = value if name in EXPERT_SUMS else value.float()
+            stored = value if name in (*EXPERT_SUMS, GROWTH_SUM) else value.float()
             named[f"{domain}/layers.{layer}.{name}"] = stored
     return named
 

@@ -20,7 +20,7 @@ from rich.progress import (
 from tenp_edge.progress import Task
 from tenp_edge.units import format_size
 
-_LOG_SECONDS = 10.0
+_FIRST_SECONDS, _LOG_SECONDS = 2.0, 10.0
 
 
 class _BarTask:
@@ -32,12 +32,12 @@ class _BarTask:
 
 
 class _LogTask:
-    """For logs and pipes: one line every ten seconds, none for short work."""
+    """For logs and pipes: a line after two seconds, then every ten; none for short work."""
 
     def __init__(self, console: Console, title: str, total: float, unit: str) -> None:
         self._console, self._title, self._total, self._unit = console, title, total, unit
         self._done = 0.0
-        self._next = time.monotonic() + _LOG_SECONDS
+        self._next = time.monotonic() + _FIRST_SECONDS
 
     def advance(self, amount: float = 1) -> None:
         self._done += amount
@@ -74,6 +74,10 @@ class TerminalProgress:
         with Progress(*columns, console=self._console, transient=True) as progress:
             shown = format_size(total) if unit == "bytes" else unit
             yield _BarTask(progress, progress.add_task(title, total=total, unit=shown))
+
+    def step(self, text: str) -> None:
+        """What begins now, before the seconds that importing takes."""
+        self._console.print(f"{text} ...", highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         self._console.print(f"note: {text}", highlight=False, soft_wrap=True)

@@ -1,8 +1,9 @@
 """Which tensor type a plan takes when only the memory is given.
 
-The rule: the most precise of the format's automatic types at which at least 85 % of the neurons
-stay; where there is none, the least precise of them, pruned. A few neurons cost less than bits,
-many cost more (docs/quantisation.md has the measured table).
+The rule: the most precise of the format's automatic types at which enough of the neurons stay
+(85 %, 65 % for method adaptive, whose cuts cost less); where there is none, the least precise of
+them, pruned. A few neurons cost less than bits, many cost more (docs/quantisation.md and
+docs/planning.md have the measured tables).
 """
 
 from __future__ import annotations
@@ -17,16 +18,24 @@ from tenp_edge.footprint import RunMemory
 from tenp_edge.pricing import Pricer
 from tenp_edge.request import PlanRequest, Target
 
-ENOUGH = 0.85
+ENOUGH = {"adaptive": 0.65}
+ENOUGH_ELSE = 0.85
+
+
+def enough(method: str) -> float:
+    """The share of the neurons that must stay for a more precise type to be taken."""
+    return ENOUGH.get(method, ENOUGH_ELSE)
 
 
 @dataclass(frozen=True)
 class TypeChoice:
-    """``quant`` and why; ``kept``: about which share of the neurons each candidate could keep."""
+    """``quant`` and why; ``kept``: about which share of the neurons each candidate could keep.
+    ``answer``: what the runtime said about the whole model, if it was asked."""
 
     quant: str
     reason: str
     kept: dict[str, float]
+    answer: RunMemory | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"quant": self.quant, "reason": self.reason, "kept": self.kept}
@@ -50,6 +59,7 @@ def choose_type(
     types: tuple[str, ...],
     target_of: Callable[[str], Target],
     confirm: bool,
+    least: float = ENOUGH_ELSE,
 ) -> TypeChoice:
     """The rule above, for ``types``, the most precise first.
 
@@ -68,8 +78,8 @@ def choose_type(
         weights = priced.memory.weights_bytes - pricer(half).memory.weights_bytes
         per_share = weights / (1 - halved)  # Buffers hardly shrink: the widest experts stay.
         kept[quant] = min(1.0, max(0.0, 1 - (full - budget) / per_share))
-        if kept[quant] >= ENOUGH:
-            reason = f"the most precise type that keeps {ENOUGH:.0%} of the neurons or more"
-            return TypeChoice(quant, reason, kept)
-    reason = f"no type keeps {ENOUGH:.0%} of the neurons, {types[-1]} the most"
-    return TypeChoice(types[-1], reason, kept)
+        if kept[quant] >= least:
+            reason = f"the most precise type that keeps {least:.0%} of the neurons or more"
+            return TypeChoice(quant, reason, kept, answer)
+    reason = f"no type keeps {least:.0%} of the neurons, {types[-1]} the most"
+    return TypeChoice(types[-1], reason, kept, answer)

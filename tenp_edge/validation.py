@@ -245,7 +245,9 @@ def _gguf_judge(
         _check_sizes(path, {"vocab_size": (config.vocab_size, model.vocab_size)})
         facts: dict[str, Any] = {"tokenizer_agrees": _tokenizers_agree(model, run)}
     if memory is not None:
-        facts |= _peak_facts(runnable, memory, predicted if runnable == path else None)
+        with run.progress.task("measuring peak memory", 1, "runs") as task:
+            facts |= _peak_facts(runnable, memory, predicted if runnable == path else None)
+            task.advance()
         facts["measured_as"] = judged
 
     @contextmanager

@@ -22,6 +22,7 @@ FORMAT = "tenp-edge run"
 # Everything a run may leave in its directory, and so everything --force may delete.
 OUTPUTS = (
     "calibration",
+    "calibration-pruned",
     "checkpoint",
     "onnx",
     "model.gguf",

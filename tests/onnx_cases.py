@@ -66,6 +66,11 @@ def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Floats:
     return logits.numpy()
 
 
+def written(directory: Path) -> dict[str, int]:
+    files = (file for file in directory.rglob("*") if file.is_file())
+    return {str(file.relative_to(directory)): file.stat().st_size for file in files}
+
+
 class Running:
     """An exported graph in plain onnxruntime, its cache kept from step to step."""
 

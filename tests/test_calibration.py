@@ -147,6 +147,8 @@ def add_token(
         "activation": m,
         "activation_sq": m**2,
         "gated_activation_sq": (g * m) ** 2,
+        "relative_projection": g * p / h.norm(),
+        "relative_activation_sq": (g * m) ** 2 / h.norm() ** 2,
     }
     for name, value in values.items():
         sums[name][e] += value
@@ -514,3 +516,24 @@ def test_a_layer_is_freed_before_the_next_is_read(
     finally:
         gc.enable()
     assert len(alive) == 3
+
+
+def test_later_layers_see_what_a_plan_leaves(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The first MoE layer's sums stay, the others change; a plan that cuts nothing changes none."""
+    checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
+    plan, data = plans.ragged_plan(checkpoint), [domain("code", 2)]
+    whole = run(checkpoint.path, tmp_path / "whole", data)
+    after = run(checkpoint.path, tmp_path / "after", data, plan=plan)
+    assert after.info["pruned_by"] == plan.digest
+    first, *later = whole.layers
+    for name in NAMES:
+        assert torch.equal(after.layer("code", first)[name], whole.layer("code", first)[name])
+    for layer in later:
+        assert not torch.equal(
+            after.layer("code", layer)["gate"], whole.layer("code", layer)["gate"]
+        )
+    same = run(checkpoint.path, tmp_path / "same", data, plan=plans.whole_plan(checkpoint))
+    for layer in whole.layers:
+        assert_same_sums(same, "code", layer, whole.layer("code", layer), tolerance=1e-6)

@@ -20,7 +20,7 @@ def test_two_coins() -> None:
     assert row.reference_perplexity == pytest.approx(2.0)
     assert row.candidate_perplexity == pytest.approx(4 / 3)
     assert row.perplexity_ratio == pytest.approx(2 / 3)
-    assert row.rms_delta_p == pytest.approx(0.25)
+    assert row.mean_delta_p == row.rms_delta_p == pytest.approx(0.25)
     assert row.same_top == 0.0
 
 
@@ -59,6 +59,7 @@ def test_equals_a_numpy_transcription() -> None:
         "reference_perplexity": np.exp(-lp[index].mean()),
         "candidate_perplexity": np.exp(-lq[index].mean()),
         "perplexity_ratio": np.exp(lp[index].mean() - lq[index].mean()),
+        "mean_delta_p": delta.mean(),
         "rms_delta_p": np.sqrt((delta**2).mean()),
     }
     for name, value in expected.items():
@@ -72,7 +73,8 @@ class LlamaPerplexity:
     def __init__(self) -> None:
         self.kl: list[float] = []
         self.nll, self.nll_base = 0.0, 0.0
-        self.squared_difference, self.same_top = 0.0, 0
+        self.difference, self.squared_difference, self.same_top = 0.0, 0.0, 0
+        self.tied = 0  # tokens whose two best fall on neighbouring steps or on one
 
     def stored(self, logits: np.ndarray) -> tuple[np.float32, np.float32, np.ndarray]:
         highest, lowest = logits.max(), max(logits.min(), logits.max() - np.float32(16))
@@ -92,7 +94,11 @@ class LlamaPerplexity:
         terms = p * (base[counted] - logits[counted] + (highest + total))
         self.kl.append(float(terms.sum(dtype=np.float64)))
         self.nll, self.nll_base = self.nll + float(nll), self.nll_base + float(nll_base)
-        self.squared_difference += float(np.exp(-nll) - np.exp(-nll_base)) ** 2
+        difference = float(np.exp(-nll) - np.exp(-nll_base))
+        self.difference += difference
+        self.squared_difference += difference**2
+        highest_two = np.partition(steps, -2)[-2:].astype(int)
+        self.tied += int(highest_two[1] - highest_two[0] <= 1)
         self.same_top += int(logits.argmax() == base.argmax())
 
     def percentile(self, share: float) -> float:
@@ -118,7 +124,9 @@ def test_equals_llama_perplexity() -> None:
         assert row.mean_kl == pytest.approx(float(np.mean(judge.kl)), rel=tolerance)
         assert row.kl_99 == pytest.approx(judge.percentile(0.99), rel=tolerance)
         assert row.max_kl == pytest.approx(max(judge.kl), rel=tolerance)
-        assert row.same_top == judge.same_top / 300
+        assert abs(300 * row.same_top - judge.same_top) <= judge.tied + 1e-9
+        assert judge.tied <= 3
+        assert row.mean_delta_p == pytest.approx(judge.difference / 300, rel=tolerance, abs=1e-6)
         assert row.rms_delta_p == pytest.approx(
             math.sqrt(judge.squared_difference / 300), rel=tolerance
         )

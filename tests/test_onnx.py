@@ -22,6 +22,7 @@ from onnx_cases import (
     export,
     relative_rms,
     torch_logits,
+    written,
 )
 from plans import ragged_plan, whole_plan
 from transformers import AutoConfig
@@ -51,11 +52,6 @@ def graphs(graph: Any) -> Iterator[Any]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from graphs(attribute.g)
-
-
-def written(directory: Path) -> dict[str, int]:
-    files = (file for file in directory.rglob("*") if file.is_file())
-    return {str(file.relative_to(directory)): file.stat().st_size for file in files}
 
 
 # -- bytes -----------------------------------------------------------------------------------------
@@ -334,11 +330,15 @@ def refuse(action: Callable[[], object], message: str, hint: str) -> None:
 
 
 REFUSED: dict[str, tuple[ExportOptions, str, str]] = {
-    "mode": (ExportOptions("none", "fast"), "ONNX has no mode 'fast'", "--mode portable"),
+    "mode": (
+        ExportOptions("none", "fast"),
+        "ONNX has no mode 'fast'",
+        "--mode portable|static|ort-cpu",
+    ),
     "quant": (
         ExportOptions("Q8_0"),
         "ONNX mode portable has no quantisation 'Q8_0'",
-        "--quant none",
+        "--quant none|int8|int4",
     ),
     "rules": (
         ExportOptions("none", tensor_types=("a=b",)),

@@ -15,13 +15,13 @@ def _seconds(directory: Path, layers: int, block: int) -> float:
     if not checkpoint.exists():
         write_random_checkpoint(checkpoint, big_config(layers, 128, 16, 8))
     graph = export(checkpoint, directory / f"{layers}-{block}", block)
-    return min(load_seconds(graph)["cpu_seconds"] for _ in range(2))
+    return load_seconds(graph)["cpu_seconds"]
 
 
 def test_load_time_is_no_square_of_the_layers(tmp_path: Path) -> None:
-    """Twice the layers: 2.0 to 2.4 times the CPU seconds, and far below an If per expert."""
-    short, long = _seconds(tmp_path, 4, 16), _seconds(tmp_path, 8, 16)
-    assert long < 3 * short
+    """Twice the layers: 1.9 times the CPU seconds; with an If per expert 2.9 times."""
+    short, long = (min(_seconds(tmp_path, layers, 16) for _ in range(2)) for layers in (4, 8))
+    assert long < 2.5 * short
     assert 2 * long < _seconds(tmp_path, 8, 1)
 
 

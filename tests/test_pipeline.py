@@ -169,3 +169,17 @@ def test_killed_at_every_stage_the_result_is_the_same(
     assert done.returncode == 0, done.stderr
     assert digests(out) == digests(compressed)
     assert {file.name for file in out.iterdir()} == OUTPUTS
+
+
+def test_successive_plans_from_what_the_first_plan_leaves(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    flags = ("--keep", "0.6", *QUICK, "--skip-checkpoint", "--no-validate", "--successive")
+    done = run("compress", checkpoint_of("qwen3_moe"), *flags, "-o", out)
+    assert done.returncode == 0, done.stderr
+    stored = json.loads((out / "calibration-pruned" / "statistics.json").read_text())
+    plan = load_plan(out / "plan.json")
+    assert len(stored["pruned_by"]) == len(plan.digest)
+    assert stored["pruned_by"] != plan.digest
+    assert plan.keep_ratio <= 0.6

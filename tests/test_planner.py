@@ -95,7 +95,7 @@ def test_keep_is_the_largest_legal_plan_not_above(
         return
     assert plan.keep_ratio <= keep
     experts, full = config.num_experts * len(config.moe_layers), config.moe_intermediate_size
-    step = {"enp": 16 * experts, "free": 16}.get(method)
+    step = {"enp": 16 * experts, "free": 16, "adaptive": 16}.get(method)
     if step is None:
         step = full - plan.recipe.get("narrow_width", 0)
     assert keep == 1.0 == plan.keep_ratio or plan.keep_ratio + step / (experts * full) > keep
@@ -192,7 +192,7 @@ def test_the_slope_goes_where_the_loss_is(
 ) -> None:
     def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
         if layer == busy:
-            stats["gated_activation_sq"].mul_(1000)
+            stats["relative_activation_sq"].mul_(1000)
 
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
     plan = make_plan(qwen3, device, PlanRequest(keep=0.6), statistics)
@@ -205,7 +205,7 @@ def test_the_slope_goes_where_the_loss_is(
 def test_a_u_shape_is_found(qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path) -> None:
     def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
         if layer != 1:
-            stats["gated_activation_sq"].mul_(1000)
+            stats["relative_activation_sq"].mul_(1000)
 
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
     plan = make_plan(qwen3, device, PlanRequest(keep=0.6), statistics)
@@ -260,7 +260,7 @@ def test_unreached_experts_stay_narrow_and_are_named(
 ) -> None:
     def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
         if layer == 1:
-            for value in stats.sums.values():
+            for value in (v for name, v in stats.sums.items() if name != "growth"):
                 value[3] = 0
 
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
@@ -382,7 +382,7 @@ def test_an_infeasible_budget_names_other_types(qwen3: Checkpoint, device: Devic
         (
             PlanRequest(method="magic"),
             "--method magic is not known",
-            "--method tenp|enp|drop|free",
+            "--method tenp|enp|drop|free|adaptive",
         ),
         (
             PlanRequest(method="free", keep=0.6),
@@ -459,3 +459,128 @@ def test_a_quarter_of_a_30b_shape_plans_in_seconds(
     plan = make_plan(checkpoint, device, request, statistics)
     assert time.process_time() - start < 15
     assert 0.9 * full * 2 / 3 < total(plan) <= full * 2 // 3
+
+
+# -- own widths by predicted loss ------------------------------------------------------------------
+
+
+def test_adaptive_counts_in_units_of_the_residual_stream(
+    qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path
+) -> None:
+    """A layer whose energies are large, but small against its stream, is not favoured."""
+
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        stats["gated_activation_sq"].mul_(1000.0 ** (layer == 0))
+        stats["relative_activation_sq"].mul_(1000.0 ** (layer == 2))
+
+    statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
+    kept = {}
+    for method in ("free", "adaptive"):
+        request = PlanRequest(keep=0.6, method=method, width_multiple=16)
+        plan = make_plan(qwen3, device, request, statistics)
+        kept[method] = [sum(row) for row in plan.widths.values()]
+    assert kept["free"][0] == max(kept["free"])
+    assert kept["adaptive"][2] == max(kept["adaptive"]) > kept["adaptive"][0]
+
+
+def test_adaptive_predicts_less_loss_than_every_other_method(
+    qwen3: Checkpoint, device: DeviceProfile, statistics: Statistics
+) -> None:
+    def loss(method: str) -> float:
+        request = PlanRequest(keep=0.6, method=method, width_multiple=16, insurance=0.0)
+        plan = make_plan(qwen3, device, request, statistics)
+        return float(plan.recipe["predicted_loss"])
+
+    assert loss("adaptive") < min(loss(other) for other in ("tenp", "enp", "free", "drop"))
+
+
+def test_insurance_keeps_what_the_text_did_not_need(
+    qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path
+) -> None:
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        for name in ("relative_activation_sq", "relative_projection"):
+            stats[name][3] *= 1e-9  # reached, but hardly used
+
+    statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
+
+    def width(insurance: float) -> int:
+        request = PlanRequest(keep=0.7, method="adaptive", width_multiple=8, insurance=insurance)
+        return make_plan(qwen3, device, request, statistics).widths[1][3]
+
+    assert width(0.0) == 8 < width(3.0) <= width(100.0)
+
+
+def test_tilt_moves_neurons_to_deep_layers(
+    qwen3: Checkpoint, device: DeviceProfile, statistics: Statistics
+) -> None:
+    def deep_share(tilt: float) -> float:
+        request = PlanRequest(keep=0.6, method="adaptive", width_multiple=16, tilt=tilt)
+        rows = list(make_plan(qwen3, device, request, statistics).widths.values())
+        return sum(rows[-1]) / sum(rows[0])
+
+    assert deep_share(-3) < deep_share(0) < deep_share(3)
+
+
+def test_budgets_along_a_trapezoid_and_by_coverage(
+    qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path
+) -> None:
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        stats["relative_activation_sq"].mul_(100.0**layer)
+        stats["relative_projection"].mul_(10.0**layer)
+
+    statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
+
+    def layers(**knobs: object) -> list[int]:
+        request = PlanRequest(keep=0.6, method="adaptive", width_multiple=8)
+        plan = make_plan(qwen3, device, replace(request, **knobs), statistics)  # type: ignore[arg-type]
+        assert plan.keep_ratio <= 0.6 < plan.keep_ratio + 0.02
+        return [sum(row) for row in plan.widths.values()]
+
+    even, wide = layers(ranking="layer"), layers(ranking="global")
+    assert max(even) - min(even) <= 8 < wide[2] - wide[0]
+    falling = layers(ranking="trapezoid", shallow=3.0, deep=1.0)
+    assert falling[0] > falling[1] > falling[2]
+    covered = layers(ranking="coverage")
+    assert max(covered) - min(covered) < wide[2] - wide[0]
+
+
+def test_guards_keep_super_experts_whole_and_rare_ones_even(
+    qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path
+) -> None:
+    def silence(stats: LayerStatistics, expert: int) -> None:
+        for name in ("relative_activation_sq", "relative_projection"):
+            stats[name][expert] = 0
+
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        if layer == 0:
+            stats["gated_activation_max"][5, 7] = 1000
+            silence(stats, 5)
+        if layer == 1:
+            stats["tokens"][2] = 3
+            silence(stats, 2)
+
+    statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
+    found = {}
+    for guards in ((), ("super",), ("tail",), ("super", "tail")):
+        request = PlanRequest(keep=0.7, method="adaptive", guards=guards, insurance=0.0)
+        plan = make_plan(qwen3, device, request, statistics)
+        assert plan.keep_ratio <= 0.7
+        found[guards] = plan.widths[0][5], plan.widths[1][2]
+    assert found == {
+        (): (32, 32),
+        ("super",): (96, 32),
+        ("tail",): (32, 64),
+        ("super", "tail"): (96, 64),
+    }
+    with pytest.raises(UserError) as caught:
+        make_plan(qwen3, device, PlanRequest(keep=0.7, guards=("soft",)), statistics)
+    assert caught.value.message == "--guard soft is not known"
+    assert caught.value.hint == "--guard super|tail"
+
+
+def test_adaptive_without_calibration_is_a_trapezoid_of_its_size(
+    qwen3: Checkpoint, device: DeviceProfile
+) -> None:
+    plan = make_plan(qwen3, device, PlanRequest(keep=0.6, method="adaptive"))
+    assert plan.widths == make_plan(qwen3, device, PlanRequest(keep=0.6)).widths
+    assert any(note.startswith("planned by bytes alone") for note in plan.recipe["notes"])

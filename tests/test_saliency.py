@@ -9,23 +9,28 @@ import pytest
 import torch
 from synthetic import random_layer, write_statistics
 
-from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.checkpoint import Checkpoint, read_header
 from tenp_edge.errors import UserError
 from tenp_edge.saliency import (
     EXPERT_SCORES,
     NEURON_SCORES,
+    cut_losses,
     expert_scores,
-    neuron_losses,
     neuron_scores,
+    prior_losses,
     ranking_scores,
     unreached,
 )
 from tenp_edge.statistics import (
+    WEIGHT_NORMS,
     LayerStatistics,
     Statistics,
     accumulate_expert,
+    accumulate_growth,
     accumulate_tokens,
+    layer_tensors,
     make_empty,
+    write_tensors,
 )
 
 Tokens = dict[str, torch.Tensor]
@@ -52,6 +57,8 @@ def tokens() -> Tokens:
         "gate_w": gate_w,
         "up_w": up_w,
         "w": down_w,
+        "after": 3 * h + draw(COUNT, HIDDEN),
+        "slope": draw(COUNT, HIDDEN) @ down_w,  # dL/dm = dL/dy W_down, of a random dL/dy
     }
 
 
@@ -66,11 +73,17 @@ def sums(tokens: Tokens) -> tuple[LayerStatistics, dict[str, torch.Tensor]]:
     routed = t["g"][:, None] * t["y"]
     ones = torch.ones(COUNT, 1, dtype=torch.int64)
     accumulate_tokens(stats, h=t["h"], routed=routed, experts=ones, gated_norm=gated_norm[:, None])
+    accumulate_growth(stats, h=t["h"], after=t["after"])
     norms = {
         "gate_norm": t["gate_w"].norm(dim=1).expand(2, -1),
         "up_norm": t["up_w"].norm(dim=1).expand(2, -1),
         "down_norm": t["w"].norm(dim=0).expand(2, -1),
     }
+    for name, value in (
+        ("gradient_sq", t["slope"].square()),
+        ("taylor", (t["m"] * t["slope"]).abs()),
+    ):
+        stats = LayerStatistics({**stats.sums, name: torch.stack([value.sum(0) * 0, value.sum(0)])})
     return stats, norms
 
 
@@ -95,6 +108,10 @@ EXPERT_EQUATIONS: dict[str, Callable[[Tokens], torch.Tensor]] = {
         * t["y"].norm(dim=1)
         * (1 - cosine(t["h"], t["h"] + t["g"][:, None] * t["y"])).clamp_min(0)
     ).sum(),
+    "gated-norm": lambda t: (t["g"] * t["y"].norm(dim=1)).sum(),
+    "tenp-residual": lambda t: (
+        t["g"] * t["y"].norm(dim=1) * (1 - cosine(t["h"], t["h"] + t["g"][:, None] * t["y"]))
+    ).sum(),
     "magnitude": frobenius,
 }
 
@@ -114,12 +131,20 @@ NEURON_EQUATIONS: dict[str, Callable[[Tokens], torch.Tensor]] = {
     "enp-abs": lambda t: contribution(t).abs().mean(dim=0),
     "enp-sum": lambda t: contribution(t).sum(dim=0),
     "energy": lambda t: gated(t).square().sum(dim=0) * t["w"].square().sum(dim=0),
+    "relative": lambda t: (
+        (gated(t).square() / t["h"].square().sum(dim=1)[:, None]).sum(dim=0)
+        * t["w"].square().sum(dim=0)
+        * t["h"].square().sum(dim=1).log().sub(t["after"].square().sum(dim=1).log()).mean().exp()
+    ),
     "camera-p": lambda t: (
         t["w"].square().sum(dim=0)
         * (0.1 * gated(t).square().sum(dim=0) + 0.9 * gated(t).abs().amax(dim=0).square())
     ),
     "flap": lambda t: t["m"].var(dim=0, correction=0) * t["w"].square().sum(dim=0),
     "wanda": lambda t: t["m"].norm(dim=0) * t["w"].norm(dim=0),
+    "heapr": lambda t: t["m"].square().mean(dim=0) * t["slope"].square().mean(dim=0),
+    "heapr-sum": lambda t: COUNT * t["m"].square().mean(dim=0) * t["slope"].square().mean(dim=0),
+    "taylor": lambda t: (t["m"] * t["slope"]).abs().sum(dim=0),
     "magnitude": lambda t: torch.cat([t["gate_w"], t["up_w"], t["w"].T], dim=1).norm(dim=1),
 }
 
@@ -187,7 +212,7 @@ def statistics_of(checkpoint_of: Callable[[str], Path], directory: Path) -> Stat
 
     def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
         for expert in [5] if domain == "code" else [2, 5]:
-            for value in stats.sums.values():
+            for value in (v for name, v in stats.sums.items() if name != "growth"):
                 value[expert] = 0
 
     return write_statistics(directory, checkpoint.config, checkpoint.fingerprint, edit=edit)
@@ -236,7 +261,7 @@ def test_random_scores_are_seeded(checkpoint_of: Callable[[str], Path], tmp_path
         assert not torch.equal(score(statistics, 0, "random", 7), score(statistics, 1, "random", 7))
 
 
-def test_ranking_scores_compare_experts_and_losses_are_energy_per_token(
+def test_ranking_scores_compare_experts(
     checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     statistics = statistics_of(checkpoint_of, tmp_path)
@@ -246,7 +271,73 @@ def test_ranking_scores_compare_experts_and_losses_are_energy_per_token(
         for domain in ("code", "prose")
     ]
     torch.testing.assert_close(ranking_scores(statistics, 1, "energy"), energy[0] + energy[1])
-    torch.testing.assert_close(neuron_losses(statistics, 1), (energy[0] + energy[1]) / 2)
+
+
+def one_expert(m: torch.Tensor, h: torch.Tensor, after: torch.Tensor) -> LayerStatistics:
+    """Statistics of tokens that one expert receives with g = 1 and W_down = identity."""
+    stats = make_empty(1, m.shape[1])
+    accumulate_expert(stats, 0, x=m, h=h, m=m, y=m, g=torch.ones(len(m)), projected=m)
+    accumulate_growth(stats, h=h, after=after)
+    return stats
+
+
+def stored(
+    stats: LayerStatistics, tokens: int, tmp_path: Path, **norms: torch.Tensor
+) -> Statistics:
+    ones = torch.ones(1, stats["activation"].shape[1]).double()
+    named = layer_tensors(0, {"one": stats}, dict.fromkeys(WEIGHT_NORMS, ones) | norms)
+    write_tensors(tmp_path / "statistics.safetensors", named)
+    info = {"domains": {"one": {"samples": 1, "tokens": tokens}}, "layers": [0]}
+    return Statistics(info, read_header(tmp_path / "statistics.safetensors"))
+
+
+def test_cut_losses_by_hand(tmp_path: Path) -> None:
+    """Two of four tokens reach the expert, with m = (3, 4), |y| = 5, |h| = 10 before and 20 after.
+
+    Cutting neuron 0 alone: 9 / 400 on half of the tokens. Both: 25 / 400 on half of them; of their
+    energies' sum 9 + 16 nothing is missing, as the neurons are orthogonal, but along y they add up
+    to (9/5 + 16/5)^2 - (9/5)^2 - (16/5)^2 = 11.52 more.
+    """
+    m = torch.tensor([[3.0, 4.0]]).repeat(2, 1)
+    h = torch.tensor([[10.0, 0.0]]).repeat(2, 1)
+    statistics = stored(one_expert(m, h, 2 * h), 4, tmp_path)
+    losses = cut_losses(statistics, 0, torch.tensor([[1, 0]]))[0]
+    assert losses.tolist() == pytest.approx([(25 + 11.52) / 800, 9 / 800, 0])
+
+
+def test_cut_losses_are_exact_for_neurons_of_one_direction(tmp_path: Path) -> None:
+    """w_0 = w_1: what is cut is (m_0 + m_1) w, whose square the energies alone halve."""
+    m, h = torch.tensor([[2.0, 2.0]]), torch.tensor([[8.0, 0.0]])
+    y = torch.tensor([[4.0, 0.0]])  # W_down = [[1, 1], [0, 0]]
+    stats = make_empty(1, 2)
+    accumulate_expert(
+        stats, 0, x=m, h=h, m=m, y=y, g=torch.ones(1), projected=torch.tensor([[4.0, 4.0]])
+    )
+    accumulate_growth(stats, h=h, after=h)
+    losses = cut_losses(stored(stats, 1, tmp_path), 0, torch.tensor([[0, 1]]))[0]
+    assert losses.tolist() == pytest.approx([16 / 64, 4 / 64, 0])
+
+
+def test_old_statistics_count_energies(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Statistics of older versions have no growth; their losses are energies per token."""
+
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        for name in ("growth", "relative_projection", "relative_activation_sq"):
+            del stats.sums[name]  # type: ignore[attr-defined]
+
+    checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
+    found = write_statistics(tmp_path, checkpoint.config, checkpoint.fingerprint, edit=edit)
+    order = torch.arange(96).expand(8, -1)
+    energy = ranking_scores(found, 1, "energy") / 2
+    torch.testing.assert_close(cut_losses(found, 1, order)[:, 0], energy.sum(dim=1))
+    with pytest.raises(UserError) as caught:
+        ranking_scores(found, 1, "relative")
+    assert caught.value.message == (
+        "the statistics are of an older version, without losses relative to the residual stream"
+    )
+    assert caught.value.hint == "calibrate again, or --method free"
 
 
 def test_unknown_score(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
@@ -262,3 +353,29 @@ def test_random_layer_is_legal() -> None:
     stats = random_layer(3, 5, 1)
     count = stats["tokens"][:, None]
     assert ((stats["activation_sq"] / count) >= (stats["activation"] / count).square()).all()
+
+
+def test_prior_losses_follow_the_norms_and_add_up_to_the_layer(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    statistics = statistics_of(checkpoint_of, tmp_path)
+    prior, norms = prior_losses(statistics, 1), statistics.weight_norms(1)
+    size = (norms["gate_norm"] * norms["up_norm"] * norms["down_norm"]).square()
+    torch.testing.assert_close(prior / prior.sum(), size / size.sum())
+    said = ranking_scores(statistics, 1, "relative").sum() / 2
+    assert float(prior.sum()) == pytest.approx(float(said))
+    assert (prior[5] > 0).all()  # the expert that no text reached
+
+
+def test_a_score_that_needs_a_backward_pass_says_so(
+    tmp_path: Path, checkpoint_of: Callable[[str], Path]
+) -> None:
+    checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
+    statistics = write_statistics(tmp_path, checkpoint.config, checkpoint.fingerprint)
+    for function in (neuron_scores, ranking_scores):
+        with pytest.raises(UserError) as caught:
+            function(statistics, checkpoint.config.moe_layers[0], "heapr")
+        assert caught.value.message == (
+            "--neuron-score heapr needs a backward pass, which this calibration left out"
+        )
+        assert caught.value.hint == "tenp-edge calibrate --gradients, the same as before otherwise"

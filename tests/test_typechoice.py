@@ -54,6 +54,15 @@ def test_the_most_precise_type_that_keeps_enough(
     assert list(choice["kept"].values()) == sorted(choice["kept"].values())
 
 
+def test_adaptive_takes_fewer_neurons_for_more_bits(model: Checkpoint) -> None:
+    budget = total(model, "Q8_0", 0.75)
+    kept = planned(model, budget_bytes=budget).recipe["type_choice"]
+    assert kept["quant"] != "Q8_0"
+    chosen = planned(model, budget_bytes=budget, method="adaptive").recipe["type_choice"]
+    assert chosen["quant"] == "Q8_0"
+    assert chosen["reason"] == "the most precise type that keeps 65% of the neurons or more"
+
+
 def test_a_pinned_type_or_size_is_left_alone(model: Checkpoint) -> None:
     budget = total(model, "Q6_K")
     pinned = planned(model, budget_bytes=budget, quant="Q8_0")
@@ -80,6 +89,6 @@ def test_the_plan_says_why() -> None:
 def test_quantising_counts_in_the_announced_time() -> None:
     fast, slow = (EXPORTER.encoding_speed(ExportOptions(name)) for name in ("Q8_0", "Q4_K_M"))
     assert fast > 2 * slow > 0
-    found = estimate(0, 0, 0, 0, 0, 10**9, slow, torch.device("cpu"), torch.float32)
+    found = estimate(0, 0, 0, 0, 0, 1, 10**9, slow, torch.device("cpu"), torch.float32)
     assert found.total == found.quantisation == pytest.approx(4e9 / slow)
     assert "quantisation" in str(found)

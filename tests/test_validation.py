@@ -19,6 +19,7 @@ from tenp_edge.compress import write_checkpoint
 from tenp_edge.data import Domain, load_tokenizer, make_domains
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
+from tenp_edge.options import MeasureOptions
 from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions, exporter
 from tenp_edge.runtime.twin import GgufFile, write_padded_twin
@@ -179,6 +180,24 @@ def test_peak_rss_is_of_the_run_that_is_named(
     assert report.measured_as == judge
     assert report.measured_peak_rss is not None and report.predicted_peak_rss is not None
     assert 20 * 2**20 < report.measured_peak_rss <= report.predicted_peak_rss < 400 * 2**20
+
+
+def test_the_measured_run() -> None:
+    """What the flags say; the model's own length bounds the default and what may be asked."""
+    assert MeasureOptions().run(8192, 2) == MemoryRun(4096, 512, "F16", 2)
+    assert MeasureOptions().run(1024, 2).context == 1024
+    assert MeasureOptions(700, "Q8_0", 64).run(1024, 1) == MemoryRun(700, 64, "Q8_0", 1)
+    for options, message in (
+        (MeasureOptions(kv_type="Q4_0"), "no KV cache type 'Q4_0'\ntry: --kv-type F32, F16, Q8_0"),
+        (MeasureOptions(ubatch=0), "--ubatch is 0\ntry: --ubatch of 1 or more"),
+        (
+            MeasureOptions(2000),
+            "--context 2000 is more than the 1024 tokens of the model\ntry: --context 1024",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            options.run(1024, 1)
+        assert str(caught.value) == message
 
 
 def test_report_reads_back(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:

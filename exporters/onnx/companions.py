@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,33 @@ from tenp_edge.registry import FixedLengths
 MODEL_NAME, PREFILL_NAME, DECODE_NAME = "model.onnx", "prefill.onnx", "decode.onnx"
 NO_DIGEST = "0" * 32
 FORMAT, VERSION = "tenp-edge onnx", 1
+_SHARED_TOKENS = 4096
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
+@dataclass(frozen=True)
+class Genai:
+    """How onnxruntime-genai is to run the graph. ``shares_cache``: one buffer of max_length tokens
+    is past and present at once, which GroupQueryAttention can do."""
+
+    shares_cache: bool = False
+
+
 def companion_files(
-    checkpoint: Checkpoint, config: ModelConfig, for_genai: bool, digest: str = NO_DIGEST
+    checkpoint: Checkpoint, config: ModelConfig, genai: Genai | None, digest: str = NO_DIGEST
 ) -> dict[str, bytes]:
     """Every companion but tenp.json: those copied from the checkpoint and those written for it.
 
-    ``for_genai``: onnxruntime-genai can run the graph, which needs a genai_config.json.
+    ``genai``: None where onnxruntime-genai cannot run the graph.
     """
     base = checkpoint.path
     files = {str(file.relative_to(base)): file.read_bytes() for file in copied_files(base)}
     files["config.json"] = _json(model_config(checkpoint, config, digest))
     if "generation_config.json" not in files:
         files["generation_config.json"] = _json(_tokens(config.raw))
-    if for_genai:
+    if genai is not None:
         generation = json.loads(files["generation_config.json"])
-        files["genai_config.json"] = _json(genai_config(config, generation))
+        files["genai_config.json"] = _json(genai_config(config, generation, genai))
     return files
 
 
@@ -48,6 +57,7 @@ def tenp_file(
     mode: str,
     quant: str,
     files: Mapping[str, int],
+    left_padding: bool,
     digest: str = NO_DIGEST,
     lengths: FixedLengths | None = None,
 ) -> bytes:
@@ -66,6 +76,7 @@ def tenp_file(
             "quant": quant,
             **fixed,
             "plan": digest,
+            "left_padding": left_padding,
             "files": dict(files),
             "expert_widths": widths,
         }
@@ -91,7 +102,9 @@ def model_config(checkpoint: Checkpoint, config: ModelConfig, digest: str) -> di
     return raw
 
 
-def genai_config(config: ModelConfig, generation: Mapping[str, Any]) -> dict[str, Any]:
+def genai_config(
+    config: ModelConfig, generation: Mapping[str, Any], genai: Genai
+) -> dict[str, Any]:
     """For onnxruntime-genai, which knows any decoder by the type "decoder"."""
     cache = cache_shape(config)
     names = {
@@ -120,6 +133,9 @@ def genai_config(config: ModelConfig, generation: Mapping[str, Any]) -> dict[str
     if "pad_token_id" not in tokens and "eos_token_id" in tokens:
         eos = tokens["eos_token_id"]
         tokens["pad_token_id"] = eos[0] if isinstance(eos, list) else eos
+    # A shared cache is allocated whole: not a context of 262,144 tokens unless it is asked for.
+    longest = config.max_position_embeddings
+    longest = min(longest, _SHARED_TOKENS) if genai.shares_cache else longest
     return {
         "model": {
             **tokens,
@@ -130,8 +146,8 @@ def genai_config(config: ModelConfig, generation: Mapping[str, Any]) -> dict[str
         },
         "search": {
             "do_sample": False,
-            "max_length": config.max_position_embeddings,
-            "past_present_share_buffer": False,
+            "max_length": longest,
+            "past_present_share_buffer": genai.shares_cache,
         },
     }
 

@@ -12,7 +12,12 @@ from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import manifest_file
 from tenp_edge.exporters.onnx.blueprint import Blueprint
-from tenp_edge.exporters.onnx.companions import NO_DIGEST, companion_files, tenp_file
+from tenp_edge.exporters.onnx.companions import (
+    NO_DIGEST,
+    Genai,
+    companion_files,
+    tenp_file,
+)
 from tenp_edge.exporters.onnx.data_file import data_writer
 from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
 from tenp_edge.exporters.onnx.fixed import fixed_lengths
@@ -24,7 +29,7 @@ from tenp_edge.exporters.onnx.stored import data_files
 from tenp_edge.footprint import MemoryRun, RunMemory
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
-from tenp_edge.registry import Exporter, ExportOptions, Manifest
+from tenp_edge.registry import Exporter, ExportOptions, Manifest, WidthLimits
 from tenp_edge.source import ModelSource, StoredModel
 
 
@@ -40,6 +45,11 @@ class OnnxExporter:
     default_quant = "none"
     kv_types: tuple[str, ...] = ("F32",)
     target = "onnx"
+
+    def width_limits(self, options: ExportOptions) -> WidthLimits:
+        """What the planner keeps to."""
+        check_mode(options)
+        return way_of(options).widths
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, mode or quantisation cannot be written."""
@@ -127,7 +137,7 @@ def _manifest(blueprint: Blueprint, checkpoint: Checkpoint) -> Manifest:
         quant=options.quant,
         tensors=tuple(stored.manifest() for stored in blueprint.stored.values()),
         files=LazySizes(sizes),
-        notes=run_notes(options),
+        notes=run_notes(options, mode_of(options)),
     )
 
 
@@ -136,10 +146,12 @@ def _small_files(blueprint: Blueprint, checkpoint: Checkpoint, digest: str) -> d
     config, options = blueprint.config, blueprint.options
     graphs = {**blueprint.graphs, **blueprint.reports}
     sizes = {name: len(data) for name, data in graphs.items()} | data_files(blueprint.places)
-    lengths = fixed_lengths(config, options) if way_of(options).static else None
-    tenp = tenp_file(config, mode_of(options), options.quant, sizes, digest, lengths)
-    for_genai = not (way_of(options).static or options.latent_cache)
-    companions = companion_files(checkpoint, config, for_genai, digest)
+    way, counts_keys = way_of(options), way_of(options).makers.counts_keys(config)
+    lengths = fixed_lengths(config, options) if way.static else None
+    mode, padding = mode_of(options), not counts_keys
+    tenp = tenp_file(config, mode, options.quant, sizes, padding, digest, lengths)
+    genai = None if way.static or options.latent_cache else Genai(shares_cache=counts_keys)
+    companions = companion_files(checkpoint, config, genai, digest)
     return {**graphs, **companions, "tenp.json": tenp}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.onnx.fixed import check_lengths
-from tenp_edge.exporters.onnx.modes import way_of
+from tenp_edge.exporters.onnx.modes import mode_of, way_of
 from tenp_edge.exporters.onnx.router import expert_groups
 from tenp_edge.exporters.onnx.targets import targets_of
 from tenp_edge.models import ModelConfig
@@ -19,6 +19,7 @@ def check_model(config: ModelConfig, options: ExportOptions) -> None:
     _check_rope(config)
     if way_of(options).static:
         _check_static(config, options)
+    _check_widths(config, options)
     groups = expert_groups(config)
     if config.family.router_score == "sigmoid" and 1 < groups == config.num_experts:
         raise UserError(
@@ -38,6 +39,26 @@ def _check_options(config: ModelConfig, options: ExportOptions) -> None:
             f"{config.family.model_type} has no latent attention: its cache is keys and values",
             "leave --latent-cache out",
         )
+
+
+def _check_widths(config: ModelConfig, options: ExportOptions) -> None:
+    """Sizes that the experts' operator takes: it has no partial block."""
+    multiple = way_of(options).widths.multiple
+    portable = f"--mode portable --quant {options.quant}, which takes any width"
+    if config.hidden_size % multiple:
+        raise UserError(
+            f"--mode {mode_of(options)} --quant {options.quant} needs a hidden size in multiples "
+            f"of {multiple}; this model has {config.hidden_size}",
+            portable,
+        )
+    for layer, row in sorted(config.expert_widths.items()):
+        odd = [(expert, width) for expert, width in enumerate(row) if width % multiple]
+        if odd:
+            raise UserError(
+                f"--mode {mode_of(options)} --quant {options.quant} needs expert widths in "
+                f"multiples of {multiple}; layer {layer} expert {odd[0][0]} has {odd[0][1]}",
+                f"plan --width-multiple {multiple}, or {portable}",
+            )
 
 
 def _check_static(config: ModelConfig, options: ExportOptions) -> None:

@@ -24,10 +24,11 @@ from tenp_edge.exporters.onnx.linear_qdq import QdqLinear
 from tenp_edge.exporters.onnx.quantise import BLOCK
 from tenp_edge.exporters.onnx.tiers import FloatTier, QuantisedTier, TierMaker, dispatch_tiers
 from tenp_edge.models import ModelConfig
-from tenp_edge.registry import ExportOptions
+from tenp_edge.registry import ExportOptions, WidthLimits
 
 OPSET, IR_VERSION = 23, 11
 MOST_WIDTHS = 8
+ANY_WIDTH = WidthLimits()
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,14 @@ class Way:
 
     ``static``: every shape is a number; one graph for prompts and one for decoding share the data
     files. ``calibrated``: activations have fixed scales, from ranges that are measured on text.
-    ``width_multiple``: of the hidden size and of every expert's width; ``most_widths``: how many
-    different ones the plan should hold, since each is a node per layer.
+    ``widths``: their multiple is that of the hidden size too; each is a node per layer.
     """
 
     makers: Makers
     opsets: Mapping[str, int]
     static: bool = False
     calibrated: bool = False
-    width_multiple: int = 1
-    most_widths: int | None = None
+    widths: WidthLimits = ANY_WIDTH
 
     def graphs(self, config: ModelConfig, options: ExportOptions) -> Mapping[str, Lengths]:
         """File name -> dimensions of its inputs."""
@@ -81,7 +80,7 @@ def _tiers(makers: Makers, maker: TierMaker) -> Makers:
 
 def _quantised_ort_cpu(bits: int) -> Way:
     makers = _blocks(_tiers(_ORT_CPU, QuantisedTier(bits)), bits)
-    return Way(makers, _WITH_CONTRIB, width_multiple=BLOCK, most_widths=MOST_WIDTHS)
+    return Way(makers, _WITH_CONTRIB, widths=WidthLimits(BLOCK, MOST_WIDTHS))
 
 
 # (mode, quantisation) -> way; the first of each is the default.
@@ -93,7 +92,9 @@ WAYS: dict[tuple[str, str], Way] = {
     ("static", "int8"): Way(
         replace(_STATIC, linear=QdqLinear()), {"": OPSET}, static=True, calibrated=True
     ),
-    ("ort-cpu", "none"): Way(_tiers(_ORT_CPU, FloatTier()), _WITH_CONTRIB, most_widths=MOST_WIDTHS),
+    ("ort-cpu", "none"): Way(
+        _tiers(_ORT_CPU, FloatTier()), _WITH_CONTRIB, widths=WidthLimits(most=MOST_WIDTHS)
+    ),
     ("ort-cpu", "int8"): _quantised_ort_cpu(8),
     ("ort-cpu", "int4"): _quantised_ort_cpu(4),
 }

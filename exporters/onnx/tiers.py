@@ -115,8 +115,8 @@ class FloatTier:
         c.g.fill(Fill(tuple(names), partial(_fill_floats, c, tier, names)))
         gate_up = c.g.weight(Stored(names[0], FLOAT, (count, 2 * width, hidden), _PART))
         down = c.g.weight(Stored(names[1], FLOAT, (count, hidden, width), _PART))
-        # Of a tier without a token all are -inf, and their softmax is not a number: a little more
-        # than nothing to the smallest float keeps the arithmetic defined.
+        # Of a tier that a token did not choose all are -inf and their softmax is NaN, which is not
+        # above zero either: the kernel skips its experts. Any finite logit would compute k of them.
         logits = c.g.op(f"{path}/logits", "Log", [shares])
         given = [x, logits, gate_up, None, down]
         out = c.g.op(path, "MoE", given, CONTRIB, **tier.attributes(c))
@@ -135,24 +135,38 @@ def dispatch_tiers(
 ) -> ir.Value:
     """The weighted sum of each token's experts, tier by tier.
 
-    ids, weights (tokens, top_k) ── ScatterElements ── shares (tokens, experts)
-    shares ── Gather a tier's columns ── tier ── Add ──
+    ids ── Gather place ──┬── ScatterElements ── shares (tokens, experts) ── Split ── tier ── Sum ──
+    weights ──────────────┘
+
+    ``place`` numbers the experts tier by tier, so that one Split serves all: at one token a node
+    costs as much as a tenth of an expert.
     """
+    g, tiers = c.g, tiers_of(c.config.expert_widths[layer], layer)
+    shares = _shares(c, f"{path}/scatter", ids, weights, tiers)
+    sizes = [len(tier.experts) for tier in tiers]
+    parts: Sequence[ir.Value] = [shares]
+    if len(tiers) > 1:
+        parts = g.ops(f"{path}/tiers", "Split", [shares, sizes], len(tiers), axis=1)
+    outs = [
+        maker(c, f"{path}/width_{tier.width}", x, mine, tier)
+        for tier, mine in zip(tiers, parts, strict=True)
+    ]
+    return outs[0] if len(outs) == 1 else g.op(f"{path}/tiers", "Sum", outs)
+
+
+def _shares(
+    c: Context, path: str, ids: ir.Value, weights: ir.Value, tiers: Sequence[Tier]
+) -> ir.Value:
+    """What each expert counts for each token, (tokens, experts in the order of the tiers)."""
     g, experts = c.g, c.config.num_experts
-    count = g.op(f"{path}/scatter/tokens", "Shape", [x], start=0, end=1)
-    shape = g.op(f"{path}/scatter/shape", "Concat", [count, [experts]], axis=0)
-    none = g.op(f"{path}/scatter", "Expand", [np.asarray(0, np.float32), shape])
-    shares = g.op(f"{path}/scatter", "ScatterElements", [none, ids, weights], axis=1)
-    total = None
-    for tier in tiers_of(c.config.expert_widths[layer], layer):
-        name = f"{path}/width_{tier.width}"
-        mine = shares
-        if len(tier.experts) < experts:
-            mine = g.op(f"{name}/shares", "Gather", [shares, list(tier.experts)], axis=1)
-        out = maker(c, name, x, mine, tier)
-        total = out if total is None else g.op(f"{name}/sum", "Add", [total, out])
-    assert total is not None
-    return total
+    order = [expert for tier in tiers for expert in tier.experts]
+    if order != sorted(order):
+        place = g.constant(np.argsort(order), f"{path}/place")
+        ids = g.op(f"{path}/place", "Gather", [place, ids], axis=0)
+    tokens = g.op(f"{path}/tokens", "Shape", [ids], start=0, end=1)
+    shape = g.op(f"{path}/shape", "Concat", [tokens, [experts]], axis=0)
+    none = g.op(path, "Expand", [np.asarray(0, np.float32), shape])
+    return g.op(path, "ScatterElements", [none, ids, weights], axis=1)
 
 
 def tiers_of(widths: Sequence[int], layer: int) -> list[Tier]:

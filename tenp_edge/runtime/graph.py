@@ -21,6 +21,8 @@ from tenp_edge.runtime.routing import build_router
 from tenp_edge.runtime.weights import Cache, Weights
 
 _LAYER_NODES, _BRANCH_NODES = 96, 11
+# Lost in any float above 1e-23, and large enough that half of it is still a normal float.
+_GATE_OFFSET = 1e-30
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,14 @@ class Graph:
         shared = self._mlp(layer, "_shexp", x)
         if not self._model.facts.architecture.shared_gate:
             return shared
-        gate = self.context.sigmoid(self._step.linear(layer, "ffn_gate_inp_shexp", x))
-        return self.context.mul(shared, gate)
+        return self.context.mul(shared, self._shared_gate(layer, x))
+
+    def _shared_gate(self, layer: int, x: int) -> int:
+        """sigmoid(g) as llama.cpp computes it, silu(g) / g: a rounding away from ggml's sigmoid,
+        which would be seen in every logit. There g = 0 gives 0 / 0; here it is moved aside."""
+        gate = self._step.linear(layer, "ffn_gate_inp_shexp", x)
+        gate = self.context.scale_bias(gate, 1.0, _GATE_OFFSET)
+        return self.context.div(self.context.silu(gate), gate)
 
     def _mlp(self, layer: int, suffix: str, x: int) -> int:
         step = self._step

@@ -1,0 +1,308 @@
+"""The methods that are compared: a table of names, each with how it spends a budget of neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+
+from tenp_edge.allocation import Shape, Space
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.compare.candidates import Compensated, Masked
+from tenp_edge.compare.engine import Candidate, Planned
+from tenp_edge.compare.scores import aimer_scores, best_experts, coverage_widths, mone_scores
+from tenp_edge.errors import UserError
+from tenp_edge.evidence import Evidence, Scores
+from tenp_edge.plan import ExpertKey, Widths
+from tenp_edge.pricing import draft
+from tenp_edge.request import INSURANCE
+from tenp_edge.saliency import EXPERT_SCORES, NEED_GRADIENTS, NEURON_SCORES
+from tenp_edge.search import (
+    PAPER_SHAPE,
+    Allocator,
+    Drop,
+    Free,
+    FreeRules,
+    Tenp,
+    Uniform,
+    choose_trapezoid,
+    shapes,
+)
+from tenp_edge.statistics import Statistics
+
+
+class Case:
+    """One calibration of one model: what a method builds from."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, statistics: Statistics, width_multiple: int, seed: int
+    ) -> None:
+        config = checkpoint.config
+        self.checkpoint, self.statistics, self.seed = checkpoint, statistics, seed
+        self.space = Space(
+            config.moe_layers, config.num_experts, config.moe_intermediate_size, width_multiple
+        )
+        self._evidence: dict[Scores, Evidence] = {}
+
+    def evidence(
+        self,
+        expert: str = "tenp",
+        neuron: str = "enp",
+        shared: bool = False,
+        insurance: float = 0.0,
+    ) -> Evidence:
+        """The statistics by these scores, made once; ``shared``: neurons compete across experts."""
+        scores = Scores(expert, neuron, self.seed, shared_ranking=shared, insurance=insurance)
+        if scores not in self._evidence:
+            self._evidence[scores] = Evidence(self.statistics, self.space, scores)
+        return self._evidence[scores]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a method made of a budget. ``kept``: the share of the routed-expert parameters that
+    are left; ``stored``: the share of their bytes that a file needs; ``active_ratio``: R_active."""
+
+    candidate: Candidate
+    kept: float
+    stored: float
+    active_ratio: float | None
+    predicted_loss: float | None = None
+
+
+Build = Callable[[Case, int], Cut]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table. ``build`` cuts a case to a number of neurons; ``sets``: where it is
+    listed; ``needs_gradients``: a backward pass."""
+
+    name: str
+    build: Build
+    sets: tuple[str, ...]
+    needs_gradients: bool = False
+
+
+# -- plans -----------------------------------------------------------------------------------------
+
+
+def planned(case: Case, evidence: Evidence, widths: Widths) -> Cut:
+    """The plan of ``widths`` with the best neurons by ``evidence``."""
+    plan = replace(draft(case.checkpoint, widths), retained=evidence.retained(widths))
+    kept, active = plan.keep_ratio, evidence.active_ratio(widths)
+    return Cut(Planned(plan), kept, kept, active, evidence.predicted_loss(widths))
+
+
+def _allocated(case: Case, evidence: Evidence, allocator: Allocator, neurons: int) -> Cut:
+    return planned(case, evidence, allocator.widths(neurons))
+
+
+def trapezoid(
+    alpha_share: float = 0.5, shape: Shape = PAPER_SHAPE, expert: str = "tenp", neuron: str = "enp"
+) -> Build:
+    """TENP: round(alpha E) experts whole, alpha = ``alpha_share`` rho, the others beta wide."""
+
+    def build(case: Case, neurons: int) -> Cut:
+        evidence = case.evidence(expert, neuron)
+        # Not quite alpha = rho: the others need their narrowest width.
+        space, least = case.space, case.space.legal_widths[0]
+        most = (neurons - space.total_experts * least) // (space.full - least)
+        alpha = min(alpha_share * neurons / space.total_neurons, most / space.total_experts)
+        allocator = Tenp(space, evidence, shape, alpha_share, whole_share=max(alpha, 0.0))
+        return _allocated(case, evidence, allocator, neurons)
+
+    return build
+
+
+def chosen_trapezoid(case: Case, neurons: int) -> Cut:
+    """TENP with alpha and the shape over depth by predicted loss, as ``plan --method tenp``."""
+    evidence = case.evidence()
+    candidates = [PAPER_SHAPE, *shapes(None, None, None)]
+    choice = choose_trapezoid(Tenp(case.space, evidence), evidence, neurons, candidates)
+    allocator = Tenp(case.space, evidence, choice.shape, choice.alpha_share)
+    return _allocated(case, evidence, allocator, neurons)
+
+
+def uniform(neuron: str) -> Build:
+    """One width for every expert, the best neurons of each."""
+
+    def build(case: Case, neurons: int) -> Cut:
+        evidence = case.evidence(neuron=neuron)
+        return _allocated(case, evidence, Uniform(case.space), neurons)
+
+    return build
+
+
+def sorted_neurons(neuron: str, ranking: str) -> Build:
+    """Every expert its own width, from one sort of the model's or of each layer's neurons."""
+
+    def build(case: Case, neurons: int) -> Cut:
+        evidence = case.evidence(neuron=neuron, shared=True)
+        allocator = Free(case.space, evidence, FreeRules(ranking=ranking))
+        return _allocated(case, evidence, allocator, neurons)
+
+    return build
+
+
+def adaptive(
+    insurance: float = INSURANCE, ranking: str = "global", neuron: str = "relative"
+) -> Build:
+    """Every expert its own width by predicted loss, as ``plan`` does by default."""
+
+    def build(case: Case, neurons: int) -> Cut:
+        evidence = case.evidence(neuron=neuron, shared=True, insurance=insurance)
+        rules = FreeRules(by_loss=True, ranking=ranking)
+        return _allocated(case, evidence, Free(case.space, evidence, rules), neurons)
+
+    return build
+
+
+def removal(expert: str) -> Build:
+    """Whole experts removed, the same number in every layer."""
+
+    def build(case: Case, neurons: int) -> Cut:
+        evidence = case.evidence(expert)
+        allocator = Drop(case.space, case.checkpoint.config, evidence)
+        return _allocated(case, evidence, allocator, neurons)
+
+    return build
+
+
+def aimer(case: Case, neurons: int) -> Cut:
+    """Whole experts removed by the shape of their weights alone."""
+
+    def score(layer: int) -> torch.Tensor:
+        return aimer_scores(case.checkpoint, layer)
+
+    widths = best_experts(case.checkpoint, case.space, neurons, score)
+    return planned(case, case.evidence(), widths)
+
+
+def slimming(case: Case, neurons: int) -> Cut:
+    """MoE-Slimming: first-order Taylor, the same share of the score kept in every layer."""
+    evidence = case.evidence(neuron="taylor", shared=True)
+    return planned(case, evidence, coverage_widths(evidence, "taylor", case.space, neurons))
+
+
+# -- more than plans -------------------------------------------------------------------------------
+
+
+def mone(case: Case, neurons: int) -> Cut:
+    """MoNE: experts of little fluctuation and gate become their mean output vector."""
+
+    def score(layer: int) -> torch.Tensor:
+        return mone_scores(case.checkpoint, case.statistics, layer)
+
+    widths = best_experts(case.checkpoint, case.space, neurons, score)
+    retained = {
+        (layer, expert): torch.arange(width)
+        for layer, row in widths.items()
+        for expert, width in enumerate(row)
+    }
+    return _compensated(case, retained, widths)
+
+
+def flap_with_bias(case: Case, neurons: int) -> Cut:
+    """FLAP: its score over all neurons of a layer, and a bias for the mean of what was cut."""
+    evidence = case.evidence(neuron="flap", shared=True)
+    widths = Free(case.space, evidence, FreeRules(ranking="layer")).widths(neurons)
+    return _compensated(case, evidence.retained(widths), widths)
+
+
+def _compensated(case: Case, retained: Mapping[ExpertKey, torch.Tensor], widths: Widths) -> Cut:
+    """A vector of the hidden size for each cut expert is as large as a third of a neuron."""
+    space = case.space
+    kept = sum(map(sum, widths.values())) / space.total_neurons
+    cut = sum(width < space.full for row in widths.values() for width in row)
+    stored = kept + cut / 3 / space.total_neurons
+    return Cut(Compensated(retained, case.statistics), kept, stored, _active_ratio(case, widths))
+
+
+def _active_ratio(case: Case, widths: Widths) -> float | None:
+    """R_active where an expert of no width is still chosen."""
+    kept = full = 0.0
+    for layer, found in case.evidence().layers.items():
+        kept += float((found.tokens * torch.tensor(widths[layer])).sum())
+        full += float(found.tokens.sum()) * case.space.full
+    return kept / full if full else None
+
+
+def wanda_rows(case: Case, neurons: int) -> Cut:
+    """Unstructured Wanda: as many parameters left, but no byte saved in a dense format."""
+    keep = neurons / case.space.total_neurons
+    return Cut(Masked(keep, case.statistics), keep, 1.0, keep)
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def _table() -> Iterator[Method]:
+    """Every published method in its own unit."""
+    both = ("table", "short")
+    yield Method("tenp", trapezoid(), ("table", "short", "claims"))
+    yield Method("tenp-chosen", chosen_trapezoid, both)
+    yield Method("enp", uniform("enp"), ("table", "short", "claims"))
+    yield Method("adaptive", adaptive(), both)
+    yield Method("adaptive-uninsured", adaptive(insurance=0.0), ("table",))
+    for ranking in ("layer", "coverage"):
+        yield Method(f"adaptive-{ranking}", adaptive(ranking=ranking), ("table",))
+    yield Method("free", sorted_neurons("energy", "global"), both)
+    yield Method("random", uniform("random"), both)
+    yield Method("wanda-rows", wanda_rows, both)
+    for score in EXPERT_SCORES:
+        short = score in ("easy-ep", "reap", "frequency", "gate", "random", "tenp")
+        yield Method(f"drop-{score}", removal(score), both if short else ("table",))
+    yield Method("drop-aimer", aimer, ("table",))
+    yield Method("mone", mone, both)
+    for score in NEURON_SCORES:
+        backward = score in NEED_GRADIENTS
+        for ranking in ("layer", "global"):
+            if score != "random" and (score, ranking) != ("energy", "global"):
+                name, build = f"{ranking}-{score}", sorted_neurons(score, ranking)
+                short = name in ("global-camera-p", "global-heapr", "layer-flap")
+                yield Method(name, build, both if short else ("table",), backward)
+    yield Method("coverage-taylor", slimming, both, True)
+    yield Method("layer-flap-bias", flap_with_bias, both)
+
+
+def _claims() -> Iterator[Method]:
+    """What the paper claims, one change at a time from TENP as published."""
+    own = ("claims",)
+    for score in ("gated-norm", "tenp-residual", "easy-ep", "frequency", "gate", "reap", "random"):
+        yield Method(f"tenp-expert-{score}", trapezoid(expert=score), own)
+    for score in ("enp-abs", "energy", "camera-p", "random"):
+        yield Method(f"tenp-neuron-{score}", trapezoid(neuron=score), own)
+    for shallow, deep in ((2.0, 1.0), (1.5, 1.0), (1.0, 1.0), (1.0, 1.5)):
+        name = f"tenp-slope{deep - shallow:+g}"
+        yield Method(name, trapezoid(shape=Shape(shallow, deep)), own)
+    for name, middle in (("u", 0.5), ("hump", 2.0)):
+        yield Method(f"tenp-{name}", trapezoid(shape=Shape(1, 1, middle)), own)
+    for share in (0.0, 0.25, 0.75, 1.0):
+        yield Method(f"tenp-alpha-{share:g}", trapezoid(alpha_share=share), own)
+    for score in NEURON_SCORES:
+        if score not in ("enp", "random"):
+            yield Method(f"uniform-{score}", uniform(score), ("uniform",), score in NEED_GRADIENTS)
+
+
+METHODS = {method.name: method for method in (*_table(), *_claims())}
+SETS = ("short", "table", "claims", "uniform", "all")
+
+
+def choose_methods(wanted: Sequence[str]) -> list[Method]:
+    """Methods by name, by pattern ("drop-*") or by set, in the table's order, each once."""
+    chosen = set()
+    for word in wanted:
+        found = {
+            name
+            for name, method in METHODS.items()
+            if word == "all" or word in method.sets or fnmatchcase(name, word)
+        }
+        if not found:
+            raise UserError(
+                f"--method {word} is not known", f"{', '.join(SETS)}, or of {', '.join(METHODS)}"
+            )
+        chosen |= found
+    return [method for name, method in METHODS.items() if name in chosen]

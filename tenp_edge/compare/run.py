@@ -1,0 +1,178 @@
+"""The comparison: every method at every ratio and calibration seed, measured and written down.
+
+compare.json grows by one keep ratio at a time; the same call continues after a kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenp_edge.checkpoint import Checkpoint, read_json, write_text
+from tenp_edge.compare.engine import Candidate, Engine, Planned
+from tenp_edge.compare.measures import Measure
+from tenp_edge.compare.methods import Case, Cut, Method
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.search import Drop
+from tenp_edge.statistics import Statistics
+
+FORMAT, VERSION = "tenp-edge comparison", 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is compared. ``statistics``: by calibration seed; ``measures``: kind -> measures of
+    that kind ("text", "cloze", "arithmetic"), one a domain; ``about`` is recorded as it is."""
+
+    checkpoint: Checkpoint
+    methods: Sequence[Method]
+    ratios: Sequence[float]
+    statistics: Mapping[int, Statistics]
+    measures: Mapping[str, Sequence[Measure]]
+    width_multiple: int
+    about: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Identity of everything that a row depends on, but for the ratio."""
+        state = hashlib.sha256(self.checkpoint.fingerprint.encode())
+        parts = [
+            [m.name for m in self.methods],
+            {s: dict(stats.info) for s, stats in self.statistics.items()},
+            self.width_multiple,
+            dict(self.about),
+        ]
+        state.update(json.dumps(parts, sort_keys=True).encode())
+        for measures in self.measures.values():
+            for measure in measures:
+                state.update(measure.block.tokens.numpy().tobytes())
+        return state.hexdigest()[:32]
+
+
+def compare(
+    job: Job,
+    file: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress = QUIET,
+) -> dict[str, Any]:
+    """The comparison as JSON values, written to ``file``; ratios that are there are kept."""
+    engine = Engine(
+        job.checkpoint.path, device=device, dtype=dtype, work=file.parent, progress=progress
+    )
+    result = _begun(job, file, f"{device}", str(dtype).removeprefix("torch."))
+    cases = [
+        Case(job.checkpoint, statistics, job.width_multiple, seed)
+        for seed, statistics in job.statistics.items()
+    ]
+    for keep in job.ratios:
+        if any(row["keep"] == keep for row in result["rows"]):
+            continue
+        neurons = budget(cases[0], keep)
+        cuts = [(m, case, m.build(case, neurons)) for m in job.methods for case in cases]
+        found = measure(
+            engine, [cut.candidate for _, _, cut in cuts], job.measures, f"keep {keep:g}"
+        )
+        if not result["dense"]:
+            result["dense"] = found[0]
+        result["rows"] += [
+            {"method": m.name, "keep": keep, "seed": case.seed, **_facts(case, cut), **scores}
+            for (m, case, cut), scores in zip(cuts, found[1:], strict=True)
+        ]
+        write_text(file, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def budget(case: Case, keep: float) -> int:
+    """Neurons at ratio ``keep``: what removing whole experts can keep, so that all methods share
+    one number of bytes."""
+    return Drop(case.space, case.checkpoint.config, None).neurons_at(keep)
+
+
+def measure(
+    engine: Engine,
+    candidates: Sequence[Candidate],
+    measures: Mapping[str, Sequence[Measure]],
+    title: str = "comparing",
+) -> list[dict[str, Any]]:
+    """Scores of the dense model, then of every candidate: kind -> domain -> values, and the mean
+    over the domains. Equal plans are measured once."""
+    distinct: dict[object, int] = {}
+    places = [distinct.setdefault(_identity(c), len(distinct)) for c in candidates]
+    first = [candidates[places.index(number)] for number in range(len(distinct))]
+    flat = [(kind, m) for kind, row in measures.items() for m in row]
+    found: list[dict[str, Any]] = [{} for _ in range(1 + len(first))]
+    blocks = [m.block for _, m in flat]
+    # The dense model is measured like the others: its KL to itself is a check, its tasks a row.
+    scored = engine.measure([Planned(), *first], blocks, title)
+    for (kind, part), (_, rows) in zip(flat, scored, strict=True):
+        for values, candidate_rows in zip(found, rows, strict=True):
+            values.setdefault(kind, {})[part.block.name] = part.result(candidate_rows)
+    summed = [{**values, "overall": _overall(values)} for values in found]
+    return [summed[0], *(summed[1 + place] for place in places)]
+
+
+def _identity(candidate: Candidate) -> object:
+    plan = candidate.plan if isinstance(candidate, Planned) else None
+    return id(candidate) if plan is None else plan.digest
+
+
+def _overall(values: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
+    """Means over the domains, each counting the same: of KL, log perplexity ratio and shares."""
+    found: dict[str, float] = {}
+    for name in ("mean_kl", "same_top"):
+        found[name] = _mean(row[name] for row in values["text"].values())
+    ratios = [torch.tensor(row["perplexity_ratio"]).log() for row in values["text"].values()]
+    found["perplexity_ratio"] = float(torch.stack(ratios).mean().exp())
+    for kind, name in (("cloze", "accuracy"), ("arithmetic", "exact_answers")):
+        if values.get(kind):
+            found[f"{kind}_{name}"] = _mean(row[name] for row in values[kind].values())
+    return found
+
+
+def _mean(values: Iterator[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+def _facts(case: Case, cut: Cut) -> dict[str, Any]:
+    config, size = case.checkpoint.config, case.checkpoint.dtype.itemsize
+    total = 3 * config.hidden_size * size * case.space.total_neurons
+    return {
+        "kept": cut.kept,
+        "expert_bytes": round(cut.stored * total),
+        "active_ratio": cut.active_ratio,
+        "predicted_loss": cut.predicted_loss,
+    }
+
+
+def _begun(job: Job, file: Path, device: str, dtype: str) -> dict[str, Any]:
+    """What ``file`` holds of this very comparison, or an empty one."""
+    if file.is_file():
+        found = read_json(file)
+        if found.get("format") == FORMAT and found.get("key") == job.key:
+            return dict(found)
+    config = job.checkpoint.config
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "key": job.key,
+        "model": str(job.checkpoint.path),
+        "model_type": config.family.model_type,
+        "fingerprint": job.checkpoint.fingerprint,
+        "experts": config.num_experts,
+        "width": config.moe_intermediate_size,
+        "seeds": list(job.statistics),
+        "device": device,
+        "dtype": dtype,
+        **job.about,
+        "dense": {},
+        "rows": [],
+    }

@@ -1,0 +1,113 @@
+"""The comparison's rows over the seeds: means and spreads, for the terminal and the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_TASKS = ("cloze", "arithmetic")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over the calibration seeds: mean, lowest and highest."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        listed = list(values)
+        return cls(sum(listed) / len(listed), min(listed), max(listed))
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.mean:.4f}"
+        return f"{self.mean:.4f} ±{(self.high - self.low) / 2:.4f}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method at one ratio, over the seeds. ``kl_by_domain``: domain -> mean KL, nats."""
+
+    method: str
+    keep: float
+    kept: float
+    expert_bytes: int
+    active_ratio: float | None
+    kl: Spread
+    perplexity_ratio: Spread
+    same_top: Spread
+    kl_by_domain: Mapping[str, Spread]
+    tasks: Mapping[str, Spread]
+
+
+def lines(result: Mapping[str, Any]) -> list[Line]:
+    """Every method at every ratio: ratios as they were measured, methods by their mean KL."""
+    groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        groups.setdefault((row["keep"], row["method"]), []).append(row)
+    ratios = list(dict.fromkeys(row["keep"] for row in result["rows"]))
+    able = {name for name, value in result["dense"]["overall"].items() if value}
+    made = [_line(rows, able) for rows in groups.values()]
+    return sorted(made, key=lambda line: (ratios.index(line.keep), line.kl.mean))
+
+
+def _line(rows: Sequence[Mapping[str, Any]], able: Container[str]) -> Line:
+    """``able``: what the dense model can do at all; other tasks say nothing and are left out."""
+    first = rows[0]
+
+    def overall(name: str) -> Spread:
+        return Spread.of(row["overall"][name] for row in rows)
+
+    active = [row["active_ratio"] for row in rows if row["active_ratio"] is not None]
+    tasks = [name for name in first["overall"] if name.startswith(_TASKS) and name in able]
+    return Line(
+        method=first["method"],
+        keep=first["keep"],
+        kept=first["kept"],
+        expert_bytes=first["expert_bytes"],
+        active_ratio=sum(active) / len(active) if active else None,
+        kl=overall("mean_kl"),
+        perplexity_ratio=overall("perplexity_ratio"),
+        same_top=overall("same_top"),
+        kl_by_domain={
+            domain: Spread.of(row["text"][domain]["mean_kl"] for row in rows)
+            for domain in first["text"]
+        },
+        tasks={name: overall(name) for name in tasks},
+    )
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The tables as a page: one a keep ratio, KL in nats (mean over the seeds ± half the range)."""
+    found, parts = lines(result), []
+    for keep in dict.fromkeys(line.keep for line in found):
+        chosen = [line for line in found if line.keep == keep]
+        domains, tasks = list(chosen[0].kl_by_domain), list(chosen[0].tasks)
+        head = ["method", "expert bytes", "R_active", "KL", "ppl ratio", "same top"]
+        head += [f"{domain} KL" for domain in domains] + [task.split("_")[0] for task in tasks]
+        rows = [_cells(line, domains, tasks) for line in chosen]
+        parts += [f"## keep {keep:g} ({chosen[0].kept:.3f} of the routed-expert parameters)", ""]
+        parts += [_row(head), "|" + "---|" * len(head), *map(_row, rows), ""]
+    return "\n".join(parts)
+
+
+def _cells(line: Line, domains: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    active = "" if line.active_ratio is None else f"{100 * line.active_ratio:.1f} %"
+    return [
+        line.method,
+        f"{line.expert_bytes / 2**20:.2f} MiB",
+        active,
+        str(line.kl),
+        f"{line.perplexity_ratio.mean:.3f}",
+        f"{100 * line.same_top.mean:.1f} %",
+        *(str(line.kl_by_domain[domain]) for domain in domains),
+        *(f"{100 * line.tasks[task].mean:.1f} %" for task in tasks),
+    ]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,161 @@
+"""The verb `compare`: calibrate with several seeds, measure every method, write the tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenp_edge.checkpoint import Checkpoint, write_text
+from tenp_edge.compare import harness, plot
+from tenp_edge.compare.measures import Arithmetic, Cloze, Measure, TextMeasure
+from tenp_edge.compare.methods import Case, Method, choose_methods
+from tenp_edge.compare.run import Job, budget, compare
+from tenp_edge.compare.table import markdown
+from tenp_edge.data import default_texts, load_texts, load_tokenizer, parse_data
+from tenp_edge.errors import UserError
+from tenp_edge.forward import choose_device, choose_dtype
+from tenp_edge.options import CompareOptions
+from tenp_edge.pipeline import run_calibrate, validation_domains
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.statistics import Statistics
+
+FILE, PAGE, PICTURE, TASKS = "compare.json", "compare.md", "compare.png", "lm-eval.json"
+
+
+def run_compare(
+    model: Path, output: Path, options: CompareOptions, progress: Progress = QUIET
+) -> dict[str, Any]:
+    """Measure ``options.methods`` on ``model`` into ``output``; JSON values, as in compare.json.
+
+    Continues after a kill, one keep ratio at a time. Raises UserError for what no comparison can
+    be made of, before the first long step.
+    """
+    checkpoint, methods = Checkpoint(model), choose_methods(options.methods)
+    _check(options)
+    output.mkdir(parents=True, exist_ok=True)
+    where = choose_device(options.calibration.device)
+    own = options.calibration.dtype
+    # As in validation: bf16's own rounding would be counted as a candidate's loss.
+    dtype = choose_dtype("float32" if own == "auto" else own, where, checkpoint.dtype)
+    measures = _measures(checkpoint, options)
+    job = Job(
+        checkpoint=checkpoint,
+        methods=methods,
+        ratios=options.ratios,
+        statistics=_statistics(checkpoint, output, options, methods, progress),
+        measures=measures,
+        width_multiple=options.width_multiple,
+        about={"width_multiple": options.width_multiple, **_about(options, measures)},
+    )
+    result = compare(job, output / FILE, device=where, dtype=dtype, progress=progress)
+    write_text(output / PAGE, markdown(result))
+    if plot.can_draw():
+        plot.draw(result, output / PICTURE)
+    else:
+        progress.note(plot.MISSING)
+    if options.lm_eval:
+        result["lm_eval"] = _lm_eval(job, output / TASKS, options, dtype, progress)
+    return result
+
+
+def _check(options: CompareOptions) -> None:
+    for keep in options.ratios:
+        if not 0 < keep < 1:
+            raise UserError(f"--keep {keep:g} is not a share of the experts", "--keep 0.6")
+    for flag, value in (("--seeds", options.seeds), ("--width-multiple", options.width_multiple)):
+        if value < 1:
+            raise UserError(f"{flag} {value} is not above zero", f"{flag} 1")
+    if options.lm_eval:
+        harness.require_lm_eval()
+
+
+def _statistics(
+    checkpoint: Checkpoint,
+    output: Path,
+    options: CompareOptions,
+    methods: Sequence[Method],
+    progress: Progress,
+) -> dict[int, Statistics]:
+    """One calibration a seed, with a backward pass where a method needs one."""
+    backward, found = any(method.needs_gradients for method in methods), {}
+    for seed in range(options.calibration.seed, options.calibration.seed + options.seeds):
+        chosen = replace(options.calibration, seed=seed)
+        found[seed] = run_calibrate(
+            checkpoint.path, output / f"calibration-{seed}", chosen, progress, backward
+        )
+    return found
+
+
+def _measures(checkpoint: Checkpoint, options: CompareOptions) -> dict[str, Sequence[Measure]]:
+    """Held-out text by domain, and the questions made of it."""
+    seed = options.calibration.seed
+    text = [TextMeasure.of(d) for d in validation_domains(checkpoint, options.validation, seed)]
+    found: dict[str, Sequence[Measure]] = {"text": text}
+    if not options.questions:
+        return found
+    tokenizer = load_tokenizer(checkpoint.path)
+    longest = min(options.validation.seq_len, checkpoint.config.max_position_embeddings)
+    cloze: list[Measure] = []
+    sums: list[Measure] = []
+    for name, texts in _texts(options, tokenizer).items():
+        asked = Cloze.of(name, texts, tokenizer, options.questions, seed)
+        cloze += [] if asked is None else [asked]
+        solved = Arithmetic.of(name, texts, tokenizer, options.questions, longest)
+        sums += [] if solved is None else [solved]
+    found |= {"cloze": cloze, "arithmetic": sums}
+    return {kind: row for kind, row in found.items() if row}
+
+
+def _texts(options: CompareOptions, tokenizer: Any) -> Mapping[str, Sequence[str]]:
+    if not options.validation.data:
+        return default_texts("heldout")
+    files = parse_data(options.validation.data)
+    return {name: load_texts(path, tokenizer) for name, path in files.items()}
+
+
+def _about(options: CompareOptions, measures: Mapping[str, Sequence[Measure]]) -> dict[str, Any]:
+    """What the result says about its own making."""
+    calibration, validation = options.calibration, options.validation
+    return {
+        "calibration": {
+            "data": list(calibration.data),
+            "samples": calibration.samples,
+            "seq_len": calibration.seq_len,
+        },
+        "evaluation": {
+            "data": list(validation.data),
+            "samples": validation.samples,
+            "seq_len": validation.seq_len,
+            "domains": [measure.block.name for measure in measures["text"]],
+        },
+    }
+
+
+def _lm_eval(
+    job: Job, file: Path, options: CompareOptions, dtype: torch.dtype, progress: Progress
+) -> list[dict[str, Any]]:
+    """lm-eval's tasks for every method and ratio with the first calibration."""
+    seed, statistics = next(iter(job.statistics.items()))
+    case = Case(job.checkpoint, statistics, job.width_multiple, seed)
+    tokenizer, rows = load_tokenizer(job.checkpoint.path), []
+    with progress.task("lm-eval", len(job.ratios) * len(job.methods), "models") as task:
+        for keep in job.ratios:
+            for method in job.methods:
+                cut = method.build(case, budget(case, keep))
+                scores = harness.task_scores(
+                    job.checkpoint,
+                    cut.candidate,
+                    tokenizer,
+                    options.lm_eval,
+                    options.lm_eval_limit,
+                    dtype,
+                )
+                rows.append({"method": method.name, "keep": keep, "seed": seed, "tasks": scores})
+                write_text(file, json.dumps(rows, indent=1) + "\n")
+                task.advance()
+    return rows

@@ -1,0 +1,243 @@
+"""`plan --refine`: the method's knobs chosen by measured KL on a held-out slice of the text.
+
+A knob is tried at all its values in one forward (`lockstep`), the best value stays, then comes the
+next knob. Every measured plan is recorded in refine.json beside the statistics, so a killed run
+goes on where it was and the same plan is never measured twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenp_edge.checkpoint import Checkpoint, read_json, write_text
+from tenp_edge.data import Domain, load_domains, save_domains
+from tenp_edge.errors import UserError
+from tenp_edge.lockstep import measure_plans
+from tenp_edge.plan import CompressionPlan
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.request import PlanRequest
+
+SLICE_SAMPLES = 4
+SLICE_FILE = "slice.safetensors"
+FILE = "refine.json"
+VERSION = 1
+MIN_LENGTH = 16  # shorter sequences tell little
+
+Changes = dict[str, Any]
+MakePlan = Callable[[PlanRequest], CompressionPlan]
+
+
+def knobs(request: PlanRequest, keep: float) -> list[list[Changes]]:
+    """What is tried for the request's method, in this order; a pinned value is not a knob."""
+    slopes = [
+        {"shallow": start, "deep": end}
+        for start, end in ((1.0, 2.0), (1.0, 1.0), (2.0, 1.0), (1.0, 3.0), (3.0, 1.0))
+    ]
+    alphas = [{"whole_share": round(share * keep, 4)} for share in (0.25, 0.375, 0.5, 0.625, 0.75)]
+    bumps = [{"middle": bump} for bump in (1.0, 0.5, 2.0)]
+    tilts = [{"tilt": tilt} for tilt in (0.0, -1.0, -0.5, 0.5, 1.0)]
+    scores = [{"neuron_score": name} for name in ("relative", "energy", "camera-p")]
+    rankings = [{"ranking": name} for name in ("global", "coverage", "layer")]
+    by_method: dict[str, list[list[Changes]]] = {
+        "tenp": [slopes, alphas, bumps],
+        "adaptive": [tilts, scores],
+        "free": [scores, rankings],
+        "enp": [[{"neuron_score": name} for name in ("enp", "enp-abs", "energy", "camera-p")]],
+    }
+    return [
+        values
+        for values in by_method.get(request.method, [])
+        if all(getattr(request, name) is None or name == "ranking" for name in values[0])
+    ]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A measured plan: mean KL on the slice in nats, seconds its share of the forward took."""
+
+    changes: Mapping[str, Any]
+    keep_ratio: float
+    predicted_loss: float
+    mean_kl: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "changes": dict(self.changes)}
+
+
+class Records:
+    """refine.json: every plan that was measured on one slice, by its digest."""
+
+    def __init__(self, directory: Path, slice_digest: str) -> None:
+        self.file = directory / FILE
+        self._state: dict[str, Any] = {"version": VERSION, "slice": slice_digest, "plans": {}}
+        if self.file.is_file():
+            found = read_json(self.file)
+            if found.get("version") == VERSION and found.get("slice") == slice_digest:
+                self._state = found
+
+    def get(self, plan: CompressionPlan) -> Trial | None:
+        found = self._state["plans"].get(plan.digest)
+        return None if found is None else Trial(**found)
+
+    def add(self, measured: Mapping[str, Trial]) -> None:
+        self._state["plans"] |= {digest: trial.to_json() for digest, trial in measured.items()}
+        write_text(self.file, json.dumps(self._state, indent=1) + "\n")
+
+
+def keep_slice(directory: Path, domains: Sequence[Domain]) -> None:
+    """Leave ``domains`` in ``directory`` to refine on; the same ones are not written again."""
+    file = directory / SLICE_FILE
+    if not file.is_file() or _digest(load_domains(file)) != _digest(domains):
+        save_domains(file, domains)
+
+
+def load_slice(directory: Path) -> list[Domain]:
+    """The held-out slice that `calibrate` left in ``directory``. Raises UserError without one."""
+    file = directory / SLICE_FILE
+    domains = load_domains(file) if file.is_file() else []
+    long = [_long_rows(domain) for domain in domains]
+    found = [domain for domain in long if len(domain.tokens)]
+    if not found:
+        raise UserError(
+            f"{directory} holds no text to refine on: the calibration took all there was, or is "
+            "of an older version",
+            "tenp-edge calibrate again, with more text or fewer --samples",
+        )
+    return found
+
+
+def _long_rows(domain: Domain) -> Domain:
+    long = domain.lengths >= MIN_LENGTH
+    return Domain(domain.name, domain.tokens[long], domain.lengths[long])
+
+
+def refine(
+    checkpoint: Checkpoint,
+    request: PlanRequest,
+    make: MakePlan,
+    directory: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress = QUIET,
+) -> CompressionPlan:
+    """The plan with the least measured KL over the method's knobs; ``make`` plans a request.
+
+    The last request to ``make`` asks for the chosen plan again, with its frontier: by then
+    `measured_losses` knows what was measured.
+
+    ``directory``: the statistics with their slice; refine.json is kept there. Raises UserError
+    when the method has no knob left or there is no slice.
+    """
+    domains = load_slice(directory)
+    request = replace(request, frontier=False)
+    started, first = time.monotonic(), make(request)
+    if first.keep_ratio == 1.0:
+        return first
+    axes = knobs(request, first.keep_ratio)
+    if not axes:
+        raise UserError(
+            f"--method {request.method} has nothing to refine here", "leave --refine out"
+        )
+    records = Records(directory, _digest(domains))
+
+    def measure(plans: Sequence[CompressionPlan]) -> list[float]:
+        found = measure_plans(
+            checkpoint,
+            plans,
+            domains,
+            device=device,
+            dtype=dtype,
+            work=directory,
+            progress=progress,
+        )
+        return [measured.mean_kl for measured in found]
+
+    best, trials = _descend(request, first, axes, make, records, measure)
+    chosen = make(replace(request, **trials[best.digest].changes, frontier=True))
+    return _with_record(chosen, trials, time.monotonic() - started)
+
+
+def _descend(
+    request: PlanRequest,
+    first: CompressionPlan,
+    axes: Sequence[Sequence[Changes]],
+    make: MakePlan,
+    records: Records,
+    measure: Callable[[Sequence[CompressionPlan]], list[float]],
+) -> tuple[CompressionPlan, dict[str, Trial]]:
+    """One knob after the other; the plan without any change competes too."""
+    best, chosen = first, Changes()
+    trials: dict[str, Trial] = {}
+    for values in axes:
+        candidates = {best.digest: (chosen, best)}
+        for value in values:
+            plan = make(replace(request, **chosen, **value))
+            candidates.setdefault(plan.digest, ({**chosen, **value}, plan))
+        trials |= _measured(candidates, records, measure)
+        winner = min(candidates, key=lambda digest: trials[digest].mean_kl)
+        chosen, best = candidates[winner]
+    return best, trials
+
+
+def _measured(
+    candidates: Mapping[str, tuple[Changes, CompressionPlan]],
+    records: Records,
+    measure: Callable[[Sequence[CompressionPlan]], list[float]],
+) -> dict[str, Trial]:
+    known = {digest: records.get(plan) for digest, (_, plan) in candidates.items()}
+    missing = [digest for digest, trial in known.items() if trial is None]
+    started = time.monotonic()
+    found = measure([candidates[digest][1] for digest in missing]) if missing else []
+    seconds = round((time.monotonic() - started) / max(len(missing), 1), 3)
+    new = {
+        digest: _trial(*candidates[digest], kl, seconds)
+        for digest, kl in zip(missing, found, strict=True)
+    }
+    if new:
+        records.add(new)
+    return {digest: trial for digest, trial in known.items() if trial is not None} | new
+
+
+def _trial(changes: Changes, plan: CompressionPlan, kl: float, seconds: float) -> Trial:
+    return Trial(changes, plan.keep_ratio, plan.recipe["predicted_loss"], kl, seconds)
+
+
+def _with_record(
+    plan: CompressionPlan, trials: Mapping[str, Trial], seconds: float
+) -> CompressionPlan:
+    """``plan`` with what was tried, best first."""
+    tried = sorted(trials.values(), key=lambda trial: trial.mean_kl)
+    refined = {
+        "measured_kl": trials[plan.digest].mean_kl,
+        "seconds": round(seconds, 1),
+        "tried": [trial.to_json() for trial in tried],
+    }
+    recipe = {**plan.recipe, "chosen_by": "measured KL on held-out text", "refined": refined}
+    return replace(plan, recipe=recipe)
+
+
+def _digest(domains: Sequence[Domain]) -> str:
+    state = hashlib.sha256()
+    for domain in domains:
+        state.update(domain.name.encode() + domain.tokens.numpy().tobytes())
+        state.update(domain.lengths.numpy().tobytes())
+    return state.hexdigest()[:32]
+
+
+def measured_losses(directory: Path) -> Iterator[tuple[float, float]]:
+    """(predicted loss, measured KL) of every plan that was ever refined in ``directory``."""
+    file = directory / FILE
+    if not file.is_file():
+        return
+    for trial in read_json(file).get("plans", {}).values():
+        yield trial["predicted_loss"], trial["mean_kl"]
