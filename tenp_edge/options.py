@@ -57,9 +57,9 @@ class PlanOptions:
     tensor_types: tuple[str, ...] = ()
     latent_cache: bool = False
     shard_size: str | None = None
-    refine: bool = False
     batch: int | None = None
     targets: tuple[str, ...] = ()
+    refine: bool = False
 
 
 @dataclass(frozen=True)

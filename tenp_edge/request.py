@@ -38,8 +38,8 @@ class PlanRequest:
     trapezoid (`allocation.Shape`); ``ranking``, ``tilt`` and ``guards`` are for the methods of
     free widths (`search.FreeRules`), ``insurance`` for adaptive. ``imatrix`` is whether the file
     will be quantised with the importance of its columns, ``tensor_types`` as in
-    `registry.ExportOptions`. ``batch`` and ``targets`` are for layouts of fixed shapes.
-    ``frontier`` adds the method's plans at other sizes to the recipe.
+    `registry.ExportOptions`. ``frontier`` adds the method's plans at other sizes to the recipe.
+    ``batch`` and ``targets`` are for layouts of fixed shapes.
     """
 
     budget_bytes: int | None = None
@@ -194,17 +194,6 @@ def make_target(profile: DeviceProfile, request: PlanRequest, positions: int) ->
     )
 
 
-def _width_multiple(limits: WidthLimits, profile: DeviceProfile, request: PlanRequest) -> int:
-    """The requested multiple, or the smallest one that is legal for profile and format."""
-    wanted = request.width_multiple
-    if wanted is not None and wanted % limits.multiple:
-        raise UserError(
-            f"--width-multiple {wanted}: the format takes multiples of {limits.multiple}",
-            f"--width-multiple {limits.multiple}",
-        )
-    return wanted or lcm(profile.width_multiple, limits.multiple)
-
-
 def _within(run: MemoryRun, request: PlanRequest, positions: int) -> MemoryRun:
     """``run`` with a context that the model has, and prompts that its context holds."""
     context = run.context if request.context else min(run.context, positions)
@@ -215,6 +204,17 @@ def _fixed_lengths(run: MemoryRun, request: PlanRequest) -> FixedLengths:
     """The last token of the context need not be stored."""
     batch = 1 if request.batch is None else request.batch
     return FixedLengths(batch, run.ubatch, run.context - 1)
+
+
+def _width_multiple(limits: WidthLimits, profile: DeviceProfile, request: PlanRequest) -> int:
+    """The requested multiple, or the smallest one that is legal for profile and format."""
+    wanted = request.width_multiple
+    if wanted is not None and wanted % limits.multiple:
+        raise UserError(
+            f"--width-multiple {wanted}: the format takes multiples of {limits.multiple}",
+            f"--width-multiple {limits.multiple}",
+        )
+    return wanted or lcm(profile.width_multiple, limits.multiple)
 
 
 def _kv_type(found: Exporter, profile: DeviceProfile, request: PlanRequest) -> str:

@@ -34,6 +34,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import EXPORTER as GGUF
 from tenp_edge.exporters.onnx import EXPORTER
 from tenp_edge.exporters.onnx.rope import frequencies
+from tenp_edge.footprint import MemoryRun
 from tenp_edge.options import CalibrationOptions, CompressOptions, PlanOptions
 from tenp_edge.pipeline import run_compress
 from tenp_edge.progress import QUIET
@@ -191,7 +192,9 @@ def test_latent_cache_equals_torch(family: str, checkpoint_of: Make, tmp_path: P
     cache.step(5)
     assert [value.shape for value in cache.cache.values()][:2] == [(1, 1, 5, 32), (1, 1, 5, 16)]
     assert "genai_config.json" not in manifest.files
-    assert manifest.run is not None and manifest.run.kv_per_token == 2 * 4 * 3 * (32 + 16)
+    options = ExportOptions("none", latent_cache=True)
+    run = EXPORTER.run_memory(checkpoint, checkpoint.config, options, MemoryRun(context=100))
+    assert run is not None and run.kv_bytes == 100 * 2 * 4 * 3 * (32 + 16)
 
 
 _YARN = {

@@ -148,9 +148,8 @@ def _small_files(blueprint: Blueprint, checkpoint: Checkpoint, digest: str) -> d
     sizes = {name: len(data) for name, data in graphs.items()} | data_files(blueprint.places)
     way, counts_keys = way_of(options), way_of(options).makers.counts_keys(config)
     lengths = fixed_lengths(config, options) if way.static else None
-    tenp = tenp_file(
-        config, mode_of(options), options.quant, sizes, not counts_keys, digest, lengths
-    )
+    mode, padding = mode_of(options), not counts_keys
+    tenp = tenp_file(config, mode, options.quant, sizes, padding, digest, lengths)
     genai = None if way.static or options.latent_cache else Genai(shares_cache=counts_keys)
     companions = companion_files(checkpoint, config, genai, digest)
     return {**graphs, **companions, "tenp.json": tenp}
