@@ -20,8 +20,7 @@ from typing import Any
 
 import torch
 from random_checkpoint import write_random_checkpoint
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from random_tokenizer import write_full_tokenizer
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import this_machine
@@ -68,10 +67,6 @@ RUNS = (
     MemoryRun(32768, 512, "F16"),
 )
 TOLERANCE = 0.03
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 @dataclass(frozen=True)
@@ -174,25 +169,6 @@ def sweep(
             yield Point(layout, quant, size, run, expected, measured)
     finally:
         file.unlink()
-
-
-def write_full_tokenizer(directory: Path, size: int) -> None:
-    """A byte-level BPE tokenizer in Qwen2's style with ``size`` tokens, made without training."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<|endoftext|>": 0} | {text: 1 + place for place, text in enumerate(letters)}
-    merges, level = [], letters
-    while len(vocabulary) < size:
-        pairs = [(left, right) for left in level for right in letters]
-        merges += (pairs := pairs[: size - len(vocabulary)])
-        level = [left + right for left, right in pairs]
-        vocabulary |= {text: len(vocabulary) + place for place, text in enumerate(level)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    split = pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
-    fast.save_pretrained(directory)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from random_checkpoint import SHAPES, write_random_checkpoint
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from random_tokenizer import write_full_tokenizer
 
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
@@ -34,10 +33,6 @@ from tenp_edge.units import format_count, format_size, parse_size
 
 LIMIT_BYTES = 6 * 2**30
 QUARTER_LAYERS = 6
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ def generate(model: Path, shape: dict[str, Any]) -> float:
     """Write the checkpoint; the seconds it took."""
     start = time.perf_counter()
     write_random_checkpoint(model, shape)
-    write_byte_tokenizer(model)
+    write_full_tokenizer(model, shape["vocab_size"])
     return time.perf_counter() - start
 
 
@@ -139,19 +134,6 @@ def checkpoint_bytes(shape: dict[str, Any]) -> int:
             count *= size
         total += count
     return total
-
-
-def write_byte_tokenizer(directory: Path) -> None:
-    """A byte-level tokenizer without merges, in Qwen2's style: real, and quick to make."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<|endoftext|>": 0} | {text: 1 + place for place, text in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated")
-    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
-    fast.save_pretrained(directory)
 
 
 def print_table(title: str, stages: Sequence[Stage]) -> None:

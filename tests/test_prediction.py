@@ -85,7 +85,8 @@ def test_a_confirmed_plan_is_within_the_budget_when_it_runs(
     assert whole.memory["source"] == "runtime"
     budget = whole.memory["total_bytes"] - 4 * MIB
     plan = make_plan(model, device, PlanRequest(budget, quant="Q8_0"), confirm=True)
-    assert plan.keep_ratio < 1 and 0 <= plan.memory["headroom_bytes"] < MIB
+    # The process is measured anew for every answer, and rounded up to a MiB.
+    assert plan.keep_ratio < 1 and 0 <= plan.memory["headroom_bytes"] < 2 * MIB
     unknown = make_plan(model, device, PlanRequest(keep=1.0, quant="Q8_0"))
     assert unknown.memory["source"] == "estimate"
 
