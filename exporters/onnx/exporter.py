@@ -23,7 +23,7 @@ from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
 from tenp_edge.exporters.onnx.fixed import fixed_lengths
 from tenp_edge.exporters.onnx.limits import check_model
 from tenp_edge.exporters.onnx.modes import FIXED_MODES, MODES, QUANTS, check_mode, mode_of, way_of
-from tenp_edge.exporters.onnx.pricing import run_memory, run_notes, transposing_speed
+from tenp_edge.exporters.onnx.pricing import encoding_speed, run_memory, run_notes
 from tenp_edge.exporters.onnx.reading import OnnxWeights
 from tenp_edge.exporters.onnx.stored import data_files
 from tenp_edge.footprint import MemoryRun, RunMemory
@@ -94,8 +94,8 @@ class OnnxExporter:
         return way_of(options).calibrated
 
     def encoding_speed(self, options: ExportOptions) -> float:
-        """Of turning weights into float32 and transposing them."""
-        return transposing_speed()
+        """Of the quantisation, or of laying float32 out; on one thread, as it is written."""
+        return encoding_speed(options.quant)
 
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
         """The weights of the directory ``path``, read where they lie."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from tenp_edge.exporters.onnx.cache import cache_shape
+from tenp_edge.exporters.onnx.quantise import Floats, quantise_blocks, quantise_rows
 from tenp_edge.exporters.onnx.stored import Stored, as_array
 from tenp_edge.footprint import MemoryRun, RunMemory
 from tenp_edge.models import ModelConfig
@@ -73,11 +74,21 @@ def _fixed_memory(
     )
 
 
-def transposing_speed() -> float:
-    """Bytes of float32 weights per second that are laid out as MatMul takes them, tried here."""
-    rows, done, start = torch.zeros(1024, 1024, dtype=torch.bfloat16), 0, time.perf_counter()
+# How a quantisation encodes a matrix; without one it is only laid out as MatMul takes it.
+_ENCODERS: dict[str, Callable[[Floats], object]] = {
+    "none": lambda rows: rows.T.tobytes(),
+    "int8": quantise_rows,
+    "int4": lambda rows: quantise_blocks(rows, 4),
+}
+
+
+def encoding_speed(quant: str) -> float:
+    """Bytes of float32 weights that ``quant`` encodes per second, tried here."""
+    rows, done, start = torch.zeros(512, 1024, dtype=torch.bfloat16), 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < _PROBE_SECONDS:
-        done += len(as_array(rows).T.tobytes())
+        floats = as_array(rows)
+        _ENCODERS[quant](floats)
+        done += floats.nbytes
     return done / elapsed
 
 
