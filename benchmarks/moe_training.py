@@ -1,7 +1,7 @@
 """What the training scripts share: experts that train fast on a CPU, balance, optimiser, state.
 
 The model is transformers' own; only its experts' forward is replaced (`padded_experts_forward`):
-tokens sorted by expert, groups padded to a multiple of 64, products in bfloat16.
+tokens sorted by expert, groups padded to a multiple of 64, products in `PRODUCTS`.
 """
 
 import signal
@@ -16,6 +16,12 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 # oneDNN compiles a kernel for every new shape: group sizes are rounded up so that shapes repeat.
 GROUP_MULTIPLE = 64
+
+# bfloat16 where the processor multiplies it (with AMX three times float32's speed); elsewhere it is
+# emulated, at a third of float32's speed.
+_FAST_BF16 = ("amx_bf16", "avx512_bf16")
+_CPU = torch.cpu.get_capabilities()
+PRODUCTS = torch.bfloat16 if any(_CPU.get(kind) for kind in _FAST_BF16) else torch.float32
 
 
 class Schedule(Protocol):
@@ -75,7 +81,7 @@ def grouped_linear(groups: Tensor, weights: Tensor, sizes: list[int]) -> Tensor:
 
     Cast and split once: indexing one expert at a time would make every gradient a full tensor.
     """
-    parts = zip(groups.bfloat16().split(sizes), weights.bfloat16().unbind(), strict=True)
+    parts = zip(groups.to(PRODUCTS).split(sizes), weights.to(PRODUCTS).unbind(), strict=True)
     return torch.cat([part @ weight.t() for part, weight in parts])
 
 
@@ -148,7 +154,7 @@ class RouterBalance:
 
 def token_loss(model: nn.Module, rows: Tensor, reduction: str = "mean") -> Tensor:
     """Next-token cross-entropy in nats of (sequences, length + 1) ids."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=torch.bfloat16 == PRODUCTS):
         logits = model(input_ids=rows[:, :-1], use_cache=False).logits
     return F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten(), reduction=reduction)
 

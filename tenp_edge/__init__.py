@@ -13,13 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tenp_edge.inspection import inspect_model
     from tenp_edge.loading import load_pruned
-    from tenp_edge.pipeline import (
-        run_calibrate,
-        run_compress,
-        run_export,
-        run_plan,
-        run_validate,
-    )
+    from tenp_edge.pipeline import run_compress
+    from tenp_edge.verbs import run_calibrate, run_export, run_plan, run_validate
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,10 +26,14 @@ __all__ = [
     "run_plan",
     "run_validate",
 ]
-_HOMES = {"inspect_model": "inspection", "load_pruned": "loading"}
+_HOMES = {
+    "inspect_model": "inspection",
+    "load_pruned": "loading",
+    "run_compress": "pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'tenp_edge' has no attribute {name!r}")
-    return getattr(import_module(f"tenp_edge.{_HOMES.get(name, 'pipeline')}"), name)
+    return getattr(import_module(f"tenp_edge.{_HOMES.get(name, 'verbs')}"), name)

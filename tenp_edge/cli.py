@@ -200,7 +200,7 @@ def calibrate(
     """
     from tenp_edge.calibration import coverage
     from tenp_edge.options import CalibrationOptions
-    from tenp_edge.pipeline import run_calibrate
+    from tenp_edge.verbs import run_calibrate
 
     options = _pick(CalibrationOptions, locals())
     statistics = run_calibrate(model, output, options, progress, gradients)
@@ -288,7 +288,7 @@ def plan(
         tenp-edge plan MODEL --ram 8GiB --calibration WORK --refine
     """
     from tenp_edge.options import CalibrationOptions, PlanOptions
-    from tenp_edge.pipeline import run_plan
+    from tenp_edge.verbs import run_plan
 
     options = _pick(PlanOptions, locals())
     compute = CalibrationOptions(device=device, dtype=dtype)
@@ -370,7 +370,8 @@ def compress(
         tenp-edge compress MODEL --keep 0.6 --skip-checkpoint --no-validate -o OUT
     """
     from tenp_edge import options as take
-    from tenp_edge.pipeline import run_compress, run_plan
+    from tenp_edge.pipeline import run_compress
+    from tenp_edge.verbs import run_plan
 
     given = locals()
     options = take.CompressOptions(
@@ -454,8 +455,8 @@ def export(
         tenp-edge export OUT/checkpoint --format onnx --mode static --target qnn -o npu
     """
     from tenp_edge.options import CalibrationOptions
-    from tenp_edge.pipeline import run_export
     from tenp_edge.registry import ExportOptions, exporter, fixed_lengths
+    from tenp_edge.verbs import run_export
 
     if output.exists() and not (force or dry_run):
         raise UserError(f"{output} exists", "--force to overwrite it")
@@ -544,8 +545,8 @@ def validate(
     progress.step(f"validating {candidate.name} against {reference.name}")
     from tenp_edge.checkpoint import write_text
     from tenp_edge.options import CalibrationOptions, MeasureOptions, ValidationOptions
-    from tenp_edge.pipeline import run_validate
     from tenp_edge.pruned import PrunedBy
+    from tenp_edge.verbs import run_validate
 
     options = ValidationOptions(tuple(data or ()), samples, seq_len, threads, twin, not no_split)
     compute = CalibrationOptions(seed=seed, device=device, dtype=dtype)

@@ -17,12 +17,13 @@ from tenp_edge.compare.methods import Case, Method, choose_methods
 from tenp_edge.compare.run import Job, budget, compare
 from tenp_edge.compare.table import markdown
 from tenp_edge.data import default_texts, load_texts, load_tokenizer, parse_data
+from tenp_edge.domains import validation_domains
 from tenp_edge.errors import UserError
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.options import CompareOptions
-from tenp_edge.pipeline import run_calibrate, validation_domains
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.statistics import Statistics
+from tenp_edge.verbs import run_calibrate
 
 FILE, PAGE, PICTURE, TASKS = "compare.json", "compare.md", "compare.png", "lm-eval.json"
 

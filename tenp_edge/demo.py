@@ -18,10 +18,11 @@ from tenp_edge.options import (
     PlanOptions,
     ValidationOptions,
 )
-from tenp_edge.pipeline import CompressResult, run_compress, run_plan
+from tenp_edge.pipeline import CompressResult, run_compress
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.units import format_size
+from tenp_edge.verbs import run_plan
 
 KEEP = 0.6
 CONTEXT = 512

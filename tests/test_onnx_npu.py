@@ -23,7 +23,7 @@ from tenp_edge.devices import load_profile, profile_names
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.onnx import EXPORTER
 from tenp_edge.exporters.onnx.targets import TARGETS
-from tenp_edge.pipeline import run_compress, run_export
+from tenp_edge.pipeline import run_compress
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.progress import QUIET
@@ -32,6 +32,7 @@ from tenp_edge.ranging import measure_ranges
 from tenp_edge.registry import ExportOptions, FixedLengths, exporter
 from tenp_edge.runtime.onnx_model import OnnxModel
 from tenp_edge.source import ModelSource
+from tenp_edge.verbs import run_export
 
 Make = Callable[[str], Path]
 LENGTHS = FixedLengths(BATCH, LENGTH, PAST)

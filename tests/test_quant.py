@@ -24,12 +24,12 @@ from tenp_edge.data import Domain
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.importance import Importance, Squares, importance_of
-from tenp_edge.pipeline import run_export
 from tenp_edge.plan import load_plan
 from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics
+from tenp_edge.verbs import run_export
 
 Make = Callable[..., Path]
 QUANTISED = tuple(q for q in EXPORTER.quants if q not in ("F32", "F16", "BF16"))

@@ -1,0 +1,255 @@
+"""The verbs as functions: each starts from files and ends in files, so it can be run alone,
+repeated and resumed. `pipeline` has `compress`, which is all of them in a row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tenp_edge.calibration import calibrate, coverage
+from tenp_edge.checkpoint import Checkpoint, write_text
+from tenp_edge.data import (
+    Domain,
+    split_at,
+)
+from tenp_edge.devices import this_machine
+from tenp_edge.disk import require_free
+from tenp_edge.domains import calibration_domains, validation_domains
+from tenp_edge.errors import UserError
+from tenp_edge.forward import choose_device, choose_dtype
+from tenp_edge.gradients import collect_gradients
+from tenp_edge.importance import importance_of
+from tenp_edge.options import (
+    CalibrationOptions,
+    MeasureOptions,
+    PlanOptions,
+    ValidationOptions,
+    choose_profile,
+    plan_request,
+)
+from tenp_edge.plan import CompressionPlan, load_plan
+from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.pruned import PrunedBy
+from tenp_edge.ranges import Ranges, load_ranges
+from tenp_edge.ranging import identity, measure_ranges
+from tenp_edge.refine import SLICE_SAMPLES, MakePlan, keep_slice, measured_losses, refine
+from tenp_edge.registry import ExportOptions, Manifest, exporter
+from tenp_edge.source import ModelSource
+from tenp_edge.statistics import Statistics, load_statistics
+from tenp_edge.validation import ValidationReport, validate
+
+
+def run_calibrate(
+    model: Path,
+    work: Path,
+    options: CalibrationOptions,
+    progress: Progress = QUIET,
+    gradients: bool = False,
+) -> Statistics:
+    """Collect statistics of ``model`` into ``work``; resumes, and returns finished work at once.
+
+    ``gradients``: with a backward pass, for the scores that need one.
+    """
+    checkpoint = Checkpoint(model)
+    drawn = calibration_domains(checkpoint, options, progress, spare=SLICE_SAMPLES)
+    pairs = [split_at(domain, options.samples) for domain in drawn]
+    domains, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
+    statistics = calibrate_into(checkpoint, domains, work, options, progress, spare)
+    if not gradients:
+        return statistics
+    return collect_gradients(
+        checkpoint,
+        domains,
+        statistics,
+        work,
+        device=options.device,
+        dtype=options.dtype,
+        progress=progress,
+    )
+
+
+def calibrate_into(
+    checkpoint: Checkpoint,
+    domains: list[Domain],
+    work: Path,
+    options: CalibrationOptions,
+    progress: Progress,
+    held_out: Sequence[Domain] = (),
+) -> Statistics:
+    """Statistics in ``work``, and beside them coverage.json: which experts saw too few tokens.
+
+    ``held_out``, where there is any, is kept beside them for `refine`.
+    """
+    statistics = calibrate(
+        checkpoint,
+        domains,
+        work,
+        device=options.device,
+        dtype=options.dtype,
+        seed=options.seed,
+        progress=progress,
+    )
+    write_text(work / "coverage.json", json.dumps(coverage(statistics).to_json(), indent=1) + "\n")
+    if any(len(domain.tokens) for domain in held_out):
+        keep_slice(work, held_out)
+    return statistics
+
+
+def run_plan(
+    model: Path,
+    options: PlanOptions,
+    statistics: Path | None = None,
+    seed: int = 0,
+    compute: CalibrationOptions | None = None,
+    progress: Progress = QUIET,
+) -> CompressionPlan:
+    """Decide the widths (and, with statistics, the neurons). Runs the model only to refine."""
+    checkpoint = Checkpoint(model)
+    profile = choose_profile(options)
+    request = plan_request(options, profile, seed)
+    if statistics is None:
+        if options.refine:
+            raise UserError(
+                "--refine measures plans, which need neurons",
+                "--calibration WORK (tenp-edge calibrate)",
+            )
+        return make_plan(checkpoint, profile, request, confirm=True)
+    stats = load_statistics(statistics, checkpoint.fingerprint)
+
+    def make(asked: PlanRequest) -> CompressionPlan:
+        known = tuple(measured_losses(statistics))
+        return make_plan(checkpoint, profile, asked, stats, measured=known, confirm=asked.frontier)
+
+    if not options.refine:
+        return make(request)
+    wanted = compute or CalibrationOptions()
+    return refine_into(checkpoint, request, make, statistics, wanted, progress)
+
+
+def refine_into(
+    checkpoint: Checkpoint,
+    request: PlanRequest,
+    make: MakePlan,
+    directory: Path,
+    compute: CalibrationOptions,
+    progress: Progress,
+) -> CompressionPlan:
+    """In float32 unless asked otherwise, as in validate: bf16 flips near-tied routing."""
+    device = choose_device(compute.device)
+    kind = "float32" if compute.dtype == "auto" else compute.dtype
+    dtype = choose_dtype(kind, device, checkpoint.dtype)
+    return refine(
+        checkpoint, request, make, directory, device=device, dtype=dtype, progress=progress
+    )
+
+
+def run_export(
+    model: Path,
+    target: Path,
+    format: str,
+    options: ExportOptions,
+    plan: Path | None = None,
+    progress: Progress = QUIET,
+    dry_run: bool = False,
+    statistics: Path | None = None,
+    calibration: CalibrationOptions | None = None,
+) -> Manifest:
+    """Write ``target`` from a dense or pruned checkpoint, or from a checkpoint and a plan.
+
+    Where activations get fixed scales, their ranges come from the directory ``statistics``, or are
+    measured on the text of ``calibration`` and kept there.
+
+    With ``statistics`` and ``options.imatrix`` it is quantised with an importance matrix, where the
+    type has a use for one. With ``dry_run`` the manifest is returned and nothing is written.
+    """
+    checkpoint, writer = Checkpoint(model), exporter(format)
+    given = None if plan is None else load_plan(plan)
+    weighted = options.quant in writer.weighted_quants or options.imatrix_file is not None
+    importance = None
+    if statistics is not None and options.imatrix and weighted:
+        importance = importance_of(checkpoint, load_statistics(statistics), given)
+    if checkpoint.config.raw.get("tenp"):
+        given = None if importance is not None else given  # it was pruned by this plan already
+    options = replace(options, imatrix=importance is not None)
+    source = ModelSource(checkpoint, given, importance)
+    writer.check(source.config, options)
+    manifest = writer.manifest(checkpoint, source.config, options)
+    if dry_run:
+        return manifest
+    require_free(target.parent, manifest.file_bytes, target.name)
+    if writer.needs_ranges(options):
+        chosen = calibration or CalibrationOptions()
+        source.ranges = kept_ranges(source, statistics) or ranges_into(
+            source, calibration_domains(checkpoint, chosen, progress), chosen, statistics, progress
+        )
+    return writer.write(source, options, target, progress)
+
+
+def _ranges_file(directory: Path, source: ModelSource) -> Path:
+    """Statistics serve many plans; every pruned model has ranges of its own."""
+    return directory / f"ranges-{identity(source)[:12]}.json"
+
+
+def kept_ranges(
+    source: ModelSource, directory: Path | None, data: str | None = None
+) -> Ranges | None:
+    """Those of this very model (and ``data``) in ``directory``, measured before."""
+    file = None if directory is None else _ranges_file(directory, source)
+    if file is None or not file.is_file():
+        return None
+    found = load_ranges(file)
+    same = found.model == identity(source) and data in (None, found.data)
+    return found if same else None
+
+
+def ranges_into(
+    source: ModelSource,
+    domains: list[Domain],
+    options: CalibrationOptions,
+    directory: Path | None,
+    progress: Progress,
+) -> Ranges:
+    """The ranges on ``domains``, kept in ``directory`` where there is one."""
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device, source.checkpoint.dtype)
+    found = measure_ranges(source, domains, device=device, dtype=dtype, progress=progress)
+    if directory is not None:
+        found.save(_ranges_file(directory, source))
+    return found
+
+
+def run_validate(
+    reference: Path,
+    candidate: Path,
+    options: ValidationOptions,
+    calibration: CalibrationOptions | None = None,
+    progress: Progress = QUIET,
+    pruned_by: PrunedBy | None = None,
+    measure: MeasureOptions | None = None,
+) -> ValidationReport:
+    """Compare ``candidate`` with ``reference`` on text of named domains.
+
+    ``pruned_by``: where the pruned model is, when that is not beside ``candidate``; ``measure``:
+    the run of a GGUF whose peak memory is measured.
+    """
+    compute, checkpoint = calibration or CalibrationOptions(), Checkpoint(reference)
+    threads = options.threads or this_machine().threads
+    limit = checkpoint.config.max_position_embeddings
+    memory_run = (measure or MeasureOptions()).run(limit, threads)
+    domains = validation_domains(checkpoint, options, compute.seed)
+    return validate(
+        reference,
+        candidate,
+        domains,
+        device=compute.device,
+        dtype=compute.dtype,
+        threads=options.threads,
+        twin=options.twin,
+        split=options.split,
+        pruned_by=pruned_by,
+        memory_run=memory_run,
+        progress=progress,
+    )
