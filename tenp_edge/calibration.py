@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,22 @@ from tenp_edge.forward import (
     default_batch_tokens,
 )
 from tenp_edge.inputs import InputObserver, matrix_roles
+from tenp_edge.joint import (
+    ORDER_INSURANCE,
+    Elimination,
+    JointMoments,
+    eliminate,
+    prior_sizes,
+    total_energy,
+)
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
 from tenp_edge.states import FileStates
 from tenp_edge.statistics import (
+    GROWTH_SUM,
     VERSION,
+    WEIGHT_NORMS,
     LayerStatistics,
     Scratch,
     Statistics,
@@ -64,6 +74,7 @@ from tenp_edge.statistics import (
 
 MIN_TOKENS = 32
 _NORM_ROWS = 128
+_SHORTEST = 1e-20
 
 
 def calibrate(
@@ -142,6 +153,7 @@ def _info(
         "hidden": config.hidden_size,
         "inputs": True,
         "growth": True,
+        "joint": True,
         "domains": {
             domain.name: {"samples": len(domain.tokens), "tokens": int(domain.lengths.sum())}
             for domain in domains
@@ -317,24 +329,26 @@ def _run_layer(
         for name in job.info["domains"]
     }
     inputs = InputObserver(layer, matrix_roles(model.config, index))
-    observer = _observe(layer) if is_moe else None
+    observer = _observe(layer, job.info) if is_moe else None
     for run in runs:
         hidden = source.read(run.start, run.start + len(run.tokens)).to(model.device)
         active = run.active.to(model.device)
         inputs.begin(run.domain, active)
         if observer is not None:
-            observer.begin(sums[run.domain], active)
+            observer.begin(sums[run.domain], active, run.domain)
         output = model.run(layer, hidden)
         if observer is not None:
             observer.after(output)
         if not is_last:
             output = output if next_states is None else model.run(next_states, hidden)
             partial.write(run.start, output.cpu())
-    if observer is not None:
-        observer.end()
     if not is_last:
         partial.file.replace(target.file)
-    named = layer_tensors(index, sums, weight_norms(layer)) if is_moe else {}
+    named: dict[str, torch.Tensor] = {}
+    if observer is not None:
+        observer.end()
+        norms = weight_norms(layer)
+        named = layer_tensors(index, sums, norms, observer.elimination(sums, norms))
     write_tensors(job.sums(index), named | input_tensors(index, inputs.sums))
     source.file.unlink()
 
@@ -360,13 +374,22 @@ def weight_norms(layer: nn.Module) -> dict[str, torch.Tensor]:
 class _LayerObserver:
     """Adds what a layer's experts do to the sums of the domain that is running."""
 
-    def __init__(self, experts: RaggedExperts) -> None:
+    def __init__(self, experts: RaggedExperts, info: Mapping[str, Any]) -> None:
         self.experts, self.scratch = experts, Scratch()
+        first = experts[0].weight(0)
+        self.moments = JointMoments(len(experts), first.shape[0], first.device)
+        # Every domain counts the same, whatever its length.
+        self.shares = {
+            name: 1 / (max(found["tokens"], 1) * len(info["domains"]))
+            for name, found in info["domains"].items()
+        }
         experts.observer = self
 
-    def begin(self, stats: LayerStatistics, active: torch.Tensor) -> None:
-        """The next forward's tokens go to ``stats``; padding (not ``active``) to nothing."""
+    def begin(self, stats: LayerStatistics, active: torch.Tensor, domain: str) -> None:
+        """The next forward's tokens, of ``domain``, go to ``stats``; padding (not ``active``) to
+        nothing."""
         self.stats, self.experts.active = stats, None if bool(active.all()) else active
+        self.share = self.shares[domain]
         self.gated_norms: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def end(self) -> None:
@@ -386,11 +409,12 @@ class _LayerObserver:
         accumulate_growth(self.stats, h=h, after=after)
 
     def expert(self, group: ExpertGroup) -> None:
+        h = self.h.index_select(0, group.rows)
         gated_norm = accumulate_expert(
             self.stats,
             group.expert,
             x=group.x,
-            h=self.h.index_select(0, group.rows),
+            h=h,
             m=group.m,
             y=group.y,
             g=group.g,
@@ -398,6 +422,21 @@ class _LayerObserver:
             scratch=self.scratch,
         )
         self.gated_norms.append((group.rows, group.slots, gated_norm))
+        lengths = torch.linalg.vector_norm(h.float(), dim=-1).clamp_min(_SHORTEST)
+        weights = group.g * self.share**0.5 / lengths
+        self.moments.add(group.expert, group.padded_m, weights)
+
+    def elimination(
+        self, sums: Mapping[str, LayerStatistics], norms: Mapping[str, torch.Tensor]
+    ) -> Elimination:
+        """The best order of cuts in the layer, after its last token."""
+        for expert in range(len(self.experts)):
+            self.moments.finish(expert, self.experts[expert].weight(2).float())
+        logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
+        growth = float(torch.stack(logs).mean().exp())
+        prior = prior_sizes(*(norms[name] for name in WEIGHT_NORMS))
+        prior *= ORDER_INSURANCE * total_energy(self.moments, growth)
+        return eliminate(self.moments, prior, growth)
 
     def routed(self, chosen: torch.Tensor, output: torch.Tensor) -> None:
         gated = torch.zeros(chosen.shape, dtype=torch.float32, device=chosen.device)
@@ -409,8 +448,8 @@ class _LayerObserver:
         accumulate_tokens(self.stats, h=h, routed=output, experts=chosen, gated_norm=gated)
 
 
-def _observe(layer: nn.Module) -> _LayerObserver:
-    observer = _LayerObserver(_experts(layer))
+def _observe(layer: nn.Module, info: Mapping[str, Any]) -> _LayerObserver:
+    observer = _LayerObserver(_experts(layer), info)
     norm = layer.get_submodule("post_attention_layernorm")
     norm.register_forward_pre_hook(observer.residual)
     return observer

@@ -16,6 +16,8 @@ import torch
 from tenp_edge.allocation import Space
 from tenp_edge.plan import ExpertKey, Widths
 from tenp_edge.saliency import (
+    JOINT,
+    RELATIVE,
     cut_losses,
     expert_scores,
     neuron_scores,
@@ -141,14 +143,21 @@ class Evidence:
     def _neuron_scores(self, layer: int) -> torch.Tensor:
         name, seed = self.scores.neuron, self.scores.seed
         own = neuron_scores(self.statistics, layer, name, seed)
-        if not self.scores.shared_ranking:
+        if not self.scores.shared_ranking or name == JOINT:
             return own
         reached = tokens_routed(self.statistics, layer) > 0
         shared = ranking_scores(self.statistics, layer, name, seed)
-        if self.scores.insurance and name == "relative":
+        if self.scores.insurance and name == RELATIVE:
             prior = prior_losses(self.statistics, layer) * len(self.statistics.domains)
             shared = shared + self.scores.insurance * prior
         return torch.where(reached[:, None], shared, own)
+
+    def _losses(self, layer: int, order: torch.Tensor) -> torch.Tensor:
+        """Of keeping each expert's first w neurons of ``order``, [experts, width + 1]: what the
+        joint order was made with, or from the sums of single neurons."""
+        if self.scores.neuron == JOINT:
+            return self.statistics.elimination(layer).losses
+        return cut_losses(self.statistics, layer, order)
 
     def _layer(self, layer: int) -> LayerEvidence:
         scores = expert_scores(self.statistics, layer, self.scores.expert, self.scores.seed)
@@ -159,7 +168,7 @@ class Evidence:
         order = _descending(neuron)
         ends = torch.tensor(self.space.legal_widths) - 1
         columns = [0, *self.space.legal_widths]
-        losses = insured = cut_losses(self.statistics, layer, order)[:, columns]
+        losses = insured = self._losses(layer, order)[:, columns]
         if self.scores.insurance:
             prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
             insured = losses + self.scores.insurance * prior[:, columns]

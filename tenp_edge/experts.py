@@ -51,7 +51,7 @@ class ExpertGroup:
         down: torch.Tensor,
     ) -> None:
         self.expert, self.rows, self.slots = expert, rows, slots
-        self.padded_y, self.down = y, down
+        self.padded_m, self.padded_y, self.down = m, y, down
         count = len(rows)
         self.x, self.m, self.y, self.g = x[:count], m[:count], y[:count], g
 

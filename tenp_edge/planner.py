@@ -81,7 +81,7 @@ def make_plan(
     check_model(checkpoint, statistics)
     target, typed = _target(checkpoint, profile, request, confirm)
     space = make_space(checkpoint.config, target.width_multiple, target.most_widths)
-    evidence = None if statistics is None else Evidence(statistics, space, _scores(request))
+    evidence = None if statistics is None else _evidence(statistics, space, request)
     answer = None if typed is None else typed.answer
     pricer = Pricer(checkpoint, target, answer)
     if confirm and request.keep is None and answer is None:
@@ -147,15 +147,15 @@ def make_space(config: ModelConfig, width_multiple: int, most_widths: int | None
     return Space(config.moe_layers, config.num_experts, full, width_multiple, most_widths)
 
 
-def _scores(request: PlanRequest) -> Scores:
-    free = request.method in FREE_METHODS
-    return Scores(
+def _evidence(statistics: Statistics, space: Space, request: PlanRequest) -> Evidence:
+    scores = Scores(
         request.expert_score,
-        neuron_score(request),
+        neuron_score(request, statistics.has_elimination),
         request.seed,
-        shared_ranking=free,
+        shared_ranking=request.method in FREE_METHODS,
         insurance=insurance(request),
     )
+    return Evidence(statistics, space, scores)
 
 
 def _free_rules(request: PlanRequest) -> FreeRules:

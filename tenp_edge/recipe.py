@@ -12,7 +12,7 @@ from tenp_edge.memory import decode_tokens_per_second
 from tenp_edge.models import ModelConfig, expected_tensors
 from tenp_edge.plan import Widths
 from tenp_edge.pricing import Priced
-from tenp_edge.request import PlanRequest, Target, method_of, neuron_score
+from tenp_edge.request import PlanRequest, Target, method_of
 from tenp_edge.search import Allocator, Choice, Tenp
 
 
@@ -76,7 +76,7 @@ def make_recipe(
         "lengths": None if target.options.lengths is None else asdict(target.options.lengths),
         "targets": list(target.options.targets),
         "expert_score": request.expert_score if evidence else None,
-        "neuron_score": neuron_score(request) if evidence else None,
+        "neuron_score": evidence.scores.neuron if evidence else None,
         "seed": request.seed,
         "layer_retention": {
             str(la): sum(row) / (len(row) * priced.full_width) for la, row in widths.items()

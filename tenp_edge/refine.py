@@ -45,10 +45,11 @@ def knobs(request: PlanRequest, keep: float) -> list[list[Changes]]:
     bumps = [{"middle": bump} for bump in (1.0, 0.5, 2.0)]
     tilts = [{"tilt": tilt} for tilt in (0.0, -1.0, -0.5, 0.5, 1.0)]
     scores = [{"neuron_score": name} for name in ("relative", "energy", "camera-p")]
+    orders = [{"neuron_score": "joint"}, *scores]
     rankings = [{"ranking": name} for name in ("global", "coverage", "layer")]
     by_method: dict[str, list[list[Changes]]] = {
         "tenp": [slopes, alphas, bumps],
-        "adaptive": [tilts, scores],
+        "adaptive": [tilts, orders],
         "free": [scores, rankings],
         "enp": [[{"neuron_score": name} for name in ("enp", "enp-abs", "energy", "camera-p")]],
     }

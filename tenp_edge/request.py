@@ -16,16 +16,14 @@ from tenp_edge.registry import (
     exporter,
     width_limits,
 )
-from tenp_edge.saliency import EXPERT_SCORES, NEURON_SCORES
+from tenp_edge.saliency import EXPERT_SCORES, JOINT, NEURON_SCORES, ORDERS, RELATIVE
 from tenp_edge.units import parse_size
 
 METHODS = ("tenp", "enp", "drop", "free", "adaptive")
 DEFAULT_METHOD = "adaptive"  # of the verbs; `PlanRequest` itself starts from the paper
 FREE_METHODS = ("free", "adaptive")  # every expert its own width
 RANKINGS = ("global", "layer", "trapezoid", "coverage")
-# Default of --insurance. On the bundled model it costs 1 to 27 % of the KL where text of every
-# domain was calibrated on, and saves up to 76 % where it was not.
-INSURANCE = 0.03
+INSURANCE = 0.003  # default of --insurance; docs/planning.md has what it costs and saves
 GUARDS = ("super", "tail")
 
 
@@ -100,6 +98,12 @@ def check_request(request: PlanRequest) -> None:
     ):
         if name is not None and name not in table:
             raise UserError(f"{flag} {name} is not known", f"{flag} {'|'.join(table)}")
+    if request.method == "free" and request.neuron_score in ORDERS:
+        raise UserError(
+            f"--neuron-score {request.neuron_score} orders the neurons of an expert; --method free "
+            "compares those of all experts",
+            f"--method adaptive --neuron-score {request.neuron_score}",
+        )
     if request.keep is not None and not 0 < request.keep <= 1:
         raise UserError(f"--keep {request.keep:g} is not a share of the experts", "--keep 0.6")
     if request.kv_type is not None and request.kv_type not in KV_TYPES:
@@ -229,9 +233,12 @@ def _kv_type(found: Exporter, profile: DeviceProfile, request: PlanRequest) -> s
     return wanted if not allowed or wanted in allowed else allowed[0]
 
 
-def neuron_score(request: PlanRequest) -> str:
-    """The requested score; one that compares neurons of all experts for free widths, else ENP."""
-    own = {"free": "energy", "adaptive": "relative"}
+def neuron_score(request: PlanRequest, joint: bool = True) -> str:
+    """The requested score; one that compares neurons of all experts for free widths, else ENP.
+
+    ``joint``: whether the statistics know what neurons cost together.
+    """
+    own = {"free": "energy", "adaptive": JOINT if joint else RELATIVE}
     return request.neuron_score or own.get(request.method, "enp")
 
 

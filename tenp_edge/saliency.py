@@ -19,6 +19,7 @@ from tenp_edge.statistics import GROWTH_SUM, LayerStatistics, Statistics
 WeightNorms = Mapping[str, torch.Tensor]
 Score = Callable[[LayerStatistics, WeightNorms], torch.Tensor]
 CAMERA_ALPHA = 0.9
+JOINT, RELATIVE = "joint", "relative"
 _EPSILON = 1e-30
 
 
@@ -158,6 +159,15 @@ def taylor(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     return stats["taylor"]
 
 
+def joint(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
+    """Place in the order in which neurons are best cut together (`joint.eliminate`), best highest.
+
+    Cross terms count: of two neurons that say the same, one is cheap. `neuron_scores` reads it for
+    all domains at once.
+    """
+    raise AssertionError("the joint order is stored, not computed")
+
+
 def neuron_magnitude(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     """L2 norm of the neuron's gate row, up row and down column together; no data."""
     return _neuron_norm_sq(norms).sqrt()
@@ -190,7 +200,8 @@ NEURON_SCORES: dict[str, Score] = {
     "enp-abs": enp_abs,
     "enp-sum": enp_sum,
     "energy": energy,
-    "relative": relative,
+    RELATIVE: relative,
+    JOINT: joint,
     "camera-p": camera_p,
     "flap": flap,
     "wanda": wanda,
@@ -200,6 +211,8 @@ NEURON_SCORES: dict[str, Score] = {
     "magnitude": neuron_magnitude,
     "random": _random,
 }
+# An order inside each expert: experts cannot be compared by it, losses can (`cut_losses`).
+ORDERS = (JOINT,)
 DATA_FREE = ("magnitude", "random")
 NEED_GRADIENTS = ("heapr", "heapr-sum", "taylor")
 
@@ -235,6 +248,9 @@ def neuron_scores(statistics: Statistics, layer: int, score: str, seed: int = 0)
     magnitude = neuron_magnitude(LayerStatistics({}), norms)
     if score in DATA_FREE:
         return magnitude
+    if score == JOINT:
+        reached = tokens_routed(statistics, layer) > 0
+        return torch.where(reached[:, None], joint_places(statistics, layer), magnitude)
     total, reached = torch.zeros_like(magnitude), torch.zeros(magnitude.shape[0], dtype=torch.bool)
     for domain in statistics.domains:
         stats = statistics.layer(domain, layer)
@@ -259,6 +275,13 @@ def ranking_scores(statistics: Statistics, layer: int, score: str, seed: int = 0
         function(statistics.layer(domain, layer), norms) / domain_tokens(statistics, domain)
         for domain in statistics.domains
     )
+
+
+def joint_places(statistics: Statistics, layer: int) -> torch.Tensor:
+    """Width to 1, best first, in the order of `joint.eliminate`, float64 [experts, width]."""
+    order = statistics.elimination(layer).order
+    places = torch.arange(order.shape[1], 0, -1, dtype=torch.float64).expand(order.shape)
+    return torch.empty_like(places).scatter_(1, order, places)
 
 
 def cut_losses(statistics: Statistics, layer: int, order: torch.Tensor) -> torch.Tensor:
@@ -348,6 +371,12 @@ def sum_of(values: Iterable[torch.Tensor]) -> torch.Tensor:
 
 def _neuron_score(statistics: Statistics, score: str) -> Score:
     function = _lookup(NEURON_SCORES, score, "--neuron-score")
+    if score == JOINT and not statistics.has_elimination:
+        raise UserError(
+            "--neuron-score joint: the statistics have no joint order (they were merged, or are of "
+            "an older version)",
+            "calibrate again, or --neuron-score relative",
+        )
     if score in NEED_GRADIENTS and not statistics.has_gradients:
         raise UserError(
             f"--neuron-score {score} needs a backward pass, which this calibration left out",

@@ -30,6 +30,7 @@ from tenp_edge.checkpoint import (
     write_text,
 )
 from tenp_edge.errors import UserError
+from tenp_edge.joint import Elimination
 
 VERSION = 1
 # Sums per expert, [experts]:
@@ -64,6 +65,10 @@ GRADIENT_SUMS = (
 )
 # Sum per hidden feature, [experts, hidden]: what an importance matrix of gate and up is made of.
 INPUT_SUM = "input_sq"  # x^2
+# What cutting several neurons of an expert costs (`joint`), of all domains together: neurons, best
+# first, [experts, width], and the loss of keeping the first of them, [experts, width + 1]. No sum:
+# merged statistics lack it.
+ELIMINATION = ("joint_order", "joint_losses")
 # Norms of the weights, [experts, width]: facts of the model, not of the data.
 WEIGHT_NORMS = ("gate_norm", "up_norm", "down_norm")
 _GROUP_SUMS = EXPERT_SUMS[:-1]  # what one expert's tokens give; easy_ep needs the whole output
@@ -365,6 +370,16 @@ class Statistics:
         """Whether a backward pass was made, for the scores that need one."""
         return f"{self.domains[0]}/layers.{self.layers[0]}.{GRADIENT_SUMS[0]}" in self.stored
 
+    @property
+    def has_elimination(self) -> bool:
+        """Whether `elimination` is there: older versions and merged statistics lack it."""
+        return f"layers.{self.layers[0]}.{ELIMINATION[0]}" in self.stored
+
+    def elimination(self, layer: int) -> Elimination:
+        """The order in which a layer's neurons are best cut, and what that costs."""
+        order, losses = (self.read(f"layers.{layer}.{name}") for name in ELIMINATION)
+        return Elimination(order.long(), losses.double())
+
     def matrix_inputs(self, domain: str, layer: int, role: str) -> torch.Tensor | None:
         """Sum of squared inputs of a matrix outside the routed experts, float64 [inputs].
 
@@ -410,10 +425,19 @@ def _gradients(directory: Path, info: Mapping[str, Any]) -> dict[str, StoredTens
 
 
 def layer_tensors(
-    layer: int, domains: Mapping[str, LayerStatistics], norms: Mapping[str, torch.Tensor]
+    layer: int,
+    domains: Mapping[str, LayerStatistics],
+    norms: Mapping[str, torch.Tensor],
+    elimination: Elimination | None = None,
 ) -> dict[str, torch.Tensor]:
     """One layer's tensors under their stored names: neuron sums as float32, the rest float64."""
     named = {f"layers.{layer}.{name}": value.float() for name, value in norms.items()}
+    if elimination is not None:
+        found = (elimination.order, elimination.losses)
+        named |= {
+            f"layers.{layer}.{name}": value.float()
+            for name, value in zip(ELIMINATION, found, strict=True)
+        }
     for domain, stats in domains.items():
         for name, value in stats.sums.items():
             stored = value if name in (*EXPERT_SUMS, GROWTH_SUM) else value.float()
@@ -467,7 +491,13 @@ def merge_statistics(parts: Iterable[Statistics], directory: Path) -> Statistics
     if complete:
         merged |= _merged_inputs(parts)
     write_tensors(directory / "statistics.safetensors", merged)
-    info = {**first.info, "domains": domains, "merged": len(parts), "inputs": complete}
+    info = {
+        **first.info,
+        "domains": domains,
+        "merged": len(parts),
+        "inputs": complete,
+        "joint": False,
+    }
     write_text(directory / "statistics.json", json.dumps(info, indent=1) + "\n")
     return replace(load_statistics(directory))
 

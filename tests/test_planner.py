@@ -504,7 +504,13 @@ def test_insurance_keeps_what_the_text_did_not_need(
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
 
     def width(insurance: float) -> int:
-        request = PlanRequest(keep=0.7, method="adaptive", width_multiple=8, insurance=insurance)
+        request = PlanRequest(
+            keep=0.7,
+            method="adaptive",
+            neuron_score="relative",
+            width_multiple=8,
+            insurance=insurance,
+        )
         return make_plan(qwen3, device, request, statistics).widths[1][3]
 
     assert width(0.0) == 8 < width(3.0) <= width(100.0)

@@ -18,7 +18,14 @@ from tenp_edge.evidence import Evidence, Scores
 from tenp_edge.plan import ExpertKey, Widths
 from tenp_edge.pricing import draft
 from tenp_edge.request import INSURANCE
-from tenp_edge.saliency import EXPERT_SCORES, NEED_GRADIENTS, NEURON_SCORES
+from tenp_edge.saliency import (
+    EXPERT_SCORES,
+    JOINT,
+    NEED_GRADIENTS,
+    NEURON_SCORES,
+    ORDERS,
+    RELATIVE,
+)
 from tenp_edge.search import (
     PAPER_SHAPE,
     Allocator,
@@ -147,9 +154,7 @@ def sorted_neurons(neuron: str, ranking: str) -> Build:
     return build
 
 
-def adaptive(
-    insurance: float = INSURANCE, ranking: str = "global", neuron: str = "relative"
-) -> Build:
+def adaptive(insurance: float = INSURANCE, ranking: str = "global", neuron: str = JOINT) -> Build:
     """Every expert its own width by predicted loss, as ``plan`` does by default."""
 
     def build(case: Case, neurons: int) -> Cut:
@@ -247,6 +252,8 @@ def _table() -> Iterator[Method]:
     yield Method("enp", uniform("enp"), ("table", "short", "claims"))
     yield Method("adaptive", adaptive(), both)
     yield Method("adaptive-uninsured", adaptive(insurance=0.0), ("table",))
+    yield Method("adaptive-insured", adaptive(insurance=10 * INSURANCE), ("table",))
+    yield Method("adaptive-single", adaptive(neuron=RELATIVE), ("table",))
     for ranking in ("layer", "coverage"):
         yield Method(f"adaptive-{ranking}", adaptive(ranking=ranking), ("table",))
     yield Method("free", sorted_neurons("energy", "global"), both)
@@ -260,7 +267,8 @@ def _table() -> Iterator[Method]:
     for score in NEURON_SCORES:
         backward = score in NEED_GRADIENTS
         for ranking in ("layer", "global"):
-            if score != "random" and (score, ranking) != ("energy", "global"):
+            compares = score not in (*ORDERS, "random")
+            if compares and (score, ranking) != ("energy", "global"):
                 name, build = f"{ranking}-{score}", sorted_neurons(score, ranking)
                 short = name in ("global-camera-p", "global-heapr", "layer-flap")
                 yield Method(name, build, both if short else ("table",), backward)

@@ -1,0 +1,107 @@
+"""What the neurons of an expert add together: second moments, and the order in which to cut. Pure.
+
+With c_k = g m_k w_k / ||h'|| what neuron k adds to the residual stream h' after its block, in units
+of the stream, cutting a set C of neurons changes the stream by E ||sum over C of c_k||^2, the sum
+over C x C of
+
+    A_kj = E[g^2 m_k m_j / ||h'||^2] <w_k, w_j>
+
+(the Hadamard product of two Gram matrices). `JointMoments` collects A, `eliminate` cuts one neuron
+after the other, each time the one that adds least to that sum: neurons whose parts cancel go
+together, of two alike the second becomes dear. What is kept is an order and its losses; A itself
+would be width^2 numbers an expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# Of all experts of a layer together. Where A would be larger, only the cross terms inside blocks of
+# neurons are kept: half of them still gave nine tenths of the gain on the bundled model.
+LIMIT_BYTES = 2**28
+# Weight of the prior (`prior_sizes`) in the order. Without it neurons that the calibration text did
+# not need are cut in an order that its noise decides.
+ORDER_INSURANCE = 0.003
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """``order`` [experts, width]: neurons, the last one cut first; ``losses`` [experts, width + 1]:
+    the loss of keeping the first w of them, w = 0 to the width, float64."""
+
+    order: torch.Tensor
+    losses: torch.Tensor
+
+
+class JointMoments:
+    """Grows A, float32 [experts, blocks * size, size]: row k has neuron k's block as columns."""
+
+    def __init__(
+        self, experts: int, width: int, device: torch.device, limit_bytes: int = LIMIT_BYTES
+    ) -> None:
+        most = max(1, limit_bytes // (4 * experts * width))
+        blocks = -(-width // most)
+        self.width, self.size = width, -(-width // blocks)
+        shape = (experts, blocks, self.size, self.size)
+        self.sums = torch.zeros(shape, dtype=torch.float32, device=device)
+
+    def add(self, expert: int, m: torch.Tensor, weights: torch.Tensor) -> None:
+        """Tokens of one expert: m [tokens, width]; ``weights`` [tokens], g / ||h|| times the square
+        root of the token's share in the mean. Rows of m beyond them are padding."""
+        weights = torch.nn.functional.pad(weights, (0, len(m) - len(weights)))
+        rows = m * weights[:, None].to(m.dtype)
+        for block in range(self.sums.shape[1]):
+            part = rows[:, block * self.size : (block + 1) * self.size]
+            count = part.shape[1]
+            self.sums[expert, block, :count, :count] += part.t() @ part
+
+    def finish(self, expert: int, down: torch.Tensor) -> None:
+        """Multiply by <w_k, w_j>; ``down``: the expert's W_down, (hidden, width). Once an expert,
+        after its last token."""
+        for block in range(self.sums.shape[1]):
+            part = down[:, block * self.size : (block + 1) * self.size]
+            count = part.shape[1]
+            self.sums[expert, block, :count, :count] *= (part.t() @ part).float()
+
+
+def eliminate(moments: JointMoments, prior: torch.Tensor, growth: float) -> Elimination:
+    """The greedy order of every expert, and its losses, after `JointMoments.finish`.
+
+    ``prior`` [experts, width] float64 is added to what each neuron costs in the order (not in the
+    losses); ``growth``: ||h'||^2 / ||h||^2 of the layer's block. All experts advance together: one
+    step reads a row of A for each.
+    """
+    experts, blocks, size, _ = moments.sums.shape
+    padded, width = blocks * size, moments.width
+    table = moments.sums.view(experts, padded, size)
+    every, columns = torch.arange(experts), torch.arange(size)
+    own = table.cpu().gather(2, (torch.arange(padded) % size)[None, :, None].expand(experts, -1, 1))
+    cost = own[:, :width, 0].double() / growth  # what cutting a neuron next would add
+    order = torch.empty(experts, width, dtype=torch.int64)
+    losses = torch.zeros(experts, width + 1, dtype=torch.float64)
+    gone = torch.zeros(experts, padded, dtype=torch.float64)
+    cost = torch.nn.functional.pad(cost, (0, padded - width))
+    prior = torch.nn.functional.pad(prior, (0, padded - width), value=torch.inf)
+    for place in reversed(range(width)):
+        chosen = (cost + prior + gone).argmin(dim=1)
+        order[:, place] = chosen
+        losses[:, place] = losses[:, place + 1] + cost[every, chosen]
+        gone[every, chosen] = torch.inf
+        row = table[every.to(table.device), chosen.to(table.device)].cpu().double()
+        block = (chosen // size * size)[:, None] + columns
+        cost.scatter_add_(1, block, row * (2 / growth))
+    return Elimination(order, losses.clamp_min(0))
+
+
+def prior_sizes(gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """(||gate_k|| ||up_k|| ||w_k||)^2 as shares of the layer's sum, float64 [experts, width]: what
+    neurons would be worth if text said nothing about them."""
+    sizes = (gate * up * down).double().square()
+    return sizes / sizes.sum().clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def total_energy(moments: JointMoments, growth: float) -> float:
+    """The sum of all neurons' own losses, E ||c_k||^2, after `JointMoments.finish`."""
+    return float(moments.sums.diagonal(dim1=2, dim2=3).double().sum()) / growth
