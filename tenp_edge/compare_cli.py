@@ -103,7 +103,7 @@ def compare(
         tenp-edge compare MODEL --data code=a.jsonl --eval-data code=b.jsonl --method all -o OUT
     """
     from tenp_edge import report
-    from tenp_edge.compare.table import lines
+    from tenp_edge.compare.table import lines, predictions
     from tenp_edge.comparison import run_compare
     from tenp_edge.options import CalibrationOptions, CompareOptions, ValidationOptions
 
@@ -125,4 +125,4 @@ def compare(
     else:
         # In a pipe or a log there is no terminal width to respect, and the table is wide.
         width = None if sys.stdout.isatty() else 160
-        Console(width=width).print(report.comparison(lines(result)))
+        Console(width=width).print(report.comparison(lines(result), predictions(result)))

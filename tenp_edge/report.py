@@ -14,7 +14,7 @@ from tenp_edge.units import format_count, format_size
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.calibration import Coverage
-    from tenp_edge.compare.table import Line
+    from tenp_edge.compare.table import Line, Prediction
     from tenp_edge.inspection import ModelSummary, PartSize
     from tenp_edge.plan import CompressionPlan
     from tenp_edge.statistics import Statistics
@@ -45,8 +45,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def comparison(lines: Sequence[Line]) -> Group:
-    """One table a keep ratio: methods by KL, bytes, R_active, and KL by domain."""
+def comparison(lines: Sequence[Line], predicted: Sequence[Prediction] = ()) -> Group:
+    """One table a keep ratio: methods by KL, bytes, R_active, and KL by domain; then how well
+    predicted losses ranked the plans."""
     parts = []
     for keep in dict.fromkeys(line.keep for line in lines):
         chosen = [line for line in lines if line.keep == keep]
@@ -68,6 +69,13 @@ def comparison(lines: Sequence[Line]) -> Group:
         ]
         title = f"keep {keep:g}: {percent(chosen[0].kept)} of the routed-expert parameters"
         parts.append(table(title, [*columns, *domains, *titles], rows))
+    if predicted:
+        rows = [
+            ("all" if p.keep is None else f"{p.keep:g}", p.plans, f"{p.rank_correlation:.3f}")
+            for p in predicted
+        ]
+        title = "Predicted loss against measured KL"
+        parts.append(table(title, ["keep", "plans", "rank correlation"], rows))
     return Group(*parts)
 
 

@@ -19,7 +19,7 @@ from tenp_edge.compare.measures import Arithmetic, Cloze, TextMeasure
 from tenp_edge.compare.methods import METHODS, Case, choose_methods
 from tenp_edge.compare.run import Job, budget, compare, measure
 from tenp_edge.compare.scores import aimer_scores, mone_scores
-from tenp_edge.compare.table import lines
+from tenp_edge.compare.table import lines, predictions
 from tenp_edge.data import Domain, load_tokenizer
 from tenp_edge.divergence import score_tokens
 from tenp_edge.errors import UserError
@@ -281,6 +281,17 @@ def test_tasks_that_the_dense_model_cannot_do_are_not_shown() -> None:
     assert list(line.tasks) == ["cloze_accuracy"]
 
 
+def test_predicted_losses_are_ranked_against_measured_kl() -> None:
+    def row(keep: float, loss: float | None, kl: float) -> dict[str, Any]:
+        return {"keep": keep, "predicted_loss": loss, "overall": {"mean_kl": kl}}
+
+    same = [row(0.6, loss, loss**2) for loss in (0.1, 0.3, 0.2)]
+    turned = [row(0.3, loss, -loss) for loss in (1.0, 3.0, 2.0)]
+    found = predictions({"rows": [*same, row(0.6, None, 9.0), *turned]})
+    assert [(p.keep, p.plans) for p in found] == [(0.6, 3), (0.3, 3), (None, 6)]
+    assert [p.rank_correlation for p in found[:2]] == pytest.approx([1.0, -1.0])
+
+
 def test_it_continues_after_a_kill(case: Case, tmp_path: Path) -> None:
     file, seeds = tmp_path / "compare.json", {0: case.statistics, 1: case.statistics}
     first = compare(job(case.checkpoint, seeds, [0.75]), file, device=CPU, dtype=F32)
@@ -330,6 +341,7 @@ def test_the_verb(checkpoint_of: Make, tmp_path: Path) -> None:
     page = (tmp_path / "out" / "compare.md").read_text()
     assert page.startswith("## keep 0.5 (0.500 of the routed-expert parameters)\n\n| method |")
     assert page.count("| global-heapr |") == 1
+    assert "## predicted loss against measured KL" in page and "| all | 4 |" in page
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 _TASKS = ("cloze", "arithmetic")
 
 
@@ -81,6 +83,38 @@ def _line(rows: Sequence[Mapping[str, Any]], able: Container[str]) -> Line:
     )
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """How well predicted losses rank measured plans. ``keep``: None for all ratios together;
+    ``plans`` counts plans with a prediction, every calibration's own."""
+
+    keep: float | None
+    plans: int
+    rank_correlation: float
+
+
+def predictions(result: Mapping[str, Any]) -> list[Prediction]:
+    """Spearman's rank correlation of predicted loss and measured KL, by ratio and over all."""
+    rows = [row for row in result["rows"] if row["predicted_loss"]]
+    ratios = list(dict.fromkeys(row["keep"] for row in rows))
+    found = []
+    for keep in (*ratios, None):
+        chosen = [row for row in rows if keep in (None, row["keep"])]
+        losses = torch.tensor([row["predicted_loss"] for row in chosen])
+        measured = torch.tensor([row["overall"]["mean_kl"] for row in chosen])
+        if len(chosen) > 2:
+            found.append(Prediction(keep, len(chosen), rank_correlation(losses, measured)))
+    return found
+
+
+def rank_correlation(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Spearman's, of two [n]; ties in the order they come."""
+    ranks = [values.argsort(stable=True).argsort().double() for values in (left, right)]
+    centred = [rank - rank.mean() for rank in ranks]
+    scale = centred[0].norm() * centred[1].norm()
+    return float(centred[0] @ centred[1] / scale.clamp_min(1e-12))
+
+
 def markdown(result: Mapping[str, Any]) -> str:
     """The tables as a page: one a keep ratio, KL in nats (mean over the seeds ± half the range)."""
     found, parts = lines(result), []
@@ -92,6 +126,14 @@ def markdown(result: Mapping[str, Any]) -> str:
         rows = [_cells(line, domains, tasks) for line in chosen]
         parts += [f"## keep {keep:g} ({chosen[0].kept:.3f} of the routed-expert parameters)", ""]
         parts += [_row(head), "|" + "---|" * len(head), *map(_row, rows), ""]
+    predicted = [
+        ["all" if p.keep is None else f"{p.keep:g}", str(p.plans), f"{p.rank_correlation:.3f}"]
+        for p in predictions(result)
+    ]
+    if predicted:
+        head = ["keep", "plans", "rank correlation"]
+        parts += ["## predicted loss against measured KL", ""]
+        parts += [_row(head), "|" + "---|" * len(head), *map(_row, predicted), ""]
     return "\n".join(parts)
 
 
