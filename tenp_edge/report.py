@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tenp_edge.units import format_count, format_size
+from tenp_edge.units import format_count, format_size, nats
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.calibration import Coverage
@@ -62,7 +62,7 @@ def comparison(lines: Sequence[Line], predicted: Sequence[Prediction] = ()) -> G
                 line.kl,
                 f"{line.perplexity_ratio.mean:.3f}",
                 percent(line.same_top.mean),
-                *(f"{line.kl_by_domain[domain].mean:.4f}" for domain in domains),
+                *(nats(line.kl_by_domain[domain].mean) for domain in domains),
                 *(percent(line.tasks[task].mean) for task in tasks),
             )
             for line in chosen

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tenp_edge.units import nats
+
 _TASKS = ("cloze", "arithmetic")
 
 
@@ -26,8 +28,8 @@ class Spread:
 
     def __str__(self) -> str:
         if self.low == self.high:
-            return f"{self.mean:.4f}"
-        return f"{self.mean:.4f} ±{(self.high - self.low) / 2:.4f}"
+            return nats(self.mean)
+        return f"{nats(self.mean)} ±{nats((self.high - self.low) / 2)}"
 
 
 @dataclass(frozen=True)

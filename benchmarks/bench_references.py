@@ -1,0 +1,165 @@
+"""How much of the three reference models survives, by method: the tables of docs/accuracy.md.
+
+    python benchmarks/train_reference.py WORK --corpus DIR    # first: the models
+    python benchmarks/bench_references.py WORK -o OUT          # the same call continues
+
+For every model: all methods at keep 0.6 and 0.45, the short list at 0.9, 0.75 and 0.3 (three
+calibrations each), and the default beside its rivals calibrated on one domain alone, measured on
+all of them. OUT/NAME/... has what `tenp-edge compare` writes; OUT/summary.md what must be reached:
+the default against the best of every other kind, with the spread of the calibrations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tenp_edge.compare.table import Line, lines, predictions
+from tenp_edge.comparison import run_compare
+from tenp_edge.options import CalibrationOptions, CompareOptions, ValidationOptions
+from tenp_edge.terminal import TerminalProgress
+from tenp_edge.units import nats
+
+NAMES = ("qwen3_moe", "qwen2_moe", "deepseek_v3")
+DEFAULT = "adaptive"
+# Variants of the default, and what changes weights: neither is a baseline of it.
+OWN = ("adaptive",)
+SEQUENCE = 256
+SPLITS = ("code", "prose")
+SPLIT_METHODS = ("adaptive", "adaptive-*", "tenp", "enp", "global-heapr", "drop-easy-ep")
+
+
+def options_of(work: Path, **chosen: Any) -> CompareOptions:
+    """``chosen``: calibrated (names of domains; all of them when empty), and CompareOptions."""
+    domains = sorted(file.name.split(".")[0] for file in (work / "heldout").glob("*.jsonl.gz"))
+    calibrated = chosen.pop("calibrated", ()) or domains
+    data = tuple(f"{name}={work / 'calibration' / name}.jsonl.gz" for name in calibrated)
+    held_out = tuple(f"{name}={work / 'heldout' / name}.jsonl.gz" for name in domains)
+    return CompareOptions(
+        calibration=CalibrationOptions(data, chosen.pop("samples", 32), SEQUENCE),
+        validation=ValidationOptions(held_out, chosen.pop("eval_samples", 6), SEQUENCE),
+        **chosen,
+    )
+
+
+def runs(work: Path, seeds: int) -> Iterator[tuple[str, CompareOptions]]:
+    """Name of its directory and options of every comparison of one model."""
+    yield (
+        "table",
+        options_of(work, methods=("table", "claims"), ratios=(0.6, 0.45), seeds=seeds),
+    )
+    yield (
+        "short",
+        options_of(work, methods=("short",), ratios=(0.9, 0.75, 0.3), seeds=seeds, questions=0),
+    )
+    for split in SPLITS:
+        yield (
+            f"calibrated-on-{split}",
+            options_of(
+                work,
+                calibrated=(split,),
+                methods=SPLIT_METHODS,
+                ratios=(0.6, 0.45),
+                seeds=1,
+                questions=0,
+            ),
+        )
+
+
+# -- what must be reached --------------------------------------------------------------------------
+
+
+def kind(method: str) -> str:
+    """Which bar a method belongs to."""
+    if method.startswith(("drop-", "mone")):
+        return "whole experts"
+    if method.startswith(OWN):
+        return "own"
+    return "neurons"
+
+
+def bars(name: str, found: Sequence[Line]) -> Iterator[str]:
+    """Rows of the summary: the default, the best neuron method, the best whole-expert method."""
+    for keep in dict.fromkeys(line.keep for line in found):
+        here = [line for line in found if line.keep == keep]
+        own = next(line for line in here if line.method == DEFAULT)
+        neurons = _best(here, "neurons")
+        experts = _best(here, "whole experts")
+        outside = own.kl.high < neurons.kl.low
+        yield (
+            f"| {name} | {keep:g} | {own.kl} | {neurons.method} {neurons.kl} | "
+            f"{'yes' if outside else 'no'} | {experts.method} {experts.kl} | "
+            f"{100 * own.kl.mean / experts.kl.mean:.0f} % |"
+        )
+
+
+def _best(found: Sequence[Line], wanted: str) -> Line:
+    return min((line for line in found if kind(line.method) == wanted), key=lambda x: x.kl.mean)
+
+
+def split_rows(name: str, split: str, result: Mapping[str, Any]) -> Iterator[str]:
+    """KL of the domain that was calibrated on, and the mean of the others."""
+    for line in lines(result):
+        others = [kl.mean for domain, kl in line.kl_by_domain.items() if domain != split]
+        yield (
+            f"| {name} | {split} | {line.keep:g} | {line.method} | "
+            f"{nats(line.kl_by_domain[split].mean)} | {nats(sum(others) / len(others))} |"
+        )
+
+
+def summary(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """The page, from model -> run -> comparison."""
+    head = "| model | keep | default | best of neurons | outside the spread | best of whole experts"
+    parts = [f"{head} | share of it |", "|---|---|---|---|---|---|---|"]
+    for name, found in results.items():
+        parts += bars(name, lines(found["table"]))
+    parts += ["", "| model | calibrated on | keep | method | its KL | other domains |"]
+    parts += ["|---|---|---|---|---|---|"]
+    for name, found in results.items():
+        for split in SPLITS:
+            parts += split_rows(name, split, found[f"calibrated-on-{split}"])
+    parts += ["", "| model | run | keep | plans | rank correlation |", "|---|---|---|---|---|"]
+    for name, found in results.items():
+        for run in ("table", "short"):
+            parts += [
+                f"| {name} | {run} | {p.keep or 'all'} | {p.plans} | {p.rank_correlation:.3f} |"
+                for p in predictions(found[run])
+            ]
+    return "\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", type=Path, help="directory of train_reference.py")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    progress = TerminalProgress(Console(stderr=True))
+    for name in arguments.models:
+        for run, options in runs(arguments.work, arguments.seeds):
+            where = arguments.output / name / run
+            run_compare(arguments.work / name / "model", where, options, progress)
+    page = summary(dict(_finished(arguments.work, arguments.output)))
+    (arguments.output / "summary.md").write_text(page)
+    print(page)
+
+
+def _finished(work: Path, output: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The comparisons of every model that has all of them."""
+    names = [run for run, _ in runs(work, 1)]
+    for model in NAMES:
+        files = {run: output / model / run / "compare.json" for run in names}
+        if all(file.is_file() for file in files.values()):
+            yield model, {run: json.loads(file.read_text()) for run, file in files.items()}
+
+
+if __name__ == "__main__":
+    main()
