@@ -48,8 +48,8 @@ from tenp_edge.joint import (
     Elimination,
     JointMoments,
     eliminate,
-    prior_sizes,
-    total_energy,
+    own_losses,
+    prior,
 )
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
@@ -434,9 +434,9 @@ class _LayerObserver:
             self.moments.finish(expert, self.experts[expert].weight(2).float())
         logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
         growth = float(torch.stack(logs).mean().exp())
-        prior = prior_sizes(*(norms[name] for name in WEIGHT_NORMS))
-        prior *= ORDER_INSURANCE * total_energy(self.moments, growth)
-        return eliminate(self.moments, prior, growth)
+        own = own_losses(self.moments, growth)
+        insurance = ORDER_INSURANCE * prior(own, *(norms[name] for name in WEIGHT_NORMS))
+        return eliminate(self.moments, insurance, growth)
 
     def routed(self, chosen: torch.Tensor, output: torch.Tensor) -> None:
         gated = torch.zeros(chosen.shape, dtype=torch.float32, device=chosen.device)

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from tenp_edge.errors import UserError
-from tenp_edge.statistics import GROWTH_SUM, LayerStatistics, Statistics
+from tenp_edge.joint import prior
+from tenp_edge.statistics import GROWTH_SUM, WEIGHT_NORMS, LayerStatistics, Statistics
 
 WeightNorms = Mapping[str, torch.Tensor]
 Score = Callable[[LayerStatistics, WeightNorms], torch.Tensor]
@@ -322,19 +323,16 @@ def _cut_losses(
 def prior_losses(statistics: Statistics, layer: int) -> torch.Tensor:
     """What cutting each neuron would cost if text said nothing about it, float64 [experts, width].
 
-    Proportional to (||gate_k|| ||up_k|| ||w_k||)^2, the neuron's mean square output for inputs of
-    no direction at experts that are chosen alike; scaled to the layer's own predicted total. Mixed
-    in, it insures neurons that the calibration text did not need but other text may.
+    `joint.prior` of the layer's predicted losses of single neurons, averaged over the domains.
     """
     norms = statistics.weight_norms(layer)
-    size = (norms["gate_norm"] * norms["up_norm"] * norms["down_norm"]).square()
-    total = sum_of(
-        (relative if statistics.has_growth else energy)(stats, norms).sum()
+    own = sum_of(
+        (relative if statistics.has_growth else energy)(stats, norms)
         / domain_tokens(statistics, domain)
         for domain in statistics.domains
         for stats in [statistics.layer(domain, layer)]
     ) / len(statistics.domains)
-    return size * (total / size.sum().clamp_min(_EPSILON))
+    return prior(own, *(norms[name] for name in WEIGHT_NORMS))
 
 
 def tail_sums(values: torch.Tensor) -> torch.Tensor:

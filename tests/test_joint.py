@@ -14,7 +14,7 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import Domain
 from tenp_edge.errors import UserError
 from tenp_edge.experts import ExpertGroup
-from tenp_edge.joint import JointMoments, eliminate, prior_sizes, total_energy
+from tenp_edge.joint import JointMoments, eliminate, own_losses, prior
 from tenp_edge.loading import model_of
 from tenp_edge.saliency import joint_places, neuron_scores
 from tenp_edge.source import ModelSource
@@ -106,11 +106,19 @@ def test_blocks_bound_the_memory_and_keep_their_own_cross_terms(size: int) -> No
 def test_the_prior_decides_over_what_text_did_not_need() -> None:
     case = Case()
     case.m[0] *= 1e-6
-    sizes = prior_sizes(*(torch.rand(EXPERTS, WIDTH) + 0.1 for _ in range(3)))
+    norms = [torch.rand(EXPERTS, WIDTH) + 0.1 for _ in range(3)]
     moments = case.moments()
-    prior = sizes * total_energy(moments, 1.0)
-    order = eliminate(moments, prior, growth=1.0).order[0]
-    assert torch.equal(order, sizes[0].argsort(descending=True))
+    insurance = prior(own_losses(moments, 1.0), *norms)
+    order = eliminate(moments, insurance, growth=1.0).order[0]
+    assert torch.equal(order, (norms[0] * norms[1] * norms[2])[0].argsort(descending=True))
+
+
+def test_the_prior_follows_the_norms_at_the_level_of_an_ordinary_neuron() -> None:
+    own = torch.tensor([[1e-4, 1e-6, 0.0], [1e4, 1e-6, 0.0]], dtype=torch.float64)
+    norms = torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 2.0]])
+    found = prior(own, norms, torch.ones_like(norms), torch.ones_like(norms))
+    assert float(found.mean()) == pytest.approx((1e-4 * 1e-6 * 1e4 * 1e-6) ** 0.25)
+    torch.testing.assert_close(found / found[0, 0], norms.double().square())
 
 
 # -- in a calibration ------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import torch
 from synthetic import random_layer, write_statistics
 
+from tenp_edge import joint
 from tenp_edge.checkpoint import Checkpoint, read_header
 from tenp_edge.errors import UserError
 from tenp_edge.saliency import (
@@ -357,15 +358,14 @@ def test_random_layer_is_legal() -> None:
     assert ((stats["activation_sq"] / count) >= (stats["activation"] / count).square()).all()
 
 
-def test_prior_losses_follow_the_norms_and_add_up_to_the_layer(
+def test_prior_losses_are_those_of_the_domains_mean(
     checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     statistics = statistics_of(checkpoint_of, tmp_path)
     prior, norms = prior_losses(statistics, 1), statistics.weight_norms(1)
-    size = (norms["gate_norm"] * norms["up_norm"] * norms["down_norm"]).square()
-    torch.testing.assert_close(prior / prior.sum(), size / size.sum())
-    said = ranking_scores(statistics, 1, "relative").sum() / 2
-    assert float(prior.sum()) == pytest.approx(float(said))
+    said = ranking_scores(statistics, 1, "relative") / 2
+    expected = joint.prior(said, norms["gate_norm"], norms["up_norm"], norms["down_norm"])
+    torch.testing.assert_close(prior, expected)
     assert (prior[5] > 0).all()  # the expert that no text reached
 
 
