@@ -42,7 +42,7 @@ from tenp_edge.progress import QUIET, Progress
 from tenp_edge.repair import RoutedInputs, repair_layer
 from tenp_edge.ridge import RIDGE
 from tenp_edge.source import ModelSource
-from tenp_edge.states import FileStates
+from tenp_edge.states import SPILL_BYTES, FileStates
 from tenp_edge.statistics import write_tensors
 
 # What the stages cost, in forwards of the same text: three runs of each layer and the moments;
@@ -320,7 +320,7 @@ class _Walk:
         facts: dict[str, Any] = {}
         changes: dict[str, torch.Tensor] = {}
         source = ModelSource(self.checkpoint, self.plan)
-        with RoutedInputs(self.text.active, self.cut, self.job.partial) as seen:
+        with RoutedInputs(self.text.active, self.cut, self.job.partial, SPILL_BYTES) as seen:
             facts["loss_cut"] = self._pass(self.cut, index, inputs, onward, targets, seen)
             if self.rules.repair:
                 changes |= repair_layer(self.cut, source, index, seen, self.rules.repair_ridge)
