@@ -26,7 +26,7 @@ HEALS: Mapping[str, tuple[str, ...]] = {
 }
 EPOCHS = 4
 # Of a tensor's root mean square, per step of AdamW, falling to zero over the run.
-RATE = 0.01
+RATE = 0.001
 HELD_OUT_SHARE = 5
 # Sequences whose gradients make one step: activations are kept for the backward pass.
 STEP_TOKENS = 2048
@@ -121,7 +121,7 @@ class _Trainee:
             if spec.layer == index and spec.role in HEALS[what]:
                 name = name_in_memory(config, spec).removeprefix(prefix)
                 parameter = layer.get_parameter(name)
-                parameter.data = parameter.data.clone()  # what was read may be somebody's
+                parameter.data = parameter.data.clone()  # type: ignore[assignment]
                 self.parameters[spec.name] = parameter.requires_grad_(True)
                 self.dtypes[spec.name] = TORCH_DTYPES[source.dtype(spec.name)]
         # No weight decay: the weights are good already, and zero is not where they should go.
