@@ -4,9 +4,8 @@ Two hidden streams run over the calibration text: the dense model's, and the men
 later layer is mended on what the earlier cuts really leave it, towards what the dense layer gives.
 `ridge` has the closed form, `healing` the training; this is the walk over the layers.
 
-Work in progress lies in DIR/mending.partial: job.json, both streams between two layers, and a file
-of tensors and one of facts for each finished layer. The same call after a kill repeats at most one
-layer and ends with the same bytes. Finished, DIR holds what `mended.Mended` reads.
+The same call after a kill repeats at most one layer and ends with the same bytes
+(`mending_files`). Finished, DIR holds what `mended.Mended` reads.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from torch.nn.functional import pad
 
 from tenp_edge.checkpoint import Checkpoint, read_json, write_text
 from tenp_edge.data import Domain
-from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.forward import (
     StreamingModel,
@@ -36,7 +34,8 @@ from tenp_edge.forward import (
     default_batch_tokens,
 )
 from tenp_edge.healing import HEALS, LayerText, heal_layer, held_out, relative_error
-from tenp_edge.mended import FILE, FORMAT, VERSION, LayerChanges, Mended, files_digest, layer_file
+from tenp_edge.mended import FILE, FORMAT, VERSION, LayerChanges, Mended, layer_file
+from tenp_edge.mending_files import PARTIAL, MendingJob, finish_job, open_job, partial_states
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.repair import RoutedInputs, repair_layer
@@ -120,10 +119,10 @@ def mend(
         return finished
     chosen = choose_dtype(kind, where, checkpoint.dtype)
     shape = (*text.tokens.shape, checkpoint.config.hidden_size)
-    job = _open_job(directory, info, shape, chosen, mended_bytes(checkpoint, plan, rules))
+    job = open_job(directory, info, shape, chosen, mended_bytes(checkpoint, plan, rules))
     walk = _Walk(job, checkpoint, plan, text, rules, seed, where)
     walk.run(progress)
-    return _finish(job, checkpoint.config.moe_layers)
+    return finish_job(job, checkpoint.config.moe_layers)
 
 
 @dataclass(frozen=True)
@@ -178,76 +177,10 @@ def _finished(directory: Path, info: dict[str, Any]) -> Mended | None:
     if not (directory / FILE).is_file():
         return None
     found = read_json(directory / FILE)
-    return Mended(directory) if {key: found.get(key) for key in info} == info else None
-
-
-# -- work in progress ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One mending on disk."""
-
-    directory: Path
-    info: dict[str, Any]
-    shape: tuple[int, int, int]
-    dtype: torch.dtype
-
-    @property
-    def partial(self) -> Path:
-        return self.directory / "mending.partial"
-
-    def states(self, stream: str, layer: int) -> FileStates:
-        """What enters ``layer`` in ``stream`` ("dense" or "mended")."""
-        return FileStates(self.partial / f"{stream}-{layer}.bin", self.shape, self.dtype)
-
-    def facts(self, layer: int) -> Path:
-        return self.partial / f"layer-{layer}.json"
-
-    def next_layer(self, layers: int) -> int | None:
-        """The first layer that is not done, if its input is there; None to begin."""
-        for layer in range(layers, -1, -1):
-            ready = all(self.states(s, layer).file.is_file() for s in ("dense", "mended"))
-            if ready and all(self.facts(before).is_file() for before in range(layer)):
-                return layer
+    if {key: found.get(key) for key in info} != info:
         return None
-
-
-def _open_job(
-    directory: Path,
-    info: dict[str, Any],
-    shape: tuple[int, int, int],
-    dtype: torch.dtype,
-    result_bytes: int,
-) -> _Job:
-    """Continue the mending of these inputs, or clear another one's remains and begin."""
-    job = _Job(directory, info, shape, dtype)
-    file = job.partial / "job.json"
-    if file.is_file() and read_json(file) == info:
-        return job
-    shutil.rmtree(directory, ignore_errors=True)
-    require_free(directory, 5 * job.states("dense", 0).nbytes + result_bytes, "mending")
-    job.partial.mkdir(parents=True)
-    write_text(file, json.dumps(info, indent=1) + "\n")
-    return job
-
-
-def _finish(job: _Job, moe_layers: Sequence[int]) -> Mended:
-    """The layers' tensors get their place, then mended.json, then nothing partial."""
-    facts = {layer: read_json(job.facts(layer)) for layer in moe_layers}
-    files = [layer_file(job.directory, layer) for layer in moe_layers]
-    for layer, file in zip(moe_layers, files, strict=True):
-        if layer_file(job.partial, layer).is_file():  # else a killed run has moved it
-            layer_file(job.partial, layer).replace(file)
-    found = {
-        **job.info,
-        "digest": files_digest(files),
-        "seconds": sum(row["seconds"] for row in facts.values()),
-        "layers": {str(layer): row for layer, row in facts.items()},
-    }
-    write_text(job.directory / FILE, json.dumps(found, indent=1) + "\n")
-    shutil.rmtree(job.partial)
-    return Mended(job.directory)
+    shutil.rmtree(directory / PARTIAL, ignore_errors=True)
+    return Mended(directory)
 
 
 # -- the layers ------------------------------------------------------------------------------------
@@ -258,7 +191,7 @@ class _Walk:
 
     def __init__(
         self,
-        job: _Job,
+        job: MendingJob,
         checkpoint: Checkpoint,
         plan: CompressionPlan,
         text: _Text,
@@ -288,7 +221,7 @@ class _Walk:
     def _embed(self) -> None:
         for stream in ("dense", "mended"):
             target = self.job.states(stream, 0)
-            partial = _partial(target)
+            partial = partial_states(target)
             for run in self.runs:
                 partial.write(run.start, self.dense.embed(self.text.tokens[run]))
             partial.file.replace(target.file)
@@ -299,7 +232,7 @@ class _Walk:
         job = self.job
         before = {stream: job.states(stream, index) for stream in ("dense", "mended")}
         after = {stream: job.states(stream, index + 1) for stream in before}
-        targets, mended = _partial(after["dense"]), _partial(after["mended"])
+        targets, mended = partial_states(after["dense"]), partial_states(after["mended"])
         self._pass(self.dense, index, before["dense"], targets)
         facts: dict[str, Any] = {}
         if index in self.checkpoint.config.moe_layers:
@@ -368,9 +301,3 @@ class _Walk:
                 if seen is not None:
                     seen.finish(wanted.float().norm(dim=-1))
         return float(torch.cat(losses).double().mean()) if losses else 0.0
-
-
-def _partial(states: FileStates) -> FileStates:
-    file = states.file.with_name(states.file.name + ".partial")
-    file.unlink(missing_ok=True)
-    return FileStates(file, states.shape, states.dtype)
