@@ -121,8 +121,9 @@ class _Trainee:
             if spec.layer == index and spec.role in HEALS[what]:
                 name = name_in_memory(config, spec).removeprefix(prefix)
                 parameter = layer.get_parameter(name)
-                parameter.data = parameter.data.clone()  # type: ignore[assignment]
-                self.parameters[spec.name] = parameter.requires_grad_(True)
+                parameter.data = parameter.data.clone()  # what was read may be somebody's
+                parameter.requires_grad_(True)
+                self.parameters[spec.name] = parameter
                 self.dtypes[spec.name] = TORCH_DTYPES[source.dtype(spec.name)]
         # No weight decay: the weights are good already, and zero is not where they should go.
         groups = [
