@@ -123,5 +123,6 @@ def found_mended(directory: Path, plan_digest: str, digest: str) -> Mended | Non
 
 
 def settings_of(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What changed the weights, in words for config.json and people."""
-    return {name: info[name] for name in ("repair", "repair_ridge", "heal")}
+    """What changed the weights, for config.json."""
+    found = {"repair": info["repair"], "heal": info["heal"]}
+    return found | ({"repair_ridge": info["repair_ridge"]} if info["repair"] else {})
