@@ -320,6 +320,9 @@ def compress(
     insurance: flags.Insurance = None,
     refine: flags.Refine = False,
     successive: flags.Successive = False,
+    repair: flags.Repair = False,
+    repair_ridge: flags.RepairRidge = None,
+    heal: flags.Heal = None,
     neuron_score: flags.NeuronScore = None,
     whole_share: flags.WholeShare = None,
     shallow: flags.Shallow = None,
@@ -367,6 +370,8 @@ def compress(
 
         tenp-edge compress MODEL --profile laptop-8gb --data chat=prompts.jsonl -o OUT
 
+        tenp-edge compress MODEL --ram 8GiB --repair -o OUT
+
         tenp-edge compress MODEL --keep 0.6 --skip-checkpoint --no-validate -o OUT
     """
     from tenp_edge import options as take
@@ -382,10 +387,14 @@ def compress(
         ),
         statistics=calibration,
         successive=successive,
+        repair=repair,
+        repair_ridge=repair_ridge,
+        heal=heal,
         skip_checkpoint=skip_checkpoint,
         no_validate=no_validate,
         force=force,
     )
+    take.mend_rules(options)
     if dry_run:
         made = run_plan(model, options.plan, calibration, seed)
         _show(report.plan_report(made), made.to_json(), json_output)

@@ -25,8 +25,8 @@ def compare(
         list[str] | None,
         typer.Option(
             "--method",
-            help="A method, a pattern such as 'drop-*', or a set: short, table, claims, uniform or "
-            "all; repeat for more. Default: table.",
+            help="A method, a pattern such as 'drop-*', or a set: short, table, claims, uniform, "
+            "mended or all; repeat for more. Default: table.",
             rich_help_panel=_COMPARE,
         ),
     ] = None,

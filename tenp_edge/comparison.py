@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,29 @@ import torch
 from tenp_edge.checkpoint import Checkpoint, write_text
 from tenp_edge.compare import harness, plot
 from tenp_edge.compare.measures import Arithmetic, Cloze, Measure, TextMeasure
-from tenp_edge.compare.methods import Case, Method, choose_methods
-from tenp_edge.compare.run import Job, budget, compare
+from tenp_edge.compare.methods import Mend, Method, choose_methods
+from tenp_edge.compare.run import MENDED, Job, budget, compare
 from tenp_edge.compare.table import markdown
-from tenp_edge.data import default_texts, load_texts, load_tokenizer, parse_data
-from tenp_edge.domains import validation_domains
+from tenp_edge.data import (
+    Domain,
+    default_texts,
+    load_texts,
+    load_tokenizer,
+    parse_data,
+    split_at,
+)
+from tenp_edge.domains import calibration_domains, validation_domains
 from tenp_edge.errors import UserError
 from tenp_edge.forward import choose_device, choose_dtype
+from tenp_edge.mended import Mended
+from tenp_edge.mending import MendRules, mend
 from tenp_edge.options import CompareOptions
+from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.refine import SLICE_SAMPLES
 from tenp_edge.statistics import Statistics
 from tenp_edge.verbs import run_calibrate
+from tenp_edge.workdir import key_of
 
 FILE, PAGE, PICTURE, TASKS = "compare.json", "compare.md", "compare.png", "lm-eval.json"
 
@@ -50,6 +64,7 @@ def run_compare(
         ratios=options.ratios,
         statistics=_statistics(checkpoint, output, options, methods, progress),
         measures=measures,
+        mend=_menders(checkpoint, output, options, methods, progress),
         width_multiple=options.width_multiple,
         about={"width_multiple": options.width_multiple, **_about(options, measures)},
     )
@@ -90,6 +105,48 @@ def _statistics(
             checkpoint.path, output / f"calibration-{seed}", chosen, progress, backward
         )
     return found
+
+
+def _menders(
+    checkpoint: Checkpoint,
+    output: Path,
+    options: CompareOptions,
+    methods: Sequence[Method],
+    progress: Progress,
+) -> dict[int, Mend]:
+    """By calibration seed, what mends a plan on that calibration's text, if a method does."""
+    if not any(method.mends for method in methods):
+        return {}
+    seeds = range(options.calibration.seed, options.calibration.seed + options.seeds)
+    return {seed: _mender(checkpoint, output, options, seed, progress) for seed in seeds}
+
+
+def _mender(
+    checkpoint: Checkpoint, output: Path, options: CompareOptions, seed: int, progress: Progress
+) -> Mend:
+    chosen = replace(options.calibration, seed=seed)
+
+    @cache
+    def domains() -> list[Domain]:
+        """As `run_calibrate` draws them: the spare chunks that it holds out are not used."""
+        drawn = calibration_domains(checkpoint, chosen, spare=SLICE_SAMPLES)
+        return [split_at(domain, chosen.samples)[0] for domain in drawn]
+
+    def build(plan: CompressionPlan, rules: MendRules) -> Mended:
+        name = key_of(seed, plan.digest, asdict(rules))
+        return mend(
+            checkpoint,
+            plan,
+            domains(),
+            output / MENDED / name,
+            rules,
+            seed=seed,
+            device=chosen.device,
+            dtype=chosen.dtype,
+            progress=progress,
+        )
+
+    return build
 
 
 def _measures(checkpoint: Checkpoint, options: CompareOptions) -> dict[str, Sequence[Measure]]:
@@ -141,8 +198,7 @@ def _lm_eval(
     job: Job, file: Path, options: CompareOptions, dtype: torch.dtype, progress: Progress
 ) -> list[dict[str, Any]]:
     """lm-eval's tasks for every method and ratio with the first calibration."""
-    seed, statistics = next(iter(job.statistics.items()))
-    case = Case(job.checkpoint, statistics, job.width_multiple, seed)
+    case = job.cases()[0]
     tokenizer, rows = load_tokenizer(job.checkpoint.path), []
     with progress.task("lm-eval", len(job.ratios) * len(job.methods), "models") as task:
         for keep in job.ratios:
@@ -156,7 +212,10 @@ def _lm_eval(
                     options.lm_eval_limit,
                     dtype,
                 )
-                rows.append({"method": method.name, "keep": keep, "seed": seed, "tasks": scores})
+                rows.append(
+                    {"method": method.name, "keep": keep, "seed": case.seed, "tasks": scores}
+                )
                 write_text(file, json.dumps(rows, indent=1) + "\n")
                 task.advance()
+    shutil.rmtree(file.parent / MENDED, ignore_errors=True)
     return rows

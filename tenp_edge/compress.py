@@ -28,6 +28,7 @@ from tenp_edge.checkpoint import (
 )
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
+from tenp_edge.mended import Mended, settings_of
 from tenp_edge.models import EXPERT_KEYS
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
@@ -112,8 +113,8 @@ def _is_complete(source: ModelSource, directory: Path, shards: Sequence[Shard]) 
     return not (directory / MARKER).is_file() and all(is_written(directory, s) for s in shards)
 
 
-def is_other_checkpoint(directory: Path, digest: str) -> bool:
-    """Whether a finished checkpoint of another plan than ``digest`` lies in ``directory``."""
+def is_other_checkpoint(directory: Path, digest: str | None) -> bool:
+    """Whether a finished checkpoint other than `ModelSource.digest` lies in ``directory``."""
     file = directory / "config.json"
     return file.is_file() and (read_json(file).get("tenp") or {}).get("digest") != digest
 
@@ -121,7 +122,7 @@ def is_other_checkpoint(directory: Path, digest: str) -> bool:
 def _claim(source: ModelSource, directory: Path) -> None:
     """Mark ``directory`` as ours; what an interrupted run for another plan left is removed."""
     directory.mkdir(parents=True, exist_ok=True)
-    marker, mine = directory / MARKER, {"digest": _plan(source).digest}
+    marker, mine = directory / MARKER, {"digest": source.digest}
     files = sorted([*directory.glob("*.safetensors"), *directory.glob(INDEX_NAME)])
     if marker.is_file():
         stale = [] if read_json(marker) == mine else files
@@ -164,7 +165,7 @@ def _tenp_section(source: ModelSource) -> dict[str, Any]:
         "method": plan.recipe.get("method"),
         "keep_ratio": plan.keep_ratio,
         "source_fingerprint": plan.fingerprint,
-        "digest": plan.digest,
+        "digest": source.digest,
         "expert_widths": {
             str(layer): list(row) for layer, row in sorted(source.config.expert_widths.items())
         },
@@ -175,6 +176,9 @@ def _tenp_section(source: ModelSource) -> dict[str, Any]:
             str(layer): [source.original_expert(layer, expert) for expert in range(len(row))]
             for layer, row in sorted(source.config.expert_widths.items())
         }
+    if isinstance(source.mended, Mended):
+        info = source.mended.info
+        section["mended"] = {**settings_of(info), "plan_digest": plan.digest}
     return section
 
 
@@ -216,8 +220,7 @@ def _card_text(source: ModelSource, name: str) -> str:
     uniform = "Load it with:" if config.is_uniform else _RAGGED
     return f"""\
 {name} with {removed} removed by tenp-edge
-{__version__}. Everything else, the router's remaining rows included, is the original's, bit for
-bit.
+{__version__}. {_unchanged(source)}
 
 | | |
 |---|---|
@@ -237,6 +240,21 @@ model = tenp_edge.load_pruned("PATH")
 
 `tenp-edge export PATH --format gguf -o model.gguf` writes a GGUF from it.
 """
+
+
+def _unchanged(source: ModelSource) -> str:
+    """What of the original is still there as it was."""
+    if not isinstance(source.mended, Mended):
+        rest = "Everything else, the router's remaining rows included, is the original's, bit for"
+        return f"{rest}\nbit."
+    info, done = source.mended.info, []
+    if info["repair"]:
+        ridge = f"by ridge least squares ({info['repair_ridge']:g})"
+        done.append(f"the down projections of the cut experts were refitted {ridge}")
+    if info["heal"]:
+        what = {"routers": "the routers", "norms": "the routers and the layers' norms"}
+        done.append(f"{what[info['heal']]} were trained against the original, layer by layer")
+    return "Then " + " and\n".join(done) + ".\nEverything else is the original's."
 
 
 def _license_lines(directory: Path) -> list[str]:

@@ -154,6 +154,33 @@ Refine = Annotated[
         panel=_PLAN,
     ),
 ]
+_MENDING = "Mending: changes weights that stay"
+Repair = Annotated[
+    bool,
+    _flag(
+        "--repair",
+        help="Refit the down projections of cut experts in closed form, so that the neurons that "
+        "stay take over what the cut ones wrote.",
+        panel=_MENDING,
+    ),
+]
+RepairRidge = Annotated[
+    float | None,
+    _flag(
+        "--repair-ridge",
+        help="For --repair: the pull towards the original weights, above 0. Default 0.1.",
+        panel=_MENDING,
+    ),
+]
+Heal = Annotated[
+    str | None,
+    _flag(
+        "--heal",
+        help="A short training of each layer against the original's: routers, or norms (routers "
+        "and the layer's norms).",
+        panel=_MENDING,
+    ),
+]
 NeuronScore = Annotated[
     str | None,
     _flag(

@@ -130,10 +130,12 @@ def importance_of(
     pruned = checkpoint.config.raw.get("tenp")
     if pruned:
         plan = plan or _plan_beside(checkpoint.path)
-        if plan.digest != pruned["digest"]:
+        # What the kept neurons were fed is the plan's affair, whether or not they were mended.
+        own = str((pruned.get("mended") or {}).get("plan_digest", pruned["digest"]))
+        if plan.digest != own:
             raise UserError(
                 f"the plan is not the one that {checkpoint.path} was pruned by "
-                f"({plan.digest[:12]}, not {str(pruned['digest'])[:12]})",
+                f"({plan.digest[:12]}, not {own[:12]})",
                 "--plan with the plan.json of that run",
             )
     elif plan is None and statistics.fingerprint != checkpoint.fingerprint:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tenp_edge.devices import DeviceProfile, load_profile, load_profile_file, this_machine
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
+from tenp_edge.mending import MendRules
 from tenp_edge.request import DEFAULT_METHOD, PlanRequest
 from tenp_edge.units import parse_size
 
@@ -106,11 +107,16 @@ class MeasureOptions:
 
 @dataclass(frozen=True)
 class CompressOptions:
+    """``repair``, ``repair_ridge`` and ``heal`` change weights that stay (`mending`)."""
+
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     plan: PlanOptions = field(default_factory=PlanOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     statistics: Path | None = None
     successive: bool = False
+    repair: bool = False
+    repair_ridge: float | None = None
+    heal: str | None = None
     skip_checkpoint: bool = False
     no_validate: bool = False
     force: bool = False
@@ -158,3 +164,15 @@ def plan_request(options: PlanOptions, profile: DeviceProfile, seed: int) -> Pla
     choices = {name: getattr(options, name) for name in shared}
     imatrix = not options.no_imatrix
     return PlanRequest(budget_bytes=budget, imatrix=imatrix, seed=seed, frontier=True, **choices)
+
+
+def mend_rules(options: CompressOptions) -> MendRules | None:
+    """What --repair and --heal ask for; None when neither is given."""
+    if options.repair_ridge is not None and not options.repair:
+        raise UserError("--repair-ridge says how to repair, and --repair is not given", "--repair")
+    if not options.repair and options.heal is None:
+        return None
+    ridge = {} if options.repair_ridge is None else {"repair_ridge": options.repair_ridge}
+    rules = MendRules(repair=options.repair, heal=options.heal, **ridge)
+    rules.check()
+    return rules

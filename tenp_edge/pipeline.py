@@ -23,9 +23,12 @@ from tenp_edge.footprint import MemoryRun
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.importance import Importance
 from tenp_edge.inspection import inspect_model
+from tenp_edge.mended import DIRECTORY, Mended
+from tenp_edge.mending import mended_bytes
 from tenp_edge.options import (
     CompressOptions,
     choose_profile,
+    mend_rules,
     plan_request,
 )
 from tenp_edge.plan import CompressionPlan, load_plan
@@ -40,7 +43,7 @@ from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
 from tenp_edge.timing import estimate
 from tenp_edge.validation import ValidationReport, load_report, validate
-from tenp_edge.verbs import calibrate_into, kept_ranges, ranges_into, refine_into
+from tenp_edge.verbs import calibrate_into, kept_ranges, mend_into, ranges_into, refine_into
 from tenp_edge.workdir import RunDirectory, key_of
 
 WORTH_SAYING_SECONDS = 15
@@ -48,15 +51,18 @@ WORTH_SAYING_SECONDS = 15
 
 @dataclass(frozen=True)
 class CompressResult:
-    """What ``compress`` made: the plan as written, the report (None with no_validate)."""
+    """What ``compress`` made: the plan as written, the report (None with no_validate), and what
+    was mended after the cut, if anything."""
 
     output: Path
     plan: CompressionPlan
     report: ValidationReport | None
+    mended: Mended | None = None
 
     def to_json(self) -> dict[str, Any]:
         report = None if self.report is None else self.report.to_json()
-        return {"output": str(self.output), "plan": self.plan.to_json(), "validation": report}
+        found = {"output": str(self.output), "plan": self.plan.to_json(), "validation": report}
+        return found if self.mended is None else {**found, "mended": dict(self.mended.info)}
 
 
 def run_compress(
@@ -80,12 +86,14 @@ def run_compress(
     statistics = run.statistics()
     plan = run.plan(statistics)
     importance = Importance(statistics, plan) if plan.recipe["imatrix"] else None
+    mended = run.mend(plan)
+    source = ModelSource(checkpoint, plan, importance, mended=mended)
     if not options.skip_checkpoint:
-        run.write_checkpoint(plan)
-    run.export(plan, importance)
-    report = None if options.no_validate else run.validate(plan)
+        run.write_checkpoint(source)
+    run.export(plan, source)
+    report = None if options.no_validate else run.validate(plan, source)
     run.directory.complete()
-    return CompressResult(output, plan, report)
+    return CompressResult(output, plan, report, mended)
 
 
 class _Compress:
@@ -100,6 +108,7 @@ class _Compress:
         self.progress = progress
         self.profile = choose_profile(options.plan)
         self.request = plan_request(options.plan, self.profile, options.calibration.seed)
+        self.rules = mend_rules(options)
 
     # What is decided before anything is written.
 
@@ -115,7 +124,8 @@ class _Compress:
         with_twin = self.options.validation.twin and not self.options.no_validate
         twin = self._padded(draft).manifest.file_bytes if with_twin else 0
         what = f"this run ({', '.join((*missing, 'the padded twin') if twin else missing)})"
-        require_free(self.output, sum(missing.values()) + twin, what)
+        mending = 0 if self.rules is None else mended_bytes(self.checkpoint, draft, self.rules)
+        require_free(self.output, sum(missing.values()) + twin + mending, what)
 
     def note_time(self, draft: CompressionPlan) -> None:
         """Say how long it will take, when that is more than a moment."""
@@ -136,6 +146,8 @@ class _Compress:
             encoding_speed=writer.encoding_speed(self._export_options(draft)),
             device=device,
             dtype=choose_dtype(options.calibration.dtype, device, checkpoint.dtype),
+            mending_forwards=0 if self.rules is None else self.rules.forwards,
+            mended_tokens=most_tokens(options.calibration),
         )
         if expected.total >= WORTH_SAYING_SECONDS:
             self.progress.note(str(expected))
@@ -206,35 +218,49 @@ class _Compress:
             self.progress,
         )
 
-    def write_checkpoint(self, plan: CompressionPlan) -> None:
+    def mend(self, plan: CompressionPlan) -> Mended | None:
+        if self.rules is None:
+            return None
+        directory, options = self.output / DIRECTORY, self.options.calibration
+        key = key_of(plan.digest, asdict(self.rules), asdict(options))
+        if self.directory.done("mending", key):
+            return Mended(directory)
+        domains, _, _ = self._domains
+        found = mend_into(
+            self.checkpoint, plan, domains, directory, self.rules, options, self.progress
+        )
+        if found is not None:
+            self.directory.finish("mending", key, directory.iterdir())
+        return found
+
+    def write_checkpoint(self, source: ModelSource) -> None:
         target = self.output / "checkpoint"
 
         def write() -> list[Path]:
-            if is_other_checkpoint(target, plan.digest):  # of an unfinished run with other settings
+            if is_other_checkpoint(target, source.digest):  # an unfinished run's, other settings
                 shutil.rmtree(target)
-            write_checkpoint(ModelSource(self.checkpoint, plan), target, self.progress)
+            write_checkpoint(source, target, self.progress)
             return [file for file in target.iterdir() if file.is_file()]
 
-        self._stage("checkpoint", key_of(plan.digest), write)
+        self._stage("checkpoint", key_of(source.digest), write)
 
-    def export(self, plan: CompressionPlan, importance: Importance | None) -> None:
+    def export(self, plan: CompressionPlan, source: ModelSource) -> None:
         target, options = self._target(plan), self._export_options(plan)
 
         def write() -> list[Path]:
             writer = exporter(plan.recipe["format"])
-            source = ModelSource(self.checkpoint, plan, importance)
             if writer.needs_ranges(options):
                 source.ranges = self._ranges(source)
             manifest = writer.write(source, options, target, self.progress)
             return [self.output / name for name in placed_files(writer, manifest)]
 
-        matrix = None if importance is None else importance.digest
-        self._stage("export", key_of(plan.digest, asdict(options), matrix), write)
+        matrix = None if source.importance is None else source.importance.digest
+        self._stage("export", key_of(source.digest, asdict(options), matrix), write)
 
-    def validate(self, plan: CompressionPlan) -> ValidationReport:
+    def validate(self, plan: CompressionPlan, source: ModelSource) -> ValidationReport:
         file = self.output / "validation.json"
         options = self.options
-        key = key_of(plan.digest, asdict(options.validation), asdict(options.calibration))
+        key = key_of(source.digest, asdict(options.validation), asdict(options.calibration))
         if self.directory.done("validation", key):
             return load_report(file)
         _, held_out, _ = self._domains

@@ -1,7 +1,8 @@
 """The pruned, unquantised model behind an exported file.
 
 A file names the plan that it was pruned by (its digest), not the neurons: those are in the pruned
-checkpoint, or follow from the original and plan.json. `compress` leaves both beside the file.
+checkpoint, or follow from the original, plan.json and, where weights were mended, mended/.
+`compress` leaves all of them beside the file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from tenp_edge.checkpoint import Checkpoint, read_json
 from tenp_edge.errors import UserError
+from tenp_edge.mended import DIRECTORY, found_mended
 from tenp_edge.plan import load_plan
 from tenp_edge.source import ModelSource, StoredModel
 
@@ -39,8 +41,8 @@ def find_pruned(
         return _of_checkpoint(given.checkpoint, digest)
     if given.plan is not None:
         return _of_plan(reference, given.plan, digest)
-    own = reference.config
-    if digest == _digest_of(own.raw) or stored.config.expert_widths == own.expert_widths:
+    whole = reference.config
+    if digest == _digest_of(whole.raw) or stored.config.expert_widths == whole.expert_widths:
         return reference
     if digest is None:
         return None
@@ -49,8 +51,11 @@ def find_pruned(
     if _digest_of(_peek(checkpoint / "config.json")) == digest:
         return _of_checkpoint(checkpoint, digest)
     raw = _peek(plan)
-    fits = raw.get("model", {}).get("fingerprint") == reference.checkpoint.fingerprint
-    return _of_plan(reference, plan, digest) if fits and raw.get("digest") == digest else None
+    if raw.get("model", {}).get("fingerprint") != reference.checkpoint.fingerprint:
+        return None
+    own = str(raw.get("digest"))
+    known = own == digest or found_mended(directory / DIRECTORY, own, digest) is not None
+    return _of_plan(reference, plan, digest) if known else None
 
 
 def _of_checkpoint(directory: Path, digest: str | None) -> ModelSource:
@@ -66,9 +71,12 @@ def _of_checkpoint(directory: Path, digest: str | None) -> ModelSource:
 
 
 def _of_plan(reference: ModelSource, file: Path, digest: str | None) -> ModelSource:
-    plan = load_plan(file)
-    _require_same(str(file), plan.digest, digest)
-    return ModelSource(reference.checkpoint, plan)
+    plan, mended = load_plan(file), None
+    if digest is not None and plan.digest != digest:
+        mended = found_mended(file.resolve().parent / DIRECTORY, plan.digest, digest)
+    if mended is None:
+        _require_same(str(file), plan.digest, digest)
+    return ModelSource(reference.checkpoint, plan, mended=mended)
 
 
 def _require_same(what: str, own: str, digest: str | None) -> None:

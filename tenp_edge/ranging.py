@@ -77,11 +77,8 @@ def measure_ranges(
 
 
 def identity(source: ModelSource) -> str:
-    """Of the model: the plan that pruned it, or the whole checkpoint."""
-    if source.plan is not None:
-        return source.plan.digest
-    section = source.config.raw.get("tenp") or {}
-    return str(section.get("digest") or source.checkpoint.fingerprint)
+    """Of the model: what was done to the weights, or the whole checkpoint."""
+    return source.digest or source.checkpoint.fingerprint
 
 
 def data_digest(domains: Sequence[Domain]) -> str:

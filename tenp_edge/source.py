@@ -17,12 +17,14 @@ import torch
 from tenp_edge.checkpoint import Checkpoint, ExpertWeights
 from tenp_edge.errors import UserError
 from tenp_edge.importance import Importance
+from tenp_edge.mended import Overlay, model_digest
 from tenp_edge.models import ModelConfig, TensorSpec, expected_tensors
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.ranges import Ranges
 from tenp_edge.slicing import kept_experts, slice_expert
 
 BLOCK_BYTES = 64 * 2**20
+_DOWN = 2
 Rows = Callable[[int, int], torch.Tensor]
 
 
@@ -66,7 +68,8 @@ class ModelSource:
     ``config`` describes the model after pruning: ``expert_widths`` as planned, and where experts
     are removed, fewer of them. Expert numbers are those of the pruned model. ``importance`` and
     ``ranges`` are for whoever quantises: what the matrices' columns are fed, and the extremes of
-    what goes in and out; None when they are not known.
+    what goes in and out; None when they are not known. ``mended``: tensors that repair or healing
+    changed, by their names in the pruned model.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class ModelSource:
         plan: CompressionPlan | None = None,
         importance: Importance | None = None,
         ranges: Ranges | None = None,
+        mended: Overlay | None = None,
     ) -> None:
         if plan is not None:
             plan.check(checkpoint.config, checkpoint.fingerprint)
@@ -82,6 +86,7 @@ class ModelSource:
         self.plan = plan
         self.importance = importance
         self.ranges = ranges
+        self.mended = mended
         self._last: tuple[tuple[int, int], ExpertWeights] | None = None
         self._kept = (
             {} if plan is None else {k: kept_experts(row) for k, row in plan.widths.items()}
@@ -101,6 +106,8 @@ class ModelSource:
         spec = self.tensors[name]
         if spec.expert is not None and spec.layer is not None:
             return self._expert_tensor(spec)
+        if self._is_mended(name):
+            return check_finite(name, self._mended(name))
         tensor = self.checkpoint.read(name)
         if spec.part == "router" and spec.layer in self._kept:
             tensor = tensor[self._kept[spec.layer]]
@@ -112,7 +119,7 @@ class ModelSource:
         For matrices too large to hold (embeddings). Raises UserError like `read`.
         """
         spec = self.tensors[name]
-        if spec.expert is not None or spec.part == "router":
+        if spec.expert is not None or spec.part == "router" or self._is_mended(name):
             return self.read(name)[start:stop]
         return check_finite(name, self.checkpoint.read_rows(name, start, stop))
 
@@ -163,7 +170,29 @@ class ModelSource:
             check_finite(self.config.expert_tensor(layer, original, index), matrix)
         if self.plan is None or self.plan.widths[layer][original] == self.plan.full_width:
             return weights
-        return slice_expert(weights, self.plan.neurons(layer, original))
+        sliced = slice_expert(weights, self.plan.neurons(layer, original))
+        down = self.config.expert_tensor(layer, expert, _DOWN)
+        return replace(sliced, down=self._mended(down)) if self._is_mended(down) else sliced
+
+    def _is_mended(self, name: str) -> bool:
+        return self.mended is not None and name in self.mended
+
+    def _mended(self, name: str) -> torch.Tensor:
+        assert self.mended is not None
+        tensor = self.mended.read(name)
+        assert tuple(tensor.shape) == self.tensors[name].shape, name
+        return tensor
+
+    @property
+    def digest(self) -> str | None:
+        """Identity of what was done to the weights: by the plan, and by mending after it.
+
+        Of a checkpoint that was pruned before, the one it names; None of one that was not.
+        """
+        if self.plan is not None:
+            return model_digest(self.plan.digest, self.mended)
+        named = (self.config.raw.get("tenp") or {}).get("digest")
+        return None if named is None else str(named)
 
     def original_expert(self, layer: int, expert: int) -> int:
         """Number, in the unpruned model, of expert ``expert`` of the pruned one."""

@@ -23,10 +23,12 @@ class Estimate:
     files: float
     quantisation: float
     validation: float
+    mending: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.calibration + self.files + self.quantisation + self.validation
+        files = self.files + self.quantisation
+        return self.calibration + self.mending + files + self.validation
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {_minutes(s)}" for name, s in vars(self).items() if s >= 1)
@@ -44,12 +46,15 @@ def estimate(
     encoding_speed: float,
     device: torch.device,
     dtype: torch.dtype,
+    mending_forwards: int = 0,
+    mended_tokens: int = 0,
 ) -> Estimate:
     """Forwards cost 2 operations per active parameter and token; files cost their bytes, and
     quantising ``quantised_parameters`` at ``encoding_speed`` (bytes of float32 per second).
 
     The validation runs ``validation_forwards`` models: the exported file in its runtime, and at
-    about the same speed, reading their weights, the others here.
+    about the same speed, reading their weights, the others here. Mending runs
+    ``mended_tokens`` about ``mending_forwards`` times.
     """
     per_token = 2 * active_parameters / operations_per_second(device, dtype)
     reading = model_bytes / _DISK_BYTES_PER_SECOND
@@ -60,6 +65,7 @@ def estimate(
         quantisation=4 * quantised_parameters / encoding_speed,
         validation=validation_forwards * validation_tokens * per_token
         + ((validation_forwards - 1) * reading if validation_tokens else 0),
+        mending=mending_forwards * mended_tokens * per_token,
     )
 
 

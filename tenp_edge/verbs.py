@@ -21,6 +21,8 @@ from tenp_edge.errors import UserError
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.gradients import collect_gradients
 from tenp_edge.importance import importance_of
+from tenp_edge.mended import Mended
+from tenp_edge.mending import MendRules, mend
 from tenp_edge.options import (
     CalibrationOptions,
     MeasureOptions,
@@ -144,6 +146,47 @@ def refine_into(
     return refine(
         checkpoint, request, make, directory, device=device, dtype=dtype, progress=progress
     )
+
+
+def mend_into(
+    checkpoint: Checkpoint,
+    plan: CompressionPlan,
+    domains: Sequence[Domain],
+    directory: Path,
+    rules: MendRules,
+    options: CalibrationOptions,
+    progress: Progress,
+) -> Mended | None:
+    """What ``rules`` make of the plan's model, in ``directory``; None where there is nothing to
+    mend, which is said."""
+    if plan.keep_ratio == 1.0:
+        progress.note("nothing was cut: there is nothing to repair or to heal")
+        return None
+    if rules.heal is None and all(
+        w in (0, plan.full_width) for r in plan.widths.values() for w in r
+    ):
+        progress.note("every expert is whole or removed: there is nothing to repair")
+        return None
+    found = mend(
+        checkpoint,
+        plan,
+        domains,
+        directory,
+        rules,
+        seed=options.seed,
+        device=options.device,
+        dtype=options.dtype,
+        progress=progress,
+    )
+    layers = found.info["layers"].values()
+    before, after = (
+        sum(row[name] for row in layers) / len(layers) for name in ("loss_cut", "loss")
+    )
+    progress.note(
+        f"mended {len(found)} tensors in {found.info['seconds']:.0f} s: "
+        f"mean loss of a layer {before:.2g} -> {after:.2g}"
+    )
+    return found
 
 
 def run_export(

@@ -24,6 +24,7 @@ OUTPUTS = (
     "calibration",
     "calibration-pruned",
     "checkpoint",
+    "mended",
     "onnx",
     "model.gguf",
     "plan.json",

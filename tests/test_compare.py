@@ -27,6 +27,9 @@ from tenp_edge.experts import RaggedExperts
 from tenp_edge.forward import streaming_logits
 from tenp_edge.gradients import collect_gradients
 from tenp_edge.loading import model_of
+from tenp_edge.mended import Mended
+from tenp_edge.mending import MendRules, mend
+from tenp_edge.plan import CompressionPlan
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics
 
@@ -101,7 +104,12 @@ def case(checkpoint_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Case:
     texts = [domain("code", 8), domain("prose", 8, seed=1)]
     plain = calibrate(checkpoint, texts, work, device="cpu", dtype="float32")
     statistics = collect_gradients(checkpoint, texts, plain, work, device="cpu", dtype="float32")
-    return Case(checkpoint, statistics, width_multiple=1, seed=0)
+
+    def mended(plan: CompressionPlan, rules: MendRules) -> Mended:
+        directory = work / f"{plan.digest}-{rules.heal}"
+        return mend(checkpoint, plan, texts, directory, rules, device="cpu")
+
+    return Case(checkpoint, statistics, width_multiple=1, seed=0, mend=mended)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -135,7 +143,7 @@ def test_methods_by_name_pattern_and_set() -> None:
         choose_methods(["tenpp"])
     assert caught.value.message == "--method tenpp is not known"
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("short, table, claims, uniform, all, or of tenp, ")
+    assert caught.value.hint.startswith("short, table, claims, uniform, mended, all, or of tenp, ")
 
 
 def test_unstructured_masks_keep_the_best_of_each_row() -> None:

@@ -195,12 +195,13 @@ def _recipe(source: ModelSource) -> Recipe:
     """From the plan, or from the ``tenp`` section of a checkpoint that was pruned before."""
     plan, config = source.plan, source.config
     if plan is not None:
-        return Recipe(plan.digest, plan.keep_ratio, str(plan.recipe.get("method") or "none"))
+        digest = source.digest or NO_DIGEST
+        return Recipe(digest, plan.keep_ratio, str(plan.recipe.get("method") or "none"))
     pruned = config.raw.get("tenp") or {}
     experts = sum(len(row) for row in config.expert_widths.values())
     kept = config.expert_neurons / (experts * config.moe_intermediate_size)
     return Recipe(
-        digest=str(pruned.get("digest") or NO_DIGEST),
+        digest=source.digest or NO_DIGEST,
         keep_ratio=float(pruned.get("keep_ratio") or kept),
         method=str(pruned.get("method") or "none"),
     )

@@ -156,10 +156,8 @@ def _small_files(blueprint: Blueprint, checkpoint: Checkpoint, digest: str) -> d
 
 
 def _digest(source: ModelSource) -> str:
-    """The plan's, or that of the plan which pruned the checkpoint before."""
-    if source.plan is not None:
-        return source.plan.digest
-    return str((source.config.raw.get("tenp") or {}).get("digest") or NO_DIGEST)
+    """The pruned model's, also where the checkpoint was pruned before."""
+    return source.digest or NO_DIGEST
 
 
 class LazySizes(Mapping[str, int]):

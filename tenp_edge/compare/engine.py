@@ -25,6 +25,7 @@ from tenp_edge.forward import (
     check_tokens,
     default_batch_tokens,
 )
+from tenp_edge.mended import Mended
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
@@ -47,12 +48,13 @@ class Candidate(Protocol):
 
 @dataclass(frozen=True)
 class Planned:
-    """What a plan leaves; None is the dense model."""
+    """What a plan leaves, with what was mended in it; None is the dense model."""
 
     plan: CompressionPlan | None = None
+    mended: Mended | None = None
 
     def source(self, checkpoint: Checkpoint) -> ModelSource:
-        return ModelSource(checkpoint, self.plan)
+        return ModelSource(checkpoint, self.plan, mended=self.mended)
 
     def adapt(self, index: int, layer: nn.Module, checkpoint: Checkpoint) -> None:
         pass

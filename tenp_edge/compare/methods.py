@@ -15,7 +15,9 @@ from tenp_edge.compare.engine import Candidate, Planned
 from tenp_edge.compare.scores import aimer_scores, best_experts, coverage_widths, mone_scores
 from tenp_edge.errors import UserError
 from tenp_edge.evidence import Evidence, Scores
-from tenp_edge.plan import ExpertKey, Widths
+from tenp_edge.mended import Mended
+from tenp_edge.mending import MendRules
+from tenp_edge.plan import CompressionPlan, ExpertKey, Widths
 from tenp_edge.pricing import draft
 from tenp_edge.request import INSURANCE
 from tenp_edge.saliency import (
@@ -39,15 +41,26 @@ from tenp_edge.search import (
 )
 from tenp_edge.statistics import Statistics
 
+Mend = Callable[[CompressionPlan, MendRules], Mended]
+
 
 class Case:
-    """One calibration of one model: what a method builds from."""
+    """One calibration of one model: what a method builds from.
+
+    ``mend``: repairs and heals what a plan leaves, on the text of this calibration.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, statistics: Statistics, width_multiple: int, seed: int
+        self,
+        checkpoint: Checkpoint,
+        statistics: Statistics,
+        width_multiple: int,
+        seed: int,
+        mend: Mend | None = None,
     ) -> None:
         config = checkpoint.config
         self.checkpoint, self.statistics, self.seed = checkpoint, statistics, seed
+        self.mend = mend
         self.space = Space(
             config.moe_layers, config.num_experts, config.moe_intermediate_size, width_multiple
         )
@@ -85,12 +98,14 @@ Build = Callable[[Case, int], Cut]
 @dataclass(frozen=True)
 class Method:
     """A row of the table. ``build`` cuts a case to a number of neurons; ``sets``: where it is
-    listed; ``needs_gradients``: a backward pass."""
+    listed; ``needs_gradients``: a backward pass; ``mends``: the calibration's text (`Case.mend`).
+    """
 
     name: str
     build: Build
     sets: tuple[str, ...]
     needs_gradients: bool = False
+    mends: bool = False
 
 
 # -- plans -----------------------------------------------------------------------------------------
@@ -241,6 +256,19 @@ def wanda_rows(case: Case, neurons: int) -> Cut:
     return Cut(Masked(keep, case.statistics), keep, 1.0, keep)
 
 
+def mended(base: Build, rules: MendRules) -> Build:
+    """What ``base`` cuts, repaired or healed: as many bytes, other weights."""
+
+    def build(case: Case, neurons: int) -> Cut:
+        cut = base(case, neurons)
+        assert isinstance(cut.candidate, Planned) and cut.candidate.plan is not None
+        assert case.mend is not None, "methods that mend need the calibration's text"
+        plan = cut.candidate.plan
+        return replace(cut, candidate=Planned(plan, case.mend(plan, rules)))
+
+    return build
+
+
 # -- the table -------------------------------------------------------------------------------------
 
 
@@ -274,6 +302,22 @@ def _table() -> Iterator[Method]:
                 yield Method(name, build, both if short else ("table",), backward)
     yield Method("coverage-taylor", slimming, both, True)
     yield Method("layer-flap-bias", flap_with_bias, both)
+    yield from _mended()
+
+
+def _mended() -> Iterator[Method]:
+    """Weights that stay are changed after the cut."""
+    repair = MendRules(repair=True)
+    rows: tuple[tuple[str, Build, MendRules], ...] = (
+        ("adaptive+repair", adaptive(), repair),
+        ("tenp+repair", trapezoid(), repair),
+        ("adaptive+repair+heal-routers", adaptive(), replace(repair, heal="routers")),
+        ("adaptive+heal-routers", adaptive(), MendRules(repair=False, heal="routers")),
+        ("adaptive+repair+heal-norms", adaptive(), replace(repair, heal="norms")),
+    )
+    for name, base, rules in rows:
+        sets = ("mended", "table", "short") if name == "adaptive+repair" else ("mended", "table")
+        yield Method(name, mended(base, rules), sets, mends=True)
 
 
 def _claims() -> Iterator[Method]:
@@ -296,7 +340,7 @@ def _claims() -> Iterator[Method]:
 
 
 METHODS = {method.name: method for method in (*_table(), *_claims())}
-SETS = ("short", "table", "claims", "uniform", "all")
+SETS = ("short", "table", "claims", "uniform", "mended", "all")
 
 
 def choose_methods(wanted: Sequence[str]) -> list[Method]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,21 @@ import torch
 from tenp_edge.checkpoint import Checkpoint, read_json, write_text
 from tenp_edge.compare.engine import Candidate, Engine, Planned
 from tenp_edge.compare.measures import Measure
-from tenp_edge.compare.methods import Case, Cut, Method
+from tenp_edge.compare.methods import Case, Cut, Mend, Method
+from tenp_edge.mended import model_digest
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.search import Drop
 from tenp_edge.statistics import Statistics
 
 FORMAT, VERSION = "tenp-edge comparison", 1
+MENDED = "mended.partial"  # beside compare.json: weights of the ratio that is being measured
 
 
 @dataclass(frozen=True)
 class Job:
     """What is compared. ``statistics``: by calibration seed; ``measures``: kind -> measures of
-    that kind ("text", "cloze", "arithmetic"), one a domain; ``about`` is recorded as it is."""
+    that kind ("text", "cloze", "arithmetic"), one a domain; ``about`` is recorded as it is;
+    ``mend``: by calibration seed, for methods that need the calibration's text."""
 
     checkpoint: Checkpoint
     methods: Sequence[Method]
@@ -37,6 +41,14 @@ class Job:
     measures: Mapping[str, Sequence[Measure]]
     width_multiple: int
     about: Mapping[str, Any]
+    mend: Mapping[int, Mend] = field(default_factory=dict)
+
+    def cases(self) -> list[Case]:
+        """What the methods build from, one a calibration seed."""
+        return [
+            Case(self.checkpoint, statistics, self.width_multiple, seed, self.mend.get(seed))
+            for seed, statistics in self.statistics.items()
+        ]
 
     @property
     def key(self) -> str:
@@ -68,10 +80,7 @@ def compare(
         job.checkpoint.path, device=device, dtype=dtype, work=file.parent, progress=progress
     )
     result = _begun(job, file, f"{device}", str(dtype).removeprefix("torch."))
-    cases = [
-        Case(job.checkpoint, statistics, job.width_multiple, seed)
-        for seed, statistics in job.statistics.items()
-    ]
+    cases = job.cases()
     for keep in job.ratios:
         if any(row["keep"] == keep for row in result["rows"]):
             continue
@@ -87,6 +96,8 @@ def compare(
             for (m, case, cut), scores in zip(cuts, found[1:], strict=True)
         ]
         write_text(file, json.dumps(result, indent=1) + "\n")
+        # Mended weights serve one ratio, and are a good part of a model each.
+        shutil.rmtree(file.parent / MENDED, ignore_errors=True)
     return result
 
 
@@ -120,8 +131,9 @@ def measure(
 
 
 def _identity(candidate: Candidate) -> object:
-    plan = candidate.plan if isinstance(candidate, Planned) else None
-    return id(candidate) if plan is None else plan.digest
+    if not isinstance(candidate, Planned) or candidate.plan is None:
+        return id(candidate)
+    return model_digest(candidate.plan.digest, candidate.mended)
 
 
 def _overall(values: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:

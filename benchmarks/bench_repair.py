@@ -1,0 +1,88 @@
+"""The table of docs/repair.md: repair by ridge, on text of the calibrated domain and of the other.
+
+    python benchmarks/bench_repair.py [--model DIR] [--ridges 0.03 0.1 0.3] [--keeps 0.6 0.45]
+
+Calibrates on both domains of the standard library's text, then on each alone, cuts by the default
+method, and prints the KL on held-out text of every domain. Two minutes of one idle core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tenp_edge.calibration import calibrate
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.compare.engine import Engine, Planned
+from tenp_edge.compare.measures import TextMeasure
+from tenp_edge.compare.methods import METHODS, Case
+from tenp_edge.compare.run import budget
+from tenp_edge.data import Domain
+from tenp_edge.domains import calibration_domains, validation_domains
+from tenp_edge.mending import MendRules, mend
+from tenp_edge.options import CalibrationOptions, ValidationOptions
+
+DEMO = Path(__file__).parents[1] / "tenp_edge" / "demo_model"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=DEMO)
+    parser.add_argument("--method", default="adaptive", choices=METHODS)
+    parser.add_argument("--ridges", type=float, nargs="+", default=[0.01, 0.03, 0.1, 0.3, 1.0])
+    parser.add_argument("--keeps", type=float, nargs="+", default=[0.6, 0.45])
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--seq-len", type=int, default=256)
+    asked = parser.parse_args()
+    checkpoint = Checkpoint(asked.model)
+    sizes = CalibrationOptions(samples=asked.samples, seq_len=asked.seq_len)
+    domains = calibration_domains(checkpoint, sizes)
+    held = ValidationOptions(samples=asked.samples, seq_len=asked.seq_len)
+    parts = [TextMeasure.of(domain) for domain in validation_domains(checkpoint, held)]
+    shown = " | ".join(f"{ridge:g}" for ridge in asked.ridges)
+    print(f"| calibrated on | keep | measured on | cut | {shown} |")
+    print("|" + "---|" * (4 + len(asked.ridges)))
+    for name, chosen in [("both", domains), *((domain.name, [domain]) for domain in domains)]:
+        for keep in asked.keeps:
+            rows = measure(checkpoint, chosen, asked.method, keep, asked.ridges, parts)
+            for part, row in zip(parts, rows, strict=True):
+                cells = " | ".join(f"{value:.4f}"[1:] for value in row)
+                print(f"| {name} | {keep:g} | {part.block.name} | {cells} |", flush=True)
+
+
+def measure(
+    checkpoint: Checkpoint,
+    domains: Sequence[Domain],
+    method: str,
+    keep: float,
+    ridges: Sequence[float],
+    parts: Sequence[TextMeasure],
+) -> list[list[float]]:
+    """Mean KL in nats of the cut model, then of each ridge's: a row for each of ``parts``."""
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        statistics = calibrate(checkpoint, domains, work / "statistics", dtype="float32")
+        case = Case(checkpoint, statistics, width_multiple=1, seed=0)
+        cut = METHODS[method].build(case, budget(case, keep)).candidate
+        assert isinstance(cut, Planned) and cut.plan is not None
+        candidates = [cut]
+        for number, ridge in enumerate(ridges):
+            rules = MendRules(repair_ridge=ridge)
+            found = mend(checkpoint, cut.plan, domains, work / f"mended-{number}", rules)
+            candidates.append(Planned(cut.plan, found))
+        engine = Engine(
+            checkpoint.path, device=torch.device("cpu"), dtype=torch.float32, work=work / "engine"
+        )
+        measured = engine.measure(candidates, [part.block for part in parts])
+        return [
+            [part.result(row)["mean_kl"] for row in rows]
+            for part, (_, rows) in zip(parts, measured, strict=True)
+        ]
+
+
+if __name__ == "__main__":
+    main()
