@@ -153,7 +153,7 @@ def _info(
         "hidden": config.hidden_size,
         "inputs": True,
         "growth": True,
-        "joint": True,
+        "joint": ORDER_INSURANCE,
         "domains": {
             domain.name: {"samples": len(domain.tokens), "tokens": int(domain.lengths.sum())}
             for domain in domains
