@@ -3,10 +3,11 @@
     python benchmarks/train_reference.py WORK --corpus DIR    # first: the models
     python benchmarks/bench_references.py WORK -o OUT          # the same call continues
 
-For every model: all methods at keep 0.6 and 0.45, the short list at 0.9, 0.75 and 0.3 (three
-calibrations each), and the default beside its rivals calibrated on one domain alone, measured on
-all of them. OUT/NAME/... has what `tenp-edge compare` writes; OUT/summary.md what must be reached:
-the default against the best of every other kind, with the spread of the calibrations.
+For every model: all methods that keep the weights at keep 0.6 and 0.45, the short list at 0.9, 0.75
+and 0.3 (three calibrations each); the default beside its rivals calibrated on one domain alone,
+measured on all of them; and what repair and healing add to it. OUT/NAME/... has what `tenp-edge
+compare` writes; OUT/summary.md what must be reached: the default against the best of every other
+kind, with the spread of the calibrations.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tenp_edge.compare.methods import choose_methods
 from tenp_edge.compare.table import Line, lines, predictions
 from tenp_edge.comparison import run_compare
 from tenp_edge.options import CalibrationOptions, CompareOptions, ValidationOptions
@@ -51,11 +53,11 @@ def runs(work: Path, seeds: int) -> Iterator[tuple[str, CompareOptions]]:
     """Name of its directory and options of every comparison of one model."""
     yield (
         "table",
-        options_of(work, methods=("table", "claims"), ratios=(0.6, 0.45), seeds=seeds),
+        options_of(work, methods=_cuts("table", "claims"), ratios=(0.6, 0.45), seeds=seeds),
     )
     yield (
         "short",
-        options_of(work, methods=("short",), ratios=(0.9, 0.75, 0.3), seeds=seeds, questions=0),
+        options_of(work, methods=_cuts("short"), ratios=(0.9, 0.75, 0.3), seeds=seeds, questions=0),
     )
     for split in SPLITS:
         yield (
@@ -69,6 +71,23 @@ def runs(work: Path, seeds: int) -> Iterator[tuple[str, CompareOptions]]:
                 questions=0,
             ),
         )
+
+    yield (
+        "mended",
+        options_of(
+            work,
+            samples=16,
+            methods=(DEFAULT, "tenp", "mended"),
+            ratios=(0.6, 0.45),
+            seeds=1,
+            questions=0,
+        ),
+    )
+
+
+def _cuts(*sets: str) -> tuple[str, ...]:
+    """The methods of ``sets`` that leave the weights as they are."""
+    return tuple(method.name for method in choose_methods(sets) if "+" not in method.name)
 
 
 # -- what must be reached --------------------------------------------------------------------------
