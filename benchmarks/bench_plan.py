@@ -1,0 +1,155 @@
+"""Planning a 30-billion-parameter model from stored statistics: wall time and peak RSS.
+
+    python benchmarks/bench_plan.py      # Qwen3-30B-A3B's shape, --ram 16GiB, then 12GiB
+
+The checkpoint is headers over holes (planning reads no weights), the statistics are random numbers
+in the real format, joint orders included. Both plans start from the same files: another RAM number
+needs no second calibration. Above 30 seconds or 1 GiB the benchmark fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_scale import Stage, stage
+from random_tokenizer import write_full_tokenizer
+
+from tenp_edge.checkpoint import (
+    INDEX_NAME,
+    Checkpoint,
+    Shard,
+    TensorEntry,
+    plan_shards,
+    write_shards,
+)
+from tenp_edge.joint import Elimination
+from tenp_edge.models import FAMILIES, ModelConfig, expected_tensors, read_config
+from tenp_edge.statistics import WEIGHT_NORMS, layer_tensors, make_empty
+from tenp_edge.units import format_size
+
+LIMIT_SECONDS, LIMIT_BYTES = 30, 2**30
+DOMAINS = ("code", "prose")
+QWEN3_30B: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "vocab_size": 151936,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+}
+
+
+def write_holes(directory: Path) -> None:
+    """A checkpoint whose 61 GB of weights are holes in the files."""
+    directory.mkdir()
+    config = read_config(QWEN3_30B, FAMILIES)
+    entries = [TensorEntry(spec.name, "BF16", spec.shape) for spec in expected_tensors(config)]
+    shards = plan_shards(entries)
+    for shard in shards:
+        with (directory / shard.name).open("wb") as stream:
+            stream.write(shard.header)
+            stream.truncate(shard.nbytes)
+    weight_map = {entry.name: shard.name for shard in shards for entry in shard.entries}
+    (directory / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "config.json").write_text(json.dumps(QWEN3_30B))
+    write_full_tokenizer(directory, QWEN3_30B["vocab_size"])
+
+
+def random_layer(config: ModelConfig, layer: int) -> dict[str, torch.Tensor]:
+    """One layer's stored tensors, of random size."""
+    generator = torch.Generator().manual_seed(layer)
+    experts, width = config.num_experts, config.moe_intermediate_size
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    domains = {}
+    for domain in DOMAINS:
+        domains[domain] = make_empty(experts, width)
+        for value in domains[domain].sums.values():
+            value += draw(*value.shape)
+        domains[domain]["tokens"].mul_(900).add_(100).floor_()
+    losses = torch.nn.functional.pad(draw(experts, width).flip(1).cumsum(1).flip(1), (0, 1))
+    elimination = Elimination(draw(experts, width).argsort(dim=1), losses)
+    norms = {name: draw(experts, width) + 0.5 for name in WEIGHT_NORMS}
+    return layer_tensors(layer, domains, norms, elimination)
+
+
+def write_statistics(model: Path, directory: Path) -> None:
+    """Statistics in the real format, written a layer at a time."""
+    directory.mkdir()
+    checkpoint = Checkpoint(model)
+    config = checkpoint.config
+    entries, made = [], {}
+    for name, tensor in random_layer(config, 0).items():
+        kind = "F64" if tensor.dtype == torch.float64 else "F32"
+        made[name] = TensorEntry(name, kind, tuple(tensor.shape))
+    for layer in config.moe_layers:
+        entries += [
+            TensorEntry(name.replace("layers.0.", f"layers.{layer}."), entry.dtype, entry.shape)
+            for name, entry in made.items()
+        ]
+    known: dict[int, dict[str, torch.Tensor]] = {}
+
+    def read(name: str) -> torch.Tensor:
+        layer = int(name.split("layers.")[1].split(".")[0])
+        if layer not in known:
+            known.clear()
+            known[layer] = random_layer(config, layer)
+        return known[layer][name]
+
+    for _ in write_shards(directory, [Shard("statistics.safetensors", tuple(entries))], read):
+        pass
+    info = {
+        "format": "tenp-edge statistics",
+        "version": 1,
+        "fingerprint": checkpoint.fingerprint,
+        "layers": list(config.moe_layers),
+        "domains": {domain: {"samples": 32, "tokens": 16384} for domain in DOMAINS},
+    }
+    (directory / "statistics.json").write_text(json.dumps(info))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ram", nargs="+", default=["16GiB", "12GiB"])
+    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where 3 GB may lie")
+    arguments = parser.parse_args()
+    stages: list[Stage] = []
+    with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="bench-plan-") as directory:
+        model, work = Path(directory) / "model", Path(directory) / "work"
+        write_holes(model)
+        write_statistics(model, work)
+        for ram in arguments.ram:
+            plan = ["plan", str(model), "--ram", ram, "--calibration", str(work)]
+            stages.append(stage([*plan, "-o", str(Path(directory) / f"plan-{ram}.json")]))
+    print("\n| --ram | seconds | peak RSS |\n|---|---|---|")
+    for ram, done in zip(arguments.ram, stages, strict=True):
+        print(f"| {ram} | {done.seconds:.1f} | {format_size(done.peak_bytes)} |")
+    if any(s.seconds > LIMIT_SECONDS or s.peak_bytes > LIMIT_BYTES for s in stages):
+        sys.exit(f"above {LIMIT_SECONDS} s or {format_size(LIMIT_BYTES)}")
+
+
+if __name__ == "__main__":
+    main()
