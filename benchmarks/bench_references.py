@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,37 @@ def split_rows(name: str, split: str, result: Mapping[str, Any]) -> Iterator[str
         )
 
 
+def side_by_side(results: Mapping[str, Mapping[str, Mapping[str, Any]]], run: str) -> list[str]:
+    """KL of every method at every ratio of ``run``, a column for each model and ratio; best mean
+    (over the columns' logarithms) first."""
+    found: dict[str, dict[tuple[str, float], Line]] = {}
+    for name, by_run in results.items():
+        for line in lines(by_run[run]):
+            found.setdefault(line.method, {})[name, line.keep] = line
+    columns = list(dict.fromkeys(key for row in found.values() for key in row))
+    columns.sort(key=lambda column: -column[1])
+
+    def order(method: str) -> float:
+        return sum(math.log(max(line.kl.mean, 1e-9)) for line in found[method].values())
+
+    head = ["method", *(f"{name} {keep:g}" for name, keep in columns)]
+    rows = [
+        [method, *(str(found[method][column].kl) for column in columns)]
+        for method in sorted(found, key=order)
+    ]
+    return [_cells(head), "|" + "---|" * len(head), *map(_cells, rows)]
+
+
+def mended_rows(name: str, result: Mapping[str, Any]) -> Iterator[str]:
+    """What repair and healing make of the same cuts."""
+    for line in lines(result):
+        yield _cells([name, f"{line.keep:g}", line.method, str(line.kl)])
+
+
+def _cells(values: Sequence[str]) -> str:
+    return f"| {' | '.join(values)} |"
+
+
 def summary(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """The page, from model -> run -> comparison."""
     head = "| model | keep | default | best of neurons | outside the spread | best of whole experts"
@@ -142,6 +174,9 @@ def summary(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     for name, found in results.items():
         for split in SPLITS:
             parts += split_rows(name, split, found[f"calibrated-on-{split}"])
+    parts += ["", "| model | keep | method | KL |", "|---|---|---|---|"]
+    for name, found in results.items():
+        parts += mended_rows(name, found["mended"])
     parts += ["", "| model | run | keep | plans | rank correlation |", "|---|---|---|---|---|"]
     for name, found in results.items():
         for run in ("table", "short"):
@@ -149,6 +184,8 @@ def summary(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
                 f"| {name} | {run} | {p.keep or 'all'} | {p.plans} | {p.rank_correlation:.3f} |"
                 for p in predictions(found[run])
             ]
+    for run in ("table", "short"):
+        parts += ["", *side_by_side(results, run)]
     return "\n".join(parts) + "\n"
 
 
