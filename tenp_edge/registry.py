@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun, RunMemory
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
-from tenp_edge.source import ModelSource, StoredModel
+from tenp_edge.source import ModelSource, StoredModel, WeightSource
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,21 @@ class Exporter(Protocol):
 
     def encoding_speed(self, options: ExportOptions) -> float:
         """Bytes of float32 weights that are encoded per second here, measured for a moment."""
+        ...
+
+
+@runtime_checkable
+class Requantiser(Protocol):
+    """What an exporter may also be: one that can say what its types do to weights, unwritten.
+
+    ``measured_quants``: which of them may be chosen once their loss was measured, the most precise
+    first.
+    """
+
+    measured_quants: tuple[str, ...]
+
+    def requantised(self, source: ModelSource, options: ExportOptions) -> WeightSource:
+        """``source`` with its weights as `write` would store them, decoded."""
         ...
 
 
