@@ -208,6 +208,11 @@ def width_limits(writer: Exporter, options: ExportOptions) -> WidthLimits:
     return found
 
 
+def measured_quants(writer: Exporter) -> tuple[str, ...]:
+    """The types whose loss can be measured; none where the exporter is no `Requantiser`."""
+    return writer.measured_quants if isinstance(writer, Requantiser) else ()
+
+
 def placed_files(writer: Exporter, manifest: Manifest) -> dict[str, int]:
     """The manifest's files as a compress run places them: a directory's lie under its name."""
     return {

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from tenp_edge.calibration import calibrate, coverage
 from tenp_edge.checkpoint import Checkpoint, write_text
 from tenp_edge.data import (
@@ -35,10 +37,19 @@ from tenp_edge.progress import QUIET, Progress
 from tenp_edge.pruned import PrunedBy
 from tenp_edge.ranges import Ranges, load_ranges
 from tenp_edge.ranging import identity, measure_ranges
-from tenp_edge.refine import SLICE_SAMPLES, MakePlan, keep_slice, measured_losses, refine
-from tenp_edge.registry import ExportOptions, Manifest, exporter
+from tenp_edge.refine import (
+    SLICE_SAMPLES,
+    MakePlan,
+    keep_slice,
+    measured_losses,
+    refine,
+    stored_slice,
+)
+from tenp_edge.registry import ExportOptions, Manifest, exporter, measured_quants
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
+from tenp_edge.typecosts import TypeCosts, load_costs
+from tenp_edge.typeloss import TypeJob, measure_types
 from tenp_edge.validation import ValidationReport, validate
 
 
@@ -48,16 +59,20 @@ def run_calibrate(
     options: CalibrationOptions,
     progress: Progress = QUIET,
     gradients: bool = False,
+    types: bool = False,
 ) -> Statistics:
     """Collect statistics of ``model`` into ``work``; resumes, and returns finished work at once.
 
-    ``gradients``: with a backward pass, for the scores that need one.
+    ``gradients``: with a backward pass, for the scores that need one. ``types``: what every tensor
+    type of a GGUF costs this model is measured too (`typeloss`).
     """
     checkpoint = Checkpoint(model)
     drawn = calibration_domains(checkpoint, options, progress, spare=SLICE_SAMPLES)
     pairs = [split_at(domain, options.samples) for domain in drawn]
     domains, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
     statistics = calibrate_into(checkpoint, domains, work, options, progress, spare)
+    if types:
+        types_into(checkpoint, default_job(), statistics, work, options, progress)
     if not gradients:
         return statistics
     return collect_gradients(
@@ -120,8 +135,15 @@ def run_plan(
     stats = load_statistics(statistics, checkpoint.fingerprint)
 
     def make(asked: PlanRequest) -> CompressionPlan:
-        known = tuple(measured_losses(statistics))
-        return make_plan(checkpoint, profile, asked, stats, measured=known, confirm=asked.frontier)
+        return make_plan(
+            checkpoint,
+            profile,
+            asked,
+            stats,
+            measured=tuple(measured_losses(statistics)),
+            confirm=asked.frontier,
+            costs=costs_of(checkpoint, statistics),
+        )
 
     if not options.refine:
         return make(request)
@@ -138,12 +160,48 @@ def refine_into(
     progress: Progress,
 ) -> CompressionPlan:
     """In float32 unless asked otherwise, as in validate: bf16 flips near-tied routing."""
-    device = choose_device(compute.device)
-    kind = "float32" if compute.dtype == "auto" else compute.dtype
-    dtype = choose_dtype(kind, device, checkpoint.dtype)
+    device, dtype = _exactly(checkpoint, compute)
     return refine(
         checkpoint, request, make, directory, device=device, dtype=dtype, progress=progress
     )
+
+
+def _exactly(
+    checkpoint: Checkpoint, compute: CalibrationOptions
+) -> tuple[torch.device, torch.dtype]:
+    device = choose_device(compute.device)
+    kind = "float32" if compute.dtype == "auto" else compute.dtype
+    return device, choose_dtype(kind, device, checkpoint.dtype)
+
+
+def default_job() -> TypeJob:
+    """The types that may be chosen for a GGUF, with an importance matrix."""
+    writer = exporter("gguf")
+    options = ExportOptions(writer.default_quant, writer.layouts[0], imatrix=True)
+    return TypeJob(writer, options, measured_quants(writer))
+
+
+def types_into(
+    checkpoint: Checkpoint,
+    job: TypeJob,
+    statistics: Statistics,
+    directory: Path,
+    compute: CalibrationOptions,
+    progress: Progress,
+) -> TypeCosts:
+    """What the types of ``job`` cost, in types.json of ``directory``; in float32 as `refine`."""
+    device, dtype = _exactly(checkpoint, compute)
+    return measure_types(
+        checkpoint, job, statistics, directory, device=device, dtype=dtype, progress=progress
+    )
+
+
+def costs_of(checkpoint: Checkpoint, directory: Path) -> TypeCosts | None:
+    """What was measured of this checkpoint in ``directory``, on the text that lies there."""
+    costs = load_costs(directory)
+    if costs is None or costs.conditions.fingerprint != checkpoint.fingerprint:
+        return None
+    return costs if costs.conditions.slice == stored_slice(directory) else None
 
 
 def run_export(

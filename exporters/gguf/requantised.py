@@ -8,7 +8,7 @@ layer's experts stay in memory, encoded: the forward asks for them once per batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -107,13 +107,11 @@ class Requantised:
         if self._layer is None or self._layer[0] != layer:
             self._layer = None
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                found = dict(pool.map(lambda make: make(), self._expert_tasks(layer)))
+                found = dict(pool.map(_encode, self._expert_tasks(layer)))
             self._layer = layer, found
         return self._layer[1]
 
-    def _expert_tasks(
-        self, layer: int
-    ) -> Iterable[Callable[[], tuple[tuple[int, str], _Encoded]]]:
+    def _expert_tasks(self, layer: int) -> Iterator[_ExpertTask]:
         for expert in range(len(self.config.expert_widths[layer])):
             weights = self._source.expert(layer, expert)
             for projection in PROJECTIONS:
@@ -121,8 +119,7 @@ class Requantised:
                 own = self._experts.get((layer, role, expert))
                 entry = own or self._experts[layer, role, None]
                 columns = self._weights.expert(layer, expert, projection, entry.tensor)
-                key = expert, projection
-                yield lambda k=key, m=matrix, e=entry, c=columns: (k, _Encoded(m, e, c))
+                yield (expert, projection), matrix, entry, columns
 
 
 class _Encoded:
@@ -147,3 +144,12 @@ class _Encoded:
     def decoded(self) -> torch.Tensor:
         count = len(self._data) // self._kind.nbytes((self._length,))
         return self.rows(0, count).reshape(self._shape)
+
+
+_Key = tuple[int, str]
+_ExpertTask = tuple[_Key, torch.Tensor, Entry, torch.Tensor | None]
+
+
+def _encode(task: _ExpertTask) -> tuple[_Key, _Encoded]:
+    key, matrix, entry, columns = task
+    return key, _Encoded(matrix, entry, columns)
