@@ -5,6 +5,8 @@
 
 For each budget (what the file with Q8_0 takes at a keep ratio) and type: the plan that fits, the
 file, and its KL in nats to the dense model on held-out text, in its own runtime; one run, one seed.
+Beside it what `plan` predicts, pruning and type together, from the calibration alone. Bold: the
+least measured; *: what the joint search chooses.
 """
 
 from __future__ import annotations
@@ -12,24 +14,41 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 import tenp_edge
-from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import Domain, default_texts, load_tokenizer, make_domains
 from tenp_edge.devices import this_machine
 from tenp_edge.errors import UserError
 from tenp_edge.importance import Importance
+from tenp_edge.options import CalibrationOptions
+from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics
+from tenp_edge.typecosts import TypeCosts
+from tenp_edge.typeverbs import default_job, types_into
 from tenp_edge.validation import validate
+from tenp_edge.verbs import run_calibrate
 
 DEMO = Path(tenp_edge.__file__).parent / "demo_model"
 CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One type in one budget: ``measured`` KL of the file, ``predicted`` by pruning and type."""
+
+    quant: str
+    keep_ratio: float
+    measured: float
+    predicted: float
 
 
 def main() -> None:
@@ -46,22 +65,90 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32, help="calibration chunks per domain")
     parser.add_argument("--eval-samples", type=int, default=8, help="held-out chunks per domain")
     parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument(
+        "--calibration", type=Path, help="kept from run to run (default: made anew)"
+    )
     args = parser.parse_args()
     checkpoint, tokenizer = Checkpoint(args.model), load_tokenizer(args.model)
-    sizes = (tokenizer, args.samples, args.seq_len, 0)
-    drawn = make_domains(default_texts("calibration"), *sizes)
     held_out = make_domains(default_texts("heldout"), tokenizer, args.eval_samples, args.seq_len, 0)
-    with tempfile.TemporaryDirectory(dir=args.dir) as work:
-        statistics = calibrate(checkpoint, drawn, Path(work) / "statistics", dtype="float32")
-        print(f"method {args.method}; cells: KL (neurons kept)\n")
-        print("| file |", " | ".join(args.types), "|")
-        print("|---|" + "---|" * len(args.types))
-        for keep in args.keeps:
-            budget, size = _budget(checkpoint, statistics, args.method, keep)
-            cells = _cells(
-                checkpoint, statistics, held_out, args.method, args.types, budget, Path(work)
-            )
-            print(f"| {size / 2**20:.2f} MiB |", " | ".join(cells), "|", flush=True)
+    with tempfile.TemporaryDirectory(dir=args.dir) as scratch:
+        work = args.calibration or Path(scratch) / "statistics"
+        options = CalibrationOptions((), args.samples, args.seq_len, dtype="float32")
+        statistics = run_calibrate(args.model, work, options)
+        job = replace(default_job(), quants=tuple(args.types))
+        costs = types_into(checkpoint, job, statistics, work, options, QUIET)
+        bench = _Bench(checkpoint, statistics, costs, held_out, args.method, Path(scratch))
+        bench.table(args.types, args.keeps)
+
+
+class _Bench:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        statistics: Statistics,
+        costs: TypeCosts,
+        held_out: list[Domain],
+        method: str,
+        work: Path,
+    ) -> None:
+        self.checkpoint, self.statistics, self.costs = checkpoint, statistics, costs
+        self.held_out, self.method, self.work = held_out, method, work
+        self._known: dict[tuple[str, str], float] = {}
+
+    def table(self, types: Sequence[str], keeps: Sequence[float]) -> None:
+        print(f"method {self.method}; cells: KL measured / predicted (neurons kept)\n")
+        print("| file |", " | ".join(types), "|")
+        print("|---|" + "---|" * len(types))
+        print("| whole |", " | ".join(f"- / {self.costs.kl(q):.4f}" for q in types), "|")
+        everything: list[Cell] = []
+        for keep in keeps:
+            budget, size = _budget(self.checkpoint, self.statistics, self.method, keep)
+            cells = [self._cell(quant, budget) for quant in types]
+            chosen = self._plan(budget, None).recipe["quant"]
+            shown = " | ".join(_shown(cell, cells, chosen) for cell in cells)
+            print(f"| {size / 2**20:.2f} MiB | {shown} |", flush=True)
+            everything += [cell for cell in cells if cell is not None]
+        print(f"\nSpearman of predicted and measured, {len(everything)} cells:", _rank(everything))
+
+    def _plan(self, budget: int, quant: str | None) -> CompressionPlan:
+        request = PlanRequest(budget_bytes=budget, method=self.method, quant=quant, context=CONTEXT)
+        return make_plan(
+            self.checkpoint, this_machine(), request, self.statistics, costs=self.costs
+        )
+
+    def _cell(self, quant: str, budget: int) -> Cell | None:
+        try:
+            plan = self._plan(budget, quant)
+        except UserError:
+            return None
+        key = quant, plan.digest
+        if key not in self._known:
+            self._known[key] = self._measured(plan)
+        predicted = plan.recipe["predicted_kl"] + plan.recipe["type_kl"]
+        return Cell(quant, plan.keep_ratio, self._known[key], predicted)
+
+    def _measured(self, plan: CompressionPlan) -> float:
+        recipe, file = plan.recipe, self.work / "model.gguf"
+        options = ExportOptions(recipe["quant"], recipe["layout"], recipe["imatrix"])
+        source = ModelSource(self.checkpoint, plan, Importance(self.statistics, plan))
+        exporter("gguf").write(source, options, file, QUIET)
+        found = validate(self.checkpoint.path, file, self.held_out, device="cpu", split=False)
+        return found.overall.mean_kl
+
+
+def _shown(cell: Cell | None, cells: Sequence[Cell | None], chosen: str) -> str:
+    if cell is None:
+        return "does not fit"
+    least = min(other.measured for other in cells if other is not None)
+    kl = f"**{cell.measured:.4f}**" if cell.measured == least else f"{cell.measured:.4f}"
+    star = "*" if cell.quant == chosen else ""
+    return f"{kl}{star} / {cell.predicted:.4f} ({100 * cell.keep_ratio:.0f} %)"
+
+
+def _rank(cells: Sequence[Cell]) -> str:
+    measured = torch.tensor([cell.measured for cell in cells]).double().argsort().argsort()
+    predicted = torch.tensor([cell.predicted for cell in cells]).double().argsort().argsort()
+    return f"{torch.corrcoef(torch.stack([measured, predicted]).double())[0, 1]:.3f}"
 
 
 def _budget(
@@ -71,32 +158,6 @@ def _budget(
     request = PlanRequest(keep=keep, method=method, quant="Q8_0", context=CONTEXT)
     plan = make_plan(checkpoint, this_machine(), request, statistics)
     return int(plan.memory["total_bytes"]), plan.files["model.gguf"]
-
-
-def _cells(
-    checkpoint: Checkpoint,
-    statistics: Statistics,
-    held_out: list[Domain],
-    method: str,
-    types: Sequence[str],
-    budget: int,
-    work: Path,
-) -> list[str]:
-    cells = []
-    for quant in types:
-        request = PlanRequest(budget_bytes=budget, method=method, quant=quant, context=CONTEXT)
-        try:
-            plan = make_plan(checkpoint, this_machine(), request, statistics)
-        except UserError:
-            cells.append("does not fit")
-            continue
-        recipe, file = plan.recipe, work / "model.gguf"
-        options = ExportOptions(quant, recipe["layout"], recipe["imatrix"])
-        source = ModelSource(checkpoint, plan, Importance(statistics, plan))
-        exporter("gguf").write(source, options, file, QUIET)
-        found = validate(checkpoint.path, file, held_out, device="cpu").overall
-        cells.append(f"{found.mean_kl:.4f} ({100 * plan.keep_ratio:.0f} %)")
-    return cells
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ small and independent, so their KL is taken as the sum.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tenp_edge.registry import Requantiser
+from tenp_edge.registry import measured_quants
 from tenp_edge.request import PlanRequest, Target
 from tenp_edge.typecosts import TypeCosts
 
@@ -41,56 +40,54 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One type's plans by size. ``priced``: (neurons, total bytes), rising; between two of them
-    bytes are nearly linear. ``pruning_kl`` of a number of neurons, of ``total`` in all."""
+    """One type's plans by size. ``priced``: total bytes by neurons; between two of them bytes are
+    nearly linear. ``pruning_kl`` of a number of neurons, of ``total`` in all."""
 
     quant: str
     type_kl: float
-    priced: Sequence[tuple[int, int]]
+    priced: Mapping[int, int]
     pruning_kl: Callable[[int], float]
     total: int
 
-    def within(self, budget: int) -> Point | None:
-        """The largest plan that fits in ``budget`` bytes, interpolated; None where none does."""
-        sizes = [nbytes for _, nbytes in self.priced]
-        if budget < sizes[0]:
-            return None
-        if budget >= sizes[-1]:
-            return self.point(*self.priced[-1])
-        above = bisect_left(sizes, budget + 1)
-        (low, low_bytes), (high, high_bytes) = self.priced[above - 1], self.priced[above]
-        part = (budget - low_bytes) / max(high_bytes - low_bytes, 1)
-        return self.point(int(low + part * (high - low)), budget)
+    def size_within(self, budget: int) -> int | None:
+        """Neurons of the largest plan in ``budget`` bytes, interpolated; None where none fits."""
+        fitting = [size for size, nbytes in self.priced.items() if nbytes <= budget]
+        above = [size for size, nbytes in self.priced.items() if nbytes > budget]
+        if not fitting or not above:
+            return max(fitting, default=None)
+        low, high = max(fitting), min(above)
+        low_bytes, high_bytes = self.priced[low], self.priced[high]
+        return low + (budget - low_bytes) * (high - low) // (high_bytes - low_bytes)
 
-    def point(self, neurons: int, nbytes: int) -> Point:
-        """The plan of ``neurons``, which takes ``nbytes``."""
-        return Point(
-            self.quant, neurons / self.total, nbytes, self.pruning_kl(neurons), self.type_kl
-        )
+    def within(self, budget: int) -> Point | None:
+        """The largest plan in ``budget`` bytes; None where none fits."""
+        size = self.size_within(budget)
+        if size is None:
+            return None
+        nbytes = self.priced.get(size, budget)
+        return Point(self.quant, size / self.total, nbytes, self.pruning_kl(size), self.type_kl)
+
+
+def measurable(target: Target, request: PlanRequest) -> tuple[str, ...]:
+    """Types to choose from once they are measured, the most precise first: those that the device
+    runs, from the profile's default down. None where the user pinned the type or the size."""
+    writer, profile = target.exporter, target.profile
+    types = list(measured_quants(writer))
+    pinned = request.quant is not None or request.keep is not None
+    if pinned or target.options.quant not in types:
+        return ()
+    runs = types if writer.format != profile.format else profile.tensor_types
+    return tuple(q for q in types[types.index(target.options.quant) :] if q in runs)
 
 
 def joint_candidates(
     target: Target, request: PlanRequest, costs: TypeCosts | None
 ) -> tuple[str, ...]:
-    """Measured types to choose from, the most precise first: those that the device runs, from the
-    profile's default down. None where type or size is pinned, or other files were measured."""
-    writer, options, profile = target.exporter, target.options, target.profile
-    if costs is None or request.quant is not None or request.keep is not None:
+    """Those that were measured, for files like the one asked for."""
+    rules = target.options.tensor_types
+    if costs is None or not costs.conditions.holds(target.exporter.format, request.imatrix, rules):
         return ()
-    rules = options.tensor_types
-    if not isinstance(writer, Requantiser) or not costs.conditions.holds(
-        writer.format, request.imatrix, rules
-    ):
-        return ()
-    types = list(writer.measured_quants)
-    if options.quant not in types:
-        return ()
-    return tuple(
-        quant
-        for quant in types[types.index(options.quant) :]
-        if (writer.format != profile.format or quant in profile.tensor_types)
-        and costs.kl(quant) is not None
-    )
+    return tuple(quant for quant in measurable(target, request) if quant in costs.types)
 
 
 def best(points: Sequence[Point]) -> Point:

@@ -1,32 +1,33 @@
 """The joint search under the budget: every measured type with the widths it leaves room for.
 
 The choice itself is `jointchoice`; here its points and curves are worked out, by the exporter's own
-bytes. A type costs one search, about a dozen manifests; the evidence is shared.
+bytes. A type costs four manifests; evidence, widths and predicted losses are shared by all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from dataclasses import replace
 
 from tenp_edge import jointchoice
+from tenp_edge.allocation import Space
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.errors import UserError
 from tenp_edge.evidence import Evidence
 from tenp_edge.footprint import RunMemory
 from tenp_edge.frontier import Measured, predicted_kl
 from tenp_edge.jointchoice import Curve, Point
+from tenp_edge.plan import Widths
 from tenp_edge.pricing import Pricer
 from tenp_edge.request import PlanRequest, Target
 from tenp_edge.search import Allocator
-from tenp_edge.sizing import make_allocator, neurons_within, whole_widths, widths_at
+from tenp_edge.sizing import plain_allocator, shaped, whole_widths, widths_at
 from tenp_edge.typechoice import TypeChoice
 from tenp_edge.typecosts import TypeCosts
 
 TargetOf = Callable[[str], Target]
 EvidenceAt = Callable[[Target], Evidence | None]
-_BETWEEN = (0.25, 0.5, 0.75, 0.9)  # sizes priced besides the smallest, the fitting and the whole
-_GRID = 200  # a curve's losses are worked out at multiples of 1/200 of the neurons
+_SECANTS = 2  # prices by interpolation: the second misses the budget by a thousandth
+_GRID = 40  # losses of other sizes are interpolated between multiples of 1/40 of the neurons
 
 
 def choose_jointly(
@@ -49,16 +50,20 @@ def choose_jointly(
     if not quants or costs is None:
         return None
     found: list[tuple[Point, Curve]] = []
+    plans: dict[Space, _Plans] = {}
     answer: RunMemory | None = None
     for quant in quants:
         evidence = evidence_at(own := target_of(quant))
         if evidence is None:
             return None
-        pricer = Pricer(checkpoint, own, answer)
+        pricer, space = Pricer(checkpoint, own, answer), evidence.space
+        if space not in plans:
+            first = plain_allocator(checkpoint.config, space, evidence, request, own)
+            plans[space] = _Plans(first, evidence, measured)
         if confirm and answer is None:
-            pricer.confirm(whole_widths(evidence.space))
+            pricer.confirm(whole_widths(space))
             answer = pricer.answer
-        fits = _fitting(pricer, evidence, request, costs.types[quant].kl, measured)
+        fits = _fitting(pricer, plans[space], request, costs.types[quant].kl)
         found += [] if fits is None else [fits]
     if not found:
         return None
@@ -74,45 +79,60 @@ def choose_jointly(
     )
 
 
+class _Plans:
+    """An allocator's plans by size; widths and predicted nats are worked out once for all types."""
+
+    def __init__(self, allocator: Allocator, evidence: Evidence, measured: Measured) -> None:
+        self.allocator, self.evidence, self.measured = allocator, evidence, measured
+        self.total = evidence.space.total_neurons
+        self._widths: dict[int, Widths] = {}
+        self._kl: dict[int, float] = {}
+
+    def widths(self, size: int) -> Widths:
+        if size not in self._widths:
+            self._widths[size] = widths_at(self.allocator, self.evidence.space, size)
+        return self._widths[size]
+
+    def kl(self, size: int) -> float:
+        """Predicted nats per token of the plan of ``size`` neurons."""
+        if size not in self._kl:
+            loss = self.evidence.predicted_loss(self.widths(size))
+            self._kl[size] = predicted_kl(loss, self.measured)
+        return self._kl[size]
+
+    def near_kl(self, size: int) -> float:
+        """`kl`, interpolated between sizes of a grid."""
+        step = max(1, self.total // _GRID)
+        low = max(size // step * step, self.allocator.least_neurons)
+        high = min(low + step, self.total)
+        part = 0.0 if high == low else (size - low) / (high - low)
+        return (1 - part) * self.kl(low) + part * self.kl(high)
+
+
 def _fitting(
-    pricer: Pricer, evidence: Evidence, request: PlanRequest, type_kl: float, measured: Measured
+    pricer: Pricer, plans: _Plans, request: PlanRequest, type_kl: float
 ) -> tuple[Point, Curve] | None:
-    """A type's largest plan within the budget, and its plans of other sizes; None: none fits."""
-    space, quant = evidence.space, pricer.target.options.quant
-    try:
-        allocator, choice = make_allocator(
-            pricer.checkpoint.config, space, evidence, request, pricer
-        )
-        near = None if choice is None else choice.near
-        neurons = neurons_within(allocator, space, request, pricer, near)
-    except UserError:  # not even the smallest plan fits
-        return None
-    total, least = space.total_neurons, allocator.least_neurons
-    sizes = {least, neurons, total, *(n for b in _BETWEEN if (n := int(b * total)) > least)}
+    """A type's largest plan within the budget, and its plans of other sizes; None: none fits.
+
+    Found by interpolation, within a thousandth: the chosen type's is then searched exactly.
+    """
+    budget, total = pricer.target.budget_bytes, plans.total
 
     def nbytes(size: int) -> int:
-        return pricer(widths_at(allocator, space, size)).memory.total_bytes
+        return pricer(plans.widths(size)).memory.total_bytes
 
-    pruning_kl = _pruning_kl(allocator, evidence, measured)
-    priced = [(size, nbytes(size)) for size in sorted(sizes)]
-    curve = Curve(quant, type_kl, priced, pruning_kl, total)
-    return curve.point(neurons, nbytes(neurons)), curve
-
-
-def _pruning_kl(
-    allocator: Allocator, evidence: Evidence, measured: Measured
-) -> Callable[[int], float]:
-    """Predicted nats of the allocator's plan of so many neurons, at the grid's next size below."""
-    space = evidence.space
-    step = max(1, space.total_neurons // _GRID)
-
-    @cache
-    def at(neurons: int) -> float:
-        widths = widths_at(allocator, space, neurons)
-        return predicted_kl(evidence.predicted_loss(widths), measured)
-
-    def found(neurons: int) -> float:
-        whole = neurons >= space.total_neurons
-        return at(neurons if whole else max(neurons // step * step, allocator.least_neurons))
-
-    return found
+    priced = {size: nbytes(size) for size in (plans.allocator.least_neurons, total)}
+    curve = Curve(pricer.target.options.quant, type_kl, priced, plans.near_kl, total)
+    size = curve.size_within(budget)
+    if size is None:
+        return None
+    for _ in range(_SECANTS if size < total else 0):
+        priced[size] = nbytes(size)
+        size = curve.size_within(budget) or size
+    allocator, choice = shaped(plans.allocator, plans.evidence, request, size)
+    if choice is not None:
+        plans = _Plans(allocator, plans.evidence, plans.measured)
+        curve = replace(curve, pruning_kl=plans.near_kl)
+    exact = replace(curve, pruning_kl=plans.kl).within(budget)
+    assert exact is not None, "what fitted does not fit"
+    return exact, curve

@@ -14,6 +14,7 @@ from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.request import (
     FREE_METHODS,
     PlanRequest,
+    Target,
     insurance,
     method_of,
     neuron_score,
@@ -82,38 +83,47 @@ def make_allocator(
     request: PlanRequest,
     pricer: Pricer,
 ) -> tuple[Allocator, Choice | None]:
-    """The method's allocator; for tenp with statistics, the best trapezoid at its size.
+    """The method's allocator; for tenp with statistics, the best trapezoid at its size."""
+    first = plain_allocator(config, space, evidence, request, pricer.target)
+    if evidence is None or not isinstance(first, Tenp):
+        return first, None
+    return shaped(first, evidence, request, neurons_within(first, space, request, pricer))
+
+
+def plain_allocator(
+    config: ModelConfig,
+    space: Space,
+    evidence: Evidence | None,
+    request: PlanRequest,
+    target: Target,
+) -> Allocator:
+    """The method's allocator before its size is known: tenp in the paper's shape.
 
     Free widths need scores. Without them adaptive, the default, is a trapezoid of its size.
     """
-    method = method_of(request, pricer.target)
+    method = method_of(request, target)
     if method == "enp":
-        return Uniform(space), None
+        return Uniform(space)
     if method == "drop":
-        return Drop(space, config, evidence), None
-    if method == "adaptive" and evidence is None:  # by bytes a trapezoid of its size stands in
-        return _tenp(space, None, request, pricer)
-    if method in FREE_METHODS:
-        if evidence is None:
-            raise UserError(
-                f"--method {method} ranks neurons and needs calibration",
-                "--calibration WORK (tenp-edge calibrate), or --method tenp",
-            )
-        return Free(space, evidence, _free_rules(request)), None
-    return _tenp(space, evidence, request, pricer)
+        return Drop(space, config, evidence)
+    if method in FREE_METHODS and evidence is not None:
+        return Free(space, evidence, _free_rules(request))
+    if method == "free":
+        raise UserError(
+            f"--method {method} ranks neurons and needs calibration",
+            "--calibration WORK (tenp-edge calibrate), or --method tenp",
+        )
+    return Tenp(space, evidence, _shape(request), PAPER_SHARE, request.whole_share)
 
 
-def _tenp(
-    space: Space, evidence: Evidence | None, request: PlanRequest, pricer: Pricer
-) -> tuple[Tenp, Choice | None]:
-    shape = _shape(request)
-    first = Tenp(space, evidence, shape, PAPER_SHARE, request.whole_share)
-    if evidence is None:
+def shaped(
+    first: Allocator, evidence: Evidence, request: PlanRequest, neurons: int
+) -> tuple[Allocator, Choice | None]:
+    """``first``; for tenp alpha and shape of the least predicted loss at ``neurons``."""
+    space = evidence.space
+    if not isinstance(first, Tenp) or neurons == space.total_neurons:
         return first, None
-    neurons = neurons_within(first, space, request, pricer)
-    if neurons == space.total_neurons:
-        return first, None
-    candidates = [shape, *shapes(request.shallow, request.deep, request.middle)]
+    candidates = [first.shape, *shapes(request.shallow, request.deep, request.middle)]
     choice = choose_trapezoid(first, evidence, neurons, candidates)
     return Tenp(space, evidence, choice.shape, choice.alpha_share, request.whole_share), choice
 

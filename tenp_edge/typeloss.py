@@ -171,8 +171,18 @@ def _scale(config: ModelConfig, layers: Sequence[int]) -> float:
     return sum(weights) / sum(weights[layer] for layer in layers)
 
 
-def quantised_weights(config: ModelConfig, job: TypeJob) -> int:
-    """Weights that are encoded once per type."""
-    weights = _layer_weights(config)
-    ends = sum(prod(s.shape) for s in expected_tensors(config) if s.layer is None)
-    return sum(weights[layer] for layer in job.chosen_layers(config)) + ends
+def measuring_seconds(
+    config: ModelConfig, job: TypeJob, tokens: int, active_parameters: int, operations: float
+) -> float:
+    """About how long `measure_types` takes on ``tokens`` of text: every type encodes the chosen
+    layers and the ends, and runs as one forward, or two where layers are sampled.
+
+    ``operations``: floating-point operations per second of the forward.
+    """
+    weights, layers = _layer_weights(config), job.chosen_layers(config)
+    ends = sum(prod(spec.shape) for spec in expected_tensors(config) if spec.layer is None)
+    encoded = 4 * (sum(weights[layer] for layer in layers) + ends)
+    speeds = [job.writer.encoding_speed(job.options_of(quant)) for quant in job.quants]
+    forwards = 1 + len(job.quants) * (1 if len(layers) == config.num_hidden_layers else 2)
+    computing = forwards * tokens * 2 * active_parameters / operations
+    return sum(encoded / speed for speed in speeds) + computing

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from tenp_edge.calibration import calibrate, coverage
 from tenp_edge.checkpoint import Checkpoint, write_text
 from tenp_edge.data import (
@@ -43,13 +41,11 @@ from tenp_edge.refine import (
     keep_slice,
     measured_losses,
     refine,
-    stored_slice,
 )
-from tenp_edge.registry import ExportOptions, Manifest, exporter, measured_quants
+from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
-from tenp_edge.typecosts import TypeCosts, load_costs
-from tenp_edge.typeloss import TypeJob, measure_types
+from tenp_edge.typeverbs import costs_of, default_job, exactly, types_into
 from tenp_edge.validation import ValidationReport, validate
 
 
@@ -159,49 +155,10 @@ def refine_into(
     compute: CalibrationOptions,
     progress: Progress,
 ) -> CompressionPlan:
-    """In float32 unless asked otherwise, as in validate: bf16 flips near-tied routing."""
-    device, dtype = _exactly(checkpoint, compute)
+    device, dtype = exactly(checkpoint, compute)
     return refine(
         checkpoint, request, make, directory, device=device, dtype=dtype, progress=progress
     )
-
-
-def _exactly(
-    checkpoint: Checkpoint, compute: CalibrationOptions
-) -> tuple[torch.device, torch.dtype]:
-    device = choose_device(compute.device)
-    kind = "float32" if compute.dtype == "auto" else compute.dtype
-    return device, choose_dtype(kind, device, checkpoint.dtype)
-
-
-def default_job() -> TypeJob:
-    """The types that may be chosen for a GGUF, with an importance matrix."""
-    writer = exporter("gguf")
-    options = ExportOptions(writer.default_quant, writer.layouts[0], imatrix=True)
-    return TypeJob(writer, options, measured_quants(writer))
-
-
-def types_into(
-    checkpoint: Checkpoint,
-    job: TypeJob,
-    statistics: Statistics,
-    directory: Path,
-    compute: CalibrationOptions,
-    progress: Progress,
-) -> TypeCosts:
-    """What the types of ``job`` cost, in types.json of ``directory``; in float32 as `refine`."""
-    device, dtype = _exactly(checkpoint, compute)
-    return measure_types(
-        checkpoint, job, statistics, directory, device=device, dtype=dtype, progress=progress
-    )
-
-
-def costs_of(checkpoint: Checkpoint, directory: Path) -> TypeCosts | None:
-    """What was measured of this checkpoint in ``directory``, on the text that lies there."""
-    costs = load_costs(directory)
-    if costs is None or costs.conditions.fingerprint != checkpoint.fingerprint:
-        return None
-    return costs if costs.conditions.slice == stored_slice(directory) else None
 
 
 def run_export(
