@@ -1,13 +1,12 @@
 """The joint search under the budget: every measured type with the widths it leaves room for.
 
 The choice itself is `jointchoice`; here its points and curves are worked out, by the exporter's own
-bytes. A type costs four manifests; evidence, widths and predicted losses are shared by all.
+bytes. A type costs about seven manifests; evidence, widths and predicted losses are shared by all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from tenp_edge import jointchoice
 from tenp_edge.allocation import Space
@@ -19,14 +18,14 @@ from tenp_edge.jointchoice import Curve, Point
 from tenp_edge.plan import Widths
 from tenp_edge.pricing import Pricer
 from tenp_edge.request import PlanRequest, Target
-from tenp_edge.search import Allocator
+from tenp_edge.search import Allocator, largest_fitting
 from tenp_edge.sizing import plain_allocator, shaped, whole_widths, widths_at
 from tenp_edge.typechoice import TypeChoice
 from tenp_edge.typecosts import TypeCosts
 
 TargetOf = Callable[[str], Target]
 EvidenceAt = Callable[[Target], Evidence | None]
-_SECANTS = 2  # prices by interpolation: the second misses the budget by a thousandth
+_PARTS = 1000  # of the neurons: how closely a type's plan is searched
 _GRID = 40  # losses of other sizes are interpolated between multiples of 1/40 of the neurons
 
 
@@ -114,25 +113,25 @@ def _fitting(
 ) -> tuple[Point, Curve] | None:
     """A type's largest plan within the budget, and its plans of other sizes; None: none fits.
 
-    Found by interpolation, within a thousandth: the chosen type's is then searched exactly.
+    Within a thousandth of the neurons: the chosen type's is then searched exactly.
     """
-    budget, total = pricer.target.budget_bytes, plans.total
+    budget, total, least = pricer.target.budget_bytes, plans.total, plans.allocator.least_neurons
+    priced: dict[int, int] = {}
 
     def nbytes(size: int) -> int:
-        return pricer(plans.widths(size)).memory.total_bytes
+        if size not in priced:
+            priced[size] = pricer(plans.widths(size)).memory.total_bytes
+        return priced[size]
 
-    priced = {size: nbytes(size) for size in (plans.allocator.least_neurons, total)}
-    curve = Curve(pricer.target.options.quant, type_kl, priced, plans.near_kl, total)
-    size = curve.size_within(budget)
-    if size is None:
+    if nbytes(least) > budget:
         return None
-    for _ in range(_SECANTS if size < total else 0):
-        priced[size] = nbytes(size)
-        size = curve.size_within(budget) or size
+    size, step = total, plans.evidence.space.multiple
+    if nbytes(total) > budget:
+        near_enough = max(1, total // _PARTS // step)
+        size = largest_fitting(least, total, step, nbytes, budget, tolerance=near_enough)
     allocator, choice = shaped(plans.allocator, plans.evidence, request, size)
     if choice is not None:
         plans = _Plans(allocator, plans.evidence, plans.measured)
-        curve = replace(curve, pruning_kl=plans.near_kl)
-    exact = replace(curve, pruning_kl=plans.kl).within(budget)
-    assert exact is not None, "what fitted does not fit"
-    return exact, curve
+    quant, kept = pricer.target.options.quant, sum(map(sum, plans.widths(size).values()))
+    point = Point(quant, kept / total, nbytes(size), plans.kl(size), type_kl)
+    return point, Curve(quant, type_kl, priced, plans.near_kl, total)

@@ -273,19 +273,20 @@ def largest_fitting(
     price: Callable[[int], int],
     budget: int,
     near: int | None = None,
+    tolerance: int = 1,
 ) -> int:
     """The largest of least, least + step, ... below ``most`` whose price is within ``budget``.
 
     price(least) <= budget < price(most). Bytes are nearly linear in neurons, so the first guesses
     are interpolated (the first of all is ``near``, where there is a better one); the bracket then
     doubles away from the last and is bisected, which leaves few prices to work out and an exact
-    answer wherever prices rise.
+    answer wherever prices rise. With a ``tolerance`` it may be so many steps short of the largest.
     """
     low, high = 0, -(-(most - least) // step)
     low_price, high_price = price(least), price(most)
     fits, probe = True, None if near is None else (near - least) // step
     for _ in range(_INTERPOLATIONS):
-        if high - low <= 1:
+        if high - low <= tolerance:
             break
         if probe is None:
             part = (budget - low_price) * (high - low) // max(high_price - low_price, 1)
@@ -298,8 +299,8 @@ def largest_fitting(
         else:
             high, high_price = probe, found
         probe = None
-    reach = 1
-    while high - low > 1:
+    reach = tolerance
+    while high - low > tolerance:
         near = low + reach if fits else high - reach
         reach *= 2
         probe = near if low < near < high else (low + high) // 2

@@ -2,9 +2,9 @@
 
 For every type the weights are encoded and decoded as the exporter would store them, and the model
 runs layer by layer beside the dense one, all types in one pass (`lockstep`). Of a large model only
-a spread sample of layers is quantised: the KL of small independent errors adds up, so that of the
-sample is scaled to all layers by their weights. Embeddings and output matrix are then measured on
-their own.
+a spread sample of layers is quantised. Independent errors add up as losses, and KL grows with the
+same power of a loss as for cuts (`frontier.POWER`), so the sample's KL is scaled to all layers by
+that power of their weights. Embeddings and output matrix are then measured on their own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
+from tenp_edge.frontier import POWER
 from tenp_edge.importance import Importance
 from tenp_edge.lockstep import DENSE, LayerCache, Measured, Variant, measure_variants
 from tenp_edge.models import ModelConfig, expected_tensors
@@ -166,9 +167,9 @@ def _layer_weights(config: ModelConfig) -> list[int]:
 
 
 def _scale(config: ModelConfig, layers: Sequence[int]) -> float:
-    """Weights of all layers over those of ``layers``."""
+    """What the KL of errors in ``layers`` becomes when all layers have them."""
     weights = _layer_weights(config)
-    return sum(weights) / sum(weights[layer] for layer in layers)
+    return float((sum(weights) / sum(weights[layer] for layer in layers)) ** POWER)
 
 
 def measuring_seconds(
