@@ -44,14 +44,12 @@ from tenp_edge.registry import (
 )
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
-from tenp_edge.timing import estimate
+from tenp_edge.timing import WORTH_SAYING_SECONDS, estimate
 from tenp_edge.typeloss import TypeJob
 from tenp_edge.typeverbs import costs_of, types_if_cheap
 from tenp_edge.validation import ValidationReport, load_report, validate
 from tenp_edge.verbs import calibrate_into, kept_ranges, ranges_into, refine_into
 from tenp_edge.workdir import RunDirectory, key_of
-
-WORTH_SAYING_SECONDS = 15
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,12 @@ def measure_types(
     return costs
 
 
+def missing_of(job: TypeJob, checkpoint: Checkpoint, directory: Path) -> TypeJob:
+    """``job`` without the types that ``directory`` has of it already."""
+    known = _known(job, checkpoint, directory, slice_digest(load_slice(directory)))
+    return replace(job, quants=tuple(q for q in job.quants if q not in known.types))
+
+
 def _known(job: TypeJob, checkpoint: Checkpoint, directory: Path, text: str) -> TypeCosts:
     """What ``directory`` has of the very same measurement, or nothing yet."""
     conditions = job.conditions(checkpoint.fingerprint, text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,9 +15,9 @@ from tenp_edge.progress import Progress
 from tenp_edge.refine import load_slice, stored_slice
 from tenp_edge.registry import ExportOptions, exporter, measured_quants
 from tenp_edge.statistics import Statistics
-from tenp_edge.timing import operations_per_second
+from tenp_edge.timing import WORTH_SAYING_SECONDS, operations_per_second, shown_seconds
 from tenp_edge.typecosts import TypeCosts, load_costs
-from tenp_edge.typeloss import TypeJob, measure_types, measuring_seconds
+from tenp_edge.typeloss import TypeJob, measure_types, measuring_seconds, missing_of
 
 # What compress spends on it without being asked.
 CHEAP_SECONDS = 60
@@ -48,11 +47,12 @@ def types_into(
     compute: CalibrationOptions,
     progress: Progress,
 ) -> TypeCosts:
-    """What the types of ``job`` cost, in types.json of ``directory``; in float32 as `refine`."""
-    device, dtype = exactly(checkpoint, compute)
-    return measure_types(
-        checkpoint, job, statistics, directory, device=device, dtype=dtype, progress=progress
-    )
+    """What the types of ``job`` cost, in types.json of ``directory``; says first how long it will
+    take, when that is more than a moment."""
+    seconds, _ = _seconds(checkpoint, job, directory, compute)
+    if seconds >= WORTH_SAYING_SECONDS:
+        progress.note(f"measuring types: about {shown_seconds(seconds)}, by a quick measurement")
+    return _measured(checkpoint, job, statistics, directory, compute, progress)
 
 
 def types_if_cheap(
@@ -65,26 +65,47 @@ def types_if_cheap(
 ) -> None:
     """`types_into` where it is a matter of a moment, or short beside the calibration; otherwise one
     note says how to get it. Nothing is said where there is no held-out text to measure on."""
-    text = stored_slice(directory)
-    if text is None or not job.quants or (job.options.imatrix and not statistics.has_inputs):
+    without_sums = job.options.imatrix and not statistics.has_inputs
+    if not job.quants or without_sums or stored_slice(directory) is None:
         return
-    known = costs_of(checkpoint, directory)
-    conditions = job.conditions(checkpoint.fingerprint, text)
-    if known is not None and known.conditions == conditions:
-        job = replace(job, quants=tuple(q for q in job.quants if q not in known.types))
-    device, dtype = exactly(checkpoint, compute)
-    tokens = sum(int(domain.lengths.sum()) for domain in load_slice(directory))
-    active = inspect_model(checkpoint.path).active_parameters
-    speed = operations_per_second(device, dtype)
-    seconds = measuring_seconds(checkpoint.config, job, tokens, active, speed)
-    calibrating = most_tokens(compute) * 2 * active / speed
+    seconds, calibrating = _seconds(checkpoint, job, directory, compute)
     if seconds <= max(CHEAP_SECONDS, calibrating / 5):
-        types_into(checkpoint, job, statistics, directory, compute, progress)
+        _measured(checkpoint, job, statistics, directory, compute, progress)
         return
     progress.note(
-        f"types are chosen by a rule: measuring what each costs would take about "
-        f"{seconds / 60:.0f} min; tenp-edge calibrate MODEL --types -o {directory} does"
+        "types are chosen by a rule: measuring what each costs would take about "
+        f"{shown_seconds(seconds)}; tenp-edge calibrate MODEL --types -o {directory} does"
     )
+
+
+def _measured(
+    checkpoint: Checkpoint,
+    job: TypeJob,
+    statistics: Statistics,
+    directory: Path,
+    compute: CalibrationOptions,
+    progress: Progress,
+) -> TypeCosts:
+    device, dtype = exactly(checkpoint, compute)
+    return measure_types(
+        checkpoint, job, statistics, directory, device=device, dtype=dtype, progress=progress
+    )
+
+
+def _seconds(
+    checkpoint: Checkpoint, job: TypeJob, directory: Path, compute: CalibrationOptions
+) -> tuple[float, float]:
+    """About how long what is missing of ``job`` takes, and a calibration; 0 where all is there."""
+    domains = load_slice(directory)
+    job = missing_of(job, checkpoint, directory)
+    if not job.quants:
+        return 0.0, 0.0
+    device, dtype = exactly(checkpoint, compute)
+    speed = operations_per_second(device, dtype)
+    tokens = sum(int(domain.lengths.sum()) for domain in domains)
+    active = inspect_model(checkpoint.path).active_parameters
+    seconds = measuring_seconds(checkpoint.config, job, tokens, active, speed)
+    return seconds, most_tokens(compute) * 2 * active / speed
 
 
 def costs_of(checkpoint: Checkpoint, directory: Path) -> TypeCosts | None:
