@@ -3,8 +3,9 @@
     python benchmarks/bench_types.py --dir DIR                # the bundled model, ten minutes
     python benchmarks/bench_types.py --dir DIR --model MODEL --method free
 
-For each budget (what the file with Q8_0 takes at a keep ratio) and type: the plan that fits, the
-file, and its KL in nats to the dense model on held-out text, in its own runtime; one run, one seed.
+For each budget (what the file with Q8_0 takes at a keep ratio) and type: the plan that fits, and the
+KL in nats to the dense model on held-out text of the weights that its file holds, decoded (with
+--files: of the file in its own runtime, which takes several times as long); one run, one seed.
 Beside it what `plan` predicts, pruning and type together, from the calibration alone. Bold: the
 least measured; *: what the joint search chooses.
 """
@@ -12,6 +13,7 @@ least measured; *: what the joint search chooses.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,12 +26,14 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import Domain, default_texts, load_tokenizer, make_domains
 from tenp_edge.devices import this_machine
 from tenp_edge.errors import UserError
+from tenp_edge.frontier import together_kl
 from tenp_edge.importance import Importance
+from tenp_edge.lockstep import LayerCache, Variant, measure_variants
 from tenp_edge.options import CalibrationOptions
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.progress import QUIET
-from tenp_edge.registry import ExportOptions, exporter
+from tenp_edge.registry import ExportOptions, Requantiser, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics
 from tenp_edge.typecosts import TypeCosts
@@ -77,7 +81,8 @@ def main() -> None:
         statistics = run_calibrate(args.model, work, options)
         job = replace(default_job(), quants=tuple(args.types))
         costs = types_into(checkpoint, job, statistics, work, options, QUIET)
-        bench = _Bench(checkpoint, statistics, costs, held_out, args.method, Path(scratch))
+        scratch_or_none = Path(scratch) if args.files else None
+        bench = _Bench(checkpoint, statistics, costs, held_out, args.method, scratch_or_none)
         bench.table(args.types, args.keeps)
 
 
@@ -89,8 +94,9 @@ class _Bench:
         costs: TypeCosts,
         held_out: list[Domain],
         method: str,
-        work: Path,
+        work: Path | None,
     ) -> None:
+        """``work``: where files are written to be run; None: their weights are decoded in memory."""
         self.checkpoint, self.statistics, self.costs = checkpoint, statistics, costs
         self.held_out, self.method, self.work = held_out, method, work
         self._known: dict[tuple[str, str], float] = {}
@@ -103,7 +109,7 @@ class _Bench:
         everything: list[Cell] = []
         for keep in keeps:
             budget, size = _budget(self.checkpoint, self.statistics, self.method, keep)
-            cells = [self._cell(quant, budget) for quant in types]
+            cells = self._cells(types, budget)
             chosen = self._plan(budget, None).recipe["quant"]
             shown = " | ".join(_shown(cell, cells, chosen) for cell in cells)
             print(f"| {size / 2**20:.2f} MiB | {shown} |", flush=True)
@@ -116,24 +122,47 @@ class _Bench:
             self.checkpoint, this_machine(), request, self.statistics, costs=self.costs
         )
 
-    def _cell(self, quant: str, budget: int) -> Cell | None:
-        try:
-            plan = self._plan(budget, quant)
-        except UserError:
-            return None
-        key = quant, plan.digest
-        if key not in self._known:
-            self._known[key] = self._measured(plan)
-        predicted = plan.recipe["predicted_kl"] + plan.recipe["type_kl"]
-        return Cell(quant, plan.keep_ratio, self._known[key], predicted)
+    def _cells(self, types: Sequence[str], budget: int) -> list[Cell | None]:
+        plans: dict[str, CompressionPlan] = {}
+        for quant in types:
+            with contextlib.suppress(UserError):  # does not fit
+                plans[quant] = self._plan(budget, quant)
+        new = {q: p for q, p in plans.items() if (q, p.digest) not in self._known}
+        measure = self._of_weights if self.work is None else self._of_files
+        for quant, kl in zip(new, measure(list(new.values())), strict=True):
+            self._known[quant, new[quant].digest] = kl
+        return [self._cell(quant, plans[quant]) if quant in plans else None for quant in types]
 
-    def _measured(self, plan: CompressionPlan) -> float:
-        recipe, file = plan.recipe, self.work / "model.gguf"
-        options = ExportOptions(recipe["quant"], recipe["layout"], recipe["imatrix"])
-        source = ModelSource(self.checkpoint, plan, Importance(self.statistics, plan))
-        exporter("gguf").write(source, options, file, QUIET)
-        found = validate(self.checkpoint.path, file, self.held_out, device="cpu", split=False)
-        return found.overall.mean_kl
+    def _cell(self, quant: str, plan: CompressionPlan) -> Cell:
+        predicted = together_kl(plan.recipe["predicted_kl"], plan.recipe["type_kl"])
+        return Cell(quant, plan.keep_ratio, self._known[quant, plan.digest], predicted)
+
+    def _of_weights(self, plans: Sequence[CompressionPlan]) -> list[float]:
+        """All of one row in one pass over the layers."""
+        cached, writer, variants = LayerCache(self.checkpoint.path), exporter("gguf"), []
+        assert isinstance(writer, Requantiser)
+        for number, plan in enumerate(plans):
+            source = ModelSource(cached, plan, Importance(self.statistics, plan))
+            stored = writer.requantised(source, _options(plan))
+            key = f"{number}".encode()
+            variants.append(Variant(stored, lambda layer, key=key: key, stored))  # type: ignore[misc]
+        how = {"device": torch.device("cpu"), "dtype": torch.float32}
+        found = measure_variants(cached, variants, self.held_out, **how) if variants else []
+        return [measured.mean_kl for measured in found]
+
+    def _of_files(self, plans: Sequence[CompressionPlan]) -> list[float]:
+        assert self.work is not None
+        found, file = [], self.work / "model.gguf"
+        for plan in plans:
+            source = ModelSource(self.checkpoint, plan, Importance(self.statistics, plan))
+            exporter("gguf").write(source, _options(plan), file, QUIET)
+            checked = validate(self.checkpoint.path, file, self.held_out, device="cpu", split=False)
+            found.append(checked.overall.mean_kl)
+        return found
+
+
+def _options(plan: CompressionPlan) -> ExportOptions:
+    return ExportOptions(plan.recipe["quant"], plan.recipe["layout"], plan.recipe["imatrix"])
 
 
 def _shown(cell: Cell | None, cells: Sequence[Cell | None], chosen: str) -> str:

@@ -1,8 +1,8 @@
 """Widths and types together: the least predicted KL among the plans that one budget allows.
 
 For every type the largest plan that fits is priced; what its cuts cost is predicted from the
-statistics (`frontier.predicted_kl`), what the type costs was measured (`typeloss`). Both errors are
-small and independent, so their KL is taken as the sum.
+statistics (`frontier.predicted_kl`), what the type costs was measured (`typeloss`). The two errors
+are independent: `frontier.together_kl`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tenp_edge.frontier import together_kl
 from tenp_edge.registry import measured_quants
 from tenp_edge.request import PlanRequest, Target
 from tenp_edge.typecosts import TypeCosts
@@ -32,7 +33,7 @@ class Point:
 
     @property
     def kl(self) -> float:
-        return self.pruning_kl + self.type_kl
+        return together_kl(self.pruning_kl, self.type_kl)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "kl": self.kl}
@@ -91,7 +92,7 @@ def joint_candidates(
 
 
 def best(points: Sequence[Point]) -> Point:
-    """The least sum; of equal ones the most precise type, which comes first."""
+    """The least loss; of equal ones the most precise type, which comes first."""
     return min(points, key=lambda point: point.kl)
 
 

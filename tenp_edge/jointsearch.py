@@ -111,7 +111,24 @@ class _Plans:
 def _fitting(
     pricer: Pricer, plans: _Plans, request: PlanRequest, type_kl: float
 ) -> tuple[Point, Curve] | None:
-    """A type's largest plan within the budget, and its plans of other sizes; None: none fits.
+    """A type's largest plan within the budget, and its plans of other sizes; None: none fits."""
+    found = _largest(pricer, plans)
+    if found is None:
+        return None
+    allocator, choice = shaped(plans.allocator, plans.evidence, request, found[0])
+    if choice is not None:  # a trapezoid's shape moves its legal sizes a little
+        plans = _Plans(allocator, plans.evidence, plans.measured)
+        found = _largest(pricer, plans, choice.near) or found
+    size, priced = found
+    quant, kept = pricer.target.options.quant, sum(map(sum, plans.widths(size).values()))
+    point = Point(quant, kept / plans.total, priced[size], plans.kl(size), type_kl)
+    return point, Curve(quant, type_kl, priced, plans.near_kl, plans.total)
+
+
+def _largest(
+    pricer: Pricer, plans: _Plans, near: int | None = None
+) -> tuple[int, dict[int, int]] | None:
+    """The size of the largest plan that fits, and total bytes by every size that was priced.
 
     Within a thousandth of the neurons: the chosen type's is then searched exactly.
     """
@@ -125,13 +142,8 @@ def _fitting(
 
     if nbytes(least) > budget:
         return None
-    size, step = total, plans.evidence.space.multiple
-    if nbytes(total) > budget:
-        near_enough = max(1, total // _PARTS // step)
-        size = largest_fitting(least, total, step, nbytes, budget, tolerance=near_enough)
-    allocator, choice = shaped(plans.allocator, plans.evidence, request, size)
-    if choice is not None:
-        plans = _Plans(allocator, plans.evidence, plans.measured)
-    quant, kept = pricer.target.options.quant, sum(map(sum, plans.widths(size).values()))
-    point = Point(quant, kept / total, nbytes(size), plans.kl(size), type_kl)
-    return point, Curve(quant, type_kl, priced, plans.near_kl, total)
+    if nbytes(total) <= budget:
+        return total, priced
+    step = plans.evidence.space.multiple
+    close = max(1, total // _PARTS // step)
+    return largest_fitting(least, total, step, nbytes, budget, near, close), priced

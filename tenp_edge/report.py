@@ -195,7 +195,7 @@ def _type_line(recipe: Mapping[str, Any]) -> str:
 
 def type_tables(choice: Mapping[str, Any]) -> list[Table]:
     """Every measured type within the RAM, and the best one for other RAM numbers."""
-    columns = ("type", "neurons kept", "KL by pruning", "by the type", "sum", "")
+    columns = ("type", "neurons kept", "KL by pruning", "by the type", "together", "")
     rows = [
         (*_type_cells(point), "<- chosen" if point["quant"] == choice["quant"] else "")
         for point in choice["types"]
