@@ -3,8 +3,8 @@
     python benchmarks/bench_types.py --dir DIR                # the bundled model, ten minutes
     python benchmarks/bench_types.py --dir DIR --model MODEL --method free
 
-For each budget (what the file with Q8_0 takes at a keep ratio) and type: the plan that fits, and the
-KL in nats to the dense model on held-out text of the weights that its file holds, decoded (with
+For each budget (what the file with Q8_0 takes at a keep ratio) and type: the plan that fits, and
+the KL in nats to the dense model on held-out text of the weights that its file holds, decoded (with
 --files: of the file in its own runtime, which takes several times as long); one run, one seed.
 Beside it what `plan` predicts, pruning and type together, from the calibration alone. Bold: the
 least measured; *: what the joint search chooses.
@@ -96,7 +96,7 @@ class _Bench:
         method: str,
         work: Path | None,
     ) -> None:
-        """``work``: where files are written to be run; None: their weights are decoded in memory."""
+        """``work``: where files are written to be run; None: weights are decoded in memory."""
         self.checkpoint, self.statistics, self.costs = checkpoint, statistics, costs
         self.held_out, self.method, self.work = held_out, method, work
         self._known: dict[tuple[str, str], float] = {}
