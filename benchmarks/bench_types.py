@@ -3,33 +3,56 @@
     python benchmarks/bench_types.py --dir DIR                # the bundled model, ten minutes
     python benchmarks/bench_types.py --dir DIR --model MODEL --method free
 
-For each budget (what the file with Q8_0 takes at a keep ratio) and type: the plan that fits, the
-file, and its KL in nats to the dense model on held-out text, in its own runtime; one run, one seed.
+For each budget (what the file with Q8_0 takes at a keep ratio) and type: the plan that fits, and
+the KL in nats to the dense model on held-out text of the weights that its file holds, decoded (with
+--files: of the file in its own runtime, which takes several times as long); one run, one seed.
+Beside it what `plan` predicts, pruning and type together, from the calibration alone. Bold: the
+least measured; *: what the joint search chooses.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 import tenp_edge
-from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import Domain, default_texts, load_tokenizer, make_domains
 from tenp_edge.devices import this_machine
 from tenp_edge.errors import UserError
+from tenp_edge.frontier import together_kl
 from tenp_edge.importance import Importance
+from tenp_edge.lockstep import LayerCache, Variant, measure_variants
+from tenp_edge.options import CalibrationOptions
+from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.progress import QUIET
-from tenp_edge.registry import ExportOptions, exporter
+from tenp_edge.registry import ExportOptions, Requantiser, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics
+from tenp_edge.typecosts import TypeCosts
+from tenp_edge.typeverbs import default_job, types_into
 from tenp_edge.validation import validate
+from tenp_edge.verbs import run_calibrate
 
 DEMO = Path(tenp_edge.__file__).parent / "demo_model"
 CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One type in one budget: ``measured`` KL of the file, ``predicted`` by pruning and type."""
+
+    quant: str
+    keep_ratio: float
+    measured: float
+    predicted: float
 
 
 def main() -> None:
@@ -46,22 +69,115 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32, help="calibration chunks per domain")
     parser.add_argument("--eval-samples", type=int, default=8, help="held-out chunks per domain")
     parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument(
+        "--calibration", type=Path, help="kept from run to run (default: made anew)"
+    )
     args = parser.parse_args()
     checkpoint, tokenizer = Checkpoint(args.model), load_tokenizer(args.model)
-    sizes = (tokenizer, args.samples, args.seq_len, 0)
-    drawn = make_domains(default_texts("calibration"), *sizes)
     held_out = make_domains(default_texts("heldout"), tokenizer, args.eval_samples, args.seq_len, 0)
-    with tempfile.TemporaryDirectory(dir=args.dir) as work:
-        statistics = calibrate(checkpoint, drawn, Path(work) / "statistics", dtype="float32")
-        print(f"method {args.method}; cells: KL (neurons kept)\n")
-        print("| file |", " | ".join(args.types), "|")
-        print("|---|" + "---|" * len(args.types))
-        for keep in args.keeps:
-            budget, size = _budget(checkpoint, statistics, args.method, keep)
-            cells = _cells(
-                checkpoint, statistics, held_out, args.method, args.types, budget, Path(work)
-            )
-            print(f"| {size / 2**20:.2f} MiB |", " | ".join(cells), "|", flush=True)
+    with tempfile.TemporaryDirectory(dir=args.dir) as scratch:
+        work = args.calibration or Path(scratch) / "statistics"
+        options = CalibrationOptions((), args.samples, args.seq_len, dtype="float32")
+        statistics = run_calibrate(args.model, work, options)
+        job = replace(default_job(), quants=tuple(args.types))
+        costs = types_into(checkpoint, job, statistics, work, options, QUIET)
+        scratch_or_none = Path(scratch) if args.files else None
+        bench = _Bench(checkpoint, statistics, costs, held_out, args.method, scratch_or_none)
+        bench.table(args.types, args.keeps)
+
+
+class _Bench:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        statistics: Statistics,
+        costs: TypeCosts,
+        held_out: list[Domain],
+        method: str,
+        work: Path | None,
+    ) -> None:
+        """``work``: where files are written to be run; None: weights are decoded in memory."""
+        self.checkpoint, self.statistics, self.costs = checkpoint, statistics, costs
+        self.held_out, self.method, self.work = held_out, method, work
+        self._known: dict[tuple[str, str], float] = {}
+
+    def table(self, types: Sequence[str], keeps: Sequence[float]) -> None:
+        print(f"method {self.method}; cells: KL measured / predicted (neurons kept)\n")
+        print("| file |", " | ".join(types), "|")
+        print("|---|" + "---|" * len(types))
+        print("| whole |", " | ".join(f"- / {self.costs.kl(q):.4f}" for q in types), "|")
+        everything: list[Cell] = []
+        for keep in keeps:
+            budget, size = _budget(self.checkpoint, self.statistics, self.method, keep)
+            cells = self._cells(types, budget)
+            chosen = self._plan(budget, None).recipe["quant"]
+            shown = " | ".join(_shown(cell, cells, chosen) for cell in cells)
+            print(f"| {size / 2**20:.2f} MiB | {shown} |", flush=True)
+            everything += [cell for cell in cells if cell is not None]
+        print(f"\nSpearman of predicted and measured, {len(everything)} cells:", _rank(everything))
+
+    def _plan(self, budget: int, quant: str | None) -> CompressionPlan:
+        request = PlanRequest(budget_bytes=budget, method=self.method, quant=quant, context=CONTEXT)
+        return make_plan(
+            self.checkpoint, this_machine(), request, self.statistics, costs=self.costs
+        )
+
+    def _cells(self, types: Sequence[str], budget: int) -> list[Cell | None]:
+        plans: dict[str, CompressionPlan] = {}
+        for quant in types:
+            with contextlib.suppress(UserError):  # does not fit
+                plans[quant] = self._plan(budget, quant)
+        new = {q: p for q, p in plans.items() if (q, p.digest) not in self._known}
+        measure = self._of_weights if self.work is None else self._of_files
+        for quant, kl in zip(new, measure(list(new.values())), strict=True):
+            self._known[quant, new[quant].digest] = kl
+        return [self._cell(quant, plans[quant]) if quant in plans else None for quant in types]
+
+    def _cell(self, quant: str, plan: CompressionPlan) -> Cell:
+        predicted = together_kl(plan.recipe["predicted_kl"], plan.recipe["type_kl"])
+        return Cell(quant, plan.keep_ratio, self._known[quant, plan.digest], predicted)
+
+    def _of_weights(self, plans: Sequence[CompressionPlan]) -> list[float]:
+        """All of one row in one pass over the layers."""
+        cached, writer, variants = LayerCache(self.checkpoint.path), exporter("gguf"), []
+        assert isinstance(writer, Requantiser)
+        for number, plan in enumerate(plans):
+            source = ModelSource(cached, plan, Importance(self.statistics, plan))
+            stored = writer.requantised(source, _options(plan))
+            key = f"{number}".encode()
+            variants.append(Variant(stored, lambda layer, key=key: key, stored))  # type: ignore[misc]
+        how = {"device": torch.device("cpu"), "dtype": torch.float32}
+        found = measure_variants(cached, variants, self.held_out, **how) if variants else []
+        return [measured.mean_kl for measured in found]
+
+    def _of_files(self, plans: Sequence[CompressionPlan]) -> list[float]:
+        assert self.work is not None
+        found, file = [], self.work / "model.gguf"
+        for plan in plans:
+            source = ModelSource(self.checkpoint, plan, Importance(self.statistics, plan))
+            exporter("gguf").write(source, _options(plan), file, QUIET)
+            checked = validate(self.checkpoint.path, file, self.held_out, device="cpu", split=False)
+            found.append(checked.overall.mean_kl)
+        return found
+
+
+def _options(plan: CompressionPlan) -> ExportOptions:
+    return ExportOptions(plan.recipe["quant"], plan.recipe["layout"], plan.recipe["imatrix"])
+
+
+def _shown(cell: Cell | None, cells: Sequence[Cell | None], chosen: str) -> str:
+    if cell is None:
+        return "does not fit"
+    least = min(other.measured for other in cells if other is not None)
+    kl = f"**{cell.measured:.4f}**" if cell.measured == least else f"{cell.measured:.4f}"
+    star = "*" if cell.quant == chosen else ""
+    return f"{kl}{star} / {cell.predicted:.4f} ({100 * cell.keep_ratio:.0f} %)"
+
+
+def _rank(cells: Sequence[Cell]) -> str:
+    measured = torch.tensor([cell.measured for cell in cells]).double().argsort().argsort()
+    predicted = torch.tensor([cell.predicted for cell in cells]).double().argsort().argsort()
+    return f"{torch.corrcoef(torch.stack([measured, predicted]).double())[0, 1]:.3f}"
 
 
 def _budget(
@@ -71,32 +187,6 @@ def _budget(
     request = PlanRequest(keep=keep, method=method, quant="Q8_0", context=CONTEXT)
     plan = make_plan(checkpoint, this_machine(), request, statistics)
     return int(plan.memory["total_bytes"]), plan.files["model.gguf"]
-
-
-def _cells(
-    checkpoint: Checkpoint,
-    statistics: Statistics,
-    held_out: list[Domain],
-    method: str,
-    types: Sequence[str],
-    budget: int,
-    work: Path,
-) -> list[str]:
-    cells = []
-    for quant in types:
-        request = PlanRequest(budget_bytes=budget, method=method, quant=quant, context=CONTEXT)
-        try:
-            plan = make_plan(checkpoint, this_machine(), request, statistics)
-        except UserError:
-            cells.append("does not fit")
-            continue
-        recipe, file = plan.recipe, work / "model.gguf"
-        options = ExportOptions(quant, recipe["layout"], recipe["imatrix"])
-        source = ModelSource(checkpoint, plan, Importance(statistics, plan))
-        exporter("gguf").write(source, options, file, QUIET)
-        found = validate(checkpoint.path, file, held_out, device="cpu").overall
-        cells.append(f"{found.mean_kl:.4f} ({100 * plan.keep_ratio:.0f} %)")
-    return cells
 
 
 if __name__ == "__main__":

@@ -183,6 +183,7 @@ def calibrate(
             "more forwards.",
         ),
     ] = False,
+    types: flags.Types = False,
     device: flags.Device = "auto",
     dtype: flags.Dtype = "auto",
     json_output: flags.Json = False,
@@ -192,20 +193,27 @@ def calibrate(
     The same command continues after a kill. The statistics serve every later plan of this model,
     for any RAM number. `tenp-edge merge` adds up statistics of several runs.
 
+    With --types, what every tensor type costs this model is measured too (a KL, on text held out):
+    plans then weigh more neurons in fewer bits against fewer in more.
+
     Examples:
 
         tenp-edge calibrate MODEL -o WORK
+
+        tenp-edge calibrate MODEL --types -o WORK
 
         tenp-edge calibrate MODEL --data code=a.jsonl --data prose=b.txt --samples 64 -o WORK
     """
     from tenp_edge.calibration import coverage
     from tenp_edge.options import CalibrationOptions
+    from tenp_edge.typecosts import load_costs
     from tenp_edge.verbs import run_calibrate
 
     options = _pick(CalibrationOptions, locals())
-    statistics = run_calibrate(model, output, options, progress, gradients)
-    found = coverage(statistics)
-    _show(report.coverage(statistics, found), found.to_json(), json_output)
+    statistics = run_calibrate(model, output, options, progress, gradients, types)
+    found, costs = coverage(statistics), load_costs(output) if types else None
+    shown = found.to_json() | ({} if costs is None else {"types": costs.to_json()["types"]})
+    _show(report.calibrated(statistics, found, costs), shown, json_output)
 
 
 @app.command()
@@ -275,7 +283,8 @@ def plan(
     Without --calibration it plans by bytes, in the paper's shape. With it, every expert gets the
     width that its predicted loss is worth, and the plan names the neurons; --refine measures.
     Without a profile the device is this machine's CPU: per-expert GGUF, context 4096. With --ram
-    and without --quant it chooses the tensor type, Q8_0 down to IQ4_XS, and says why.
+    and without --quant it chooses the tensor type and says why: by what each costs this model
+    where that was measured (calibrate --types; Q8_0 down to Q2_K), else by a rule (to IQ4_XS).
 
     Examples:
 

@@ -52,6 +52,16 @@ Calibration = Annotated[
     _flag("--calibration", help="Directory of finished statistics.", panel=_CALIBRATION),
 ]
 
+Types = Annotated[
+    bool,
+    _flag(
+        "--types",
+        help="Measure what each GGUF tensor type costs this model, for plan and compress to "
+        "choose by.",
+        panel=_CALIBRATION,
+    ),
+]
+
 Device = Annotated[
     str, _flag("--device", help="auto, cpu, cuda or mps; one layer at a time.", panel=_COMPUTE)
 ]

@@ -1,15 +1,16 @@
-"""Many plans of one model measured together: every layer's weights are read once for all of them.
+"""Many forms of one model measured together: every layer's weights are read once for all of them.
 
-The dense model runs beside the plans, layer by layer, on the same tokens. Plans that are the same
-up to a layer share their hidden states up to there: L plans that each cut one layer cost half of L
-forwards. Peak memory is one layer twice (as read, and as one plan slices it) and the states of
-every plan that differs, which go to files in ``work`` when they are large.
+The dense model runs beside its variants (plans, or weights as a file would store them), layer by
+layer, on the same tokens. Variants that are the same up to a layer share their hidden states up to
+there: L plans that each cut one layer cost half of L forwards. Peak memory is one layer twice (as
+read, and as one variant has it) and the states of every variant that differs, which go to files in
+``work`` when they are large.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +26,20 @@ from tenp_edge.divergence import (
     scored_positions,
     summarise,
 )
-from tenp_edge.forward import StreamingModel, batches, check_tokens, default_batch_tokens
+from tenp_edge.forward import (
+    Head,
+    StreamingModel,
+    batches,
+    check_tokens,
+    default_batch_tokens,
+)
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.source import ModelSource
+from tenp_edge.source import ModelSource, WeightSource
 from tenp_edge.states import SPILL_BYTES, FileStates, MemoryStates, States
 
 LayerKey = bytes
-_DENSE: LayerKey = b""
+DENSE: LayerKey = b""
 
 
 class LayerCache(Checkpoint):
@@ -52,8 +59,19 @@ class LayerCache(Checkpoint):
 
 
 @dataclass(frozen=True)
+class Variant:
+    """One form of the model. ``key``: equal for two variants exactly when a layer is the same in
+    both, DENSE where it is the checkpoint's own. ``ends``: where embeddings and output matrix come
+    from, None where they are the checkpoint's own too."""
+
+    source: WeightSource
+    key: Callable[[int], LayerKey]
+    ends: WeightSource | None = None
+
+
+@dataclass(frozen=True)
 class Measured:
-    """One plan against the dense model: a row per domain, and all tokens together."""
+    """One variant against the dense model: a row per domain, and all tokens together."""
 
     domains: tuple[DomainScores, ...]
     overall: DomainScores
@@ -81,17 +99,42 @@ def measure_plans(
     ``work`` when those of all plans together are above ``spill_bytes``. Raises UserError for plans
     of another checkpoint and tokens that the model does not have.
     """
+    cached = LayerCache(checkpoint.path)
+    variants = [_planned(ModelSource(cached, plan), plan) for plan in plans]
+    return measure_variants(
+        cached,
+        variants,
+        domains,
+        device=device,
+        dtype=dtype,
+        work=work,
+        spill_bytes=spill_bytes,
+        progress=progress,
+    )
+
+
+def measure_variants(
+    checkpoint: Checkpoint,
+    variants: Sequence[Variant],
+    domains: Sequence[Domain],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    work: Path | None = None,
+    spill_bytes: int = SPILL_BYTES,
+    progress: Progress = QUIET,
+    what: str = "plans",
+) -> list[Measured]:
+    """`measure_plans` for any ``variants``, whose sources best read from a `LayerCache`."""
     for domain in domains:
         check_tokens(checkpoint.config, domain.tokens)
     rows = _Rows(domains)
-    cached = LayerCache(checkpoint.path)
-    streams = [_Stream(ModelSource(cached), None)]
-    streams += [_Stream(ModelSource(cached, plan), plan) for plan in plans]
+    streams = [Variant(ModelSource(checkpoint), lambda layer: DENSE), *variants]
     shape = (*rows.tokens.shape, checkpoint.config.hidden_size)
     spill = work if len(streams) * _bytes(shape, dtype) > spill_bytes else None
     with contextlib.ExitStack() as stack:
         pool = _Pool(shape, dtype, spill, stack)
-        final = _run(streams, rows, pool, device, dtype, progress)
+        final = _run(streams, rows, pool, device, dtype, progress, what)
         return _score(streams, rows, final, device, dtype, progress)
 
 
@@ -117,22 +160,17 @@ class _Rows:
         self.tokens = torch.cat(padded)
 
 
-class _Stream:
-    """One plan (None: the dense model) and what it does to each layer."""
+def _planned(source: ModelSource, plan: CompressionPlan) -> Variant:
+    """The model that ``plan`` leaves; a layer in which nothing is cut is the dense one."""
 
-    def __init__(self, source: ModelSource, plan: CompressionPlan | None) -> None:
-        self.source, self.plan = source, plan
-
-    def key(self, layer: int) -> LayerKey:
-        """Equal for two streams exactly when the layer is the same in both."""
-        plan = self.plan
-        if plan is None or layer not in plan.widths:
-            return _DENSE
-        if all(width == plan.full_width for width in plan.widths[layer]):
-            return _DENSE
+    def key(layer: int) -> LayerKey:
+        if layer not in plan.widths or all(w == plan.full_width for w in plan.widths[layer]):
+            return DENSE
         neurons = [plan.neurons(layer, expert) for expert in range(len(plan.widths[layer]))]
         widths = torch.tensor([len(kept) for kept in neurons])
         return bytes(torch.cat([widths, *neurons]).numpy().tobytes())
+
+    return Variant(source, key)
 
 
 class _Pool:
@@ -161,22 +199,26 @@ class _Pool:
 
 
 def _run(
-    streams: Sequence[_Stream],
+    streams: Sequence[Variant],
     rows: _Rows,
     pool: _Pool,
     device: torch.device,
     dtype: torch.dtype,
     progress: Progress,
+    what: str,
 ) -> list[States]:
     """The states after the last layer, one per stream; equal streams share theirs."""
     dense = StreamingModel(streams[0].source, device, dtype)
     runs = batches(len(rows.tokens), rows.tokens.shape[1], default_batch_tokens(dense.config))
-    first = pool.new()
-    for run in runs:
-        first.write(run.start, dense.embed(rows.tokens[run]))
-    states: list[States] = [first] * len(streams)
+    first: dict[int, States] = {}
+    for ends in {id(stream.ends): stream.ends for stream in streams}.values():
+        model = dense if ends is None else dense.with_source(ends)
+        first[id(ends)] = pool.new()
+        for run in runs:
+            first[id(ends)].write(run.start, model.embed(rows.tokens[run]))
+    states = [first[id(stream.ends)] for stream in streams]
     layers = dense.config.num_hidden_layers
-    with progress.task(f"measuring {len(streams) - 1} plans", layers, "layers") as task:
+    with progress.task(f"measuring {len(streams) - 1} {what}", layers, "layers") as task:
         for index in range(layers):
             states = _run_layer(dense, streams, states, index, runs, pool)
             task.advance()
@@ -185,7 +227,7 @@ def _run(
 
 def _run_layer(
     dense: StreamingModel,
-    streams: Sequence[_Stream],
+    streams: Sequence[Variant],
     states: list[States],
     index: int,
     runs: Sequence[slice],
@@ -211,30 +253,48 @@ def _run_layer(
 
 
 def _score(
-    streams: Sequence[_Stream],
+    streams: Sequence[Variant],
     rows: _Rows,
     final: Sequence[States],
     device: torch.device,
     dtype: torch.dtype,
     progress: Progress,
 ) -> list[Measured]:
-    head = StreamingModel(streams[0].source, device, dtype).head()
+    dense = StreamingModel(streams[0].source, device, dtype)
+    reference = dense.head()
     scores: list[list[TokenScores]] = [[] for _ in streams]
-    with progress.task("comparing", len(rows.lengths), "sequences") as task:
-        for row, length in enumerate(rows.lengths):
-            positions = scored_positions(length)
-            places = slice(positions.start, positions.stop)
-            targets = rows.tokens[row, positions.start + 1 : positions.stop + 1]
-            reference = head(final[0].read(row, row + 1)[0, places])
-            dense = ReferenceTokens(reference, targets)
-            known = {id(final[0]): dense.score(reference)}
-            for number, states in enumerate(final):
-                if id(states) not in known:
-                    found = head(states.read(row, row + 1)[0, places])
-                    known[id(states)] = dense.score(found)
-                scores[number].append(known[id(states)])
-            task.advance()
+    groups = {id(stream.ends): stream.ends for stream in streams}
+    with progress.task("comparing", len(groups) * len(rows.lengths), "sequences") as task:
+        for ends in groups.values():  # one output matrix beside the reference's
+            head = reference if ends is None else dense.with_source(ends).head()
+            members = [i for i, stream in enumerate(streams) if stream.ends is ends]
+            for row in range(len(rows.lengths)):
+                found = _score_row(rows, row, final, members, reference, head)
+                for member, own in found.items():
+                    scores[member].append(own)
+                task.advance()
     return [_summary(rows, own) for own in scores[1:]]
+
+
+def _score_row(
+    rows: _Rows,
+    row: int,
+    final: Sequence[States],
+    members: Sequence[int],
+    reference: Head,
+    head: Head,
+) -> dict[int, TokenScores]:
+    """The ``members`` of one output matrix on one sequence; equal states are scored once."""
+    positions = scored_positions(rows.lengths[row])
+    places = slice(positions.start, positions.stop)
+    targets = rows.tokens[row, positions.start + 1 : positions.stop + 1]
+    dense = ReferenceTokens(reference(final[0].read(row, row + 1)[0, places]), targets)
+    known: dict[int, TokenScores] = {}
+    for member in members:
+        states = final[member]
+        if id(states) not in known:
+            known[id(states)] = dense.score(head(states.read(row, row + 1)[0, places]))
+    return {member: known[id(final[member])] for member in members}
 
 
 def _summary(rows: _Rows, scores: Sequence[TokenScores]) -> Measured:

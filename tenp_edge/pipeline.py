@@ -23,6 +23,7 @@ from tenp_edge.footprint import MemoryRun
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.importance import Importance
 from tenp_edge.inspection import inspect_model
+from tenp_edge.jointchoice import measurable
 from tenp_edge.mended import DIRECTORY, Mended
 from tenp_edge.mending import mended_bytes
 from tenp_edge.options import (
@@ -38,15 +39,20 @@ from tenp_edge.progress import QUIET, Progress
 from tenp_edge.ranges import Ranges
 from tenp_edge.ranging import data_digest
 from tenp_edge.refine import SLICE_SAMPLES, measured_losses
-from tenp_edge.registry import ExportOptions, FixedLengths, exporter, placed_files
+from tenp_edge.registry import (
+    ExportOptions,
+    FixedLengths,
+    exporter,
+    placed_files,
+)
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
-from tenp_edge.timing import estimate
+from tenp_edge.timing import WORTH_SAYING_SECONDS, estimate
+from tenp_edge.typeloss import TypeJob
+from tenp_edge.typeverbs import costs_of, types_if_cheap
 from tenp_edge.validation import ValidationReport, load_report, validate
 from tenp_edge.verbs import calibrate_into, kept_ranges, mend_into, ranges_into, refine_into
 from tenp_edge.workdir import RunDirectory, key_of
-
-WORTH_SAYING_SECONDS = 15
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ def run_compress(
     run.open()
     run.note_time(draft)
     statistics = run.statistics()
+    run.measure_types(statistics)
     plan = run.plan(statistics)
     importance = Importance(statistics, plan) if plan.recipe["imatrix"] else None
     mended = run.mend(plan)
@@ -176,11 +183,24 @@ class _Compress:
         work = self.output / "calibration"
         return calibrate_into(self.checkpoint, domains, work, options, self.progress, spare)
 
+    def measure_types(self, statistics: Statistics) -> None:
+        """What the types cost, where one is to be chosen and it is quickly measured."""
+        positions = self.checkpoint.config.max_position_embeddings
+        target = make_target(self.profile, self.request, positions)
+        options = replace(target.options, imatrix=self.request.imatrix)
+        job = TypeJob(target.exporter, options, measurable(target, self.request))
+        where, compute = self._calibration, self.options.calibration
+        types_if_cheap(self.checkpoint, job, statistics, where, compute, self.progress)
+
     def plan(self, statistics: Statistics) -> CompressionPlan:
         file, options = self.output / "plan.json", self.options
         # By what it is made from: the process that its memory counts differs by pages each time.
         inputs = asdict(self.request), asdict(self.profile), statistics.info
-        key = key_of(*inputs, options.skip_checkpoint, options.plan.refine, options.successive)
+        costs = costs_of(self.checkpoint, self._calibration)
+        types = () if costs is None else (costs.to_json(),)
+        key = key_of(
+            *inputs, options.skip_checkpoint, options.plan.refine, options.successive, *types
+        )
         if self.directory.done("plan", key):
             return load_plan(file)
         plan = self._chosen_plan(statistics)
@@ -302,6 +322,7 @@ class _Compress:
             extra,
             measured=measured,
             confirm=asked.frontier,
+            costs=costs_of(self.checkpoint, self._calibration),
         )
 
     @property

@@ -9,52 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import cache
 
-from tenp_edge.allocation import Shape, Space, limited
+from tenp_edge.allocation import Space
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import DeviceProfile
 from tenp_edge.errors import UserError
-from tenp_edge.evidence import Evidence, Scores
+from tenp_edge.evidence import Evidence
 from tenp_edge.frontier import Measured, frontier, predicted_kl
-from tenp_edge.models import ModelConfig
-from tenp_edge.plan import CompressionPlan, Widths
+from tenp_edge.jointsearch import choose_jointly
+from tenp_edge.plan import CompressionPlan
 from tenp_edge.pricing import Priced, Pricer, draft
 from tenp_edge.recipe import make_recipe, memory_json
 from tenp_edge.registry import placed_files
-from tenp_edge.request import (
-    FREE_METHODS,
-    METHODS,
-    RANKINGS,
-    PlanRequest,
-    Target,
-    check_request,
-    insurance,
-    make_target,
-    method_of,
-    neuron_score,
-)
-from tenp_edge.search import (
-    PAPER_SHAPE,
-    PAPER_SHARE,
-    Allocator,
-    Choice,
-    Drop,
-    Free,
-    FreeRules,
-    Tenp,
-    Uniform,
-    choose_trapezoid,
-    largest_fitting,
-    shapes,
+from tenp_edge.request import METHODS, RANKINGS, PlanRequest, Target, check_request, make_target
+from tenp_edge.sizing import (
+    evidence_for,
+    make_allocator,
+    make_space,
+    price_plan,
+    sufficient,
+    whole_widths,
 )
 from tenp_edge.statistics import Statistics
 from tenp_edge.typechoice import TypeChoice, candidates, choose_type, enough
+from tenp_edge.typecosts import TypeCosts
 from tenp_edge.units import format_size
 
 __all__ = ["METHODS", "RANKINGS", "PlanRequest", "Target", "make_plan", "make_target"]
 
-_CONFIRMATIONS = 4
 ExtraFiles = Callable[[CompressionPlan], Mapping[str, int]]
 
 
@@ -66,12 +49,14 @@ def make_plan(
     extra_files: ExtraFiles | None = None,
     measured: Measured = (),
     confirm: bool = False,
+    costs: TypeCosts | None = None,
 ) -> CompressionPlan:
     """The largest legal plan of the requested method within the budget or the keep ratio.
 
     With ``statistics`` the plan names the retained neurons, and method tenp chooses alpha and the
     trapezoid's shape by predicted loss (`saliency.cut_losses`). Without, it plans by bytes with
-    the paper's shape. Where the request names no type, one is chosen (`typechoice`).
+    the paper's shape. Where the request names no type, one is chosen: with ``costs``, what each was
+    measured to cost, types and widths together (`jointchoice`), else by a rule (`typechoice`).
     ``extra_files`` adds exact sizes of further weight files (the pruned checkpoint's);
     ``measured`` are (predicted loss, KL) of plans of this model that were run. ``confirm``: the
     memory is the runtime's own answer for the very plan; without, it is estimated.
@@ -79,20 +64,22 @@ def make_plan(
     """
     check_request(request)
     check_model(checkpoint, statistics)
-    target, typed = _target(checkpoint, profile, request, confirm)
-    space = make_space(checkpoint.config, target.width_multiple, target.most_widths)
-    evidence = None if statistics is None else _evidence(statistics, space, request)
+    evidence_of = _evidence_of(statistics, request)
+    target, typed = _target(checkpoint, profile, request, confirm, evidence_of, costs, measured)
+    space = _space(checkpoint, target)
+    evidence = evidence_of(space)
     answer = None if typed is None else typed.answer
     pricer = Pricer(checkpoint, target, answer)
     if confirm and request.keep is None and answer is None:
-        pricer.confirm(_whole(space))  # What the search then assumes of every narrower plan.
-    allocator, choice = _allocator(checkpoint.config, space, evidence, request, pricer)
+        pricer.confirm(whole_widths(space))  # What the search then assumes of every narrower plan.
+    allocator, choice = make_allocator(checkpoint.config, space, evidence, request, pricer)
     near = None if choice is None else choice.near
-    priced = _priced(allocator, space, request, pricer, near, confirm)
+    priced = price_plan(allocator, space, request, pricer, near, confirm)
     _check_fits(priced, request, pricer)
     recipe = make_recipe(checkpoint, priced, target, request, allocator, evidence, choice)
     if evidence is not None:
         recipe["predicted_kl"] = predicted_kl(recipe["predicted_loss"], measured)
+        recipe |= _type_kl(costs, target, request)
         if request.frontier:
             recipe["frontier"] = frontier(allocator, space, evidence, pricer, priced, measured)
     plan = replace(
@@ -107,24 +94,63 @@ def make_plan(
     return replace(plan, files={**plan.files, **extra_files(plan)})
 
 
+EvidenceOf = Callable[[Space], Evidence | None]
+
+
+def _evidence_of(statistics: Statistics | None, request: PlanRequest) -> EvidenceOf:
+    """The evidence for a space of widths, worked out once for each."""
+
+    @cache
+    def found(space: Space) -> Evidence | None:
+        return None if statistics is None else evidence_for(statistics, space, request)
+
+    return found
+
+
+def _space(checkpoint: Checkpoint, target: Target) -> Space:
+    return make_space(checkpoint.config, target.width_multiple, target.most_widths)
+
+
 def _target(
-    checkpoint: Checkpoint, profile: DeviceProfile, request: PlanRequest, confirm: bool
+    checkpoint: Checkpoint,
+    profile: DeviceProfile,
+    request: PlanRequest,
+    confirm: bool,
+    evidence_of: EvidenceOf,
+    costs: TypeCosts | None,
+    measured: Measured,
 ) -> tuple[Target, TypeChoice | None]:
     """The target, with a type chosen where the request leaves it open."""
     positions = checkpoint.config.max_position_embeddings
     target, typed = make_target(profile, request, positions), None
+
+    def target_of(quant: str) -> Target:
+        return make_target(profile, replace(request, quant=quant), positions)
+
+    def evidence_at(own: Target) -> Evidence | None:
+        return evidence_of(_space(checkpoint, own))
+
+    typed = choose_jointly(
+        checkpoint, request, target, target_of, evidence_at, costs, measured, confirm
+    )
     types = candidates(target, request)
-    if types:
+    if types and typed is None:
         space = make_space(checkpoint.config, target.width_multiple)
-
-        def target_of(quant: str) -> Target:
-            return make_target(profile, replace(request, quant=quant), positions)
-
         least = enough(request.method)
         typed = choose_type(checkpoint, space, types, target_of, confirm, least)
+    if typed is not None:
         target = target_of(typed.quant)
     target.exporter.check(checkpoint.config, target.options)
     return target, typed
+
+
+def _type_kl(costs: TypeCosts | None, target: Target, request: PlanRequest) -> dict[str, float]:
+    """What the type costs by itself, where that was measured for such files."""
+    options, found = target.options, None
+    rules = options.tensor_types
+    if costs and costs.conditions.holds(target.exporter.format, request.imatrix, rules):
+        found = costs.kl(options.quant)
+    return {} if found is None else {"type_kl": found}
 
 
 def check_model(checkpoint: Checkpoint, statistics: Statistics | None) -> None:
@@ -142,156 +168,6 @@ def check_model(checkpoint: Checkpoint, statistics: Statistics | None) -> None:
         )
 
 
-def make_space(config: ModelConfig, width_multiple: int, most_widths: int | None = None) -> Space:
-    full = config.moe_intermediate_size
-    return Space(config.moe_layers, config.num_experts, full, width_multiple, most_widths)
-
-
-def _evidence(statistics: Statistics, space: Space, request: PlanRequest) -> Evidence:
-    scores = Scores(
-        request.expert_score,
-        neuron_score(request, statistics.has_elimination),
-        request.seed,
-        shared_ranking=request.method in FREE_METHODS,
-        insurance=insurance(request),
-    )
-    return Evidence(statistics, space, scores)
-
-
-def _free_rules(request: PlanRequest) -> FreeRules:
-    return FreeRules(
-        by_loss=request.method == "adaptive",
-        ranking=request.ranking,
-        shape=_shape(request),
-        tilt=request.tilt or 0.0,
-        guards=request.guards,
-    )
-
-
-def _shape(request: PlanRequest) -> Shape:
-    """The paper's shape with what the request pins."""
-    return Shape(
-        PAPER_SHAPE.shallow if request.shallow is None else request.shallow,
-        PAPER_SHAPE.deep if request.deep is None else request.deep,
-        PAPER_SHAPE.middle if request.middle is None else request.middle,
-    )
-
-
-# -- size ------------------------------------------------------------------------------------------
-
-
-def _allocator(
-    config: ModelConfig,
-    space: Space,
-    evidence: Evidence | None,
-    request: PlanRequest,
-    pricer: Pricer,
-) -> tuple[Allocator, Choice | None]:
-    """The method's allocator; for tenp with statistics, the best trapezoid at its size.
-
-    Free widths need scores. Without them adaptive, the default, is a trapezoid of its size.
-    """
-    method = method_of(request, pricer.target)
-    if method == "enp":
-        return Uniform(space), None
-    if method == "drop":
-        return Drop(space, config, evidence), None
-    if method == "adaptive" and evidence is None:  # by bytes a trapezoid of its size stands in
-        return _tenp(space, None, request, pricer)
-    if method in FREE_METHODS:
-        if evidence is None:
-            raise UserError(
-                f"--method {method} ranks neurons and needs calibration",
-                "--calibration WORK (tenp-edge calibrate), or --method tenp",
-            )
-        return Free(space, evidence, _free_rules(request)), None
-    return _tenp(space, evidence, request, pricer)
-
-
-def _tenp(
-    space: Space, evidence: Evidence | None, request: PlanRequest, pricer: Pricer
-) -> tuple[Tenp, Choice | None]:
-    shape = _shape(request)
-    first = Tenp(space, evidence, shape, PAPER_SHARE, request.whole_share)
-    if evidence is None:
-        return first, None
-    neurons = _neurons(first, space, request, pricer)
-    if neurons == space.total_neurons:
-        return first, None
-    candidates = [shape, *shapes(request.shallow, request.deep, request.middle)]
-    choice = choose_trapezoid(first, evidence, neurons, candidates)
-    return Tenp(space, evidence, choice.shape, choice.alpha_share, request.whole_share), choice
-
-
-def _priced(
-    allocator: Allocator,
-    space: Space,
-    request: PlanRequest,
-    pricer: Pricer,
-    near: int | None,
-    confirm: bool,
-) -> Priced:
-    """The plan of the requested size. A confirmed one is within the budget by the runtime's answer
-    for itself; where that is above what its search assumed, the search is repeated with it."""
-    for _ in range(_CONFIRMATIONS):
-        neurons = _neurons(allocator, space, request, pricer, near)
-        widths = _widths_at(allocator, space, neurons)
-        priced = pricer.confirm(widths) if confirm else pricer(widths)
-        if request.keep is not None or priced.memory.headroom_bytes >= 0:
-            return priced
-        near = neurons
-    raise infeasible(allocator, space, request, pricer)
-
-
-def _neurons(
-    allocator: Allocator,
-    space: Space,
-    request: PlanRequest,
-    pricer: Pricer,
-    near: int | None = None,
-) -> int:
-    """How many neurons to keep: as ``keep`` says, else as many as fit in the budget."""
-    if request.keep is not None:
-        return _neurons_at_ratio(allocator, space, request.keep)
-    budget = pricer.target.budget_bytes
-
-    def price(neurons: int) -> int:
-        return pricer(_widths_at(allocator, space, neurons)).memory.total_bytes
-
-    if price(space.total_neurons) <= budget:
-        return space.total_neurons
-    if price(allocator.least_neurons) > budget:
-        raise infeasible(allocator, space, request, pricer)
-    step = space.multiple
-    least, most = allocator.least_neurons, space.total_neurons
-    return largest_fitting(least, most, step, price, budget, near)
-
-
-def _neurons_at_ratio(allocator: Allocator, space: Space, keep: float) -> int:
-    if isinstance(allocator, Drop):
-        return allocator.neurons_at(keep)
-    neurons, least = space.budget(keep), allocator.least_neurons
-    if neurons < least:
-        floor = least / space.total_neurons
-        raise UserError(
-            f"--keep {keep:g} is below the smallest legal plan, {floor:.4f} "
-            f"(cut experts are at least {space.legal_widths[0]} of {space.full} neurons wide)",
-            f"--keep {_round_up(floor, 10_000):g} or a smaller --width-multiple",
-        )
-    return neurons
-
-
-def _widths_at(allocator: Allocator, space: Space, neurons: int) -> Widths:
-    """The allocator's plan; the full model where everything is kept."""
-    if neurons >= space.total_neurons:
-        return _whole(space)
-    return limited(allocator.widths, neurons, space.most_widths)
-
-
-def _whole(space: Space) -> Widths:
-    return dict.fromkeys(space.layers, (space.full,) * space.experts)
-
-
 def _check_fits(priced: Priced, request: PlanRequest, pricer: Pricer) -> None:
     """A pinned ratio must still respect a budget that was given."""
     if request.budget_bytes is None or priced.memory.headroom_bytes >= 0:
@@ -300,66 +176,5 @@ def _check_fits(priced: Priced, request: PlanRequest, pricer: Pricer) -> None:
     raise UserError(
         f"--keep {request.keep:g} needs {format_size(priced.memory.total_bytes)}; "
         f"--ram allows {format_size(priced.memory.budget_bytes)}",
-        f"leave --keep out, or --ram {_sufficient(priced.memory.total_bytes)}",
+        f"leave --keep out, or --ram {sufficient(priced.memory.total_bytes)}",
     )
-
-
-# -- refusing --------------------------------------------------------------------------------------
-
-
-def infeasible(
-    allocator: Allocator, space: Space, request: PlanRequest, pricer: Pricer
-) -> UserError:
-    """The smallest legal plan, what the device leaves, and which other choices would fit."""
-    target = pricer.target
-    widths = _widths_at(allocator, space, allocator.least_neurons)
-    smallest = pricer(widths).memory.total_bytes
-    if request.budget_bytes is None:
-        leaves = f"{target.profile.name} with --context {target.run.context} leaves"
-    else:
-        leaves = f"--ram with --context {target.run.context} leaves"
-    ways = [
-        f"{flag} ({format_size(nbytes)})"
-        for flag, nbytes in _alternatives(pricer, widths)
-        if nbytes <= target.budget_bytes
-    ]
-    return UserError(
-        f"the smallest plan needs {format_size(smallest)}; "
-        f"{leaves} {format_size(target.budget_bytes)}",
-        " or ".join([*ways, f"--ram {_sufficient(smallest)}"]),
-    )
-
-
-def _alternatives(pricer: Pricer, widths: Widths) -> list[tuple[str, int]]:
-    """The smallest plan under other choices: the largest context and type below, a smaller KV."""
-    target, found = pricer.target, []
-
-    def total(**changes: Any) -> int:
-        return Pricer(pricer.checkpoint, replace(target, **changes))(widths).memory.total_bytes
-
-    run = target.run
-    contexts = [c for c in (32768, 16384, 8192, 4096, 2048, 1024, 512) if c < run.context]
-    by_context = [(f"--context {c}", total(run=replace(run, context=c))) for c in contexts]
-    found += [entry for entry in by_context if entry[1] <= target.budget_bytes][:1]
-    if run.kv_type in ("F32", "F16", "BF16") and not target.exporter.kv_types:
-        found.append(("--kv-type Q8_0", total(run=replace(run, kv_type="Q8_0"))))
-    types = [
-        name for name in target.exporter.quants if name in target.profile.tensor_types
-    ] or target.exporter.quants
-    by_type = [
-        (f"--quant {name}", total(options=replace(target.options, quant=name)))
-        for name in types
-        if name != target.options.quant
-    ]
-    fitting = [entry for entry in by_type if entry[1] <= target.budget_bytes]
-    return found + sorted(fitting, key=lambda entry: -entry[1])[:1]
-
-
-def _sufficient(nbytes: int) -> str:
-    """A size for --ram that is at least ``nbytes``, with two digits: "4.32GiB"."""
-    unit, scale = ("GiB", 2**30) if nbytes >= 2**30 else ("MiB", 2**20)
-    return f"{_round_up(nbytes / scale, 100):.2f}{unit}"
-
-
-def _round_up(value: float, parts: int) -> float:
-    return -int(-value * parts // 1) / parts

@@ -77,12 +77,12 @@ class Trial:
 class Records:
     """refine.json: every plan that was measured on one slice, by its digest."""
 
-    def __init__(self, directory: Path, slice_digest: str) -> None:
+    def __init__(self, directory: Path, text: str) -> None:
         self.file = directory / FILE
-        self._state: dict[str, Any] = {"version": VERSION, "slice": slice_digest, "plans": {}}
+        self._state: dict[str, Any] = {"version": VERSION, "slice": text, "plans": {}}
         if self.file.is_file():
             found = read_json(self.file)
-            if found.get("version") == VERSION and found.get("slice") == slice_digest:
+            if found.get("version") == VERSION and found.get("slice") == text:
                 self._state = found
 
     def get(self, plan: CompressionPlan) -> Trial | None:
@@ -97,7 +97,7 @@ class Records:
 def keep_slice(directory: Path, domains: Sequence[Domain]) -> None:
     """Leave ``domains`` in ``directory`` to refine on; the same ones are not written again."""
     file = directory / SLICE_FILE
-    if not file.is_file() or _digest(load_domains(file)) != _digest(domains):
+    if not file.is_file() or slice_digest(load_domains(file)) != slice_digest(domains):
         save_domains(file, domains)
 
 
@@ -114,6 +114,11 @@ def load_slice(directory: Path) -> list[Domain]:
             "tenp-edge calibrate again, with more text or fewer --samples",
         )
     return found
+
+
+def stored_slice(directory: Path) -> str | None:
+    """The digest of the slice in ``directory``, as `slice_digest` of `load_slice` has it."""
+    return slice_digest(load_slice(directory)) if (directory / SLICE_FILE).is_file() else None
 
 
 def _long_rows(domain: Domain) -> Domain:
@@ -149,7 +154,7 @@ def refine(
         raise UserError(
             f"--method {request.method} has nothing to refine here", "leave --refine out"
         )
-    records = Records(directory, _digest(domains))
+    records = Records(directory, slice_digest(domains))
 
     def measure(plans: Sequence[CompressionPlan]) -> list[float]:
         found = measure_plans(
@@ -227,7 +232,8 @@ def _with_record(
     return replace(plan, recipe=recipe)
 
 
-def _digest(domains: Sequence[Domain]) -> str:
+def slice_digest(domains: Sequence[Domain]) -> str:
+    """Identity of the text that something was measured on."""
     state = hashlib.sha256()
     for domain in domains:
         state.update(domain.name.encode() + domain.tokens.numpy().tobytes())

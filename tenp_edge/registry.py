@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun, RunMemory
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
-from tenp_edge.source import ModelSource, StoredModel
+from tenp_edge.source import ModelSource, StoredModel, WeightSource
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,21 @@ class Exporter(Protocol):
         ...
 
 
+@runtime_checkable
+class Requantiser(Protocol):
+    """What an exporter may also be: one that can say what its types do to weights, unwritten.
+
+    ``measured_quants``: which of them may be chosen once their loss was measured, the most precise
+    first.
+    """
+
+    measured_quants: tuple[str, ...]
+
+    def requantised(self, source: ModelSource, options: ExportOptions) -> WeightSource:
+        """``source`` with its weights as `write` would store them, decoded."""
+        ...
+
+
 def exporter(name: str) -> Exporter:
     """The exporter for format ``name`` ("gguf"); UserError with the list when there is none."""
     found = {point.name: point for point in entry_points(group="tenp_edge.exporters")}
@@ -191,6 +206,11 @@ def width_limits(writer: Exporter, options: ExportOptions) -> WidthLimits:
     limits = getattr(writer, "width_limits", None)
     found: WidthLimits = WidthLimits() if limits is None else limits(options)
     return found
+
+
+def measured_quants(writer: Exporter) -> tuple[str, ...]:
+    """The types whose loss can be measured; none where the exporter is no `Requantiser`."""
+    return writer.measured_quants if isinstance(writer, Requantiser) else ()
 
 
 def placed_files(writer: Exporter, manifest: Manifest) -> dict[str, int]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.inspection import ModelSummary, PartSize
     from tenp_edge.plan import CompressionPlan
     from tenp_edge.statistics import Statistics
+    from tenp_edge.typecosts import TypeCosts
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _BAR_CELLS = 24
@@ -158,7 +159,10 @@ def _recipe_lines(plan: CompressionPlan) -> list[str]:
 def _choice_lines(recipe: Mapping[str, Any]) -> list[str]:
     """What the plan will cost, and why it is this one."""
     sized = "asked for" if recipe["budget_bytes"] is None else "the largest within the budget"
-    lines = [f"predicted KL: about {recipe['predicted_kl']:.2g} nats a token; size: {sized}"]
+    by_type = f" by pruning, {recipe['type_kl']:.2g} by the type" if "type_kl" in recipe else ""
+    lines = [
+        f"predicted KL: about {recipe['predicted_kl']:.2g} nats a token{by_type}; size: {sized}"
+    ]
     refined = recipe.get("refined")
     if refined:
         best, *others = refined["tried"]
@@ -191,8 +195,34 @@ def _type_line(recipe: Mapping[str, Any]) -> str:
     chosen = recipe.get("type_choice")
     if chosen is None:
         return f"type: {recipe['quant']}"
+    if "types" in chosen:  # a table follows
+        return f"type: {recipe['quant']}, {chosen['reason']}"
     kept = ", ".join(f"{name} about {percent(share)}" for name, share in chosen["kept"].items())
     return f"type: {recipe['quant']}, {chosen['reason']} (would keep: {kept})"
+
+
+def type_tables(choice: Mapping[str, Any]) -> list[Table]:
+    """Every measured type within the RAM, and the best one for other RAM numbers."""
+    columns = ("type", "neurons kept", "KL by pruning", "by the type", "together", "")
+    rows = [
+        (*_type_cells(point), "<- chosen" if point["quant"] == choice["quant"] else "")
+        for point in choice["types"]
+    ]
+    around = [
+        (
+            format_size(point["budget_bytes"]),
+            *_type_cells(point),
+            "<- asked" if point["share"] == 1 else "",
+        )
+        for point in choice["frontier"]
+    ]
+    found = [table("Types within the RAM (predicted; types as measured)", columns, rows)]
+    return found + ([table("Other RAM numbers", ("RAM", *columns), around)] if around else [])
+
+
+def _type_cells(point: Mapping[str, Any]) -> tuple[str, ...]:
+    losses = (f"{point[name]:.2g}" for name in ("pruning_kl", "type_kl", "kl"))
+    return (point["quant"], percent(point["keep_ratio"]), *losses)
 
 
 def _rounded(value: float) -> str:
@@ -201,8 +231,11 @@ def _rounded(value: float) -> str:
 
 def plan_report(plan: CompressionPlan) -> RenderableType:
     """The plan as printed by ``tenp-edge plan``: choice, memory, widths, files."""
-    lines = [*_recipe_lines(plan), *(f"note: {note}" for note in plan.recipe.get("notes", ()))]
+    choice = plan.recipe.get("type_choice") or {}
+    notes = [*plan.recipe.get("notes", ()), *([choice["note"]] if choice.get("note") else [])]
+    lines = [*_recipe_lines(plan), *(f"note: {note}" for note in notes)]
     parts: list[RenderableType] = [Text("\n".join(lines)), memory(plan)]
+    parts += type_tables(choice) if "types" in choice else []
     parts += [frontier(plan)] if plan.recipe.get("frontier") else []
     parts.append(widths(plan))
     if plan.files:
@@ -335,6 +368,15 @@ def peak_rss(checked: Mapping[str, Any]) -> RenderableType:
     if measured:
         rows.append((f"measured ({checked.get('measured_as')})", format_size(measured)))
     return facts("Peak RSS", rows) if rows else Text("")
+
+
+def calibrated(statistics: Statistics, found: Coverage, costs: TypeCosts | None) -> RenderableType:
+    """``tenp-edge calibrate``: the coverage, and what the types cost where that was measured."""
+    if costs is None:
+        return coverage(statistics, found)
+    rows = [(name, f"{cost.kl:.4f}", f"{cost.seconds:.0f} s") for name, cost in costs.types.items()]
+    title = f"Types: KL of the whole model, {len(costs.layers)} layers quantised"
+    return Group(coverage(statistics, found), table(title, ("type", "KL", "took"), rows))
 
 
 def coverage(statistics: Statistics, found: Coverage) -> RenderableType:

@@ -24,6 +24,7 @@ ALPHA_SHARES = (0.25, 0.375, 0.5, 0.625, 0.75)
 SLOPES = ((1.0, 2.0), (1.0, 1.0), (2.0, 1.0), (1.0, 3.0), (3.0, 1.0), (1.0, 1.5), (1.5, 1.0))
 MIDDLES = (1.0, 0.5, 2.0)
 PAPER_SHARE, PAPER_SHAPE = 0.5, Shape(1.0, 2.0, 1.0)
+_INTERPOLATIONS = 3  # the second already lies within a thousandth of a 30B shape's budget
 RARE_TOKENS = 32  # fewer than these are too few to judge an expert by
 
 
@@ -272,25 +273,37 @@ def largest_fitting(
     price: Callable[[int], int],
     budget: int,
     near: int | None = None,
+    tolerance: int = 1,
 ) -> int:
     """The largest of least, least + step, ... below ``most`` whose price is within ``budget``.
 
-    price(least) <= budget < price(most). Bytes are nearly linear in neurons, so the first guess
-    is interpolated, unless ``near`` is a better one; the bracket then doubles away from it and is
-    bisected, which leaves few prices to work out and an exact answer wherever prices rise.
+    price(least) <= budget < price(most). Bytes are nearly linear in neurons, so the first guesses
+    are interpolated (the first of all is ``near``, where there is a better one); the bracket then
+    doubles away from the last and is bisected, which leaves few prices to work out and an exact
+    answer wherever prices rise. With a ``tolerance`` it may be so many steps short of the largest.
     """
-    count = -(-(most - least) // step)
-    low, high = 0, count
-    if near is None:
-        floor_price, full_price = price(least), price(most)
-        guess = (budget - floor_price) * count // max(full_price - floor_price, 1)
-    else:
-        guess = (near - least) // step
-    reach, probe = 1, min(max(guess, 1), count - 1)
-    while high - low > 1:
-        fits = price(least + probe * step) <= budget
-        low, high = (probe, high) if fits else (low, probe)
+    low, high = 0, -(-(most - least) // step)
+    low_price, high_price = price(least), price(most)
+    fits, probe = True, None if near is None else (near - least) // step
+    for _ in range(_INTERPOLATIONS):
+        if high - low <= tolerance:
+            break
+        if probe is None:
+            part = (budget - low_price) * (high - low) // max(high_price - low_price, 1)
+            probe = low + part
+        probe = min(max(probe, low + 1), high - 1)
+        found = price(least + probe * step)
+        fits = found <= budget
+        if fits:
+            low, low_price = probe, found
+        else:
+            high, high_price = probe, found
+        probe = None
+    reach = tolerance
+    while high - low > tolerance:
         near = low + reach if fits else high - reach
         reach *= 2
         probe = near if low < near < high else (low + high) // 2
+        fits = price(least + probe * step) <= budget
+        low, high = (probe, high) if fits else (low, probe)
     return least + low * step

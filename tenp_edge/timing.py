@@ -12,6 +12,7 @@ _DISK_BYTES_PER_SECOND = 300e6
 # A statistics pass has one product more per expert than the forward's three.
 _CALIBRATION_FACTOR = 4 / 3
 _PROBE_SIZE = 1024
+WORTH_SAYING_SECONDS = 15
 _PROBE_SECONDS = 0.1
 
 
@@ -31,8 +32,8 @@ class Estimate:
         return self.calibration + self.mending + files + self.validation
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {_minutes(s)}" for name, s in vars(self).items() if s >= 1)
-        return f"about {_minutes(self.total)} ({parts or 'all of it'}), by a quick measurement"
+        parts = ", ".join(f"{name} {shown_seconds(s)}" for name, s in vars(self).items() if s >= 1)
+        return f"about {shown_seconds(self.total)} ({parts or 'all of it'}), by a quick measurement"
 
 
 def estimate(
@@ -80,5 +81,6 @@ def operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
     return rounds * 2 * _PROBE_SIZE**3 / elapsed
 
 
-def _minutes(seconds: float) -> str:
+def shown_seconds(seconds: float) -> str:
+    """ "42 s" or "7 min"."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

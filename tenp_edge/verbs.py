@@ -37,10 +37,17 @@ from tenp_edge.progress import QUIET, Progress
 from tenp_edge.pruned import PrunedBy
 from tenp_edge.ranges import Ranges, load_ranges
 from tenp_edge.ranging import identity, measure_ranges
-from tenp_edge.refine import SLICE_SAMPLES, MakePlan, keep_slice, measured_losses, refine
+from tenp_edge.refine import (
+    SLICE_SAMPLES,
+    MakePlan,
+    keep_slice,
+    measured_losses,
+    refine,
+)
 from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
+from tenp_edge.typeverbs import costs_of, default_job, exactly, types_into
 from tenp_edge.validation import ValidationReport, validate
 
 
@@ -50,16 +57,20 @@ def run_calibrate(
     options: CalibrationOptions,
     progress: Progress = QUIET,
     gradients: bool = False,
+    types: bool = False,
 ) -> Statistics:
     """Collect statistics of ``model`` into ``work``; resumes, and returns finished work at once.
 
-    ``gradients``: with a backward pass, for the scores that need one.
+    ``gradients``: with a backward pass, for the scores that need one. ``types``: what every tensor
+    type of a GGUF costs this model is measured too (`typeloss`).
     """
     checkpoint = Checkpoint(model)
     drawn = calibration_domains(checkpoint, options, progress, spare=SLICE_SAMPLES)
     pairs = [split_at(domain, options.samples) for domain in drawn]
     domains, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
     statistics = calibrate_into(checkpoint, domains, work, options, progress, spare)
+    if types:
+        types_into(checkpoint, default_job(), statistics, work, options, progress)
     if not gradients:
         return statistics
     return collect_gradients(
@@ -122,8 +133,15 @@ def run_plan(
     stats = load_statistics(statistics, checkpoint.fingerprint)
 
     def make(asked: PlanRequest) -> CompressionPlan:
-        known = tuple(measured_losses(statistics))
-        return make_plan(checkpoint, profile, asked, stats, measured=known, confirm=asked.frontier)
+        return make_plan(
+            checkpoint,
+            profile,
+            asked,
+            stats,
+            measured=tuple(measured_losses(statistics)),
+            confirm=asked.frontier,
+            costs=costs_of(checkpoint, statistics),
+        )
 
     if not options.refine:
         return make(request)
@@ -139,10 +157,7 @@ def refine_into(
     compute: CalibrationOptions,
     progress: Progress,
 ) -> CompressionPlan:
-    """In float32 unless asked otherwise, as in validate: bf16 flips near-tied routing."""
-    device = choose_device(compute.device)
-    kind = "float32" if compute.dtype == "auto" else compute.dtype
-    dtype = choose_dtype(kind, device, checkpoint.dtype)
+    device, dtype = exactly(checkpoint, compute)
     return refine(
         checkpoint, request, make, directory, device=device, dtype=dtype, progress=progress
     )

@@ -20,10 +20,12 @@ from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
 from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
 from tenp_edge.exporters.gguf.reading import GgufModel
 from tenp_edge.exporters.gguf.recipes import TypeRecipe, parse_rules
+from tenp_edge.exporters.gguf.requantised import Requantised
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
 from tenp_edge.exporters.gguf.types import (
     AUTOMATIC_QUANTS,
     FILE_TYPES,
+    MEASURED_QUANTS,
     QUANTS,
     TYPES,
     WEIGHTED_QUANTS,
@@ -48,6 +50,7 @@ class GgufExporter:
     quants = QUANTS
     weighted_quants = WEIGHTED_QUANTS
     automatic_quants = AUTOMATIC_QUANTS
+    measured_quants = MEASURED_QUANTS
     default_quant = "Q8_0"
     kv_types: tuple[str, ...] = ()
     target = "model.gguf"
@@ -132,6 +135,13 @@ class GgufExporter:
         if options.imatrix_file is not None and source.importance is not None:
             write_imatrix(source.importance, found, Path(options.imatrix_file))
         return manifest
+
+    def requantised(self, source: ModelSource, options: ExportOptions) -> Requantised:
+        """The weights that a file of ``source`` would hold, decoded, without writing it."""
+        self.check(source.config, options)
+        layout = self.layout(source.config, options)
+        found = entries(source.config, layout, _types(source.config, options))
+        return Requantised(source, found, options.imatrix)
 
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
         """The weights of ``path``, of any layout, decoded by ggml."""

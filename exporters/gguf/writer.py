@@ -21,7 +21,7 @@ from tenp_edge.exporters.gguf.encoding import Encoding
 from tenp_edge.exporters.gguf.fields import padded
 from tenp_edge.exporters.gguf.layout import Entry
 from tenp_edge.exporters.gguf.types import TYPES, TensorType
-from tenp_edge.models import PROJECTIONS
+from tenp_edge.models import PROJECTIONS, ModelConfig
 from tenp_edge.progress import Task
 from tenp_edge.registry import ManifestTensor
 from tenp_edge.source import ModelSource
@@ -138,12 +138,17 @@ class TensorWriter:
             return interleave(whole, heads if entry.role == "q" else config.num_key_value_heads)
         if entry.role not in ("k_b", "v_b"):
             return whole
-        assert config.mla is not None
-        nope = config.mla.qk_nope_head_dim
-        by_head = whole.reshape(config.num_attention_heads, -1, whole.shape[-1])
-        if entry.role == "k_b":
-            return by_head[:, :nope].transpose(1, 2).contiguous()
-        return by_head[:, nope:].contiguous()
+        return by_head(config, entry.role, whole)
+
+
+def by_head(config: ModelConfig, role: str, whole: torch.Tensor) -> torch.Tensor:
+    """kv_b (heads (nope + v), rank) -> k_b (heads, rank, nope) or v_b (heads, v, rank)."""
+    assert config.mla is not None
+    nope = config.mla.qk_nope_head_dim
+    split = whole.reshape(config.num_attention_heads, -1, whole.shape[-1])
+    if role == "k_b":
+        return split[:, :nope].transpose(1, 2).contiguous()
+    return split[:, nope:].contiguous()
 
 
 def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
