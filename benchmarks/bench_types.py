@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument(
         "--calibration", type=Path, help="kept from run to run (default: made anew)"
     )
+    parser.add_argument("--files", action="store_true", help="write each file and run it")
     args = parser.parse_args()
     checkpoint, tokenizer = Checkpoint(args.model), load_tokenizer(args.model)
     held_out = make_domains(default_texts("heldout"), tokenizer, args.eval_samples, args.seq_len, 0)
