@@ -14,64 +14,21 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from bench_scale import Stage, stage
+from random_checkpoint import SHAPES, write_holes
 from random_tokenizer import write_full_tokenizer
 
-from tenp_edge.checkpoint import (
-    INDEX_NAME,
-    Checkpoint,
-    Shard,
-    TensorEntry,
-    plan_shards,
-    write_shards,
-)
+from tenp_edge.checkpoint import Checkpoint, Shard, TensorEntry, write_shards
 from tenp_edge.joint import Elimination
-from tenp_edge.models import FAMILIES, ModelConfig, expected_tensors, read_config
+from tenp_edge.models import ModelConfig
 from tenp_edge.statistics import WEIGHT_NORMS, layer_tensors, make_empty
 from tenp_edge.units import format_size
 
 LIMIT_SECONDS, LIMIT_BYTES = 30, 2**30
 DOMAINS = ("code", "prose")
-QWEN3_30B: dict[str, Any] = {
-    "model_type": "qwen3_moe",
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "vocab_size": 151936,
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768,
-    "norm_topk_prob": True,
-    "max_position_embeddings": 40960,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": False,
-    "hidden_act": "silu",
-    "torch_dtype": "bfloat16",
-}
-
-
-def write_holes(directory: Path) -> None:
-    """A checkpoint whose 61 GB of weights are holes in the files."""
-    directory.mkdir()
-    config = read_config(QWEN3_30B, FAMILIES)
-    entries = [TensorEntry(spec.name, "BF16", spec.shape) for spec in expected_tensors(config)]
-    shards = plan_shards(entries)
-    for shard in shards:
-        with (directory / shard.name).open("wb") as stream:
-            stream.write(shard.header)
-            stream.truncate(shard.nbytes)
-    weight_map = {entry.name: shard.name for shard in shards for entry in shard.entries}
-    (directory / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
-    (directory / "config.json").write_text(json.dumps(QWEN3_30B))
-    write_full_tokenizer(directory, QWEN3_30B["vocab_size"])
+SHAPE = "qwen3-30b-a3b"
 
 
 def random_layer(config: ModelConfig, layer: int) -> dict[str, torch.Tensor]:
@@ -139,7 +96,9 @@ def main() -> None:
     stages: list[Stage] = []
     with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="bench-plan-") as directory:
         model, work = Path(directory) / "model", Path(directory) / "work"
-        write_holes(model)
+        model.mkdir()
+        write_holes(model, SHAPES[SHAPE])
+        write_full_tokenizer(model, SHAPES[SHAPE]["vocab_size"])
         write_statistics(model, work)
         for ram in arguments.ram:
             plan = ["plan", str(model), "--ram", ram, "--calibration", str(work)]

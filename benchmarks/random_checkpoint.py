@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from tenp_edge.checkpoint import (
+    INDEX_NAME,
     TORCH_DTYPES,
     TensorEntry,
     dtype_name,
@@ -43,6 +44,26 @@ SHAPES: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 5632,
         "norm_topk_prob": False,
         "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "vocab_size": 151936,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    },
+    "qwen3-30b-a3b": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+        "max_position_embeddings": 40960,
         "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0,
         "vocab_size": 151936,
@@ -128,6 +149,21 @@ def write_random_checkpoint(
     for entry in write_shards(directory, plan_shards(entries, shard_bytes), stacked):
         assert dtype_name(TORCH_DTYPES[entry.dtype]) == entry.dtype
     (directory / "config.json").write_text(json.dumps(dict(raw), indent=1))
+    return directory
+
+
+def write_holes(directory: Path, raw: Mapping[str, Any]) -> Path:
+    """The headers of ``raw``'s checkpoint in shards, the weights behind them holes in the files."""
+    config = read_config(dict(raw), FAMILIES)
+    entries = [TensorEntry(spec.name, "BF16", spec.shape) for spec in expected_tensors(config)]
+    shards = plan_shards(entries)
+    for shard in shards:
+        with (directory / shard.name).open("wb") as stream:
+            stream.write(shard.header)
+            stream.truncate(shard.nbytes)
+    weight_map = {entry.name: shard.name for shard in shards for entry in shard.entries}
+    (directory / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "config.json").write_text(json.dumps(dict(raw)))
     return directory
 
 

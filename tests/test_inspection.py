@@ -11,35 +11,16 @@ from pathlib import Path
 import pytest
 import tiny
 from plans import ragged_plan
+from random_checkpoint import SHAPES, write_holes
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tenp_edge.checkpoint import INDEX_NAME, Checkpoint, TensorEntry, plan_shards
+from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.compress import write_checkpoint
 from tenp_edge.inspection import PARTS, inspect_model
-from tenp_edge.models import FAMILIES, expected_tensors, read_config
 from tenp_edge.source import ModelSource
 
 CheckpointOf = Callable[[str], Path]
-QWEN3_30B = {
-    "model_type": "qwen3_moe",
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768,
-    "norm_topk_prob": True,
-    "max_position_embeddings": 40960,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "vocab_size": 151936,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -60,7 +41,7 @@ def test_counts_equal_transformers(family: str, checkpoint_of: CheckpointOf) -> 
 
 def test_active_parameters_of_a_known_model(tmp_path: Path) -> None:
     """Qwen3-30B-A3B: 30.5 B parameters, 3.3 B activated when both embedding tables count."""
-    summary = inspect_model(sparse_checkpoint(tmp_path))
+    summary = inspect_model(write_holes(tmp_path, SHAPES["qwen3-30b-a3b"]))
     assert round(summary.parameters / 1e9, 1) == 30.5
     assert round(summary.active_parameters / 1e9, 1) == 3.0  # one embedding table is a row only
     assert (summary.files, summary.dtypes) == (16, {"BF16": 18867})
@@ -68,7 +49,7 @@ def test_active_parameters_of_a_known_model(tmp_path: Path) -> None:
 
 def test_60_gb_in_under_two_seconds(tmp_path: Path) -> None:
     """The whole command, Python's start included; CPU time, since a test machine may be busy."""
-    path = sparse_checkpoint(tmp_path)
+    path = write_holes(tmp_path, SHAPES["qwen3-30b-a3b"])
     code = (
         f"import sys, time; sys.argv = ['tenp-edge', 'inspect', {str(path)!r}, '--json']\n"
         "import atexit; atexit.register(lambda: print(time.process_time(), file=sys.stderr))\n"
@@ -78,21 +59,6 @@ def test_60_gb_in_under_two_seconds(tmp_path: Path) -> None:
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
     assert json.loads(found.stdout)["bytes"] == 61_064_245_248
     assert float(found.stderr) < 2
-
-
-def sparse_checkpoint(directory: Path) -> Path:
-    """Headers of Qwen3-30B-A3B's shape in 16 shards; the 61 GB behind them are holes."""
-    config = read_config(QWEN3_30B, FAMILIES)
-    entries = [TensorEntry(spec.name, "BF16", spec.shape) for spec in expected_tensors(config)]
-    shards = plan_shards(entries)
-    for shard in shards:
-        with (directory / shard.name).open("wb") as stream:
-            stream.write(shard.header)
-            stream.truncate(shard.nbytes)
-    weight_map = {entry.name: shard.name for shard in shards for entry in shard.entries}
-    (directory / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
-    (directory / "config.json").write_text(json.dumps(QWEN3_30B))
-    return directory
 
 
 def test_fused_and_plain_count_the_same(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
