@@ -56,10 +56,6 @@ def runs(work: Path, seeds: int) -> Iterator[tuple[str, CompareOptions]]:
         "table",
         options_of(work, methods=_cuts("table", "claims"), ratios=(0.6, 0.45), seeds=seeds),
     )
-    yield (
-        "short",
-        options_of(work, methods=_cuts("short"), ratios=(0.9, 0.75, 0.3), seeds=seeds, questions=0),
-    )
     for split in SPLITS:
         yield (
             f"calibrated-on-{split}",
@@ -73,6 +69,10 @@ def runs(work: Path, seeds: int) -> Iterator[tuple[str, CompareOptions]]:
             ),
         )
 
+    yield (
+        "short",
+        options_of(work, methods=_cuts("short"), ratios=(0.9, 0.75, 0.3), seeds=seeds, questions=0),
+    )
     yield (
         "mended",
         options_of(
