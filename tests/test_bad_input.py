@@ -24,6 +24,7 @@ from tenp_edge.compress import write_checkpoint
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.inspection import inspect_model
+from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.plan import load_plan
 from tenp_edge.source import ModelSource
 from tenp_edge.units import format_size
@@ -318,6 +319,12 @@ CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [
     ),
     (
         "deepseek_v3",
+        {"qk_head_dim": 7},
+        "config.json contradicts itself: qk_head_dim is 7, its parts are 16 and 16",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "deepseek_v3",
         {"n_group": 3},
         "config.json contradicts itself: 8 experts do not divide into 3 groups",
         "the config.json that belongs to the checkpoint",
@@ -572,3 +579,10 @@ def test_disk_that_fills_up(
     assert message.endswith(" KiB free")
     assert hint == "free some space or choose -o on another disk; the same command continues"
     assert [file.name for file in small_disk.iterdir()] == ["tenp-unfinished.json"]
+
+
+def test_a_derived_key_that_agrees_is_read() -> None:
+    """transformers 5 saves qk_head_dim, the sum of two others, with every DeepSeek model."""
+    raw = dict(tiny.CONFIGS["deepseek_v3"])
+    both = raw["qk_nope_head_dim"] + raw["qk_rope_head_dim"]
+    assert read_config({**raw, "qk_head_dim": both}, FAMILIES).head_dim == both

@@ -28,7 +28,7 @@ _READ_KEYS = frozenset(
     "num_experts num_local_experts n_routed_experts num_experts_per_tok moe_intermediate_size "
     "norm_topk_prob routed_scaling_factor n_group topk_group attention_bias mlp_only_layers "
     "decoder_sparse_step first_k_dense_replace n_shared_experts q_lora_rank kv_lora_rank "
-    "qk_nope_head_dim qk_rope_head_dim v_head_dim quantization_config tenp".split()
+    "qk_nope_head_dim qk_rope_head_dim qk_head_dim v_head_dim quantization_config tenp".split()
 )
 _INERT_KEYS = frozenset(
     "_name_or_path _attn_implementation _commit_hash add_cross_attention attention_dropout "
@@ -221,11 +221,14 @@ def _mla(config: _Reader) -> MLA:
     # q_lora_rank null means "no low-rank query"; an absent key means transformers' default.
     raw, defaults = config.raw, config.defaults
     rank = raw["q_lora_rank"] if "q_lora_rank" in raw else defaults["q_lora_rank"]
+    nope, rope = config.integer("qk_nope_head_dim"), config.integer("qk_rope_head_dim")
+    if raw.get("qk_head_dim") not in (None, nope + rope):  # their sum, which transformers 5 writes
+        raise contradiction(f"qk_head_dim is {raw['qk_head_dim']}, its parts are {nope} and {rope}")
     return MLA(
         q_lora_rank=rank,
         kv_lora_rank=config.integer("kv_lora_rank"),
-        qk_nope_head_dim=config.integer("qk_nope_head_dim"),
-        qk_rope_head_dim=config.integer("qk_rope_head_dim"),
+        qk_nope_head_dim=nope,
+        qk_rope_head_dim=rope,
         v_head_dim=config.integer("v_head_dim"),
     )
 
