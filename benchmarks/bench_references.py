@@ -5,9 +5,9 @@
 
 For every model: all methods that keep the weights at keep 0.6 and 0.45, the short list at 0.9, 0.75
 and 0.3 (three calibrations each); the default beside its rivals calibrated on one domain alone,
-measured on all of them; and what repair and healing add to it. OUT/NAME/... has what `tenp-edge
-compare` writes; OUT/summary.md what must be reached: the default against the best of every other
-kind, with the spread of the calibrations.
+measured on all of them, and on questions; and what repair and healing add to it. OUT/NAME/... has
+what `tenp-edge compare` writes; OUT/summary.md what must be reached: the default against the best
+of every other kind, with the spread of the calibrations.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ OWN = ("adaptive",)
 SEQUENCE = 256
 SPLITS = ("code", "prose")
 SPLIT_METHODS = ("adaptive", "adaptive-*", "tenp", "enp", "global-heapr", "drop-easy-ep")
+SAME_CALIBRATIONS = ("short", "tasks")  # as "table": all domains, the same samples
+TASK_METHODS = ("adaptive", "tenp", "enp", "global-heapr", "drop-easy-ep", "drop-reap", "random")
 
 
 def options_of(work: Path, **chosen: Any) -> CompareOptions:
@@ -52,38 +54,17 @@ def options_of(work: Path, **chosen: Any) -> CompareOptions:
 
 def runs(work: Path, seeds: int) -> Iterator[tuple[str, CompareOptions]]:
     """Name of its directory and options of every comparison of one model."""
-    yield (
-        "table",
-        options_of(work, methods=_cuts("table", "claims"), ratios=(0.6, 0.45), seeds=seeds),
-    )
-    for split in SPLITS:
-        yield (
-            f"calibrated-on-{split}",
-            options_of(
-                work,
-                calibrated=(split,),
-                methods=SPLIT_METHODS,
-                ratios=(0.6, 0.45),
-                seeds=1,
-                questions=0,
-            ),
-        )
+    deep, rest = (0.6, 0.45), (0.9, 0.75, 0.3)
 
-    yield (
-        "short",
-        options_of(work, methods=_cuts("short"), ratios=(0.9, 0.75, 0.3), seeds=seeds, questions=0),
-    )
-    yield (
-        "mended",
-        options_of(
-            work,
-            samples=16,
-            methods=(DEFAULT, "tenp", "mended"),
-            ratios=(0.6, 0.45),
-            seeds=1,
-            questions=0,
-        ),
-    )
+    def run(**chosen: Any) -> CompareOptions:
+        return options_of(work, **{"ratios": deep, "seeds": 1, "questions": 0, **chosen})
+
+    yield "table", run(methods=_cuts("table", "claims"), seeds=seeds)
+    for split in SPLITS:
+        yield f"calibrated-on-{split}", run(calibrated=(split,), methods=SPLIT_METHODS)
+    yield "short", run(methods=_cuts("short"), ratios=rest, seeds=seeds)
+    yield "tasks", run(methods=TASK_METHODS, questions=16)
+    yield "mended", run(samples=16, methods=(DEFAULT, "tenp", "mended"))
 
 
 def _cuts(*sets: str) -> tuple[str, ...]:
@@ -202,10 +183,21 @@ def main() -> None:
     for name in arguments.models:
         for run, options in runs(arguments.work, arguments.seeds):
             where = arguments.output / name / run
+            if run in SAME_CALIBRATIONS:
+                _share_calibrations(arguments.output / name / "table", where)
             run_compare(arguments.work / name / "model", where, options, progress)
     page = summary(dict(_finished(arguments.work, arguments.output)))
     (arguments.output / "summary.md").write_text(page)
     print(page)
+
+
+def _share_calibrations(known: Path, where: Path) -> None:
+    """Let ``where`` have those of ``known``: they are of the same text and seeds."""
+    where.mkdir(parents=True, exist_ok=True)
+    for directory in known.glob("calibration-*"):
+        link = where / directory.name
+        if not link.exists():
+            link.symlink_to(directory.resolve())
 
 
 def _finished(work: Path, output: Path) -> Iterator[tuple[str, dict[str, Any]]]:
