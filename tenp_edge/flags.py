@@ -144,7 +144,7 @@ Insurance = Annotated[
     _flag(
         "--insurance",
         help="For adaptive: weight of the neurons' norms beside what the text says, against text "
-        "unlike the calibration's. Default 0.03.",
+        "unlike the calibration's. Default 0.2.",
         panel=_PLAN,
     ),
 ]
