@@ -69,7 +69,7 @@ def runs(work: Path, seeds: int) -> Iterator[tuple[str, CompareOptions]]:
 
 def _cuts(*sets: str) -> tuple[str, ...]:
     """The methods of ``sets`` that leave the weights as they are."""
-    return tuple(method.name for method in choose_methods(sets) if "+" not in method.name)
+    return tuple(method.name for method in choose_methods(sets) if "mended" not in method.sets)
 
 
 # -- what must be reached --------------------------------------------------------------------------
