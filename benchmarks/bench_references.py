@@ -5,7 +5,7 @@
 
 For every model: all methods that keep the weights at keep 0.6 and 0.45, the short list at 0.9, 0.75
 and 0.3 (three calibrations each); the default beside its rivals calibrated on one domain alone,
-measured on all of them, and on questions; and what repair and healing add to it. OUT/NAME/... has
+measured on all of them; few samples; questions; and what repair and healing add. OUT/NAME/... has
 what `tenp-edge compare` writes; OUT/summary.md what must be reached: the default against the best
 of every other kind, with the spread of the calibrations.
 """
@@ -35,6 +35,7 @@ OWN = ("adaptive",)
 SEQUENCE = 256
 SPLITS = ("code", "prose")
 SPLIT_METHODS = ("adaptive", "adaptive-*", "tenp", "enp", "global-heapr", "drop-easy-ep")
+SAMPLE_METHODS, FEW_SAMPLES = ("adaptive", "tenp", "enp"), (1, 4, 8)
 SAME_CALIBRATIONS = ("short", "tasks")  # as "table": all domains, the same samples
 TASK_METHODS = ("adaptive", "tenp", "enp", "global-heapr", "drop-easy-ep", "drop-reap", "random")
 
@@ -63,6 +64,8 @@ def runs(work: Path, seeds: int) -> Iterator[tuple[str, CompareOptions]]:
     for split in SPLITS:
         yield f"calibrated-on-{split}", run(calibrated=(split,), methods=SPLIT_METHODS)
     yield "short", run(methods=_cuts("short"), ratios=rest, seeds=seeds)
+    for samples in FEW_SAMPLES:
+        yield f"samples-{samples}", run(samples=samples, methods=SAMPLE_METHODS, seeds=seeds)
     yield "tasks", run(methods=TASK_METHODS, questions=16)
     yield "mended", run(samples=16, methods=(DEFAULT, "tenp", "mended"))
 
