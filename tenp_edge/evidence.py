@@ -28,12 +28,16 @@ from tenp_edge.saliency import (
 )
 from tenp_edge.statistics import Statistics
 
+RARE_TOKENS = 32  # fewer than these are too few to judge an expert by
+NORMS_SHARE = 0.2  # of the insurance, beside its other part
+
 
 @dataclass(frozen=True)
 class Scores:
     """Which scores decide. ``shared_ranking``: neurons compete across experts (method free).
 
-    ``insurance``: weight of `saliency.prior_losses` beside what the text says (method adaptive).
+    ``insurance``: weight of what other text may need beside what this text says (method adaptive):
+    see `Evidence.insured_losses`.
     """
 
     expert: str
@@ -149,7 +153,7 @@ class Evidence:
         shared = ranking_scores(self.statistics, layer, name, seed)
         if self.scores.insurance and name == RELATIVE:
             prior = prior_losses(self.statistics, layer) * len(self.statistics.domains)
-            shared = shared + self.scores.insurance * prior
+            shared = shared + self.scores.insurance * NORMS_SHARE * prior
         return torch.where(reached[:, None], shared, own)
 
     def _losses(self, layer: int, order: torch.Tensor) -> torch.Tensor:
@@ -158,6 +162,22 @@ class Evidence:
         if self.scores.neuron == JOINT:
             return self.statistics.elimination(layer).losses
         return cut_losses(self.statistics, layer, order)
+
+    def insured_losses(self, layer: int, order: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+        """``losses`` [experts, width + 1] with the insurance against text of another kind.
+
+        Other text chooses other experts: to its loss is added what an expert's would be if it were
+        chosen as often as the layer's mean. Experts of fewer than RARE_TOKENS count as if they had
+        seen that many: what one token said is not multiplied without end. And other text needs
+        other neurons: a share of what the norms alone would promise (`saliency.prior_losses`).
+        """
+        weight = self.scores.insurance
+        if not weight:
+            return losses
+        tokens = tokens_routed(self.statistics, layer)
+        as_often = tokens.mean() / tokens.clamp_min(RARE_TOKENS)
+        prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
+        return losses * (1 + weight * as_often)[:, None] + weight * NORMS_SHARE * prior
 
     def _layer(self, layer: int) -> LayerEvidence:
         scores = expert_scores(self.statistics, layer, self.scores.expert, self.scores.seed)
@@ -168,10 +188,9 @@ class Evidence:
         order = _descending(neuron)
         ends = torch.tensor(self.space.legal_widths) - 1
         columns = [0, *self.space.legal_widths]
-        losses = insured = self._losses(layer, order)[:, columns]
-        if self.scores.insurance:
-            prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
-            insured = losses + self.scores.insurance * prior[:, columns]
+        every_width = self._losses(layer, order)
+        losses = every_width[:, columns]
+        insured = self.insured_losses(layer, order, every_width)[:, columns]
         gains = neuron.gather(1, order).cumsum(dim=1)[:, ends]
         return LayerEvidence(ranking, losses, gains, insured, tokens)
 

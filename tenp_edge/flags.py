@@ -143,8 +143,8 @@ Insurance = Annotated[
     float | None,
     _flag(
         "--insurance",
-        help="For adaptive: weight of the neurons' norms beside what the text says, against text "
-        "unlike the calibration's. Default 0.2.",
+        help="For adaptive: weight of what experts would cost if all were chosen alike, and of the "
+        "neurons' norms: against text unlike the calibration's. Default 0.3.",
         panel=_PLAN,
     ),
 ]

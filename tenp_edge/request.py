@@ -23,7 +23,7 @@ METHODS = ("tenp", "enp", "drop", "free", "adaptive")
 DEFAULT_METHOD = "adaptive"  # of the verbs; `PlanRequest` itself starts from the paper
 FREE_METHODS = ("free", "adaptive")  # every expert its own width
 RANKINGS = ("global", "layer", "trapezoid", "coverage")
-INSURANCE = 0.2  # default of --insurance; docs/planning.md has what it costs and saves
+INSURANCE = 0.3  # default of --insurance; docs/planning.md has what it costs and saves
 GUARDS = ("super", "tail")
 
 

@@ -15,7 +15,7 @@ import torch
 
 from tenp_edge import allocation
 from tenp_edge.allocation import Shape, Space, Trapezoid
-from tenp_edge.evidence import Evidence
+from tenp_edge.evidence import RARE_TOKENS, Evidence
 from tenp_edge.models import ModelConfig
 from tenp_edge.plan import Widths
 
@@ -25,7 +25,6 @@ SLOPES = ((1.0, 2.0), (1.0, 1.0), (2.0, 1.0), (1.0, 3.0), (3.0, 1.0), (1.0, 1.5)
 MIDDLES = (1.0, 0.5, 2.0)
 PAPER_SHARE, PAPER_SHAPE = 0.5, Shape(1.0, 2.0, 1.0)
 _INTERPOLATIONS = 3  # the second already lies within a thousandth of a 30B shape's budget
-RARE_TOKENS = 32  # fewer than these are too few to judge an expert by
 
 
 class Allocator(Protocol):

@@ -17,11 +17,14 @@ from synthetic import write_statistics
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import DeviceProfile, this_machine
 from tenp_edge.errors import UserError
+from tenp_edge.evidence import NORMS_SHARE, Evidence, Scores
 from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.planner import METHODS, PlanRequest, make_plan
 from tenp_edge.registry import ExportOptions, exporter
+from tenp_edge.saliency import prior_losses
 from tenp_edge.search import largest_fitting
+from tenp_edge.sizing import make_space
 from tenp_edge.source import pruned_config
 from tenp_edge.statistics import LayerStatistics, Statistics
 
@@ -494,16 +497,21 @@ def test_adaptive_predicts_less_loss_than_every_other_method(
     assert loss("adaptive") < min(loss(other) for other in ("tenp", "enp", "free", "drop"))
 
 
-def test_insurance_keeps_what_the_text_did_not_need(
+def test_insurance_keeps_experts_that_the_text_rarely_chose(
     qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path
 ) -> None:
+    """Expert 3 was chosen by a hundredth of an ordinary expert's tokens, and did as much with each;
+    expert 5 by even fewer than the least number that is believed."""
+
     def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
-        for name in ("relative_activation_sq", "relative_projection"):
-            stats[name][3] *= 1e-9  # reached, but hardly used
+        for expert, share in ((3, 0.01), (5, 1e-6)):
+            scale = share * stats["tokens"].mean() / stats["tokens"][expert]
+            for name in ("tokens", "relative_activation_sq", "relative_projection"):
+                stats[name][expert] *= scale
 
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
 
-    def width(insurance: float) -> int:
+    def widths(insurance: float) -> tuple[int, ...]:
         request = PlanRequest(
             keep=0.7,
             method="adaptive",
@@ -511,9 +519,27 @@ def test_insurance_keeps_what_the_text_did_not_need(
             width_multiple=8,
             insurance=insurance,
         )
-        return make_plan(qwen3, device, request, statistics).widths[1][3]
+        return make_plan(qwen3, device, request, statistics).widths[1]
 
-    assert width(0.0) == 8 < width(300.0) <= width(10000.0)
+    assert widths(0.0)[3] == widths(0.0)[5] == 8
+    assert 8 < widths(1.0)[3] <= widths(100.0)[3]
+    assert widths(1.0)[5] == 8
+
+
+def test_insurance_counts_norms_where_the_text_says_nothing(
+    qwen3: Checkpoint, tmp_path: Path
+) -> None:
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        for name in ("relative_activation_sq", "relative_projection"):
+            stats[name][3] *= 1e-12  # reached, but not used
+
+    statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
+    space = make_space(qwen3.config, 8)
+    scores = Scores("tenp", "relative", 0, shared_ranking=True, insurance=0.3)
+    found = Evidence(statistics, space, scores).layers[1]
+    prior = prior_losses(statistics, 1)[3].sum()
+    assert float(found.insured[3, 0]) == pytest.approx(0.3 * NORMS_SHARE * float(prior), rel=1e-6)
+    assert float(found.losses[3, 0]) < 1e-9 * float(found.losses[2, 0])
 
 
 def test_tilt_moves_neurons_to_deep_layers(
