@@ -56,6 +56,6 @@ def format_count(count: float) -> str:
 
 
 def nats(value: float) -> str:
-    """Four places, and three digits where those would say nothing: models that lose next to nothing
+    """Four places, and three digits below a hundredth: models that lose next to nothing
     still differ in it."""
-    return f"{value:.4f}" if value == 0 or value >= 0.001 else f"{value:#.3g}"
+    return f"{value:.4f}" if value == 0 or value >= 0.01 else f"{value:#.3g}"
