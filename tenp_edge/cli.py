@@ -204,7 +204,7 @@ def calibrate(
 
         tenp-edge calibrate MODEL --data code=a.jsonl --data prose=b.txt --samples 64 -o WORK
     """
-    from tenp_edge.calibration import coverage
+    from tenp_edge.coverage import coverage
     from tenp_edge.options import CalibrationOptions
     from tenp_edge.typecosts import load_costs
     from tenp_edge.verbs import run_calibrate
@@ -228,7 +228,7 @@ def merge(
 
         tenp-edge merge WORK1 WORK2 -o WORK
     """
-    from tenp_edge.calibration import coverage
+    from tenp_edge.coverage import coverage
     from tenp_edge.statistics import load_statistics, merge_statistics
 
     merged = merge_statistics([load_statistics(path) for path in statistics], output)

@@ -13,8 +13,8 @@ from rich.text import Text
 from tenp_edge.units import format_count, format_size, nats
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
-    from tenp_edge.calibration import Coverage
     from tenp_edge.compare.table import Line, Prediction
+    from tenp_edge.coverage import Coverage
     from tenp_edge.inspection import ModelSummary, PartSize
     from tenp_edge.plan import CompressionPlan
     from tenp_edge.statistics import Statistics

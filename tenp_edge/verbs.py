@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tenp_edge.calibration import calibrate, coverage
+from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint, write_text
+from tenp_edge.coverage import coverage
 from tenp_edge.data import (
     Domain,
     split_at,

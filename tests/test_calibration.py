@@ -20,8 +20,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tenp_edge import calibration, statistics
-from tenp_edge.calibration import calibrate, coverage
+from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.coverage import coverage
 from tenp_edge.data import Domain
 from tenp_edge.errors import UserError
 from tenp_edge.experts import RaggedExperts
