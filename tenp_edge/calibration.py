@@ -237,9 +237,10 @@ def _open_job(
 
 def _sums_bytes(info: dict[str, Any]) -> int:
     """Twice the statistics (layer files and the whole), all float32: per domain 9 sums a neuron
-    and one a hidden feature, which the other matrices' inputs hardly add to."""
+    and one a hidden feature, which the other matrices' inputs hardly add to; norms and joint order
+    once."""
     experts, domains = len(info["layers"]) * info["experts"], len(info["domains"])
-    values = info["width"] * (9 * domains + 3) + info["hidden"] * domains
+    values = info["width"] * (9 * domains + 5) + info["hidden"] * domains
     return int(2 * 4 * experts * values)
 
 

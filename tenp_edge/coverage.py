@@ -10,7 +10,7 @@ import torch
 from tenp_edge.progress import Progress
 from tenp_edge.statistics import Statistics
 
-MIN_TOKENS = 32
+MIN_TOKENS = 32  # fewer than these are too few to judge an expert by
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from tenp_edge.allocation import Space
+from tenp_edge.coverage import MIN_TOKENS
 from tenp_edge.plan import ExpertKey, Widths
 from tenp_edge.saliency import (
     JOINT,
@@ -28,7 +29,6 @@ from tenp_edge.saliency import (
 )
 from tenp_edge.statistics import Statistics
 
-RARE_TOKENS = 32  # fewer than these are too few to judge an expert by
 NORMS_SHARE = 0.2  # of the insurance, beside its other part
 
 
@@ -167,7 +167,7 @@ class Evidence:
         """``losses`` [experts, width + 1] with the insurance against text of another kind.
 
         Other text chooses other experts: to its loss is added what an expert's would be if it were
-        chosen as often as the layer's mean. Experts of fewer than RARE_TOKENS count as if they had
+        chosen as often as the layer's mean. Experts of fewer than MIN_TOKENS count as if they had
         seen that many: what one token said is not multiplied without end. And other text needs
         other neurons: a share of what the norms alone would promise (`saliency.prior_losses`).
         """
@@ -175,7 +175,7 @@ class Evidence:
         if not weight:
             return losses
         tokens = tokens_routed(self.statistics, layer)
-        as_often = tokens.mean() / tokens.clamp_min(RARE_TOKENS)
+        as_often = tokens.mean() / tokens.clamp_min(MIN_TOKENS)
         prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
         return losses * (1 + weight * as_often)[:, None] + weight * NORMS_SHARE * prior
 

@@ -15,7 +15,8 @@ import torch
 
 from tenp_edge import allocation
 from tenp_edge.allocation import Shape, Space, Trapezoid
-from tenp_edge.evidence import RARE_TOKENS, Evidence
+from tenp_edge.coverage import MIN_TOKENS
+from tenp_edge.evidence import Evidence
 from tenp_edge.models import ModelConfig
 from tenp_edge.plan import Widths
 
@@ -179,7 +180,7 @@ class Free:
         idle = tokens == 0
         # Last in every ranking, yet finite: they widen only when nothing else can.
         gains[idle] = -1e12 * torch.arange(gains.shape[1], dtype=gains.dtype)
-        rare = tokens < RARE_TOKENS if "tail" in self.rules.guards else idle
+        rare = tokens < MIN_TOKENS if "tail" in self.rules.guards else idle
         least = torch.where(idle | rare, legal.index(even), 0)
         for i, layer in enumerate(pool):
             for expert in range(size):
