@@ -1,7 +1,7 @@
-"""What the training scripts share: experts that train fast on a CPU, balance, optimiser, state.
+"""What the training scripts share: experts that train fast, balance, optimiser, state.
 
 The model is transformers' own; only its experts' forward is replaced (`padded_experts_forward`):
-tokens sorted by expert, groups padded to a multiple of 64, products in `PRODUCTS`.
+tokens sorted by expert, groups padded to a multiple of 64, products in `product_type`.
 """
 
 import signal
@@ -17,11 +17,15 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 # oneDNN compiles a kernel for every new shape: group sizes are rounded up so that shapes repeat.
 GROUP_MULTIPLE = 64
 
-# bfloat16 where the processor multiplies it (with AMX three times float32's speed); elsewhere it is
-# emulated, at a third of float32's speed.
 _FAST_BF16 = ("amx_bf16", "avx512_bf16")
 _CPU = torch.cpu.get_capabilities()
-PRODUCTS = torch.bfloat16 if any(_CPU.get(kind) for kind in _FAST_BF16) else torch.float32
+
+
+def product_type(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU and where the processor multiplies it (with AMX three times float32's
+    speed); elsewhere it is emulated, at a third of float32's speed."""
+    fast = device.type != "cpu" or any(_CPU.get(kind) for kind in _FAST_BF16)
+    return torch.bfloat16 if fast else torch.float32
 
 
 class Schedule(Protocol):
@@ -76,13 +80,23 @@ class _Collect(torch.autograd.Function):
         return torch.cat([pairs, pairs.new_zeros(1, pairs.shape[1])])[pair_of], None, None
 
 
-def grouped_linear(groups: Tensor, weights: Tensor, sizes: list[int]) -> Tensor:
+def grouped_linear(groups: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """Each expert's rows times its weight: (slots, in), (experts, out, in) -> (slots, out).
 
-    Cast and split once: indexing one expert at a time would make every gradient a full tensor.
+    ``ends``: behind the last row of each expert, int32 (experts,).
     """
-    parts = zip(groups.to(PRODUCTS).split(sizes), weights.to(PRODUCTS).unbind(), strict=True)
-    return torch.cat([part @ weight.t() for part, weight in parts])
+    groups, weights = groups.to(kind := product_type(groups.device)), weights.to(kind)
+    if groups.is_cuda:
+        return F.grouped_mm(groups, weights.transpose(1, 2), offs=ends)
+    # Split once: indexing one expert at a time would make every gradient a full tensor.
+    parts = groups.split(ends.diff(prepend=ends.new_zeros(1)).tolist())
+    return torch.cat([part @ weight.t() for part, weight in zip(parts, weights, strict=True)])
+
+
+def expert_counts(chosen: Tensor, experts: int) -> Tensor:
+    """How often each expert was chosen, int64 (experts,). `bincount` makes a GPU wait."""
+    chosen = chosen.flatten()
+    return chosen.new_zeros(experts).scatter_add_(0, chosen, torch.ones_like(chosen))
 
 
 def padded_experts_forward(
@@ -95,18 +109,25 @@ def padded_experts_forward(
     """
     tokens, k = top_k_index.shape
     expert_of_pair = top_k_index.flatten()
-    counts = torch.bincount(expert_of_pair, minlength=self.num_experts)
+    counts = expert_counts(expert_of_pair, self.num_experts)
     sizes = (counts + GROUP_MULTIPLE - 1) // GROUP_MULTIPLE * GROUP_MULTIPLE
+    ends = sizes.cumsum(0)
+    if sizes.is_cuda:
+        # Asking how many would make the GPU wait: as many as there can be, the rest the last's.
+        slot_count = (tokens * k // GROUP_MULTIPLE + 1 + self.num_experts) * GROUP_MULTIPLE
+        ends[-1] = slot_count
+    else:
+        slot_count = int(ends[-1])
 
     order = expert_of_pair.argsort(stable=True)
     padding_before = (sizes.cumsum(0) - sizes) - (counts.cumsum(0) - counts)
-    slots = torch.arange(len(order)) + padding_before[expert_of_pair[order]]
+    slots = torch.arange(len(order), device=order.device) + padding_before[expert_of_pair[order]]
     slot_of = torch.empty_like(order).index_copy_(0, order, slots).view(tokens, k)
-    pair_of = torch.full((int(sizes.sum()),), tokens * k).index_copy_(0, slots, order)
+    pair_of = order.new_full((slot_count,), tokens * k).index_copy_(0, slots, order)
 
-    groups = _Dispatch.apply(hidden_states, pair_of // k, slot_of)
-    gate, up = grouped_linear(groups, self.gate_up_proj, sizes.tolist()).chunk(2, dim=-1)
-    outputs = grouped_linear(F.silu(gate) * up, self.down_proj, sizes.tolist())
+    groups, ends = _Dispatch.apply(hidden_states, pair_of // k, slot_of), ends.int()
+    gate, up = grouped_linear(groups, self.gate_up_proj, ends).chunk(2, dim=-1)
+    outputs = grouped_linear(F.silu(gate) * up, self.down_proj, ends)
     chosen = _Collect.apply(outputs, slot_of, pair_of)
     return (chosen * top_k_weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
 
@@ -132,7 +153,7 @@ class RouterBalance:
     def _collect(self, router: nn.Module, inputs: Any, outputs: tuple[Tensor, ...]) -> None:
         logits, _, chosen = outputs
         experts = logits.shape[-1]
-        share = torch.bincount(chosen.flatten(), minlength=experts) / chosen.numel()
+        share = expert_counts(chosen, experts) / chosen.numel()
         self.shares.append((router, share))
         self.terms.append(experts * (share * logits.float().softmax(-1).mean(0)).sum())
 
@@ -154,7 +175,8 @@ class RouterBalance:
 
 def token_loss(model: nn.Module, rows: Tensor, reduction: str = "mean") -> Tensor:
     """Next-token cross-entropy in nats of (sequences, length + 1) ids."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=torch.bfloat16 == PRODUCTS):
+    fast = product_type(rows.device) == torch.bfloat16
+    with torch.autocast(rows.device.type, torch.bfloat16, enabled=fast):
         logits = model(input_ids=rows[:, :-1], use_cache=False).logits
     return F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten(), reduction=reduction)
 
