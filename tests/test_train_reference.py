@@ -8,11 +8,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import reference_models
 import torch
 import train_reference
-from train_reference import Recipe, by_split, divergence, prepare, split_of, train_slice
+from moe_training import expert_counts
+from train_reference import Recipe, batch, by_split, divergence, prepare, split_of, train_slice
 
 from tenp_edge.checkpoint import Checkpoint
 
@@ -32,6 +34,19 @@ def test_every_piece_of_text_is_in_one_split() -> None:
     found = by_split(texts)
     assert sum(map(len, found.values())) == 40 * math.ceil(len(texts[0]) / 40_000)
     assert all(split_of(piece) == split for split, pieces in found.items() for piece in pieces)
+
+
+def test_a_domain_is_read_as_often_as_the_root_of_its_size() -> None:
+    tokens = {"large": np.zeros(90_000, np.uint16), "small": np.ones(10_000, np.uint16)}
+    rows = torch.cat([batch(tokens, step, Recipe()) for step in range(100)])
+    assert rows.shape == (1600, 257)
+    assert abs(float(rows[:, 0].double().mean()) - 0.25) < 0.03  # sqrt: 300 to 100
+    assert torch.equal(batch(tokens, 7, Recipe()), batch(tokens, 7, Recipe()))
+
+
+def test_choices_are_counted() -> None:
+    chosen = torch.tensor([[3, 0], [3, 1], [3, 1]])
+    assert expert_counts(chosen, 5).tolist() == [1, 2, 0, 3, 0]
 
 
 def test_a_killed_training_ends_with_the_same_weights(
