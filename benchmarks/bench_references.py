@@ -38,7 +38,9 @@ SEQUENCE, SAMPLES, EVAL_SAMPLES = 128, 128, 16
 SPLITS = ("code", "prose")
 SPLIT_METHODS = ("adaptive", "adaptive-*", "tenp", "enp", "global-heapr", "drop-easy-ep")
 SAMPLE_METHODS, FEW_SAMPLES = ("adaptive", "tenp", "enp"), (2, 8, 32)
-SAME_CALIBRATIONS = ("claims", "mended", "short", "tasks")  # as "table": all domains, the same samples
+# Calibrated like "table": all domains, the same samples.
+SAME_CALIBRATIONS = ("claims", "mended", "short", "tasks")
+CUTS = ("table", "claims", "short")  # the runs whose plans are predicted and shown side by side
 TASK_METHODS = ("adaptive", "tenp", "enp", "global-heapr", "drop-easy-ep", "drop-reap", "random")
 
 
@@ -168,12 +170,12 @@ def summary(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         parts += mended_rows(name, found["mended"])
     parts += ["", "| model | run | keep | plans | rank correlation |", "|---|---|---|---|---|"]
     for name, found in results.items():
-        for run in ("table", "short"):
+        for run in CUTS:
             parts += [
                 f"| {name} | {run} | {p.keep or 'all'} | {p.plans} | {p.rank_correlation:.3f} |"
                 for p in predictions(found[run])
             ]
-    for run in ("table", "short"):
+    for run in CUTS:
         parts += ["", *side_by_side(results, run)]
     return "\n".join(parts) + "\n"
 
