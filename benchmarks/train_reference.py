@@ -197,9 +197,7 @@ class Run:
             self._load()
 
     def _load(self) -> None:
-        state = torch.load(
-            self.directory / "state.pt", weights_only=True, map_location=self.device
-        )
+        state = torch.load(self.directory / "state.pt", weights_only=True, map_location=self.device)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.mean, self.step, self.seconds = state["mean"], state["step"], state["seconds"]
