@@ -15,16 +15,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from tenp_edge.compare.methods import choose_methods
 from tenp_edge.compare.table import Line, lines, predictions
 from tenp_edge.comparison import run_compare
 from tenp_edge.options import CalibrationOptions, CompareOptions, ValidationOptions
+from tenp_edge.saliency import ranking_scores
+from tenp_edge.statistics import load_statistics
 from tenp_edge.terminal import TerminalProgress
 from tenp_edge.units import nats
 
@@ -144,6 +147,21 @@ def side_by_side(results: Mapping[str, Mapping[str, Mapping[str, Any]]], run: st
     return [_cells(head), "|" + "---|" * len(head), *map(_cells, rows)]
 
 
+def cheapest_share(calibration: Path, share: float = 0.4) -> tuple[float, float]:
+    """What the cheapest ``share`` of the neurons, and of the experts, have of all predicted loss.
+
+    Sums of single neurons, relative to the residual stream: how much there is to cut for nothing.
+    """
+    statistics = load_statistics(calibration)
+    layers = [ranking_scores(statistics, layer, "relative") for layer in statistics.layers]
+    neurons = torch.cat([layer.flatten() for layer in layers])
+    experts = torch.cat([layer.sum(dim=1) for layer in layers])
+    cheap = [
+        values.sort().values[: int(share * len(values))].sum() for values in (neurons, experts)
+    ]
+    return tuple(float(part / neurons.sum()) for part in cheap)  # type: ignore[return-value]
+
+
 def mended_rows(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     """What repair and healing make of the same cuts."""
     for line in lines(result):
@@ -180,6 +198,14 @@ def summary(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def cheap_page(output: Path, models: Iterable[str]) -> str:
+    rows = ["", "| model | cheapest 40 % of the neurons | of the experts |", "|---|---|---|"]
+    for name in models:
+        neurons, experts = cheapest_share(output / name / "table" / "calibration-0")
+        rows.append(_cells([name, f"{100 * neurons:.2f} %", f"{100 * experts:.1f} %"]))
+    return "\n".join(rows) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -196,7 +222,8 @@ def main() -> None:
             if run in SAME_CALIBRATIONS:
                 _share_calibrations(arguments.output / name / "table", where)
             run_compare(arguments.work / name / "model", where, options, progress)
-    page = summary(dict(_finished(arguments.work, arguments.output)))
+    results = dict(_finished(arguments.work, arguments.output))
+    page = summary(results) + cheap_page(arguments.output, results)
     (arguments.output / "summary.md").write_text(page)
     print(page)
 
