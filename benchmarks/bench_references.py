@@ -156,10 +156,11 @@ def cheapest_share(calibration: Path, share: float = 0.4) -> tuple[float, float]
     layers = [ranking_scores(statistics, layer, "relative") for layer in statistics.layers]
     neurons = torch.cat([layer.flatten() for layer in layers])
     experts = torch.cat([layer.sum(dim=1) for layer in layers])
-    cheap = [
-        values.sort().values[: int(share * len(values))].sum() for values in (neurons, experts)
-    ]
-    return tuple(float(part / neurons.sum()) for part in cheap)  # type: ignore[return-value]
+
+    def part(losses: torch.Tensor) -> float:
+        return float(losses.sort().values[: int(share * len(losses))].sum() / losses.sum())
+
+    return part(neurons), part(experts)
 
 
 def mended_rows(name: str, result: Mapping[str, Any]) -> Iterator[str]:
