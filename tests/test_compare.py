@@ -67,6 +67,8 @@ def test_each_candidate_is_its_plan(
     checkpoint = Checkpoint(path)
     chosen = [plans.ragged_plan(checkpoint), plans.removal_plan(checkpoint, 4)]
     parts = [TextMeasure.of(domain("a")), TextMeasure.of(domain("b", seq_len=24, seed=1))]
+    (tmp_path / "compare.partial").mkdir()
+    (tmp_path / "compare.partial" / "1-2").write_bytes(b"what a killed run left")
     run = engine(path, tmp_path, spill_bytes=spill_bytes)
     found = list(run.measure([Planned(plan) for plan in chosen], [part.block for part in parts]))
     for part, (block, rows) in zip(parts, found, strict=True):

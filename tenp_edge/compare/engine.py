@@ -7,6 +7,7 @@ routed experts all candidates are the dense model, so they begin there.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
 from tenp_edge.states import SPILL_BYTES, CachedFileStates, MemoryStates, States
 
+STATES = "compare.partial"
 _SCORED_ELEMENTS = 2**22  # logits of one candidate that are scored at once, float64: 32 MiB
 
 
@@ -104,7 +106,10 @@ class RowScores:
 
 
 class Engine:
-    """Runs candidates over blocks of tokens. ``work`` takes the hidden states that spill."""
+    """Runs candidates over blocks of tokens.
+
+    ``work`` gets a directory of hidden states when they spill, for as long as they are needed.
+    """
 
     def __init__(
         self,
@@ -149,19 +154,22 @@ class Engine:
         hidden = self.cache.config.hidden_size
         shapes = [(*block.tokens.shape, hidden) for block in blocks]
         nbytes = count * sum(n * seq * hidden * self.dtype.itemsize for n, seq, _ in shapes)
-        self.work.mkdir(parents=True, exist_ok=True)
+        directory, spill = self.work / STATES, nbytes > self.spill_bytes
+        shutil.rmtree(directory, ignore_errors=True)  # what a killed run left
+        if spill:
+            directory.mkdir(parents=True)
         with ExitStack() as stack:
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
             yield [
                 [
-                    stack.enter_context(self._open(f"{b}-{c}", shape, nbytes > self.spill_bytes))
+                    stack.enter_context(self._open(directory / f"{b}-{c}", shape, spill))
                     for c in range(count)
                 ]
                 for b, shape in enumerate(shapes)
             ]
 
-    def _open(self, name: str, shape: tuple[int, int, int], spill: bool) -> States:
+    def _open(self, file: Path, shape: tuple[int, int, int], spill: bool) -> States:
         if spill:
-            file = self.work / f"compare-{name}.partial"
             return CachedFileStates(file, shape, self.dtype, temporary=True)
         return MemoryStates(torch.empty(shape, dtype=self.dtype))
 
