@@ -39,7 +39,7 @@ OWN = ("adaptive", "global-relative", "layer-relative")
 # choice of places says.
 SEQUENCE, SAMPLES, EVAL_SAMPLES = 128, 128, 16
 SPLITS = ("code", "prose")
-SPLIT_METHODS = ("adaptive", "adaptive-*", "tenp", "enp", "global-heapr", "drop-easy-ep")
+SPLIT_METHODS = ("adaptive", "adaptive-uninsured", "tenp", "enp", "global-heapr", "drop-easy-ep")
 SAMPLE_METHODS, FEW_SAMPLES = ("adaptive", "tenp", "enp"), (2, 8, 32)
 # Calibrated like "table": all domains, the same samples.
 SAME_CALIBRATIONS = ("claims", "mended", "short", "tasks")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from tenp_edge.allocation import Space
-from tenp_edge.coverage import MIN_TOKENS
+from tenp_edge.insurance import insurance_of, insured
 from tenp_edge.plan import ExpertKey, Widths
 from tenp_edge.saliency import (
     JOINT,
@@ -29,15 +29,13 @@ from tenp_edge.saliency import (
 )
 from tenp_edge.statistics import Statistics
 
-NORMS_SHARE = 0.2  # of the insurance, beside its other part
-
 
 @dataclass(frozen=True)
 class Scores:
     """Which scores decide. ``shared_ranking``: neurons compete across experts (method free).
 
-    ``insurance``: weight of what other text may need beside what this text says (method adaptive):
-    see `Evidence.insured_losses`.
+    ``insurance``: scale of what is added for text of another kind (method adaptive; see
+    `insurance.insured`).
     """
 
     expert: str
@@ -69,6 +67,7 @@ class Evidence:
 
     def __init__(self, statistics: Statistics, space: Space, scores: Scores) -> None:
         self.statistics, self.space, self.scores = statistics, space, scores
+        self.insurance = insurance_of(len(statistics.domains), scores.insurance)
         with _one_thread():
             self.layers = {layer: self._layer(layer) for layer in space.layers}
 
@@ -151,9 +150,9 @@ class Evidence:
             return own
         reached = tokens_routed(self.statistics, layer) > 0
         shared = ranking_scores(self.statistics, layer, name, seed)
-        if self.scores.insurance and name == RELATIVE:
+        if self.insurance.norms and name == RELATIVE:
             prior = prior_losses(self.statistics, layer) * len(self.statistics.domains)
-            shared = shared + self.scores.insurance * NORMS_SHARE * prior
+            shared = shared + self.insurance.norms * prior
         return torch.where(reached[:, None], shared, own)
 
     def _losses(self, layer: int, order: torch.Tensor) -> torch.Tensor:
@@ -162,22 +161,6 @@ class Evidence:
         if self.scores.neuron == JOINT:
             return self.statistics.elimination(layer).losses
         return cut_losses(self.statistics, layer, order)
-
-    def insured_losses(self, layer: int, order: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-        """``losses`` [experts, width + 1] with the insurance against text of another kind.
-
-        Other text chooses other experts: to its loss is added what an expert's would be if it were
-        chosen as often as the layer's mean. Experts of fewer than MIN_TOKENS count as if they had
-        seen that many: what one token said is not multiplied without end. And other text needs
-        other neurons: a share of what the norms alone would promise (`saliency.prior_losses`).
-        """
-        weight = self.scores.insurance
-        if not weight:
-            return losses
-        tokens = tokens_routed(self.statistics, layer)
-        as_often = tokens.mean() / tokens.clamp_min(MIN_TOKENS)
-        prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
-        return losses * (1 + weight * as_often)[:, None] + weight * NORMS_SHARE * prior
 
     def _layer(self, layer: int) -> LayerEvidence:
         scores = expert_scores(self.statistics, layer, self.scores.expert, self.scores.seed)
@@ -190,9 +173,12 @@ class Evidence:
         columns = [0, *self.space.legal_widths]
         every_width = self._losses(layer, order)
         losses = every_width[:, columns]
-        insured = self.insured_losses(layer, order, every_width)[:, columns]
+        safe = every_width
+        if self.scores.insurance:
+            prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
+            safe = insured(every_width, prior, tokens, self.insurance)
         gains = neuron.gather(1, order).cumsum(dim=1)[:, ends]
-        return LayerEvidence(ranking, losses, gains, insured, tokens)
+        return LayerEvidence(ranking, losses, gains, safe[:, columns], tokens)
 
 
 def _descending(values: torch.Tensor) -> torch.Tensor:

@@ -143,8 +143,8 @@ Insurance = Annotated[
     float | None,
     _flag(
         "--insurance",
-        help="For adaptive: weight of what experts would cost if all were chosen alike, and of the "
-        "neurons' norms: against text unlike the calibration's. Default 0.3.",
+        help="For adaptive: how much to keep for text unlike the calibration's, as a multiple of "
+        "the default (1): little after several domains, much after one. 0 keeps nothing for it.",
         panel=_PLAN,
     ),
 ]

@@ -23,7 +23,7 @@ METHODS = ("tenp", "enp", "drop", "free", "adaptive")
 DEFAULT_METHOD = "adaptive"  # of the verbs; `PlanRequest` itself starts from the paper
 FREE_METHODS = ("free", "adaptive")  # every expert its own width
 RANKINGS = ("global", "layer", "trapezoid", "coverage")
-INSURANCE = 0.3  # default of --insurance; docs/planning.md has what it costs and saves
+INSURANCE = 1.0  # default of --insurance: of what `insurance.insurance_of` has for the domains
 GUARDS = ("super", "tail")
 
 
@@ -243,7 +243,7 @@ def neuron_score(request: PlanRequest, joint: bool = True) -> str:
 
 
 def insurance(request: PlanRequest) -> float:
-    """The requested weight of the prior; only adaptive has one."""
+    """The requested scale of the insurance; only adaptive has one."""
     if request.method != "adaptive":
         return 0.0
     return INSURANCE if request.insurance is None else request.insurance

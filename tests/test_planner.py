@@ -17,7 +17,7 @@ from synthetic import write_statistics
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import DeviceProfile, this_machine
 from tenp_edge.errors import UserError
-from tenp_edge.evidence import NORMS_SHARE, Evidence, Scores
+from tenp_edge.evidence import Evidence, Scores
 from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.planner import METHODS, PlanRequest, make_plan
@@ -522,8 +522,8 @@ def test_insurance_keeps_experts_that_the_text_rarely_chose(
         return make_plan(qwen3, device, request, statistics).widths[1]
 
     assert widths(0.0)[3] == widths(0.0)[5] == 8
-    assert 8 < widths(1.0)[3] <= widths(100.0)[3]
-    assert widths(1.0)[5] == 8
+    assert 8 < widths(3.0)[3] <= widths(300.0)[3]
+    assert widths(3.0)[5] == 8
 
 
 def test_insurance_counts_norms_where_the_text_says_nothing(
@@ -535,11 +535,46 @@ def test_insurance_counts_norms_where_the_text_says_nothing(
 
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
     space = make_space(qwen3.config, 8)
-    scores = Scores("tenp", "relative", 0, shared_ranking=True, insurance=0.3)
+    scores = Scores("tenp", "relative", 0, shared_ranking=True, insurance=1.0)
     found = Evidence(statistics, space, scores).layers[1]
     prior = prior_losses(statistics, 1)[3].sum()
-    assert float(found.insured[3, 0]) == pytest.approx(0.3 * NORMS_SHARE * float(prior), rel=1e-6)
+    assert float(found.insured[3, 0]) == pytest.approx(0.06 * float(prior), rel=1e-6)
     assert float(found.losses[3, 0]) < 1e-9 * float(found.losses[2, 0])
+
+
+def test_one_domain_is_insured_more_than_two(
+    qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path
+) -> None:
+    """The same numbers, from one domain or from two: one says less of other text."""
+
+    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
+        busy = torch.arange(1, len(stats["tokens"]) + 1, dtype=torch.float64) ** 2
+        for name in ("tokens", "relative_activation_sq", "relative_projection"):
+            value = stats[name]
+            value.copy_(busy.reshape(-1, *[1] * (value.ndim - 1)).expand_as(value))
+
+    def plan(domains: tuple[str, ...], insurance: float | None = None) -> CompressionPlan:
+        config, where = qwen3.config, tmp_path / f"{len(domains)}"
+        statistics = write_statistics(where, config, qwen3.fingerprint, domains=domains, edit=edit)
+        request = PlanRequest(
+            keep=0.6,
+            method="adaptive",
+            neuron_score="relative",
+            width_multiple=8,
+            insurance=insurance,
+        )
+        return make_plan(qwen3, device, request, statistics)
+
+    def spread(found: CompressionPlan) -> int:
+        return max(found.widths[1]) - min(found.widths[1])
+
+    one, two = plan(("code",)), plan(("code", "prose"))
+    assert spread(one) < spread(two)
+    assert any("one domain" in note for note in one.recipe["notes"])
+    assert not any("one domain" in note for note in two.recipe["notes"])
+    plain = plan(("code",), insurance=0.0)
+    assert spread(one) < spread(plain)
+    assert not any("one domain" in note for note in plain.recipe["notes"])
 
 
 def test_tilt_moves_neurons_to_deep_layers(
