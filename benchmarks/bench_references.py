@@ -97,19 +97,33 @@ def kind(method: str) -> str:
     return "neurons"
 
 
-def bars(name: str, found: Sequence[Line]) -> Iterator[str]:
+def bars(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     """Rows of the summary: the default, the best neuron method, the best whole-expert method."""
+    found = lines(result)
     for keep in dict.fromkeys(line.keep for line in found):
         here = [line for line in found if line.keep == keep]
         own = next(line for line in here if line.method == DEFAULT)
         neurons = _best(here, "neurons")
         experts = _best(here, "whole experts")
         outside = own.kl.high < neurons.kl.low
+        ahead = [100 * lead for lead in leads(result, keep)]
         yield (
             f"| {name} | {keep:g} | {own.kl} | {neurons.method} {neurons.kl} | "
-            f"{'yes' if outside else 'no'} | {experts.method} {experts.kl} | "
-            f"{100 * own.kl.mean / experts.kl.mean:.0f} % |"
+            f"{'yes' if outside else 'no'} | {min(ahead):.1f} % to {max(ahead):.1f} % | "
+            f"{experts.method} {experts.kl} | {100 * own.kl.mean / experts.kl.mean:.0f} % |"
         )
+
+
+def leads(result: Mapping[str, Any], keep: float) -> list[float]:
+    """For each calibration, how far the default's KL is below the least of all other methods of as
+    many bytes, as a share of that one's."""
+    rows = [row for row in result["rows"] if row["keep"] == keep]
+    ahead = []
+    for seed in dict.fromkeys(row["seed"] for row in rows):
+        kl = {row["method"]: row["overall"]["mean_kl"] for row in rows if row["seed"] == seed}
+        others = [kl[method] for method in kl if kind(method) in ("neurons", "whole experts")]
+        ahead.append(1 - kl[DEFAULT] / min(others))
+    return ahead
 
 
 def _best(found: Sequence[Line], wanted: str) -> Line:
@@ -175,10 +189,11 @@ def _cells(values: Sequence[str]) -> str:
 
 def summary(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """The page, from model -> run -> comparison."""
-    head = "| model | keep | default | best of neurons | outside the spread | best of whole experts"
-    parts = [f"{head} | share of it |", "|---|---|---|---|---|---|---|"]
+    head = ["model", "keep", "default", "best of neurons", "outside the spread"]
+    head += ["ahead in each calibration", "best of whole experts", "share of it"]
+    parts = [_cells(head), "|" + "---|" * len(head)]
     for name, found in results.items():
-        parts += bars(name, lines(found["table"]))
+        parts += bars(name, found["table"])
     parts += ["", "| model | calibrated on | keep | method | its KL | other domains |"]
     parts += ["|---|---|---|---|---|---|"]
     for name, found in results.items():
