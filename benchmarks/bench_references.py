@@ -215,6 +215,7 @@ def summary(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 
 
 def cheap_page(output: Path, models: Iterable[str]) -> str:
+    """`cheapest_share` of every model's first calibration."""
     rows = ["", "| model | cheapest 40 % of the neurons | of the experts |", "|---|---|---|"]
     for name in models:
         neurons, experts = cheapest_share(output / name / "table" / "calibration-0")

@@ -85,7 +85,8 @@ def grouped_linear(groups: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
 
     ``ends``: behind the last row of each expert, int32 (experts,).
     """
-    groups, weights = groups.to(kind := product_type(groups.device)), weights.to(kind)
+    kind = product_type(groups.device)
+    groups, weights = groups.to(kind), weights.to(kind)
     if groups.is_cuda:
         return F.grouped_mm(groups, weights.transpose(1, 2), offs=ends)
     # Split once: indexing one expert at a time would make every gradient a full tensor.
@@ -112,6 +113,7 @@ def padded_experts_forward(
     counts = expert_counts(expert_of_pair, self.num_experts)
     sizes = (counts + GROUP_MULTIPLE - 1) // GROUP_MULTIPLE * GROUP_MULTIPLE
     ends = sizes.cumsum(0)
+    padding_before = (ends - sizes) - (counts.cumsum(0) - counts)
     if sizes.is_cuda:
         # Asking how many would make the GPU wait: as many as there can be, the rest the last's.
         slot_count = (tokens * k // GROUP_MULTIPLE + 1 + self.num_experts) * GROUP_MULTIPLE
@@ -120,7 +122,6 @@ def padded_experts_forward(
         slot_count = int(ends[-1])
 
     order = expert_of_pair.argsort(stable=True)
-    padding_before = (sizes.cumsum(0) - sizes) - (counts.cumsum(0) - counts)
     slots = torch.arange(len(order), device=order.device) + padding_before[expert_of_pair[order]]
     slot_of = torch.empty_like(order).index_copy_(0, order, slots).view(tokens, k)
     pair_of = order.new_full((slot_count,), tokens * k).index_copy_(0, slots, order)

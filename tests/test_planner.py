@@ -497,6 +497,9 @@ def test_adaptive_predicts_less_loss_than_every_other_method(
     assert loss("adaptive") < min(loss(other) for other in ("tenp", "enp", "free", "drop"))
 
 
+INSURED = PlanRequest(method="adaptive", neuron_score="relative", width_multiple=8)
+
+
 def test_insurance_keeps_experts_that_the_text_rarely_chose(
     qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path
 ) -> None:
@@ -512,13 +515,7 @@ def test_insurance_keeps_experts_that_the_text_rarely_chose(
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
 
     def widths(insurance: float) -> tuple[int, ...]:
-        request = PlanRequest(
-            keep=0.7,
-            method="adaptive",
-            neuron_score="relative",
-            width_multiple=8,
-            insurance=insurance,
-        )
+        request = replace(INSURED, keep=0.7, insurance=insurance)
         return make_plan(qwen3, device, request, statistics).widths[1]
 
     assert widths(0.0)[3] == widths(0.0)[5] == 8
@@ -556,13 +553,7 @@ def test_one_domain_is_insured_more_than_two(
     def plan(domains: tuple[str, ...], insurance: float | None = None) -> CompressionPlan:
         config, where = qwen3.config, tmp_path / f"{len(domains)}"
         statistics = write_statistics(where, config, qwen3.fingerprint, domains=domains, edit=edit)
-        request = PlanRequest(
-            keep=0.6,
-            method="adaptive",
-            neuron_score="relative",
-            width_multiple=8,
-            insurance=insurance,
-        )
+        request = replace(INSURED, keep=0.6, insurance=insurance)
         return make_plan(qwen3, device, request, statistics)
 
     def spread(found: CompressionPlan) -> int:

@@ -170,7 +170,7 @@ class Engine:
 
     def _open(self, file: Path, shape: tuple[int, int, int], spill: bool) -> States:
         if spill:
-            return CachedFileStates(file, shape, self.dtype, temporary=True)
+            return CachedFileStates(file, shape, self.dtype)
         return MemoryStates(torch.empty(shape, dtype=self.dtype))
 
     # The layers.
