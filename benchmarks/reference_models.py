@@ -78,11 +78,38 @@ CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
 }
 
 
+FULL_SIZE = tuple(CONFIGS)
+# A quarter of the work a token: what two cores can train until the neurons are used.
+_SMALL: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": 4}
+_SMALL_ATTENTION: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+CONFIGS |= {
+    "qwen3_moe_small": (
+        Qwen3MoeConfig,
+        CONFIGS["qwen3_moe"][1]
+        | _SMALL
+        | _SMALL_ATTENTION
+        | {"head_dim": 24, "intermediate_size": 256, "moe_intermediate_size": 96},
+    ),
+    "qwen2_moe_small": (
+        Qwen2MoeConfig,
+        CONFIGS["qwen2_moe"][1]
+        | _SMALL
+        | _SMALL_ATTENTION
+        | {
+            "intermediate_size": 256,
+            "num_experts": 64,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 96,
+        },
+    ),
+}
+
+
 def make_model(name: str, vocab_size: int, end_of_text: int) -> Any:
     """The model ``name`` with fresh weights, its experts computed by `padded_experts_forward`."""
     kind, own = CONFIGS[name]
     config = kind(
-        **_COMMON, **own, vocab_size=vocab_size, eos_token_id=end_of_text, pad_token_id=end_of_text
+        **_COMMON | own, vocab_size=vocab_size, eos_token_id=end_of_text, pad_token_id=end_of_text
     )
     config._experts_implementation = "padded"
     return AutoModelForCausalLM.from_config(config)

@@ -49,7 +49,7 @@ from moe_training import (
     unigram_perplexity,
     windows,
 )
-from reference_models import CONFIGS, make_model
+from reference_models import CONFIGS, FULL_SIZE, make_model
 from torch import Tensor, nn
 from training_data import END_OF_TEXT, encode, load_tokenizer, train_tokenizer, write_model
 
@@ -369,7 +369,7 @@ def main() -> None:
     )
     parser.add_argument("work", type=Path, help="directory for everything")
     parser.add_argument("--corpus", type=Path, help="directory with one NAME.jsonl.gz per domain")
-    parser.add_argument("--models", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
+    parser.add_argument("--models", nargs="+", choices=list(CONFIGS), default=list(FULL_SIZE))
     parser.add_argument("--tokens", type=int, default=6_000_000, help="of training, each model")
     parser.add_argument("--slice-tokens", type=int, default=400_000, help="a model's turn")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

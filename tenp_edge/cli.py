@@ -246,10 +246,11 @@ def plan(
     calibration: flags.Calibration = None,
     method: flags.Method = "adaptive",
     expert_score: flags.ExpertScore = "tenp",
-    ranking: flags.Ranking = "global",
+    ranking: flags.Ranking = None,
+    unit: flags.Unit = None,
     tilt: flags.Tilt = None,
     guards: flags.Guards = None,
-    insurance: flags.Insurance = None,
+    protect: flags.Protect = None,
     refine: flags.Refine = False,
     neuron_score: flags.NeuronScore = None,
     whole_share: flags.WholeShare = None,
@@ -323,13 +324,14 @@ def compress(
     calibration: flags.Calibration = None,
     method: flags.Method = "adaptive",
     expert_score: flags.ExpertScore = "tenp",
-    ranking: flags.Ranking = "global",
+    ranking: flags.Ranking = None,
+    unit: flags.Unit = None,
     tilt: flags.Tilt = None,
     guards: flags.Guards = None,
-    insurance: flags.Insurance = None,
+    protect: flags.Protect = None,
     refine: flags.Refine = False,
     successive: flags.Successive = False,
-    repair: flags.Repair = False,
+    repair: flags.Repair = None,
     repair_ridge: flags.RepairRidge = None,
     heal: flags.Heal = None,
     neuron_score: flags.NeuronScore = None,
@@ -379,7 +381,7 @@ def compress(
 
         tenp-edge compress MODEL --profile laptop-8gb --data chat=prompts.jsonl -o OUT
 
-        tenp-edge compress MODEL --ram 8GiB --repair -o OUT
+        tenp-edge compress MODEL --ram 8GiB --no-repair -o OUT
 
         tenp-edge compress MODEL --keep 0.6 --skip-checkpoint --no-validate -o OUT
     """

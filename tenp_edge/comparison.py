@@ -34,8 +34,8 @@ from tenp_edge.mending import MendRules, mend
 from tenp_edge.options import CompareOptions
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.refine import SLICE_SAMPLES
 from tenp_edge.statistics import Statistics
+from tenp_edge.trials import load_trials
 from tenp_edge.verbs import run_calibrate
 from tenp_edge.workdir import key_of
 
@@ -58,11 +58,13 @@ def run_compare(
     # As in validation: bf16's own rounding would be counted as a candidate's loss.
     dtype = choose_dtype("float32" if own == "auto" else own, where, checkpoint.dtype)
     measures = _measures(checkpoint, options)
+    statistics = _statistics(checkpoint, output, options, methods, progress)
     job = Job(
         checkpoint=checkpoint,
         methods=methods,
         ratios=options.ratios,
-        statistics=_statistics(checkpoint, output, options, methods, progress),
+        statistics=statistics,
+        trials={seed: load_trials(output / f"calibration-{seed}") for seed in statistics},
         measures=measures,
         mend=_menders(checkpoint, output, options, methods, progress),
         width_multiple=options.width_multiple,
@@ -128,8 +130,8 @@ def _mender(
 
     @cache
     def domains() -> list[Domain]:
-        """As `run_calibrate` draws them: the spare chunks that it holds out are not used."""
-        drawn = calibration_domains(checkpoint, chosen, spare=SLICE_SAMPLES)
+        """As `run_calibrate` draws them: the chunks that it holds out are not used."""
+        drawn = calibration_domains(checkpoint, chosen, hold_out=True)
         return [split_at(domain, chosen.samples)[0] for domain in drawn]
 
     def build(plan: CompressionPlan, rules: MendRules) -> Mended:

@@ -20,6 +20,7 @@ from tenp_edge.options import (
     ValidationOptions,
 )
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.refine import slice_samples
 
 HELD_OUT_SHARE = 5  # with one's own data, at least a fifth of the chunks is kept for validation
 
@@ -28,11 +29,12 @@ def calibration_domains(
     checkpoint: Checkpoint,
     options: CalibrationOptions,
     progress: Progress = QUIET,
-    spare: int = 0,
+    hold_out: bool = False,
 ) -> list[Domain]:
     """The token chunks that ``options`` describe: the user's files, or the standard library.
 
-    Up to ``spare`` more chunks follow those of each domain, to be held out.
+    With ``hold_out`` more chunks follow those of each domain where there is text
+    (`refine.slice_samples`), for plans to be measured on.
     """
     _check_counts(checkpoint, options.samples, options.seq_len, "--seq-len")
     tokenizer = load_tokenizer(checkpoint.path)
@@ -45,6 +47,7 @@ def calibration_domains(
     else:
         files = parse_data(options.data)
         texts = {name: load_texts(path, tokenizer, progress) for name, path in files.items()}
+    spare = slice_samples(len(texts), options.samples, options.seq_len) if hold_out else 0
     return make_domains(
         texts, tokenizer, options.samples, options.seq_len, options.seed, progress, spare
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from tenp_edge.allocation import Space
-from tenp_edge.insurance import insurance_of, insured
+from tenp_edge.insurance import NO_INSURANCE, Insurance, insured
 from tenp_edge.plan import ExpertKey, Widths
 from tenp_edge.saliency import (
     JOINT,
@@ -24,6 +24,7 @@ from tenp_edge.saliency import (
     neuron_scores,
     prior_losses,
     ranking_scores,
+    stream_square,
     tail_sums,
     tokens_routed,
 )
@@ -34,15 +35,14 @@ from tenp_edge.statistics import Statistics
 class Scores:
     """Which scores decide. ``shared_ranking``: neurons compete across experts (method free).
 
-    ``insurance``: scale of what is added for text of another kind (method adaptive; see
-    `insurance.insured`).
+    ``insurance``: what is added for text of another kind (method adaptive; `insurance.insured`).
     """
 
     expert: str
     neuron: str
     seed: int
     shared_ranking: bool = False
-    insurance: float = 0.0
+    insurance: Insurance = NO_INSURANCE
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LayerEvidence:
     ``losses`` [experts, 1 + legal widths]: predicted loss of removing an expert, then of narrowing
     it to each legal width; ``gains`` [experts, legal widths]: sum of the neuron scores that are
     kept; ``insured`` [experts, 1 + legal widths]: ``losses`` with the insurance; ``tokens``
-    [experts].
+    [experts]; ``stream``: ||h'||^2 of the layer, by which energies were divided to give losses.
     """
 
     ranking: tuple[int, ...]
@@ -60,6 +60,7 @@ class LayerEvidence:
     gains: torch.Tensor
     insured: torch.Tensor
     tokens: torch.Tensor
+    stream: float
 
 
 class Evidence:
@@ -67,7 +68,6 @@ class Evidence:
 
     def __init__(self, statistics: Statistics, space: Space, scores: Scores) -> None:
         self.statistics, self.space, self.scores = statistics, space, scores
-        self.insurance = insurance_of(len(statistics.domains), scores.insurance)
         with _one_thread():
             self.layers = {layer: self._layer(layer) for layer in space.layers}
 
@@ -150,9 +150,9 @@ class Evidence:
             return own
         reached = tokens_routed(self.statistics, layer) > 0
         shared = ranking_scores(self.statistics, layer, name, seed)
-        if self.insurance.norms and name == RELATIVE:
+        if self.scores.insurance.norms and name == RELATIVE:
             prior = prior_losses(self.statistics, layer) * len(self.statistics.domains)
-            shared = shared + self.insurance.norms * prior
+            shared = shared + self.scores.insurance.norms * prior
         return torch.where(reached[:, None], shared, own)
 
     def _losses(self, layer: int, order: torch.Tensor) -> torch.Tensor:
@@ -174,11 +174,12 @@ class Evidence:
         every_width = self._losses(layer, order)
         losses = every_width[:, columns]
         safe = every_width
-        if self.scores.insurance:
+        if self.scores.insurance != NO_INSURANCE:
             prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
-            safe = insured(every_width, prior, tokens, self.insurance)
+            safe = insured(every_width, prior, tokens, self.scores.insurance)
         gains = neuron.gather(1, order).cumsum(dim=1)[:, ends]
-        return LayerEvidence(ranking, losses, gains, safe[:, columns], tokens)
+        stream = stream_square(self.statistics, layer)
+        return LayerEvidence(ranking, losses, gains, safe[:, columns], tokens, stream)
 
 
 def _descending(values: torch.Tensor) -> torch.Tensor:

@@ -118,7 +118,7 @@ ExpertScore = Annotated[
     ),
 ]
 Ranking = Annotated[
-    str,
+    str | None,
     _flag(
         "--ranking",
         help="Budgets of own widths: global, layer (even), trapezoid (--shallow, --deep) or "
@@ -130,6 +130,15 @@ Tilt = Annotated[
     float | None,
     _flag("--tilt", help="Own widths: above 0 favours deep layers, by exp(tilt).", panel=_PLAN),
 ]
+Unit = Annotated[
+    float | None,
+    _flag(
+        "--unit",
+        help="Own widths: losses of a layer count in this power of its residual stream's size: 0 "
+        "as shares of the stream, 2 as energies. Default: what measured best.",
+        panel=_PLAN,
+    ),
+]
 Guards = Annotated[
     list[str] | None,
     _flag(
@@ -139,12 +148,12 @@ Guards = Annotated[
         panel=_PLAN,
     ),
 ]
-Insurance = Annotated[
-    float | None,
+Protect = Annotated[
+    str | None,
     _flag(
-        "--insurance",
-        help="For adaptive: how much to keep for text unlike the calibration's, as a multiple of "
-        "the default (1): little after several domains, much after one. 0 keeps nothing for it.",
+        "--protect",
+        help="For adaptive: how much to keep for text unlike the calibration's: none, little (the "
+        "default) or much. Much helps other text and costs text of the calibrated kinds.",
         panel=_PLAN,
     ),
 ]
@@ -166,11 +175,11 @@ Refine = Annotated[
 ]
 _MENDING = "Mending: changes weights that stay"
 Repair = Annotated[
-    bool,
+    bool | None,
     _flag(
-        "--repair",
+        "--repair/--no-repair",
         help="Refit the down projections of cut experts in closed form, so that the neurons that "
-        "stay take over what the cut ones wrote.",
+        "stay take over what the cut ones wrote. Default: yes for method adaptive, else no.",
         panel=_MENDING,
     ),
 ]

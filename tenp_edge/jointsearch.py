@@ -6,20 +6,21 @@ bytes. A type costs about seven manifests; evidence, widths and predicted losses
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tenp_edge import jointchoice
 from tenp_edge.allocation import Space
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.evidence import Evidence
 from tenp_edge.footprint import RunMemory
-from tenp_edge.frontier import Measured, predicted_kl
+from tenp_edge.frontier import predicted_kl
 from tenp_edge.jointchoice import Curve, Point
 from tenp_edge.plan import Widths
 from tenp_edge.pricing import Pricer
 from tenp_edge.request import PlanRequest, Target
 from tenp_edge.search import Allocator, largest_fitting
 from tenp_edge.sizing import plain_allocator, shaped, whole_widths, widths_at
+from tenp_edge.trials import Trial
 from tenp_edge.typechoice import TypeChoice
 from tenp_edge.typecosts import TypeCosts
 
@@ -36,7 +37,7 @@ def choose_jointly(
     target_of: TargetOf,
     evidence_at: EvidenceAt,
     costs: TypeCosts | None,
-    measured: Measured = (),
+    measured: Sequence[Trial] = (),
     confirm: bool = False,
 ) -> TypeChoice | None:
     """The type with the least predicted KL at the budget of ``target``.
@@ -81,7 +82,7 @@ def choose_jointly(
 class _Plans:
     """An allocator's plans by size; widths and predicted nats are worked out once for all types."""
 
-    def __init__(self, allocator: Allocator, evidence: Evidence, measured: Measured) -> None:
+    def __init__(self, allocator: Allocator, evidence: Evidence, measured: Sequence[Trial]) -> None:
         self.allocator, self.evidence, self.measured = allocator, evidence, measured
         self.total = evidence.space.total_neurons
         self._widths: dict[int, Widths] = {}

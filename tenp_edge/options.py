@@ -37,10 +37,11 @@ class PlanOptions:
     profile_file: Path | None = None
     keep: float | None = None
     method: str = DEFAULT_METHOD
-    ranking: str = "global"
+    ranking: str | None = None
+    unit: float | None = None
     tilt: float | None = None
     guards: tuple[str, ...] = ()
-    insurance: float | None = None
+    protect: str | None = None
     expert_score: str = "tenp"
     neuron_score: str | None = None
     whole_share: float | None = None
@@ -107,14 +108,15 @@ class MeasureOptions:
 
 @dataclass(frozen=True)
 class CompressOptions:
-    """``repair``, ``repair_ridge`` and ``heal`` change weights that stay (`mending`)."""
+    """``repair``, ``repair_ridge`` and ``heal`` change weights that stay (`mending`); where
+    ``repair`` is None, the default method's are repaired."""
 
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     plan: PlanOptions = field(default_factory=PlanOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     statistics: Path | None = None
     successive: bool = False
-    repair: bool = False
+    repair: bool | None = None
     repair_ridge: float | None = None
     heal: str | None = None
     skip_checkpoint: bool = False
@@ -167,12 +169,14 @@ def plan_request(options: PlanOptions, profile: DeviceProfile, seed: int) -> Pla
 
 
 def mend_rules(options: CompressOptions) -> MendRules | None:
-    """What --repair and --heal ask for; None when neither is given."""
-    if options.repair_ridge is not None and not options.repair:
-        raise UserError("--repair-ridge says how to repair, and --repair is not given", "--repair")
-    if not options.repair and options.heal is None:
+    """What --repair and --heal ask for; None where no weight is to change."""
+    by_default = options.plan.method == DEFAULT_METHOD
+    repair = by_default if options.repair is None else options.repair
+    if options.repair_ridge is not None and not repair:
+        raise UserError("--repair-ridge says how to repair, and nothing is repaired", "--repair")
+    if not repair and options.heal is None:
         return None
     ridge = {} if options.repair_ridge is None else {"repair_ridge": options.repair_ridge}
-    rules = MendRules(repair=options.repair, heal=options.heal, **ridge)
+    rules = MendRules(repair=repair, heal=options.heal, **ridge)
     rules.check()
     return rules

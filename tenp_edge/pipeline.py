@@ -38,20 +38,28 @@ from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.ranges import Ranges
 from tenp_edge.ranging import data_digest
-from tenp_edge.refine import SLICE_SAMPLES, measured_losses
 from tenp_edge.registry import (
     ExportOptions,
     FixedLengths,
     exporter,
     placed_files,
 )
+from tenp_edge.request import DEFAULT_METHOD
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
 from tenp_edge.timing import WORTH_SAYING_SECONDS, estimate
+from tenp_edge.trials import load_trials
 from tenp_edge.typeloss import TypeJob
 from tenp_edge.typeverbs import costs_of, types_if_cheap
 from tenp_edge.validation import ValidationReport, load_report, validate
-from tenp_edge.verbs import calibrate_into, kept_ranges, mend_into, ranges_into, refine_into
+from tenp_edge.verbs import (
+    calibrate_into,
+    kept_ranges,
+    mend_into,
+    probe_if_short,
+    ranges_into,
+    refine_into,
+)
 from tenp_edge.workdir import RunDirectory, key_of
 
 
@@ -181,7 +189,10 @@ class _Compress:
         domains, _, spare = self._domains
         options = self.options.calibration
         work = self.output / "calibration"
-        return calibrate_into(self.checkpoint, domains, work, options, self.progress, spare)
+        found = calibrate_into(self.checkpoint, domains, work, options, self.progress, spare)
+        if self.request.method == DEFAULT_METHOD:
+            probe_if_short(self.checkpoint, found, work, options, self.progress)
+        return found
 
     def measure_types(self, statistics: Statistics) -> None:
         """What the types cost, where one is to be chosen and it is quickly measured."""
@@ -313,7 +324,7 @@ class _Compress:
     ) -> CompressionPlan:
         extra = None if self.options.skip_checkpoint else self._checkpoint_files
         asked = request or self.request
-        measured = tuple(measured_losses(self._calibration)) if statistics else ()
+        measured = load_trials(self._calibration) if statistics else ()
         return make_plan(
             self.checkpoint,
             self.profile,
@@ -380,7 +391,7 @@ class _Compress:
         own_data_only = bool(calibration.data) and not validation.data
         more = validation.samples if own_data_only else 0
         wanted = replace(calibration, samples=calibration.samples + more)
-        drawn = calibration_domains(self.checkpoint, wanted, self.progress, SLICE_SAMPLES)
+        drawn = calibration_domains(self.checkpoint, wanted, self.progress, hold_out=True)
         pairs = [split_at(domain, wanted.samples) for domain in drawn]
         used, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
         if not own_data_only:

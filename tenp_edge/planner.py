@@ -7,7 +7,7 @@ plan that is returned (``confirm``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -16,10 +16,11 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import DeviceProfile
 from tenp_edge.errors import UserError
 from tenp_edge.evidence import Evidence
-from tenp_edge.frontier import Measured, frontier, predicted_kl
+from tenp_edge.frontier import frontier, predicted_kl
 from tenp_edge.jointsearch import choose_jointly
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.pricing import Priced, Pricer, draft
+from tenp_edge.probes import best_way
 from tenp_edge.recipe import make_recipe, memory_json
 from tenp_edge.registry import placed_files
 from tenp_edge.request import METHODS, RANKINGS, PlanRequest, Target, check_request, make_target
@@ -32,6 +33,7 @@ from tenp_edge.sizing import (
     whole_widths,
 )
 from tenp_edge.statistics import Statistics
+from tenp_edge.trials import Trial
 from tenp_edge.typechoice import TypeChoice, candidates, choose_type, enough
 from tenp_edge.typecosts import TypeCosts
 from tenp_edge.units import format_size
@@ -47,7 +49,7 @@ def make_plan(
     request: PlanRequest,
     statistics: Statistics | None = None,
     extra_files: ExtraFiles | None = None,
-    measured: Measured = (),
+    measured: Sequence[Trial] = (),
     confirm: bool = False,
     costs: TypeCosts | None = None,
 ) -> CompressionPlan:
@@ -58,10 +60,34 @@ def make_plan(
     the paper's shape. Where the request names no type, one is chosen: with ``costs``, what each was
     measured to cost, types and widths together (`jointchoice`), else by a rule (`typechoice`).
     ``extra_files`` adds exact sizes of further weight files (the pruned checkpoint's);
-    ``measured`` are (predicted loss, KL) of plans of this model that were run. ``confirm``: the
-    memory is the runtime's own answer for the very plan; without, it is estimated.
+    ``measured`` are plans of this model that were run: they say what a loss means in nats, and for
+    the default method which way of sharing out width was best near the plan's size (`probes`).
+    ``confirm``: the memory is the runtime's own answer for the very plan; without, it is estimated.
     Raises UserError when nothing legal fits, with what would.
     """
+
+    def make(asked: PlanRequest) -> CompressionPlan:
+        return _made(checkpoint, profile, asked, statistics, extra_files, measured, confirm, costs)
+
+    plan = make(request)
+    way = best_way(measured, request, plan.keep_ratio) if plan.keep_ratio < 1 else {}
+    if not way:
+        return plan
+    better = make(replace(request, **way))
+    return replace(better, recipe={**better.recipe, "way": way})
+
+
+def _made(
+    checkpoint: Checkpoint,
+    profile: DeviceProfile,
+    request: PlanRequest,
+    statistics: Statistics | None,
+    extra_files: ExtraFiles | None,
+    measured: Sequence[Trial],
+    confirm: bool,
+    costs: TypeCosts | None,
+) -> CompressionPlan:
+    """The plan of the request as it is."""
     check_request(request)
     check_model(checkpoint, statistics)
     evidence_of = _evidence_of(statistics, request)
@@ -118,7 +144,7 @@ def _target(
     confirm: bool,
     evidence_of: EvidenceOf,
     costs: TypeCosts | None,
-    measured: Measured,
+    measured: Sequence[Trial],
 ) -> tuple[Target, TypeChoice | None]:
     """The target, with a type chosen where the request leaves it open."""
     positions = checkpoint.config.max_position_embeddings

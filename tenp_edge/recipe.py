@@ -149,11 +149,6 @@ def _notes(
             f"no calibration token reached {len(evidence.unreached)} experts: they are ranked "
             "last and keep their neurons of the largest norm"
         )
-    if evidence is not None and evidence.scores.insurance and len(evidence.statistics.domains) == 1:
-        notes.append(
-            "calibrated on one domain: much is kept for text of other kinds. More domains (--data) "
-            "say what those need; --insurance 0 keeps nothing for them"
-        )
     return notes
 
 

@@ -8,30 +8,27 @@ goes on where it was and the same plan is never measured twice.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from tenp_edge.checkpoint import Checkpoint, read_json, write_text
+from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import Domain, load_domains, save_domains
 from tenp_edge.errors import UserError
 from tenp_edge.lockstep import measure_plans
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.request import PlanRequest
+from tenp_edge.trials import Changes, Measure, Records, Trial, measured
 
-SLICE_SAMPLES = 4
+SLICE_SAMPLES = 4  # of a domain, at least
+SLICE_TOKENS = 4096  # of all domains together, at least
 SLICE_FILE = "slice.safetensors"
-FILE = "refine.json"
-VERSION = 1
 MIN_LENGTH = 16  # shorter sequences tell little
 
-Changes = dict[str, Any]
 MakePlan = Callable[[PlanRequest], CompressionPlan]
 
 
@@ -43,55 +40,29 @@ def knobs(request: PlanRequest, keep: float) -> list[list[Changes]]:
     ]
     alphas = [{"whole_share": round(share * keep, 4)} for share in (0.25, 0.375, 0.5, 0.625, 0.75)]
     bumps = [{"middle": bump} for bump in (1.0, 0.5, 2.0)]
+    units = [{"unit": unit} for unit in (0.0, 0.5, 1.0, 1.5, 2.0)]
     tilts = [{"tilt": tilt} for tilt in (0.0, -1.0, -0.5, 0.5, 1.0)]
     scores = [{"neuron_score": name} for name in ("relative", "energy", "camera-p")]
     orders = [{"neuron_score": "joint"}, *scores]
     rankings = [{"ranking": name} for name in ("global", "coverage", "layer")]
     by_method: dict[str, list[list[Changes]]] = {
         "tenp": [slopes, alphas, bumps],
-        "adaptive": [tilts, orders],
+        "adaptive": [units, rankings, tilts, orders],
         "free": [scores, rankings],
         "enp": [[{"neuron_score": name} for name in ("enp", "enp-abs", "energy", "camera-p")]],
     }
     return [
         values
         for values in by_method.get(request.method, [])
-        if all(getattr(request, name) is None or name == "ranking" for name in values[0])
+        if all(getattr(request, name) is None for name in values[0])
     ]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A measured plan: mean KL on the slice in nats, seconds its share of the forward took."""
-
-    changes: Mapping[str, Any]
-    keep_ratio: float
-    predicted_loss: float
-    mean_kl: float
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "changes": dict(self.changes)}
-
-
-class Records:
-    """refine.json: every plan that was measured on one slice, by its digest."""
-
-    def __init__(self, directory: Path, text: str) -> None:
-        self.file = directory / FILE
-        self._state: dict[str, Any] = {"version": VERSION, "slice": text, "plans": {}}
-        if self.file.is_file():
-            found = read_json(self.file)
-            if found.get("version") == VERSION and found.get("slice") == text:
-                self._state = found
-
-    def get(self, plan: CompressionPlan) -> Trial | None:
-        found = self._state["plans"].get(plan.digest)
-        return None if found is None else Trial(**found)
-
-    def add(self, measured: Mapping[str, Trial]) -> None:
-        self._state["plans"] |= {digest: trial.to_json() for digest, trial in measured.items()}
-        write_text(self.file, json.dumps(self._state, indent=1) + "\n")
+def slice_samples(domains: int, samples: int, seq_len: int) -> int:
+    """Sequences to hold out beside ``samples`` of each domain: one domain must be as much text as
+    several, and measuring must not cost more than calibrating."""
+    enough = -(-SLICE_TOKENS // (domains * seq_len))
+    return max(SLICE_SAMPLES, min(samples, enough))
 
 
 def keep_slice(directory: Path, domains: Sequence[Domain]) -> None:
@@ -139,7 +110,7 @@ def refine(
     """The plan with the least measured KL over the method's knobs; ``make`` plans a request.
 
     The last request to ``make`` asks for the chosen plan again, with its frontier: by then
-    `measured_losses` knows what was measured.
+    its trials are known.
 
     ``directory``: the statistics with their slice; refine.json is kept there. Raises UserError
     when the method has no knob left or there is no slice.
@@ -179,7 +150,7 @@ def _descend(
     axes: Sequence[Sequence[Changes]],
     make: MakePlan,
     records: Records,
-    measure: Callable[[Sequence[CompressionPlan]], list[float]],
+    measure: Measure,
 ) -> tuple[CompressionPlan, dict[str, Trial]]:
     """One knob after the other; the plan without any change competes too."""
     best, chosen = first, Changes()
@@ -189,33 +160,10 @@ def _descend(
         for value in values:
             plan = make(replace(request, **chosen, **value))
             candidates.setdefault(plan.digest, ({**chosen, **value}, plan))
-        trials |= _measured(candidates, records, measure)
+        trials |= measured(candidates, records, measure)
         winner = min(candidates, key=lambda digest: trials[digest].mean_kl)
         chosen, best = candidates[winner]
     return best, trials
-
-
-def _measured(
-    candidates: Mapping[str, tuple[Changes, CompressionPlan]],
-    records: Records,
-    measure: Callable[[Sequence[CompressionPlan]], list[float]],
-) -> dict[str, Trial]:
-    known = {digest: records.get(plan) for digest, (_, plan) in candidates.items()}
-    missing = [digest for digest, trial in known.items() if trial is None]
-    started = time.monotonic()
-    found = measure([candidates[digest][1] for digest in missing]) if missing else []
-    seconds = round((time.monotonic() - started) / max(len(missing), 1), 3)
-    new = {
-        digest: _trial(*candidates[digest], kl, seconds)
-        for digest, kl in zip(missing, found, strict=True)
-    }
-    if new:
-        records.add(new)
-    return {digest: trial for digest, trial in known.items() if trial is not None} | new
-
-
-def _trial(changes: Changes, plan: CompressionPlan, kl: float, seconds: float) -> Trial:
-    return Trial(changes, plan.keep_ratio, plan.recipe["predicted_loss"], kl, seconds)
 
 
 def _with_record(
@@ -239,12 +187,3 @@ def slice_digest(domains: Sequence[Domain]) -> str:
         state.update(domain.name.encode() + domain.tokens.numpy().tobytes())
         state.update(domain.lengths.numpy().tobytes())
     return state.hexdigest()[:32]
-
-
-def measured_losses(directory: Path) -> Iterator[tuple[float, float]]:
-    """(predicted loss, measured KL) of every plan that was ever refined in ``directory``."""
-    file = directory / FILE
-    if not file.is_file():
-        return
-    for trial in read_json(file).get("plans", {}).values():
-        yield trial["predicted_loss"], trial["mean_kl"]

@@ -8,6 +8,7 @@ from math import lcm
 from tenp_edge.devices import KV_TYPES, DeviceProfile
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
+from tenp_edge.insurance import NO_INSURANCE, PROTECTION, Insurance
 from tenp_edge.registry import (
     Exporter,
     ExportOptions,
@@ -23,7 +24,7 @@ METHODS = ("tenp", "enp", "drop", "free", "adaptive")
 DEFAULT_METHOD = "adaptive"  # of the verbs; `PlanRequest` itself starts from the paper
 FREE_METHODS = ("free", "adaptive")  # every expert its own width
 RANKINGS = ("global", "layer", "trapezoid", "coverage")
-INSURANCE = 1.0  # default of --insurance: of what `insurance.insurance_of` has for the domains
+DEFAULT_PROTECTION = "little"
 GUARDS = ("super", "tail")
 
 
@@ -33,8 +34,9 @@ class PlanRequest:
 
     ``budget_bytes`` is the peak resident memory that the run may reach; ``keep`` (rho) pins the
     size instead. ``whole_share`` is alpha; ``shallow``, ``deep`` and ``middle`` shape the
-    trapezoid (`allocation.Shape`); ``ranking``, ``tilt`` and ``guards`` are for the methods of
-    free widths (`search.FreeRules`), ``insurance`` for adaptive. ``imatrix`` is whether the file
+    trapezoid (`allocation.Shape`); ``ranking``, ``unit``, ``tilt`` and ``guards`` are for the
+    methods of free widths (`search.FreeRules`), ``protect`` (`insurance.PROTECTION`) for
+    adaptive. ``imatrix`` is whether the file
     will be quantised with the importance of its columns, ``tensor_types`` as in
     `registry.ExportOptions`. ``frontier`` adds the method's plans at other sizes to the recipe.
     ``batch`` and ``targets`` are for layouts of fixed shapes.
@@ -49,10 +51,11 @@ class PlanRequest:
     shallow: float | None = None
     deep: float | None = None
     middle: float | None = None
-    ranking: str = "global"
+    ranking: str | None = None
+    unit: float | None = None
     tilt: float | None = None
     guards: tuple[str, ...] = ()
-    insurance: float | None = None
+    protect: str | None = None
     width_multiple: int | None = None
     quant: str | None = None
     layout: str | None = None
@@ -87,8 +90,12 @@ def check_request(request: PlanRequest) -> None:
     """Raise UserError for a value that no model could be planned with."""
     if request.method not in METHODS:
         raise UserError(f"--method {request.method} is not known", f"--method {'|'.join(METHODS)}")
-    if request.ranking not in RANKINGS:
+    if request.ranking is not None and request.ranking not in RANKINGS:
         raise UserError(f"no ranking '{request.ranking}'", "|".join(RANKINGS))
+    if request.protect is not None and request.protect not in PROTECTION:
+        raise UserError(
+            f"--protect {request.protect} is not known", f"--protect {'|'.join(PROTECTION)}"
+        )
     for guard in request.guards:
         if guard not in GUARDS:
             raise UserError(f"--guard {guard} is not known", f"--guard {'|'.join(GUARDS)}")
@@ -132,7 +139,6 @@ def _check_shape_flags(request: PlanRequest) -> None:
         ("--shallow", request.shallow),
         ("--deep", request.deep),
         ("--middle", request.middle),
-        ("--insurance", request.insurance),
     ):
         if value is not None and value < 0:
             raise UserError(f"{flag} {value:g} is negative", f"{flag} with a weight from 0 up")
@@ -242,11 +248,11 @@ def neuron_score(request: PlanRequest, joint: bool = True) -> str:
     return request.neuron_score or own.get(request.method, "enp")
 
 
-def insurance(request: PlanRequest) -> float:
-    """The requested scale of the insurance; only adaptive has one."""
+def insurance(request: PlanRequest) -> Insurance:
+    """What the requested protection adds to the losses; only adaptive has one."""
     if request.method != "adaptive":
-        return 0.0
-    return INSURANCE if request.insurance is None else request.insurance
+        return NO_INSURANCE
+    return PROTECTION[request.protect or DEFAULT_PROTECTION]
 
 
 def method_of(request: PlanRequest, target: Target) -> str:

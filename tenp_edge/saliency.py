@@ -335,6 +335,16 @@ def prior_losses(statistics: Statistics, layer: int) -> torch.Tensor:
     return prior(own, *(norms[name] for name in WEIGHT_NORMS))
 
 
+def stream_square(statistics: Statistics, layer: int) -> float:
+    """||h'||^2 after the layer's block: what all neurons' energies are over what they are relative
+    to the stream (`relative`), so it is the one that busy tokens see. 1 where nothing was routed.
+    """
+    sums = torch.stack(
+        [ranking_scores(statistics, layer, score).sum() for score in ("energy", RELATIVE)]
+    )
+    return float(sums[0] / sums[1]) if bool((sums > 0).all()) else 1.0
+
+
 def tail_sums(values: torch.Tensor) -> torch.Tensor:
     """[experts, width] -> [experts, width + 1]: the sum from each place on, 0 after the last."""
     tails = values.flip(-1).cumsum(-1).flip(-1)

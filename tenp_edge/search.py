@@ -117,14 +117,16 @@ class FreeRules:
     ``ranking``: one pool of steps for the model ("global"), the same with every layer's gains
     as shares of the layer's own total ("coverage"), a pool per layer with even budgets ("layer")
     or budgets along ``shape`` ("trapezoid"). ``tilt``: gains are multiplied by a factor that grows
-    by exp(tilt) from the first layer to the last. ``guards``: experts that are not cut, or not
-    below the even width (`GUARDS`).
+    by exp(tilt) from the first layer to the last. ``unit``: losses are counted in ||h'||^unit of
+    the layer's stream: 0 as a share of the stream, 2 as energies. ``guards``: experts that are not
+    cut, or not below the even width (`GUARDS`).
     """
 
     by_loss: bool = False
     ranking: str = "global"
     shape: Shape = PAPER_SHAPE
     tilt: float = 0.0
+    unit: float = 0.0
     guards: tuple[str, ...] = ()
 
 
@@ -199,7 +201,8 @@ class Free:
         if rules.ranking == "coverage":
             gains = gains / gains[:, -1].sum().clamp_min(1e-30)
         depth = self.space.layers.index(layer) / max(len(self.space.layers) - 1, 1)
-        return gains * math.exp(rules.tilt * (depth - 0.5))
+        in_unit: float = found.stream ** (rules.unit / 2)
+        return gains * (math.exp(rules.tilt * (depth - 0.5)) * in_unit)
 
 
 # -- the trapezoid with evidence -------------------------------------------------------------------

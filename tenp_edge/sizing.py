@@ -59,9 +59,10 @@ def evidence_for(statistics: Statistics, space: Space, request: PlanRequest) -> 
 def _free_rules(request: PlanRequest) -> FreeRules:
     return FreeRules(
         by_loss=request.method == "adaptive",
-        ranking=request.ranking,
+        ranking=request.ranking or "global",
         shape=_shape(request),
         tilt=request.tilt or 0.0,
+        unit=request.unit or 0.0,
         guards=request.guards,
     )
 

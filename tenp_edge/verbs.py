@@ -17,11 +17,13 @@ from tenp_edge.data import (
 )
 from tenp_edge.devices import this_machine
 from tenp_edge.disk import require_free
-from tenp_edge.domains import calibration_domains, validation_domains
+from tenp_edge.domains import calibration_domains, most_tokens, validation_domains
 from tenp_edge.errors import UserError
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.gradients import collect_gradients
 from tenp_edge.importance import importance_of
+from tenp_edge.inspection import inspect_model
+from tenp_edge.lockstep import measure_plans
 from tenp_edge.mended import Mended
 from tenp_edge.mending import MendRules, mend
 from tenp_edge.options import (
@@ -34,22 +36,28 @@ from tenp_edge.options import (
 )
 from tenp_edge.plan import CompressionPlan, load_plan
 from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.probes import KEEPS, WAYS, probe
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.pruned import PrunedBy
 from tenp_edge.ranges import Ranges, load_ranges
 from tenp_edge.ranging import identity, measure_ranges
 from tenp_edge.refine import (
-    SLICE_SAMPLES,
     MakePlan,
     keep_slice,
-    measured_losses,
+    load_slice,
     refine,
+    slice_digest,
+    stored_slice,
 )
 from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
-from tenp_edge.typeverbs import costs_of, default_job, exactly, types_into
+from tenp_edge.timing import operations_per_second
+from tenp_edge.trials import Records, load_trials
+from tenp_edge.typeverbs import CHEAP_SECONDS, costs_of, default_job, exactly, types_into
 from tenp_edge.validation import ValidationReport, validate
+
+_PROBES_IN_CALIBRATIONS = 3  # how much longer than the calibration the probes may take
 
 
 def run_calibrate(
@@ -66,10 +74,11 @@ def run_calibrate(
     type of a GGUF costs this model is measured too (`typeloss`).
     """
     checkpoint = Checkpoint(model)
-    drawn = calibration_domains(checkpoint, options, progress, spare=SLICE_SAMPLES)
+    drawn = calibration_domains(checkpoint, options, progress, hold_out=True)
     pairs = [split_at(domain, options.samples) for domain in drawn]
     domains, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
     statistics = calibrate_into(checkpoint, domains, work, options, progress, spare)
+    probe_if_short(checkpoint, statistics, work, options, progress)
     if types:
         types_into(checkpoint, default_job(), statistics, work, options, progress)
     if not gradients:
@@ -112,6 +121,54 @@ def calibrate_into(
     return statistics
 
 
+def probe_if_short(
+    checkpoint: Checkpoint,
+    statistics: Statistics,
+    directory: Path,
+    compute: CalibrationOptions,
+    progress: Progress,
+) -> None:
+    """Measure the ways of sharing out width (`probes`) on the text held out in ``directory``.
+
+    Where that is a matter of a moment or takes no longer than a few calibrations; nothing where no
+    text was held out. What was measured before is not measured again.
+    """
+    if stored_slice(directory) is None or not statistics.has_elimination:
+        return
+    domains = load_slice(directory)
+    seconds, calibrating = _probing_seconds(checkpoint, domains, compute)
+    if seconds > max(CHEAP_SECONDS, _PROBES_IN_CALIBRATIONS * calibrating):
+        return
+    device, dtype = exactly(checkpoint, compute)
+
+    def make(asked: PlanRequest) -> CompressionPlan:
+        return make_plan(checkpoint, this_machine(), asked, statistics)
+
+    def measure(plans: Sequence[CompressionPlan]) -> list[float]:
+        found = measure_plans(
+            checkpoint,
+            plans,
+            domains,
+            device=device,
+            dtype=dtype,
+            work=directory,
+            progress=progress,
+        )
+        return [one.mean_kl for one in found]
+
+    probe(make, Records(directory, slice_digest(domains)), measure, compute.seed)
+
+
+def _probing_seconds(
+    checkpoint: Checkpoint, domains: Sequence[Domain], compute: CalibrationOptions
+) -> tuple[float, float]:
+    """About how long the probes take, and the calibration."""
+    operations = 2 * inspect_model(checkpoint.path).active_parameters
+    per_token = operations / operations_per_second(*exactly(checkpoint, compute))
+    tokens = sum(int(domain.lengths.sum()) for domain in domains)
+    return len(KEEPS) * (1 + len(WAYS)) * tokens * per_token, most_tokens(compute) * per_token
+
+
 def run_plan(
     model: Path,
     options: PlanOptions,
@@ -139,7 +196,7 @@ def run_plan(
             profile,
             asked,
             stats,
-            measured=tuple(measured_losses(statistics)),
+            measured=load_trials(statistics),
             confirm=asked.frontier,
             costs=costs_of(checkpoint, statistics),
         )

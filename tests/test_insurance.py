@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tenp_edge.coverage import MIN_TOKENS
-from tenp_edge.insurance import Insurance, insurance_of, insured
+from tenp_edge.insurance import NO_INSURANCE, PROTECTION, Insurance, insured
 
 # Two experts of two neurons; the second was chosen by a third of the first's tokens.
 LOSSES = torch.tensor([[9.0, 4.0, 0.0], [3.0, 1.0, 0.0]], dtype=torch.float64)
@@ -32,8 +32,8 @@ def test_a_few_tokens_are_not_multiplied_without_end() -> None:
     assert float(grown) == float(rare.mean() / MIN_TOKENS)
 
 
-def test_one_domain_is_insured_more_than_several() -> None:
-    one, two, many = (insurance_of(count, 1.0) for count in (1, 2, 5))
-    assert two == many
-    assert one.alike > two.alike and one.norms > two.norms and one.even > two.even == 0
-    assert insurance_of(1, 0.0) == Insurance()
+def test_protection_rises_with_its_words() -> None:
+    none, little, much = (PROTECTION[word] for word in ("none", "little", "much"))
+    assert none == NO_INSURANCE == Insurance()
+    assert much.alike > little.alike > 0 and much.norms > little.norms > 0
+    assert much.even > little.even == 0

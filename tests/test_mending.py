@@ -433,9 +433,8 @@ def test_nothing_cut_is_nothing_to_mend(checkpoint_of: Make, tmp_path: Path) -> 
     ("flags", "message"),
     [
         (
-            ("--repair-ridge", "0.3"),
-            "error: --repair-ridge says how to repair, and --repair is not given\n"
-            "try:   --repair\n",
+            ("--no-repair", "--repair-ridge", "0.3"),
+            "error: --repair-ridge says how to repair, and nothing is repaired\ntry:   --repair\n",
         ),
         (
             ("--repair", "--repair-ridge", "0"),

@@ -22,7 +22,8 @@ from tenp_edge.frontier import predicted_kl
 from tenp_edge.lockstep import measure_plans
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
-from tenp_edge.refine import FILE, SLICE_FILE, knobs, measured_losses, refine
+from tenp_edge.refine import SLICE_FILE, knobs, refine
+from tenp_edge.trials import FILE, Trial, load_trials
 
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
 Make = Callable[[PlanRequest], CompressionPlan]
@@ -40,7 +41,7 @@ def work(
     checkpoint = Checkpoint(path)
 
     def make(request: PlanRequest) -> CompressionPlan:
-        known = tuple(measured_losses(directory))
+        known = load_trials(directory)
         return make_plan(checkpoint, this_machine(), request, statistics, measured=known)
 
     return checkpoint, directory, make
@@ -82,10 +83,11 @@ def test_measured_plans_are_not_measured_again(
     with pytest.raises(KeyboardInterrupt):
         refine(checkpoint, request, make, directory, **CPU)
     first = refine(checkpoint, request, make, directory, **CPU)
-    assert len(calls) == 3 and calls[2] == calls[1] < calls[0]
+    assert calls[2] == calls[1] < calls[0]
+    done = len(calls)
     assert refine(checkpoint, request, make, directory, **CPU).digest == first.digest
-    assert len(calls) == 3
-    assert len(json.loads((directory / FILE).read_text())["plans"]) == calls[0] + calls[1]
+    assert len(calls) == done
+    assert len(json.loads((directory / FILE).read_text())["plans"]) == sum(calls) - calls[1]
 
 
 def test_another_slice_is_measured_anew(
@@ -106,7 +108,10 @@ def test_another_slice_is_measured_anew(
 def test_pinned_values_are_no_knobs() -> None:
     both = knobs(PlanRequest(method="tenp", shallow=1.0), 0.6)
     assert [sorted(values[0]) for values in both] == [["whole_share"], ["middle"]]
-    assert knobs(PlanRequest(method="adaptive", tilt=0.0, neuron_score="energy"), 0.6) == []
+    pinned = PlanRequest(
+        method="adaptive", tilt=0.0, neuron_score="energy", unit=0.0, ranking="global"
+    )
+    assert knobs(pinned, 0.6) == []
 
 
 def test_what_cannot_be_refined(work: tuple[Checkpoint, Path, Make], tmp_path: Path) -> None:
@@ -158,8 +163,18 @@ def test_frontier_falls_with_the_bytes_and_marks_the_plan(
 
 
 def test_measured_plans_scale_the_prediction() -> None:
+    def trials(*points: tuple[float, float]) -> list[Trial]:
+        return [Trial({}, 0.5, loss, kl, 1.0) for loss, kl in points]
+
     law = predicted_kl(0.01)
-    assert predicted_kl(0.01, [(0.01, 2 * law), (0.04, 2 * predicted_kl(0.04))]) == pytest.approx(
-        2 * law
-    )
-    assert predicted_kl(0.0) == 0.0 == predicted_kl(0.0, [(0.1, 1.0)])
+    twice = trials((0.01, 2 * law), (0.04, 2 * predicted_kl(0.04)))
+    assert predicted_kl(0.01, twice) == pytest.approx(2 * law)
+    assert predicted_kl(0.0) == 0.0 == predicted_kl(0.0, trials((0.1, 1.0)))
+
+
+def test_plans_far_apart_give_the_law_their_power() -> None:
+    """KL of the losses to the power 0.6, four decades apart."""
+    known = [Trial({}, 0.5, loss, 3 * loss**0.6, 1.0) for loss in (1e-4, 1e-2, 1.0)]
+    assert predicted_kl(1e-3, known) == pytest.approx(3 * 1e-3**0.6)
+    flat = [Trial({}, 0.5, loss, 1.0, 1.0) for loss in (1e-4, 1e-2, 1.0)]
+    assert predicted_kl(1.0, flat) > predicted_kl(1e-4, flat)

@@ -15,11 +15,13 @@ from tenp_edge.compare.engine import Candidate, Planned
 from tenp_edge.compare.scores import aimer_scores, best_experts, coverage_widths, mone_scores
 from tenp_edge.errors import UserError
 from tenp_edge.evidence import Evidence, Scores
+from tenp_edge.insurance import NO_INSURANCE, PROTECTION, Insurance
 from tenp_edge.mended import Mended
 from tenp_edge.mending import MendRules
 from tenp_edge.plan import CompressionPlan, ExpertKey, Widths
 from tenp_edge.pricing import draft
-from tenp_edge.request import INSURANCE
+from tenp_edge.probes import best_way
+from tenp_edge.request import DEFAULT_METHOD, DEFAULT_PROTECTION, PlanRequest
 from tenp_edge.saliency import (
     EXPERT_SCORES,
     JOINT,
@@ -40,6 +42,7 @@ from tenp_edge.search import (
     shapes,
 )
 from tenp_edge.statistics import Statistics
+from tenp_edge.trials import Trial
 
 Mend = Callable[[CompressionPlan, MendRules], Mended]
 
@@ -47,7 +50,8 @@ Mend = Callable[[CompressionPlan, MendRules], Mended]
 class Case:
     """One calibration of one model: what a method builds from.
 
-    ``mend``: repairs and heals what a plan leaves, on the text of this calibration.
+    ``mend``: repairs and heals what a plan leaves, on the text of this calibration; ``trials``:
+    what was measured on text held out from it.
     """
 
     def __init__(
@@ -57,10 +61,11 @@ class Case:
         width_multiple: int,
         seed: int,
         mend: Mend | None = None,
+        trials: Sequence[Trial] = (),
     ) -> None:
         config = checkpoint.config
         self.checkpoint, self.statistics, self.seed = checkpoint, statistics, seed
-        self.mend = mend
+        self.mend, self.trials = mend, trials
         self.space = Space(
             config.moe_layers, config.num_experts, config.moe_intermediate_size, width_multiple
         )
@@ -71,7 +76,7 @@ class Case:
         expert: str = "tenp",
         neuron: str = "enp",
         shared: bool = False,
-        insurance: float = 0.0,
+        insurance: Insurance = NO_INSURANCE,
     ) -> Evidence:
         """The statistics by these scores, made once; ``shared``: neurons compete across experts."""
         scores = Scores(expert, neuron, self.seed, shared_ranking=shared, insurance=insurance)
@@ -169,15 +174,28 @@ def sorted_neurons(neuron: str, ranking: str) -> Build:
     return build
 
 
-def adaptive(insurance: float = INSURANCE, ranking: str = "global", neuron: str = JOINT) -> Build:
+def adaptive(
+    protect: str = DEFAULT_PROTECTION,
+    ranking: str = "global",
+    neuron: str = JOINT,
+    unit: float = 0.0,
+) -> Build:
     """Every expert its own width by predicted loss, as ``plan`` does by default."""
 
     def build(case: Case, neurons: int) -> Cut:
+        insurance = PROTECTION[protect]
         evidence = case.evidence(neuron=neuron, shared=True, insurance=insurance)
-        rules = FreeRules(by_loss=True, ranking=ranking)
+        rules = FreeRules(by_loss=True, ranking=ranking, unit=unit)
         return _allocated(case, evidence, Free(case.space, evidence, rules), neurons)
 
     return build
+
+
+def default(case: Case, neurons: int) -> Cut:
+    """As ``plan`` does by default: adaptive in the way that measured best near this size."""
+    keep = neurons / case.space.total_neurons
+    way = best_way(case.trials, PlanRequest(method=DEFAULT_METHOD), keep)
+    return adaptive(**way)(case, neurons)
 
 
 def removal(expert: str) -> Build:
@@ -278,12 +296,15 @@ def _table() -> Iterator[Method]:
     yield Method("tenp", trapezoid(), ("table", "short", "claims"))
     yield Method("tenp-chosen", chosen_trapezoid, both)
     yield Method("enp", uniform("enp"), ("table", "short", "claims"))
-    yield Method("adaptive", adaptive(), both)
-    yield Method("adaptive-uninsured", adaptive(insurance=0.0), ("table",))
-    yield Method("adaptive-insured", adaptive(insurance=10 * INSURANCE), ("table",))
+    yield Method("adaptive", default, both)
+    yield Method("adaptive-plain", adaptive(), ("table",))
+    yield Method("adaptive-uninsured", adaptive(protect="none"), ("table",))
+    yield Method("adaptive-insured", adaptive(protect="much"), ("table",))
     yield Method("adaptive-single", adaptive(neuron=RELATIVE), ("table",))
     for ranking in ("layer", "coverage"):
         yield Method(f"adaptive-{ranking}", adaptive(ranking=ranking), ("table",))
+    for unit in (0.5, 1.0, 1.5, 2.0):
+        yield Method(f"adaptive-unit-{unit:g}", adaptive(unit=unit), ("table",))
     yield Method("free", sorted_neurons("energy", "global"), both)
     yield Method("random", uniform("random"), both)
     yield Method("wanda-rows", wanda_rows, both)
@@ -309,11 +330,11 @@ def _mended() -> Iterator[Method]:
     """Weights that stay are changed after the cut."""
     repair = MendRules(repair=True)
     rows: tuple[tuple[str, Build, MendRules], ...] = (
-        ("adaptive+repair", adaptive(), repair),
+        ("adaptive+repair", default, repair),
         ("tenp+repair", trapezoid(), repair),
-        ("adaptive+repair+heal-routers", adaptive(), replace(repair, heal="routers")),
-        ("adaptive+heal-routers", adaptive(), MendRules(repair=False, heal="routers")),
-        ("adaptive+repair+heal-norms", adaptive(), replace(repair, heal="norms")),
+        ("adaptive+repair+heal-routers", default, replace(repair, heal="routers")),
+        ("adaptive+heal-routers", default, MendRules(repair=False, heal="routers")),
+        ("adaptive+repair+heal-norms", default, replace(repair, heal="norms")),
     )
     for name, base, rules in rows:
         sets = ("mended", "table", "short") if name == "adaptive+repair" else ("mended", "table")

@@ -23,6 +23,7 @@ from tenp_edge.mended import model_digest
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.search import Drop
 from tenp_edge.statistics import Statistics
+from tenp_edge.trials import Trial
 
 FORMAT, VERSION = "tenp-edge comparison", 1
 MENDED = "mended.partial"  # beside compare.json: weights of the ratio that is being measured
@@ -32,7 +33,8 @@ MENDED = "mended.partial"  # beside compare.json: weights of the ratio that is b
 class Job:
     """What is compared. ``statistics``: by calibration seed; ``measures``: kind -> measures of
     that kind ("text", "cloze", "arithmetic"), one a domain; ``about`` is recorded as it is;
-    ``mend``: by calibration seed, for methods that need the calibration's text."""
+    ``mend``: by calibration seed, for methods that need the calibration's text; ``trials``: by
+    calibration seed, what was measured on text held out from it."""
 
     checkpoint: Checkpoint
     methods: Sequence[Method]
@@ -42,11 +44,19 @@ class Job:
     width_multiple: int
     about: Mapping[str, Any]
     mend: Mapping[int, Mend] = field(default_factory=dict)
+    trials: Mapping[int, Sequence[Trial]] = field(default_factory=dict)
 
     def cases(self) -> list[Case]:
         """What the methods build from, one a calibration seed."""
         return [
-            Case(self.checkpoint, statistics, self.width_multiple, seed, self.mend.get(seed))
+            Case(
+                self.checkpoint,
+                statistics,
+                self.width_multiple,
+                seed,
+                self.mend.get(seed),
+                self.trials.get(seed, ()),
+            )
             for seed, statistics in self.statistics.items()
         ]
 
@@ -57,6 +67,7 @@ class Job:
         parts = [
             [m.name for m in self.methods],
             {s: dict(stats.info) for s, stats in self.statistics.items()},
+            {s: [(dict(t.changes), t.mean_kl) for t in found] for s, found in self.trials.items()},
             self.width_multiple,
             dict(self.about),
         ]

@@ -1,0 +1,88 @@
+"""How width is best shared out in this model: a few ways, measured at a few sizes on held-out text.
+
+Predicted losses order the neurons and rank plans well, but two things differ from model to model:
+in which unit losses of different layers are compared (models that were trained little want
+energies at deep cuts), and how much a plan should hedge against its own text. So they are measured,
+once a calibration, and every plan made from it takes the way that was best near its size. What was
+measured also says what a predicted loss means in nats for this very model (`frontier`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from tenp_edge.plan import CompressionPlan
+from tenp_edge.request import DEFAULT_PROTECTION, PlanRequest
+from tenp_edge.trials import Candidates, Changes, Measure, Records, Trial, measured
+
+MakePlan = Callable[[PlanRequest], CompressionPlan]
+
+KEEPS = (0.75, 0.45)
+# What the request leaves open, spelled out, so that a probe is not itself planned by probes.
+PLAIN: Changes = {"unit": 0.0, "ranking": "global", "protect": DEFAULT_PROTECTION}
+# Beside it: losses in other units of the layers' streams, even budgets for all layers, no
+# protection.
+WAYS: tuple[Changes, ...] = (
+    PLAIN,
+    {**PLAIN, "unit": 1.0},
+    {**PLAIN, "unit": 2.0},
+    {**PLAIN, "ranking": "layer"},
+    {**PLAIN, "protect": "none"},
+)
+# What another way must gain: the text is small, and the plain plan is right most often.
+MARGIN = 0.02
+# A plan of these was not measured in any way.
+_PINS = (*PLAIN, "neuron_score", "tilt")
+_NEAR = 0.03  # of keep: legal widths round a plan's size
+
+
+def probe(make: MakePlan, records: Records, measure: Measure, seed: int) -> None:
+    """Measure WAYS at KEEPS into ``records``, all of a size at once; known ones are not repeated.
+
+    ``make`` plans a request from the statistics of the text beside which ``records`` lie.
+    """
+    for keep in KEEPS:
+        candidates = _candidates(make, keep, seed)
+        measured(candidates, records, measure)
+
+
+def _candidates(make: MakePlan, keep: float, seed: int) -> Candidates:
+    """The plans of one size by their digests; of two equal ones the way that comes first."""
+    plain = PlanRequest(keep=keep, method="adaptive", seed=seed)
+    found: dict[str, tuple[Changes, CompressionPlan]] = {}
+    for way in WAYS:
+        plan = make(replace(plain, **way))
+        found.setdefault(plan.digest, (way, plan))
+    return found
+
+
+def best_way(trials: Sequence[Trial], request: PlanRequest, keep: float) -> Changes:
+    """What to change in ``request`` for a plan of size ``keep``: the way that measured best there.
+
+    KL of a way beside the plain plan's is interpolated between KEEPS as a logarithm. Nothing where
+    the request is not for the default method, or pins what ways differ in.
+    """
+    pinned = request.guards or any(getattr(request, name) is not None for name in _PINS)
+    if request.method != "adaptive" or pinned:
+        return {}
+    gains = [(_log_ratio(trials, way, keep), way) for way in WAYS[1:]]
+    ratio, way = min(gains, key=lambda gain: gain[0])
+    return way if ratio < math.log(1 - MARGIN) else {}
+
+
+def _log_ratio(trials: Sequence[Trial], way: Changes, keep: float) -> float:
+    """log(KL of ``way`` / KL of the plain plan) at ``keep``; 0 at sizes where they are one plan."""
+    deep, light = (_log_ratio_at(trials, way, size) for size in sorted(KEEPS))
+    part = (keep - min(KEEPS)) / (max(KEEPS) - min(KEEPS))
+    part = min(max(part, 0.0), 1.0)
+    return (1 - part) * deep + part * light
+
+
+def _log_ratio_at(trials: Sequence[Trial], way: Changes, size: float) -> float:
+    near = [trial for trial in trials if abs(trial.keep_ratio - size) < _NEAR]
+    own, plain = (
+        sum(trial.mean_kl for trial in near if trial.changes == changes) for changes in (way, PLAIN)
+    )
+    return math.log(own / plain) if own > 0 and plain > 0 else 0.0

@@ -1,0 +1,90 @@
+"""Plans that were measured on held-out text: what they promised, and what they cost.
+
+refine.json beside the statistics has them all, by the plan's digest, so that no plan is measured
+twice on one text, and a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tenp_edge.checkpoint import read_json, write_text
+from tenp_edge.plan import CompressionPlan
+
+FILE = "refine.json"
+VERSION = 2
+
+Changes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A measured plan. ``changes``: what its request had beside the plain one; ``mean_kl``: nats
+    on the slice; ``seconds``: its share of the forward."""
+
+    changes: Mapping[str, Any]
+    keep_ratio: float
+    predicted_loss: float
+    mean_kl: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "changes": dict(self.changes)}
+
+
+class Records:
+    """refine.json: every plan that was measured on one slice, by its digest."""
+
+    def __init__(self, directory: Path, text: str) -> None:
+        self.file = directory / FILE
+        self._state: dict[str, Any] = {"version": VERSION, "slice": text, "plans": {}}
+        if self.file.is_file():
+            found = read_json(self.file)
+            if found.get("version") == VERSION and found.get("slice") == text:
+                self._state = found
+
+    def get(self, plan: CompressionPlan) -> Trial | None:
+        found = self._state["plans"].get(plan.digest)
+        return None if found is None else Trial(**found)
+
+    def add(self, measured: Mapping[str, Trial]) -> None:
+        self._state["plans"] |= {digest: trial.to_json() for digest, trial in measured.items()}
+        write_text(self.file, json.dumps(self._state, indent=1) + "\n")
+
+
+Candidates = Mapping[str, tuple[Changes, CompressionPlan]]
+Measure = Callable[[Sequence[CompressionPlan]], list[float]]
+
+
+def measured(candidates: Candidates, records: Records, measure: Measure) -> dict[str, Trial]:
+    """A trial for every plan of ``candidates`` (digest -> changes and plan); what ``records`` does
+    not know yet is measured in one go and added to it."""
+    known = {digest: records.get(plan) for digest, (_, plan) in candidates.items()}
+    missing = [digest for digest, trial in known.items() if trial is None]
+    started = time.monotonic()
+    kls = measure([candidates[digest][1] for digest in missing]) if missing else []
+    seconds = round((time.monotonic() - started) / max(len(missing), 1), 3)
+    new = {
+        digest: _trial(*candidates[digest], kl, seconds)
+        for digest, kl in zip(missing, kls, strict=True)
+    }
+    if new:
+        records.add(new)
+    return {digest: trial for digest, trial in known.items() if trial is not None} | new
+
+
+def _trial(changes: Changes, plan: CompressionPlan, kl: float, seconds: float) -> Trial:
+    return Trial(changes, plan.keep_ratio, plan.recipe["predicted_loss"], kl, seconds)
+
+
+def load_trials(directory: Path) -> tuple[Trial, ...]:
+    """Every plan of the checkpoint of ``directory`` that was measured there; none is no error."""
+    file = directory / FILE
+    if not file.is_file():
+        return ()
+    return tuple(Trial(**trial) for trial in read_json(file).get("plans", {}).values())

@@ -1,0 +1,130 @@
+"""How width is shared out: measured on held-out text, once a calibration, and used by plans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from test_cli import run as command
+
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.devices import this_machine
+from tenp_edge.plan import CompressionPlan
+from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.probes import KEEPS, PLAIN, WAYS, best_way, probe
+from tenp_edge.refine import slice_samples
+from tenp_edge.statistics import load_statistics
+from tenp_edge.trials import Records, Trial, load_trials
+
+ADAPTIVE = PlanRequest(method="adaptive")
+LAYER, ENERGY = ({**PLAIN, "ranking": "layer"}, {**PLAIN, "unit": 2.0})
+
+
+def trials(*rows: tuple[dict[str, object], float, float]) -> list[Trial]:
+    """(way, keep, KL)."""
+    return [Trial(way, keep, 0.1, kl, 1.0) for way, keep, kl in rows]
+
+
+def test_the_way_that_measured_best_near_the_size() -> None:
+    """Even budgets win at 0.75, energies at 0.45; between them the logarithms are interpolated."""
+    known = trials(
+        (PLAIN, 0.75, 0.010),
+        (LAYER, 0.75, 0.005),
+        (ENERGY, 0.745, 0.012),
+        (PLAIN, 0.45, 0.10),
+        (LAYER, 0.45, 0.11),
+        (ENERGY, 0.44, 0.05),
+    )
+    assert best_way(known, ADAPTIVE, 0.9) == LAYER == best_way(known, ADAPTIVE, 0.75)
+    assert best_way(known, ADAPTIVE, 0.45) == ENERGY == best_way(known, ADAPTIVE, 0.2)
+    assert best_way(known, ADAPTIVE, 0.7) == LAYER
+    assert best_way(known, ADAPTIVE, 0.5) == ENERGY
+
+
+def test_a_small_gain_is_no_reason() -> None:
+    known = trials((PLAIN, 0.75, 0.0100), (LAYER, 0.75, 0.0099), (PLAIN, 0.45, 0.1))
+    assert best_way(known, ADAPTIVE, 0.75) == {}
+    assert best_way([], ADAPTIVE, 0.6) == {}
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        PlanRequest(method="tenp"),
+        PlanRequest(method="free"),
+        PlanRequest(method="adaptive", unit=0.0),
+        PlanRequest(method="adaptive", ranking="coverage"),
+        PlanRequest(method="adaptive", protect="much"),
+        PlanRequest(method="adaptive", tilt=0.5),
+        PlanRequest(method="adaptive", guards=("super",)),
+    ],
+)
+def test_what_is_pinned_is_not_changed(request_: PlanRequest) -> None:
+    known = trials((PLAIN, 0.75, 0.02), (LAYER, 0.75, 0.01))
+    assert best_way(known, ADAPTIVE, 0.75) == LAYER
+    assert best_way(known, request_, 0.75) == {}
+
+
+def test_calibrate_measures_once_and_plan_uses_it(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model, work = checkpoint_of("qwen3_moe"), tmp_path / "work"
+    call = ("calibrate", model, "--samples", "4", "--seq-len", "64", "-o", work)
+    done = command(*call)
+    assert done.returncode == 0, done.stderr
+    known = load_trials(work)
+    assert {trial.changes["unit"] for trial in known} == {0.0, 1.0, 2.0}
+    assert len(known) <= len(KEEPS) * len(WAYS)
+    before = (work / "refine.json").read_bytes()
+    assert command(*call).returncode == 0
+    assert (work / "refine.json").read_bytes() == before
+    checkpoint, statistics = Checkpoint(model), load_statistics(work)
+    for keep in KEEPS:
+        plan = make_plan(
+            checkpoint,
+            this_machine(),
+            PlanRequest(keep=keep, method="adaptive"),
+            statistics,
+            measured=known,
+        )
+        near = [t for t in known if abs(t.keep_ratio - keep) < 0.03]
+        least = min(near, key=lambda trial: trial.mean_kl)
+        plain = next(trial for trial in near if trial.changes == PLAIN)
+        if least.mean_kl < 0.98 * plain.mean_kl:
+            assert plan.recipe["way"] == least.changes
+        else:
+            assert "way" not in plan.recipe
+
+
+def test_a_killed_probe_goes_on(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """A size that was measured is not measured again."""
+    model, work = checkpoint_of("olmoe"), tmp_path / "work"
+    call = ("calibrate", model, "--samples", "2", "--seq-len", "64", "-o", work)
+    assert command(*call).returncode == 0
+    checkpoint, statistics = Checkpoint(model), load_statistics(work)
+    state = json.loads((work / "refine.json").read_text())
+    records = Records(tmp_path, state["slice"])
+    asked: list[int] = []
+
+    def make(request: PlanRequest) -> CompressionPlan:
+        return make_plan(checkpoint, this_machine(), request, statistics)
+
+    def measure(plans: Sequence[CompressionPlan]) -> list[float]:
+        asked.append(len(plans))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return [1.0] * len(plans)
+
+    with pytest.raises(KeyboardInterrupt):
+        probe(make, records, measure, seed=0)
+    probe(make, Records(tmp_path, state["slice"]), measure, seed=0)
+    assert len(asked) == 3 and asked[1] == asked[2]
+
+
+def test_one_domain_holds_out_as_much_text_as_several() -> None:
+    assert slice_samples(1, 96, 256) == 16
+    assert slice_samples(4, 96, 256) == 4
+    assert slice_samples(1, 6, 256) == 6
+    assert slice_samples(1, 2, 64) == 4
