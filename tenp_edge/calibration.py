@@ -336,7 +336,7 @@ def _run_layer(
         active = run.active.to(model.device)
         inputs.begin(run.domain, active)
         if observer is not None:
-            observer.begin(sums[run.domain], active, run.domain)
+            observer.begin(sums[run.domain], active, run.domain, len(run.tokens))
         output = model.run(layer, hidden)
         if observer is not None:
             observer.after(output)
@@ -349,7 +349,8 @@ def _run_layer(
     if observer is not None:
         observer.end()
         norms = weight_norms(layer)
-        named = layer_tensors(index, sums, norms, observer.elimination(sums, norms))
+        order, use = observer.elimination(sums, norms), observer.sequence_use()
+        named = layer_tensors(index, sums, norms, order, use)
     write_tensors(job.sums(index), named | input_tensors(index, inputs.sums))
     source.file.unlink()
 
@@ -377,6 +378,7 @@ class _LayerObserver:
 
     def __init__(self, experts: RaggedExperts, info: Mapping[str, Any]) -> None:
         self.experts, self.scratch = experts, Scratch()
+        self.uses: list[torch.Tensor] = []
         first = experts[0].weight(0)
         self.moments = JointMoments(len(experts), first.shape[0], first.device)
         # Every domain counts the same, whatever its length.
@@ -386,12 +388,19 @@ class _LayerObserver:
         }
         experts.observer = self
 
-    def begin(self, stats: LayerStatistics, active: torch.Tensor, domain: str) -> None:
-        """The next forward's tokens, of ``domain``, go to ``stats``; padding (not ``active``) to
-        nothing."""
+    def begin(
+        self, stats: LayerStatistics, active: torch.Tensor, domain: str, sequences: int
+    ) -> None:
+        """The next forward's tokens, ``sequences`` of ``domain``, go to ``stats``; padding (not
+        ``active``) to nothing."""
+        self.sequences = sequences
         self.stats, self.experts.active = stats, None if bool(active.all()) else active
         self.share = self.shares[domain]
         self.gated_norms: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def sequence_use(self) -> torch.Tensor:
+        """[sequences, experts]: the choices that `routed` counted."""
+        return torch.cat(self.uses)
 
     def end(self) -> None:
         """Let go of the experts: the two hold each other, and a layer must be freed at once."""
@@ -440,6 +449,10 @@ class _LayerObserver:
         return eliminate(self.moments, insurance, growth)
 
     def routed(self, chosen: torch.Tensor, output: torch.Tensor) -> None:
+        places = chosen.view(self.sequences, -1)
+        use = torch.zeros(self.sequences, len(self.experts) + 1, device=chosen.device)
+        use.scatter_add_(1, places, torch.ones_like(places, dtype=use.dtype))
+        self.uses.append(use[:, :-1].cpu())  # the last column are padding's choices
         gated = torch.zeros(chosen.shape, dtype=torch.float32, device=chosen.device)
         for rows, slots, gated_norm in self.gated_norms:
             gated[rows, slots] = gated_norm

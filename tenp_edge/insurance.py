@@ -19,12 +19,12 @@ class Insurance:
 
 
 # Values of `--protect`. The text to come is taken to be of the kinds that were given: "little"
-# costs those kinds 0 to 2 % of KL. "much" keeps other kinds no worse than one width for all experts
-# would, and costs the given kinds up to a factor of ten (docs/planning.md).
+# costs those kinds next to nothing. "much" keeps other kinds no worse than one width for all
+# experts would, and costs the given kinds up to a factor of ten (docs/planning.md).
 NO_INSURANCE = Insurance()
 PROTECTION = {
     "none": NO_INSURANCE,
-    "little": Insurance(alike=0.3, norms=0.06),
+    "little": Insurance(alike=0.1, norms=0.02),
     "much": Insurance(alike=3.0, norms=6.0, even=1.0),
 }
 

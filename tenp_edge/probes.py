@@ -1,9 +1,9 @@
 """How width is best shared out in this model: a few ways, measured at a few sizes on held-out text.
 
-Predicted losses order the neurons and rank plans well, but two things differ from model to model:
+Predicted losses order the neurons and rank plans well, but one thing differs from model to model:
 in which unit losses of different layers are compared (models that were trained little want
-energies at deep cuts), and how much a plan should hedge against its own text. So they are measured,
-once a calibration, and every plan made from it takes the way that was best near its size. What was
+energies at deep cuts), and whether layers may be compared at all. So a few ways are measured, once
+a calibration, and every plan made from it takes the one that was best near its size. What was
 measured also says what a predicted loss means in nats for this very model (`frontier`).
 """
 
@@ -22,14 +22,12 @@ MakePlan = Callable[[PlanRequest], CompressionPlan]
 KEEPS = (0.75, 0.45)
 # What the request leaves open, spelled out, so that a probe is not itself planned by probes.
 PLAIN: Changes = {"unit": 0.0, "ranking": "global", "protect": DEFAULT_PROTECTION}
-# Beside it: losses in other units of the layers' streams, even budgets for all layers, no
-# protection.
+# Beside it: losses in other units of the layers' streams, and even budgets for all layers.
 WAYS: tuple[Changes, ...] = (
     PLAIN,
     {**PLAIN, "unit": 1.0},
     {**PLAIN, "unit": 2.0},
     {**PLAIN, "ranking": "layer"},
-    {**PLAIN, "protect": "none"},
 )
 # What another way must gain: the text is small, and the plain plan is right most often.
 MARGIN = 0.02

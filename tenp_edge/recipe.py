@@ -8,6 +8,7 @@ from typing import Any
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.evidence import Evidence
+from tenp_edge.kinds import is_one_kind
 from tenp_edge.memory import decode_tokens_per_second
 from tenp_edge.models import ModelConfig, expected_tensors
 from tenp_edge.plan import Widths
@@ -148,6 +149,11 @@ def _notes(
         notes.append(
             f"no calibration token reached {len(evidence.unreached)} experts: they are ranked "
             "last and keep their neurons of the largest norm"
+        )
+    if evidence is not None and priced.keep_ratio < 1 and is_one_kind(evidence.statistics):
+        notes.append(
+            "the calibration saw one kind of text: the plan is for that kind. --protect much keeps "
+            "more for others, at the cost of this one"
         )
     return notes
 

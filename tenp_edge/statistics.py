@@ -69,6 +69,9 @@ INPUT_SUM = "input_sq"  # x^2
 # first, [experts, width], and the loss of keeping the first of them, [experts, width + 1]. No sum:
 # merged statistics lack it.
 ELIMINATION = ("joint_order", "joint_losses")
+# How often each sequence of the text chose each expert, [sequences, experts], in the order of the
+# domains: whether the text is of one kind (`kinds`). Merged statistics lack it.
+SEQUENCE_USE = "sequence_use"
 # Norms of the weights, [experts, width]: facts of the model, not of the data.
 WEIGHT_NORMS = ("gate_norm", "up_norm", "down_norm")
 _GROUP_SUMS = EXPERT_SUMS[:-1]  # what one expert's tokens give; easy_ep needs the whole output
@@ -356,6 +359,14 @@ class Statistics:
         return LayerStatistics(_StoredSums(names, lambda name: self.read(prefix + name).double()))
 
     @property
+    def choices(self) -> int:
+        """Experts that a token chooses, by the counts."""
+        total = sum(int(counts["tokens"]) for counts in self.info["domains"].values())
+        layer = self.layers[0]
+        routed = sum(float(self.layer(name, layer)["tokens"].sum()) for name in self.domains)
+        return max(1, round(routed / max(total, 1)))
+
+    @property
     def has_inputs(self) -> bool:
         """Whether sums of squared inputs are there: calibrations of older versions lack them."""
         return bool(self.info.get("inputs"))
@@ -379,6 +390,11 @@ class Statistics:
         """The order in which a layer's neurons are best cut, and what that costs."""
         order, losses = (self.read(f"layers.{layer}.{name}") for name in ELIMINATION)
         return Elimination(order.long(), losses.double())
+
+    def sequence_use(self, layer: int) -> torch.Tensor | None:
+        """Each sequence's choices of each expert, float64 [sequences, experts]; None if merged."""
+        name = f"layers.{layer}.{SEQUENCE_USE}"
+        return self.read(name).double() if name in self.stored else None
 
     def matrix_inputs(self, domain: str, layer: int, role: str) -> torch.Tensor | None:
         """Sum of squared inputs of a matrix outside the routed experts, float64 [inputs].
@@ -429,9 +445,12 @@ def layer_tensors(
     domains: Mapping[str, LayerStatistics],
     norms: Mapping[str, torch.Tensor],
     elimination: Elimination | None = None,
+    sequence_use: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """One layer's tensors under their stored names: neuron sums as float32, the rest float64."""
     named = {f"layers.{layer}.{name}": value.float() for name, value in norms.items()}
+    if sequence_use is not None:
+        named[f"layers.{layer}.{SEQUENCE_USE}"] = sequence_use.float()
     if elimination is not None:
         found = (elimination.order, elimination.losses)
         named |= {

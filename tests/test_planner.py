@@ -536,7 +536,7 @@ def test_insurance_counts_norms_where_the_text_says_nothing(
     scores = Scores("tenp", "relative", 0, shared_ranking=True, insurance=PROTECTION["little"])
     found = Evidence(statistics, space, scores).layers[1]
     prior = prior_losses(statistics, 1)[3].sum()
-    assert float(found.insured[3, 0]) == pytest.approx(0.06 * float(prior), rel=1e-6)
+    assert float(found.insured[3, 0]) == pytest.approx(0.02 * float(prior), rel=1e-6)
     assert float(found.losses[3, 0]) < 1e-9 * float(found.losses[2, 0])
 
 

