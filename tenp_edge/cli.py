@@ -511,7 +511,9 @@ def export(
 @app.command()
 def validate(
     reference: flags.Model,
-    candidate: Annotated[Path, typer.Argument(help="A pruned checkpoint or a GGUF file.")],
+    candidate: Annotated[
+        Path, typer.Argument(help="A GGUF file, an ONNX directory, a checkpoint, or OUT.")
+    ],
     data: Annotated[
         list[str] | None,
         typer.Option("--data", help="A domain, NAME=FILE; default: held-out library text."),
@@ -554,7 +556,7 @@ def validate(
 
     Examples:
 
-        tenp-edge validate MODEL OUT/model.gguf
+        tenp-edge validate MODEL OUT
 
         tenp-edge validate MODEL OUT/model.gguf --twin
 

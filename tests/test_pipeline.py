@@ -87,6 +87,17 @@ def test_load_pruned_takes_the_output(compressed: Path, where: str) -> None:
     assert widths == load_plan(compressed / "plan.json").widths[0]
 
 
+def test_the_output_directory_is_enough(
+    compressed: Path, checkpoint_of: Callable[[str], Path]
+) -> None:
+    done = run("run", compressed, "-p", "def", "-n", 2, "--context", 64)
+    assert done.returncode == 0 and "model.gguf, " in done.stderr
+    small = ("--samples", 1, "--seq-len", 64, "--context", 64, "--no-split", "--json")
+    done = run("validate", checkpoint_of("qwen3_moe"), compressed, *small)
+    assert json.loads(done.stdout)["candidate"] == str(compressed / "model.gguf")
+    assert f"validating {compressed / 'model.gguf'}" in done.stderr
+
+
 def test_the_same_command_again_changes_nothing(
     compressed: Path, checkpoint_of: Callable[[str], Path]
 ) -> None:
