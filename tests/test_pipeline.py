@@ -15,6 +15,7 @@ from test_cli import refused, run
 
 from tenp_edge import load_pruned
 from tenp_edge import options as take
+from tenp_edge.closing import closing
 from tenp_edge.pipeline import run_compress
 from tenp_edge.plan import load_plan
 
@@ -102,8 +103,12 @@ def test_the_same_command_again_changes_nothing(
     compressed: Path, checkpoint_of: Callable[[str], Path]
 ) -> None:
     before = {file: file.stat().st_mtime_ns for file in compressed.rglob("*.safetensors")}
-    done = run("compress", checkpoint_of("qwen3_moe"), "--keep", "0.6", *QUICK, "-o", compressed)
+    model = checkpoint_of("qwen3_moe")
+    done = run("compress", model, "--keep", "0.6", *QUICK, "-o", compressed)
     assert done.returncode == 0, done.stderr
+    report = json.loads((compressed / "validation.json").read_text())
+    plan = load_plan(compressed / "plan.json")
+    assert done.stdout.endswith(f"\n{closing(model, compressed, plan, report)}\n")
     assert before == {file: file.stat().st_mtime_ns for file in compressed.rglob("*.safetensors")}
 
 
