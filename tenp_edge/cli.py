@@ -466,7 +466,8 @@ def export(
     """Write a dense or pruned checkpoint as GGUF or ONNX.
 
     With --calibration, types below Q8_0 are quantised with an importance matrix: what each column
-    of each matrix is fed, from the same statistics that plans are made of.
+    of each matrix is fed, from the same statistics that plans are made of. --plan takes a plan that
+    names its neurons, which tenp-edge plan --calibration WORK -o plan.json writes.
 
     ONNX --mode static --quant int8 needs the ranges of activations: they are measured on --data (or
     the standard library's text) unless compress left them in the --calibration directory.
@@ -479,7 +480,7 @@ def export(
 
         tenp-edge export OUT/checkpoint --layout padded --quant F16 -o for-llama-cpp.gguf
 
-        tenp-edge export MODEL --plan plan.json --quant BF16 -o model.gguf
+        tenp-edge export MODEL --plan plan.json --calibration WORK --quant Q4_K_M -o model.gguf
 
         tenp-edge export OUT/checkpoint --format onnx --mode portable -o onnx
 

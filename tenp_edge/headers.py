@@ -201,7 +201,7 @@ def _model_directory(path: Path) -> Path:
         return path / "checkpoint"
     if path.suffix == ".gguf" and path.is_file():
         raise UserError(
-            f"{path} is a GGUF file: what was quantised cannot be pruned any more",
+            f"{path} is a GGUF file; tenp-edge prunes Hugging Face checkpoints",
             "the checkpoint it was made from (a directory with config.json and .safetensors)",
         )
     if not path.is_dir():

@@ -18,6 +18,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+# Below, the share of the same token is uncertain by two percent and more.
+_FEW_TOKENS = 500
+
 
 @dataclass(frozen=True)
 class Level:
@@ -63,6 +66,8 @@ class Verdict:
             f"first in {100 * self.same_top:.1f} % of places (mean KL {self.mean_kl:.4f} nats over "
             f"{self.tokens:,} tokens; an 8 B model changes about as much by {self.like})"
         )
+        if self.tokens < _FEW_TOKENS:
+            text += "; a rough figure, of few tokens"
         if self.worse:
             text += "; " + ", ".join(f"{word} on {name}" for name, word in self.worse.items())
         return text

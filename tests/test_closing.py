@@ -52,6 +52,8 @@ def test_the_verdict_is_a_sentence_with_its_numbers() -> None:
         "Q8_0 or Q6_K); small on code, large on maths"
     )
     assert str(judge(row(0.03, 0.92))).startswith("a small difference to the whole model: ")
+    few = judge(row(0.03, 0.92) | {"tokens": 62})
+    assert str(few).endswith("Q5_K_M to Q4_K_S); a rough figure, of few tokens")
 
 
 @pytest.fixture
