@@ -63,11 +63,15 @@ def _fail(message: str, hint: str | None, code: int = 2) -> None:
     raise SystemExit(code)
 
 
-def _show(rendered: RenderableType, data: object, as_json: bool) -> None:
+def _show(rendered: RenderableType, data: object, as_json: bool, last_words: object = None) -> None:
+    """``rendered``, or ``data`` as JSON. ``last_words`` below it are not wrapped: commands among
+    them are there to be copied."""
     if as_json:
         print(json.dumps(data, indent=1))
-    else:
-        out.print(rendered)
+        return
+    out.print(rendered)
+    if last_words is not None:
+        out.print(f"\n{last_words}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _pick(options: type[Options], given: Mapping[str, Any]) -> Options:
@@ -119,7 +123,7 @@ def demo(
     from tenp_edge.demo import run_demo
 
     result = run_demo(output, force, progress)
-    _show(result.render(), result.to_json(), json_output)
+    _show(result.render(), result.to_json(), json_output, result.closing)
 
 
 @app.command()
@@ -373,7 +377,9 @@ def compress(
     """Calibrate, plan, slice, export and validate: a model that fits, with proof.
 
     The same command continues after a kill. OUT holds plan.json, plan.safetensors, checkpoint/,
-    model.gguf (or onnx/), validation.json and manifest.json.
+    model.gguf (or onnx/), validation.json and manifest.json. The last lines say whether it fits,
+    how good it is, where it runs and what to type next. For llama.cpp, Ollama or LM Studio:
+    --layout merged.
 
     Examples:
 
@@ -381,11 +387,14 @@ def compress(
 
         tenp-edge compress MODEL --profile laptop-8gb --data chat=prompts.jsonl -o OUT
 
+        tenp-edge compress MODEL --ram 8GiB --layout merged -o OUT
+
         tenp-edge compress MODEL --ram 8GiB --no-repair -o OUT
 
         tenp-edge compress MODEL --keep 0.6 --skip-checkpoint --no-validate -o OUT
     """
     from tenp_edge import options as take
+    from tenp_edge.closing import closing
     from tenp_edge.pipeline import run_compress
     from tenp_edge.verbs import run_plan
 
@@ -412,7 +421,9 @@ def compress(
         return
     result = run_compress(model, output, options, progress)
     found = result.to_json()
-    _show(report.compressed(output, result.plan, found["validation"]), found, json_output)
+    last = closing(model, output, result.plan, found["validation"])
+    shown = report.compressed(result.plan, found["validation"])
+    _show(shown, found | {"summary": last.to_json()}, json_output, last)
 
 
 @app.command()
@@ -455,7 +466,8 @@ def export(
     """Write a dense or pruned checkpoint as GGUF or ONNX.
 
     With --calibration, types below Q8_0 are quantised with an importance matrix: what each column
-    of each matrix is fed, from the same statistics that plans are made of.
+    of each matrix is fed, from the same statistics that plans are made of. --plan takes a plan that
+    names its neurons, which tenp-edge plan --calibration WORK -o plan.json writes.
 
     ONNX --mode static --quant int8 needs the ranges of activations: they are measured on --data (or
     the standard library's text) unless compress left them in the --calibration directory.
@@ -468,7 +480,7 @@ def export(
 
         tenp-edge export OUT/checkpoint --layout padded --quant F16 -o for-llama-cpp.gguf
 
-        tenp-edge export MODEL --plan plan.json --quant BF16 -o model.gguf
+        tenp-edge export MODEL --plan plan.json --calibration WORK --quant Q4_K_M -o model.gguf
 
         tenp-edge export OUT/checkpoint --format onnx --mode portable -o onnx
 
@@ -511,7 +523,9 @@ def export(
 @app.command()
 def validate(
     reference: flags.Model,
-    candidate: Annotated[Path, typer.Argument(help="A pruned checkpoint or a GGUF file.")],
+    candidate: Annotated[
+        Path, typer.Argument(help="A GGUF file, an ONNX directory, a checkpoint, or OUT.")
+    ],
     data: Annotated[
         list[str] | None,
         typer.Option("--data", help="A domain, NAME=FILE; default: held-out library text."),
@@ -554,7 +568,7 @@ def validate(
 
     Examples:
 
-        tenp-edge validate MODEL OUT/model.gguf
+        tenp-edge validate MODEL OUT
 
         tenp-edge validate MODEL OUT/model.gguf --twin
 
@@ -567,6 +581,7 @@ def validate(
     from tenp_edge.options import CalibrationOptions, MeasureOptions, ValidationOptions
     from tenp_edge.pruned import PrunedBy
     from tenp_edge.verbs import run_validate
+    from tenp_edge.verdict import judge
 
     options = ValidationOptions(tuple(data or ()), samples, seq_len, threads, twin, not no_split)
     compute = CalibrationOptions(seed=seed, device=device, dtype=dtype)
@@ -574,9 +589,11 @@ def validate(
     found = run_validate(
         reference, candidate, options, compute, progress, pruned_by, measure
     ).to_json()
+    verdict = judge(found["overall"], found["domains"])
+    found |= {"verdict": verdict.to_json()}
     if output is not None:
         write_text(output, json.dumps(found, indent=1) + "\n")
-    _show(report.validated(found), found, json_output)
+    _show(report.validated(found), found, json_output, verdict)
 
 
 for _verb in (compare_cli.compare, run_cli.run, run_cli.serve, run_cli.bench):

@@ -46,7 +46,10 @@ COPIED = (
 ).split()
 # DeepSeek's multi-token-prediction layers are not written, so they must not be announced.
 _MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
-_RAGGED = "Experts have different widths, which plain transformers cannot load:"
+# What transformers names when it refuses the checkpoint: the one key of config.json that it checks
+# before it reads a weight, in words that it repeats. Else it fails at stacking the experts.
+_EXPERTS = "narrower experts; tenp_edge.load_pruned(PATH) loads them"
+_NARROWED = "Its experts are narrower than config.json says, which plain transformers cannot load:"
 _HUB_CACHE = re.compile(r"models--(.+)")
 
 
@@ -153,8 +156,15 @@ def pruned_json(source: ModelSource) -> dict[str, Any]:
     counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
     for key in counts or [source.config.family.experts_key]:
         raw[key] = source.config.num_experts
+    if _is_narrowed(source):
+        raw["experts_implementation"] = _EXPERTS
     raw["tenp"] = _tenp_section(source)
     return raw
+
+
+def _is_narrowed(source: ModelSource) -> bool:
+    full, widths = source.config.moe_intermediate_size, source.config.expert_widths
+    return any(width != full for row in widths.values() for width in row)
 
 
 def _tenp_section(source: ModelSource) -> dict[str, Any]:
@@ -217,7 +227,7 @@ def _card_text(source: ModelSource, name: str) -> str:
     left_out = len(source.checkpoint.left_out)
     extra = f"| multi-token prediction | left out ({left_out} tensors) |\n" if left_out else ""
     removed = "some of its routed experts" if plan.removes_experts else "neurons of its experts"
-    uniform = "Load it with:" if config.is_uniform else _RAGGED
+    loading = _NARROWED if _is_narrowed(source) else "Load it with:"
     return f"""\
 {name} with {removed} removed by tenp-edge
 {__version__}. {_unchanged(source)}
@@ -230,7 +240,7 @@ def _card_text(source: ModelSource, name: str) -> str:
 | experts per layer | {config.num_experts} |
 | size | {format_size(total)} |
 {extra}
-{uniform}
+{loading}
 
 ```python
 import tenp_edge

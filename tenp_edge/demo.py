@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from tenp_edge import report
+from tenp_edge.closing import Closing, closing
 from tenp_edge.options import (
     CalibrationOptions,
     CompressOptions,
@@ -32,16 +32,21 @@ VALIDATION = ValidationOptions(samples=8, seq_len=256)
 
 @dataclass(frozen=True)
 class DemoResult:
-    """A finished demo: the compress result, the whole model's size, and the wall time."""
+    """A finished demo: the compress result, the whole model's size, the wall time, and what there
+    is to say in the end."""
 
     result: CompressResult
     whole: CompressionPlan
     ram: str
     seconds: float
+    closing: Closing
 
     def to_json(self) -> dict[str, Any]:
-        extra = {"whole_model_bytes": self.whole.memory["total_bytes"], "seconds": self.seconds}
-        return self.result.to_json() | extra
+        return self.result.to_json() | {
+            "whole_model_bytes": self.whole.memory["total_bytes"],
+            "seconds": self.seconds,
+            "summary": self.closing.to_json(),
+        }
 
     def render(self) -> RenderableType:
         plan, checked = self.result.plan, self.result.to_json()["validation"]
@@ -64,12 +69,10 @@ class DemoResult:
             ),
             ("time", f"{self.seconds:.0f} s"),
         ]
-        command = "tenp-edge compress PATH/TO/YOUR/MODEL --ram 8GiB -o OUT"
         return Group(
             report.widths(plan),
             report.validation(checked),
             report.facts("Demo", rows),
-            Text(f"files: {self.result.output}\nthe same for your model:\n  {command}"),
         )
 
 
@@ -88,7 +91,10 @@ def run_demo(output: Path, force: bool = False, progress: Progress = QUIET) -> D
             force=force,
         )
         result = run_compress(model, output, options, progress)
-    return DemoResult(result, whole, ram, time.monotonic() - start)
+        last = closing(model, output, result.plan, result.to_json()["validation"])
+    own = "your own model", "tenp-edge compress PATH/TO/YOUR/MODEL --ram 8GiB -o OUT"
+    last = replace(last, commands=(*last.commands, own))
+    return DemoResult(result, whole, ram, time.monotonic() - start, last)
 
 
 def _budget(plan: CompressionPlan) -> str:

@@ -35,6 +35,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _BATCH_TOKENS = (4096, 8192)
 _BATCH_ELEMENTS = 2**23
 _VOCAB_CHUNK = 16384
+# Keys of config.json that are not for the model; the last is for those who load it without us.
+_NOT_FOR_MODELS = ("tenp", "auto_map", "model_type", "experts_implementation")
 
 
 def choose_device(name: str) -> torch.device:
@@ -81,7 +83,7 @@ def transformers_config(config: ModelConfig) -> Any:
     # A copy all the way down: transformers writes into the nested rope parameters it is given, and
     # the raw config is what a checkpoint's fingerprint is made of.
     raw = copy.deepcopy(config.raw)
-    raw = {k: v for k, v in raw.items() if k not in ("tenp", "auto_map", "model_type")}
+    raw = {k: v for k, v in raw.items() if k not in _NOT_FOR_MODELS}
     counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
     raw |= dict.fromkeys(counts or [config.family.experts_key], config.num_experts)
     return AutoConfig.for_model(config.family.model_type, **raw)

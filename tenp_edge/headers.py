@@ -199,6 +199,11 @@ def _model_directory(path: Path) -> Path:
     """``path`` itself, or the checkpoint inside an output directory of ``compress``."""
     if (path / "checkpoint" / "config.json").is_file() and not (path / "config.json").is_file():
         return path / "checkpoint"
+    if path.suffix == ".gguf" and path.is_file():
+        raise UserError(
+            f"{path} is a GGUF file; tenp-edge prunes Hugging Face checkpoints",
+            "the checkpoint it was made from (a directory with config.json and .safetensors)",
+        )
     if not path.is_dir():
         raise UserError(f"{path} is not a model directory", "the path of a downloaded checkpoint")
     return path

@@ -352,12 +352,11 @@ def validated(report: Mapping[str, Any]) -> RenderableType:
     return Group(validation(report), peak_rss(report))
 
 
-def compressed(output: object, plan: CompressionPlan, checked: Mapping[str, Any] | None) -> Group:
-    """The last page of ``compress``: what was written, what it costs, what it needs."""
+def compressed(plan: CompressionPlan, checked: Mapping[str, Any] | None) -> Group:
+    """``compress``: what was written, what it costs, what it needs."""
     parts: list[RenderableType] = [plan_report(plan)]
     if checked is not None:
         parts.append(validated(checked))
-    parts.append(Text(f"written to {output}"))
     return Group(*parts)
 
 

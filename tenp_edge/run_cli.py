@@ -40,16 +40,16 @@ def run(
     gpu_layers: run_flags.GpuLayers = 0,
     no_prepack: run_flags.NoPrepack = False,
 ) -> None:
-    """Generate text with a GGUF file or an ONNX directory, token by token.
+    """Generate text with a GGUF file, an ONNX directory or what compress wrote, token by token.
 
     Per-expert files run in tenp-edge's own runtime, merged and padded ones in llama.cpp, ONNX
     directories in onnxruntime; stderr says which. The text alone goes to stdout.
 
     Examples:
 
-        tenp-edge run model.gguf -p "def fibonacci(n):" -n 100
+        tenp-edge run OUT -p "def fibonacci(n):" -n 100
 
-        tenp-edge run model.gguf --chat
+        tenp-edge run OUT --chat
 
         tenp-edge run model.gguf --chat -p "What is a router?" --temperature 0
 
@@ -58,8 +58,11 @@ def run(
         tenp-edge run model.gguf --context 8192 --kv-type Q8_0 < question.txt
     """
     from tenp_edge import conversation
+    from tenp_edge.runtime.locating import runnable
     from tenp_edge.runtime.opening import RunOptions, model_bytes, open_model
     from tenp_edge.runtime.sampling import SamplingOptions
+
+    file = runnable(file)
 
     sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
     sampling.check()
@@ -119,12 +122,13 @@ def serve(
 
     Examples:
 
-        tenp-edge serve model.gguf
+        tenp-edge serve OUT
 
         tenp-edge serve model.gguf --port 8000 --context 8192 --kv-type Q8_0
 
         curl localhost:8080/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "Hi"}'
     """
+    from tenp_edge.runtime.locating import runnable
     from tenp_edge.runtime.opening import RunOptions
     from tenp_edge.runtime.sampling import SamplingOptions
     from tenp_edge.serving.server import is_loopback
@@ -138,7 +142,7 @@ def serve(
             _note(f"anyone who can reach {host} can use it: there is no password")
 
     serve_file(
-        file,
+        runnable(file),
         host=host,
         port=port,
         options=RunOptions(
@@ -172,13 +176,15 @@ def bench(
 
     Examples:
 
-        tenp-edge bench model.gguf
+        tenp-edge bench OUT
 
         tenp-edge bench model.gguf --threads 4 --prompt-tokens 1024 --json
     """
     from tenp_edge.runtime.bench import bench as measure
+    from tenp_edge.runtime.locating import runnable
     from tenp_edge.runtime.opening import RunOptions
 
+    file = runnable(file)
     options = RunOptions(
         context, threads, ubatch, kv_type, gpu_layers=gpu_layers, prepack=not no_prepack
     )

@@ -20,7 +20,8 @@ def _flag(*names: str, help: str, panel: str, **limits: Any) -> typer.models.Opt
 File = Annotated[
     Path,
     typer.Argument(
-        help="A GGUF file (per-expert, merged or padded) or an ONNX directory.", show_default=False
+        help="A GGUF file, an ONNX directory, or the output directory (OUT) of compress.",
+        show_default=False,
     ),
 ]
 

@@ -43,6 +43,7 @@ from tenp_edge.progress import QUIET, Progress
 from tenp_edge.pruned import PrunedBy, find_pruned
 from tenp_edge.registry import exporter
 from tenp_edge.runtime.llamacpp import LlamaCppModel
+from tenp_edge.runtime.locating import locate
 from tenp_edge.runtime.onnx_directory import holds_onnx, read_directory
 from tenp_edge.runtime.onnx_model import OnnxModel
 from tenp_edge.runtime.opening import RunOptions, open_model
@@ -58,7 +59,6 @@ TWIN = "padded twin in unmodified llama.cpp"
 # F16 flips the routing of near-ties, which would be counted against the weights.
 _KV_TYPE = "F32"
 _TOKENIZER_SAMPLE = 256
-_CONFIGS = ("config.json", "checkpoint/config.json")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def validate(
     work: Path | None = None,
     progress: Progress = QUIET,
 ) -> ValidationReport:
-    """Compare ``candidate`` (a checkpoint or ONNX directory or a GGUF file) with ``reference``.
+    """Compare ``candidate`` (a GGUF file, an ONNX directory, a checkpoint, or a directory where
+    `compress` put them) with ``reference``.
 
     ``memory_run``: a run of the file whose peak RSS is measured, beside its prediction:
     ``predicted_peak_rss`` if given (of the candidate, not of its twin), else the runtime's answer.
@@ -137,7 +138,7 @@ def validate(
     beside the candidate if None; nothing stays there. Raises UserError when the two are different
     models.
     """
-    reference, candidate = Path(reference), _candidate_file(Path(candidate))
+    reference, candidate = Path(reference), _candidate_file(Path(candidate), progress)
     source = ModelSource(Checkpoint(reference))
     domains = _fitting(candidate, domains, progress)
     where = choose_device(device)
@@ -326,21 +327,12 @@ def _tokenizers_agree(model: Session, run: Run) -> bool:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _candidate_file(path: Path) -> Path:
-    """``path``, or the one exported model in an output directory that holds no checkpoint."""
-    if path.is_dir() and not any((path / p).is_file() for p in _CONFIGS):
-        models = [
-            found
-            for found in sorted(path.iterdir())
-            if found.suffix == ".gguf" or holds_onnx(found)
-        ]
-        if len(models) == 1:
-            return models[0]
-    if not path.exists():
-        raise UserError(
-            f"{path} does not exist", "a pruned checkpoint, a GGUF file or an ONNX directory"
-        )
-    return path.parent if path.suffix == ".onnx" else path
+def _candidate_file(path: Path, progress: Progress) -> Path:
+    """The model at ``path``; what was found in a directory is said."""
+    found = locate(path).path
+    if found != path:
+        progress.note(f"validating {found}")
+    return found.parent if found.suffix == ".onnx" else found
 
 
 def _fitting(candidate: Path, domains: Sequence[Domain], progress: Progress) -> Sequence[Domain]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf_bytes as made
 from gguf_cases import export
 from plans import cycled, plan_for
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.runtime import ragged
+from tenp_edge.runtime.facts import OWN
+from tenp_edge.runtime.gguf_file import read_header
 from tenp_edge.source import ModelSource
 
 CheckpointOf = Callable[[str], Path]
@@ -60,3 +64,22 @@ def build_extension(directory: Path) -> bool:
     sys.modules[_MODULE] = module
     ragged.kernels.cache_clear()
     return ragged.kernels() is not None
+
+
+def as_older(file: Path, target: Path) -> Path:
+    """Per-expert ``file`` as releases before the architecture's own name wrote it."""
+    raw, header = file.read_bytes(), read_header(file)
+    own = str(header.fields["general.architecture"])
+    fields = b""
+    for key, (start, end) in header.spans.items():
+        value = raw[start + 8 + len(key) : end]
+        if key == "general.architecture":
+            value = struct.pack("<I", 8) + made.text(own.removeprefix(OWN).encode())
+        name = key.removeprefix(OWN) if key.startswith(own) else key
+        fields += made.text(name.encode()) + value
+    begin = max(end for _, end in header.spans.values())
+    infos = sum(24 + len(name) + 8 * len(info.shape) for name, info in header.tensors.items())
+    head = raw[:24] + fields + raw[begin : begin + infos]
+    head += bytes(-len(head) % 32)
+    target.write_bytes(head + raw[header.data_start :])
+    return target

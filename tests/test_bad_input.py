@@ -75,6 +75,14 @@ def test_no_such_directory(tmp_path: Path) -> None:
     )
 
 
+def test_a_gguf_is_no_model_to_compress(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert refusal(lambda: Checkpoint(tmp_path / "model.gguf")) == (
+        f"{tmp_path / 'model.gguf'} is a GGUF file; tenp-edge prunes Hugging Face checkpoints",
+        "the checkpoint it was made from (a directory with config.json and .safetensors)",
+    )
+
+
 def test_directory_without_config(tmp_path: Path) -> None:
     assert refusal(lambda: inspect_model(tmp_path)) == (
         f"{tmp_path} has no config.json",

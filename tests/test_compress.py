@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from plans import plan_for, ragged_plan, removal_plan, whole_plan
+from plans import cycled, plan_for, ragged_plan, removal_plan, whole_plan
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from tenp_edge import load_pruned
 from tenp_edge.checkpoint import Checkpoint, read_json
 from tenp_edge.compress import checkpoint_files, write_checkpoint
 from tenp_edge.errors import UserError
@@ -89,6 +91,25 @@ def test_written_checkpoint_reads_back_with_its_widths(
         "tokenizer.json",
         "tokenizer_config.json",
     }
+
+
+@pytest.mark.parametrize("widths", [(32, 64, 96), (64,)])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_plain_transformers_says_how_to_load_narrower_experts(
+    family: str, widths: tuple[int, ...], checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    """At once, in words of ours that it repeats; config and tokenizer are as ever."""
+    checkpoint, out = Checkpoint(checkpoint_of(family)), tmp_path / "out"
+    write_checkpoint(ModelSource(checkpoint, plan_for(checkpoint, cycled(checkpoint, widths))), out)
+    assert AutoConfig.from_pretrained(out).model_type == family
+    AutoTokenizer.from_pretrained(out)
+    with pytest.raises(ValueError) as caught:
+        AutoModelForCausalLM.from_pretrained(out)
+    assert str(caught.value).startswith(
+        'Specified `experts_implementation="narrower experts; '
+        'tenp_edge.load_pruned(PATH) loads them"` is not supported.'
+    )
+    assert load_pruned(out).config.model_type == family
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -209,7 +209,7 @@ def test_tenp_fields_describe_the_file(checkpoint_of: Make, tmp_path: Path) -> N
         "tenp.method": "ragged          ",
         "tenp.plan_digest": plan.digest,
     }
-    assert fields["deepseek2.expert_feed_forward_length"].contents() == 96
+    assert fields["tenp-deepseek2.expert_feed_forward_length"].contents() == 96
 
 
 # -- types -----------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def rewritten(data: bytes, **changes: Any) -> Header:
         fields[name] = value
         if value is None:
             del fields[name]
-    return Header("model.gguf", fields, header.tensors, header.data_start, 0)
+    return Header("model.gguf", fields, header.tensors, header.data_start, {})
 
 
 @pytest.fixture(scope="module")
@@ -195,46 +195,46 @@ def sound(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: CheckpointOf)
         (
             {"general__architecture": "gpt2"},
             "architecture 'gpt2' is not known\n"
-            "try: known: deepseek2, llama, olmoe, qwen2moe, qwen3moe",
+            "try: known: tenp-deepseek2, tenp-llama, tenp-olmoe, tenp-qwen2moe, tenp-qwen3moe",
         ),
         (
-            {"deepseek2__expert_count": 9},
+            {"tenp-deepseek2__expert_count": 9},
             "cannot be run: 3 of 9 experts in 1 of 2 groups",
         ),
         (
-            {"deepseek2__expert_count": 10},
+            {"tenp-deepseek2__expert_count": 10},
             "cannot be run: 16 expert widths for 2 layers of 10 experts",
         ),
         (
-            {"deepseek2__block_count": 4},
+            {"tenp-deepseek2__block_count": 4},
             "cannot be run: its routed layers are not 1..3",
         ),
         (
-            {"deepseek2__block_count": 2**24},
+            {"tenp-deepseek2__block_count": 2**24},
             "cannot be run: its routed layers are not 1..16777215",
         ),
         (
-            {"deepseek2__block_count": None},
+            {"tenp-deepseek2__block_count": None},
             "cannot be run: block_count is None, not a size",
         ),
         (
-            {"deepseek2__attention__head_count": -4},
+            {"tenp-deepseek2__attention__head_count": -4},
             "cannot be run: attention.head_count is -4, not a size",
         ),
         (
-            {"deepseek2__attention__key_length": 100},
+            {"tenp-deepseek2__attention__key_length": 100},
             "cannot be run: its latent attention sizes contradict each other",
         ),
         (
-            {"deepseek2__rope__dimension_count": 15},
+            {"tenp-deepseek2__rope__dimension_count": 15},
             "cannot be run: its latent attention sizes contradict each other",
         ),
         (
-            {"deepseek2__expert_gating_func": 3},
+            {"tenp-deepseek2__expert_gating_func": 3},
             "cannot be run: expert_gating_func is 3; 1 (softmax) and 2 (sigmoid) are known",
         ),
         (
-            {"deepseek2__rope__freq_base": float("nan")},
+            {"tenp-deepseek2__rope__freq_base": float("nan")},
             "cannot be run: rope.freq_base is nan, not a number",
         ),
         (
@@ -242,7 +242,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: CheckpointOf)
             "cannot be run: an expert width is not in 1..96",
         ),
         (
-            {"deepseek2__embedding_length": 32},
+            {"tenp-deepseek2__embedding_length": 32},
             "contradicts itself: token_embd.weight is 64 x 384, the metadata says 32 x 384",
         ),
         (
@@ -306,11 +306,11 @@ def test_missing_and_unknown_tensors(sound: bytes) -> None:
     ):
         tensors = {key: info for key, info in header.tensors.items() if key != name}
         with pytest.raises(UserError) as caught:
-            check(Header("m", header.fields, tensors, header.data_start, 0))
+            check(Header("m", header.fields, tensors, header.data_start, {}))
         assert str(caught.value) == f"m contradicts itself: {why}\ntry: export it again"
     extra = header.tensors | {"blk.9.x": header.tensors["output_norm.weight"]}
     with pytest.raises(UserError) as caught:
-        check(Header("m", header.fields, extra, header.data_start, 0))
+        check(Header("m", header.fields, extra, header.data_start, {}))
     assert str(caught.value) == (
         "m contradicts itself: blk.9.x belongs to no layer\ntry: export it again"
     )

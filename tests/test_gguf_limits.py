@@ -158,7 +158,7 @@ def test_options_that_do_not_exist(checkpoint_of: Make) -> None:
         (
             ExportOptions("F32", "merged"),
             "the merged layout needs one expert width, this model has 3: 32, 40, 96\n"
-            "try: --layout per-expert, --layout padded, or plan with --method enp",
+            "try: --layout per-expert or padded; or compress again with --layout merged",
         ),
     ):
         with pytest.raises(UserError) as caught:

@@ -15,27 +15,33 @@ from gguf_cases import export, random_plan
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
+from tenp_edge.exporters.gguf.architectures import ARCHITECTURES
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.peak import measure_peak_rss
+from tenp_edge.runtime.perexpert import PerExpertModel
 from tenp_edge.source import ModelSource
 
 Make = Callable[[str], Path]
 
 
-def test_stock_llama_cpp_refuses_per_expert_but_reads_its_tokenizer(
-    checkpoint_of: Make, tmp_path: Path
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_stock_llama_cpp_says_at_once_that_a_per_expert_file_is_not_its(
+    family: str, checkpoint_of: Make, tmp_path: Path
 ) -> None:
-    checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
+    checkpoint = Checkpoint(checkpoint_of(family))
+    name = ARCHITECTURES[family].name
     file = tmp_path / "model.gguf"
     manifest = export(ModelSource(checkpoint, random_plan(checkpoint, "ragged")), file)
     assert manifest.layout == "per-expert"
-    with pytest.raises(UserError) as caught:
-        LlamaCppModel(file)
-    assert str(caught.value) == (
-        "llama.cpp refuses model.gguf: tensor 'blk.0.ffn_gate_exps.weight' not found\n"
-        "try: a merged or padded file: export --layout merged|padded"
-    )
-    with LlamaCppModel(file, vocab_only=True) as model:
+    for vocab_only in (False, True):
+        with pytest.raises(UserError) as caught:
+            LlamaCppModel(file, vocab_only=vocab_only)
+        assert str(caught.value) == (
+            f"llama.cpp refuses model.gguf: unknown model architecture: 'tenp-{name}'\n"
+            "try: tenp-edge run, or a file of --layout merged"
+        )
+    with PerExpertModel(file, context=64) as model:
+        assert model.facts.name == name
         assert model.detokenize(model.tokenize("def f(x): return x")) == "def f(x): return x"
 
 

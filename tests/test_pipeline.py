@@ -15,6 +15,7 @@ from test_cli import refused, run
 
 from tenp_edge import load_pruned
 from tenp_edge import options as take
+from tenp_edge.closing import closing
 from tenp_edge.pipeline import run_compress
 from tenp_edge.plan import load_plan
 
@@ -87,12 +88,27 @@ def test_load_pruned_takes_the_output(compressed: Path, where: str) -> None:
     assert widths == load_plan(compressed / "plan.json").widths[0]
 
 
+def test_the_output_directory_is_enough(
+    compressed: Path, checkpoint_of: Callable[[str], Path]
+) -> None:
+    done = run("run", compressed, "-p", "def", "-n", 2, "--context", 64)
+    assert done.returncode == 0 and "model.gguf, " in done.stderr
+    small = ("--samples", 1, "--seq-len", 64, "--context", 64, "--no-split", "--json")
+    done = run("validate", checkpoint_of("qwen3_moe"), compressed, *small)
+    assert json.loads(done.stdout)["candidate"] == str(compressed / "model.gguf")
+    assert f"validating {compressed / 'model.gguf'}" in done.stderr
+
+
 def test_the_same_command_again_changes_nothing(
     compressed: Path, checkpoint_of: Callable[[str], Path]
 ) -> None:
     before = {file: file.stat().st_mtime_ns for file in compressed.rglob("*.safetensors")}
-    done = run("compress", checkpoint_of("qwen3_moe"), "--keep", "0.6", *QUICK, "-o", compressed)
+    model = checkpoint_of("qwen3_moe")
+    done = run("compress", model, "--keep", "0.6", *QUICK, "-o", compressed)
     assert done.returncode == 0, done.stderr
+    report = json.loads((compressed / "validation.json").read_text())
+    plan = load_plan(compressed / "plan.json")
+    assert done.stdout.endswith(f"\n{closing(model, compressed, plan, report)}\n")
     assert before == {file: file.stat().st_mtime_ns for file in compressed.rglob("*.safetensors")}
 
 

@@ -79,7 +79,7 @@ def test_refused_commands(files: dict[str, Path], tmp_path: Path) -> None:
     )
     assert refused("run", tmp_path / "no.gguf", "-p", "a") == (
         f"error: {tmp_path / 'no.gguf'} does not exist\n"
-        "try:   the path of a GGUF file or an ONNX directory\n"
+        "try:   the path of a GGUF file, an ONNX directory, or what compress wrote\n"
     )
     assert refused("run", file, "-p", "a", "--top-p", 0) == (
         "error: --top-p is 0.0\ntry:   --top-p of above 0 and at most 1\n"

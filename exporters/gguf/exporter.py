@@ -79,7 +79,7 @@ class GgufExporter:
             raise UserError(
                 f"the merged layout needs one expert width, this model has {len(widths)}: "
                 f"{_shown(widths)}",
-                "--layout per-expert, --layout padded, or plan with --method enp",
+                "--layout per-expert or padded; or compress again with --layout merged",
             )
 
     def layout(self, config: ModelConfig, options: ExportOptions) -> str:

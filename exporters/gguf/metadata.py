@@ -12,6 +12,7 @@ from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, f32, text, u32, u32s
 from tenp_edge.exporters.gguf.types import FILE_TYPES
 from tenp_edge.models import ModelConfig
+from tenp_edge.runtime.facts import LAYOUT, OWN
 
 TENP_VERSION = 1
 NO_DIGEST = "0" * 32
@@ -32,7 +33,7 @@ class Recipe:
 
 def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -> list[Field]:
     """Every field but the tokenizer's, in file order."""
-    arch = architecture(config).name
+    arch = architecture_name(config, layout)
     groups = (_sizes(config), _attention(config), _experts(config, layout), _rope(config))
     return [
         ("general.architecture", text(arch)),
@@ -43,6 +44,12 @@ def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -
         *((f"{arch}.{key}", value) for key, value in chain(*(g.items() for g in groups))),
         *_tenp(config, layout, recipe),
     ]
+
+
+def architecture_name(config: ModelConfig, layout: str) -> str:
+    """llama.cpp's, or in the layout that llama.cpp does not read, our own."""
+    name = architecture(config).name
+    return OWN + name if layout == LAYOUT else name
 
 
 def expert_width(config: ModelConfig, layout: str) -> int:

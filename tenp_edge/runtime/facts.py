@@ -18,6 +18,9 @@ from tenp_edge.errors import UserError
 from tenp_edge.runtime.gguf_file import Header, Value
 
 LAYOUT = "per-expert"
+# Before the architecture's name in a per-expert file. No other program knows such a name, so it
+# says so at once, instead of missing a tensor of the architecture that it thinks it knows.
+OWN = "tenp-"
 _VERSION = 1
 _PAIRWISE, _NEOX = 0, 2
 _SOFTMAX, _SIGMOID = 1, 2
@@ -126,15 +129,18 @@ def read_facts(header: Header) -> Facts:
     layout = fields.text("tenp.layout")
     if layout != LAYOUT:
         raise UserError(f"{header.file} has the layout '{layout}'", "run it with llama.cpp")
-    name = fields.text("general.architecture")
+    fields.prefix = fields.text("general.architecture")
+    name = fields.prefix.removeprefix(OWN)  # Older files have the bare name.
     if name not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise UserError(f"{header.file}: architecture '{name}' is not known", f"known: {known}")
-    fields.prefix = name
-    return _facts(fields, ARCHITECTURES[name])
+        known = ", ".join(OWN + known for known in sorted(ARCHITECTURES))
+        raise UserError(
+            f"{header.file}: architecture '{fields.prefix}' is not known", f"known: {known}"
+        )
+    return _facts(fields, name)
 
 
-def _facts(fields: _Fields, row: Architecture) -> Facts:
+def _facts(fields: _Fields, name: str) -> Facts:
+    row = ARCHITECTURES[name]
     mla = _mla(fields) if row.mla else None
     rope = _rope(fields)
     heads = fields.integer("attention.head_count")
@@ -155,7 +161,7 @@ def _facts(fields: _Fields, row: Architecture) -> Facts:
         raise fields.error(f"{top_k} of {experts} experts in {groups_used} of {groups} groups")
     norm = bool(fields.flag("expert_weights_norm")) if row.norm_topk is None else row.norm_topk
     return Facts(
-        name=fields.prefix,
+        name=name,
         architecture=row,
         layers=layers,
         hidden=fields.integer("embedding_length"),
@@ -165,7 +171,7 @@ def _facts(fields: _Fields, row: Architecture) -> Facts:
         head_dim=head_dim,
         eps=fields.real("attention.layer_norm_rms_epsilon"),
         rope=rope,
-        attention_scale=_attention_scale(fields, rope, query_dim),
+        attention_scale=_attention_scale(fields, row, rope, query_dim),
         mla=mla,
         experts=experts,
         top_k=top_k,
@@ -236,10 +242,10 @@ def _rope(fields: _Fields) -> Rope:
     )
 
 
-def _attention_scale(fields: _Fields, rope: Rope, query_dim: int) -> float:
+def _attention_scale(fields: _Fields, row: Architecture, rope: Rope, query_dim: int) -> float:
     """1 / sqrt(head size), times (0.1 mscale_all_dim ln(factor) + 1)^2 in deepseek2."""
     scale = 1.0 / math.sqrt(query_dim)
-    if not ARCHITECTURES[fields.prefix].mla:
+    if not row.mla:
         return scale
     spread = math.log(1.0 / rope.scale)
     original = rope.attention_factor * (1.0 + 0.1 * spread)

@@ -101,14 +101,14 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """Everything before the tensor data.
-    ``fields_end``: where the fields end and the tensor infos begin."""
+    """Everything before the tensor data. ``spans``: where the bytes of every field, its key
+    included, begin and end in the file."""
 
     file: str
     fields: dict[str, Value]
     tensors: dict[str, TensorInfo]
     data_start: int
-    fields_end: int
+    spans: dict[str, tuple[int, int]]
 
     @property
     def weight_bytes(self) -> int:
@@ -160,18 +160,17 @@ def _guarded(reader: _Reader, parse: Callable[[_Reader], Parsed]) -> Parsed:
 
 
 def _parse(reader: _Reader, file_bytes: int) -> Header:
-    fields, tensor_count = _fields(reader)
-    fields_end = reader.position
+    fields, spans, tensor_count = _fields(reader)
     reader.check_count("tensors", tensor_count, _LEAST_TENSOR)
     alignment = _alignment(reader, fields)
     infos = [_tensor_info(reader) for _ in range(tensor_count)]
     data_start = _padded(reader.position, alignment)
     tensors = _placed(reader, infos, data_start, alignment, file_bytes)
-    return Header(reader.name, fields, tensors, data_start, fields_end)
+    return Header(reader.name, fields, tensors, data_start, spans)
 
 
-def _fields(reader: _Reader) -> tuple[dict[str, Value], int]:
-    """The metadata by key, and how many tensors are announced."""
+def _fields(reader: _Reader) -> tuple[dict[str, Value], dict[str, tuple[int, int]], int]:
+    """The metadata by key, its place by key, and how many tensors are announced."""
     if reader.left < HEAD_BYTES:
         raise reader.error(f"it has {reader.left} bytes, a header needs {HEAD_BYTES}")
     magic = bytes(reader.take(4))
@@ -182,12 +181,15 @@ def _fields(reader: _Reader) -> tuple[dict[str, Value], int]:
         raise reader.error(f"version {version}; 2 and 3 can be read")
     reader.check_count("metadata fields", field_count, _LEAST_FIELD)
     fields: dict[str, Value] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for _ in range(field_count):
+        start = reader.position
         key = reader.text("a key", _MAX_KEY)
         if key in fields:
             raise reader.error(f"the key {key} is there twice")
         fields[key] = reader.value(reader.number("I"), key)
-    return fields, tensor_count
+        spans[key] = start, reader.position
+    return fields, spans, tensor_count
 
 
 def _alignment(reader: _Reader, fields: dict[str, Value]) -> int:

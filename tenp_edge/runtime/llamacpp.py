@@ -23,7 +23,7 @@ class LlamaCppModel(Session):
 
     ``context``: tokens the KV cache holds; ``ubatch``: tokens evaluated at once; ``kv_type``: F32,
     F16 or Q8_0 (which needs ``flash_attention``); ``gpu_layers``: how many layers a GPU build puts
-    on the GPU. ``vocab_only`` loads the tokenizer alone, which works for every layout.
+    on the GPU. ``vocab_only`` loads the tokenizer alone. ``name``: what errors call the file.
     """
 
     runtime = "llama.cpp"
@@ -39,11 +39,14 @@ class LlamaCppModel(Session):
         flash_attention: bool = False,
         gpu_layers: int = 0,
         vocab_only: bool = False,
+        name: str | None = None,
     ) -> None:
         self._native = native()
         self._model: Any = None
         self._state: Any = None
-        self._model = load_model(Path(file), vocab_only=vocab_only, gpu_layers=gpu_layers)
+        self._model = load_model(
+            Path(file), vocab_only=vocab_only, gpu_layers=gpu_layers, name=name
+        )
         super().__init__(LlamaVocabulary(self._model), context, min(ubatch, context))
         self._vocab_size, self.kv_type = self.vocabulary.size, kv_type
         if not vocab_only:

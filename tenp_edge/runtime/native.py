@@ -9,6 +9,7 @@ file becomes a UserError with llama.cpp's own last words.
 from __future__ import annotations
 
 import ctypes
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,17 @@ def _log_callback(llama_cpp: Any) -> Any:
 
 
 def load_model(
-    file: Path, *, vocab_only: bool = False, gpu_layers: int = 0, weightless: bool = False
+    file: Path,
+    *,
+    vocab_only: bool = False,
+    gpu_layers: int = 0,
+    weightless: bool = False,
+    name: str | None = None,
 ) -> Any:
     """The model handle of ``file``; UserError with the reason when llama.cpp refuses it.
 
-    ``weightless``: only the header is read and nothing is allocated, to ask for sizes.
+    ``weightless``: only the header is read and nothing is allocated, to ask for sizes. ``name``:
+    what errors call the file.
     """
     if not file.is_file():
         raise UserError(f"{file} does not exist", "the path of a GGUF file")
@@ -64,10 +71,10 @@ def load_model(
     model = native().llama_model_load_from_file(str(file).encode(), params)
     if not model:
         why = reason()
-        hint = "a merged or padded file: export --layout merged|padded"
+        ours = "architecture: 'tenp-" in why or "_exps.weight' not found" in why
         raise UserError(
-            f"llama.cpp refuses {file.name}: {why}",
-            hint if "_exps.weight' not found" in why else "export the file again",
+            f"llama.cpp refuses {name or file.name}: {why}",
+            "tenp-edge run, or a file of --layout merged" if ours else "export the file again",
         )
     return model
 
@@ -86,4 +93,5 @@ def reason() -> str:
     """The first error of the log: the ones after it only say that loading failed."""
     errors = [text for level, text in _log if level == _ERROR_LEVEL and text]
     line = errors[0] if errors else "it gives no reason"
-    return line.split("error loading model: ")[-1].split(": ", 1)[-1].strip()
+    # Before its words stand the names of its functions.
+    return re.sub(r"^(\w+: )+", "", line.split("error loading model: ")[-1]).strip()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
-import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,11 +16,12 @@ import numpy.typing as npt
 from tenp_edge.errors import UserError
 from tenp_edge.runtime import ggml
 from tenp_edge.runtime.facts import read_facts
-from tenp_edge.runtime.gguf_file import HEAD_BYTES, Header, mapped, parse_header
+from tenp_edge.runtime.gguf_file import Header, mapped, parse_header
 from tenp_edge.runtime.graph import Graph, GraphShape, Model
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.session import Session
 from tenp_edge.runtime.tensors import check_tensors
+from tenp_edge.runtime.tokenizer_file import tokenizer_file
 from tenp_edge.runtime.vocabulary import check_vocabulary
 from tenp_edge.runtime.weights import CONTEXT_STEP, KV_TYPES, Cache, Weights
 
@@ -168,15 +167,9 @@ class PerExpertModel(Session):
 
 
 def _vocabulary_model(header: Header, memory: mmap.mmap) -> LlamaCppModel:
-    """The file's tokenizer in llama.cpp, from its metadata alone: with the tensor table it would
-    compare every tensor name with every other (5 s for 18,000 of them)."""
-    with tempfile.TemporaryDirectory() as directory:
-        file = Path(directory) / header.file
-        with file.open("wb") as stream:
-            count = struct.unpack_from("<Q", memory, 16)[0]
-            stream.write(memory[:8] + struct.pack("<QQ", 0, count))
-            stream.write(memory[HEAD_BYTES : header.fields_end])
-        return LlamaCppModel(file, vocab_only=True)
+    """The file's tokenizer in llama.cpp."""
+    with tokenizer_file(header, memory) as file:
+        return LlamaCppModel(file, vocab_only=True, name=header.file)
 
 
 def _check_choices(context: int, ubatch: int, kv_type: str, flash_attention: bool) -> None:

@@ -25,6 +25,8 @@ from tenp_edge.disk import atomic_file, require_free
 from tenp_edge.errors import UserError
 from tenp_edge.headers import read_range
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.runtime.facts import OWN
+from tenp_edge.runtime.tokenizer_file import string
 
 _EXPERT = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight")
 _ALIGNMENT = 32
@@ -193,12 +195,12 @@ def _padded(size: int) -> int:
 
 
 def _header(file: GgufFile, tensors: Sequence[_Target]) -> bytes:
-    """The file's own metadata with ``tenp.layout`` = padded, then the twin's tensor table."""
+    """The file's own metadata as a padded file has it, then the twin's tensor table."""
     fields = list(_raw_fields(file))
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(fields)), *fields]
     offset = 0
     for tensor in tensors:
-        parts.append(_string(tensor.name))
+        parts.append(string(tensor.name))
         parts.append(struct.pack(f"<I{len(tensor.ne)}Q", len(tensor.ne), *tensor.ne))
         parts.append(struct.pack("<IQ", tensor.kind, offset))
         offset += _padded(tensor.nbytes)
@@ -207,18 +209,20 @@ def _header(file: GgufFile, tensors: Sequence[_Target]) -> bytes:
 
 
 def _raw_fields(file: GgufFile) -> Iterator[bytes]:
-    """Every metadata field as stored (key, type, value)."""
+    """Every metadata field (key, type, value): as stored, but for the layout and the name of the
+    architecture, which is llama.cpp's."""
+    own = str(file.value("general.architecture"))
+    stock = own.removeprefix(OWN)
+    changed = {"tenp.layout": "padded", "general.architecture": stock}
     with file.file.open("rb") as stream:
         for name, field in file.reader.fields.items():
             if name.startswith("GGUF."):  # the reader's own names for the counts
                 continue
-            if name == "tenp.layout":
-                yield _string(name) + struct.pack("<I", _STRING) + _string("padded")
+            if name in changed:
+                yield string(name) + struct.pack("<I", _STRING) + string(changed[name])
                 continue
             stream.seek(field.offset)
-            yield stream.read(sum(int(part.nbytes) for part in field.parts))
-
-
-def _string(text: str) -> bytes:
-    raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
+            raw = stream.read(sum(int(part.nbytes) for part in field.parts))
+            if name.startswith(f"{own}."):
+                raw = string(stock + name.removeprefix(own)) + raw[len(string(name)) :]
+            yield raw
