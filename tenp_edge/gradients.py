@@ -31,6 +31,7 @@ from tenp_edge.source import ModelSource
 from tenp_edge.states import FileStates
 from tenp_edge.statistics import (
     GRADIENT_SUMS,
+    GRADIENTS_DIGEST,
     LayerStatistics,
     Statistics,
     load_statistics,
@@ -79,10 +80,13 @@ def collect_gradients(
         for index in reversed(range(layers)):
             named |= _backward(model, index, spaces)
             task.advance(2)
-    write_tensors(directory / "gradients.safetensors", named)
-    write_text(directory / "gradients.json", json.dumps(statistics.info, indent=1) + "\n")
+    # Old sums lose their JSON first: it must never stand beside those of another pass.
+    (directory / "gradients.json").unlink(missing_ok=True)
+    digest = write_tensors(directory / "gradients.safetensors", named)
+    info = {**statistics.info, GRADIENTS_DIGEST: digest}
+    write_text(directory / "gradients.json", json.dumps(info, indent=1) + "\n")
     shutil.rmtree(work)
-    return load_statistics(directory)
+    return load_statistics(directory, fresh=True)
 
 
 @dataclass(frozen=True)
