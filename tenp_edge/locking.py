@@ -28,13 +28,20 @@ _mine = threading.local()
 
 @contextmanager
 def one_writer(directory: Path) -> Iterator[None]:
-    """Keep every other process out of ``directory``, which is created; inside itself it is free.
+    """Keep every other process out of ``directory``; inside itself it is free. A directory that is
+    created for it goes again when it is still empty in the end.
 
     Raises UserError when another process writes there.
     """
+    is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory.resolve() / LOCK, directory):
-        yield
+    try:
+        with _locked(directory.resolve() / LOCK, directory):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
 
 @contextmanager

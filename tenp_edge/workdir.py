@@ -181,7 +181,7 @@ class RunDirectory:
         calibration = self.path / "calibration"
         if not (calibration / "statistics.json").is_file():
             return "another -o, or "
-        return f"another -o with --calibration {calibration}, which saves the calibration, or "
+        return f"another -o with --calibration {calibration} (it is not made again), or "
 
     def _clear(self) -> None:
         """Delete what a run leaves behind, and nothing else."""

@@ -102,7 +102,8 @@ def test_a_finished_run_is_not_overwritten(
     other = ("compress", checkpoint_of("qwen3_moe"), "--keep", "0.8", *QUICK, "-o", compressed)
     assert refused(*other) == (
         f"error: {compressed} holds a finished run with other settings\n"
-        "try:   another -o, or --force to overwrite it\n"
+        f"try:   another -o with --calibration {compressed / 'calibration'} "
+        "(it is not made again), or --force to overwrite it\n"
     )
 
 
