@@ -6,7 +6,6 @@ A job runs in a child of this process, which has all modules loaded: a second a 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -31,10 +30,11 @@ from tenp_edge.child import ChildError
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import exporter as gguf
 from tenp_edge.pipeline import run_compress
+from tenp_edge.progress import QUIET, Progress
 from tenp_edge.verbs import run_calibrate
 
 REFUSED = 2
-Job = Callable[[Path, Path], object]
+Job = Callable[[Path, Path, Progress], object]
 _CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
     "model_type": "qwen3_moe",
@@ -83,30 +83,30 @@ def _options(model: Path) -> take.CompressOptions:
     return take.CompressOptions(calibration=_calibration(model), plan=plan, no_validate=True)
 
 
-def compress(model: Path, out: Path) -> object:
-    return run_compress(model, out, _options(model))
+def compress(model: Path, out: Path, progress: Progress = QUIET) -> object:
+    return run_compress(model, out, _options(model), progress)
 
 
-def repair(model: Path, out: Path) -> object:
-    return run_compress(model, out, replace(_options(model), repair=True, heal="routers"))
+def repair(model: Path, out: Path, progress: Progress = QUIET) -> object:
+    return run_compress(model, out, replace(_options(model), repair=True, heal="routers"), progress)
 
 
-def onnx(model: Path, out: Path) -> object:
+def onnx(model: Path, out: Path, progress: Progress = QUIET) -> object:
     plan = take.PlanOptions(keep=0.5, format="onnx", profile="pi5-8gb", quant="none")
-    return run_compress(model, out, replace(_options(model), plan=plan))
+    return run_compress(model, out, replace(_options(model), plan=plan), progress)
 
 
-def calibrate(model: Path, out: Path) -> object:
-    return run_calibrate(model, out, _calibration(model), gradients=True)
+def calibrate(model: Path, out: Path, progress: Progress = QUIET) -> object:
+    return run_calibrate(model, out, _calibration(model), progress, gradients=True)
 
 
-def validated(model: Path, out: Path) -> object:
+def validated(model: Path, out: Path, progress: Progress = QUIET) -> object:
     """All of it, the comparison included."""
     validation = take.ValidationOptions(
         data=(f"text={model / 'text.txt'}",), samples=1, seq_len=32, threads=1
     )
     return run_compress(
-        model, out, replace(_options(model), no_validate=False, validation=validation)
+        model, out, replace(_options(model), no_validate=False, validation=validation), progress
     )
 
 
@@ -125,15 +125,16 @@ def load_all(model: Path, scratch: Path) -> None:
     torch.set_num_threads(1)
     _prepare()
     for name, job in (("warm", compress), ("warm-onnx", onnx)):
-        job(model, scratch / name)
+        job(model, scratch / name, QUIET)
 
 
 def _prepare() -> None:
     logging.disable(logging.WARNING)
-    vars(gguf)["known_peak"] = _not_asked
+    vars(gguf)["known_peak"] = not_asked
 
 
-def _not_asked(*_: object) -> NoReturn:
+def not_asked(*_: object) -> NoReturn:
+    """Instead of `known_peak`."""
     raise ChildError("no process is started to ask the runtime: its answer differs by pages")
 
 
@@ -146,7 +147,6 @@ class _Operations:
 
     out: Path
     kill_at: int
-    log: Path | None = None
     count: int = 0
     names: list[str] = field(default_factory=list)
 
@@ -196,9 +196,9 @@ def start(job: Job, model: Path, out: Path, kill_at: int = 0, delay: float = 0.0
     """A process that runs ``job``; its number, for `wait`. Kills itself before file operation
     ``kill_at``, counted from 1."""
     child = os.fork()
-    if child:
-        return child
-    _run(job, model, out, kill_at, delay)
+    if not child:
+        _run(job, model, out, kill_at, delay)
+    return child
 
 
 def _run(job: Job, model: Path, out: Path, kill_at: int, delay: float) -> NoReturn:
@@ -209,7 +209,7 @@ def _run(job: Job, model: Path, out: Path, kill_at: int, delay: float) -> NoRetu
     try:
         time.sleep(delay)
         operations.watch()
-        job(model, out)
+        job(model, out, QUIET)
     except UserError as error:
         code, said = REFUSED, str(error)
     except BaseException:
@@ -262,13 +262,3 @@ def _timeless(value: Any) -> Any:
             for key, entry in kept.items()
         }
     return [_timeless(entry) for entry in value] if isinstance(value, list) else value
-
-
-def is_locked(file: Path) -> bool:
-    """Whether somebody holds the lock on ``file``."""
-    with file.open("rb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

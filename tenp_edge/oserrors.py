@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from tenp_edge.errors import UserError
+from tenp_edge.locking import LOCK
 
 _PLACE = "another -o, in a directory that you may write to"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -17,7 +18,7 @@ def as_user_error(error: OSError) -> UserError | None:
     if error.errno is None or error.filename is None:
         return _without_path(error)
     path = Path(os.fsdecode(error.filename2 or error.filename))
-    path = path.with_suffix("") if path.suffix == ".partial" else path
+    path = _meant(path)
     if error.errno in _FULL:
         return UserError(
             f"the disk is full: {path} could not be written",
@@ -32,6 +33,15 @@ def as_user_error(error: OSError) -> UserError | None:
     if error.errno == errno.EIO:
         return UserError(f"the disk failed to read or write {path}", "a copy on another disk")
     return UserError(f"{path}: {error.strerror}", "another path")
+
+
+def _meant(path: Path) -> Path:
+    """What the user named: not its temporary name, nor the lock in or beside it."""
+    if path.name == LOCK:
+        return path.parent
+    if path.name.endswith(LOCK):
+        return path.with_name(path.name.removesuffix(LOCK).removeprefix("."))
+    return path.with_suffix("") if path.suffix == ".partial" else path
 
 
 def _without_path(error: OSError) -> UserError | None:
@@ -51,7 +61,7 @@ def _denied(path: Path) -> UserError:
         return UserError(f"{path} cannot be read: no permission", f"chmod u+r {path}")
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         return UserError(f"{path} cannot be opened: no permission", f"chmod u+rwx {path}")
-    if path.is_file() and not os.access(path, os.W_OK):
+    if path.exists() and not os.access(path, os.W_OK):
         return UserError(f"{path} cannot be written: no permission", _PLACE)
     return UserError(f"{path} cannot be written: no permission in {_nearest(path)}", _PLACE)
 
@@ -64,8 +74,8 @@ def _no_place(path: Path) -> UserError:
                 f"{part} is a link to {part.readlink()}, which does not exist",
                 "another -o, or create what it points to",
             )
-        if part.is_file():
-            return UserError(f"{part} is a file, not a directory", "another -o")
+        if part.exists() and not part.is_dir():
+            return UserError(f"{part} is not a directory", "another -o")
     nearest = _nearest(path)
     if nearest == path.parent or not os.access(nearest, os.W_OK):
         return UserError(f"{path} cannot be created: {nearest} takes no new files", _PLACE)
