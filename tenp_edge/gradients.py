@@ -57,14 +57,14 @@ def collect_gradients(
 
     Writes DIR/gradients.safetensors and .json; returns at once when they are there.
     """
+    work = directory / "gradients.partial"
+    shutil.rmtree(work, ignore_errors=True)  # of a killed run, finished or not
     if statistics.has_gradients:
         return statistics
     where = choose_device(device)
     model = StreamingModel(
         ModelSource(checkpoint), where, choose_dtype(dtype, where, checkpoint.dtype)
     )
-    work = directory / "gradients.partial"
-    shutil.rmtree(work, ignore_errors=True)
     layers = checkpoint.config.num_hidden_layers
     spaces = [_Space(work, domain, model) for domain in domains]
     nbytes = (layers + 2) * sum(space.states(0).nbytes for space in spaces)

@@ -318,6 +318,7 @@ class _Compress:
         matrix = None if source.importance is None else source.importance.digest
         key = key_of(source.digest, asdict(options), matrix)
         if not self.directory.done("export", key):
+            self.directory.discard("export")
             self.directory.finish("export", key, write())
 
     def validate(self, plan: CompressionPlan, source: ModelSource) -> ValidationReport:

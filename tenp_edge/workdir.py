@@ -112,6 +112,16 @@ class RunDirectory:
         self._whole[stage] = self.worked = True
         self._save()
 
+    def discard(self, stage: str) -> None:
+        """Remove the files that an earlier run of ``stage`` recorded, whole or not."""
+        record = self._state["stages"].get(stage, {"files": {}})
+        for name in record["files"]:
+            file = self.path / name
+            file.unlink(missing_ok=True)
+            while file.parent != self.path and _is_empty(file.parent):
+                file.parent.rmdir()
+                file = file.parent
+
     def end(self) -> None:
         """Record that the run has come to its end."""
         self._state["complete"] = True
@@ -194,6 +204,10 @@ class RunDirectory:
 
     def _save(self) -> None:
         write_text(self.path / FILE, json.dumps(self._state, indent=1) + "\n")
+
+
+def _is_empty(directory: Path) -> bool:
+    return directory.is_dir() and not any(directory.iterdir())
 
 
 def _size(path: Path) -> int:

@@ -22,8 +22,10 @@ import pytest
 from test_bad_input import refusal
 
 from tenp_edge import interrupts
+from tenp_edge.compress import MARKER
 from tenp_edge.disk import copy_file
 from tenp_edge.errors import UserError
+from tenp_edge.exporters.onnx.directory import whole_directory
 from tenp_edge.locking import LOCK, one_writer, one_writer_of
 from tenp_edge.oserrors import as_user_error
 from tenp_edge.statistics import load_statistics
@@ -203,14 +205,27 @@ def test_damage_is_said_and_mended(name: str, said: str, finished: Path, model: 
     assert crashing.contents(finished) == before
 
 
-def test_damage_in_an_onnx_directory(model: Path, tmp_path: Path) -> None:
-    crashing.onnx(model, tmp_path / "out")
-    before, notes = crashing.contents(tmp_path / "out"), Notes()
-    largest = max((tmp_path / "out" / "onnx").iterdir(), key=lambda file: file.stat().st_size)
-    flip(largest)
-    crashing.onnx(model, tmp_path / "out", notes)
-    assert f"{largest} changed after it was written: made again" in notes.said
-    assert crashing.contents(tmp_path / "out") == before
+@pytest.mark.parametrize("name", ["model.onnx", "tenp.json"])
+def test_damage_in_an_onnx_directory(name: str, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    crashing.onnx(model, out)
+    before, notes = crashing.contents(out), Notes()
+    flip(out / "onnx" / name)
+    crashing.onnx(model, out, notes)
+    assert f"{out / 'onnx' / name} changed after it was written: made again" in notes.said
+    assert crashing.contents(out) == before
+
+
+def test_an_export_that_was_killed_in_anothers_place_is_continued(tmp_path: Path) -> None:
+    target = tmp_path / "onnx"
+    target.mkdir()
+    (target / MARKER).write_text('{"files": {"old": null, "moved": null}}')
+    for name in ("old", "moved", "not ours"):
+        (target / name).touch()
+    with whole_directory(target) as partial:
+        for name in ("new", "tenp.json"):
+            (partial / name).touch()
+    assert names(target) == ["new", "not ours", "tenp.json"]
 
 
 def test_damaged_statistics_are_not_planned_from(finished: Path) -> None:
@@ -393,6 +408,7 @@ def test_a_copy_is_whole_or_not_there(tmp_path: Path) -> None:
     child = f"""
 import resource, sys
 from pathlib import Path
+from tenp_edge.compress import MARKER
 from tenp_edge.disk import copy_file
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 copy_file(Path({str(source)!r}), Path({str(tmp_path / "target")!r}))
