@@ -248,7 +248,7 @@ def contents(out: Path) -> dict[str, str]:
 
 def _content(file: Path) -> str:
     data = file.read_bytes()
-    if file.name in ("mended.json", "manifest.json", "validation.json"):
+    if file.name in ("mended.json", "manifest.json", "refine.json", "validation.json"):
         data = json.dumps(_timeless(json.loads(data)), sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()
 

@@ -23,8 +23,8 @@ from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.gradients import collect_gradients
 from tenp_edge.importance import importance_of
 from tenp_edge.inspection import inspect_model
-from tenp_edge.lockstep import measure_plans
 from tenp_edge.locking import one_writer, one_writer_of
+from tenp_edge.lockstep import measure_plans
 from tenp_edge.mended import Mended
 from tenp_edge.mending import MendRules, mend
 from tenp_edge.options import (
@@ -193,7 +193,8 @@ def probe_if_short(
         )
         return [one.mean_kl for one in found]
 
-    probe(make, Records(directory, slice_digest(domains)), measure, compute.seed)
+    with one_writer(directory):
+        probe(make, Records(directory, slice_digest(domains)), measure, compute.seed)
 
 
 def _probing_seconds(
