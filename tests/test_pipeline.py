@@ -23,11 +23,14 @@ OUTPUTS = {
     "calibration",
     "checkpoint",
     "manifest.json",
+    "mended",
     "model.gguf",
     "plan.json",
     "plan.safetensors",
     "validation.json",
 }
+
+TIMED = ("validation.json", "manifest.json", "mended.json", "refine.json")
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -35,7 +38,7 @@ def digests(directory: Path) -> dict[str, str]:
     return {
         str(file.relative_to(directory)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(directory.rglob("*"))
-        if file.is_file() and file.name not in ("validation.json", "manifest.json")
+        if file.is_file() and file.name not in TIMED
     }
 
 
