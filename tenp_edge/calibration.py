@@ -52,11 +52,13 @@ from tenp_edge.joint import (
     own_losses,
     prior,
 )
+from tenp_edge.locking import one_writer
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
-from tenp_edge.states import FileStates
+from tenp_edge.states import FileStates, whole_file
 from tenp_edge.statistics import (
+    DIGEST,
     GROWTH_SUM,
     VERSION,
     WEIGHT_NORMS,
@@ -66,6 +68,7 @@ from tenp_edge.statistics import (
     accumulate_expert,
     accumulate_growth,
     accumulate_tokens,
+    damage_of,
     input_tensors,
     layer_tensors,
     load_statistics,
@@ -94,7 +97,8 @@ def calibrate(
     With ``plan`` every layer is observed whole, but passes on what the pruned one would: later
     layers see what earlier cuts leave them. Two layers are then in memory.
     ``seed`` is only recorded: it says how the domains were sampled. Raises UserError when the
-    directory belongs to another model, or the tokens do not fit the model or the disk.
+    directory belongs to another model or another process writes to it, or the tokens do not fit
+    the model or the disk.
     """
     target = choose_device(device)
     chosen = choose_dtype(dtype, target, checkpoint.dtype)
@@ -102,14 +106,15 @@ def calibrate(
     _check(checkpoint, domains)
     info = _info(checkpoint, domains, seed, chosen, batch_tokens)
     info |= {} if plan is None else {"pruned_by": plan.digest}
-    finished = _finished(directory, info)
-    if finished is not None:
-        return finished
-    job = _open_job(directory, info, _states_shape(checkpoint, domains), chosen)
-    model = StreamingModel(ModelSource(checkpoint), target, chosen)
-    onward = None if plan is None else model.with_source(ModelSource(checkpoint, plan))
-    _run(job, model, onward, domains, batch_tokens, progress)
-    statistics = _finish(job)
+    with one_writer(directory):
+        finished = _finished(directory, info, progress)
+        if finished is not None:
+            return finished
+        job = _open_job(directory, info, _states_shape(checkpoint, domains), chosen)
+        model = StreamingModel(ModelSource(checkpoint), target, chosen)
+        onward = None if plan is None else model.with_source(ModelSource(checkpoint, plan))
+        _run(job, model, onward, domains, batch_tokens, progress)
+        statistics = _finish(job)
     warn_coverage(coverage(statistics), progress)
     return statistics
 
@@ -172,12 +177,16 @@ def _states_shape(checkpoint: Checkpoint, domains: Sequence[Domain]) -> tuple[in
     return count, seq_len, checkpoint.config.hidden_size
 
 
-def _finished(directory: Path, info: dict[str, Any]) -> Statistics | None:
-    """The statistics in ``directory`` if they are of these very inputs."""
+def _finished(directory: Path, info: dict[str, Any], progress: Progress) -> Statistics | None:
+    """The statistics in ``directory`` if they are whole and of these very inputs."""
     if not (directory / "statistics.json").is_file():
         return None
-    found = load_statistics(directory, info["fingerprint"])
-    same = found.info == info
+    damage = damage_of(directory)
+    if damage is not None:
+        progress.note(f"{damage}; calibrating again")
+        return None
+    found = load_statistics(directory, info["fingerprint"], fresh=True)
+    same = {name: value for name, value in found.info.items() if name != DIGEST} == info
     if same:
         shutil.rmtree(directory / "calibration.partial", ignore_errors=True)
     return found if same else None
@@ -262,6 +271,8 @@ def _run(
         if start is None:
             start = 0
             _embed(job, model, runs)
+        elif start:
+            progress.note(f"continuing: {start} of {layers} layers are calibrated")
         task.advance(start)
         for index in range(start, layers):
             _run_layer(job, model, onward, index, runs)
@@ -296,16 +307,9 @@ def _runs(domains: Sequence[Domain], seq_len: int, batch_tokens: int) -> list[_R
 
 def _embed(job: _Job, model: StreamingModel, runs: Sequence[_Run]) -> None:
     target = job.states(0)
-    partial = _partial(target)
-    for run in runs:
-        partial.write(run.start, model.embed(run.tokens))
-    partial.file.replace(target.file)
-
-
-def _partial(states: FileStates) -> FileStates:
-    file = states.file.with_name(states.file.name + ".partial")
-    file.unlink(missing_ok=True)
-    return FileStates(file, states.shape, states.dtype)
+    with whole_file(target) as partial:
+        for run in runs:
+            partial.write(run.start, model.embed(run.tokens))
 
 
 def _run_layer(
@@ -322,7 +326,6 @@ def _run_layer(
     is_moe = index in job.info["layers"]
     is_last = index == max(job.info["layers"])
     source, target = job.states(index), job.states(index + 1)
-    partial = _partial(target)
     layer = model.layer(index)
     next_states = None if onward is None else onward.layer(index)
     sums = {
@@ -331,20 +334,19 @@ def _run_layer(
     }
     inputs = InputObserver(layer, matrix_roles(model.config, index))
     observer = _observe(layer, job.info) if is_moe else None
-    for run in runs:
-        hidden = source.read(run.start, run.start + len(run.tokens)).to(model.device)
-        active = run.active.to(model.device)
-        inputs.begin(run.domain, active)
-        if observer is not None:
-            observer.begin(sums[run.domain], active, run.domain, len(run.tokens))
-        output = model.run(layer, hidden)
-        if observer is not None:
-            observer.after(output)
-        if not is_last:
-            output = output if next_states is None else model.run(next_states, hidden)
-            partial.write(run.start, output.cpu())
-    if not is_last:
-        partial.file.replace(target.file)
+    with whole_file(target) as partial:
+        for run in runs:
+            hidden = source.read(run.start, run.start + len(run.tokens)).to(model.device)
+            active = run.active.to(model.device)
+            inputs.begin(run.domain, active)
+            if observer is not None:
+                observer.begin(sums[run.domain], active, run.domain, len(run.tokens))
+            output = model.run(layer, hidden)
+            if observer is not None:
+                observer.after(output)
+            if not is_last:
+                output = output if next_states is None else model.run(next_states, hidden)
+                partial.write(run.start, output.cpu())
     named: dict[str, torch.Tensor] = {}
     if observer is not None:
         observer.end()
@@ -494,8 +496,10 @@ def _finish(job: _Job) -> Statistics:
     (job.directory / "statistics.json").unlink(missing_ok=True)
     (job.directory / "statistics.safetensors").unlink(missing_ok=True)
     entries = tuple(TensorEntry(name, e.dtype, e.shape) for name, e in stored.items())
-    for _ in write_shards(job.directory, [Shard("statistics.safetensors", entries)], read):
+    shard, digests = Shard("statistics.safetensors", entries), dict[str, str]()
+    for _ in write_shards(job.directory, [shard], read, digests):
         pass
-    write_text(job.directory / "statistics.json", json.dumps(job.info, indent=1) + "\n")
+    info = job.info | {DIGEST: digests[shard.name]}
+    write_text(job.directory / "statistics.json", json.dumps(info, indent=1) + "\n")
     shutil.rmtree(job.partial)
-    return load_statistics(job.directory)
+    return load_statistics(job.directory, fresh=True)

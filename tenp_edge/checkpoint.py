@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from tenp_edge.digests import HashedStream
 from tenp_edge.disk import atomic_file, sync
 from tenp_edge.headers import (
     DTYPE_BYTES,
@@ -197,17 +198,22 @@ Blocks = torch.Tensor | Iterable[torch.Tensor]
 
 
 def write_shards(
-    directory: Path, shards: Sequence[Shard], read: Callable[[str], Blocks]
+    directory: Path,
+    shards: Sequence[Shard],
+    read: Callable[[str], Blocks],
+    digests: dict[str, str] | None = None,
 ) -> Iterator[TensorEntry]:
     """Write ``shards`` one tensor at a time, yielding each entry as it is done (for progress).
 
     ``read`` gives a tensor, or its rows in blocks when it is too large to be held at once.
     A shard appears under its own name only when complete; one that is there with the right size
     is kept, so the same call resumes an interrupted one. The index is written last.
+    ``digests`` receives the SHA-256 of every shard that is written, by name.
     """
+    digests = {} if digests is None else digests
     for shard in shards:
         if not is_written(directory, shard):
-            yield from _write_shard(directory / shard.name, shard, read)
+            yield from _write_shard(directory / shard.name, shard, read, digests)
     if len(shards) > 1:
         weight_map = {entry.name: shard.name for shard in shards for entry in shard.entries}
         total = sum(entry.nbytes for shard in shards for entry in shard.entries)
@@ -222,9 +228,10 @@ def is_written(directory: Path, shard: Shard) -> bool:
 
 
 def _write_shard(
-    target: Path, shard: Shard, read: Callable[[str], Blocks]
+    target: Path, shard: Shard, read: Callable[[str], Blocks], digests: dict[str, str]
 ) -> Iterator[TensorEntry]:
-    with atomic_file(target, shard.nbytes) as stream:
+    with atomic_file(target, shard.nbytes) as file:
+        stream = HashedStream(file)
         stream.write(shard.header)
         for entry in shard.entries:
             got, written = read(entry.name), 0
@@ -234,6 +241,7 @@ def _write_shard(
                 written += stream.write(tensor_bytes(block))
             assert written == entry.nbytes, entry.name
             yield entry
+    digests[shard.name] = stream.digest
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

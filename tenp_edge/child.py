@@ -15,6 +15,10 @@ from tenp_edge.errors import UserError
 
 Answer = Mapping[str, Any]
 _REFUSED = 2
+# A process whose parent was killed would go on for nobody: Linux can end it then. 1 is
+# PR_SET_PDEATHSIG; elsewhere it ends when its answer is done.
+_DIES_WITH_US = "import ctypes, signal; ctypes.CDLL(None).prctl(1, signal.SIGKILL); "
+_DIES_WITH_US = _DIES_WITH_US if sys.platform == "linux" else ""
 
 
 class ChildError(Exception):
@@ -27,7 +31,7 @@ def ask(module: str, question: str, facts: Answer, imports: tuple[str, ...] = ()
     ``imports``: modules that the process is to hold in memory besides. Raises UserError as the
     function did, ChildError when the process did not get that far.
     """
-    loaded = "".join(f"import {name}; " for name in imports)
+    loaded = _DIES_WITH_US + "".join(f"import {name}; " for name in imports)
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     done = subprocess.run(

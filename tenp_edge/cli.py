@@ -1,12 +1,12 @@
 """The verbs. The only place that prints errors or decides the exit code.
 
-stdout is the result, stderr is progress. A UserError is two lines and exit 2; anything else that
-escapes is a bug of ours and shows its traceback.
+stdout is the result, stderr is progress. A UserError is two lines and exit 2, and so is what the
+operating system refuses; anything else that escapes is a bug of ours and shows its traceback.
+Ctrl-C and SIGTERM end with 130 and 143, and say what the same command does.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -19,8 +19,10 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console, RenderableType
 
-from tenp_edge import __version__, compare_cli, flags, report, run_cli
+from tenp_edge import __version__, compare_cli, flags, interrupts, report, run_cli
+from tenp_edge.disk import require_parent
 from tenp_edge.errors import UserError
+from tenp_edge.oserrors import as_user_error
 from tenp_edge.terminal import TerminalProgress
 from tenp_edge.units import parse_size
 
@@ -39,21 +41,31 @@ progress = TerminalProgress(err)
 Options = TypeVar("Options")
 # Verbs whose speed is the point: there the OpenMP library's own choice stays.
 _RUNNING = ("run", "serve", "bench")
+# Verbs that find their own work again.
+_CONTINUING = ("calibrate", "compress", "compare", "demo")
 
 
 def main() -> None:
     """Entry point of the ``tenp-edge`` command."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        app()
+        with interrupts.stopping():
+            app()
     except UserError as error:
         _fail(error.message, error.hint)
-    except KeyboardInterrupt:
-        _fail("interrupted", "the same command again: it continues where it stopped", code=130)
+    except interrupts.Stopped as stopped:
+        _fail(str(stopped), _again(), stopped.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        refused = as_user_error(error)
+        if refused is None:
             raise
-        _fail(f"the disk is full ({error.filename or error.strerror})", "free some space, rerun")
+        _fail(refused.message, refused.hint)
+
+
+def _again() -> str:
+    if any(argument in _CONTINUING for argument in sys.argv[1:2]):
+        return "the same command again: it continues where it stopped"
+    return "the same command again: it starts anew"
 
 
 def _fail(message: str, hint: str | None, code: int = 2) -> None:
@@ -98,6 +110,8 @@ def _root(
         # Threads that wait for each other by spinning lose whole time slices where others compute
         # too: three times the CPU seconds and the time, and none gained on an idle machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    else:
+        interrupts.leave_to_the_verb()
 
 
 @app.command()
@@ -224,18 +238,19 @@ def calibrate(
 def merge(
     statistics: Annotated[list[Path], typer.Argument(help="Two or more statistics directories.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the sum.")],
+    force: flags.Force = False,
     json_output: flags.Json = False,
 ) -> None:
-    """Add up statistics of the same model, domain by domain.
+    """Add up statistics of the same model, domain by domain; the same text is not counted twice.
 
     Examples:
 
         tenp-edge merge WORK1 WORK2 -o WORK
     """
     from tenp_edge.coverage import coverage
-    from tenp_edge.statistics import load_statistics, merge_statistics
+    from tenp_edge.verbs import run_merge
 
-    merged = merge_statistics([load_statistics(path) for path in statistics], output)
+    merged = run_merge(statistics, output, force)
     found = coverage(merged)
     _show(report.coverage(merged, found), found.to_json(), json_output)
 
@@ -304,11 +319,12 @@ def plan(
     from tenp_edge.options import CalibrationOptions, PlanOptions
     from tenp_edge.verbs import run_plan
 
+    if output is not None and not dry_run:
+        require_parent(output)
     options = _pick(PlanOptions, locals())
     compute = CalibrationOptions(device=device, dtype=dtype)
     made = run_plan(model, options, calibration, seed, compute, progress)
     if output is not None and not dry_run:
-        output.parent.mkdir(parents=True, exist_ok=True)
         made.save(output)
     _show(report.plan_report(made), made.to_json(), json_output)
 
@@ -576,6 +592,8 @@ def validate(
 
         tenp-edge validate MODEL OUT/checkpoint --data chat=prompts.jsonl --samples 16
     """
+    if output is not None:
+        require_parent(output)
     progress.step(f"validating {candidate.name} against {reference.name}")
     from tenp_edge.checkpoint import write_text
     from tenp_edge.options import CalibrationOptions, MeasureOptions, ValidationOptions

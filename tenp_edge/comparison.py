@@ -29,6 +29,7 @@ from tenp_edge.data import (
 from tenp_edge.domains import calibration_domains, validation_domains
 from tenp_edge.errors import UserError
 from tenp_edge.forward import choose_device, choose_dtype
+from tenp_edge.locking import one_writer
 from tenp_edge.mended import Mended
 from tenp_edge.mending import MendRules, mend
 from tenp_edge.options import CompareOptions
@@ -52,7 +53,17 @@ def run_compare(
     """
     checkpoint, methods = Checkpoint(model), choose_methods(options.methods)
     _check(options)
-    output.mkdir(parents=True, exist_ok=True)
+    with one_writer(output):
+        return _compared(checkpoint, methods, output, options, progress)
+
+
+def _compared(
+    checkpoint: Checkpoint,
+    methods: Sequence[Method],
+    output: Path,
+    options: CompareOptions,
+    progress: Progress,
+) -> dict[str, Any]:
     where = choose_device(options.calibration.device)
     own = options.calibration.dtype
     # As in validation: bf16's own rounding would be counted as a candidate's loss.

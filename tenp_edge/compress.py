@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from tenp_edge.checkpoint import (
     write_shards,
     write_text,
 )
-from tenp_edge.disk import require_free
+from tenp_edge.disk import copy_file, require_free
 from tenp_edge.errors import UserError
 from tenp_edge.mended import Mended, settings_of
 from tenp_edge.models import EXPERT_KEYS
@@ -66,30 +65,35 @@ def checkpoint_files(source: ModelSource) -> dict[str, int]:
     return {shard.name: shard.nbytes for shard in checkpoint_shards(source)}
 
 
-def write_checkpoint(source: ModelSource, directory: Path, progress: Progress = QUIET) -> None:
+def write_checkpoint(
+    source: ModelSource, directory: Path, progress: Progress = QUIET
+) -> Mapping[str, str]:
     """Write ``source`` (seen through a plan) to ``directory``; again, to continue where it stopped.
 
-    Holds one expert, or one block of an embedding's rows, in memory at a time.
+    Holds one expert, or one block of an embedding's rows, in memory at a time. Returns the SHA-256
+    of the weight files that it wrote, by name: those that were there are not read.
     Raises UserError when ``directory`` holds another model or the disk has no room.
     """
     shards = checkpoint_shards(source)
+    digests: dict[str, str] = {}
     if _is_complete(source, directory, shards):
-        return
+        return digests
     _require_neurons(_plan(source))
     _claim(source, directory)
     pending = [shard for shard in shards if not is_written(directory, shard)]
     require_free(directory, sum(shard.nbytes for shard in pending), "the pruned checkpoint")
     total = sum(entry.nbytes for shard in pending for entry in shard.entries)
     with progress.task("writing the pruned checkpoint", total, "bytes") as task:
-        for entry in write_shards(directory, shards, source.blocks):
+        for entry in write_shards(directory, shards, source.blocks, digests):
             task.advance(entry.nbytes)
     for file in copied_files(source.checkpoint.path):
         target = directory / file.relative_to(source.checkpoint.path)
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, target)
+        copy_file(file, target)
     write_text(directory / "README.md", model_card(source))
     write_text(directory / "config.json", json.dumps(pruned_json(source), indent=2) + "\n")
     (directory / MARKER).unlink()
+    return digests
 
 
 def _plan(source: ModelSource) -> CompressionPlan:
@@ -120,6 +124,13 @@ def is_other_checkpoint(directory: Path, digest: str | None) -> bool:
     """Whether a finished checkpoint other than `ModelSource.digest` lies in ``directory``."""
     file = directory / "config.json"
     return file.is_file() and (read_json(file).get("tenp") or {}).get("digest") != digest
+
+
+def reopen(directory: Path, digest: str | None) -> None:
+    """Make the finished checkpoint ``digest`` in ``directory``, of which files are missing, an
+    unfinished one: `write_checkpoint` then writes what is missing and keeps the rest."""
+    if directory.is_dir():
+        write_text(directory / MARKER, json.dumps({"digest": digest}))
 
 
 def _claim(source: ModelSource, directory: Path) -> None:

@@ -36,6 +36,18 @@ def require_free(directory: Path, needed_bytes: int, what: str) -> None:
         )
 
 
+def require_parent(target: Path) -> None:
+    """UserError where the directory that ``target`` is to lie in does not exist: a mistyped path
+    is seen before the work."""
+    if target.is_dir():
+        raise UserError(f"{target} is a directory", f"-o {target / 'NAME'}")
+    if not target.parent.is_dir():
+        raise UserError(
+            f"the directory {target.parent} does not exist",
+            f"mkdir -p {target.parent}, or another -o",
+        )
+
+
 @contextmanager
 def atomic_file(target: Path, size_bytes: int) -> Iterator[BinaryIO]:
     """``target`` opened for writing under a temporary name; it gets its own when the body ends.
@@ -58,6 +70,12 @@ def atomic_file(target: Path, size_bytes: int) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """``target`` with the bytes of ``source``: all of them, or no file of that name."""
+    with source.open("rb") as bytes_of, atomic_file(target, source.stat().st_size) as stream:
+        shutil.copyfileobj(bytes_of, stream)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from tenp_edge.source import ModelSource
 from tenp_edge.states import FileStates
 from tenp_edge.statistics import (
     GRADIENT_SUMS,
+    GRADIENTS_DIGEST,
     LayerStatistics,
     Statistics,
     load_statistics,
@@ -56,14 +57,14 @@ def collect_gradients(
 
     Writes DIR/gradients.safetensors and .json; returns at once when they are there.
     """
+    work = directory / "gradients.partial"
+    shutil.rmtree(work, ignore_errors=True)  # of a killed run, finished or not
     if statistics.has_gradients:
         return statistics
     where = choose_device(device)
     model = StreamingModel(
         ModelSource(checkpoint), where, choose_dtype(dtype, where, checkpoint.dtype)
     )
-    work = directory / "gradients.partial"
-    shutil.rmtree(work, ignore_errors=True)
     layers = checkpoint.config.num_hidden_layers
     spaces = [_Space(work, domain, model) for domain in domains]
     nbytes = (layers + 2) * sum(space.states(0).nbytes for space in spaces)
@@ -79,10 +80,13 @@ def collect_gradients(
         for index in reversed(range(layers)):
             named |= _backward(model, index, spaces)
             task.advance(2)
-    write_tensors(directory / "gradients.safetensors", named)
-    write_text(directory / "gradients.json", json.dumps(statistics.info, indent=1) + "\n")
+    # Old sums lose their JSON first: it must never stand beside those of another pass.
+    (directory / "gradients.json").unlink(missing_ok=True)
+    digest = write_tensors(directory / "gradients.safetensors", named)
+    info = {**statistics.info, GRADIENTS_DIGEST: digest}
+    write_text(directory / "gradients.json", json.dumps(info, indent=1) + "\n")
     shutil.rmtree(work)
-    return load_statistics(directory)
+    return load_statistics(directory, fresh=True)
 
 
 @dataclass(frozen=True)

@@ -163,8 +163,8 @@ class ModelFiles:
                 )
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from ``file``; UserError when it is missing or not one."""
+def read_json(file: Path, remedy: str = _AGAIN) -> dict[str, Any]:
+    """A JSON object from ``file``; UserError when it is missing or not one, with ``remedy``."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -172,9 +172,9 @@ def read_json(file: Path) -> dict[str, Any]:
             f"{file.parent} has no {file.name}", "the directory of a downloaded model"
         ) from None
     except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}", _AGAIN) from None
+        raise UserError(f"{file} is not valid JSON: {error}", remedy) from None
     if not isinstance(value, dict):
-        raise UserError(f"{file} is not a JSON object", _AGAIN)
+        raise UserError(f"{file} is not a JSON object", remedy)
     return value
 
 

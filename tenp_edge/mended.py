@@ -53,6 +53,12 @@ class Mended:
         }
 
     @property
+    def files(self) -> list[Path]:
+        """mended.json and the files of all layers."""
+        layers = [layer_file(self.directory, int(layer)) for layer in self.info["layers"]]
+        return [self.directory / FILE, *layers]
+
+    @property
     def digest(self) -> str:
         """Identity of the weights."""
         return str(self.info["digest"])
@@ -61,6 +67,15 @@ class Mended:
     def plan_digest(self) -> str:
         """Of the plan whose pruned model they belong to."""
         return str(self.info["plan_digest"])
+
+    def check(self) -> None:
+        """Raise UserError unless the weights are those that were written; reads them all."""
+        if files_digest(self.files[1:]) != self.digest:
+            raise UserError(
+                f"the mended weights in {self.directory} are damaged: their bytes are not those "
+                "that were written",
+                "the same compress command: it mends again",
+            )
 
     def __contains__(self, name: object) -> bool:
         return name in self._stored
@@ -116,6 +131,7 @@ def found_mended(directory: Path, plan_digest: str, digest: str) -> Mended | Non
     """What lies in ``directory`` if it makes the model ``digest`` of that plan; else None."""
     try:
         found = Mended(directory)
+        found.check()
     except (UserError, OSError, KeyError):
         return None
     same = found.plan_digest == plan_digest and model_digest(plan_digest, found) == digest

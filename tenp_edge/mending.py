@@ -34,14 +34,15 @@ from tenp_edge.forward import (
     default_batch_tokens,
 )
 from tenp_edge.healing import HEALS, LayerText, heal_layer, held_out, relative_error
+from tenp_edge.locking import one_writer
 from tenp_edge.mended import FILE, FORMAT, VERSION, LayerChanges, Mended, layer_file
-from tenp_edge.mending_files import PARTIAL, MendingJob, finish_job, open_job, partial_states
+from tenp_edge.mending_files import PARTIAL, MendingJob, finish_job, open_job
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.repair import RoutedInputs, repair_layer
 from tenp_edge.ridge import RIDGE
 from tenp_edge.source import ModelSource
-from tenp_edge.states import SPILL_BYTES, FileStates
+from tenp_edge.states import SPILL_BYTES, FileStates, whole_file
 from tenp_edge.statistics import write_tensors
 
 # What the stages cost, in forwards of the same text: three runs of each layer and the moments;
@@ -114,15 +115,16 @@ def mend(
     kind = "float32" if dtype == "auto" or rules.heal is not None else dtype
     text = _Text.of(domains)
     info = _info(checkpoint, plan, text, rules, seed, kind)
-    finished = _finished(directory, info)
-    if finished is not None:
-        return finished
     chosen = choose_dtype(kind, where, checkpoint.dtype)
     shape = (*text.tokens.shape, checkpoint.config.hidden_size)
-    job = open_job(directory, info, shape, chosen, mended_bytes(checkpoint, plan, rules))
-    walk = _Walk(job, checkpoint, plan, text, rules, seed, where)
-    walk.run(progress)
-    return finish_job(job, checkpoint.config.moe_layers)
+    with one_writer(directory):
+        finished = _finished(directory, info, progress)
+        if finished is not None:
+            return finished
+        job = open_job(directory, info, shape, chosen, mended_bytes(checkpoint, plan, rules))
+        walk = _Walk(job, checkpoint, plan, text, rules, seed, where)
+        walk.run(progress)
+        return finish_job(job, checkpoint.config.moe_layers)
 
 
 @dataclass(frozen=True)
@@ -172,15 +174,21 @@ def _info(
     }
 
 
-def _finished(directory: Path, info: dict[str, Any]) -> Mended | None:
-    """What is in ``directory`` if it was made from these very inputs."""
+def _finished(directory: Path, info: dict[str, Any], progress: Progress) -> Mended | None:
+    """What is in ``directory`` if it is whole and was made from these very inputs."""
     if not (directory / FILE).is_file():
         return None
-    found = read_json(directory / FILE)
-    if {key: found.get(key) for key in info} != info:
+    try:
+        raw = read_json(directory / FILE)
+        if {key: raw.get(key) for key in info} != info:
+            return None
+        found = Mended(directory)
+        found.check()
+    except (UserError, FileNotFoundError) as error:
+        progress.note(f"{str(error).splitlines()[0]}; mending again")
         return None
     shutil.rmtree(directory / PARTIAL, ignore_errors=True)
-    return Mended(directory)
+    return found
 
 
 # -- the layers ------------------------------------------------------------------------------------
@@ -212,6 +220,8 @@ class _Walk:
         if start is None:
             start = 0
             self._embed()
+        elif start:
+            progress.note(f"continuing: {start} of {layers} layers are mended")
         with progress.task("mending", layers, "layers") as task:
             task.advance(start)
             for index in range(start, layers):
@@ -220,11 +230,9 @@ class _Walk:
 
     def _embed(self) -> None:
         for stream in ("dense", "mended"):
-            target = self.job.states(stream, 0)
-            partial = partial_states(target)
-            for run in self.runs:
-                partial.write(run.start, self.dense.embed(self.text.tokens[run]))
-            partial.file.replace(target.file)
+            with whole_file(self.job.states(stream, 0)) as partial:
+                for run in self.runs:
+                    partial.write(run.start, self.dense.embed(self.text.tokens[run]))
 
     def _layer(self, index: int) -> None:
         """Both streams through one layer; its files get their names when they are complete."""
@@ -232,15 +240,13 @@ class _Walk:
         job = self.job
         before = {stream: job.states(stream, index) for stream in ("dense", "mended")}
         after = {stream: job.states(stream, index + 1) for stream in before}
-        targets, mended = partial_states(after["dense"]), partial_states(after["mended"])
-        self._pass(self.dense, index, before["dense"], targets)
         facts: dict[str, Any] = {}
-        if index in self.checkpoint.config.moe_layers:
-            facts = self._mend(index, before["mended"], targets, mended)
-        else:
-            self._pass(self.dense, index, before["mended"], mended)
-        targets.file.replace(after["dense"].file)
-        mended.file.replace(after["mended"].file)
+        with whole_file(after["dense"]) as targets, whole_file(after["mended"]) as mended:
+            self._pass(self.dense, index, before["dense"], targets)
+            if index in self.checkpoint.config.moe_layers:
+                facts = self._mend(index, before["mended"], targets, mended)
+            else:
+                self._pass(self.dense, index, before["mended"], mended)
         facts["seconds"] = round(time.monotonic() - started, 3)
         write_text(job.facts(index), json.dumps(facts) + "\n")
         for states in before.values():

@@ -96,10 +96,3 @@ def finish_job(job: MendingJob, moe_layers: Sequence[int]) -> Mended:
     write_text(job.directory / FILE, json.dumps(found, indent=1) + "\n")
     shutil.rmtree(job.partial)
     return Mended(job.directory)
-
-
-def partial_states(states: FileStates) -> FileStates:
-    """``states`` under the temporary name that they have until they are complete."""
-    file = states.file.with_name(states.file.name + ".partial")
-    file.unlink(missing_ok=True)
-    return FileStates(file, states.shape, states.dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint, write_text
-from tenp_edge.compress import checkpoint_files, is_other_checkpoint, write_checkpoint
+from tenp_edge.compress import checkpoint_files, is_other_checkpoint, reopen, write_checkpoint
 from tenp_edge.data import (
     Domain,
     split_at,
@@ -24,6 +23,7 @@ from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.importance import Importance
 from tenp_edge.inspection import inspect_model
 from tenp_edge.jointchoice import measurable
+from tenp_edge.locking import one_writer
 from tenp_edge.mended import DIRECTORY, Mended
 from tenp_edge.mending import mended_bytes
 from tenp_edge.options import (
@@ -54,6 +54,7 @@ from tenp_edge.typeverbs import costs_of, types_if_cheap
 from tenp_edge.validation import ValidationReport, load_report, validate
 from tenp_edge.verbs import (
     calibrate_into,
+    finished_at,
     kept_ranges,
     mend_into,
     probe_if_short,
@@ -95,8 +96,15 @@ def run_compress(
     run = _Compress(checkpoint, output, options, progress)
     draft = run.draft_plan()
     run.require_disk(draft)
+    with one_writer(output):
+        return _run_stages(run, draft)
+
+
+def _run_stages(run: _Compress, draft: CompressionPlan) -> CompressResult:
     run.open()
+    run.draw_text()
     run.note_time(draft)
+    checkpoint, options = run.checkpoint, run.options
     statistics = run.statistics()
     run.measure_types(statistics)
     plan = run.plan(statistics)
@@ -107,14 +115,15 @@ def run_compress(
         run.write_checkpoint(source)
     run.export(plan, source)
     report = None if options.no_validate else run.validate(plan, source)
-    run.directory.complete()
-    return CompressResult(output, plan, report, mended)
+    run.end()
+    return CompressResult(run.output, plan, report, mended)
 
 
 class _Compress:
     """The stages of one run: what each depends on is its key, what it wrote is its record."""
 
     directory: RunDirectory
+    _calibrated: int
 
     def __init__(
         self, checkpoint: Checkpoint, output: Path, options: CompressOptions, progress: Progress
@@ -144,6 +153,8 @@ class _Compress:
 
     def note_time(self, draft: CompressionPlan) -> None:
         """Say how long it will take, when that is more than a moment."""
+        if self.directory.complete:
+            return
         options, checkpoint = self.options, self.checkpoint
         summary, missing = inspect_model(checkpoint.path), self._missing(draft)
         device = choose_device(options.calibration.device)
@@ -154,7 +165,7 @@ class _Compress:
             active_parameters=summary.active_parameters,
             model_bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
             written_bytes=sum(missing.values()),
-            calibration_tokens=0 if options.statistics else most_tokens(options.calibration),
+            calibration_tokens=0 if self._calibrated else most_tokens(options.calibration),
             validation_tokens=0 if options.no_validate else most_tokens(options.validation),
             validation_forwards=4 if options.validation.split else 2,
             quantised_parameters=0 if exported else kept,
@@ -177,9 +188,25 @@ class _Compress:
 
     def open(self) -> None:
         command = key_of(asdict(replace(self.options, force=False)))
-        self.directory = RunDirectory(
-            self.output, self.checkpoint.fingerprint, command, self.options.force
-        )
+        force, progress = self.options.force, self.progress
+        found = RunDirectory(self.output, self.checkpoint.fingerprint, command, force, progress)
+        self.directory = found
+        self._calibrated = finished_at(self._calibration)
+        done = ["calibration"] if self._calibrated and not self.options.statistics else []
+        done += found.done_before()
+        if done and not found.complete:
+            progress.note(f"continuing: {', '.join(f'{stage} done' for stage in done)}")
+
+    def draw_text(self) -> None:
+        """Read the text before anything is promised: what is wrong with it is said first."""
+        if self.options.statistics is None or not self.options.no_validate:
+            self._domains  # noqa: B018
+
+    def end(self) -> None:
+        calibrated = finished_at(self._calibration) != self._calibrated
+        if self.directory.complete and not self.directory.worked and not calibrated:
+            self.progress.note(f"nothing to do: {self.output} is complete")
+        self.directory.end()
 
     # The stages.
 
@@ -255,25 +282,28 @@ class _Compress:
         directory, options = self.output / DIRECTORY, self.options.calibration
         key = key_of(plan.digest, asdict(self.rules), asdict(options))
         if self.directory.done("mending", key):
-            return Mended(directory)
+            with one_writer(directory):  # which takes the lock of a killed process away
+                return Mended(directory)
         domains, _, _ = self._domains
         found = mend_into(
             self.checkpoint, plan, domains, directory, self.rules, options, self.progress
         )
         if found is not None:
-            self.directory.finish("mending", key, directory.iterdir())
+            self.directory.finish("mending", key, found.files)
         return found
 
     def write_checkpoint(self, source: ModelSource) -> None:
-        target = self.output / "checkpoint"
-
-        def write() -> list[Path]:
-            if is_other_checkpoint(target, source.digest):  # an unfinished run's, other settings
-                shutil.rmtree(target)
-            write_checkpoint(source, target, self.progress)
-            return [file for file in target.iterdir() if file.is_file()]
-
-        self._stage("checkpoint", key_of(source.digest), write)
+        target, key = self.output / "checkpoint", key_of(source.digest)
+        if self.directory.done("checkpoint", key):
+            return
+        if self.directory.has_run("checkpoint", key):  # and has lost files since
+            reopen(target, source.digest)
+        elif is_other_checkpoint(target, source.digest):  # an unfinished run's, other settings
+            shutil.rmtree(target)
+        digests = write_checkpoint(source, target, self.progress)
+        files = [file for file in target.rglob("*") if file.is_file()]
+        known = {target / name: digest for name, digest in digests.items()}
+        self.directory.finish("checkpoint", key, files, known)
 
     def export(self, plan: CompressionPlan, source: ModelSource) -> None:
         target, options = self._target(plan), self._export_options(plan)
@@ -286,12 +316,18 @@ class _Compress:
             return [self.output / name for name in placed_files(writer, manifest)]
 
         matrix = None if source.importance is None else source.importance.digest
-        self._stage("export", key_of(source.digest, asdict(options), matrix), write)
+        key = key_of(source.digest, asdict(options), matrix)
+        if not self.directory.done("export", key):
+            self.directory.discard("export")
+            self.directory.finish("export", key, write())
 
     def validate(self, plan: CompressionPlan, source: ModelSource) -> ValidationReport:
         file = self.output / "validation.json"
         options = self.options
-        key = key_of(source.digest, asdict(options.validation), asdict(options.calibration))
+        exported = dict(self.directory.digests("export"))
+        key = key_of(
+            source.digest, exported, asdict(options.validation), asdict(options.calibration)
+        )
         if self.directory.done("validation", key):
             return load_report(file)
         _, held_out, _ = self._domains
@@ -314,10 +350,6 @@ class _Compress:
         return report
 
     # Helpers.
-
-    def _stage(self, name: str, key: str, write: Callable[[], list[Path]]) -> None:
-        if not self.directory.done(name, key):
-            self.directory.finish(name, key, write())
 
     def _make_plan(
         self, statistics: Statistics | None, request: PlanRequest | None = None
@@ -391,7 +423,8 @@ class _Compress:
         own_data_only = bool(calibration.data) and not validation.data
         more = validation.samples if own_data_only else 0
         wanted = replace(calibration, samples=calibration.samples + more)
-        drawn = calibration_domains(self.checkpoint, wanted, self.progress, hold_out=True)
+        progress = QUIET if self._calibrated else self.progress
+        drawn = calibration_domains(self.checkpoint, wanted, progress, hold_out=True)
         pairs = [split_at(domain, wanted.samples) for domain in drawn]
         used, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
         if not own_data_only:

@@ -6,6 +6,8 @@ count as resident memory.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -85,6 +87,21 @@ class FileStates:
     def __exit__(self, *_: object) -> None:
         if self.temporary:
             self.file.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(target: FileStates) -> Iterator[FileStates]:
+    """``target`` under a temporary name while the body writes it: it gets its own when the body
+    ends, if anything was written, and nothing stays when the body fails."""
+    file = target.file.with_name(target.file.name + ".partial")
+    file.unlink(missing_ok=True)
+    try:
+        yield FileStates(file, target.shape, target.dtype)
+        if file.is_file():
+            file.replace(target.file)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
 
 
 class CachedFileStates(FileStates):

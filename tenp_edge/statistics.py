@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,13 @@ from tenp_edge.checkpoint import (
     write_shards,
     write_text,
 )
+from tenp_edge.digests import file_digest
 from tenp_edge.errors import UserError
 from tenp_edge.joint import Elimination
 
 VERSION = 1
+# In statistics.json and gradients.json: SHA-256 of the safetensors file beside it.
+DIGEST, GRADIENTS_DIGEST = "sha256", "gradients_sha256"
 # Sums per expert, [experts]:
 EXPERT_SUMS = (
     "tokens",  # 1
@@ -72,6 +75,9 @@ ELIMINATION = ("joint_order", "joint_losses")
 # How often each sequence of the text chose each expert, [sequences, experts], in the order of the
 # domains: whether the text is of one kind (`kinds`). Merged statistics lack it.
 SEQUENCE_USE = "sequence_use"
+# In the JSON of merged statistics: the `data_sha256` of all that were added up.
+MERGED = "merged_from"
+_MERGE = "tenp-edge merge WORK1 WORK2 -o WORK, of different text or seeds"
 # Norms of the weights, [experts, width]: facts of the model, not of the data.
 WEIGHT_NORMS = ("gate_norm", "up_norm", "down_norm")
 _GROUP_SUMS = EXPERT_SUMS[:-1]  # what one expert's tokens give; easy_ep needs the whole output
@@ -415,9 +421,12 @@ class Statistics:
         return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
-def load_statistics(directory: Path, fingerprint: str | None = None) -> Statistics:
-    """Open DIR/statistics.json and .safetensors; UserError when they are not this model's."""
-    info = read_json(directory / "statistics.json")
+def load_statistics(
+    directory: Path, fingerprint: str | None = None, fresh: bool = False
+) -> Statistics:
+    """Open DIR/statistics.json and .safetensors; UserError when they are not this model's, or not
+    the bytes that were written. ``fresh``: they were written a moment ago, and are not read."""
+    info = _read_info(directory)
     if info.get("format") != "tenp-edge statistics" or info.get("version") != VERSION:
         raise UserError(f"{directory} holds no tenp-edge statistics of version {VERSION}")
     if fingerprint is not None and info["fingerprint"] != fingerprint:
@@ -428,16 +437,54 @@ def load_statistics(directory: Path, fingerprint: str | None = None) -> Statisti
         )
     file = directory / "statistics.safetensors"
     if not file.is_file():
-        raise UserError(f"{file} is missing", "calibrate again")
-    return Statistics(info, read_header(file) | _gradients(directory, info))
+        raise UserError(f"{file} is missing", _again(directory))
+    if not fresh:
+        _require_whole(file, info.get(DIGEST))
+    return Statistics(info, read_header(file) | _gradients(directory, info, fresh))
 
 
-def _gradients(directory: Path, info: Mapping[str, Any]) -> dict[str, StoredTensor]:
+def damage_of(directory: Path) -> str | None:
+    """What is wrong with the statistics in ``directory``, in words; None when nothing is."""
+    try:
+        load_statistics(directory)
+    except UserError as error:
+        return error.message
+    return None
+
+
+def _read_info(directory: Path) -> dict[str, Any]:
+    if (directory / "statistics.json").is_file():
+        return read_json(directory / "statistics.json", _again(directory))
+    inside = directory / "calibration"
+    if (inside / "statistics.json").is_file():
+        raise UserError(f"{directory} holds no statistics itself", f"--calibration {inside}")
+    raise UserError(f"{directory} holds no statistics", _again(directory))
+
+
+def _again(directory: Path) -> str:
+    return f"tenp-edge calibrate MODEL -o {directory}"
+
+
+def _require_whole(file: Path, digest: str | None) -> None:
+    """UserError unless ``file`` has the SHA-256 ``digest``; older versions recorded none."""
+    if digest is not None and file_digest(file) != digest:
+        raise UserError(
+            f"{file} is damaged: its bytes are not those that were written", _again(file.parent)
+        )
+
+
+def _gradients(
+    directory: Path, info: Mapping[str, Any], fresh: bool = False
+) -> dict[str, StoredTensor]:
     """The sums of the backward pass over the same tokens, where one was made."""
-    record = directory / "gradients.json"
-    if not record.is_file() or read_json(record) != info:
+    record, file = directory / "gradients.json", directory / "gradients.safetensors"
+    found = read_json(record, _again(directory)) if record.is_file() else {}
+    digest = found.pop(GRADIENTS_DIGEST, None)
+    if found != info:
         return {}
-    return read_header(directory / "gradients.safetensors")
+    if not fresh:
+        _require_whole(file, digest)
+    return read_header(file)
 
 
 def layer_tensors(
@@ -475,18 +522,21 @@ def input_tensors(
     }
 
 
-def write_tensors(file: Path, named: Mapping[str, torch.Tensor]) -> None:
-    """One safetensors file, atomically."""
+def write_tensors(file: Path, named: Mapping[str, torch.Tensor]) -> str:
+    """One safetensors file, atomically; returns its SHA-256."""
     entries = tuple(TensorEntry(k, dtype_name(v.dtype), tuple(v.shape)) for k, v in named.items())
     file.unlink(missing_ok=True)
-    for _ in write_shards(file.parent, [Shard(file.name, entries)], lambda name: named[name]):
+    shards, digests = [Shard(file.name, entries)], dict[str, str]()
+    for _ in write_shards(file.parent, shards, lambda name: named[name], digests):
         pass
+    return digests[file.name]
 
 
 def merge_statistics(parts: Iterable[Statistics], directory: Path) -> Statistics:
     """Add statistics of one model up, domain by domain, and write them to ``directory``."""
     parts = list(parts)
     first = parts[0]
+    _require_distinct(parts)
     if any((p.fingerprint, p.layers) != (first.fingerprint, first.layers) for p in parts):
         raise UserError("the statistics belong to different checkpoints and cannot be merged")
     domains: dict[str, dict[str, int]] = {}
@@ -509,16 +559,31 @@ def merge_statistics(parts: Iterable[Statistics], directory: Path) -> Statistics
     complete = all(part.has_inputs for part in parts)
     if complete:
         merged |= _merged_inputs(parts)
-    write_tensors(directory / "statistics.safetensors", merged)
+    digest = write_tensors(directory / "statistics.safetensors", merged)
     info = {
         **first.info,
         "domains": domains,
         "merged": len(parts),
         "inputs": complete,
         "joint": False,
+        MERGED: [source for part in parts for source in _sources(part)],
+        DIGEST: digest,
     }
     write_text(directory / "statistics.json", json.dumps(info, indent=1) + "\n")
-    return replace(load_statistics(directory))
+    return load_statistics(directory, fresh=True)
+
+
+def _sources(part: Statistics) -> list[str]:
+    """The digests of the texts that ``part`` counted."""
+    return list(part.info.get(MERGED) or [part.info["data_sha256"]])
+
+
+def _require_distinct(parts: Sequence[Statistics]) -> None:
+    if len(parts) < 2:
+        raise UserError("there is one directory of statistics: nothing to add to it", _MERGE)
+    sources = [source for part in parts for source in _sources(part)]
+    if len(set(sources)) < len(sources):
+        raise UserError("the same text would be counted twice: two of them saw it", _MERGE)
 
 
 def _merged_inputs(parts: Sequence[Statistics]) -> dict[str, torch.Tensor]:

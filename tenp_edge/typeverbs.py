@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.domains import most_tokens
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.inspection import inspect_model
+from tenp_edge.locking import one_writer
 from tenp_edge.options import CalibrationOptions
 from tenp_edge.progress import Progress
 from tenp_edge.refine import load_slice, stored_slice
@@ -87,9 +89,11 @@ def _measured(
     progress: Progress,
 ) -> TypeCosts:
     device, dtype = exactly(checkpoint, compute)
-    return measure_types(
-        checkpoint, job, statistics, directory, device=device, dtype=dtype, progress=progress
-    )
+    missing = missing_of(job, checkpoint, directory).quants
+    with one_writer(directory) if missing else nullcontext():
+        return measure_types(
+            checkpoint, job, statistics, directory, device=device, dtype=dtype, progress=progress
+        )
 
 
 def _seconds(

@@ -24,6 +24,7 @@ from tenp_edge.divergence import DomainScores
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.forward import choose_device, choose_dtype
+from tenp_edge.locking import one_writer_of
 from tenp_edge.losses import (
     BOTH,
     EXPORT,
@@ -363,9 +364,10 @@ def _scratch(work: Path | None, candidate: Path) -> Iterator[Path]:
     Its name is fixed, so that what a killed run left there is removed by the next.
     """
     scratch = (work or candidate.parent) / f".{candidate.name}.validation"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        yield scratch
-    finally:
+    with one_writer_of(scratch):
         shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)

@@ -23,6 +23,7 @@ from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.gradients import collect_gradients
 from tenp_edge.importance import importance_of
 from tenp_edge.inspection import inspect_model
+from tenp_edge.locking import one_writer, one_writer_of
 from tenp_edge.lockstep import measure_plans
 from tenp_edge.mended import Mended
 from tenp_edge.mending import MendRules, mend
@@ -51,7 +52,7 @@ from tenp_edge.refine import (
 )
 from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
-from tenp_edge.statistics import Statistics, load_statistics
+from tenp_edge.statistics import Statistics, load_statistics, merge_statistics
 from tenp_edge.timing import operations_per_second
 from tenp_edge.trials import Records, load_trials
 from tenp_edge.typeverbs import CHEAP_SECONDS, costs_of, default_job, exactly, types_into
@@ -74,10 +75,26 @@ def run_calibrate(
     type of a GGUF costs this model is measured too (`typeloss`).
     """
     checkpoint = Checkpoint(model)
+    with one_writer(work):
+        return _run_calibrate(checkpoint, work, options, progress, gradients, types)
+
+
+def _run_calibrate(
+    checkpoint: Checkpoint,
+    work: Path,
+    options: CalibrationOptions,
+    progress: Progress,
+    gradients: bool,
+    types: bool,
+) -> Statistics:
     drawn = calibration_domains(checkpoint, options, progress, hold_out=True)
     pairs = [split_at(domain, options.samples) for domain in drawn]
     domains, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
+    before = finished_at(work)
     statistics = calibrate_into(checkpoint, domains, work, options, progress, spare)
+    if before and before == finished_at(work):
+        more = "continuing: calibration done" if types or gradients else None
+        progress.note(more or f"nothing to do: {work} is complete")
     probe_if_short(checkpoint, statistics, work, options, progress)
     if types:
         types_into(checkpoint, default_job(), statistics, work, options, progress)
@@ -92,6 +109,26 @@ def run_calibrate(
         dtype=options.dtype,
         progress=progress,
     )
+
+
+def run_merge(parts: Sequence[Path], output: Path, force: bool = False) -> Statistics:
+    """The sum of the statistics in ``parts``, in ``output``. Raises UserError where one text would
+    be counted twice, and where ``output`` holds statistics already, unless ``force``."""
+    if output.resolve() in [part.resolve() for part in parts]:
+        raise UserError(f"{output} is one of those that are added up", "another -o")
+    if (output / "statistics.json").is_file() and not force:
+        raise UserError(
+            f"{output} holds statistics already", "another -o, or --force to overwrite it"
+        )
+    found = [load_statistics(part) for part in parts]
+    with one_writer(output):
+        return merge_statistics(found, output)
+
+
+def finished_at(work: Path) -> int:
+    """When the statistics in ``work`` were finished, in nanoseconds; 0 where there are none."""
+    file = work / "statistics.json"
+    return file.stat().st_mtime_ns if file.is_file() else 0
 
 
 def calibrate_into(
@@ -156,7 +193,8 @@ def probe_if_short(
         )
         return [one.mean_kl for one in found]
 
-    probe(make, Records(directory, slice_digest(domains)), measure, compute.seed)
+    with one_writer(directory):
+        probe(make, Records(directory, slice_digest(domains)), measure, compute.seed)
 
 
 def _probing_seconds(
@@ -216,9 +254,10 @@ def refine_into(
     progress: Progress,
 ) -> CompressionPlan:
     device, dtype = exactly(checkpoint, compute)
-    return refine(
-        checkpoint, request, make, directory, device=device, dtype=dtype, progress=progress
-    )
+    with one_writer(directory):
+        return refine(
+            checkpoint, request, make, directory, device=device, dtype=dtype, progress=progress
+        )
 
 
 def mend_into(
@@ -296,12 +335,17 @@ def run_export(
     if dry_run:
         return manifest
     require_free(target.parent, manifest.file_bytes, target.name)
-    if writer.needs_ranges(options):
-        chosen = calibration or CalibrationOptions()
-        source.ranges = kept_ranges(source, statistics) or ranges_into(
-            source, calibration_domains(checkpoint, chosen, progress), chosen, statistics, progress
-        )
-    return writer.write(source, options, target, progress)
+    with one_writer_of(target):
+        if writer.needs_ranges(options):
+            chosen = calibration or CalibrationOptions()
+            source.ranges = kept_ranges(source, statistics) or ranges_into(
+                source,
+                calibration_domains(checkpoint, chosen, progress),
+                chosen,
+                statistics,
+                progress,
+            )
+        return writer.write(source, options, target, progress)
 
 
 def _ranges_file(directory: Path, source: ModelSource) -> Path:
@@ -333,7 +377,8 @@ def ranges_into(
     dtype = choose_dtype(options.dtype, device, source.checkpoint.dtype)
     found = measure_ranges(source, domains, device=device, dtype=dtype, progress=progress)
     if directory is not None:
-        found.save(_ranges_file(directory, source))
+        with one_writer(directory):
+            found.save(_ranges_file(directory, source))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+
+from tenp_edge import cli
 
 # Tiny tensors on one thread: threads that wait for each other made the tests five times slower.
 torch.set_num_threads(1)
@@ -23,3 +26,22 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         return tiny.make(tmp_path_factory.mktemp(family), family)
 
     return make
+
+
+@pytest.fixture
+def refuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """What the command prints on stderr when it refuses: exit 2, nothing on stdout."""
+
+    def run_here(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["tenp-edge", *(str(a) for a in arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        assert stopped.value.code == 2, printed.err
+        assert printed.out == ""
+        lines = printed.err.splitlines()
+        return "\n".join(line for line in lines if not line.startswith("note: "))
+
+    return run_here

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from safetensors.torch import load_file, save_file
 
-from tenp_edge import __version__, cli
+from tenp_edge import __version__
 
 TINY = ("--samples", "1", "--seq-len", "64")
 
@@ -92,25 +92,6 @@ def test_output_directory_with_foreign_files(
 
 
 # -- bad input, through main() in this process (a subprocess would only load torch again) ----------
-
-
-@pytest.fixture
-def refuse(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """What the command prints on stderr when it refuses: exit 2, nothing on stdout."""
-
-    def run_here(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["tenp-edge", *(str(a) for a in arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        assert stopped.value.code == 2, printed.err
-        assert printed.out == ""
-        lines = printed.err.splitlines()
-        return "\n".join(line for line in lines if not line.startswith("note: "))
-
-    return run_here
 
 
 def test_dense_model(refuse: Callable[..., str], tmp_path: Path) -> None:

@@ -413,7 +413,8 @@ def test_compress_repairs_heals_and_validates(
     assert hashlib.sha256((out / "model.gguf").read_bytes()).hexdigest() == before
     assert refused("compress", model, "--keep", "0.5", *QUICK, "-o", out) == (
         f"error: {out} holds a finished run with other settings\n"
-        "try:   another -o, or --force to overwrite it\n"
+        f"try:   another -o with --calibration {out / 'calibration'} (it is not made again), "
+        "or --force to overwrite it\n"
     )
 
 

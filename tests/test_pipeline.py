@@ -24,11 +24,14 @@ OUTPUTS = {
     "calibration",
     "checkpoint",
     "manifest.json",
+    "mended",
     "model.gguf",
     "plan.json",
     "plan.safetensors",
     "validation.json",
 }
+
+TIMED = ("validation.json", "manifest.json", "mended.json", "refine.json")
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -36,7 +39,7 @@ def digests(directory: Path) -> dict[str, str]:
     return {
         str(file.relative_to(directory)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(directory.rglob("*"))
-        if file.is_file() and file.name not in ("validation.json", "manifest.json")
+        if file.is_file() and file.name not in TIMED
     }
 
 
@@ -118,7 +121,8 @@ def test_a_finished_run_is_not_overwritten(
     other = ("compress", checkpoint_of("qwen3_moe"), "--keep", "0.8", *QUICK, "-o", compressed)
     assert refused(*other) == (
         f"error: {compressed} holds a finished run with other settings\n"
-        "try:   another -o, or --force to overwrite it\n"
+        f"try:   another -o with --calibration {compressed / 'calibration'} "
+        "(it is not made again), or --force to overwrite it\n"
     )
 
 

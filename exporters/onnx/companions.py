@@ -14,7 +14,7 @@ from typing import Any
 
 from tenp_edge import __version__
 from tenp_edge.checkpoint import Checkpoint, read_json
-from tenp_edge.compress import copied_files
+from tenp_edge.compress import MARKER, copied_files
 from tenp_edge.exporters.onnx.cache import cache_shape
 from tenp_edge.models import EXPERT_KEYS, ModelConfig
 from tenp_edge.registry import FixedLengths
@@ -156,6 +156,8 @@ def genai_config(
 def is_ours(directory: Path) -> bool:
     """Whether this exporter wrote ``directory``."""
     file = directory / "tenp.json"
+    if (directory / MARKER).is_file():  # killed while one export took another's place
+        return True
     return file.is_file() and read_json(file).get("format") == FORMAT
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tenp_edge.checkpoint import read_json
+from tenp_edge.checkpoint import read_json, write_text
+from tenp_edge.compress import MARKER
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.onnx.companions import is_ours
 
@@ -49,12 +51,16 @@ def _move(partial: Path, target: Path) -> None:
     if not target.exists():
         partial.replace(target)
         return
-    old = read_json(target / "tenp.json").get("files") or {}
+    marker = target / MARKER  # until the end it says whose files lie here, however it ends
+    old = read_json(marker if marker.is_file() else target / "tenp.json").get("files") or {}
+    files = [file for file in sorted(partial.rglob("*")) if file.is_file()]
+    new = [file.name for file in files if file.parent == partial]
+    write_text(marker, json.dumps({"files": dict.fromkeys((*old, *new))}))
     for name in ("tenp.json", *old):
         (target / Path(name).name).unlink(missing_ok=True)
-    files = [file for file in sorted(partial.rglob("*")) if file.is_file()]
     for file in sorted(files, key=lambda file: file.name == "tenp.json"):
         place = target / file.relative_to(partial)
         place.parent.mkdir(exist_ok=True)
         file.replace(place)
+    marker.unlink()
     shutil.rmtree(partial)

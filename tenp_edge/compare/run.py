@@ -92,8 +92,12 @@ def compare(
     )
     result = _begun(job, file, f"{device}", str(dtype).removeprefix("torch."))
     cases = job.cases()
+    done = [keep for keep in job.ratios if any(row["keep"] == keep for row in result["rows"])]
+    if done:
+        what = "nothing to do" if len(done) == len(job.ratios) else "continuing"
+        progress.note(f"{what}: {', '.join(f'keep {keep:g}' for keep in done)} done")
     for keep in job.ratios:
-        if any(row["keep"] == keep for row in result["rows"]):
+        if keep in done:
             continue
         neurons = budget(cases[0], keep)
         cuts = [(m, case, m.build(case, neurons)) for m in job.methods for case in cases]
@@ -179,7 +183,7 @@ def _facts(case: Case, cut: Cut) -> dict[str, Any]:
 def _begun(job: Job, file: Path, device: str, dtype: str) -> dict[str, Any]:
     """What ``file`` holds of this very comparison, or an empty one."""
     if file.is_file():
-        found = read_json(file)
+        found = read_json(file, f"another -o, or delete {file}")
         if found.get("format") == FORMAT and found.get("key") == job.key:
             return dict(found)
     config = job.checkpoint.config
