@@ -131,7 +131,16 @@ class Session(ABC):
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
-        """Token ids of ``text``; ``add_special`` adds what the file says (a BOS, usually)."""
+        """Token ids of ``text``; ``add_special`` adds what the file says (a BOS, usually).
+
+        Raises UserError for half a surrogate pair, which no text file can hold.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"character {error.start + 1} of the text is not Unicode", "text in UTF-8"
+            ) from None
         return self.vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> str:

@@ -1,0 +1,93 @@
+"""Rendering a chat template that anyone may have made, in bounded time and memory."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tenp_edge.errors import UserError
+
+SECONDS = 5.0
+# The interpreter with Jinja has some 100 MiB of addresses; a copy of what is rendered is cheap.
+_MEMORY_BYTES = 512 * 2**20
+_MEMORY_PER_BYTE = 16
+_HINT = "another file: its chat template is broken or hostile"
+_PROGRAM = Path(__file__).with_name("template_process.py")
+
+
+class TemplateError(Exception):
+    """The template refuses, or cannot be rendered; ``str()`` tells why, on one line."""
+
+
+class TemplateProcess:
+    """`template_process` while it is needed: started for the first text, replaced when it had to
+    be ended. Any thread may use it; they take turns."""
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._seconds, self._lock = seconds, threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def render(self, template: str, variables: Mapping[str, Any]) -> str:
+        """The text. Raises TemplateError as the template does, UserError at a limit."""
+        asked: dict[str, Any] = {"template": template, "variables": dict(variables)}
+        size = len(json.dumps(asked))
+        asked["memory_bytes"] = _MEMORY_BYTES + _MEMORY_PER_BYTE * size
+        with self._lock:
+            answer = self._ask(json.dumps(asked))
+        if "limit" in answer:
+            raise UserError(f"the chat template {answer['limit']}", _HINT)
+        if "error" in answer:
+            raise TemplateError(answer["error"])
+        return str(answer["text"])
+
+    def _ask(self, line: str) -> Mapping[str, Any]:
+        process = self._started()
+        late = threading.Timer(self._seconds, process.kill)
+        late.start()
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            reply = process.stdout.readline()
+            if reply.endswith("\n"):
+                answer: Mapping[str, Any] = json.loads(reply)
+                return answer
+        except BrokenPipeError:
+            pass
+        finally:
+            ended_in_time = late.is_alive()
+            late.cancel()
+        self.close()
+        why = "needs too much memory" if ended_in_time else f"takes over {self._seconds:g} seconds"
+        raise UserError(f"the chat template {why}", _HINT)
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._process = subprocess.Popen(
+                [sys.executable, str(_PROGRAM)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                encoding="utf-8",
+                errors="surrogatepass",
+            )
+        return self._process
+
+    def close(self) -> None:
+        """End it; harmless when called again, and it starts again when it is needed."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            with process:
+                pass
+
+
+PROCESS = TemplateProcess()
+atexit.register(PROCESS.close)
