@@ -88,8 +88,10 @@ def error_of(response: httpx.Response) -> tuple[int, str, str | None]:
 
 @contextmanager
 def serving(file: Path, *flags: object, open_files: int | None = None) -> Iterator[Server]:
-    """`tenp-edge serve` of ``file`` on a free port, with at most ``open_files``; it must end cleanly
-    on Ctrl-C."""
+    """`tenp-edge serve` of ``file`` on a free port, with at most ``open_files``.
+
+    It must end cleanly on Ctrl-C.
+    """
     arguments = ["serve", file, "--port", 0, "--threads", 1, "--kv-type", "F32", *flags]
     command = [sys.executable, "-m", "tenp_edge.cli", *map(str, arguments)]
     if open_files is not None:

@@ -264,9 +264,11 @@ def damaged(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_logits_that_are_not_numbers(damaged: Path, temperature: float) -> None:
     sampling = SamplingOptions(temperature=temperature)
-    with open_model(damaged, RunOptions(context=64, threads=1)) as session:
-        with pytest.raises(UserError) as caught:
-            list(run_text(session, "Hi", sampling, 2))
+    with (
+        open_model(damaged, RunOptions(context=64, threads=1)) as session,
+        pytest.raises(UserError) as caught,
+    ):
+        list(run_text(session, "Hi", sampling, 2))
     assert (caught.value.message, caught.value.hint) == (DAMAGED, "a sound copy of it")
 
 

@@ -1,4 +1,4 @@
-"""Which tensors a per-expert file must hold, and with what shapes: the metadata's word against
+"""Which tensors a file of ours must hold, and with what shapes: the metadata's word against
 the tensor table's, before any weight is touched."""
 
 from __future__ import annotations
@@ -98,7 +98,10 @@ def _routed_tensors(facts: Facts, layer: int, header: Header) -> Iterator[tuple[
     yield "ffn_gate_inp.weight", (hidden, facts.experts), False
     if facts.sigmoid:
         yield "exp_probs_b.bias", (facts.experts,), True
-    for expert, width in enumerate(facts.widths[layer]):
+    if facts.stacked:
+        for name, shape, optional in _mlp_tensors(facts, facts.stacked, "_exps"):
+            yield name, (*shape, facts.experts), optional
+    for expert, width in enumerate(() if facts.stacked else facts.widths[layer]):
         yield from _mlp_tensors(facts, width, f".{expert}")
     shared = _shared_width(header.tensors.get(f"blk.{layer}.ffn_gate_shexp.weight"))
     if shared:
