@@ -138,11 +138,9 @@ def read_stacked(header: Header) -> Facts:
     """The model of a merged or padded file. Raises UserError where llama.cpp would end the process,
     and for whatever an exporter of ours does not write."""
     facts, fields = _read(header, STACKED)
-    if facts.layers > _LLAMA_LAYERS or facts.experts > _LLAMA_EXPERTS:
-        raise fields.error(
-            f"{facts.layers} layers of {facts.experts} experts; llama.cpp takes "
-            f"{_LLAMA_LAYERS} of {_LLAMA_EXPERTS}"
-        )
+    for broken, why in _llama_limits(facts):
+        if broken:
+            raise fields.error(why)
     unknown = fields.unread()
     if unknown:
         raise fields.error(f"{unknown[0]} is no key of ours")
@@ -153,6 +151,29 @@ def read_stacked(header: Header) -> Facts:
     if len(widths) != 1:
         raise fields.error("its merged experts have different widths")
     return replace(facts, stacked=widths.pop())
+
+
+def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
+    """(whether llama.cpp ends the process, why)."""
+    return (
+        (
+            facts.layers > _LLAMA_LAYERS or facts.experts > _LLAMA_EXPERTS,
+            f"{facts.layers} layers of {facts.experts} experts; llama.cpp takes "
+            f"{_LLAMA_LAYERS} of {_LLAMA_EXPERTS}",
+        ),
+        (
+            facts.mla is None and facts.rope.dimensions != facts.head_dim,
+            f"rope.dimension_count is {facts.rope.dimensions}, a head has {facts.head_dim}",
+        ),
+        (
+            facts.mla is not None and facts.kv_heads != 1,
+            f"latent attention has one KV head, not {facts.kv_heads}",
+        ),
+        (
+            1 < facts.groups <= facts.groups_used,
+            f"{facts.groups_used} of {facts.groups} groups of experts are used",
+        ),
+    )
 
 
 def read_facts(header: Header) -> Facts:
