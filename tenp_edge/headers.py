@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from tenp_edge.errors import UserError
+from tenp_edge.errors import UserError, shown
 from tenp_edge.models import (
     FAMILIES,
     PROJECTIONS,
@@ -35,7 +35,6 @@ _MAX_HEADER_BYTES = 512 * 2**20
 _MAX_JSON_BYTES = 256 * 2**20
 # More tensors than this are only listed where as many are stored.
 _MANY_TENSORS = 200_000
-_NAME_SHOWN = 80
 _SAMPLES_PER_FILE = 64
 _AGAIN = "download the file again"
 
@@ -76,7 +75,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     for name, tensor in tensors.items():
         if tensor.offset + tensor.nbytes > size:
             raise UserError(
-                f"{file.name} is cut short: {_cut(name)} ends at byte "
+                f"{file.name} is cut short: {shown(name)} ends at byte "
                 f"{tensor.offset + tensor.nbytes}, the file has {size}",
                 _AGAIN,
             )
@@ -117,7 +116,7 @@ def _check_places(
     ):
         if tensor.offset != place:
             raise UserError(
-                f"{file.name} has a damaged header: {_cut(name)} begins at byte {tensor.offset}, "
+                f"{file.name} has a damaged header: {shown(name)} begins at byte {tensor.offset}, "
                 f"what comes before it ends at {place}",
                 _AGAIN,
             )
@@ -128,12 +127,6 @@ def _check_places(
             f"the file has {file_bytes}",
             _AGAIN,
         )
-
-
-def _cut(name: str) -> str:
-    """A name from a file, fit for a line of a terminal."""
-    shown = name if name.isprintable() else ascii(name)
-    return shown if len(shown) <= _NAME_SHOWN else f"{shown[:_NAME_SHOWN]}..."
 
 
 def require_regular(file: Path) -> None:
@@ -330,13 +323,13 @@ def _read_sharded(path: Path, index: Mapping[str, Any]) -> dict[str, StoredTenso
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
         raise UserError(
-            f"{INDEX_NAME} names a file outside the model directory: {_cut(outside[0])}",
+            f"{INDEX_NAME} names a file outside the model directory: {shown(outside[0])}",
             "download the index again",
         )
     missing = [shard for shard in shards if not _is_file(path / shard)]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(shards)} shards are missing, the first is {_cut(missing[0])}",
+            f"{len(missing)} of {len(shards)} shards are missing, the first is {shown(missing[0])}",
             "download the missing files",
         )
     headers = {shard: read_header(path / shard) for shard in shards}
@@ -344,7 +337,7 @@ def _read_sharded(path: Path, index: Mapping[str, Any]) -> dict[str, StoredTenso
     if absent:
         raise UserError(
             f"the index names {len(absent)} tensors that its shards do not hold, "
-            f"the first is {_cut(absent[0])} in {weight_map[absent[0]]}",
+            f"the first is {shown(absent[0])} in {weight_map[absent[0]]}",
             "download the index and the shards again, from one revision",
         )
     return {name: headers[shard][name] for name, shard in weight_map.items()}

@@ -63,6 +63,11 @@ def _text_of(file: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
+def _is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell and no tokenizer has."""
+    return all(not "\ud800" <= character <= "\udfff" for character in text)
+
+
 def _guarded(file: Path, done: str, action: Callable[[], Made]) -> Made:
     """``action`` of the tokenizers package, which raises plain Exceptions, and panics, which are no
     Exceptions. Raises UserError for both."""
@@ -123,8 +128,10 @@ class DirectoryVocabulary(Vocabulary):
         """Every number that the files give the ``kind`` token; the tokenizer's own first."""
         named = self._settings.get(f"{kind}_token")
         text = named.get("content") if isinstance(named, dict) else named
-        if isinstance(text, str) and (number := self.id_of(text)) is not None:
-            yield number
+        if isinstance(text, str) and _is_unicode(text):
+            number = self.id_of(text)
+            if number is not None:
+                yield number
         for config in self._configs:
             stated = config.get(f"{kind}_token_id")
             for number in stated if isinstance(stated, list) else [stated]:

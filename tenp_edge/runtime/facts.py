@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from tenp_edge.errors import UserError
+from tenp_edge.errors import UserError, shown
 from tenp_edge.runtime.gguf_file import Header, Value
 
 LAYOUT = "per-expert"
@@ -24,6 +24,7 @@ STACKED = ("merged", "padded")
 _VERSION = 1
 _PAIRWISE, _NEOX = 0, 2
 _SOFTMAX, _SIGMOID = 1, 2
+_SHOWN = 240
 _LARGEST = 2**24  # No size of a model is larger; keeps products small.
 _FREQUENCY_SCALED = ("linear", "yarn")
 # What llama.cpp has room for.
@@ -188,11 +189,13 @@ def _read(header: Header, layouts: tuple[str, ...]) -> tuple[Facts, _Fields]:
         raise fields.error(f"tenp.version is {version}; this release reads {_VERSION}")
     layout = fields.text("tenp.layout")
     if layout not in layouts:
-        raise UserError(f"{header.file} has the layout '{layout}'", "run it with llama.cpp")
+        raise UserError(f"{header.file} has the layout '{shown(layout)}'", "run it with llama.cpp")
     name = fields.text("general.architecture")
     if name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise UserError(f"{header.file}: architecture '{name}' is not known", f"known: {known}")
+        raise UserError(
+            f"{header.file}: architecture '{shown(name)}' is not known", f"known: {known}"
+        )
     fields.prefix = name
     return _facts(fields, ARCHITECTURES[name]), fields
 
@@ -345,7 +348,9 @@ class _Fields:
         self._read: set[str] = set()
 
     def error(self, why: str) -> UserError:
-        return UserError(f"{self.header.file} cannot be run: {why}", "export it again")
+        return UserError(
+            f"{self.header.file} cannot be run: {shown(why, _SHOWN)}", "export it again"
+        )
 
     def _value(self, key: str) -> object:
         fields, own = self.header.fields, f"{self.prefix}.{key}"

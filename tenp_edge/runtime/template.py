@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,24 +48,24 @@ class TemplateProcess:
         return str(answer["text"])
 
     def _ask(self, line: str) -> Mapping[str, Any]:
-        process = self._started()
-        late = threading.Timer(self._seconds, process.kill)
-        late.start()
+        process, late = self._started(), threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(self._seconds, end)
+        timer.start()
         try:
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-            reply = process.stdout.readline()
-            if reply.endswith("\n"):
-                answer: Mapping[str, Any] = json.loads(reply)
-                return answer
-        except BrokenPipeError:
-            pass
+            reply = _exchange(process, line)
         finally:
-            ended_in_time = late.is_alive()
-            late.cancel()
-        self.close()
-        why = "needs too much memory" if ended_in_time else f"takes over {self._seconds:g} seconds"
+            timer.cancel()
+        if late.is_set() or reply is None:
+            self.close()
+        if reply is not None:
+            answer: Mapping[str, Any] = json.loads(reply)
+            return answer
+        why = f"takes over {self._seconds:g} seconds" if late.is_set() else "needs too much memory"
         raise UserError(f"the chat template {why}", _HINT)
 
     def _started(self) -> subprocess.Popen[str]:
@@ -85,8 +86,20 @@ class TemplateProcess:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            with process:
+            # What was not written yet has nobody to go to.
+            with suppress(BrokenPipeError), process:
                 pass
+            process.wait()
+
+
+def _exchange(process: subprocess.Popen[str], line: str) -> str | None:
+    """The line that ``process`` answers; None where it ended before that."""
+    assert process.stdin is not None and process.stdout is not None
+    with suppress(BrokenPipeError):
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+    reply = process.stdout.readline()
+    return reply if reply.endswith("\n") else None
 
 
 PROCESS = TemplateProcess()

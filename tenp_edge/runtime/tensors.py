@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tenp_edge.errors import UserError
+from tenp_edge.errors import UserError, shown
 from tenp_edge.runtime.facts import Facts
 from tenp_edge.runtime.gguf_file import Header, TensorInfo
 
 Shape = tuple[int, ...]
+_SHOWN = 240
 
 
 def check_tensors(header: Header, facts: Facts) -> None:
@@ -116,7 +117,7 @@ def _shared_width(gate: TensorInfo | None) -> int:
 
 
 def _contradiction(header: Header, why: str) -> UserError:
-    return UserError(f"{header.file} contradicts itself: {why}", "export it again")
+    return UserError(f"{header.file} contradicts itself: {shown(why, _SHOWN)}", "export it again")
 
 
 def _times(shape: Shape) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tenp_edge.errors import UserError
+from tenp_edge.errors import UserError, shown
 from tenp_edge.runtime.gguf_file import Header, Texts
 from tenp_edge.runtime.native import native
 
@@ -32,7 +32,7 @@ def check_vocabulary(header: Header) -> None:
         return
     if kind not in (_BYTE_LEVEL, _SENTENCEPIECE):
         known = f"{_BYTE_LEVEL} and {_SENTENCEPIECE} are known"
-        raise _broken(header, f"tokenizer.ggml.model is {kind!r}; {known}")
+        raise _broken(header, f"tokenizer.ggml.model is {shown(repr(kind))}; {known}")
     if not isinstance(tokens, Texts) or not tokens.count:
         raise _broken(header, "it has no tokens")
     # llama.cpp cuts a token at a zero byte and gives an empty one a name of its own.
