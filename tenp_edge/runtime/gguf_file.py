@@ -232,7 +232,8 @@ def _placed(
         start = data_start + info.offset
         if start + info.nbytes > file_bytes:
             raise UserError(
-                f"{reader.name} is truncated: {shown(info.name)} ends at byte {start + info.nbytes:,}, "
+                f"{reader.name} is truncated: {shown(info.name)} ends at byte "
+                f"{start + info.nbytes:,}, "
                 f"the file has {file_bytes:,}",
                 "a complete copy of the file",
             )
