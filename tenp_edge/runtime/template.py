@@ -19,6 +19,7 @@ SECONDS = 5.0
 _MEMORY_BYTES = 512 * 2**20
 _MEMORY_PER_BYTE = 16
 _HINT = "another file: its chat template is broken or hostile"
+_INSTALL = "pip install jinja2"
 _PROGRAM = Path(__file__).with_name("template_process.py")
 
 
@@ -79,6 +80,9 @@ class TemplateProcess:
                 encoding="utf-8",
                 errors="surrogatepass",
             )
+            assert self._process.stdout is not None
+            if not self._process.stdout.readline():
+                raise UserError("Jinja, which renders chat templates, does not start", _INSTALL)
         return self._process
 
     def close(self) -> None:

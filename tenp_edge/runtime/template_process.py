@@ -20,12 +20,19 @@ _ERROR_CHARACTERS = 200
 
 
 def main() -> None:
-    """Answer until stdin ends."""
+    """Say that it is ready, then answer until stdin ends."""
+    import jinja2.sandbox  # noqa: F401  what takes time is not the template's fault
+
+    _say({})
     for line in sys.stdin:
         asked = json.loads(line)
         _limit_memory(asked["memory_bytes"])
-        sys.stdout.write(json.dumps(_answer(asked)) + "\n")
-        sys.stdout.flush()
+        _say(_answer(asked))
+
+
+def _say(answer: dict[str, str]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
 
 
 def _answer(asked: dict[str, Any]) -> dict[str, str]:
