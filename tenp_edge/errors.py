@@ -14,3 +14,9 @@ class UserError(Exception):
         super().__init__(message if hint is None else f"{message}\ntry: {hint}")
         self.message = message
         self.hint = hint
+
+
+def shown(text: str, most: int = 80) -> str:
+    """What a file says (a name, a key, a reason with one in it), fit for a line of a terminal."""
+    clean = text if text.isprintable() else ascii(text)[1:-1]
+    return clean if len(clean) <= most else f"{clean[:most]}..."

@@ -86,7 +86,14 @@ def transformers_config(config: ModelConfig) -> Any:
     raw = {k: v for k, v in raw.items() if k not in _NOT_FOR_MODELS}
     counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
     raw |= dict.fromkeys(counts or [config.family.experts_key], config.num_experts)
-    return AutoConfig.for_model(config.family.model_type, **raw)
+    try:
+        return AutoConfig.for_model(config.family.model_type, **raw)
+    except Exception as error:  # transformers checks keys that are none of ours, in many ways
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"transformers cannot read config.json: {why}",
+            "the config.json that belongs to the checkpoint",
+        ) from None
 
 
 def skeleton(config: ModelConfig) -> Any:

@@ -8,21 +8,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from tenp_edge.errors import UserError
-from tenp_edge.models import FAMILIES, ModelConfig, Part, Shape, expected_tensors, read_config
+from tenp_edge.errors import UserError, shown
+from tenp_edge.models import (
+    FAMILIES,
+    PROJECTIONS,
+    ModelConfig,
+    Part,
+    Shape,
+    expected_tensors,
+    read_config,
+)
 
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
 INDEX_NAME = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 512 * 2**20
+_MAX_JSON_BYTES = 256 * 2**20
+# More tensors than this are only listed where as many are stored.
+_MANY_TENSORS = 200_000
 _SAMPLES_PER_FILE = 64
 _AGAIN = "download the file again"
 
@@ -39,7 +51,12 @@ class StoredTensor:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file, checked against the file's real length."""
+    """The tensors of one safetensors file, checked against the file's real length.
+
+    As the safetensors library does, it refuses names that are there twice, and tensors that do not
+    fill the file from the first byte of the data to the last, one behind the other.
+    """
+    require_regular(file)
     size = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
@@ -50,32 +67,76 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 _AGAIN,
             )
         try:
-            header: dict[str, Any] = json.loads(stream.read(length))
+            header: dict[str, Any] = json.loads(stream.read(length), object_pairs_hook=_unique)
             entries = {k: v for k, v in header.items() if k != "__metadata__"}
             tensors = {k: _stored(file, 8 + length, v) for k, v in entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{file.name} has a damaged header", _AGAIN) from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"{file.name} has a damaged header", _AGAIN) from None
     for name, tensor in tensors.items():
         if tensor.offset + tensor.nbytes > size:
             raise UserError(
-                f"{file.name} is cut short: {name} ends at byte "
+                f"{file.name} is cut short: {shown(name)} ends at byte "
                 f"{tensor.offset + tensor.nbytes}, the file has {size}",
                 _AGAIN,
             )
+    _check_places(file, tensors, 8 + length, size)
     return tensors
+
+
+def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key} is there twice")
+        found[key] = value
+    return found
 
 
 def _stored(file: Path, base: int, entry: Mapping[str, Any]) -> StoredTensor:
     begin, end = entry["data_offsets"]
-    tensor = StoredTensor(file, base + begin, end - begin, entry["dtype"], tuple(entry["shape"]))
-    expected = DTYPE_BYTES.get(tensor.dtype)
-    if begin < 0 or end < begin or any(size < 0 for size in tensor.shape):
-        raise ValueError("negative sizes")
-    if not isinstance(tensor.dtype, str):
-        raise TypeError("dtype is not a name")
-    if expected is not None and prod(tensor.shape) * expected != tensor.nbytes:
+    shape, dtype = tuple(entry["shape"]), entry["dtype"]
+    # A bool is an int in Python, and a float compares with one.
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+        raise ValueError("sizes that are no whole numbers")
+    if end < begin or not isinstance(dtype, str):
+        raise ValueError("offsets or dtype")
+    expected = DTYPE_BYTES.get(dtype)
+    if expected is not None and prod(shape) * expected != end - begin:
         raise ValueError("offsets do not match the shape")
-    return tensor
+    return StoredTensor(file, base + begin, end - begin, dtype, shape)
+
+
+def _check_places(
+    file: Path, tensors: Mapping[str, StoredTensor], start: int, file_bytes: int
+) -> None:
+    """Raise UserError where two tensors overlap, or bytes belong to none."""
+    place = start
+    for name, tensor in sorted(
+        tensors.items(), key=lambda item: (item[1].offset, item[1].offset + item[1].nbytes)
+    ):
+        if tensor.offset != place:
+            raise UserError(
+                f"{file.name} has a damaged header: {shown(name)} begins at byte {tensor.offset}, "
+                f"what comes before it ends at {place}",
+                _AGAIN,
+            )
+        place += tensor.nbytes
+    if place != file_bytes:
+        raise UserError(
+            f"{file.name} has a damaged header: its tensors end at byte {place}, "
+            f"the file has {file_bytes}",
+            _AGAIN,
+        )
+
+
+def require_regular(file: Path) -> None:
+    """Raise UserError for a pipe or a device, which may never end. One that is missing passes."""
+    try:
+        mode = file.stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{file} is not a file", "a file, not a pipe, device or directory")
 
 
 class ModelFiles:
@@ -88,6 +149,7 @@ class ModelFiles:
         self.path = _model_directory(Path(path))
         self.config: ModelConfig = read_config(read_json(self.path / "config.json"), FAMILIES)
         self.tensors = _read_index(self.path)
+        self._check_number()
         self._check()
 
     @cached_property
@@ -123,12 +185,11 @@ class ModelFiles:
     @cached_property
     def expected(self) -> dict[str, tuple[Shape, Part]]:
         """Every stored tensor the config implies, fused where the files are fused."""
-        config, expected = self.config, {}
-        fused = {layer for layer in config.expert_widths if self.is_fused(layer)}
-        for spec in expected_tensors(config):
-            if spec.expert is None or spec.layer not in fused:
-                expected[spec.name] = (spec.shape, spec.part)
-        for layer in fused:
+        config, fused = self.config, self._fused
+        expected: dict[str, tuple[Shape, Part]] = {}
+        for spec in expected_tensors(config, without_experts=fused):
+            expected[spec.name] = (spec.shape, spec.part)
+        for layer in sorted(fused):
             widths, hidden = config.expert_widths[layer], config.hidden_size
             prefix, count = f"{self.fused_prefix(layer)}experts.", len(widths)
             stacked = {
@@ -139,7 +200,25 @@ class ModelFiles:
                 expected[prefix + name] = (shape, "routed experts")
         return expected
 
+    @cached_property
+    def _fused(self) -> frozenset[int]:
+        return frozenset(layer for layer in self.config.expert_widths if self.is_fused(layer))
+
     # -- checks --------------------------------------------------------------------------------
+
+    def _check_number(self) -> None:
+        """A config.json of any size must not be listed before it is compared with the files."""
+        config = self.config
+        apart = sum(
+            len(row) for layer, row in config.expert_widths.items() if layer not in self._fused
+        )
+        least = 2 * config.num_hidden_layers + len(PROJECTIONS) * apart
+        if least > max(_MANY_TENSORS, len(self.tensors)):
+            raise UserError(
+                f"config.json implies {least} tensors or more, the checkpoint has "
+                f"{len(self.tensors)}",
+                "the config.json that belongs to the checkpoint",
+            )
 
     def _check(self) -> None:
         missing = [name for name in self.expected if name not in self.tensors]
@@ -165,14 +244,21 @@ class ModelFiles:
 
 def read_json(file: Path, remedy: str = _AGAIN) -> dict[str, Any]:
     """A JSON object from ``file``; UserError when it is missing or not one, with ``remedy``."""
+    require_regular(file)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as stream:
+            data = stream.read(_MAX_JSON_BYTES + 1)
+        if len(data) > _MAX_JSON_BYTES:
+            raise UserError(f"{file} is larger than {_MAX_JSON_BYTES >> 20} MiB", _AGAIN)
+        value = json.loads(data.decode())
     except FileNotFoundError:
         raise UserError(
             f"{file.parent} has no {file.name}", "the directory of a downloaded model"
         ) from None
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON: {error}", remedy) from None
+    except RecursionError:
+        raise UserError(f"{file} is not valid JSON: it is nested too deep", remedy) from None
     if not isinstance(value, dict):
         raise UserError(f"{file} is not a JSON object", remedy)
     return value
@@ -242,13 +328,13 @@ def _read_sharded(path: Path, index: Mapping[str, Any]) -> dict[str, StoredTenso
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
         raise UserError(
-            f"{INDEX_NAME} names a file outside the model directory: {outside[0]}",
+            f"{INDEX_NAME} names a file outside the model directory: {shown(outside[0])}",
             "download the index again",
         )
-    missing = [shard for shard in shards if not (path / shard).is_file()]
+    missing = [shard for shard in shards if not _is_file(path / shard)]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}",
+            f"{len(missing)} of {len(shards)} shards are missing, the first is {shown(missing[0])}",
             "download the missing files",
         )
     headers = {shard: read_header(path / shard) for shard in shards}
@@ -256,7 +342,15 @@ def _read_sharded(path: Path, index: Mapping[str, Any]) -> dict[str, StoredTenso
     if absent:
         raise UserError(
             f"the index names {len(absent)} tensors that its shards do not hold, "
-            f"the first is {absent[0]} in {weight_map[absent[0]]}",
+            f"the first is {shown(absent[0])} in {weight_map[absent[0]]}",
             "download the index and the shards again, from one revision",
         )
     return {name: headers[shard][name] for name, shard in weight_map.items()}
+
+
+def _is_file(file: Path) -> bool:
+    """`Path.is_file`, which raises for a name that the system cannot have."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False

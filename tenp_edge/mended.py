@@ -46,9 +46,17 @@ class Mended:
                 f"{directory / FILE} is not of mended weights of version {VERSION}",
                 "compress again",
             )
+        layers = self.info.get("layers")
+        digests = (self.info.get(key) for key in ("digest", "plan_digest"))
+        if (
+            not isinstance(layers, dict)
+            or not all(layer.isdecimal() for layer in layers)
+            or not all(isinstance(digest, str) for digest in digests)
+        ):
+            raise UserError(f"{directory / FILE} is damaged", "compress again")
         self._stored = {
             name: stored
-            for layer in self.info["layers"]
+            for layer in layers
             for name, stored in read_header(layer_file(directory, int(layer))).items()
         }
 

@@ -212,7 +212,10 @@ class _Compress:
 
     def statistics(self) -> Statistics:
         if self.options.statistics is not None:
-            return load_statistics(self.options.statistics, self.checkpoint.fingerprint)
+            checkpoint = self.checkpoint
+            return load_statistics(
+                self.options.statistics, checkpoint.fingerprint, checkpoint.config
+            )
         domains, _, spare = self._domains
         options = self.options.calibration
         work = self.output / "calibration"

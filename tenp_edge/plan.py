@@ -12,8 +12,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,6 +33,8 @@ from tenp_edge.models import ModelConfig
 VERSION = 1
 Widths = dict[int, tuple[int, ...]]
 ExpertKey = tuple[int, int]
+Kind = TypeVar("Kind")
+_LAYER_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -127,26 +130,43 @@ def load_plan(file: Path) -> CompressionPlan:
     raw = read_json(file)
     if raw.get("format") != "tenp-edge plan" or raw.get("version") != VERSION:
         raise UserError(f"{file} is not a tenp-edge plan of version {VERSION}", "plan again")
-    try:
-        widths = {int(k): tuple(int(w) for w in row) for k, row in raw["widths"].items()}
-        full = int(raw["moe_intermediate_size"])
-        plan = CompressionPlan(
-            model_type=raw["model"]["model_type"],
-            fingerprint=raw["model"]["fingerprint"],
-            full_width=full,
-            widths=widths,
-            retained=_load_neurons(file, widths, full) if raw["has_neurons"] else None,
-            recipe=raw["recipe"],
-            memory=raw["memory"],
-            files=raw["files"],
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{file}: field {error} is missing or malformed", "plan again") from None
-    if any(not 0 <= width <= full for row in widths.values() for width in row):
-        raise UserError(f"{file}: a width is outside 0..{full}", "plan again")
+    field = partial(_field, file, raw)
+    full = field("moe_intermediate_size", int)
+    widths = _widths(file, field("widths", dict), full)
+    model = field("model", dict)
+    plan = CompressionPlan(
+        model_type=_field(file, model, "model_type", str),
+        fingerprint=_field(file, model, "fingerprint", str),
+        full_width=full,
+        widths=widths,
+        retained=_load_neurons(file, widths, full) if field("has_neurons", bool) else None,
+        recipe=field("recipe", dict),
+        memory=field("memory", dict),
+        files=field("files", dict),
+    )
     if plan.digest != raw.get("digest"):
         raise UserError(f"{file} does not match its plan.safetensors", "plan again")
     return plan
+
+
+def _field(file: Path, raw: Mapping[str, Any], name: str, kind: type[Kind]) -> Kind:
+    """A field of plan.json. Raises UserError where it is missing or of another type."""
+    value = raw.get(name)
+    if type(value) is not kind:
+        raise UserError(f"{file}: field '{name}' is missing or malformed", "plan again")
+    return value
+
+
+def _widths(file: Path, raw: Mapping[str, Any], full: int) -> Widths:
+    """Layer -> width of each expert, all of them whole numbers in 0..full."""
+    rows = list(raw.values())
+    layers = all(key.isdecimal() and len(key) <= _LAYER_DIGITS for key in raw)
+    lists = all(isinstance(row, list) and row for row in rows)
+    if not raw or not layers or not lists or any(type(w) is not int for row in rows for w in row):
+        raise UserError(f"{file}: field 'widths' is missing or malformed", "plan again")
+    if any(not 0 <= width <= full for row in rows for width in row):
+        raise UserError(f"{file}: a width is outside 0..{full}", "plan again")
+    return {int(layer): tuple(row) for layer, row in raw.items()}
 
 
 def _load_neurons(file: Path, widths: Widths, full: int) -> dict[ExpertKey, torch.Tensor]:
@@ -156,13 +176,14 @@ def _load_neurons(file: Path, widths: Widths, full: int) -> dict[ExpertKey, torc
     stored, retained = read_header(path), {}
     for layer, row in widths.items():
         for expert, width in enumerate(row):
-            entry = stored[f"layers.{layer}.experts.{expert}"]
+            name = f"layers.{layer}.experts.{expert}"
+            entry = stored.get(name)
+            if entry is None or (entry.dtype, entry.shape) != ("I32", (width,)):
+                raise UserError(f"{path}: {name} is not a legal slice", "plan again")
             data = read_range(entry.file, entry.offset, entry.nbytes) if entry.nbytes else b""
             kept = torch.frombuffer(data, dtype=torch.int32) if data else torch.empty(0).int()
             ascending = bool((kept[1:] > kept[:-1]).all()) and not (kept < 0).any()
-            if len(kept) != width or not ascending or (width and int(kept[-1]) >= full):
-                raise UserError(
-                    f"{path}: layers.{layer}.experts.{expert} is not a legal slice", "plan again"
-                )
+            if not ascending or (width and int(kept[-1]) >= full):
+                raise UserError(f"{path}: {name} is not a legal slice", "plan again")
             retained[layer, expert] = kept
     return retained

@@ -32,6 +32,8 @@ from tenp_edge.checkpoint import (
 from tenp_edge.digests import file_digest
 from tenp_edge.errors import UserError
 from tenp_edge.joint import Elimination
+from tenp_edge.models import ModelConfig
+from tenp_edge.statistics_checks import check_info, check_model, check_tensors
 
 VERSION = 1
 # In statistics.json and gradients.json: SHA-256 of the safetensors file beside it.
@@ -356,13 +358,36 @@ class Statistics:
     def layer(self, domain: str, layer: int) -> LayerStatistics:
         """All sums of one domain and layer, as float64, each read when it is first asked for."""
         prefix = f"{domain}/layers.{layer}."
+        return LayerStatistics(
+            _StoredSums(self.names, lambda name: self.read(prefix + name).double())
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The sums that every domain and layer has."""
         names = [*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA]
         if not self.has_growth:
             names = [name for name in names if not name.startswith("relative")]
         names += [INPUT_SUM] if self.has_inputs else []
         names += [GROWTH_SUM] if self.has_growth else []
         names += GRADIENT_SUMS if self.has_gradients else ()
-        return LayerStatistics(_StoredSums(names, lambda name: self.read(prefix + name).double()))
+        return names
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor that the methods below read, by its stored name."""
+        experts, width, hidden = (int(self.info[name]) for name in ("experts", "width", "hidden"))
+        of_sum: dict[str, tuple[int, ...]] = dict.fromkeys(EXPERT_SUMS, (experts,))
+        of_sum |= dict.fromkeys((*NEURON_SUMS, *NEURON_MAXIMA, *GRADIENT_SUMS), (experts, width))
+        of_sum |= {INPUT_SUM: (experts, hidden), GROWTH_SUM: (2,)}
+        own: dict[str, tuple[int, ...]] = dict.fromkeys(WEIGHT_NORMS, (experts, width))
+        if self.has_elimination:
+            own |= {ELIMINATION[0]: (experts, width), ELIMINATION[1]: (experts, width + 1)}
+        found = {f"layers.{layer}.{name}": own[name] for layer in self.layers for name in own}
+        for domain in self.domains:
+            for layer in self.layers:
+                prefix = f"{domain}/layers.{layer}."
+                found |= {prefix + name: of_sum[name] for name in self.names}
+        return found
 
     @property
     def choices(self) -> int:
@@ -422,25 +447,34 @@ class Statistics:
 
 
 def load_statistics(
-    directory: Path, fingerprint: str | None = None, fresh: bool = False
+    directory: Path,
+    fingerprint: str | None = None,
+    config: ModelConfig | None = None,
+    fresh: bool = False,
 ) -> Statistics:
-    """Open DIR/statistics.json and .safetensors; UserError when they are not this model's, or not
-    the bytes that were written. ``fresh``: they were written a moment ago, and are not read."""
+    """Open DIR/statistics.json and .safetensors; UserError when they are damaged, not the bytes
+    that were written, or not of the model with this fingerprint and config. ``fresh``: they were
+    written a moment ago, and are not read."""
     info = _read_info(directory)
     if info.get("format") != "tenp-edge statistics" or info.get("version") != VERSION:
         raise UserError(f"{directory} holds no tenp-edge statistics of version {VERSION}")
+    check_info(directory / "statistics.json", info)
     if fingerprint is not None and info["fingerprint"] != fingerprint:
         raise UserError(
             f"the statistics in {directory} belong to another checkpoint "
             f"({info['fingerprint'][:12]}, this one is {fingerprint[:12]})",
             "calibrate this model",
         )
+    if config is not None:
+        check_model(directory / "statistics.json", info, config)
     file = directory / "statistics.safetensors"
     if not file.is_file():
         raise UserError(f"{file} is missing", _again(directory))
     if not fresh:
         _require_whole(file, info.get(DIGEST))
-    return Statistics(info, read_header(file) | _gradients(directory, info, fresh))
+    found = Statistics(info, read_header(file) | _gradients(directory, info, fresh))
+    check_tensors(file, found.stored, found.shapes())
+    return found
 
 
 def damage_of(directory: Path) -> str | None:

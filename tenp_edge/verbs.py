@@ -226,7 +226,7 @@ def run_plan(
                 "--calibration WORK (tenp-edge calibrate)",
             )
         return make_plan(checkpoint, profile, request, confirm=True)
-    stats = load_statistics(statistics, checkpoint.fingerprint)
+    stats = load_statistics(statistics, checkpoint.fingerprint, checkpoint.config)
 
     def make(asked: PlanRequest) -> CompressionPlan:
         return make_plan(

@@ -87,11 +87,17 @@ def error_of(response: httpx.Response) -> tuple[int, str, str | None]:
 
 
 @contextmanager
-def serving(file: Path, *flags: object) -> Iterator[Server]:
-    """`tenp-edge serve` of ``file`` on a free port; it must end cleanly on Ctrl-C."""
+def serving(file: Path, *flags: object, open_files: int | None = None) -> Iterator[Server]:
+    """`tenp-edge serve` of ``file`` on a free port, with at most ``open_files``.
+
+    It must end cleanly on Ctrl-C.
+    """
     arguments = ["serve", file, "--port", 0, "--threads", 1, "--kv-type", "F32", *flags]
+    command = [sys.executable, "-m", "tenp_edge.cli", *map(str, arguments)]
+    if open_files is not None:
+        command = ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh", *command]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tenp_edge.cli", *map(str, arguments)],
+        command,
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -61,6 +61,10 @@ def write_statistics(
         "version": 1,
         "fingerprint": fingerprint,
         "layers": list(config.moe_layers),
+        "experts": experts,
+        "width": width,
+        "hidden": config.hidden_size,
+        "seq_len": 250,
         "domains": {domain: {"samples": 4, "tokens": 1000} for domain in domains},
     }
     (directory / "statistics.json").write_text(json.dumps(info))

@@ -320,7 +320,7 @@ def test_missing_and_unknown_tensors(sound: bytes) -> None:
 
 
 def test_random_damage_is_refused_or_harmless(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
-    """The one-minute version of benchmarks/fuzz_reader.py."""
+    """Many headers in one process; tests/test_fuzz.py has every loader."""
     generator = random.Random(0)
     outcomes = {"refused": 0, "accepted": 0}
     for family in tiny.FAMILIES:

@@ -183,7 +183,9 @@ def test_template_of_the_post_processor_adds_bos(tmp_path: Path, checkpoint_of: 
         assert model.tokenize("x y")[0] == 0
 
 
-def train_sentencepiece(directory: Path) -> sentencepiece.SentencePieceProcessor:
+def train_sentencepiece(
+    directory: Path, *, byte_fallback: bool = True
+) -> sentencepiece.SentencePieceProcessor:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         # Without the scripts that must fall back to bytes.
@@ -191,7 +193,7 @@ def train_sentencepiece(directory: Path) -> sentencepiece.SentencePieceProcessor
         model_writer=model,
         vocab_size=520,
         model_type="bpe",
-        byte_fallback=True,
+        byte_fallback=byte_fallback,
         split_digits=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
@@ -259,6 +261,16 @@ def test_sentencepiece_model_and_its_json(tmp_path: Path, checkpoint_of: Make) -
                 if line:
                     assert model.tokenize(line) == [1, *wanted]
                     assert hf.encode(line).ids == wanted
+
+
+def test_pieces_without_bytes_are_refused(tmp_path: Path, checkpoint_of: Make) -> None:
+    processor = train_sentencepiece(tmp_path / "spm", byte_fallback=False)
+    with pytest.raises(UserError) as caught:
+        vocabulary_file(tmp_path / "spm", checkpoint_of("mixtral"), processor.get_piece_size())
+    assert str(caught.value) == (
+        "the tokenizer has no piece for 256 of 256 bytes, which llama.cpp needs\n"
+        "try: a tokenizer.model with byte fallback"
+    )
 
 
 def test_chat_template_and_special_ids(tmp_path: Path, checkpoint_of: Make) -> None:

@@ -14,17 +14,21 @@ import pytest
 import tiny
 from gguf_cases import TOKENS, Logits, assert_close, export, torch_logits
 from plans import cycled, plan_for
-from runtime_cases import CheckpointOf, build_extension, export_ragged
+from runtime_cases import CheckpointOf, build_extension, export_ragged, ragged_widths
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
+from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.plan import CompressionPlan
+from tenp_edge.progress import QUIET
+from tenp_edge.registry import ExportOptions
 from tenp_edge.runtime import branches, ggml
 from tenp_edge.runtime.gguf_file import read_header
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.peak import measure_peak_rss
 from tenp_edge.runtime.perexpert import PerExpertModel
+from tenp_edge.runtime.twin import GgufFile, write_padded_twin
 from tenp_edge.source import ModelSource
 
 FileOf = Callable[..., Path]
@@ -120,6 +124,34 @@ def assert_same(file: Path, padded: Path, *, exact: bool = True, **choices: obje
             model.reset()
         for token in TOKENS[:16] if exact else ():
             assert np.array_equal(mine.decode(token), theirs.decode(token))
+
+
+# Experts of one layer whose matrices take rows of different kinds: packed in the quantised types,
+# float32 in the others.
+MIXES = {
+    "one gate": ("Q8_0", (r"blk\.0\.ffn_gate\.1\.=F16",)),
+    "gate and up": ("Q8_0", (r"blk\.1\.ffn_(gate|up)\.[02]\.=F16",)),
+    "one up": ("Q4_0", (r"blk\.2\.ffn_up\.3\.=BF16",)),
+    "one quantised": ("F16", (r"blk\.\d\.ffn_(gate|down)\.1\.=Q8_0",)),
+}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_experts_of_different_kinds_run_at_any_length(
+    mix: str, checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    quant, rules = MIXES[mix]
+    file, twin = tmp_path / "model.gguf", tmp_path / "twin.gguf"
+    checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
+    source = ModelSource(checkpoint, ragged_widths(checkpoint))
+    options = ExportOptions(quant, "per-expert", tensor_types=rules)
+    EXPORTER.write(source, options, file, QUIET)
+    write_padded_twin(GgufFile(file), twin)
+    settings = {"context": 512, "threads": 1, "kv_type": "F32"}
+    with PerExpertModel(file, **settings) as mine, LlamaCppModel(twin, **settings) as theirs:
+        for length in (1, 31, 33, 300):
+            tokens = (TOKENS * 4)[:length]
+            assert mean_kl(theirs.logits(tokens), mine.logits(tokens)) < 1e-4, length
 
 
 def mean_kl(reference: Logits, candidate: Logits) -> float:

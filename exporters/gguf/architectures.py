@@ -95,9 +95,11 @@ def architecture(config: ModelConfig) -> Architecture:
 
 
 def expert_groups(config: ModelConfig) -> int:
-    """Groups the router really chooses by: DeepSeek-V2's "greedy" ignores n_group."""
+    """Groups the router really chooses by: DeepSeek-V2's "greedy" ignores n_group, and choosing
+    all of them is no choice (llama.cpp ends the process where a file says so)."""
     greedy = config.raw.get("topk_method", "greedy") == "greedy"
-    return 1 if greedy and config.family.router_score == "softmax" else config.n_group
+    ignored = greedy and config.family.router_score == "softmax"
+    return 1 if ignored or config.topk_group == config.n_group else config.n_group
 
 
 def check_architecture(config: ModelConfig) -> None:

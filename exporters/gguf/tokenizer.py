@@ -67,6 +67,7 @@ def _read(directory: Path, vocab_size: int, stamps: tuple[object, ...]) -> tuple
     del stamps  # part of the key only: a changed file is read again
     tokenizer = _optional(directory / "tokenizer.json")
     vocabulary = _resized(_vocabulary(directory, tokenizer), vocab_size)
+    _check_bytes(vocabulary)
     settings = _optional(directory / "tokenizer_config.json")
     special = _special_ids(directory, settings, vocabulary)
     fields = _vocabulary_fields(vocabulary)
@@ -160,6 +161,19 @@ def _resized(vocabulary: Vocabulary, size: int) -> Vocabulary:
         types=vocabulary.types + [UNUSED] * missing,
         scores=None if vocabulary.scores is None else vocabulary.scores + [-1e6] * missing,
     )
+
+
+def _check_bytes(vocabulary: Vocabulary) -> None:
+    """llama.cpp writes what no piece spells byte by byte, and ends the process where it cannot."""
+    if vocabulary.model != "llama":
+        return
+    known = set(vocabulary.tokens)
+    missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in known]
+    if missing:
+        raise UserError(
+            f"the tokenizer has no piece for {len(missing)} of 256 bytes, which llama.cpp needs",
+            "a tokenizer.model with byte fallback",
+        )
 
 
 def _vocabulary_fields(vocabulary: Vocabulary) -> list[Field]:

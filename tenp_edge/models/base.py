@@ -7,7 +7,7 @@ checkpoint against, what `inspect` counts and what exporters map to their own na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -136,8 +136,13 @@ class ModelConfig:
         return f"{self.moe_prefix(layer)}experts.{expert}.{name}.weight"
 
 
-def expected_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
-    """Every tensor of the model in file order: embeddings, layer by layer, final norm, output."""
+def expected_tensors(
+    config: ModelConfig, without_experts: Container[int] = ()
+) -> Iterator[TensorSpec]:
+    """Every tensor of the model in file order: embeddings, layer by layer, final norm, output.
+
+    The routed experts of the layers ``without_experts`` are left out.
+    """
     hidden = config.hidden_size
     yield TensorSpec(
         "model.embed_tokens.weight", (config.vocab_size, hidden), "embed", "embeddings"
@@ -147,7 +152,7 @@ def expected_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
         for suffix, shape, role, part in _layer_tensors(config):
             yield TensorSpec(prefix + suffix, shape, role, part, layer)
         if layer in config.expert_widths:
-            yield from _moe_tensors(config, layer)
+            yield from _moe_tensors(config, layer, experts=layer not in without_experts)
         else:
             yield from _mlp_tensors(
                 config, layer, f"{prefix}mlp.", config.intermediate_size, "mlp", "dense mlp"
@@ -215,7 +220,7 @@ _ATTENTION: dict[str, Callable[[ModelConfig], Iterator[_Row]]] = {
 }
 
 
-def _moe_tensors(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
+def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[TensorSpec]:
     family, hidden = config.family, config.hidden_size
     prefix = config.moe_prefix(layer)
     widths = config.expert_widths[layer]
@@ -224,7 +229,7 @@ def _moe_tensors(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
     if family.router_bias:
         bias = f"{gate}.e_score_correction_bias"
         yield TensorSpec(bias, (len(widths),), "router_bias", "router", layer)
-    for expert, width in enumerate(widths):
+    for expert, width in enumerate(widths if experts else ()):
         for index, projection in enumerate(PROJECTIONS):
             shape = (hidden, width) if projection == "down" else (width, hidden)
             name = config.expert_tensor(layer, expert, index)

@@ -6,6 +6,7 @@ rope_parameters, num_experts / num_local_experts / n_routed_experts); both spell
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,11 @@ from tenp_edge.models.base import MLA, Family, ModelConfig, Rope, refuse
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+# No model has more; what is built per layer and expert stays small whatever a file says.
+_MOST = 2**31 - 1
+_MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
+_MOST_REAL = 3e38  # What a float32 holds: files store these numbers as such.
+_SHOWN = 60
 _ROPE_KINDS = ("default", "linear", "yarn")
 _ROPE_KEYS = frozenset(
     "type rope_type rope_theta factor original_max_position_embeddings attention_factor "
@@ -55,7 +61,8 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
     _refuse_unknown(raw, family)
     config = _Reader(raw, family)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    layers, experts = config.integer("num_hidden_layers"), config.integer(*EXPERT_KEYS)
+    layers = config.integer("num_hidden_layers", most=_MOST_LAYERS)
+    experts = config.integer(*EXPERT_KEYS, most=_MOST_EXPERTS)
     width, top_k = config.integer(family.width_key), config.integer("num_experts_per_tok")
     _refuse_contradictions(raw)
     if top_k > experts:
@@ -83,11 +90,11 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
         num_key_value_heads=kv_heads,
         head_dim=_head_dim(config, mla, hidden, heads),
         max_position_embeddings=config.integer("max_position_embeddings"),
-        rms_norm_eps=config.number("rms_norm_eps", default=1e-6),
-        tie_word_embeddings=bool(config.value("tie_word_embeddings", default=False)),
-        qkv_bias=bool(family.qkv_bias_key and config.value(family.qkv_bias_key)),
-        o_bias=bool(family.o_bias_key and config.value(family.o_bias_key)),
-        norm_topk_prob=family.always_norm_topk or bool(config.value("norm_topk_prob")),
+        rms_norm_eps=config.number("rms_norm_eps", default=1e-6, zero=True),
+        tie_word_embeddings=config.flag("tie_word_embeddings"),
+        qkv_bias=config.flag(family.qkv_bias_key),
+        o_bias=config.flag(family.o_bias_key),
+        norm_topk_prob=family.always_norm_topk or config.flag("norm_topk_prob"),
         routed_scaling_factor=config.number("routed_scaling_factor", default=1.0),
         n_group=groups,
         topk_group=chosen,
@@ -111,21 +118,51 @@ class _Reader:
                     return source[key]
         return default
 
-    def integer(self, *keys: str, default: int | None = None) -> int:
+    def integer(self, *keys: str, default: int | None = None, most: int = _MOST) -> int:
         """The first of ``keys`` that is there; 0 is legal only where it is the default."""
         value = self.value(*keys, default=default)
         least = 0 if default == 0 else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise malformed(keys[0], value, "a number above zero")
+        if value > most:
             raise UserError(
-                f"config.json: {keys[0]} is {value!r}, not a number above zero", _BELONGS
+                f"config.json: {keys[0]} is {value}; no model has more than {most}", _BELONGS
             )
         return value
 
-    def number(self, key: str, default: float) -> float:
-        value = self.value(key, default=default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"config.json: {key} is {value!r}, not a number", _BELONGS)
-        return float(value)
+    def number(self, key: str, default: float | None = None, *, zero: bool = False) -> float:
+        """A finite number above zero; ``zero`` is legal where it is said."""
+        return finite(key, self.value(key, default=default), zero=zero)
+
+    def flag(self, key: str | None) -> bool:
+        """True or false; false where there is no such key."""
+        value = self.value(key, default=False) if key else False
+        if not isinstance(value, bool):
+            raise malformed(str(key), value, "true or false")
+        return value
+
+    def layers(self, key: str) -> set[int]:
+        """A list of layer numbers, empty where there is none."""
+        value = self.value(key, default=[])
+        if not isinstance(value, list) or not all(type(item) is int for item in value):
+            raise malformed(key, value, "a list of layers")
+        return set(value)
+
+
+def finite(key: str, value: Any, *, zero: bool = False) -> float:
+    """``value`` as a finite number above zero (or zero); UserError in the name of ``key``."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise malformed(key, value, "a number")
+    if not (0.0 if zero else math.ulp(0.0)) <= value < math.inf or value > _MOST_REAL:
+        raise malformed(key, value, f"a number {'of zero or more' if zero else 'above zero'}")
+    return float(value)
+
+
+def malformed(key: str, value: Any, wanted: str) -> UserError:
+    """The error for a value of another kind than ``wanted``."""
+    shown = repr(value)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    return UserError(f"config.json: {key} is {shown}, not {wanted}", _BELONGS)
 
 
 def contradiction(what: str) -> UserError:
@@ -199,7 +236,7 @@ def _moe_layers(config: _Reader, family: Family, layers: int) -> tuple[int, ...]
     """Which decoder layers route: transformers' rules for dense-first and sparse-step models."""
     dense_first = config.integer("first_k_dense_replace", default=0)
     step = config.integer("decoder_sparse_step", default=1)
-    dense = set(config.value("mlp_only_layers", default=[]))
+    dense = config.layers("mlp_only_layers")
     chosen = tuple(
         layer
         for layer in range(layers)
@@ -222,6 +259,8 @@ def _mla(config: _Reader) -> MLA:
     # q_lora_rank null means "no low-rank query"; an absent key means transformers' default.
     raw, defaults = config.raw, config.defaults
     rank = raw["q_lora_rank"] if "q_lora_rank" in raw else defaults["q_lora_rank"]
+    if rank is not None:
+        rank = config.integer("q_lora_rank")
     nope, rope = config.integer("qk_nope_head_dim"), config.integer("qk_rope_head_dim")
     if raw.get("qk_head_dim") not in (None, nope + rope):  # their sum, which transformers 5 writes
         raise contradiction(f"qk_head_dim is {raw['qk_head_dim']}, its parts are {nope} and {rope}")
@@ -240,7 +279,7 @@ def _head_dim(config: _Reader, mla: MLA | None, hidden: int, heads: int) -> int:
     explicit = config.raw.get("head_dim")
     if explicit is None and hidden % heads:
         raise contradiction(f"hidden_size {hidden} does not divide by {heads} heads")
-    return int(explicit or hidden // heads)
+    return hidden // heads if explicit is None else config.integer("head_dim")
 
 
 def _rope(config: _Reader) -> Rope:
@@ -255,12 +294,31 @@ def _rope(config: _Reader) -> Rope:
         raise refuse(f"rope key {', '.join(unknown)}", ", ".join(sorted(_ROPE_KEYS)))
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
-    theta = float(scaling.pop("rope_theta", None) or config.value("rope_theta"))
+    stated_theta = scaling.pop("rope_theta", None)
+    theta = config.value("rope_theta") if stated_theta is None else stated_theta
     if kind not in _ROPE_KINDS:
         raise refuse(f"rope type {kind!r}", ", ".join(_ROPE_KINDS))
     if scaling.get("partial_rotary_factor", 1.0) not in (None, 1.0):
         raise refuse(f"partial_rotary_factor = {scaling['partial_rotary_factor']}", "1.0")
-    return Rope(theta=theta, kind=kind, scaling=scaling)
+    _check_scaling(key, kind, scaling)
+    return Rope(theta=finite("rope_theta", theta), kind=kind, scaling=scaling)
+
+
+def _check_scaling(section: str, kind: str, scaling: Mapping[str, Any]) -> None:
+    """Linear and YaRN scaling need a factor; whatever else is there must be a number."""
+    for key, value in scaling.items():
+        if value is not None and key != "truncate":
+            finite(f"{section}.{key}", value, zero=True)
+    original = scaling.get("original_max_position_embeddings")
+    if original is not None and (not isinstance(original, int) or not 0 < original <= _MOST):
+        raise malformed(f"{section}.original_max_position_embeddings", original, "a length")
+    factor = scaling.get("factor")
+    if kind == "default":
+        return
+    if factor is None:
+        raise contradiction(f"{section} of the type {kind} has no factor")
+    if factor < 1:
+        raise malformed(f"{section}.factor", factor, "1 or more")
 
 
 def _dtype(config: _Reader) -> str:
@@ -280,7 +338,8 @@ def _expert_widths(
     try:
         pruned = section["expert_widths"].items()
         widths = {int(layer): tuple(int(w) for w in row) for layer, row in pruned}
-    except (AttributeError, KeyError, TypeError, ValueError):
+        finite("tenp.keep_ratio", section.get("keep_ratio", 1.0))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise UserError("config.json: the tenp section is malformed", _BELONGS) from None
     legal = all(0 < w <= width for row in widths.values() for w in row)
     same = tuple(sorted(widths)) == moe_layers and {len(r) for r in widths.values()} == {experts}

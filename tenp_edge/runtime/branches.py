@@ -27,24 +27,29 @@ class Route:
     def __init__(self, context: ggml.Context, experts: int, top_k: int, tokens: int) -> None:
         self._context = context
         self._experts, self._top_k, self._tokens = experts, top_k, tokens
-        self._vectors: list[Sequence[int]] = []
-        self._matrices: list[Sequence[int]] = []
+        # Tensor addresses by the place of the row count in their shape, each with its expert: flat
+        # lists, for experts whose matrices take rows of different kinds have different numbers.
+        self._varying: tuple[list[tuple[int, int]], ...] = ([], [])
+        self._branches = 0
         self._index: npt.NDArray[np.int64] | None = None
+        self._owners: npt.NDArray[np.int64] | None = None
         self.error: BaseException | None = None
         self._callback = ggml.CUSTOM_OP(self._run)
         self.function = ggml.address_of(self._callback)
 
     def add_branch(self, vectors: Sequence[int], matrices: Sequence[int]) -> None:
         """The next expert's tensors whose row count varies: 1-D by ne[0], 2-D by ne[1]."""
-        self._vectors.append(vectors)
-        self._matrices.append(matrices)
+        for found, addresses in zip(self._varying, (vectors, matrices), strict=True):
+            found += [(address, self._branches) for address in addresses]
+        self._branches += 1
 
     def reset(self) -> None:
         """Full row counts, before ggml plans its work memory from them."""
         if self._index is None:
-            vectors, matrices = np.array(self._vectors), np.array(self._matrices)
-            indices = self._context.indices
-            self._index = np.hstack([indices(vectors, 0), indices(matrices, 1)])
+            found = [np.array(pairs, dtype=np.int64).T for pairs in self._varying]
+            indices = [self._context.indices(pairs[0], size) for size, pairs in enumerate(found)]
+            self._index = np.concatenate(indices)
+            self._owners = np.concatenate([pairs[1] for pairs in found])
         self._context.memory[self._index] = self._tokens
 
     def _run(self, address: int, _thread: int, _threads: int, _data: int | None) -> None:
@@ -63,7 +68,7 @@ class Route:
         """``chosen`` [tokens, top_k] -> lists[0]: tokens by expert, lists[1]: their y rows."""
         flat = chosen.reshape(-1)
         counts = np.bincount(flat, minlength=self._experts)
-        self._context.memory[self._index] = counts[:, None]
+        self._context.memory[self._index] = counts[self._owners]
         order = np.argsort(flat, kind="stable")
         experts = flat[order]
         place = np.arange(len(flat)) - (np.cumsum(counts) - counts)[experts]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.generation import Piece, generate, prompt_tokens
 from tenp_edge.runtime.sampling import SamplingOptions
 from tenp_edge.runtime.session import Session
+from tenp_edge.runtime.template import PROCESS, TemplateError
 from tenp_edge.runtime.vocabulary import Vocabulary
 
 Message = Mapping[str, Any]
@@ -19,52 +18,30 @@ Message = Mapping[str, Any]
 def render_chat(vocabulary: Vocabulary, messages: Sequence[Message]) -> str:
     """``messages`` ({"role", "content"}) as the model expects them, ready for its answer.
 
-    The template comes from a file that anyone may have made, so it runs in Jinja's sandbox. Raises
-    UserError when the file has none, or when it refuses the messages.
+    The template comes from a file that anyone may have made, so it runs in Jinja's sandbox, in a
+    process of its own with limits. Raises UserError when the file has none, when it refuses the
+    messages, and when it reaches a limit.
     """
-    from jinja2 import TemplateError
-
     template = vocabulary.chat_template
     if template is None:
         raise UserError("the file has no chat template", "run it without --chat")
+    variables = {
+        "messages": list(messages),
+        "add_generation_prompt": True,
+        "bos_token": _text(vocabulary, vocabulary.bos),
+        "eos_token": _text(vocabulary, vocabulary.eos),
+    }
     try:
-        rendered: str = _compiled(template).render(
-            messages=list(messages),
-            add_generation_prompt=True,
-            bos_token=_text(vocabulary, vocabulary.bos),
-            eos_token=_text(vocabulary, vocabulary.eos),
-        )
-        return rendered
-    except (TemplateError, TypeError, ValueError) as error:
+        return PROCESS.render(template, variables)
+    except TemplateError as error:
         raise UserError(
             f"the chat template cannot render these messages: {error}",
             "user and assistant in turn, beginning with user",
         ) from None
 
 
-@lru_cache(maxsize=4)
-def _compiled(template: str) -> Any:
-    """Compiled once: a server that compiles it for every request is slow, and its heap grows."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _now
-    return environment.from_string(template)
-
-
 def _text(vocabulary: Vocabulary, token: int | None) -> str:
     return "" if token is None else vocabulary.detokenize([token])
-
-
-def _refuse(message: str) -> NoReturn:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
-
-
-def _now(format: str) -> str:
-    return datetime.datetime.now().strftime(format)
 
 
 class Chat:

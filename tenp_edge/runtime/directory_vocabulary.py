@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sentencepiece
 from tokenizers import Tokenizer
@@ -22,6 +22,10 @@ from tenp_edge.runtime.vocabulary import Vocabulary
 
 _TOKENIZER_JSON, _TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
 _AGAIN = "export it again, or copy the model's tokenizer files there"
+_MAX_TEXT_BYTES = 64 * 2**20
+_SHOWN = 200
+_MOST_TOKENS = 2**31
+Made = TypeVar("Made")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"  # how sentencepiece writes a space
 
@@ -41,12 +45,39 @@ def read_settings(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(_text_of(file))
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}", "export it again") from None
+    except RecursionError:
+        raise UserError(f"{file} is not JSON: it is nested too deep", "export it again") from None
     if not isinstance(found, dict):
         raise UserError(f"{file} is not a JSON object", "export it again")
     return found
+
+
+def _text_of(file: Path) -> str:
+    """A small file's text. Raises UserError for one that is too large, ValueError for one that is
+    not UTF-8."""
+    if file.stat().st_size > _MAX_TEXT_BYTES:
+        raise UserError(f"{file} is larger than {_MAX_TEXT_BYTES >> 20} MiB", "export it again")
+    return file.read_text(encoding="utf-8")
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell and no tokenizer has."""
+    return all(not "\ud800" <= character <= "\udfff" for character in text)
+
+
+def _guarded(file: Path, done: str, action: Callable[[], Made]) -> Made:
+    """``action`` of the tokenizers package, which raises plain Exceptions, and panics, which are no
+    Exceptions. Raises UserError for both."""
+    try:
+        return action()
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        why = " ".join(str(error).split())[:_SHOWN]
+        raise UserError(f"{file} cannot be {done}: {why}", _AGAIN) from None
 
 
 class DirectoryVocabulary(Vocabulary):
@@ -75,11 +106,15 @@ class DirectoryVocabulary(Vocabulary):
     def chat_template(self) -> str | None:
         file = self._directory / "chat_template.jinja"
         if file.is_file():
-            return file.read_text(encoding="utf-8")
+            try:
+                return _text_of(file)
+            except ValueError:
+                raise UserError(f"{file} is not UTF-8", _AGAIN) from None
         template = self._settings.get("chat_template")
         if isinstance(template, list):  # several, by name
-            named = {entry.get("name"): entry.get("template") for entry in template}
-            template = named.get("default")
+            named = [entry for entry in template if isinstance(entry, dict)]
+            found = (entry.get("template") for entry in named if entry.get("name") == "default")
+            template = next(found, None)
         return template if isinstance(template, str) else None
 
     def ends(self, token: int) -> bool:
@@ -93,12 +128,14 @@ class DirectoryVocabulary(Vocabulary):
         """Every number that the files give the ``kind`` token; the tokenizer's own first."""
         named = self._settings.get(f"{kind}_token")
         text = named.get("content") if isinstance(named, dict) else named
-        if isinstance(text, str) and (number := self.id_of(text)) is not None:
-            yield number
+        if isinstance(text, str) and _is_unicode(text):
+            number = self.id_of(text)
+            if number is not None:
+                yield number
         for config in self._configs:
             stated = config.get(f"{kind}_token_id")
             for number in stated if isinstance(stated, list) else [stated]:
-                if isinstance(number, int) and number >= 0:
+                if type(number) is int and 0 <= number < _MOST_TOKENS:
                     yield number
 
 
@@ -108,11 +145,9 @@ class JsonVocabulary(DirectoryVocabulary):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         file = directory / _TOKENIZER_JSON
-        try:
-            self._tokenizer = Tokenizer.from_file(str(file))
-            self._literal = Tokenizer.from_file(str(file))
-        except Exception as error:  # the package raises plain Exception
-            raise UserError(f"{file} cannot be read: {error}", _AGAIN) from None
+        self._file = file
+        self._tokenizer = _guarded(file, "read", lambda: Tokenizer.from_file(str(file)))
+        self._literal = _guarded(file, "read", lambda: Tokenizer.from_file(str(file)))
         for tokenizer in (self._tokenizer, self._literal):
             tokenizer.no_truncation()
             tokenizer.no_padding()
@@ -133,7 +168,11 @@ class JsonVocabulary(DirectoryVocabulary):
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
         tokenizer = self._tokenizer if parse_special else self._literal
-        return list(tokenizer.encode(text, add_special_tokens=add_special).ids)
+        return _guarded(
+            self._file,
+            "used",
+            lambda: list(tokenizer.encode(text, add_special_tokens=add_special).ids),
+        )
 
     def piece(self, token: int, special: bool = False) -> bytes:
         added = self._added.get(token)

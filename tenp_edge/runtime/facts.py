@@ -1,31 +1,42 @@
-"""What a per-expert file says about its model: metadata, checked.
+"""What a file of ours says about its model: metadata, checked.
 
 `read_facts` turns a header into `Facts` or refuses it; `tensors.check_tensors` then compares the
-tensors with them, and the graph can be built without another question. Architectures are rows of a
-table. Keys and names are llama.cpp's, the ``tenp.*`` keys those of docs/gguf-per-expert.md.
+tensors with them, and the graph can be built without another question: by us for the per-expert
+layout, by llama.cpp for the stacked ones, which ends the process where we refuse. Architectures are
+rows of a table. Keys and names are llama.cpp's, the ``tenp.*`` keys those of
+docs/gguf-per-expert.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from tenp_edge.errors import UserError
+from tenp_edge.errors import UserError, shown
 from tenp_edge.runtime.gguf_file import Header, Value
 
 LAYOUT = "per-expert"
 # Before the architecture's name in a per-expert file. No other program knows such a name, so it
 # says so at once, instead of missing a tensor of the architecture that it thinks it knows.
 OWN = "tenp-"
+STACKED = ("merged", "padded")
 _VERSION = 1
 _PAIRWISE, _NEOX = 0, 2
 _SOFTMAX, _SIGMOID = 1, 2
+_SHOWN = 240
 _LARGEST = 2**24  # No size of a model is larger; keeps products small.
 _FREQUENCY_SCALED = ("linear", "yarn")
+# What llama.cpp has room for.
+_LLAMA_LAYERS = _LLAMA_EXPERTS = 512
+# Keys that we write and that are not read here: the tensors say the same.
+_TOLD_BY_TENSORS = frozenset(
+    "vocab_size feed_forward_length expert_feed_forward_length expert_shared_feed_forward_length "
+    "expert_shared_count rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow".split()
+)
 
 
 @dataclass(frozen=True)
@@ -80,8 +91,9 @@ class Mla:
 
 @dataclass(frozen=True)
 class Facts:
-    """The model of a per-expert file. ``widths``: routed layer -> width of each expert;
-    ``feed_forward``: width of the dense layers, 0 where there are none."""
+    """The model of a file of ours. ``widths``: routed layer -> width of each expert;
+    ``feed_forward``: width of the dense layers, 0 where there are none; ``stacked``: the one width
+    of experts that lie in one tensor, 0 where each has its own."""
 
     name: str
     architecture: Architecture
@@ -105,6 +117,7 @@ class Facts:
     widths: dict[int, tuple[int, ...]]
     feed_forward: int
     trained_context: int
+    stacked: int = 0
 
     @property
     def cache_rows(self) -> tuple[int, ...]:
@@ -120,23 +133,74 @@ def is_per_expert(fields: Mapping[str, Value]) -> bool:
     return isinstance(layout, str) and layout == LAYOUT
 
 
+def is_ours(fields: Mapping[str, Value]) -> bool:
+    """Whether a file with these fields says that tenp-edge wrote it, in any layout."""
+    return fields.get("tenp.layout") is not None
+
+
+def read_stacked(header: Header) -> Facts:
+    """The model of a merged or padded file. Raises UserError where llama.cpp would end the process,
+    and for whatever an exporter of ours does not write."""
+    facts, fields = _read(header, STACKED)
+    for broken, why in _llama_limits(facts):
+        if broken:
+            raise fields.error(why)
+    unknown = fields.unread()
+    if unknown:
+        raise fields.error(f"{unknown[0]} is no key of ours")
+    widths = {width for row in facts.widths.values() for width in row}
+    full = fields.integer("tenp.full_width")
+    if fields.text("tenp.layout") == "padded":
+        return replace(facts, stacked=full)
+    if len(widths) != 1:
+        raise fields.error("its merged experts have different widths")
+    return replace(facts, stacked=widths.pop())
+
+
+def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
+    """(whether llama.cpp ends the process, why)."""
+    return (
+        (
+            facts.layers > _LLAMA_LAYERS or facts.experts > _LLAMA_EXPERTS,
+            f"{facts.layers} layers of {facts.experts} experts; llama.cpp takes "
+            f"{_LLAMA_LAYERS} of {_LLAMA_EXPERTS}",
+        ),
+        (
+            facts.mla is None and facts.rope.dimensions != facts.head_dim,
+            f"rope.dimension_count is {facts.rope.dimensions}, a head has {facts.head_dim}",
+        ),
+        (
+            facts.mla is not None and facts.kv_heads != 1,
+            f"latent attention has one KV head, not {facts.kv_heads}",
+        ),
+        (
+            1 < facts.groups <= facts.groups_used,
+            f"{facts.groups_used} of {facts.groups} groups of experts are used",
+        ),
+    )
+
+
 def read_facts(header: Header) -> Facts:
     """The model of ``header``. Raises UserError when it is not one that we can run."""
+    return _read(header, (LAYOUT,))[0]
+
+
+def _read(header: Header, layouts: tuple[str, ...]) -> tuple[Facts, _Fields]:
     fields = _Fields(header)
     version = fields.integer("tenp.version")
     if version != _VERSION:
         raise fields.error(f"tenp.version is {version}; this release reads {_VERSION}")
     layout = fields.text("tenp.layout")
-    if layout != LAYOUT:
-        raise UserError(f"{header.file} has the layout '{layout}'", "run it with llama.cpp")
+    if layout not in layouts:
+        raise UserError(f"{header.file} has the layout '{shown(layout)}'", "run it with llama.cpp")
     fields.prefix = fields.text("general.architecture")
-    name = fields.prefix.removeprefix(OWN)  # Older files have the bare name.
+    name = fields.prefix.removeprefix(OWN)  # Older files and those for llama.cpp have the bare one.
     if name not in ARCHITECTURES:
         known = ", ".join(OWN + known for known in sorted(ARCHITECTURES))
         raise UserError(
-            f"{header.file}: architecture '{fields.prefix}' is not known", f"known: {known}"
+            f"{header.file}: architecture '{shown(fields.prefix)}' is not known", f"known: {known}"
         )
-    return _facts(fields, name)
+    return _facts(fields, name), fields
 
 
 def _facts(fields: _Fields, name: str) -> Facts:
@@ -197,7 +261,8 @@ def _vocab(fields: _Fields) -> int:
 def _mla(fields: _Fields) -> Mla:
     rope = fields.integer("rope.dimension_count")
     key, rank = fields.integer("attention.key_length_mla"), fields.integer("attention.kv_lora_rank")
-    if key <= rope or fields.integer("attention.key_length") != rank + rope:
+    value = fields.integer("attention.value_length", rank)
+    if key <= rope or fields.integer("attention.key_length") != rank + rope or value != rank:
         raise fields.error("its latent attention sizes contradict each other")
     return Mla(
         q_rank=fields.integer("attention.q_lora_rank", 0),
@@ -284,13 +349,23 @@ class _Fields:
 
     def __init__(self, header: Header) -> None:
         self.header, self.prefix = header, ""
+        self._read: set[str] = set()
 
     def error(self, why: str) -> UserError:
-        return UserError(f"{self.header.file} cannot be run: {why}", "export it again")
+        return UserError(
+            f"{self.header.file} cannot be run: {shown(why, _SHOWN)}", "export it again"
+        )
 
     def _value(self, key: str) -> object:
-        fields = self.header.fields
-        return fields.get(f"{self.prefix}.{key}", fields.get(key))
+        fields, own = self.header.fields, f"{self.prefix}.{key}"
+        self._read.add(own)
+        return fields.get(own, fields.get(key))
+
+    def unread(self) -> list[str]:
+        """Keys of the architecture that nobody asked for, and those of a file in parts."""
+        known = self._read | {f"{self.prefix}.{key}" for key in _TOLD_BY_TENSORS}
+        starts = (f"{self.prefix}.", "split.")
+        return [key for key in self.header.fields if key.startswith(starts) and key not in known]
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A size: 1 or more, or 0 where that is the default."""

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tenp_edge.errors import UserError
+from tenp_edge.errors import UserError, shown
 
 MAGIC = b"GGUF"
 HEAD_BYTES = 24
@@ -30,6 +30,7 @@ DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
 _MAX_ELEMENTS = 2**62
 _MAX_NAME = 64
+_SHOWN = 240
 _MAX_KEY = 65535
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
@@ -233,7 +234,8 @@ def _placed(
         start = data_start + info.offset
         if start + info.nbytes > file_bytes:
             raise UserError(
-                f"{reader.name} is truncated: {info.name} ends at byte {start + info.nbytes:,}, "
+                f"{reader.name} is truncated: {shown(info.name)} ends at byte "
+                f"{start + info.nbytes:,}, "
                 f"the file has {file_bytes:,}",
                 "a complete copy of the file",
             )
@@ -267,7 +269,9 @@ class _Reader:
         return self._size - self.position
 
     def error(self, why: str) -> UserError:
-        return UserError(f"{self.name} is not a usable GGUF file: {why}", "a sound copy of it")
+        return UserError(
+            f"{self.name} is not a usable GGUF file: {shown(why, _SHOWN)}", "a sound copy of it"
+        )
 
     def take(self, count: int) -> memoryview:
         start, stop = self.position, self.position + count

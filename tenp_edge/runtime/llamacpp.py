@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.native import forget_log, load_model, native, reason
-from tenp_edge.runtime.session import Logits, Session
+from tenp_edge.runtime.session import Logits, Session, check_context, thread_count
 from tenp_edge.runtime.vocabulary import LlamaVocabulary
 
 KV_TYPES = {"F32": 0, "F16": 1, "Q8_0": 8}
@@ -41,6 +40,7 @@ class LlamaCppModel(Session):
         vocab_only: bool = False,
         name: str | None = None,
     ) -> None:
+        check_context(context)
         self._native = native()
         self._model: Any = None
         self._state: Any = None
@@ -58,7 +58,7 @@ class LlamaCppModel(Session):
         params = self._native.llama_context_default_params()
         params.n_ctx, params.n_batch = self.context, self.batch_tokens
         params.n_ubatch = self.batch_tokens
-        params.n_threads = params.n_threads_batch = threads or os.cpu_count() or 1
+        params.n_threads = params.n_threads_batch = thread_count(threads)
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.flash_attn_type = _FLASH_ATTENTION if flash_attention else _NO_FLASH_ATTENTION
         forget_log()

@@ -12,7 +12,6 @@ counts tokens.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.onnx_directory import refused
+from tenp_edge.runtime.session import thread_count
 
 Array = npt.NDArray[Any]
 Shape = tuple[int | None, ...]
@@ -54,7 +54,7 @@ def open_session(graph: Path, threads: int | None, prepack: bool) -> Any:
     """
     runtime = onnxruntime()
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads or os.cpu_count() or 1
+    options.intra_op_num_threads = thread_count(threads)
     options.log_severity_level = 4  # its errors come as exceptions
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")

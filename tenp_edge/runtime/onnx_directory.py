@@ -17,6 +17,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.runtime.directory_vocabulary import read_settings
 
 DYNAMIC, PREFILL, DECODE = "model.onnx", "prefill.onnx", "decode.onnx"
+_DIGITS = 20
 _COPY = "copy the whole directory again, or export it again"
 
 
@@ -46,8 +47,16 @@ class OnnxDirectory:
     @property
     def context(self) -> int:
         """The longest sequence: the model's positions, or what graphs of fixed shapes hold."""
-        past = self.facts.get("lengths", {}).get("past")
-        return self.positions if past is None else min(past + 1, self.positions)
+        lengths = self.facts.get("lengths", {})
+        past = lengths.get("past") if isinstance(lengths, dict) else 0
+        if past is None:
+            return self.positions
+        if type(past) is not int or past < 1:
+            raise UserError(
+                f"{self.path / 'tenp.json'}: lengths.past is {past!r}, not a number above zero",
+                _COPY,
+            )
+        return min(past + 1, self.positions)
 
     def number(self, key: str) -> int:
         """An integer of config.json. Raises UserError where there is none."""
@@ -140,9 +149,14 @@ def _data_ends(model: Any) -> dict[str, int]:
     for tensor in _tensors(model.graph):
         stated = {entry.key: entry.value for entry in tensor.external_data}
         if "location" in stated:
-            end = int(stated.get("offset", 0)) + int(stated.get("length", 0))
+            end = sum(map(_number, (stated.get("offset", "0"), stated.get("length", "0"))))
             ends[stated["location"]] = max(end, ends.get(stated["location"], 0))
     return ends
+
+
+def _number(text: str) -> int:
+    """An offset or a length; 0 for what is none, which onnxruntime refuses in its own words."""
+    return int(text) if text.isdecimal() and len(text) < _DIGITS else 0
 
 
 def _tensors(graph: Any) -> Iterator[Any]:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.facts import is_per_expert
+from tenp_edge.runtime.facts import is_ours, is_per_expert, read_stacked
 from tenp_edge.runtime.gguf_file import read_fields, read_header
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.onnx_directory import is_onnx, read_directory
 from tenp_edge.runtime.onnx_model import OnnxModel
 from tenp_edge.runtime.perexpert import PerExpertModel
+from tenp_edge.runtime.probe import require_survival
 from tenp_edge.runtime.session import DEFAULT_CONTEXT, Session
+from tenp_edge.runtime.tensors import check_tensors
 from tenp_edge.runtime.vocabulary import check_vocabulary
 
 _GGUF_KV_TYPE = "F16"
@@ -64,7 +66,7 @@ def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
             ubatch=options.ubatch,
             flash_attention=options.flash_attention,
         )
-    check_vocabulary(read_header(file))
+    _check_stacked(file)
     return LlamaCppModel(
         file,
         context=options.context or DEFAULT_CONTEXT,
@@ -74,6 +76,17 @@ def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
         flash_attention=options.flash_attention,
         gpu_layers=options.gpu_layers,
     )
+
+
+def _check_stacked(file: Path) -> None:
+    """Raise UserError where llama.cpp would end this process: what we wrote is held to what we
+    write, anything else is tried in a process of its own."""
+    header = read_header(file)
+    if not is_ours(header.fields):
+        require_survival(file)
+        return
+    check_tensors(header, read_stacked(header))
+    check_vocabulary(header)
 
 
 def _open_onnx(path: Path, options: RunOptions) -> OnnxModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from tenp_edge.runtime.facts import read_facts
 from tenp_edge.runtime.gguf_file import Header, mapped, parse_header
 from tenp_edge.runtime.graph import Graph, GraphShape, Model
 from tenp_edge.runtime.llamacpp import LlamaCppModel
-from tenp_edge.runtime.session import Session
+from tenp_edge.runtime.session import Session, check_context, thread_count
 from tenp_edge.runtime.tensors import check_tensors
 from tenp_edge.runtime.tokenizer_file import tokenizer_file
 from tenp_edge.runtime.vocabulary import check_vocabulary
@@ -49,9 +48,15 @@ class PerExpertModel(Session):
 
     ``context``: tokens the KV cache holds; ``ubatch``: tokens evaluated at once; ``kv_type``: F32,
     F16 or Q8_0 (which needs ``flash_attention``). ``use_extension`` False leaves the C extension
-    out, with the same numbers. ``weightless``: only to ask for its `memory`; it has no KV cache and
-    cannot compute. Raises UserError for a file that is damaged, contradicts itself or is not a
-    per-expert file, before any of its weights is touched.
+    out: the same numbers for one token and for block types, other roundings of F32 and F16 weights
+    elsewhere. ``weightless``: only to ask for its `memory`; it has no KV cache and cannot compute.
+
+    Use one from one thread at a time; several models may run in as many threads. It does not
+    survive a fork: the OpenMP threads of the parent are missing in the child, which then waits for
+    them, so start processes by spawning. Once closed it cannot be used (KeyError).
+
+    Raises UserError for a file that is damaged, contradicts itself or is not a per-expert file,
+    before any of its weights is touched.
     """
 
     runtime = "tenp-edge (per-expert)"
@@ -91,9 +96,7 @@ class PerExpertModel(Session):
                 use_extension=use_extension,
             )
             self._allocator = stack.enter_context(ggml.Allocator(library))
-            self._backend = stack.enter_context(
-                ggml.Backend(library, threads or os.cpu_count() or 1)
-            )
+            self._backend = stack.enter_context(ggml.Backend(library, thread_count(threads)))
             self._graphs: OrderedDict[GraphShape, Graph] = OrderedDict()
             stack.callback(self._drop_graphs)
             vocabulary = stack.enter_context(_vocabulary_model(header, memory)).vocabulary
@@ -173,9 +176,9 @@ def _vocabulary_model(header: Header, memory: mmap.mmap) -> LlamaCppModel:
 
 
 def _check_choices(context: int, ubatch: int, kv_type: str, flash_attention: bool) -> None:
-    for name, value in (("context", context), ("ubatch", ubatch)):
-        if value < 1:
-            raise UserError(f"--{name} is {value}", f"--{name} of 1 or more")
+    check_context(context)
+    if ubatch < 1:
+        raise UserError(f"--ubatch is {ubatch}", "--ubatch of 1 or more")
     if kv_type not in KV_TYPES:
         raise UserError(f"no KV cache type '{kv_type}'", f"--kv-type {', '.join(KV_TYPES)}")
     if kv_type == "Q8_0" and not flash_attention:

@@ -1,7 +1,8 @@
 """Experts of any width for a few tokens (decode): the C extension behind custom nodes.
 
 The extension is optional; without it `kernels()` is None and every batch takes the branches of
-`branches.py`, which give the same numbers a little slower.
+`branches.py`, a little slower: bit for bit the same for block types and for one token, rounded
+otherwise for F32 (2 to 32 tokens) and F16 (31 and 32).
 """
 
 from __future__ import annotations

@@ -15,12 +15,17 @@ import numpy.typing as npt
 from tenp_edge.errors import UserError
 
 Logits = npt.NDArray[np.float32]
+# Below it a temperature only says "the best token": what float32 logits differ by, divided by it,
+# is beyond what a float can hold.
+COLDEST = 1e-6
+_LARGEST_SCORE = 1e100
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """llama.cpp's defaults. ``temperature`` 0 takes the best token; ``top_k`` 0, ``top_p`` 1,
-    ``min_p`` 0 and ``repeat_penalty`` 1 are off; ``seed`` None draws differently every time."""
+    """llama.cpp's defaults. ``temperature`` 0 (or below 1e-6) takes the best token; ``top_k`` 0,
+    ``top_p`` 1, ``min_p`` 0 and ``repeat_penalty`` 1 are off; ``seed`` None draws differently every
+    time."""
 
     temperature: float = 0.8
     top_k: int = 40
@@ -67,10 +72,17 @@ class Sampler:
 def distribution(
     logits: Logits, options: SamplingOptions, recent: Iterable[int] = ()
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The tokens that may be drawn, best first, and their probabilities."""
+    """The tokens that may be drawn, best first, and their probabilities.
+
+    Raises UserError for logits that are not finite: nothing can be drawn from them.
+    """
+    if not np.isfinite(logits).all():
+        raise UserError(
+            "the model computes NaN or infinity: its weights are damaged", "a sound copy of it"
+        )
     scores = logits.astype(np.float64)
     _penalise(scores, recent, options.repeat_penalty)
-    if options.temperature == 0.0:
+    if options.temperature < COLDEST:
         return np.array([int(scores.argmax())]), np.ones(1)
     tokens = _best(scores, options.top_k)
     shares = _softmax(scores[tokens])
@@ -88,7 +100,9 @@ def _penalise(scores: npt.NDArray[np.float64], recent: Iterable[int], penalty: f
     if penalty == 1.0 or not len(repeated):
         return
     found = scores[repeated]
-    scores[repeated] = np.where(found > 0, found / penalty, found * penalty)
+    with np.errstate(over="ignore"):
+        penalised = np.where(found > 0, found / penalty, found * penalty)
+    scores[repeated] = penalised.clip(-_LARGEST_SCORE, _LARGEST_SCORE)
 
 
 def _best(scores: npt.NDArray[np.float64], top_k: int) -> npt.NDArray[np.int64]:

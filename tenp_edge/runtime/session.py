@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
@@ -15,6 +16,26 @@ from tenp_edge.runtime.vocabulary import Vocabulary
 
 Logits = npt.NDArray[np.float32]
 DEFAULT_CONTEXT = 2048
+_MOST_THREADS = 512  # ggml's own limit.
+_MOST_CONTEXT = 2**24  # beyond every model
+
+
+def thread_count(threads: int | None) -> int:
+    """``threads``, or one for every core. Raises UserError for a number that nothing can run."""
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise UserError(
+            f"--threads is {threads}",
+            f"--threads of 1 to {_MOST_THREADS}; this machine has {os.cpu_count() or 1} cores",
+        )
+    return threads or os.cpu_count() or 1
+
+
+def check_context(context: int) -> None:
+    """Raise UserError for a context that nothing can hold, before it is allocated."""
+    if context < 1:
+        raise UserError(f"--context is {context}", "--context of 1 or more")
+    if context > _MOST_CONTEXT:
+        raise UserError(f"--context is {context}", f"--context of at most {_MOST_CONTEXT}")
 
 
 class Session(ABC):
@@ -131,7 +152,16 @@ class Session(ABC):
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
-        """Token ids of ``text``; ``add_special`` adds what the file says (a BOS, usually)."""
+        """Token ids of ``text``; ``add_special`` adds what the file says (a BOS, usually).
+
+        Raises UserError for half a surrogate pair, which no text file can hold.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"character {error.start + 1} of the text is not Unicode", "text in UTF-8"
+            ) from None
         return self.vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> str:

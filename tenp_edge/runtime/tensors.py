@@ -1,15 +1,16 @@
-"""Which tensors a per-expert file must hold, and with what shapes: the metadata's word against
+"""Which tensors a file of ours must hold, and with what shapes: the metadata's word against
 the tensor table's, before any weight is touched."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tenp_edge.errors import UserError
+from tenp_edge.errors import UserError, shown
 from tenp_edge.runtime.facts import Facts
 from tenp_edge.runtime.gguf_file import Header, TensorInfo
 
 Shape = tuple[int, ...]
+_SHOWN = 240
 
 
 def check_tensors(header: Header, facts: Facts) -> None:
@@ -98,7 +99,10 @@ def _routed_tensors(facts: Facts, layer: int, header: Header) -> Iterator[tuple[
     yield "ffn_gate_inp.weight", (hidden, facts.experts), False
     if facts.sigmoid:
         yield "exp_probs_b.bias", (facts.experts,), True
-    for expert, width in enumerate(facts.widths[layer]):
+    if facts.stacked:
+        for name, shape, optional in _mlp_tensors(facts, facts.stacked, "_exps"):
+            yield name, (*shape, facts.experts), optional
+    for expert, width in enumerate(() if facts.stacked else facts.widths[layer]):
         yield from _mlp_tensors(facts, width, f".{expert}")
     shared = _shared_width(header.tensors.get(f"blk.{layer}.ffn_gate_shexp.weight"))
     if shared:
@@ -113,7 +117,7 @@ def _shared_width(gate: TensorInfo | None) -> int:
 
 
 def _contradiction(header: Header, why: str) -> UserError:
-    return UserError(f"{header.file} contradicts itself: {why}", "export it again")
+    return UserError(f"{header.file} contradicts itself: {shown(why, _SHOWN)}", "export it again")
 
 
 def _times(shape: Shape) -> str:

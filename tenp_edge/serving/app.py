@@ -7,8 +7,9 @@ neither the loop nor the worker.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -24,13 +25,19 @@ from tenp_edge.serving.service import Service
 from tenp_edge.serving.worker import Job, Work
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+# A Host header: a name or an address in brackets, and a port. Anything else (a user, a path) is no
+# browser's.
+_HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9.-]+))(?::\d{1,5})?", re.I)
+_NAME_SHOWN = 80
+_GONE = 499  # Nobody reads it.
 
 
-def create_app(service: Service, *, local_only: bool) -> FastAPI:
-    """The application. ``local_only`` answers only to the names of this machine: a web page whose
-    own name was pointed at 127.0.0.1 (DNS rebinding) must not reach the model."""
+def create_app(service: Service, *, local_name: str | None) -> FastAPI:
+    """The application. With a ``local_name``, the loopback address it listens on, it answers only
+    to the names of this machine: a web page whose own name was pointed at 127.0.0.1 (DNS rebinding)
+    must not reach the model."""
     # FastAPI's documentation pages load scripts from elsewhere; an offline server has none.
-    guards = [Depends(_refuse_foreign_names)] if local_only else []
+    guards = [] if local_name is None else [Depends(_foreign_names_refused(local_name))]
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=guards)
     app.add_exception_handler(RefusalError, _refused)
     app.add_exception_handler(HTTPException, _http_error)
@@ -39,8 +46,9 @@ def create_app(service: Service, *, local_only: bool) -> FastAPI:
 
     async def answer(request: Request, kind: type[GenerationRequest]) -> Response:
         wanted = parse(kind, await _body(request, service))
-        loop = asyncio.get_running_loop()
-        work = await loop.run_in_executor(service.preparing, service.work, wanted)
+        work = await _prepared(request, service, wanted)
+        if work is None:
+            return Response(status_code=_GONE)
         with_usage = bool(wanted.stream_options and wanted.stream_options.include_usage)
         made = Answer(service.name, len(work.prompt), kind is ChatRequest, with_usage)
         generation = Generation(service, work)
@@ -91,7 +99,7 @@ class Generation:
         self._service, self._loop = service, asyncio.get_running_loop()
         self._inbox: asyncio.Queue[Piece | Exception] = asyncio.Queue()
         self._job = Job(work, self._deliver)
-        service.submit(self._job)
+        service.worker.submit(self._job)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Every token as it is generated; raises what ended the job."""
@@ -162,13 +170,38 @@ async def _whole(request: Request, generation: Generation, answer: Answer) -> Re
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not tasks[0].done():
-            return Response(status_code=499)  # Nobody reads it.
+            return Response(status_code=_GONE)
         tasks[0].result()
         return JSONResponse(answer.whole())
     finally:
         generation.cancel()
         for task in tasks:
             task.cancel()
+
+
+async def _prepared(request: Request, service: Service, wanted: GenerationRequest) -> Work | None:
+    """``wanted`` as work, its place in the line taken; None where the client has left meanwhile.
+
+    Raises RefusalError, at once where the line is full.
+    """
+    service.reserve()
+    kept = False
+    try:
+        preparing = asyncio.wrap_future(service.preparing.submit(service.work, wanted))
+        gone = asyncio.create_task(_gone(request))
+        try:
+            await asyncio.wait((preparing, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not preparing.done():
+                return None
+            work = preparing.result()
+            kept = True
+            return work
+        finally:
+            gone.cancel()
+            preparing.cancel()  # What the thread has not begun, it leaves.
+    finally:
+        if not kept:
+            service.worker.release()
 
 
 async def _gone(request: Request) -> None:
@@ -191,12 +224,15 @@ async def _body(request: Request, service: Service) -> bytes:
     try:
         async with asyncio.timeout(service.limits.body_seconds):
             async for chunk in request.stream():
+                service.hold(len(chunk))
                 body += chunk
                 if len(body) > most:
                     raise _too_large(most)
     except TimeoutError:
         seconds = service.limits.body_seconds
         raise RefusalError(408, f"the body did not arrive within {seconds:g} seconds") from None
+    finally:
+        service.hold(-len(body))
     return bytes(body)
 
 
@@ -204,10 +240,18 @@ def _too_large(most: int) -> RefusalError:
     return RefusalError(413, f"the body is larger than {most} bytes", "body_too_large")
 
 
-def _refuse_foreign_names(request: Request) -> None:
-    name = request.url.hostname
-    if name not in _LOCAL_NAMES:
-        raise RefusalError(403, f"this server answers to localhost alone, not to '{name}'")
+def _foreign_names_refused(local_name: str) -> Callable[[Request], None]:
+    known = _LOCAL_NAMES | {local_name.lower()}
+
+    def refuse(request: Request) -> None:
+        stated = request.headers.get("host", "")
+        found = _HOST.fullmatch(stated)
+        name = (found["address"] or found["name"]).lower() if found else ""
+        if name not in known:
+            shown = found["address"] or found["name"] if found else stated[:_NAME_SHOWN]
+            raise RefusalError(403, f"this server answers to localhost alone, not to '{shown}'")
+
+    return refuse
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import ipaddress
 import os
 import socket
@@ -15,6 +17,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.runtime.opening import RunOptions, model_name, open_model
 from tenp_edge.runtime.sampling import Sampler, SamplingOptions
 from tenp_edge.serving.app import create_app
+from tenp_edge.serving.connections import BACKLOG, QuietHandler, affordable, protocol_class
 from tenp_edge.serving.service import Limits, Service
 
 _GRACE_SECONDS = 2
@@ -43,14 +46,20 @@ def serve(
         open_model(file, options) as session,
         closing(Service(session, name or model_name(file), sampling, limits)) as service,
     ):
-        app = create_app(service, local_only=is_loopback(host))
+        app = create_app(service, local_name=host if is_loopback(host) else None)
         if started is not None:
             started(service, _address(listener))
         config = uvicorn.Config(
             app,
-            log_level="warning",
+            # Warnings are about requests that are no HTTP, a line each: anyone could fill a disk.
+            log_level="error",
             access_log=False,
             lifespan="off",
+            http=protocol_class(
+                affordable(service.limits.connections), service.limits.header_seconds
+            ),
+            ws="none",
+            backlog=BACKLOG,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
         with suppress(KeyboardInterrupt):  # How uvicorn says that SIGINT ended it.
@@ -63,6 +72,10 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(QuietHandler())
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.worker.stop()
@@ -82,15 +95,23 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=128)
-    except socket.gaierror as error:
-        raise UserError(
-            f"'{host}' is no address here: {error.strerror}", "--host 0.0.0.0"
-        ) from None
     except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise UserError(
-            f"cannot listen on port {port} of {host}: {reason}", "--port 0 for any free port"
-        ) from None
+        raise _refused(host, port, error) from None
+
+
+def _refused(host: str, port: int, error: OSError) -> UserError:
+    """Why nothing can listen there. `socket.create_server` hands a resolver's errors on as plain
+    ones, with their negative numbers."""
+    own = "--host 127.0.0.1, or --host 0.0.0.0 for every address of this machine"
+    if isinstance(error, socket.gaierror) or (error.errno or 0) < 0:
+        return UserError(f"'{host}' is no address", own)
+    if error.errno == errno.EADDRNOTAVAIL:
+        return UserError(f"{host} is no address of this machine", own)
+    reason = os.strerror(error.errno or 0)
+    hint = "--port 0 for any free port"
+    if error.errno == errno.EACCES:
+        hint = "--port 8080: ports below 1024 are the system's"
+    return UserError(f"cannot listen on port {port} of {host}: {reason}", hint)
 
 
 def _address(listener: socket.socket) -> str:

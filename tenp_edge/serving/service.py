@@ -13,20 +13,28 @@ from tenp_edge.runtime.sampling import SamplingOptions
 from tenp_edge.runtime.session import Session
 from tenp_edge.serving.refusal import RefusalError
 from tenp_edge.serving.schemas import ChatRequest, CompletionRequest, GenerationRequest
-from tenp_edge.serving.worker import Job, LineFullError, Work, Worker
+from tenp_edge.serving.worker import LineFullError, Work, Worker
 
 _RETRY_SECONDS = 5
+# Bodies on their way may take this many times the largest one together.
+_BODIES = 32
+# Text that has more bytes per token of the context than any language does is not tokenised first
+# to be refused then: a MiB of spaces takes seconds.
+_BYTES_PER_TOKEN = 32
 
 
 @dataclass(frozen=True)
 class Limits:
     """What one request may ask for. ``max_tokens`` None: as many as the context holds;
-    ``waiting``: requests that wait while one is answered; ``body_seconds``: to send a body in."""
+    ``waiting``: requests that wait while one is answered; ``body_seconds``: to send a body in;
+    ``connections`` at once, each with ``header_seconds`` to send the head of a request in."""
 
     max_tokens: int | None = None
     body_bytes: int = 2**20
     waiting: int = 16
     body_seconds: float = 30.0
+    connections: int = 256
+    header_seconds: float = 10.0
 
 
 class Service:
@@ -44,6 +52,7 @@ class Service:
         self.max_tokens = min(self.limits.max_tokens or self.context, self.context)
         self._session, self._sampling = session, sampling or SamplingOptions()
         self.worker = Worker(session, self.limits.waiting)
+        self._held_bytes = 0
         self.preparing = ThreadPoolExecutor(1, thread_name_prefix="tenp-edge-prompts")
 
     def close(self) -> None:
@@ -78,17 +87,19 @@ class Service:
                 "model",
             )
 
-    def submit(self, job: Job) -> None:
-        """Put ``job`` in the line, or refuse it because the line is full."""
+    def reserve(self) -> None:
+        """Take a place in the line for a request that is yet to be tokenised, or refuse it because
+        the line is full. The place is `Worker.submit`'s or `Worker.release`'s to give back."""
         try:
-            self.worker.submit(job)
+            self.worker.reserve()
         except LineFullError:
-            raise RefusalError(
-                503,
-                f"{self.limits.waiting} requests are waiting already; try again later",
-                "queue_full",
-                headers={"Retry-After": str(_RETRY_SECONDS)},
-            ) from None
+            raise _busy(f"{self.limits.waiting} requests are waiting already") from None
+
+    def hold(self, count: int) -> None:
+        """Count ``count`` more bytes of bodies on their way (fewer, where negative), or refuse."""
+        if count > 0 and self._held_bytes + count > _BODIES * self.limits.body_bytes:
+            raise _busy("too many long requests are on their way")
+        self._held_bytes += count
 
     def _prompt(self, request: GenerationRequest) -> Sequence[int]:
         field = "messages" if isinstance(request, ChatRequest) else "prompt"
@@ -116,8 +127,36 @@ class Service:
     def _tokens(self, request: GenerationRequest) -> list[int]:
         if isinstance(request, ChatRequest):
             messages = [message.plain() for message in request.messages]
-            return prompt_tokens(self._session, render_chat(self._session.vocabulary, messages))
+            self._check_length(sum(_size(message["content"]) for message in messages), "messages")
+            rendered = render_chat(self._session.vocabulary, messages)
+            self._check_length(_size(rendered), "messages")
+            return prompt_tokens(self._session, rendered)
         assert isinstance(request, CompletionRequest)
         if isinstance(request.prompt, str):
+            self._check_length(_size(request.prompt), "prompt")
             return self._session.tokenize(request.prompt)
         return [int(token) for token in request.prompt]  # type: ignore[arg-type]
+
+    def _check_length(self, nbytes: int, field: str) -> None:
+        """Refuse what cannot fit before it is tokenised."""
+        most = _BYTES_PER_TOKEN * self.context
+        if nbytes > most:
+            raise RefusalError(
+                400,
+                f"the prompt has {nbytes} bytes, a context of {self.context} tokens takes {most}",
+                "context_length_exceeded",
+                field,
+            )
+
+
+def _size(text: str) -> int:
+    return len(text.encode(errors="replace"))
+
+
+def _busy(why: str) -> RefusalError:
+    return RefusalError(
+        503,
+        f"{why}; try again later",
+        "queue_full",
+        headers={"Retry-After": str(_RETRY_SECONDS)},
+    )

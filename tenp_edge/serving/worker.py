@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tenp_edge.errors import UserError
 from tenp_edge.runtime.generation import Piece, generate
 from tenp_edge.runtime.sampling import SamplingOptions
 from tenp_edge.runtime.session import Session
@@ -41,12 +42,17 @@ class LineFullError(Exception):
 
 
 class Worker:
-    """Generates for one job after the other. At most ``waiting`` jobs wait for the running one."""
+    """Generates for one job after the other. At most ``waiting`` jobs wait for the running one.
+
+    A place in the line is reserved before the work is prepared, so that what waits to be prepared
+    counts too; `submit` puts the job there, `release` gives the place back.
+    """
 
     def __init__(self, session: Session, waiting: int) -> None:
         self._session, self._most = session, waiting
         self._line: deque[Job] = deque()
         self._running: Job | None = None
+        self._reserved = 0
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="tenp-edge-worker", daemon=True)
@@ -54,18 +60,32 @@ class Worker:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """(running, waiting) jobs."""
+        """(running, waiting) jobs; one that is being prepared waits."""
         with self._changed:
-            return int(self._running is not None), len(self._line)
+            return int(self._running is not None), len(self._line) + self._reserved
+
+    def reserve(self) -> None:
+        """Take a place in the line; raises LineFullError."""
+        with self._changed:
+            taken = self._reserved + len(self._line) + int(self._running is not None)
+            if self._closed or taken > self._most:
+                raise LineFullError
+            self._reserved += 1
+
+    def release(self) -> None:
+        """Give a reserved place back."""
+        with self._changed:
+            self._reserved -= 1
 
     def submit(self, job: Job) -> None:
-        """Put ``job`` at the end of the line; raises LineFullError."""
+        """Put ``job`` into the line, at the place that was reserved for it."""
         with self._changed:
-            idle = self._running is None and not self._line
-            if self._closed or (len(self._line) >= self._most and not idle):
-                raise LineFullError
-            self._line.append(job)
-            self._changed.notify()
+            self._reserved -= 1
+            if not self._closed:
+                self._line.append(job)
+                self._changed.notify()
+                return
+        job.deliver(_going_down())
 
     def cancel(self, job: Job) -> None:
         """Nobody wants ``job`` any more: it leaves the line, or ends with the next token."""
@@ -95,14 +115,20 @@ class Worker:
         while (job := self._next()) is not None:
             try:
                 self._generate(job)
+            except UserError as error:  # The model's fault, not the request's: one line tells it.
+                self._session.reset()
+                job.deliver(RefusalError(500, error.message, "model_failed"))
             except Exception as error:
                 # A bug in one answer is no reason to refuse the next: it may not touch the cache.
                 _log.exception("a request failed")
                 self._session.reset()
                 job.deliver(error)
             finally:
-                with self._changed:
-                    self._running = None
+                self._retire()
+
+    def _retire(self) -> None:
+        with self._changed:
+            self._running = None
 
     def _next(self) -> Job | None:
         with self._changed:
@@ -119,6 +145,8 @@ class Worker:
         for piece in until_stop(pieces, work.stops):
             if self._ends(job):
                 return
+            if piece.finish is not None:
+                self._retire()  # Before its client can ask again: it must not find itself in line.
             job.deliver(piece)
 
     def _prefill(self, job: Job) -> bool:

@@ -1,0 +1,93 @@
+"""The process that renders chat templates: a line of JSON in, a line of JSON out.
+
+A template comes with the model's file, from anyone. Jinja's sandbox keeps it from what it must not
+touch, but nothing in one process can keep a loop or a string from growing; so `template` runs this
+file as a process of its own, with limits, and ends it when it takes too long. It imports nothing of
+ours, to be small.
+
+    {"template", "variables", "memory_bytes"} -> {"text"}, {"error"}, or {"limit"} that it broke
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from functools import lru_cache
+from typing import Any, NoReturn
+
+_ERROR_CHARACTERS = 200
+
+
+def main() -> None:
+    """Say that it is ready, then answer until stdin ends."""
+    import jinja2.sandbox  # noqa: F401  what takes time is not the template's fault
+
+    _say({})
+    for line in sys.stdin:
+        asked = json.loads(line)
+        _limit_memory(asked["memory_bytes"])
+        _say(_answer(asked))
+
+
+def _say(answer: dict[str, str]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def _answer(asked: dict[str, Any]) -> dict[str, str]:
+    try:
+        text = _compiled(asked["template"]).render(**asked["variables"])
+        text.encode()
+        return {"text": text}
+    except MemoryError:
+        return {"limit": "needs too much memory"}
+    except RecursionError:
+        return {"limit": "is nested too deep"}
+    except UnicodeEncodeError:
+        return {"limit": "makes text that is not Unicode"}
+    except Exception as error:  # whatever a template can do wrong
+        return {"error": _one_line(error)}
+
+
+def _one_line(error: Exception) -> str:
+    from jinja2 import TemplateError
+
+    text = " ".join(str(error).split())
+    kind = "" if isinstance(error, TemplateError) and text else f"{type(error).__name__}: "
+    return (kind + text).removesuffix(": ")[:_ERROR_CHARACTERS]
+
+
+@lru_cache(maxsize=4)
+def _compiled(template: str) -> Any:
+    """Compiled once: a server that compiles it for every request is slow, and its heap grows."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _now
+    return environment.from_string(template)
+
+
+def _refuse(message: str) -> NoReturn:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)
+
+
+def _now(format: str) -> str:
+    return datetime.datetime.now().strftime(format)
+
+
+def _limit_memory(nbytes: int) -> None:
+    """At most ``nbytes`` of addresses; not on Windows, which has no such limit."""
+    if sys.platform != "win32":
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        most = nbytes if hard == resource.RLIM_INFINITY else min(nbytes, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+
+
+if __name__ == "__main__":
+    main()
