@@ -25,6 +25,7 @@ from tenp_edge.data import Domain
 from tenp_edge.domains import calibration_domains, validation_domains
 from tenp_edge.mending import MendRules, mend
 from tenp_edge.options import CalibrationOptions, ValidationOptions
+from tenp_edge.sources import STDLIB
 
 DEMO = Path(__file__).parents[1] / "tenp_edge" / "demo_model"
 
@@ -39,9 +40,9 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=256)
     asked = parser.parse_args()
     checkpoint = Checkpoint(asked.model)
-    sizes = CalibrationOptions(samples=asked.samples, seq_len=asked.seq_len)
+    sizes = CalibrationOptions((STDLIB,), asked.samples, asked.seq_len)
     domains = calibration_domains(checkpoint, sizes)
-    held = ValidationOptions(samples=asked.samples, seq_len=asked.seq_len)
+    held = ValidationOptions((STDLIB,), asked.samples, asked.seq_len)
     parts = [TextMeasure.of(domain) for domain in validation_domains(checkpoint, held)]
     shown = " | ".join(f"{ridge:g}" for ridge in asked.ridges)
     print(f"| calibrated on | keep | measured on | cut | {shown} |")

@@ -23,18 +23,20 @@ import torch
 
 import tenp_edge
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain, default_texts, load_tokenizer, make_domains
+from tenp_edge.data import Domain
 from tenp_edge.devices import this_machine
+from tenp_edge.domains import validation_domains
 from tenp_edge.errors import UserError
 from tenp_edge.frontier import together_kl
 from tenp_edge.importance import Importance
 from tenp_edge.lockstep import LayerCache, Variant, measure_variants
-from tenp_edge.options import CalibrationOptions
+from tenp_edge.options import CalibrationOptions, ValidationOptions
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions, Requantiser, exporter
 from tenp_edge.source import ModelSource
+from tenp_edge.sources import STDLIB
 from tenp_edge.statistics import Statistics
 from tenp_edge.typecosts import TypeCosts
 from tenp_edge.typeverbs import default_job, types_into
@@ -74,11 +76,12 @@ def main() -> None:
     )
     parser.add_argument("--files", action="store_true", help="write each file and run it")
     args = parser.parse_args()
-    checkpoint, tokenizer = Checkpoint(args.model), load_tokenizer(args.model)
-    held_out = make_domains(default_texts("heldout"), tokenizer, args.eval_samples, args.seq_len, 0)
+    checkpoint = Checkpoint(args.model)
+    held = ValidationOptions((STDLIB,), args.eval_samples, args.seq_len)
+    held_out = validation_domains(checkpoint, held)
     with tempfile.TemporaryDirectory(dir=args.dir) as scratch:
         work = args.calibration or Path(scratch) / "statistics"
-        options = CalibrationOptions((), args.samples, args.seq_len, dtype="float32")
+        options = CalibrationOptions((STDLIB,), args.samples, args.seq_len, dtype="float32")
         statistics = run_calibrate(args.model, work, options)
         job = replace(default_job(), quants=tuple(args.types))
         costs = types_into(checkpoint, job, statistics, work, options, QUIET)

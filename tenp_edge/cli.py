@@ -486,7 +486,7 @@ def export(
     names its neurons, which tenp-edge plan --calibration WORK -o plan.json writes.
 
     ONNX --mode static --quant int8 needs the ranges of activations: they are measured on --data (or
-    the standard library's text) unless compress left them in the --calibration directory.
+    the text in the package) unless compress left them in the --calibration directory.
 
     Examples:
 
@@ -544,7 +544,9 @@ def validate(
     ],
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", help="A domain, NAME=FILE; default: held-out library text."),
+        typer.Option(
+            "--data", help="A domain, as in compress; default: held-out text of the package."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option("--samples", help="Chunks per domain.")] = 8,
     seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens per chunk.")] = 512,

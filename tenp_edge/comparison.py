@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tenp_edge.chats import ChatWriter
 from tenp_edge.checkpoint import Checkpoint, write_text
 from tenp_edge.compare import harness, plot
 from tenp_edge.compare.measures import Arithmetic, Cloze, Measure, TextMeasure
@@ -20,10 +21,7 @@ from tenp_edge.compare.run import MENDED, Job, budget, compare
 from tenp_edge.compare.table import markdown
 from tenp_edge.data import (
     Domain,
-    default_texts,
-    load_texts,
     load_tokenizer,
-    parse_data,
     split_at,
 )
 from tenp_edge.domains import calibration_domains, validation_domains
@@ -35,6 +33,7 @@ from tenp_edge.mending import MendRules, mend
 from tenp_edge.options import CompareOptions
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.sources import parse_data, texts_of
 from tenp_edge.statistics import Statistics
 from tenp_edge.trials import load_trials
 from tenp_edge.verbs import run_calibrate
@@ -68,7 +67,7 @@ def _compared(
     own = options.calibration.dtype
     # As in validation: bf16's own rounding would be counted as a candidate's loss.
     dtype = choose_dtype("float32" if own == "auto" else own, where, checkpoint.dtype)
-    measures = _measures(checkpoint, options)
+    measures = _measures(checkpoint, options, progress)
     statistics = _statistics(checkpoint, output, options, methods, progress)
     job = Job(
         checkpoint=checkpoint,
@@ -162,10 +161,13 @@ def _mender(
     return build
 
 
-def _measures(checkpoint: Checkpoint, options: CompareOptions) -> dict[str, Sequence[Measure]]:
+def _measures(
+    checkpoint: Checkpoint, options: CompareOptions, progress: Progress
+) -> dict[str, Sequence[Measure]]:
     """Held-out text by domain, and the questions made of it."""
     seed = options.calibration.seed
-    text = [TextMeasure.of(d) for d in validation_domains(checkpoint, options.validation, seed)]
+    drawn = validation_domains(checkpoint, options.validation, seed, progress)
+    text = [TextMeasure.of(domain) for domain in drawn]
     found: dict[str, Sequence[Measure]] = {"text": text}
     if not options.questions:
         return found
@@ -183,10 +185,11 @@ def _measures(checkpoint: Checkpoint, options: CompareOptions) -> dict[str, Sequ
 
 
 def _texts(options: CompareOptions, tokenizer: Any) -> Mapping[str, Sequence[str]]:
-    if not options.validation.data:
-        return default_texts("heldout")
-    files = parse_data(options.validation.data)
-    return {name: load_texts(path, tokenizer) for name, path in files.items()}
+    sources, writer = parse_data(options.validation.data), ChatWriter(tokenizer)
+    found = texts_of(sources, "heldout", writer)
+    return {
+        name: [text for kind in kinds.values() for text in kind] for name, kinds in found.items()
+    }
 
 
 def _about(options: CompareOptions, measures: Mapping[str, Sequence[Measure]]) -> dict[str, Any]:

@@ -1,21 +1,16 @@
 """Calibration data: named domains of text, cut into sequences of tokens.
 
-Files are UTF-8: .txt is one text, .jsonl (or .jsonl.gz) has one text per line, as ``text`` or as
-``messages`` for the chat template. Sampling is seeded and counted per domain; only as much is
-tokenised as the samples need.
+Sampling is seeded and counted per domain, even over the kinds of text in it; only as much is
+tokenised as the samples need. What text there is: `sources`.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoTokenizer
@@ -30,15 +25,13 @@ from tenp_edge.checkpoint import (
 )
 from tenp_edge.errors import UserError
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.texts import standard_library_texts
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
-# Text read from one file at most: far above what any sample count needs, far below a crawl.
-MAX_TEXT_CHARS = 256 * 2**20
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # A long text is cut into pieces of about this many sequences, so that samples come from all of it.
 _PIECE_SEQUENCES = 2
 _CHARS_PER_TOKEN = 4
+
+Texts = Sequence[str] | Mapping[str, Sequence[str]]
+"""Documents of a domain, or documents by kind."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +44,6 @@ class Domain:
     name: str
     tokens: torch.Tensor
     lengths: torch.Tensor
-
-
-def parse_data(arguments: Sequence[str]) -> dict[str, Path]:
-    """["code=a.jsonl", "b.txt"] -> {"code": a.jsonl, "b": b.txt}; every file must exist."""
-    files: dict[str, Path] = {}
-    for argument in arguments:
-        name, separator, rest = argument.partition("=")
-        path = Path(rest if separator else argument)
-        name = name if separator else path.name.split(".")[0]
-        if not _NAME.fullmatch(name):
-            raise UserError(
-                f"'{name}' is not a domain name", "letters, digits, '_', '-': --data code=FILE"
-            )
-        if name in files:
-            raise UserError(f"domain '{name}' is named twice", f"--data {name}2={path}")
-        if not path.is_file():
-            raise UserError(f"data file {path} does not exist", "--data NAME=FILE")
-        check_suffix(path)
-        files[name] = path
-    return files
-
-
-def check_suffix(path: Path) -> None:
-    if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path} is not a kind of data file that is read", ", ".join(SUFFIXES))
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -96,80 +64,11 @@ def load_tokenizer(directory: Path) -> Any:
         ) from error
 
 
-@cache
-def default_texts(split: Literal["calibration", "heldout"]) -> Mapping[str, Sequence[str]]:
-    """Text that ships with every Python, by domain; read once, since parsing it takes seconds."""
-    return standard_library_texts(split)
-
-
-# -- reading ---------------------------------------------------------------------------------------
-
-
-def load_texts(path: Path, tokenizer: Any, progress: Progress = QUIET) -> list[str]:
-    """The texts of one file. Raises UserError naming the file, and the line where there is one."""
-    check_suffix(path)
-    texts, size = [], 0
-    try:
-        for text in _read_text(path) if path.suffix == ".txt" else _read_lines(path, tokenizer):
-            texts.append(text)
-            size += len(text)
-            if size >= MAX_TEXT_CHARS:
-                progress.note(f"{path} is large: the first {size / 2**20:.0f} MiB are used")
-                break
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte 0x{error.object[error.start]:02x}: {error.reason})",
-            "iconv -f latin1 -t utf-8 FILE > NEW",
-        ) from None
-    except (gzip.BadGzipFile, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not any(text.strip() for text in texts):
-        raise UserError(f"{path} holds no text", "a file with text in it")
-    return texts
-
-
-def _read_text(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as stream:
-        yield stream.read(MAX_TEXT_CHARS)
-
-
-def _read_lines(path: Path, tokenizer: Any) -> Iterator[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield _line_text(f"{path}, line {number}", line, tokenizer)
-
-
-def _line_text(where: str, line: str, tokenizer: Any) -> str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
-    if isinstance(record, dict) and isinstance(record.get("text"), str):
-        return str(record["text"])
-    if isinstance(record, dict) and isinstance(record.get("messages"), list):
-        return _chat_text(where, record["messages"], tokenizer)
-    raise UserError(f"{where} has neither text nor messages", '{"text": "..."}')
-
-
-def _chat_text(where: str, messages: list[Any], tokenizer: Any) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            f"{where} has messages, but the model's tokenizer has no chat template",
-            '{"text": "..."}',
-        )
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except Exception as error:  # a template is a program of the model's; it may raise anything
-        raise UserError(f"{where}: the chat template refuses it: {error}") from error
-
-
 # -- sampling --------------------------------------------------------------------------------------
 
 
 def make_domains(
-    texts: Mapping[str, Sequence[str]],
+    texts: Mapping[str, Texts],
     tokenizer: Any,
     samples: int,
     seq_len: int,
@@ -229,19 +128,29 @@ def load_domains(file: Path) -> list[Domain]:
     return [Domain(name, read(f"{name}/tokens"), read(f"{name}/lengths")) for name in names]
 
 
-def _sample(
-    documents: Sequence[str], tokenizer: Any, samples: int, seq_len: int, seed: str
-) -> list[list[int]]:
+class _Piece(NamedTuple):
+    """A run of a document. Positions, not a copy: the order is shuffled before text is cut."""
+
+    document: str
+    start: int
+    stop: int
+
+
+def _sample(texts: Texts, tokenizer: Any, samples: int, seq_len: int, seed: str) -> list[list[int]]:
     """Pieces in seeded order, tokenised until there are enough, cut into sequences."""
-    pieces = list(_pieces(documents, _PIECE_SEQUENCES * _CHARS_PER_TOKEN * seq_len))
-    random.Random(seed).shuffle(pieces)
     prefix = _prefix(tokenizer)
     body = seq_len - len(prefix)
     end = tokenizer.eos_token_id
+
+    def encoded(piece: _Piece) -> list[int]:
+        text = piece.document[piece.start : piece.stop]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(ids) if end is None else [*ids, end]
+
+    size = _PIECE_SEQUENCES * _CHARS_PER_TOKEN * seq_len
     stream: list[int] = []
-    for document, start, stop in pieces:
-        ids = tokenizer(documents[document][start:stop], add_special_tokens=False)["input_ids"]
-        stream.extend(ids if end is None else [*ids, end])
+    for ids in _evenly(_shuffled(texts, size, seed), encoded):
+        stream.extend(ids)
         if len(stream) >= samples * body:
             break
     rows = [stream[at : at + body] for at in range(0, len(stream), body)][:samples]
@@ -251,19 +160,46 @@ def _sample(
     return [prefix + row for row in rows]
 
 
-def _pieces(documents: Sequence[str], size: int) -> Iterator[tuple[int, int, int]]:
-    """(document, start, stop): runs of about ``size`` characters that end at a line where they can.
+def _shuffled(texts: Texts, size: int, seed: str) -> list[list[_Piece]]:
+    """The pieces of each kind in seeded order, the kinds in seeded order too."""
+    if not isinstance(texts, Mapping):
+        texts = {"": texts}
+    queues = []
+    for kind, documents in texts.items():
+        pieces = list(_pieces(documents, size))
+        random.Random(f"{seed}/{kind}" if kind else seed).shuffle(pieces)
+        queues.append(pieces)
+    random.Random(seed).shuffle(queues)
+    return queues
 
-    Positions, not copies: the order is shuffled before any text is cut.
-    """
-    for number, text in enumerate(documents):
+
+def _evenly(
+    queues: Sequence[list[_Piece]], encoded: Callable[[_Piece], list[int]]
+) -> Iterator[list[int]]:
+    """Tokens of one piece after another, always of the kind that has given the fewest so far."""
+    waiting = {number: iter(queue) for number, queue in enumerate(queues)}
+    given = dict.fromkeys(waiting, 0)
+    while waiting:
+        kind = min(waiting, key=given.__getitem__)
+        piece = next(waiting[kind], None)
+        if piece is None:
+            del waiting[kind]
+            continue
+        ids = encoded(piece)
+        given[kind] += len(ids)
+        yield ids
+
+
+def _pieces(documents: Sequence[str], size: int) -> Iterator[_Piece]:
+    """Runs of about ``size`` characters that end at a line where they can."""
+    for text in documents:
         start = 0
         while start < len(text):
             stop = min(start + size, len(text))
             newline = text.rfind("\n", start + size // 2, stop) if stop < len(text) else -1
             stop = newline + 1 if newline >= 0 else stop
             if text[start:stop].strip():
-                yield number, start, stop
+                yield _Piece(text, start, stop)
             start = stop
 
 

@@ -1,26 +1,28 @@
-"""The token chunks that a verb works on: the user's files, or the standard library's text."""
+"""The token chunks that a verb works on: of the user's text, or of the text in the package."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from tenp_edge.bundled import Split
+from tenp_edge.chats import ChatWriter
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import (
-    Domain,
-    default_texts,
-    load_texts,
-    load_tokenizer,
-    make_domains,
-    parse_data,
-)
+from tenp_edge.data import Domain, load_tokenizer, make_domains, split_at
 from tenp_edge.errors import UserError
-from tenp_edge.options import (
-    CalibrationOptions,
-    ValidationOptions,
-)
+from tenp_edge.options import CalibrationOptions, ValidationOptions
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.refine import slice_samples
+from tenp_edge.sources import (
+    BUILTIN,
+    DEFAULT,
+    Source,
+    is_set,
+    most_tokens_of,
+    parse_data,
+    texts_of,
+)
 
 HELD_OUT_SHARE = 5  # with one's own data, at least a fifth of the chunks is kept for validation
 
@@ -31,7 +33,7 @@ def calibration_domains(
     progress: Progress = QUIET,
     hold_out: bool = False,
 ) -> list[Domain]:
-    """The token chunks that ``options`` describe: the user's files, or the standard library.
+    """The token chunks that ``options`` describe: the user's text, or the bundled one.
 
     With ``hold_out`` more chunks follow those of each domain where there is text
     (`refine.slice_samples`), for plans to be measured on.
@@ -40,44 +42,99 @@ def calibration_domains(
     tokenizer = load_tokenizer(checkpoint.path)
     if not options.data:
         progress.note(
-            "calibrating on the standard library's text; your own prompts give a better model "
+            "calibrating on the text in the package; your own prompts give a better model "
             "(--data name=file.jsonl)"
         )
-        texts: Mapping[str, Any] = default_texts("calibration")
-    else:
-        files = parse_data(options.data)
-        texts = {name: load_texts(path, tokenizer, progress) for name, path in files.items()}
-    spare = slice_samples(len(texts), options.samples, options.seq_len) if hold_out else 0
-    return make_domains(
-        texts, tokenizer, options.samples, options.seq_len, options.seed, progress, spare
-    )
+    sources = parse_data(options.data)
+    count = sum(len(source.domains) for source in sources)
+    spare = slice_samples(count, options.samples, options.seq_len) if hold_out else 0
+    return _drawn(sources, "calibration", tokenizer, options, options.seed, progress, spare)
 
 
 def validation_domains(
-    checkpoint: Checkpoint, options: ValidationOptions, seed: int = 0
+    checkpoint: Checkpoint,
+    options: ValidationOptions,
+    seed: int = 0,
+    progress: Progress = QUIET,
 ) -> list[Domain]:
-    """Chunks to validate on: the user's files, or held-out text of the standard library."""
+    """Chunks to validate on: of the user's text, or of the bundled one's held-out part."""
     _check_counts(checkpoint, options.samples, options.seq_len, "--eval-seq-len")
     tokenizer = load_tokenizer(checkpoint.path)
-    if options.data:
-        files = parse_data(options.data)
-        texts: Mapping[str, Any] = {n: load_texts(path, tokenizer) for n, path in files.items()}
-    else:
-        texts = default_texts("heldout")
-    return make_domains(texts, tokenizer, options.samples, options.seq_len, seed)
+    return _drawn(parse_data(options.data), "heldout", tokenizer, options, seed, progress)
+
+
+def compress_domains(
+    checkpoint: Checkpoint,
+    calibration: CalibrationOptions,
+    validation: ValidationOptions,
+    progress: Progress = QUIET,
+) -> tuple[list[Domain], list[Domain], list[Domain]]:
+    """Chunks for calibration, for validation, and for plans to be measured on: none in two of them.
+
+    Validation is on ``validation.data``. Without it, a file of the calibration keeps the end of
+    what was drawn for it, and the bundled text or the standard library has a held-out part.
+    """
+    own = tuple(argument for argument in calibration.data if not is_set(argument))
+    if validation.data or not own:
+        drawn = calibration_domains(checkpoint, calibration, progress, hold_out=True)
+        used, rest = _cut(drawn, calibration.samples)
+        held_on = replace(validation, data=validation.data or calibration.data)
+        return used, validation_domains(checkpoint, held_on, calibration.seed), rest
+    parse_data(calibration.data)  # a domain named twice is refused before it is taken apart
+    wanted = calibration.samples + validation.samples
+    chosen = replace(calibration, data=own, samples=wanted)
+    drawn, rest = _cut(calibration_domains(checkpoint, chosen, progress, hold_out=True), wanted)
+    pairs = [split_domain(domain, validation.samples) for domain in drawn]
+    used, held = [first for first, _ in pairs], [last for _, last in pairs]
+    sets = tuple(argument for argument in calibration.data if is_set(argument))
+    if not sets:
+        return used, held, rest
+    more = compress_domains(checkpoint, replace(calibration, data=sets), validation, progress)
+    return used + more[0], held + more[1], rest + more[2]
+
+
+def _cut(domains: Sequence[Domain], count: int) -> tuple[list[Domain], list[Domain]]:
+    pairs = [split_at(domain, count) for domain in domains]
+    return [first for first, _ in pairs], [rest for _, rest in pairs]
 
 
 def most_tokens(options: CalibrationOptions | ValidationOptions) -> int:
-    """Tokens that will be drawn at most; the built-in text has two domains."""
-    return (len(options.data) or 2) * options.samples * options.seq_len
+    """Tokens that will be drawn at most; the sets that ship have several domains each."""
+    split: Split = "calibration" if isinstance(options, CalibrationOptions) else "heldout"
+    wanted = options.samples * options.seq_len
+    return sum(most_tokens_of(argument, split, wanted) for argument in options.data or DEFAULT)
 
 
 def split_domain(domain: Domain, wanted: int) -> tuple[Domain, Domain]:
     """Cut ``wanted`` chunks (at most a fifth of a short domain) off the end for validation."""
     held = min(wanted, max(1, len(domain.tokens) // HELD_OUT_SHARE))
-    cut = len(domain.tokens) - held
-    first = Domain(domain.name, domain.tokens[:cut], domain.lengths[:cut])
-    return first, Domain(domain.name, domain.tokens[cut:], domain.lengths[cut:])
+    return split_at(domain, len(domain.tokens) - held)
+
+
+def _drawn(
+    sources: Sequence[Source],
+    split: Split,
+    tokenizer: Any,
+    options: CalibrationOptions | ValidationOptions,
+    seed: int,
+    progress: Progress,
+    spare: int = 0,
+) -> list[Domain]:
+    writer, found = ChatWriter(tokenizer, progress), []
+    for source in sources:
+        texts = texts_of([source], split, writer, progress)
+        # The default is made for what the package holds: nothing to say where it runs out.
+        usual = source.place == BUILTIN and options.samples <= type(options).samples
+        found += make_domains(
+            texts,
+            tokenizer,
+            options.samples,
+            options.seq_len,
+            seed,
+            QUIET if usual else progress,
+            spare,
+        )
+    return found
 
 
 def _check_counts(checkpoint: Checkpoint, samples: int, seq_len: int, flag: str) -> None:

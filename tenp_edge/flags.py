@@ -37,8 +37,9 @@ Data = Annotated[
     list[str] | None,
     _flag(
         "--data",
-        help="A calibration domain, NAME=FILE (.txt or .jsonl); repeat for more. "
-        "Default: the standard library's text; your own prompts are better.",
+        help="A calibration domain, NAME=FILE (.txt, .md, .json, .jsonl or .parquet) or "
+        "NAME=hf:OWNER/DATASET[:SPLIT]; stdlib: Python's standard library; repeat for more. "
+        "Default: builtin, the text in the package; your own prompts are better.",
         panel=_CALIBRATION,
     ),
 ]
@@ -317,8 +318,8 @@ EvalData = Annotated[
     list[str] | None,
     _flag(
         "--eval-data",
-        help="A validation domain, NAME=FILE; repeat for more. Default: held-out chunks of "
-        "--data, or of the standard library's text.",
+        help="A validation domain, as in --data; repeat for more. Default: held-out chunks of "
+        "--data in compress, otherwise of the text in the package.",
         panel=_VALIDATION,
     ),
 ]

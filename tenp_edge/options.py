@@ -18,7 +18,7 @@ RUNNABLE = ("F32", "F16", "Q8_0")
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """``data``: "name=path" of each domain; empty means the standard library's text."""
+    """``data``: "name=path" of each domain, or a set that ships; empty means the bundled text."""
 
     data: tuple[str, ...] = ()
     samples: int = 32

@@ -14,10 +14,9 @@ from tenp_edge.checkpoint import Checkpoint, write_text
 from tenp_edge.compress import checkpoint_files, is_other_checkpoint, reopen, write_checkpoint
 from tenp_edge.data import (
     Domain,
-    split_at,
 )
 from tenp_edge.disk import require_free
-from tenp_edge.domains import calibration_domains, most_tokens, split_domain, validation_domains
+from tenp_edge.domains import compress_domains, most_tokens
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.importance import Importance
@@ -422,16 +421,6 @@ class _Compress:
     @cached_property
     def _domains(self) -> tuple[list[Domain], list[Domain], list[Domain]]:
         """Chunks for calibration, for validation, and for refining: none in two of them."""
-        calibration, validation = self.options.calibration, self.options.validation
-        own_data_only = bool(calibration.data) and not validation.data
-        more = validation.samples if own_data_only else 0
-        wanted = replace(calibration, samples=calibration.samples + more)
+        options = self.options
         progress = QUIET if self._calibrated else self.progress
-        drawn = calibration_domains(self.checkpoint, wanted, progress, hold_out=True)
-        pairs = [split_at(domain, wanted.samples) for domain in drawn]
-        used, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
-        if not own_data_only:
-            held_out = validation_domains(self.checkpoint, validation, calibration.seed)
-            return used, held_out, spare
-        split = [split_domain(domain, validation.samples) for domain in used]
-        return [first for first, _ in split], [second for _, second in split], spare
+        return compress_domains(self.checkpoint, options.calibration, options.validation, progress)

@@ -1,4 +1,4 @@
-"""Text that ships with every Python: the default calibration data, and what the demo model read.
+"""Text that ships with every Python: `--data stdlib`, and what the demo model read.
 
 Two domains that route differently: `code` (standard-library source) and `prose` (the help topics
 of pydoc and the long docstrings of the standard library). A module or topic is held out by a hash

@@ -400,7 +400,7 @@ def run_validate(
     threads = options.threads or this_machine().threads
     limit = checkpoint.config.max_position_embeddings
     memory_run = (measure or MeasureOptions()).run(limit, threads)
-    domains = validation_domains(checkpoint, options, compute.seed)
+    domains = validation_domains(checkpoint, options, compute.seed, progress)
     return validate(
         reference,
         candidate,

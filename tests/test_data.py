@@ -1,110 +1,23 @@
-"""Calibration data: what is read, how it is sampled, and what is refused in which words."""
+"""Calibration data: how text is sampled, and what is refused in which words."""
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from data_cases import Notes, refusal, written
 
-from tenp_edge.data import load_texts, load_tokenizer, make_domains, parse_data
-from tenp_edge.errors import UserError
+from tenp_edge.data import load_tokenizer, make_domains
 
 LONG = "\n".join(f"line {n}: the quick brown fox counts to {n * n}" for n in range(400))
-CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
 def tokenizer(checkpoint_of: Callable[[str], Path]) -> Any:
     return load_tokenizer(checkpoint_of("qwen3_moe"))
-
-
-def written(file: Path, content: str | bytes) -> Path:
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return file
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as error:
-        call()
-    return str(error.value)
-
-
-# -- reading ---------------------------------------------------------------------------------------
-
-
-def test_every_kind_of_file(tmp_path: Path, tokenizer: Any) -> None:
-    lines = [{"text": "one"}, {"text": "two\nlines", "id": 2}]
-    jsonl = "\n\n".join(map(json.dumps, lines)) + "\n"
-    expected = ["one", "two\nlines"]
-    assert load_texts(written(tmp_path / "a.jsonl", jsonl), tokenizer) == expected
-    packed = written(tmp_path / "a.jsonl.gz", gzip.compress(jsonl.encode()))
-    assert load_texts(packed, tokenizer) == expected
-    assert load_texts(written(tmp_path / "a.txt", "naïve\n\ntext"), tokenizer) == ["naïve\n\ntext"]
-
-
-def test_messages_go_through_the_chat_template(
-    tmp_path: Path, checkpoint_of: Callable[[str], Path]
-) -> None:
-    tokenizer = load_tokenizer(checkpoint_of("qwen3_moe"))
-    record = {"messages": [{"role": "user", "content": "hi"}, {"role": "bot", "content": "yes"}]}
-    file = written(tmp_path / "chat.jsonl", json.dumps(record))
-    assert refusal(lambda: load_texts(file, tokenizer)) == (
-        f"{file}, line 1 has messages, but the model's tokenizer has no chat template\n"
-        'try: {"text": "..."}'
-    )
-    tokenizer.chat_template = CHAT
-    assert load_texts(file, tokenizer) == ["<user>hi<bot>yes"]
-
-
-def test_refused_files(tmp_path: Path, tokenizer: Any) -> None:
-    empty = written(tmp_path / "empty.txt", " \n")
-    assert refusal(lambda: load_texts(empty, tokenizer)) == (
-        f"{empty} holds no text\ntry: a file with text in it"
-    )
-    latin = written(tmp_path / "latin.txt", "caf\xe9 au lait".encode("latin-1"))
-    assert refusal(lambda: load_texts(latin, tokenizer)) == (
-        f"{latin} is not UTF-8 text (byte 0xe9: invalid continuation byte)\n"
-        "try: iconv -f latin1 -t utf-8 FILE > NEW"
-    )
-    table = written(tmp_path / "table.csv", "a,b")
-    assert refusal(lambda: load_texts(table, tokenizer)) == (
-        f"{table} is not a kind of data file that is read\ntry: .txt, .jsonl, .jsonl.gz"
-    )
-    packed = written(tmp_path / "plain.jsonl.gz", "not gzip")
-    assert refusal(lambda: load_texts(packed, tokenizer)) == (
-        f"{packed} cannot be read: Not a gzipped file (b'no')"
-    )
-
-
-def test_refused_lines(tmp_path: Path, tokenizer: Any) -> None:
-    neither = written(tmp_path / "a.jsonl", '{"text": "fine"}\n\n{"prompt": "no"}\n')
-    assert refusal(lambda: load_texts(neither, tokenizer)) == (
-        f'{neither}, line 3 has neither text nor messages\ntry: {{"text": "..."}}'
-    )
-    broken = written(tmp_path / "b.jsonl", '{"text": "fine"}\n{"text": \n')
-    assert refusal(lambda: load_texts(broken, tokenizer)).startswith(
-        f"{broken}, line 2 is not JSON: Expecting value"
-    )
-
-
-def test_data_arguments(tmp_path: Path) -> None:
-    first, second = (written(tmp_path / name, "x") for name in ("a.jsonl", "b.txt"))
-    assert parse_data([f"code={first}", str(second)]) == {"code": first, "b": second}
-    assert refusal(lambda: parse_data([f"x={first}", f"x={second}"])) == (
-        f"domain 'x' is named twice\ntry: --data x2={second}"
-    )
-    assert refusal(lambda: parse_data([f"a/b={first}"])) == (
-        "'a/b' is not a domain name\ntry: letters, digits, '_', '-': --data code=FILE"
-    )
-    absent = tmp_path / "absent.txt"
-    assert refusal(lambda: parse_data([f"x={absent}"])) == (
-        f"data file {absent} does not exist\ntry: --data NAME=FILE"
-    )
 
 
 def test_tokenizers_that_cannot_be_read(tmp_path: Path) -> None:
@@ -140,18 +53,27 @@ def test_samples_do_not_repeat_text(tokenizer: Any) -> None:
     assert text.count("fox") == 400
 
 
-class Notes:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
+def test_samples_are_even_over_the_kinds_of_a_domain(tokenizer: Any) -> None:
+    """Of a kind with ten times the text comes no more than of another."""
+    kinds = {
+        letter: [f"{letter} " * 200] * count for letter, count in {"a": 2, "b": 20, "c": 5}.items()
+    }
+    order = []
+    for seed in range(3):
+        (found,) = make_domains({"x": kinds}, tokenizer, 60, 32, seed=seed)
+        text = tokenizer.decode(found.tokens.flatten())
+        counts = [text.count(letter + " ") for letter in "abc"]
+        assert max(counts) - min(counts) <= 128  # letters of a piece
+        order.append(text[:2])
+    assert len(set(order)) > 1
+    (everything,) = make_domains({"x": kinds}, tokenizer, 10_000, 32, seed=0)
+    assert tokenizer.decode(everything.tokens.flatten()).count("b ") == 4000
 
 
 def test_too_little_text_gives_fewer_samples_and_says_so(tokenizer: Any) -> None:
     notes = Notes()
     texts = {"short": ["only a few words here"]}
-    (found,) = make_domains(texts, tokenizer, 4, 64, seed=0, progress=notes)  # type: ignore[arg-type]
+    (found,) = make_domains(texts, tokenizer, 4, 64, seed=0, progress=notes)
     count = int(found.lengths.sum())
     assert found.tokens.shape == (1, 64) and count < 64
     assert not found.tokens[0, count:].any()

@@ -133,7 +133,7 @@ def test_refine_from_the_command_line(checkpoint_of: Callable[[str], Path], tmp_
     model = checkpoint_of("qwen3_moe")
     small = ("--samples", "2", "--seq-len", "64")
     assert command("calibrate", model, *small, "-o", tmp_path).returncode == 0
-    assert [len(d.tokens) for d in load_domains(tmp_path / SLICE_FILE)] == [4, 4]
+    assert [len(d.tokens) for d in load_domains(tmp_path / SLICE_FILE)] == [4, 4, 4, 4]
     asked = ("plan", model, "--keep", "0.6", "--method", "adaptive")
     done = command(*asked, "--calibration", tmp_path, "--refine")
     assert done.returncode == 0, done.stderr
