@@ -551,6 +551,8 @@ def test_names_of_domains_decide_nothing(
         for name in ("tokens", "relative_activation_sq", "relative_projection"):
             value = stats[name]
             value.copy_(busy.reshape(-1, *[1] * (value.ndim - 1)).expand_as(value))
+        stats["growth"].copy_(torch.tensor([0.1, 1.0]))
+        stats["tokens"].mul_(1000)  # none of them few
 
     def plan(domains: tuple[str, ...], protect: str | None = None) -> CompressionPlan:
         config, where = qwen3.config, tmp_path / f"{len(domains)}"
