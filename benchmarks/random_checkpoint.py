@@ -104,10 +104,17 @@ def random_tensor(name: str, shape: tuple[int, ...], role: str, dtype: torch.dty
 
 
 def write_random_checkpoint(
-    directory: Path, raw: Mapping[str, Any], *, fused: bool = False, shard_bytes: int = 4 * 10**9
+    directory: Path,
+    raw: Mapping[str, Any],
+    *,
+    fused: bool = False,
+    shard_bytes: int = 4 * 10**9,
+    embedding_scale: float = 1.0,
 ) -> Path:
     """Write config.json and random safetensors for config ``raw``; ``fused`` stacks the experts
-    (gate_up_proj, down_proj) the way transformers 5 saves some models."""
+    (gate_up_proj, down_proj) the way transformers 5 saves some models. ``embedding_scale`` above 1
+    lets tokens differ more from each other than attention makes them alike: every expert is then
+    chosen by some."""
     directory.mkdir(parents=True, exist_ok=True)
     config = read_config(raw, FAMILIES)
     dtype = {v: k for k, v in TORCH_DTYPES.items()}[getattr(torch, config.dtype)]
@@ -117,7 +124,8 @@ def write_random_checkpoint(
         spec = specs[name]
         # The router's selection bias stays float32 in every published checkpoint.
         own = torch.float32 if spec.role == "router_bias" else TORCH_DTYPES[dtype]
-        return random_tensor(name, spec.shape, spec.role, own)
+        scale = embedding_scale if spec.role == "embed" else 1.0
+        return random_tensor(name, spec.shape, spec.role, own) * scale
 
     def stacked(name: str) -> torch.Tensor:
         if name in specs:

@@ -16,14 +16,15 @@ QWEN2_SPLIT = (
 )
 
 
-def write_full_tokenizer(directory: Path, size: int) -> None:
-    """A byte-level BPE tokenizer in Qwen2's style with ``size`` tokens."""
+def write_full_tokenizer(directory: Path, size: int, merged: str | None = None) -> None:
+    """A byte-level BPE tokenizer in Qwen2's style with ``size`` tokens, longer ones made of the
+    letters ``merged`` (None: of any byte): with those alone every token can be typed."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<|endoftext|>": 0} | {text: 1 + place for place, text in enumerate(letters)}
     merges: list[tuple[str, str]] = []
-    level = letters
+    level = joined = letters if merged is None else list(merged)
     while len(vocabulary) < size:
-        pairs = list(islice(product(level, letters), size - len(vocabulary)))
+        pairs = list(islice(product(level, joined), size - len(vocabulary)))
         merges += pairs
         level = [left + right for left, right in pairs]
         vocabulary |= {text: len(vocabulary) + place for place, text in enumerate(level)}

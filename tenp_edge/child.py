@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,15 +30,15 @@ def ask(module: str, question: str, facts: Answer, imports: tuple[str, ...] = ()
     ``imports``: modules that the process is to hold in memory besides. Raises UserError as the
     function did, ChildError when the process did not get that far.
     """
+    import subprocess  # not in the child, whose memory is measured
+
     loaded = _DIES_WITH_US + "".join(f"import {name}; " for name in imports)
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, "-c", f"{loaded}from {module} import {question} as main; main()"],
         input=json.dumps(facts),
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": path},
+        env=environment(),
         check=False,
     )
     lines = done.stdout.splitlines()
@@ -51,6 +50,13 @@ def ask(module: str, question: str, facts: Answer, imports: tuple[str, ...] = ()
         raise ChildError(f"exit {done.returncode}: {last}")
     found: Answer = json.loads(lines[-1])
     return found
+
+
+def environment() -> dict[str, str]:
+    """This process's, in which Python finds this very package."""
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path}
 
 
 def answers(function: Callable[[Answer], Answer]) -> Callable[[], None]:

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -45,12 +45,12 @@ _RUNNING = ("run", "serve", "bench")
 _CONTINUING = ("calibrate", "compress", "compare", "demo")
 
 
-def main() -> None:
-    """Entry point of the ``tenp-edge`` command."""
+def main(command: Callable[[], object] = app) -> None:
+    """Run ``command``, by default what was typed, and say in plain words what goes wrong."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         with interrupts.stopping():
-            app()
+            command()
     except UserError as error:
         _fail(error.message, error.hint)
     except interrupts.Stopped as stopped:

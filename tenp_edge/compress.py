@@ -197,6 +197,8 @@ def _tenp_section(source: ModelSource) -> dict[str, Any]:
             str(layer): [source.original_expert(layer, expert) for expert in range(len(row))]
             for layer, row in sorted(source.config.expert_widths.items())
         }
+    if source.planned_run is not None:
+        section["run"] = source.planned_run.to_json()
     if isinstance(source.mended, Mended):
         info = source.mended.info
         section["mended"] = {**settings_of(info), "plan_digest": plan.digest}

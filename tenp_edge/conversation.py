@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.chat import Chat
 from tenp_edge.runtime.generation import Piece, generate
 from tenp_edge.runtime.sampling import SamplingOptions
 from tenp_edge.runtime.session import Session
@@ -42,6 +41,8 @@ def converse(
 
     With ``first`` and no terminal there is no second question.
     """
+    from tenp_edge.runtime.chat import Chat  # and with it, the process of the template
+
     chat = Chat(session, sampling, max_tokens, system)
     if first is not None:
         write_pieces(chat.say(first), out, note)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tenp_edge.footprint import MOST_THREADS
 from tenp_edge.hub import local_model
 
 QUANTS = (
@@ -25,7 +26,8 @@ def _flag(*names: str, help: str, panel: str) -> typer.models.OptionInfo:
 Model = Annotated[
     Path,
     typer.Argument(
-        help="Model directory: config.json and safetensors (or a hub id, with network).",
+        help="Model directory: config.json and safetensors (or a hub id, with network; "
+        "demo: the bundled model).",
         callback=local_model,
         show_default=False,
     ),
@@ -75,7 +77,14 @@ Dtype = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None, _flag("--threads", help="CPU threads of the exported file's run.", panel=_COMPUTE)
+    int | None,
+    typer.Option(
+        "--threads",
+        help="CPU threads of the exported file's run.",
+        rich_help_panel=_COMPUTE,
+        min=1,
+        max=MOST_THREADS,
+    ),
 ]
 
 Ram = Annotated[

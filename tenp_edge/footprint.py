@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+# ggml's GGML_MAX_N_THREADS: it aborts the process above.
+MOST_THREADS = 512
+
 
 @dataclass(frozen=True)
 class MemoryRun:
@@ -49,3 +52,33 @@ class RunMemory:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> RunMemory:
         return cls(**raw)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """The run that a file was planned for, as the file carries it. ``ram_budget``: the peak that it
+    was to stay below, in bytes, 0 where only a ratio was given; ``device``: the profile's name."""
+
+    context: int
+    ubatch: int
+    kv_type: str
+    ram_budget: int = 0
+    device: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: object) -> PlannedRun | None:
+        """None for what cannot be the run of a plan: files come from anywhere."""
+        if not isinstance(raw, Mapping):
+            return None
+        context, ubatch, budget = (_count(raw.get(n)) for n in ("context", "ubatch", "ram_budget"))
+        kv_type, device = (str(raw.get(name) or "").strip() for name in ("kv_type", "device"))
+        return cls(context, ubatch, kv_type, budget, device) if context and ubatch else None
+
+
+def _count(value: object) -> int:
+    """0 for what is no number of tokens or bytes."""
+    fits = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
+    return value if fits else 0  # type: ignore[return-value]

@@ -6,21 +6,26 @@ Local directories are the normal case; nothing else in the tool touches a networ
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from pathlib import Path
 
 from tenp_edge.errors import UserError
 
+DEMO = "demo"  # what the bundled model is called wherever a model is taken
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Weights, config, tokenizer and licence; not pickles, not other formats of the same weights.
 _FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
 
 
 def local_model(model: Path) -> Path:
-    """``model`` itself when it exists; else the snapshot of the hub id it spells.
+    """``model`` itself when it exists; else the bundled model (``demo``), or the snapshot of the
+    hub id it spells.
 
-    Raises UserError when it is neither, or when the hub cannot be reached.
+    Raises UserError when it is none of them, or when the hub cannot be reached.
     """
     name = model.as_posix()
+    if name == DEMO and not model.exists():
+        return Path(str(files("tenp_edge") / "demo_model"))
     if model.exists() or not _HUB_ID.fullmatch(name):
         return model
     from huggingface_hub import snapshot_download

@@ -157,11 +157,8 @@ def plan_request(options: PlanOptions, profile: DeviceProfile, seed: int) -> Pla
         raise UserError(
             "one size is needed: --ram, --keep or --profile", "--ram 8GiB, or --keep 0.6"
         )
-    budget = None
-    if options.ram is not None:
-        budget = parse_size(options.ram)
-    elif options.keep is None:
-        budget = profile.budget_bytes
+    # None: the profile's, which the planner knows.
+    budget = None if options.ram is None else parse_size(options.ram)
     shared = {f.name for f in fields(PlanRequest)} & {f.name for f in fields(PlanOptions)}
     choices = {name: getattr(options, name) for name in shared}
     imatrix = not options.no_imatrix

@@ -318,7 +318,9 @@ class _Compress:
             return [self.output / name for name in placed_files(writer, manifest)]
 
         matrix = None if source.importance is None else source.importance.digest
-        key = key_of(source.digest, asdict(options), matrix)
+        planned = source.planned_run
+        run = None if planned is None else planned.to_json()
+        key = key_of(source.digest, asdict(options), matrix, run)
         if not self.directory.done("export", key):
             self.directory.discard("export")
             self.directory.finish("export", key, write())

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache
 
 from tenp_edge.allocation import Space
+from tenp_edge.alternatives import Smallest, refusal
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import DeviceProfile
 from tenp_edge.errors import UserError
@@ -25,10 +26,13 @@ from tenp_edge.recipe import make_recipe, memory_json
 from tenp_edge.registry import placed_files
 from tenp_edge.request import METHODS, RANKINGS, PlanRequest, Target, check_request, make_target
 from tenp_edge.sizing import (
+    InfeasibleError,
     evidence_for,
     make_allocator,
     make_space,
+    plain_allocator,
     price_plan,
+    smallest,
     sufficient,
     whole_widths,
 )
@@ -91,17 +95,30 @@ def _made(
     check_request(request)
     check_model(checkpoint, statistics)
     evidence_of = _evidence_of(statistics, request)
-    target, typed = _target(checkpoint, profile, request, confirm, evidence_of, costs, measured)
-    space = _space(checkpoint, target)
+
+    def target_of(asked: PlanRequest) -> tuple[Target, TypeChoice | None]:
+        return _target(checkpoint, profile, asked, confirm, evidence_of, costs, measured)
+
+    def smallest_of(asked: PlanRequest) -> Priced:
+        target, typed = target_of(asked)
+        space, pricer = _space(checkpoint, target), _pricer(checkpoint, target, typed)
+        first = plain_allocator(checkpoint.config, space, evidence_of(space), asked, target)
+        return smallest(first, space, pricer, confirm)
+
+    target, typed = target_of(request)
+    space, pricer = _space(checkpoint, target), _pricer(checkpoint, target, typed)
     evidence = evidence_of(space)
-    answer = None if typed is None else typed.answer
-    pricer = Pricer(checkpoint, target, answer)
-    if confirm and request.keep is None and answer is None:
+    if confirm and request.keep is None and pricer.answer is None:
         pricer.confirm(whole_widths(space))  # What the search then assumes of every narrower plan.
-    allocator, choice = make_allocator(checkpoint.config, space, evidence, request, pricer)
-    near = None if choice is None else choice.near
-    priced = price_plan(allocator, space, request, pricer, near, confirm)
-    _check_fits(priced, request, pricer)
+    try:
+        allocator, choice = make_allocator(
+            checkpoint.config, space, evidence, request, pricer, confirm
+        )
+        near = None if choice is None else choice.near
+        priced = price_plan(allocator, space, request, pricer, near, confirm)
+    except InfeasibleError as found:
+        raise refusal(found, checkpoint, request, smallest_of) from None
+    _check_fits(priced, request, smallest_of)
     recipe = make_recipe(checkpoint, priced, target, request, allocator, evidence, choice)
     if evidence is not None:
         recipe["predicted_kl"] = predicted_kl(recipe["predicted_loss"], measured)
@@ -131,6 +148,11 @@ def _evidence_of(statistics: Statistics | None, request: PlanRequest) -> Evidenc
         return None if statistics is None else evidence_for(statistics, space, request)
 
     return found
+
+
+def _pricer(checkpoint: Checkpoint, target: Target, typed: TypeChoice | None) -> Pricer:
+    """With what the runtime said already while the type was chosen."""
+    return Pricer(checkpoint, target, None if typed is None else typed.answer)
 
 
 def _space(checkpoint: Checkpoint, target: Target) -> Space:
@@ -194,13 +216,15 @@ def check_model(checkpoint: Checkpoint, statistics: Statistics | None) -> None:
         )
 
 
-def _check_fits(priced: Priced, request: PlanRequest, pricer: Pricer) -> None:
+def _check_fits(priced: Priced, request: PlanRequest, smallest_of: Smallest) -> None:
     """A pinned ratio must still respect a budget that was given."""
     if request.budget_bytes is None or priced.memory.headroom_bytes >= 0:
         return
     assert request.keep is not None, "the search exceeded its budget"
+    least = smallest_of(replace(request, keep=None)).memory.total_bytes
+    ways = ["leave --keep out"] if least <= request.budget_bytes else []
     raise UserError(
         f"--keep {request.keep:g} needs {format_size(priced.memory.total_bytes)}; "
         f"--ram allows {format_size(priced.memory.budget_bytes)}",
-        f"leave --keep out, or --ram {sufficient(priced.memory.total_bytes)}",
+        ", or ".join([*ways, f"--ram {sufficient(priced.memory.total_bytes)}"]),
     )

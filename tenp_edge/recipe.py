@@ -136,6 +136,11 @@ def _notes(
 ) -> list[str]:
     """What a reader of the plan should know, in sentences."""
     notes = list(priced.manifest.notes)
+    if request.context is None and target.run.context < target.profile.context:
+        notes.append(
+            f"planned for a context of {target.run.context}: the model knows no more "
+            f"({target.profile.name} would take {target.profile.context})"
+        )
     if priced.keep_ratio == 1.0:
         notes.append("the full model fits: nothing is cut")
     elif evidence is None and request.method != "enp":

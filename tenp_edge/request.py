@@ -119,6 +119,7 @@ def check_request(request: PlanRequest) -> None:
     for flag, value in (
         ("--width-multiple", request.width_multiple),
         ("--context", request.context),
+        ("--ubatch", request.ubatch),
         ("--ram", request.budget_bytes),
     ):
         if value is not None and value < 1:
@@ -149,7 +150,8 @@ def _check_shape_flags(request: PlanRequest) -> None:
 def make_target(profile: DeviceProfile, request: PlanRequest, positions: int) -> Target:
     """What the request pins, and the profile's choice for everything else.
 
-    ``positions``: the model's context. Fixed shapes that nobody asked for end there.
+    ``positions``: how many tokens the model knows. The profile's context ends there; raises
+    UserError where the request's does not.
     """
     found = exporter(request.format or profile.format)
     own_format = found.format == profile.format
@@ -170,14 +172,14 @@ def make_target(profile: DeviceProfile, request: PlanRequest, positions: int) ->
     imatrix = request.imatrix and quant in found.weighted_quants
     limits = width_limits(found, ExportOptions(quant, layout))
     run = MemoryRun(
-        context=request.context or profile.context,
+        context=_context(profile, request, positions),
         ubatch=request.ubatch or profile.ubatch,
         kv_type=_kv_type(found, profile, request),
         threads=profile.threads,
     )
     fixed = layout in found.fixed_layouts
     if fixed:
-        run = _within(run, request, positions)
+        run = replace(run, ubatch=min(run.ubatch, run.context))
     elif request.batch is not None or request.targets:
         flag = "--batch" if request.batch is not None else "--target"
         raise UserError(
@@ -204,10 +206,15 @@ def make_target(profile: DeviceProfile, request: PlanRequest, positions: int) ->
     )
 
 
-def _within(run: MemoryRun, request: PlanRequest, positions: int) -> MemoryRun:
-    """``run`` with a context that the model has, and prompts that its context holds."""
-    context = run.context if request.context else min(run.context, positions)
-    return replace(run, context=context, ubatch=min(run.ubatch, context))
+def _context(profile: DeviceProfile, request: PlanRequest, positions: int) -> int:
+    if request.context is None:
+        return min(profile.context, positions)
+    if request.context > positions:
+        raise UserError(
+            f"--context {request.context} is more than the {positions} tokens that the model knows",
+            f"--context {positions}",
+        )
+    return request.context
 
 
 def _fixed_lengths(run: MemoryRun, request: PlanRequest) -> FixedLengths:

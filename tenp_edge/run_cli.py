@@ -8,34 +8,32 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tenp_edge import flags, report, run_flags
+from tenp_edge import flags, report, run_flags, run_options
+from tenp_edge.notes import note
 from tenp_edge.units import format_size
 
-_err = Console(stderr=True)
+_TEMPERATURE: float = run_options.TEMPERATURE.default
+_TOP_K: int = run_options.TOP_K.default
+_TOP_P: float = run_options.TOP_P.default
+_MIN_P: float = run_options.MIN_P.default
+_REPEAT_PENALTY: float = run_options.REPEAT_PENALTY.default
 
 
 def run(
     file: run_flags.File,
-    prompt: Annotated[
-        str | None,
-        typer.Option("-p", "--prompt", help="Text to continue; default: what is piped in."),
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="A conversation, in the model's own chat template.")
-    ] = False,
-    system: Annotated[
-        str | None, typer.Option("--system", help="System message of the conversation.")
-    ] = None,
+    prompt: run_flags.Prompt = None,
+    chat: run_flags.Chat = False,
+    system: run_flags.System = None,
     max_tokens: run_flags.MaxTokens = None,
-    temperature: run_flags.Temperature = 0.8,
-    top_k: run_flags.TopK = 40,
-    top_p: run_flags.TopP = 0.95,
-    min_p: run_flags.MinP = 0.05,
-    repeat_penalty: run_flags.RepeatPenalty = 1.0,
+    temperature: run_flags.Temperature = _TEMPERATURE,
+    top_k: run_flags.TopK = _TOP_K,
+    top_p: run_flags.TopP = _TOP_P,
+    min_p: run_flags.MinP = _MIN_P,
+    repeat_penalty: run_flags.RepeatPenalty = _REPEAT_PENALTY,
     seed: run_flags.Seed = None,
     context: run_flags.Context = None,
     threads: run_flags.Threads = None,
-    ubatch: run_flags.Ubatch = 512,
+    ubatch: run_flags.Ubatch = None,
     kv_type: run_flags.KvType = None,
     gpu_layers: run_flags.GpuLayers = 0,
     no_prepack: run_flags.NoPrepack = False,
@@ -57,27 +55,10 @@ def run(
 
         tenp-edge run model.gguf --context 8192 --kv-type Q8_0 < question.txt
     """
-    from tenp_edge import conversation
-    from tenp_edge.runtime.locating import runnable
-    from tenp_edge.runtime.opening import RunOptions, model_bytes, open_model
-    from tenp_edge.runtime.sampling import SamplingOptions
+    given = locals()
+    from tenp_edge import running
 
-    file = runnable(file)
-
-    sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
-    sampling.check()
-    asked = prompt if chat else conversation.read_prompt(prompt)
-    options = RunOptions(
-        context, threads, ubatch, kv_type, gpu_layers=gpu_layers, prepack=not no_prepack
-    )
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    with open_model(file, options) as session:
-        _note(f"{file.name}, {format_size(model_bytes(file))}, in {session.runtime}")
-        if chat:
-            conversation.converse(session, asked, system, sampling, max_tokens, sys.stdout, _note)
-        else:
-            assert asked is not None
-            conversation.continue_text(session, asked, sampling, max_tokens, sys.stdout, _note)
+    running.run(**given)
 
 
 def serve(
@@ -101,15 +82,15 @@ def serve(
         ),
     ] = None,
     max_body: Annotated[str, typer.Option("--max-body", help="Largest request, 1MiB.")] = "1MiB",
-    temperature: run_flags.Temperature = 0.8,
-    top_k: run_flags.TopK = 40,
-    top_p: run_flags.TopP = 0.95,
-    min_p: run_flags.MinP = 0.05,
-    repeat_penalty: run_flags.RepeatPenalty = 1.0,
+    temperature: run_flags.Temperature = _TEMPERATURE,
+    top_k: run_flags.TopK = _TOP_K,
+    top_p: run_flags.TopP = _TOP_P,
+    min_p: run_flags.MinP = _MIN_P,
+    repeat_penalty: run_flags.RepeatPenalty = _REPEAT_PENALTY,
     seed: run_flags.Seed = None,
     context: run_flags.Context = None,
     threads: run_flags.Threads = None,
-    ubatch: run_flags.Ubatch = 512,
+    ubatch: run_flags.Ubatch = None,
     kv_type: run_flags.KvType = None,
     gpu_layers: run_flags.GpuLayers = 0,
     no_prepack: run_flags.NoPrepack = False,
@@ -137,16 +118,22 @@ def serve(
     from tenp_edge.units import parse_size
 
     def started(service: Service, address: str) -> None:
-        _note(f"{service.name} on {address}/v1, in {service.runtime}; Ctrl-C ends it")
+        note(f"{service.name} on {address}/v1, in {service.runtime}; Ctrl-C ends it")
         if not is_loopback(host):
-            _note(f"anyone who can reach {host} can use it: there is no password")
+            note(f"anyone who can reach {host} can use it: there is no password")
 
     serve_file(
         runnable(file),
         host=host,
         port=port,
         options=RunOptions(
-            context, threads, ubatch, kv_type, gpu_layers=gpu_layers, prepack=not no_prepack
+            context,
+            threads,
+            ubatch,
+            kv_type,
+            gpu_layers=gpu_layers,
+            prepack=not no_prepack,
+            note=note,
         ),
         sampling=SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed),
         limits=Limits(max_tokens, parse_size(max_body), queue),
@@ -166,7 +153,7 @@ def bench(
     repeats: Annotated[int, typer.Option("--repeats", help="Rounds; medians are shown.")] = 3,
     context: run_flags.Context = None,
     threads: run_flags.Threads = None,
-    ubatch: run_flags.Ubatch = 512,
+    ubatch: run_flags.Ubatch = None,
     kv_type: run_flags.KvType = None,
     gpu_layers: run_flags.GpuLayers = 0,
     no_prepack: run_flags.NoPrepack = False,
@@ -186,7 +173,7 @@ def bench(
 
     file = runnable(file)
     options = RunOptions(
-        context, threads, ubatch, kv_type, gpu_layers=gpu_layers, prepack=not no_prepack
+        context, threads, ubatch, kv_type, gpu_layers=gpu_layers, prepack=not no_prepack, note=note
     )
     found = measure(
         file,
@@ -207,7 +194,3 @@ def bench(
         "peak RSS": format_size(found.peak_rss_bytes),
     }
     Console(width=None if sys.stdout.isatty() else 110).print(report.facts(file.name, rows.items()))
-
-
-def _note(text: str) -> None:
-    _err.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Flags of the verbs that run a file: run, serve and bench."""
+"""The flags of the verbs that run a file, as typer takes them: made of the table `run_options`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-_RUNTIME, _SAMPLING = "Runtime", "Sampling"
+from tenp_edge import run_options as table
 
 
-def _flag(*names: str, help: str, panel: str, **limits: Any) -> typer.models.OptionInfo:
+def _option(flag: table.Flag) -> typer.models.OptionInfo:
+    limits: dict[str, Any] = (
+        {"min": flag.least, "max": flag.most} if flag.kind in (int, float) else {}
+    )
     option: typer.models.OptionInfo = typer.Option(
-        *names, help=help, rich_help_panel=panel, **limits
+        *flag.names, help=flag.help, rich_help_panel=flag.panel, **limits
     )
     return option
 
@@ -24,81 +27,21 @@ File = Annotated[
         show_default=False,
     ),
 ]
+Prompt = Annotated[str | None, _option(table.PROMPT)]
+Chat = Annotated[bool, _option(table.CHAT)]
+System = Annotated[str | None, _option(table.SYSTEM)]
 
-Context = Annotated[
-    int | None,
-    _flag(
-        "--context",
-        help="Tokens that the KV cache holds. Default: 2048, or less where an ONNX model ends.",
-        panel=_RUNTIME,
-        min=1,
-    ),
-]
-Threads = Annotated[
-    int | None, _flag("--threads", help="CPU threads. Default: all cores.", panel=_RUNTIME, min=1)
-]
-Ubatch = Annotated[
-    int, _flag("--ubatch", help="Prompt tokens evaluated at once.", panel=_RUNTIME, min=1)
-]
-KvType = Annotated[
-    str | None,
-    _flag(
-        "--kv-type",
-        help="Type of the KV cache: F16 (default), F32 or Q8_0. ONNX: what the graph has.",
-        panel=_RUNTIME,
-    ),
-]
-GpuLayers = Annotated[
-    int,
-    _flag(
-        "--gpu-layers",
-        help="Layers on the GPU: merged and padded files, in a GPU build of llama.cpp.",
-        panel=_RUNTIME,
-        min=0,
-    ),
-]
-NoPrepack = Annotated[
-    bool,
-    _flag(
-        "--no-prepack",
-        help="ONNX: use the weights where the file is mapped, without a copy laid out for speed. "
-        "Much less memory, slower.",
-        panel=_RUNTIME,
-    ),
-]
+Context = Annotated[int | None, _option(table.CONTEXT)]
+Threads = Annotated[int | None, _option(table.THREADS)]
+Ubatch = Annotated[int | None, _option(table.UBATCH)]
+KvType = Annotated[str | None, _option(table.KV_TYPE)]
+GpuLayers = Annotated[int, _option(table.GPU_LAYERS)]
+NoPrepack = Annotated[bool, _option(table.NO_PREPACK)]
 
-MaxTokens = Annotated[
-    int | None,
-    _flag(
-        "-n",
-        "--max-tokens",
-        help="Tokens to generate at most. Default: until the model ends or the context is full.",
-        panel=_SAMPLING,
-    ),
-]
-Temperature = Annotated[
-    float, _flag("--temperature", help="0 takes the best token every time.", panel=_SAMPLING)
-]
-TopK = Annotated[
-    int, _flag("--top-k", help="Draw from the K best tokens; 0: all.", panel=_SAMPLING)
-]
-TopP = Annotated[
-    float,
-    _flag("--top-p", help="Draw from the best tokens that make up P together.", panel=_SAMPLING),
-]
-MinP = Annotated[
-    float, _flag("--min-p", help="Drop tokens below P times the best one's.", panel=_SAMPLING)
-]
-RepeatPenalty = Annotated[
-    float,
-    _flag("--repeat-penalty", help="Above 1 makes recent tokens less likely.", panel=_SAMPLING),
-]
-Seed = Annotated[
-    int | None,
-    _flag(
-        "--seed",
-        help="Same seed, same text. Default: another one every time.",
-        panel=_SAMPLING,
-        min=0,
-    ),
-]
+MaxTokens = Annotated[int | None, _option(table.MAX_TOKENS)]
+Temperature = Annotated[float, _option(table.TEMPERATURE)]
+TopK = Annotated[int, _option(table.TOP_K)]
+TopP = Annotated[float, _option(table.TOP_P)]
+MinP = Annotated[float, _option(table.MIN_P)]
+RepeatPenalty = Annotated[float, _option(table.REPEAT_PENALTY)]
+Seed = Annotated[int | None, _option(table.SEED)]

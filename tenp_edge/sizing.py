@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 from tenp_edge.allocation import Shape, Space, limited
 from tenp_edge.errors import UserError
 from tenp_edge.evidence import Evidence, Scores
@@ -34,7 +31,6 @@ from tenp_edge.search import (
     shapes,
 )
 from tenp_edge.statistics import Statistics
-from tenp_edge.units import format_size
 
 _CONFIRMATIONS = 4
 
@@ -85,12 +81,14 @@ def make_allocator(
     evidence: Evidence | None,
     request: PlanRequest,
     pricer: Pricer,
+    confirm: bool = False,
 ) -> tuple[Allocator, Choice | None]:
     """The method's allocator; for tenp with statistics, the best trapezoid at its size."""
     first = plain_allocator(config, space, evidence, request, pricer.target)
     if evidence is None or not isinstance(first, Tenp):
         return first, None
-    return shaped(first, evidence, request, neurons_within(first, space, request, pricer))
+    neurons = neurons_within(first, space, request, pricer, confirm=confirm)
+    return shaped(first, evidence, request, neurons)
 
 
 def plain_allocator(
@@ -142,13 +140,16 @@ def price_plan(
     """The plan of the requested size. A confirmed one is within the budget by the runtime's answer
     for itself; where that is above what its search assumed, the search is repeated with it."""
     for _ in range(_CONFIRMATIONS):
-        neurons = neurons_within(allocator, space, request, pricer, near)
+        neurons = neurons_within(allocator, space, request, pricer, near, confirm)
         widths = widths_at(allocator, space, neurons)
         priced = pricer.confirm(widths) if confirm else pricer(widths)
         if request.keep is not None or priced.memory.headroom_bytes >= 0:
             return priced
         near = neurons
-    raise infeasible(allocator, space, request, pricer)
+    least = smallest(allocator, space, pricer, confirm)
+    if least.memory.headroom_bytes >= 0:
+        return least
+    raise InfeasibleError(least, pricer.target)
 
 
 def neurons_within(
@@ -157,8 +158,13 @@ def neurons_within(
     request: PlanRequest,
     pricer: Pricer,
     near: int | None = None,
+    confirm: bool = False,
 ) -> int:
-    """How many neurons to keep: as ``keep`` says, else as many as fit in the budget."""
+    """How many neurons to keep: as ``keep`` says, else as many as fit in the budget.
+
+    ``confirm``: where by the runtime's last answer nothing fits, it is asked about the smallest
+    plan itself, whose buffers are smaller. Raises InfeasibleError where that does not fit either.
+    """
     if request.keep is not None:
         return _neurons_at_ratio(allocator, space, request.keep)
     budget = pricer.target.budget_bytes
@@ -169,7 +175,9 @@ def neurons_within(
     if price(space.total_neurons) <= budget:
         return space.total_neurons
     if price(allocator.least_neurons) > budget:
-        raise infeasible(allocator, space, request, pricer)
+        cheapest = smallest(allocator, space, pricer, confirm)
+        if cheapest.memory.headroom_bytes < 0:
+            raise InfeasibleError(cheapest, pricer.target)
     step = space.multiple
     least, most = allocator.least_neurons, space.total_neurons
     return largest_fitting(least, most, step, price, budget, near)
@@ -203,52 +211,19 @@ def whole_widths(space: Space) -> Widths:
 # -- refusing --------------------------------------------------------------------------------------
 
 
-def infeasible(
-    allocator: Allocator, space: Space, request: PlanRequest, pricer: Pricer
-) -> UserError:
-    """The smallest legal plan, what the device leaves, and which other choices would fit."""
-    target = pricer.target
+class InfeasibleError(Exception):
+    """Not even the smallest legal plan for ``target`` fits, ``priced``. `alternatives` makes of it
+    what the user reads."""
+
+    def __init__(self, priced: Priced, target: Target) -> None:
+        super().__init__("not even the smallest plan fits")
+        self.priced, self.target = priced, target
+
+
+def smallest(allocator: Allocator, space: Space, pricer: Pricer, confirm: bool) -> Priced:
+    """The smallest legal plan, priced for itself."""
     widths = widths_at(allocator, space, allocator.least_neurons)
-    smallest = pricer(widths).memory.total_bytes
-    if request.budget_bytes is None:
-        leaves = f"{target.profile.name} with --context {target.run.context} leaves"
-    else:
-        leaves = f"--ram with --context {target.run.context} leaves"
-    ways = [
-        f"{flag} ({format_size(nbytes)})"
-        for flag, nbytes in _alternatives(pricer, widths)
-        if nbytes <= target.budget_bytes
-    ]
-    return UserError(
-        f"the smallest plan needs {format_size(smallest)}; "
-        f"{leaves} {format_size(target.budget_bytes)}",
-        " or ".join([*ways, f"--ram {sufficient(smallest)}"]),
-    )
-
-
-def _alternatives(pricer: Pricer, widths: Widths) -> list[tuple[str, int]]:
-    """The smallest plan under other choices: the largest context and type below, a smaller KV."""
-    target, found = pricer.target, []
-
-    def total(**changes: Any) -> int:
-        return Pricer(pricer.checkpoint, replace(target, **changes))(widths).memory.total_bytes
-
-    run = target.run
-    contexts = [c for c in (32768, 16384, 8192, 4096, 2048, 1024, 512) if c < run.context]
-    by_context = [(f"--context {c}", total(run=replace(run, context=c))) for c in contexts]
-    found += [entry for entry in by_context if entry[1] <= target.budget_bytes][:1]
-    if run.kv_type in ("F32", "F16", "BF16") and not target.exporter.kv_types:
-        found.append(("--kv-type Q8_0", total(run=replace(run, kv_type="Q8_0"))))
-    types = [
-        name for name in target.exporter.quants if name in target.profile.tensor_types
-    ] or target.exporter.quants
-    by_type = [
-        (f"--quant {name}", total(options=replace(target.options, quant=name)))
-        for name in types
-        if name != target.options.quant
-    ]
-    fitting = [entry for entry in by_type if entry[1] <= target.budget_bytes]
-    return found + sorted(fitting, key=lambda entry: -entry[1])[:1]
+    return pricer.confirm(widths) if confirm else pricer(widths)
 
 
 def sufficient(nbytes: int) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from tenp_edge.checkpoint import Checkpoint, ExpertWeights
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import PlannedRun
 from tenp_edge.importance import Importance
 from tenp_edge.mended import Overlay, model_digest
 from tenp_edge.models import ModelConfig, TensorSpec, expected_tensors
@@ -92,6 +93,14 @@ class ModelSource:
             {} if plan is None else {k: kept_experts(row) for k, row in plan.widths.items()}
         )
         self.config = checkpoint.config if plan is None else pruned_config(checkpoint.config, plan)
+
+    @property
+    def planned_run(self) -> PlannedRun | None:
+        """The run that the plan was made for: of the plan, or as a pruned checkpoint says."""
+        if self.plan is None:
+            return PlannedRun.from_json((self.config.raw.get("tenp") or {}).get("run"))
+        memory, budget = self.plan.memory, self.plan.recipe.get("budget_bytes")
+        return PlannedRun.from_json({**memory, "ram_budget": budget or 0})
 
     @cached_property
     def tensors(self) -> dict[str, TensorSpec]:

@@ -7,7 +7,6 @@ import re
 from tenp_edge.errors import UserError
 
 _UNITS = {
-    "": 1,
     "b": 1,
     "k": 2**10,
     "kib": 2**10,
@@ -26,8 +25,11 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-zA-Z]*)\s*")
 
 
 def parse_size(text: str) -> int:
-    """Bytes in ``text`` ("8GiB", "7.5 GB", "512M"). Raises UserError for anything else."""
+    """Bytes in ``text`` ("8GiB", "7.5 GB", "512M"). Raises UserError for anything else, a bare
+    number too: nobody means 8 bytes."""
     match = _SIZE.fullmatch(text)
+    if match is not None and not match[2]:
+        raise UserError(f"'{text}' has no unit", f"{text.strip()}GiB or {text.strip()}MiB")
     unit = None if match is None else _UNITS.get(match[2].lower())
     if match is None or unit is None:
         raise UserError(f"'{text}' is not a size", "a number with a unit: 8GiB, 7.5GB, 512MiB")

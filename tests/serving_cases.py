@@ -30,9 +30,10 @@ TEMPLATE = (
 )
 
 
-def make_files(directory: Path) -> dict[str, Path]:
-    """One model with a chat template in both layouts, and as an ONNX directory."""
-    model = tiny.make(directory / "model", "mixtral")
+def make_files(directory: Path, positions: int = 8192) -> dict[str, Path]:
+    """One model with a chat template in both layouts, and as an ONNX directory; ``positions``: how
+    many tokens it knows."""
+    model = tiny.make(directory / "model", "mixtral", max_position_embeddings=positions)
     settings = model / "tokenizer_config.json"
     raw = json.loads(settings.read_text()) | {"chat_template": TEMPLATE}
     settings.write_text(json.dumps(raw))

@@ -47,6 +47,19 @@ def test_inspect_prints_json(checkpoint_of: Callable[[str], Path]) -> None:
     assert found["experts"] == 8
 
 
+def test_the_bundled_model_has_a_name(tmp_path: Path) -> None:
+    found = json.loads(run("inspect", "demo", "--json", cwd=tmp_path).stdout)
+    assert found["family"] == "qwen3_moe"
+    (tmp_path / "demo").mkdir()
+    assert "demo" in refused("inspect", "demo", cwd=tmp_path), "a directory of that name goes first"
+
+
+def test_a_size_needs_a_unit() -> None:
+    assert refused("plan", "demo", "--ram", "8") == (
+        "error: '8' has no unit\ntry:   8GiB or 8MiB\n"
+    )
+
+
 def test_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
@@ -147,4 +160,4 @@ def test_budget_below_the_floor(
 ) -> None:
     message = refuse("plan", checkpoint_of("olmoe"), "--ram", "1MiB", "--context", "256")
     assert message.startswith("error: the smallest plan needs ")
-    assert "; --ram with --context 256 leaves 1.00 MiB\ntry:   " in message
+    assert " with --context 256; --ram allows 1.00 MiB\ntry:   --ram " in message

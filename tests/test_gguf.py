@@ -208,6 +208,11 @@ def test_tenp_fields_describe_the_file(checkpoint_of: Make, tmp_path: Path) -> N
         "tenp.keep_ratio": pytest.approx(plan.keep_ratio),
         "tenp.method": "ragged          ",
         "tenp.plan_digest": plan.digest,
+        "tenp.run.context": 0,  # this plan was made for no run
+        "tenp.run.ubatch": 0,
+        "tenp.run.kv_type": " " * 4,
+        "tenp.run.ram_budget": 0,
+        "tenp.run.device": " " * 24,
     }
     assert fields["tenp-deepseek2.expert_feed_forward_length"].contents() == 96
 

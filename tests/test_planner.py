@@ -51,9 +51,11 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DeviceProfile:
     )
 
 
-@pytest.fixture
-def qwen3(checkpoint_of: Callable[[str], Path]) -> Checkpoint:
-    return Checkpoint(checkpoint_of("qwen3_moe"))
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """One that knows more tokens than the device has."""
+    directory = tmp_path_factory.mktemp("qwen3")
+    return Checkpoint(tiny.make(directory, "qwen3_moe", max_position_embeddings=4096))
 
 
 @pytest.fixture
@@ -350,14 +352,14 @@ def test_an_infeasible_profile_names_what_would_fit(
 ) -> None:
     small = replace(device, memory_bytes=103 * MIB, context=4096)
     assert refused(qwen3, small, PlanRequest()) == (
-        "the smallest plan needs 4.91 MiB; toy-device with --context 4096 leaves 3.00 MiB",
+        "the smallest plan needs 4.91 MiB with --context 4096; toy-device leaves 3.00 MiB",
         "--context 1024 (2.47 MiB) or --ram 4.92MiB",
     )
 
 
 def test_an_infeasible_budget_names_other_types(qwen3: Checkpoint, device: DeviceProfile) -> None:
     message, hint = refused(qwen3, device, PlanRequest(budget_bytes=2_450_000))
-    assert message == "the smallest plan needs 2.47 MiB; --ram with --context 1024 leaves 2.34 MiB"
+    assert message == "the smallest plan needs 2.47 MiB with --context 1024; --ram allows 2.34 MiB"
     assert hint == (
         "--context 512 (2.07 MiB) or --kv-type Q8_0 (2.12 MiB) or --quant NARROW (2.24 MiB) "
         "or --ram 2.48MiB"

@@ -25,8 +25,8 @@ from tenp_edge.runtime.resident import peak_rss_bytes, resident_bytes
 from tenp_edge.source import ModelSource
 
 MIB = 2**20
-# Of a process of 50 MiB: what a page of code more or less makes. A large file is within 3 %.
-SLACK_BYTES = 5 * MIB
+# What the sweep of bench_memory.py allows: this, or 3 % of a large file.
+SLACK_BYTES = 4 * MIB
 LAYOUTS = ("per-expert", "merged")
 
 
@@ -34,7 +34,8 @@ LAYOUTS = ("per-expert", "merged")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """12 MB of weights, a cache and buffers of several MB each."""
     directory = tmp_path_factory.mktemp("model")
-    return Checkpoint(tiny.make(directory, "qwen3_moe", hidden_size=256, moe_intermediate_size=512))
+    sizes = {"hidden_size": 256, "moe_intermediate_size": 512, "max_position_embeddings": 4096}
+    return Checkpoint(tiny.make(directory, "qwen3_moe", **sizes))
 
 
 def outline(model: Checkpoint, layout: str, target: Path, quant: str = "Q8_0") -> Path:
@@ -43,15 +44,16 @@ def outline(model: Checkpoint, layout: str, target: Path, quant: str = "Q8_0") -
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_predicted_peak_is_measured(model: Checkpoint, layout: str, tmp_path: Path) -> None:
-    """Never below; above by what a small process varies. The 1 GB sweep is bench_memory.py."""
+    """Of the command that people type: never below its peak, and little above it. The sweep of
+    30 settings is bench_memory.py."""
     options = ExportOptions("Q8_0", layout)
     file = outline(model, layout, tmp_path / "model.gguf")
     runs = (MemoryRun(512, 64, "Q8_0", 1), MemoryRun(2048, 256, "F16", 1))
     predicted = [predict_peak(file, run) for run in runs]
     EXPORTER.write(ModelSource(model), options, file, QUIET)
     for run, answer in zip(runs, predicted, strict=True):
-        measured = measure_peak_rss(file, **asdict(run))
-        assert measured <= answer.total_bytes <= 1.03 * measured + SLACK_BYTES
+        measured = measure_peak_rss(file, **asdict(run), prompt_tokens=run.context)
+        assert measured <= answer.total_bytes <= measured + SLACK_BYTES
         assert abs(answer.kv_bytes - kv_bytes(model.config, run)) < 2**14
     assert predicted[1].total_bytes - predicted[0].total_bytes > 2 * MIB
 
@@ -70,11 +72,12 @@ def test_an_outline_is_the_file_without_its_weights(
 
 
 def test_the_cache_of_a_prediction_is_not_allocated(model: Checkpoint, tmp_path: Path) -> None:
-    """A context of 2^20 tokens would be 768 MiB here: asking takes none of it."""
+    """A context of 2^20 tokens would be 768 MiB here: asking takes none of it. Its text and ids
+    are 64 MiB, counted with the process."""
     file = outline(model, "per-expert", tmp_path / "model.gguf")
     answer = predict_peak(file, MemoryRun(2**20, 64))
     assert answer.kv_bytes == 768 * MIB
-    assert answer.process_bytes < 100 * MIB
+    assert 64 * MIB < answer.process_bytes < 112 * MIB
 
 
 def test_a_confirmed_plan_is_within_the_budget_when_it_runs(
@@ -111,7 +114,7 @@ def test_what_the_runtime_refuses_is_refused_by_the_plan(checkpoint_of: Callable
 
 def test_a_child_that_dies_is_an_error_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(ChildError, match="exit 1: "):
-        ask("tenp_edge.runtime.peak", "_predict", {"nothing": 0})
+        ask("tenp_edge.runtime.asked", "predict", {"nothing": 0})
     file = tmp_path / "damaged.gguf"
     file.write_bytes(b"GGUF" + b"\xff" * 64)
     with pytest.raises(UserError, match=r"damaged.gguf is not a usable GGUF file"):

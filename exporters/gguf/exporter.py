@@ -206,7 +206,8 @@ def _recipe(source: ModelSource) -> Recipe:
     plan, config = source.plan, source.config
     if plan is not None:
         digest = source.digest or NO_DIGEST
-        return Recipe(digest, plan.keep_ratio, str(plan.recipe.get("method") or "none"))
+        method = str(plan.recipe.get("method") or "none")
+        return Recipe(digest, plan.keep_ratio, method, source.planned_run)
     pruned = config.raw.get("tenp") or {}
     experts = sum(len(row) for row in config.expert_widths.values())
     kept = config.expert_neurons / (experts * config.moe_intermediate_size)
@@ -214,6 +215,7 @@ def _recipe(source: ModelSource) -> Recipe:
         digest=source.digest or NO_DIGEST,
         keep_ratio=float(pruned.get("keep_ratio") or kept),
         method=str(pruned.get("method") or "none"),
+        run=source.planned_run,
     )
 
 

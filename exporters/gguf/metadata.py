@@ -9,14 +9,16 @@ from itertools import chain
 from typing import Any
 
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
-from tenp_edge.exporters.gguf.fields import Field, boolean, f32, text, u32, u32s
+from tenp_edge.exporters.gguf.fields import Field, boolean, f32, text, u32, u32s, u64
 from tenp_edge.exporters.gguf.types import FILE_TYPES
+from tenp_edge.footprint import PlannedRun
 from tenp_edge.models import ModelConfig
 from tenp_edge.runtime.facts import LAYOUT, OWN
 
 TENP_VERSION = 1
 NO_DIGEST = "0" * 32
 _METHOD_CHARACTERS = 16
+_KV_TYPE_BYTES, _DEVICE_BYTES = 4, 24
 _SOFTMAX, _SIGMOID = 1, 2
 _QUANTIZATION_VERSION = 2
 
@@ -29,6 +31,7 @@ class Recipe:
     digest: str = NO_DIGEST
     keep_ratio: float = 1.0
     method: str = "none"
+    run: PlannedRun | None = None
 
 
 def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -> list[Field]:
@@ -182,4 +185,21 @@ def _tenp(config: ModelConfig, layout: str, recipe: Recipe) -> list[Field]:
         ("tenp.keep_ratio", f32(recipe.keep_ratio)),
         ("tenp.method", text(f"{recipe.method[:_METHOD_CHARACTERS]:{_METHOD_CHARACTERS}}")),
         ("tenp.plan_digest", text(f"{recipe.digest[:32]:032}")),
+        *_planned(recipe.run or PlannedRun(0, 0, "")),
     ]
+
+
+def _planned(run: PlannedRun) -> list[Field]:
+    return [
+        ("tenp.run.context", u32(run.context)),
+        ("tenp.run.ubatch", u32(run.ubatch)),
+        ("tenp.run.kv_type", text(f"{run.kv_type[:_KV_TYPE_BYTES]:{_KV_TYPE_BYTES}}")),
+        ("tenp.run.ram_budget", u64(run.ram_budget)),
+        ("tenp.run.device", text(_of_bytes(run.device, _DEVICE_BYTES))),
+    ]
+
+
+def _of_bytes(value: str, count: int) -> str:
+    """``value`` in exactly ``count`` bytes: cut at a whole character, then spaces."""
+    cut = value.encode()[:count].decode(errors="ignore")
+    return cut + " " * (count - len(cut.encode()))

@@ -7,8 +7,9 @@ the plan adds has a fixed size (its digest).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tenp_edge import __version__
 from tenp_edge.checkpoint import Checkpoint, read_json
 from tenp_edge.compress import MARKER, copied_files
 from tenp_edge.exporters.onnx.cache import cache_shape
+from tenp_edge.footprint import PlannedRun
 from tenp_edge.models import EXPERT_KEYS, ModelConfig
 from tenp_edge.registry import FixedLengths
 
@@ -23,6 +25,7 @@ MODEL_NAME, PREFILL_NAME, DECODE_NAME = "model.onnx", "prefill.onnx", "decode.on
 NO_DIGEST = "0" * 32
 FORMAT, VERSION = "tenp-edge onnx", 1
 _SHARED_TOKENS = 4096
+_RUN_BYTES = 160
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -60,10 +63,11 @@ def tenp_file(
     left_padding: bool,
     digest: str = NO_DIGEST,
     lengths: FixedLengths | None = None,
+    run: PlannedRun | None = None,
 ) -> bytes:
     """tenp.json: how the directory was made, and the exact sizes that tell a damaged one.
 
-    ``lengths``: those of graphs with fixed shapes.
+    ``lengths``: those of graphs with fixed shapes; ``run``: what it was planned for.
     """
     fixed = {} if lengths is None else {"lengths": asdict(lengths)}
     widths = {str(layer): list(row) for layer, row in sorted(config.expert_widths.items())}
@@ -76,11 +80,20 @@ def tenp_file(
             "quant": quant,
             **fixed,
             "plan": digest,
+            "run": _planned(run or PlannedRun(0, 0, "")),
             "left_padding": left_padding,
             "files": dict(files),
             "expert_widths": widths,
         }
     )
+
+
+def _planned(run: PlannedRun) -> dict[str, Any]:
+    """As JSON of one size, whatever the numbers: the device's name is filled up with spaces."""
+    found = replace(run, device="").to_json()
+    room = _RUN_BYTES - len(json.dumps(found))
+    plain = re.sub(r"[^ -~]|[\\\"]", "?", run.device)
+    return {**found, "device": plain[:room].ljust(room)}
 
 
 def model_config(checkpoint: Checkpoint, config: ModelConfig, digest: str) -> dict[str, Any]:

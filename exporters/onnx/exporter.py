@@ -26,7 +26,7 @@ from tenp_edge.exporters.onnx.modes import FIXED_MODES, MODES, QUANTS, check_mod
 from tenp_edge.exporters.onnx.pricing import encoding_speed, run_memory, run_notes
 from tenp_edge.exporters.onnx.reading import OnnxWeights
 from tenp_edge.exporters.onnx.stored import data_files
-from tenp_edge.footprint import MemoryRun, RunMemory
+from tenp_edge.footprint import MemoryRun, PlannedRun, RunMemory
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Progress
 from tenp_edge.registry import Exporter, ExportOptions, Manifest, WidthLimits
@@ -75,7 +75,7 @@ class OnnxExporter:
         require_free(target.parent, manifest.file_bytes, target.name)
         with whole_directory(target) as directory:
             _write_weights(blueprint, source, directory, progress)
-            small = _small_files(blueprint, source.checkpoint, _digest(source))
+            small = _small_files(blueprint, source.checkpoint, _digest(source), source.planned_run)
             for name, data in small.items():
                 with manifest_file(directory / name, manifest.files[name]) as stream:
                     stream.write(data)
@@ -141,7 +141,9 @@ def _manifest(blueprint: Blueprint, checkpoint: Checkpoint) -> Manifest:
     )
 
 
-def _small_files(blueprint: Blueprint, checkpoint: Checkpoint, digest: str) -> dict[str, bytes]:
+def _small_files(
+    blueprint: Blueprint, checkpoint: Checkpoint, digest: str, run: PlannedRun | None = None
+) -> dict[str, bytes]:
     """The graphs and their companions by name; tenp.json, which lists the others, comes last."""
     config, options = blueprint.config, blueprint.options
     graphs = {**blueprint.graphs, **blueprint.reports}
@@ -149,7 +151,7 @@ def _small_files(blueprint: Blueprint, checkpoint: Checkpoint, digest: str) -> d
     way, counts_keys = way_of(options), way_of(options).makers.counts_keys(config)
     lengths = fixed_lengths(config, options) if way.static else None
     mode, padding = mode_of(options), not counts_keys
-    tenp = tenp_file(config, mode, options.quant, sizes, padding, digest, lengths)
+    tenp = tenp_file(config, mode, options.quant, sizes, padding, digest, lengths, run)
     genai = None if way.static or options.latent_cache else Genai(shares_cache=counts_keys)
     companions = companion_files(checkpoint, config, genai, digest)
     return {**graphs, **companions, "tenp.json": tenp}

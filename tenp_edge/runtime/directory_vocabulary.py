@@ -12,13 +12,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
-
-import sentencepiece
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.vocabulary import Vocabulary
+
+if TYPE_CHECKING:  # Loaded by the vocabularies that need them: GGUF files bring their own.
+    from tokenizers import Tokenizer
 
 _TOKENIZER_JSON, _TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
 _AGAIN = "export it again, or copy the model's tokenizer files there"
@@ -143,6 +143,8 @@ class JsonVocabulary(DirectoryVocabulary):
     """tokenizer.json: any model that ``tokenizers`` knows, byte-level or in sentencepiece style."""
 
     def __init__(self, directory: Path) -> None:
+        from tokenizers import Tokenizer
+
         super().__init__(directory)
         file = directory / _TOKENIZER_JSON
         self._file = file
@@ -216,6 +218,8 @@ class PieceVocabulary(DirectoryVocabulary):
     """A lone tokenizer.model, with what tokenizer_config.json adds to it."""
 
     def __init__(self, directory: Path) -> None:
+        import sentencepiece
+
         super().__init__(directory)
         file = directory / _TOKENIZER_MODEL
         try:

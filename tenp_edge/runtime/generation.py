@@ -10,6 +10,8 @@ from tenp_edge.errors import UserError
 from tenp_edge.runtime.sampling import Sampler, SamplingOptions
 from tenp_edge.runtime.session import Session
 
+_ANSWER_TOKENS = 256
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -58,10 +60,18 @@ def _check(session: Session, prompt: Sequence[int], max_tokens: int | None) -> N
     if len(prompt) > session.context:
         raise UserError(
             f"the prompt has {len(prompt)} tokens, the context holds {session.context}",
-            f"--context {len(prompt) + (max_tokens or 256)}",
+            _longer(session, len(prompt), len(prompt) + (max_tokens or _ANSWER_TOKENS)),
         )
     if max_tokens is not None and max_tokens < 1:
         raise UserError(f"--max-tokens is {max_tokens}", "--max-tokens of 1 or more")
+
+
+def _longer(session: Session, prompt: int, wanted: int) -> str:
+    """What helps against a context that is too short: no more than the model knows."""
+    known = session.trained_context
+    if known is not None and prompt >= known:
+        return f"a shorter prompt: the model knows {known} tokens"
+    return f"--context {wanted if known is None else min(wanted, known)}"
 
 
 def run_text(

@@ -66,6 +66,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_version": (_T, ()),
     "ggml_init": (_P, (InitParams,)),
     "ggml_free": (None, (_P,)),
+    "ggml_used_mem": (_S, (_P,)),
     "ggml_cpu_init": (None, ()),
     "ggml_tensor_overhead": (_S, ()),
     "ggml_graph_overhead_custom": (_S, (_S, _B)),
@@ -294,6 +295,11 @@ class Context:
         operation = partial(getattr(self.library, f"ggml_{name}"), self.address)
         self.__dict__[name] = operation
         return operation
+
+    @property
+    def used_bytes(self) -> int:
+        """How much of the room is taken; the rest was never touched."""
+        return int(self.library.ggml_used_mem(self.address))
 
     def expand(self, item: int) -> None:
         """Append ``item`` and what it needs to the graph."""

@@ -196,7 +196,9 @@ class Graph:
         ggml.array(self._step.positions, np.int32, (count,))[:] = positions
         ggml.array(self._step.rows, np.int64, (count,))[:] = positions
         mask = ggml.array(self._step.mask, np.float16, (count, slots))
-        mask[:] = np.where(np.arange(slots) > positions[:, None], np.float16("-inf"), 0)
+        mask.fill(0)
+        for row, own in zip(mask, positions, strict=True):  # in place: it is large
+            row[own + 1 :] = -np.inf
         for route in self._routes:
             route.reset()
         backend.compute(self.context.graph)

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tenp_edge.errors import UserError
@@ -25,14 +29,41 @@ _log: list[tuple[int, str]] = []
 def native() -> Any:
     """The low-level module, its log caught. Raises UserError when it is not installed."""
     try:
-        from llama_cpp import llama_cpp
-    except ImportError as error:
+        found = _interface()
+    except (ImportError, OSError, RuntimeError) as error:
         raise UserError(
             f"llama-cpp-python cannot be loaded: {error}", "pip install llama-cpp-python"
         ) from None
-    llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    return llama_cpp
+    _keep_log(found)
+    found.llama_backend_init()
+    return found
+
+
+def _interface() -> Any:
+    """The module ``llama_cpp.llama_cpp`` alone. Its package would load chat formats, disk caches,
+    Jinja and a second wrapper too: 10 MiB that every run would hold. The copy is ours; an import of
+    the package elsewhere makes its own."""
+    spec = find_spec("llama_cpp")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError("it is not installed")
+    before = {name: sys.modules.pop(name) for name in _loaded()}
+    package = ModuleType("llama_cpp")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["llama_cpp"] = package
+    try:
+        return import_module("llama_cpp.llama_cpp")
+    finally:
+        for name in _loaded():
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _loaded() -> list[str]:
+    return [name for name in sys.modules if name.split(".")[0] == "llama_cpp"]
+
+
+def _keep_log(found: Any) -> None:
+    found.llama_log_set(_log_callback(found), ctypes.c_void_p(0))
 
 
 @cache
@@ -80,7 +111,9 @@ def load_model(
 
 
 def forget_log() -> None:
-    """Before a call that may fail, so that `reason` speaks of that call."""
+    """Before a call that may fail, so that `reason` speaks of that call. The log is one for the
+    process: somebody who imported the llama_cpp package since then has taken it."""
+    _keep_log(native())
     _log.clear()
 
 

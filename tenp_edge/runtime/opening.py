@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import PlannedRun
 from tenp_edge.runtime.facts import is_ours, is_per_expert, read_stacked
-from tenp_edge.runtime.gguf_file import read_fields, read_header
+from tenp_edge.runtime.gguf_file import Header, read_header
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.onnx_directory import is_onnx, read_directory
-from tenp_edge.runtime.onnx_model import OnnxModel
 from tenp_edge.runtime.perexpert import PerExpertModel
-from tenp_edge.runtime.probe import require_survival
+from tenp_edge.runtime.planned import Chosen, choose_run, planned_in_gguf, planned_in_json
 from tenp_edge.runtime.session import DEFAULT_CONTEXT, Session
 from tenp_edge.runtime.tensors import check_tensors
 from tenp_edge.runtime.vocabulary import check_vocabulary
-
-_GGUF_KV_TYPE = "F16"
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """What every verb that runs a file takes. ``threads`` None: all cores.
 
-    ``context`` None: `DEFAULT_CONTEXT`, or less where an ONNX model ends before. ``kv_type`` None:
-    F16 for GGUF; for ONNX the graph decides. ``prepack`` is for ONNX (see `OnnxModel`),
-    ``gpu_layers`` for merged and padded GGUF.
+    ``context``, ``ubatch``, ``kv_type`` None: what the file was planned for, else `DEFAULT_CONTEXT`
+    (or less where the model ends before), 512 and F16; for ONNX the graph decides about the cache.
+    ``prepack`` is for ONNX (see `OnnxModel`), ``gpu_layers`` for merged and padded GGUF. ``note``
+    is told in a line what the plan says about the run.
     """
 
     context: int | None = None
     threads: int | None = None
-    ubatch: int = 512
+    ubatch: int | None = None
     kv_type: str | None = None
     flash_attention: bool = True
     gpu_layers: int = 0
     prepack: bool = True
+    note: Callable[[str], None] | None = None
 
 
 def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
@@ -46,62 +47,106 @@ def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
     file, options = Path(file), options or RunOptions()
     if not file.exists():
         raise UserError(f"{file} does not exist", "the path of a GGUF file or an ONNX directory")
-    if is_onnx(file):
-        return _open_onnx(file, options)
+    return _open_onnx(file, options) if is_onnx(file) else _open_gguf(file, options)
+
+
+def _open_gguf(file: Path, options: RunOptions) -> Session:
     if not options.prepack:
         raise UserError(
             f"{file.name} is a GGUF file, which is never prepacked", "run without --no-prepack"
         )
-    if is_per_expert(read_fields(file)):
-        if options.gpu_layers:
-            raise UserError(
-                f"{file.name} has the per-expert layout, which runs on the CPU",
-                "export --layout merged for --gpu-layers",
-            )
-        return PerExpertModel(
-            file,
-            context=options.context or DEFAULT_CONTEXT,
-            threads=options.threads,
-            kv_type=options.kv_type or _GGUF_KV_TYPE,
-            ubatch=options.ubatch,
-            flash_attention=options.flash_attention,
+    header = read_header(file)
+    per_expert = is_per_expert(header.fields)
+    if per_expert and options.gpu_layers:
+        raise UserError(
+            f"{file.name} has the per-expert layout, which runs on the CPU",
+            "export --layout merged for --gpu-layers",
         )
-    _check_stacked(file)
+    trained = trained_context(header)
+    chosen = _chosen(options, planned_in_gguf(header.fields), trained)
+    if not per_expert:
+        _check_stacked(file, header)
+    del header  # Not beside the model: a large vocabulary takes tens of MiB.
+    session = _open_per_expert if per_expert else _open_llama
+    opened = session(file, chosen, options)
+    opened.trained_context = trained
+    return opened
+
+
+def _open_per_expert(file: Path, chosen: Chosen, options: RunOptions) -> Session:
+    return PerExpertModel(
+        file,
+        context=chosen.context,
+        threads=options.threads,
+        kv_type=chosen.kv_type,
+        ubatch=chosen.ubatch,
+        flash_attention=options.flash_attention,
+    )
+
+
+def _open_llama(file: Path, chosen: Chosen, options: RunOptions) -> Session:
     return LlamaCppModel(
         file,
-        context=options.context or DEFAULT_CONTEXT,
+        context=chosen.context,
         threads=options.threads,
-        kv_type=options.kv_type or _GGUF_KV_TYPE,
-        ubatch=options.ubatch,
+        kv_type=chosen.kv_type,
+        ubatch=chosen.ubatch,
         flash_attention=options.flash_attention,
         gpu_layers=options.gpu_layers,
     )
 
 
-def _check_stacked(file: Path) -> None:
+def _check_stacked(file: Path, header: Header) -> None:
     """Raise UserError where llama.cpp would end this process: what we wrote is held to what we
     write, anything else is tried in a process of its own."""
-    header = read_header(file)
     if not is_ours(header.fields):
+        from tenp_edge.runtime.probe import require_survival  # and with it, subprocesses
+
         require_survival(file)
         return
     check_tensors(header, read_stacked(header))
     check_vocabulary(header)
 
 
-def _open_onnx(path: Path, options: RunOptions) -> OnnxModel:
+def trained_context(header: Header) -> int | None:
+    """Tokens that the model of ``header`` knows; None where the file does not say."""
+    name = header.fields.get("general.architecture")
+    found = header.fields.get(f"{name}.context_length")
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def _chosen(options: RunOptions, planned: PlannedRun | None, trained: int | None) -> Chosen:
+    chosen = choose_run(
+        planned, trained, options.context, options.ubatch, options.kv_type, DEFAULT_CONTEXT
+    )
+    if options.note is not None:
+        for line in chosen.notes:
+            options.note(line)
+    return chosen
+
+
+def _open_onnx(path: Path, options: RunOptions) -> Session:
+    from tenp_edge.runtime.onnx_model import OnnxModel  # its tokenizers are not for GGUF files
+
     if options.gpu_layers:
         raise UserError(
             f"{path.name} is an ONNX directory, which runs on the CPU here",
             "run without --gpu-layers",
         )
+    files = read_directory(path)
+    planned = planned_in_json(files.facts)
+    if planned is not None:  # The graph decides about the cache.
+        planned = replace(planned, kv_type=options.kv_type or planned.kv_type)
+    # The model says itself what context is too long for it.
+    chosen = _chosen(options, planned, None)
     model = OnnxModel(
         path,
-        context=options.context,
+        context=options.context if planned is None else chosen.context,
         threads=options.threads,
-        ubatch=options.ubatch,
+        ubatch=chosen.ubatch,
         prepack=options.prepack,
     )
+    model.trained_context = files.context
     if options.kv_type not in (None, model.kv_type):
         model.close()
         raise UserError(

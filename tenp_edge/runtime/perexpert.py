@@ -24,13 +24,15 @@ from tenp_edge.runtime.tokenizer_file import tokenizer_file
 from tenp_edge.runtime.vocabulary import check_vocabulary
 from tenp_edge.runtime.weights import CONTEXT_STEP, KV_TYPES, Cache, Weights
 
-_CACHED_GRAPHS = 4
+# One for prompts and one for single tokens; in a large model a description takes 20 MiB.
+CACHED_GRAPHS = 2
 
 
 @dataclass(frozen=True)
 class RuntimeMemory:
     """Bytes that a model takes beside the Python process: ``compute`` for a full ubatch at a full
-    context, ``scratch`` of the decode extension, ``graph`` the description of one such graph."""
+    context, ``scratch`` of the decode extension, ``graph`` the descriptions of two such graphs, as
+    many as are kept."""
 
     weights_bytes: int
     kv_bytes: int
@@ -115,7 +117,7 @@ class PerExpertModel(Session):
         try:
             with ggml.Allocator(ggml.library()) as allocator:
                 compute = allocator.needed(graph.context.graph)
-            graphs = graph.context.memory.nbytes
+            graphs = CACHED_GRAPHS * graph.context.used_bytes
         finally:
             graph.close()
         return RuntimeMemory(
@@ -142,13 +144,13 @@ class PerExpertModel(Session):
         if shape in self._graphs:
             self._graphs.move_to_end(shape)
             return self._graphs[shape]
+        while len(self._graphs) >= CACHED_GRAPHS:
+            self._graphs.popitem(last=False)[1].close()
         graph = self._model.graph(shape)
         before = self._allocator.nbytes
         self._allocator.place(graph.context.graph)
         if self._allocator.nbytes != before:
             self._drop_graphs()  # They point into the buffer that has been replaced.
-        while len(self._graphs) >= _CACHED_GRAPHS:
-            self._graphs.popitem(last=False)[1].close()
         self._graphs[shape] = graph
         return graph
 

@@ -15,11 +15,10 @@ def peak_rss_bytes() -> int:
     if _STATUS.is_file():
         return _status("VmHWM")
     if sys.platform == "win32":
-        return _working_set().PeakWorkingSetSize
+        return working_set().PeakWorkingSetSize
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return in_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def resident_bytes() -> int:
@@ -27,8 +26,13 @@ def resident_bytes() -> int:
     if _STATUS.is_file():
         return _status("VmRSS")
     if sys.platform == "win32":
-        return _working_set().WorkingSetSize
+        return working_set().WorkingSetSize
     return peak_rss_bytes()
+
+
+def in_bytes(ru_maxrss: int) -> int:
+    """What getrusage reports, in bytes."""
+    return ru_maxrss if sys.platform == "darwin" else ru_maxrss * 1024
 
 
 def _status(key: str) -> int:
@@ -51,8 +55,8 @@ class _MemoryCounters(ctypes.Structure):
     )
 
 
-def _working_set() -> _MemoryCounters:
-    """Windows only: what GetProcessMemoryInfo says about this process.
+def working_set(process: int | None = None) -> _MemoryCounters:
+    """Windows only: what GetProcessMemoryInfo says about ``process``, by default this one.
 
     https://learn.microsoft.com/windows/win32/api/psapi/nf-psapi-getprocessmemoryinfo; its name in
     kernel32, which every process has loaded, is K32GetProcessMemoryInfo.
@@ -62,6 +66,7 @@ def _working_set() -> _MemoryCounters:
     function = kernel.K32GetProcessMemoryInfo
     function.argtypes = [ctypes.c_void_p, ctypes.POINTER(_MemoryCounters), ctypes.c_uint32]
     counters = _MemoryCounters(cb=ctypes.sizeof(_MemoryCounters))
-    if not function(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb):
+    handle = kernel.GetCurrentProcess() if process is None else process
+    if not function(handle, ctypes.byref(counters), counters.cb):
         raise ctypes.WinError(ctypes.get_last_error())  # type: ignore[attr-defined]
     return counters

@@ -5,6 +5,7 @@ logits -> repeat penalty -> top-k -> top-p -> min-p -> temperature -> draw
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ class Sampler:
     def __init__(self, options: SamplingOptions, accepted: Iterable[int] = ()) -> None:
         options.check()
         self.options = options
-        self._random = np.random.default_rng(options.seed)
+        # Not numpy.random, which takes 7 MiB.
+        self._random = random.Random(options.seed)
         self._recent: deque[int] = deque(accepted, maxlen=options.repeat_last_n)
 
     def accept(self, token: int) -> None:
@@ -66,7 +68,8 @@ class Sampler:
         tokens, shares = distribution(logits, self.options, self._recent)
         if len(tokens) == 1:
             return int(tokens[0])
-        return int(self._random.choice(tokens, p=shares))
+        drawn = np.searchsorted(shares.cumsum(), self._random.random(), side="right")
+        return int(tokens[min(int(drawn), len(tokens) - 1)])
 
 
 def distribution(

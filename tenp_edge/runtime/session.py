@@ -12,20 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import MOST_THREADS
 from tenp_edge.runtime.vocabulary import Vocabulary
 
 Logits = npt.NDArray[np.float32]
 DEFAULT_CONTEXT = 2048
-_MOST_THREADS = 512  # ggml's own limit.
 _MOST_CONTEXT = 2**24  # beyond every model
 
 
 def thread_count(threads: int | None) -> int:
     """``threads``, or one for every core. Raises UserError for a number that nothing can run."""
-    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise UserError(
             f"--threads is {threads}",
-            f"--threads of 1 to {_MOST_THREADS}; this machine has {os.cpu_count() or 1} cores",
+            f"--threads of 1 to {MOST_THREADS}; this machine has {os.cpu_count() or 1} cores",
         )
     return threads or os.cpu_count() or 1
 
@@ -47,6 +47,8 @@ class Session(ABC):
 
     runtime: str
     kv_type: str
+    # How many tokens the model knows; None where nobody said.
+    trained_context: int | None = None
 
     def __init__(self, vocabulary: Vocabulary, context: int, batch_tokens: int) -> None:
         self.vocabulary = vocabulary

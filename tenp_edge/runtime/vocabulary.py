@@ -73,6 +73,12 @@ def _check_bytes(header: Header, texts: Collection[bytes], ordered: Sequence[byt
             raise _broken(header, f"token {token} is a byte, but does not say which")
 
 
+def vocabulary_size(header: Header) -> int:
+    """How many tokens the file lists."""
+    tokens = header.fields.get("tokenizer.ggml.tokens")
+    return tokens.count if isinstance(tokens, Texts) else 0
+
+
 def _broken(header: Header, why: str) -> UserError:
     return UserError(f"the vocabulary of {header.file} is broken: {why}", "export it again")
 

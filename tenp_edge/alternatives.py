@@ -1,0 +1,104 @@
+"""What would fit where a plan does not: every way is priced by the road that the plan takes.
+
+A way that is printed works. The smallest plan of the request that it makes was priced as this one
+was, by the runtime's own answer where it is asked, and leaves room for what a process differs by
+from one to the next. Only choices that take less memory are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.errors import UserError
+from tenp_edge.pricing import Priced, Pricer
+from tenp_edge.request import PlanRequest, Target
+from tenp_edge.sizing import InfeasibleError, sufficient
+from tenp_edge.units import format_size
+
+# The smallest plan of a request, or an error where it cannot be run.
+Smallest = Callable[[PlanRequest], Priced]
+Way = tuple[str, PlanRequest]
+_CONTEXTS = (32768, 16384, 8192, 4096, 2048, 1024, 512)
+_LARGE_KV, _SMALL_KV = ("F32", "F16", "BF16"), "Q8_0"
+_SMALL_UBATCH = 64
+# The process is rounded up to a MiB, and the next command measures it anew.
+_SPARE_BYTES = 2**20
+# Its part that shrinks with a context, a ubatch or a type, generously.
+_SHRINKING_PROCESS_BYTES = 4 * 2**20
+
+
+def refusal(
+    found: InfeasibleError, checkpoint: Checkpoint, request: PlanRequest, smallest: Smallest
+) -> UserError:
+    """The smallest legal plan, what there is for it, and which other choices would fit."""
+    target, priced = found.target, found.priced
+    needed, budget = priced.memory.total_bytes, target.budget_bytes
+    spare = _SPARE_BYTES if priced.memory.source == "runtime" else 0
+    short = needed - (budget - spare)
+    kinds = (
+        _contexts(request, target, priced, short),
+        _caches(request, target, priced, short),
+        _batches(request, target, priced, short),
+        _types(request, target, checkpoint, priced, short),
+    )
+    ways = [_first(kind, smallest, budget - spare) for kind in kinds]
+    has = f"{target.profile.name} leaves" if request.budget_bytes is None else "--ram allows"
+    return UserError(
+        f"the smallest plan needs {format_size(needed)} with --context {target.run.context}; "
+        f"{has} {format_size(budget)}",
+        " or ".join([*filter(None, ways), f"--ram {sufficient(needed + spare)}"]),
+    )
+
+
+def _first(ways: Iterable[Way], smallest: Smallest, budget: int) -> str | None:
+    """The first of ``ways`` whose smallest plan fits, with what that needs."""
+    for flag, changed in ways:
+        try:
+            nbytes = smallest(changed).memory.total_bytes
+        except UserError:  # The runtime does not do it: heads that Q8_0 cannot hold.
+            continue
+        if nbytes <= budget:
+            return f"{flag} ({format_size(nbytes)})"
+    return None
+
+
+# The kinds of ways. ``short``: bytes that are to be saved; what cannot save them is not tried.
+
+
+def _contexts(request: PlanRequest, target: Target, priced: Priced, short: int) -> Iterator[Way]:
+    """Cache and buffers shrink with the context at most in proportion."""
+    shrinking = priced.memory.kv_bytes + priced.memory.compute_bytes + _SHRINKING_PROCESS_BYTES
+    for tokens in _CONTEXTS:
+        left = tokens / target.run.context
+        if left < 1 and (1 - left) * shrinking >= short:
+            yield f"--context {tokens}", replace(request, context=tokens)
+
+
+def _caches(request: PlanRequest, target: Target, priced: Priced, short: int) -> Iterator[Way]:
+    large = target.run.kv_type in _LARGE_KV and not target.exporter.kv_types
+    if large and priced.memory.kv_bytes >= short:
+        yield f"--kv-type {_SMALL_KV}", replace(request, kv_type=_SMALL_KV)
+
+
+def _batches(request: PlanRequest, target: Target, priced: Priced, short: int) -> Iterator[Way]:
+    shrinking = priced.memory.compute_bytes + _SHRINKING_PROCESS_BYTES
+    if target.run.ubatch > _SMALL_UBATCH and shrinking >= short:
+        yield f"--ubatch {_SMALL_UBATCH}", replace(request, ubatch=_SMALL_UBATCH)
+
+
+def _types(
+    request: PlanRequest, target: Target, checkpoint: Checkpoint, priced: Priced, short: int
+) -> Iterator[Way]:
+    """Types whose weights are that much smaller, the largest first."""
+    weighed: list[tuple[int, str]] = []
+    for name in target.exporter.quants:
+        if name in target.profile.tensor_types or target.exporter.format != target.profile.format:
+            options = replace(target.options, quant=name)
+            pricer = Pricer(checkpoint, replace(target, options=options))
+            weighed.append((pricer(priced.widths).memory.weights_bytes, name))
+    for nbytes, name in sorted(weighed, reverse=True):
+        saved = priced.memory.weights_bytes - nbytes
+        if saved > 0 and saved + _SHRINKING_PROCESS_BYTES >= short:
+            yield f"--quant {name}", replace(request, quant=name)
