@@ -1,0 +1,79 @@
+"""Does the text in the package guide better than the standard library? The table of
+docs/calibration.md.
+
+    python benchmarks/bench_text.py OUT --model MODEL --eval-data prose=a.jsonl --eval-data ...
+
+MODEL is calibrated on as many tokens of either; the default's KL is measured on text that is
+neither. The same call continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tenp_edge.comparison import run_compare
+from tenp_edge.options import CalibrationOptions, CompareOptions, ValidationOptions
+from tenp_edge.terminal import TerminalProgress
+
+DOMAINS = {"builtin": 4, "stdlib": 2}
+
+
+def kl_by_domain(result: Mapping[str, Any]) -> dict[tuple[float, str, str], float]:
+    """(keep, method, domain) -> mean KL over the seeds, with the mean of the domains as "mean"."""
+    found: dict[tuple[float, str, str], list[float]] = {}
+    for row in result["rows"]:
+        kls = {domain: scores["mean_kl"] for domain, scores in row["text"].items()}
+        kls["mean"] = sum(kls.values()) / len(kls)
+        for domain, kl in kls.items():
+            found.setdefault((row["keep"], row["method"], domain), []).append(kl)
+    return {key: sum(values) / len(values) for key, values in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--eval-data", action="append", required=True)
+    parser.add_argument("--tokens", type=int, default=32_768, help="of each calibration")
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--eval-samples", type=int, default=16)
+    parser.add_argument("--keep", type=float, nargs="+", default=[0.6, 0.45])
+    parser.add_argument("--method", nargs="+", default=["adaptive", "adaptive+repair"])
+    parser.add_argument("--seeds", type=int, default=1)
+    arguments = parser.parse_args()
+    by_text = {}
+    for text, domains in DOMAINS.items():
+        samples = arguments.tokens // (domains * arguments.seq_len)
+        options = CompareOptions(
+            calibration=CalibrationOptions((text,), samples, arguments.seq_len),
+            validation=ValidationOptions(
+                tuple(arguments.eval_data), arguments.eval_samples, arguments.seq_len
+            ),
+            ratios=tuple(arguments.keep),
+            methods=tuple(arguments.method),
+            seeds=arguments.seeds,
+            questions=0,
+        )
+        progress = TerminalProgress(Console(stderr=True))
+        output = arguments.output / text
+        by_text[text] = kl_by_domain(run_compare(arguments.model, output, options, progress))
+    first, second = by_text
+    lines = [f"| keep | method | text | {first} | {second} | ratio |", "|" + "---|" * 6]
+    for key in by_text[first]:
+        own, other = by_text[first][key], by_text[second][key]
+        ratio = own / other if other else math.nan
+        keep, method, domain = key
+        lines.append(f"| {keep:g} | {method} | {domain} | {own:.3g} | {other:.3g} | {ratio:.2f} |")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
