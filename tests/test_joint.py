@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,8 @@ def test_places_follow_the_order_and_merged_statistics_lack_it(tmp_path: Path) -
     places = neuron_scores(found, 1, "joint")
     assert torch.equal(places[reached], joint_places(found, 1)[reached])
     assert torch.equal(places.argsort(dim=1, descending=True)[reached], elimination.order[reached])
-    merged = merge_statistics([found, found], tmp_path / "merged")
+    other = replace(found, info={**found.info, "data_sha256": "of other text"})
+    merged = merge_statistics([found, other], tmp_path / "merged")
     assert not merged.has_elimination
     with pytest.raises(UserError, match="the statistics have no joint order"):
         neuron_scores(merged, 1, "joint")
