@@ -30,7 +30,7 @@ from tenp_edge.terminal import TerminalProgress
 
 DEFAULT, REPAIRED = "adaptive", "adaptive+repair"
 RIVALS = ("adaptive-uninsured", "free", "layer-energy", "layer-camera-p", "global-heapr-sum")
-OTHERS = ("adaptive-plain", "adaptive-insured", "tenp", "drop-easy-ep", "tenp+repair")
+OTHERS = ("adaptive-insured", "tenp", "drop-easy-ep", "tenp+repair")
 KEEPS = (0.9, 0.75, 0.6, 0.45, 0.3)
 ALLOWED = 1.05
 MIXED_CHARS = 400_000  # of each kind in the one file

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,15 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where the files may lie")
     parser.add_argument("--samples", type=int, default=2, help="calibration samples per domain")
     parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--repair", action="store_true", help="compress again, repaired")
     args = parser.parse_args()
     shape = dict(SHAPES["qwen1.5-moe-14b"])
     if args.quarter:
         shape["num_hidden_layers"] = QUARTER_LAYERS
     ram = args.ram or ("2.5GiB" if args.quarter else "8GiB")
     stored = args.model is not None and (args.model / "config.json").is_file()
-    needed = (0 if stored else checkpoint_bytes(shape)) + parse_size(ram) + 2**30
+    files = 2 if args.repair else 1
+    needed = (0 if stored else checkpoint_bytes(shape)) + files * parse_size(ram) + 2**30
     args.dir.mkdir(parents=True, exist_ok=True)
     try:
         require_free(args.dir, needed, "this benchmark")
@@ -69,7 +71,9 @@ def main() -> None:
         model = args.model or Path(directory) / "model"
         made = "" if stored else f"; generated in {generate(model, shape):.0f} s"
         few = ["--samples", str(args.samples), "--seq-len", str(args.seq_len)]
-        title, stages = run(Path(directory), model, ["--ram", ram, "--quant", args.quant], few)
+        title, stages = run(
+            Path(directory), model, ["--ram", ram, "--quant", args.quant], few, args.repair
+        )
         print_table(title + made, stages)
 
 
@@ -81,7 +85,9 @@ def generate(model: Path, shape: dict[str, Any]) -> float:
     return time.perf_counter() - start
 
 
-def run(directory: Path, model: Path, size: list[str], few: list[str]) -> tuple[str, list[Stage]]:
+def run(
+    directory: Path, model: Path, size: list[str], few: list[str], repair: bool
+) -> tuple[str, list[Stage]]:
     """A title and every stage, each in a fresh process; ``size`` and ``few`` are flags."""
     summary = inspect_model(model)
     title = (
@@ -95,8 +101,11 @@ def run(directory: Path, model: Path, size: list[str], few: list[str]) -> tuple[
         stage(["inspect", str(model)]),
         stage(["calibrate", str(model), *few, "-o", work]),
         stage(["plan", str(model), *size, "-o", str(directory / "plan.json")]),
-        stage([*whole, "-o", str(directory / "out")]),
+        stage([*whole, "--no-repair", "-o", str(directory / "out")]),
     ]
+    if repair:
+        command = [*whole, *few, "-o", str(directory / "repaired")]
+        stages.append(replace(stage(command), name="compress, repaired"))
     written = (directory / "out" / "model.gguf").stat().st_size
     return f"{title}; model.gguf {format_size(written)}", stages
 

@@ -162,8 +162,8 @@ Protect = Annotated[
     str | None,
     _flag(
         "--protect",
-        help="For adaptive: how much to keep for text unlike the calibration's: none, little (the "
-        "default) or much. Much helps other text and costs text of the calibrated kinds.",
+        help="For adaptive: how much to keep for text unlike the calibration's: none (the "
+        "default), little or much. Much helps other text and costs text of the calibrated kinds.",
         panel=_PLAN,
     ),
 ]

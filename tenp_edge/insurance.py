@@ -18,9 +18,10 @@ class Insurance:
     even: float = 0.0
 
 
-# Values of `--protect`. The text to come is taken to be of the kinds that were given: "little"
-# costs those kinds next to nothing. "much" keeps other kinds no worse than one width for all
-# experts would, and costs the given kinds up to a factor of ten (docs/planning.md).
+# Values of `--protect`. The text to come is taken to be of the kinds that were given, so nothing is
+# the default. "little" costs those kinds some per cent at most. "much" keeps other kinds no worse
+# than one width for all experts would, and costs the given kinds a factor of two to ten
+# (docs/planning.md).
 NO_INSURANCE = Insurance()
 PROTECTION = {
     "none": NO_INSURANCE,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from tenp_edge.errors import UserError
 from tenp_edge.plan import CompressionPlan
@@ -20,7 +21,7 @@ from tenp_edge.trials import Candidates, Changes, Measure, Records, Trial, measu
 
 MakePlan = Callable[[PlanRequest], CompressionPlan]
 
-KEEPS = (0.75, 0.45)
+KEEPS = (0.9, 0.7, 0.45)
 # What the request leaves open, spelled out, so that a probe is not itself planned by probes.
 PLAIN: Changes = {"unit": 0.0, "ranking": "global", "protect": DEFAULT_PROTECTION}
 # Beside it: losses in other units of the layers' streams, and even budgets for all layers.
@@ -76,10 +77,13 @@ def best_way(trials: Sequence[Trial], request: PlanRequest, keep: float) -> Chan
 
 def _log_ratio(trials: Sequence[Trial], way: Changes, keep: float) -> float:
     """log(KL of ``way`` / KL of the plain plan) at ``keep``; 0 at sizes where they are one plan."""
-    deep, light = (_log_ratio_at(trials, way, size) for size in sorted(KEEPS))
-    part = (keep - min(KEEPS)) / (max(KEEPS) - min(KEEPS))
-    part = min(max(part, 0.0), 1.0)
-    return (1 - part) * deep + part * light
+    known = [(size, _log_ratio_at(trials, way, size)) for size in sorted(KEEPS)]
+    keep = min(max(keep, known[0][0]), known[-1][0])
+    for (small, low), (large, high) in pairwise(known):
+        if keep <= large:
+            part = (keep - small) / (large - small)
+            return (1 - part) * low + part * high
+    raise AssertionError("keep lies between the sizes")
 
 
 def _log_ratio_at(trials: Sequence[Trial], way: Changes, size: float) -> float:

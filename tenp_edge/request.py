@@ -24,7 +24,7 @@ METHODS = ("tenp", "enp", "drop", "free", "adaptive")
 DEFAULT_METHOD = "adaptive"  # of the verbs; `PlanRequest` itself starts from the paper
 FREE_METHODS = ("free", "adaptive")  # every expert its own width
 RANKINGS = ("global", "layer", "trapezoid", "coverage")
-DEFAULT_PROTECTION = "little"
+DEFAULT_PROTECTION = "none"
 GUARDS = ("super", "tail")
 
 

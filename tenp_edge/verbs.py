@@ -58,7 +58,7 @@ from tenp_edge.trials import Records, load_trials
 from tenp_edge.typeverbs import CHEAP_SECONDS, costs_of, default_job, exactly, types_into
 from tenp_edge.validation import ValidationReport, validate
 
-_PROBES_IN_CALIBRATIONS = 3  # how much longer than the calibration the probes may take
+_PROBES_IN_CALIBRATIONS = 4  # how much longer than the calibration the probes may take
 
 
 def run_calibrate(

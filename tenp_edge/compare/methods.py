@@ -297,8 +297,7 @@ def _table() -> Iterator[Method]:
     yield Method("tenp-chosen", chosen_trapezoid, both)
     yield Method("enp", uniform("enp"), ("table", "short", "claims"))
     yield Method("adaptive", default, both)
-    yield Method("adaptive-plain", adaptive(), ("table",))
-    yield Method("adaptive-uninsured", adaptive(protect="none"), ("table",))
+    yield Method("adaptive-uninsured", adaptive(), ("table",))
     yield Method("adaptive-insured", adaptive(protect="much"), ("table",))
     yield Method("adaptive-single", adaptive(neuron=RELATIVE), ("table",))
     for ranking in ("layer", "coverage"):
