@@ -374,7 +374,7 @@ def test_rope_without_its_keys_is_refused(tmp_path: Path) -> None:
     (path / "config.json").write_text(json.dumps(raw | {"rope_scaling": {"type": "linear"}}))
     refuse(
         lambda: EXPORTER.check(Checkpoint(path).config, ExportOptions("none")),
-        "config.json: rope scaling linear lacks factor",
+        "config.json contradicts itself: rope_scaling of the type linear has no factor",
         "the config.json that belongs to the checkpoint",
     )
 

@@ -98,9 +98,7 @@ def test_flags_go_before_the_profile(checkpoint_of: Make) -> None:
 def test_a_context_that_the_model_does_not_have(checkpoint_of: Make) -> None:
     with pytest.raises(UserError) as caught:
         planned(checkpoint_of("qwen3_moe"), "phone-nnapi", context=1024)
-    assert caught.value.message == (
-        "--length 64 and --past 1023 are for a context of 1024 tokens; the model has 512"
-    )
+    assert caught.value.message == "--context 1024 is more than the 512 tokens that the model knows"
     assert caught.value.hint is not None and "--context 512" in caught.value.hint
 
 
