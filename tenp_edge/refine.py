@@ -60,9 +60,9 @@ def knobs(request: PlanRequest, keep: float) -> list[list[Changes]]:
 
 def slice_samples(domains: int, samples: int, seq_len: int) -> int:
     """Sequences to hold out beside ``samples`` of each domain: one domain must be as much text as
-    several, and measuring must not cost more than calibrating."""
+    several, and measuring a dozen plans must not cost many times what calibrating does."""
     enough = -(-SLICE_TOKENS // (domains * seq_len))
-    return max(SLICE_SAMPLES, min(samples, enough))
+    return max(SLICE_SAMPLES, min(samples // 4, enough))
 
 
 def keep_slice(directory: Path, domains: Sequence[Domain]) -> None:
@@ -127,6 +127,25 @@ def refine(
         )
     records = Records(directory, slice_digest(domains))
 
+    measure = measure_on(
+        checkpoint, domains, directory, device=device, dtype=dtype, progress=progress
+    )
+    best, trials = _descend(request, first, axes, make, records, measure)
+    chosen = make(replace(request, **trials[best.digest].changes, frontier=True))
+    return _with_record(chosen, trials, time.monotonic() - started)
+
+
+def measure_on(
+    checkpoint: Checkpoint,
+    domains: Sequence[Domain],
+    work: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress = QUIET,
+) -> Measure:
+    """What measures plans together on ``domains``: mean KL of each, nats."""
+
     def measure(plans: Sequence[CompressionPlan]) -> list[float]:
         found = measure_plans(
             checkpoint,
@@ -134,14 +153,12 @@ def refine(
             domains,
             device=device,
             dtype=dtype,
-            work=directory,
+            work=work,
             progress=progress,
         )
-        return [measured.mean_kl for measured in found]
+        return [one.mean_kl for one in found]
 
-    best, trials = _descend(request, first, axes, make, records, measure)
-    chosen = make(replace(request, **trials[best.digest].changes, frontier=True))
-    return _with_record(chosen, trials, time.monotonic() - started)
+    return measure
 
 
 def _descend(

@@ -24,7 +24,6 @@ from tenp_edge.gradients import collect_gradients
 from tenp_edge.importance import importance_of
 from tenp_edge.inspection import inspect_model
 from tenp_edge.locking import one_writer, one_writer_of
-from tenp_edge.lockstep import measure_plans
 from tenp_edge.mended import Mended
 from tenp_edge.mending import MendRules, mend
 from tenp_edge.options import (
@@ -46,6 +45,7 @@ from tenp_edge.refine import (
     MakePlan,
     keep_slice,
     load_slice,
+    measure_on,
     refine,
     slice_digest,
     stored_slice,
@@ -53,7 +53,7 @@ from tenp_edge.refine import (
 from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics, merge_statistics
-from tenp_edge.timing import operations_per_second
+from tenp_edge.timing import operations_per_second, shown_seconds
 from tenp_edge.trials import Records, load_trials
 from tenp_edge.typeverbs import CHEAP_SECONDS, costs_of, default_job, exactly, types_into
 from tenp_edge.validation import ValidationReport, validate
@@ -175,26 +175,20 @@ def probe_if_short(
     domains = load_slice(directory)
     seconds, calibrating = _probing_seconds(checkpoint, domains, compute)
     if seconds > max(CHEAP_SECONDS, _PROBES_IN_CALIBRATIONS * calibrating):
+        progress.note(
+            "how width is best shared out is not measured, which would take about "
+            f"{shown_seconds(seconds)}; plan --refine measures it at one size"
+        )
         return
     device, dtype = exactly(checkpoint, compute)
 
     def make(asked: PlanRequest) -> CompressionPlan:
         return make_plan(checkpoint, this_machine(), asked, statistics)
 
-    def measure(plans: Sequence[CompressionPlan]) -> list[float]:
-        found = measure_plans(
-            checkpoint,
-            plans,
-            domains,
-            device=device,
-            dtype=dtype,
-            work=directory,
-            progress=progress,
-        )
-        return [one.mean_kl for one in found]
-
-    with one_writer(directory):
-        probe(make, Records(directory, slice_digest(domains)), measure, compute.seed)
+    measure = measure_on(
+        checkpoint, domains, directory, device=device, dtype=dtype, progress=progress
+    )
+    probe(make, Records(directory, slice_digest(domains)), measure, compute.seed)
 
 
 def _probing_seconds(
