@@ -33,9 +33,9 @@ from tenp_edge.mending import MendRules, mend
 from tenp_edge.options import CompareOptions
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.refine import known_trials
 from tenp_edge.sources import parse_data, texts_of
 from tenp_edge.statistics import Statistics
-from tenp_edge.trials import load_trials
 from tenp_edge.verbs import run_calibrate
 from tenp_edge.workdir import key_of
 
@@ -74,7 +74,7 @@ def _compared(
         methods=methods,
         ratios=options.ratios,
         statistics=statistics,
-        trials={seed: load_trials(output / f"calibration-{seed}") for seed in statistics},
+        trials={seed: known_trials(output / f"calibration-{seed}") for seed in statistics},
         measures=measures,
         mend=_menders(checkpoint, output, options, methods, progress),
         width_multiple=options.width_multiple,

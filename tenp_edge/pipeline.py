@@ -37,6 +37,7 @@ from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.ranges import Ranges
 from tenp_edge.ranging import data_digest
+from tenp_edge.refine import known_trials
 from tenp_edge.registry import (
     ExportOptions,
     FixedLengths,
@@ -47,7 +48,6 @@ from tenp_edge.request import DEFAULT_METHOD
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
 from tenp_edge.timing import WORTH_SAYING_SECONDS, estimate
-from tenp_edge.trials import load_trials
 from tenp_edge.typeloss import TypeJob
 from tenp_edge.typeverbs import costs_of, types_if_cheap
 from tenp_edge.validation import ValidationReport, load_report, validate
@@ -360,7 +360,7 @@ class _Compress:
     ) -> CompressionPlan:
         extra = None if self.options.skip_checkpoint else self._checkpoint_files
         asked = request or self.request
-        measured = load_trials(self._calibration) if statistics else ()
+        measured = known_trials(self._calibration) if statistics else ()
         return make_plan(
             self.checkpoint,
             self.profile,

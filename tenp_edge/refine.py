@@ -22,7 +22,7 @@ from tenp_edge.lockstep import measure_plans
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.request import PlanRequest
-from tenp_edge.trials import Changes, Measure, Records, Trial, measured
+from tenp_edge.trials import Changes, Measure, Records, Trial, load_trials, measured
 
 SLICE_SAMPLES = 4  # of a domain, at least
 SLICE_TOKENS = 4096  # of all domains together, at least
@@ -74,10 +74,7 @@ def keep_slice(directory: Path, domains: Sequence[Domain]) -> None:
 
 def load_slice(directory: Path) -> list[Domain]:
     """The held-out slice that `calibrate` left in ``directory``. Raises UserError without one."""
-    file = directory / SLICE_FILE
-    domains = load_domains(file) if file.is_file() else []
-    long = [_long_rows(domain) for domain in domains]
-    found = [domain for domain in long if len(domain.tokens)]
+    found = _slice_in(directory)
     if not found:
         raise UserError(
             f"{directory} holds no text to refine on: the calibration took all there was, or is "
@@ -88,8 +85,23 @@ def load_slice(directory: Path) -> list[Domain]:
 
 
 def stored_slice(directory: Path) -> str | None:
-    """The digest of the slice in ``directory``, as `slice_digest` of `load_slice` has it."""
-    return slice_digest(load_slice(directory)) if (directory / SLICE_FILE).is_file() else None
+    """The digest of the slice in ``directory``, as `slice_digest` of `load_slice` has it.
+
+    None where none of it is long enough to tell anything.
+    """
+    found = _slice_in(directory)
+    return slice_digest(found) if found else None
+
+
+def known_trials(directory: Path) -> tuple[Trial, ...]:
+    """The plans that were measured on the very slice that is in ``directory``."""
+    return load_trials(directory, stored_slice(directory))
+
+
+def _slice_in(directory: Path) -> list[Domain]:
+    file = directory / SLICE_FILE
+    long = [_long_rows(domain) for domain in load_domains(file)] if file.is_file() else []
+    return [domain for domain in long if len(domain.tokens)]
 
 
 def _long_rows(domain: Domain) -> Domain:

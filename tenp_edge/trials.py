@@ -82,9 +82,11 @@ def _trial(changes: Changes, plan: CompressionPlan, kl: float, seconds: float) -
     return Trial(changes, plan.keep_ratio, plan.recipe["predicted_loss"], kl, seconds)
 
 
-def load_trials(directory: Path) -> tuple[Trial, ...]:
-    """Every plan of the checkpoint of ``directory`` that was measured there; none is no error."""
+def load_trials(directory: Path, text: str | None) -> tuple[Trial, ...]:
+    """Every plan that was measured in ``directory`` on the slice ``text`` (a digest); what an
+    earlier calibration left there is not of this one. None is no error."""
     file = directory / FILE
-    if not file.is_file():
+    found = read_json(file) if text is not None and file.is_file() else {}
+    if found.get("version") != VERSION or found.get("slice") != text:
         return ()
-    return tuple(Trial(**trial) for trial in read_json(file).get("plans", {}).values())
+    return tuple(Trial(**trial) for trial in found["plans"].values())

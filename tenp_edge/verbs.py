@@ -44,6 +44,7 @@ from tenp_edge.ranging import identity, measure_ranges
 from tenp_edge.refine import (
     MakePlan,
     keep_slice,
+    known_trials,
     load_slice,
     measure_on,
     refine,
@@ -54,7 +55,7 @@ from tenp_edge.registry import ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics, merge_statistics
 from tenp_edge.timing import operations_per_second, shown_seconds
-from tenp_edge.trials import Records, load_trials
+from tenp_edge.trials import Records
 from tenp_edge.typeverbs import CHEAP_SECONDS, costs_of, default_job, exactly, types_into
 from tenp_edge.validation import ValidationReport, validate
 
@@ -228,7 +229,7 @@ def run_plan(
             profile,
             asked,
             stats,
-            measured=load_trials(statistics),
+            measured=known_trials(statistics),
             confirm=asked.frontier,
             costs=costs_of(checkpoint, statistics),
         )

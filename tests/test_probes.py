@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from test_calibration import domain
 from test_cli import run as command
 
 from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.data import save_domains
 from tenp_edge.devices import this_machine
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.probes import KEEPS, PLAIN, WAYS, best_way, probe
-from tenp_edge.refine import slice_samples
+from tenp_edge.refine import SLICE_FILE, known_trials, slice_samples, stored_slice
 from tenp_edge.statistics import load_statistics
-from tenp_edge.trials import Records, Trial, load_trials
+from tenp_edge.trials import Records, Trial
 
 ADAPTIVE = PlanRequest(method="adaptive")
 LAYER, ENERGY = ({**PLAIN, "ranking": "layer"}, {**PLAIN, "unit": 2.0})
@@ -76,7 +78,7 @@ def test_calibrate_measures_once_and_plan_uses_it(
     call = ("calibrate", model, "--samples", "4", "--seq-len", "64", "-o", work)
     done = command(*call)
     assert done.returncode == 0, done.stderr
-    known = load_trials(work)
+    known = known_trials(work)
     assert len({str(dict(trial.changes)) for trial in known}) > 2
     assert len(known) <= len(KEEPS) * len(WAYS)
     before = (work / "refine.json").read_bytes()
@@ -123,6 +125,22 @@ def test_a_killed_probe_goes_on(checkpoint_of: Callable[[str], Path], tmp_path: 
         probe(make, records, measure, seed=0)
     probe(make, Records(tmp_path, state["slice"]), measure, seed=0)
     assert len(asked) == len(KEEPS) + 1 and asked[1] == asked[2]
+
+
+def test_what_another_calibration_measured_decides_nothing(tmp_path: Path) -> None:
+    save_domains(tmp_path / SLICE_FILE, [domain("code", 2)])
+    text = stored_slice(tmp_path)
+    assert text is not None
+    (trial,) = trials((PLAIN, 0.7, 0.02))
+    Records(tmp_path, text).add({"plan": trial})
+    assert known_trials(tmp_path) == (trial,)
+    save_domains(tmp_path / SLICE_FILE, [domain("code", 2, seed=5)])
+    assert known_trials(tmp_path) == ()
+
+
+def test_held_out_text_too_short_to_tell_anything_is_none(tmp_path: Path) -> None:
+    save_domains(tmp_path / SLICE_FILE, [domain("code", 1, 12)])
+    assert stored_slice(tmp_path) is None and known_trials(tmp_path) == ()
 
 
 def test_one_domain_holds_out_as_much_text_as_several() -> None:

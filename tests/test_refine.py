@@ -22,8 +22,8 @@ from tenp_edge.frontier import predicted_kl
 from tenp_edge.lockstep import measure_plans
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
-from tenp_edge.refine import SLICE_FILE, knobs, refine
-from tenp_edge.trials import FILE, Trial, load_trials
+from tenp_edge.refine import SLICE_FILE, knobs, known_trials, refine
+from tenp_edge.trials import FILE, Trial
 
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
 Make = Callable[[PlanRequest], CompressionPlan]
@@ -41,7 +41,7 @@ def work(
     checkpoint = Checkpoint(path)
 
     def make(request: PlanRequest) -> CompressionPlan:
-        known = load_trials(directory)
+        known = known_trials(directory)
         return make_plan(checkpoint, this_machine(), request, statistics, measured=known)
 
     return checkpoint, directory, make
