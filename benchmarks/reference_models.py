@@ -102,6 +102,21 @@ CONFIGS |= {
             "shared_expert_intermediate_size": 96,
         },
     ),
+    "deepseek_v3_small": (
+        DeepseekV3Config,
+        CONFIGS["deepseek_v3"][1]
+        | _SMALL
+        | {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 48,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 24,
+            "intermediate_size": 256,
+            "moe_intermediate_size": 96,
+        },
+    ),
 }
 
 

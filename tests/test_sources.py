@@ -214,7 +214,7 @@ def test_compress_holds_out_by_source(model: Checkpoint, tmp_path: Path) -> None
     assert [names(part) for part in parts] == [
         [("own", 5), ("code", 4), ("prose", 4)],
         [("own", 1), ("code", 2), ("prose", 2)],
-        [("own", 6), ("code", 4), ("prose", 4)],
+        [("own", 4), ("code", 4), ("prose", 4)],
     ]
     chosen = ValidationOptions(("x=builtin",), samples=2, seq_len=32)
     parts = compress_domains(model, mixed, chosen)
