@@ -45,7 +45,7 @@ from tenp_edge.forward import (
 )
 from tenp_edge.inputs import InputObserver, matrix_roles
 from tenp_edge.joint import (
-    ORDER_INSURANCE,
+    ORDER_PRIORS,
     Elimination,
     JointMoments,
     eliminate,
@@ -158,7 +158,7 @@ def _info(
         "hidden": config.hidden_size,
         "inputs": True,
         "growth": True,
-        "joint": ORDER_INSURANCE,
+        "joint": dict(ORDER_PRIORS),
         "domains": {
             domain.name: {"samples": len(domain.tokens), "tokens": int(domain.lengths.sum())}
             for domain in domains
@@ -351,8 +351,8 @@ def _run_layer(
     if observer is not None:
         observer.end()
         norms = weight_norms(layer)
-        order, use = observer.elimination(sums, norms), observer.sequence_use()
-        named = layer_tensors(index, sums, norms, order, use)
+        orders, use = observer.eliminations(sums, norms), observer.sequence_use()
+        named = layer_tensors(index, sums, norms, orders, use)
     write_tensors(job.sums(index), named | input_tensors(index, inputs.sums))
     source.file.unlink()
 
@@ -438,17 +438,20 @@ class _LayerObserver:
         weights = group.g * self.share**0.5 / lengths
         self.moments.add(group.expert, group.padded_m, weights)
 
-    def elimination(
+    def eliminations(
         self, sums: Mapping[str, LayerStatistics], norms: Mapping[str, torch.Tensor]
-    ) -> Elimination:
-        """The best order of cuts in the layer, after its last token."""
+    ) -> dict[str, Elimination]:
+        """The best order of cuts in the layer for each of ORDER_PRIORS, after its last token."""
         for expert in range(len(self.experts)):
             self.moments.finish(expert, self.experts[expert].weight(2).float())
         logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
         growth = float(torch.stack(logs).mean().exp())
         own = own_losses(self.moments, growth)
-        insurance = ORDER_INSURANCE * prior(own, *(norms[name] for name in WEIGHT_NORMS))
-        return eliminate(self.moments, insurance, growth)
+        unseen = prior(own, *(norms[name] for name in WEIGHT_NORMS))
+        return {
+            score: eliminate(self.moments, weight * unseen, growth)
+            for score, weight in ORDER_PRIORS.items()
+        }
 
     def routed(self, chosen: torch.Tensor, output: torch.Tensor) -> None:
         places = chosen.view(self.sequences, -1)

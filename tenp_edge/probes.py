@@ -17,24 +17,32 @@ from itertools import pairwise
 from tenp_edge.errors import UserError
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.request import DEFAULT_PROTECTION, PlanRequest
+from tenp_edge.saliency import JOINT
 from tenp_edge.trials import Candidates, Changes, Measure, Records, Trial, measured
 
 MakePlan = Callable[[PlanRequest], CompressionPlan]
 
 KEEPS = (0.9, 0.7, 0.45)
 # What the request leaves open, spelled out, so that a probe is not itself planned by probes.
-PLAIN: Changes = {"unit": 0.0, "ranking": "global", "protect": DEFAULT_PROTECTION}
-# Beside it: losses in other units of the layers' streams, and even budgets for all layers.
+PLAIN: Changes = {
+    "unit": 0.0,
+    "ranking": "global",
+    "neuron_score": JOINT,
+    "protect": DEFAULT_PROTECTION,
+}
+# Beside it: losses in other units of the layers' streams, even budgets for all layers, and neurons
+# that the text did not need cut in the order of their weights.
 WAYS: tuple[Changes, ...] = (
     PLAIN,
     {**PLAIN, "unit": 1.0},
     {**PLAIN, "unit": 2.0},
     {**PLAIN, "ranking": "layer"},
+    {**PLAIN, "neuron_score": "joint-insured"},
 )
 # What another way must gain: the text is small, and the plain plan is right most often.
 MARGIN = 0.02
 # A plan of these was not measured in any way.
-_PINS = (*PLAIN, "neuron_score", "tilt")
+_PINS = (*PLAIN, "tilt")
 _NEAR = 0.03  # of keep: legal widths round a plan's size
 
 

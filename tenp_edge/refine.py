@@ -22,6 +22,7 @@ from tenp_edge.lockstep import measure_plans
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.request import PlanRequest
+from tenp_edge.saliency import ORDERS
 from tenp_edge.trials import Changes, Measure, Records, Trial, load_trials, measured
 
 SLICE_SAMPLES = 4  # of a domain, at least
@@ -43,7 +44,7 @@ def knobs(request: PlanRequest, keep: float) -> list[list[Changes]]:
     units = [{"unit": unit} for unit in (0.0, 0.5, 1.0, 1.5, 2.0)]
     tilts = [{"tilt": tilt} for tilt in (0.0, -1.0, -0.5, 0.5, 1.0)]
     scores = [{"neuron_score": name} for name in ("relative", "energy", "camera-p")]
-    orders = [{"neuron_score": "joint"}, *scores]
+    orders = [{"neuron_score": name} for name in ORDERS] + scores
     rankings = [{"ranking": name} for name in ("global", "coverage", "layer")]
     by_method: dict[str, list[list[Changes]]] = {
         "tenp": [slopes, alphas, bumps],
