@@ -9,8 +9,9 @@ modes, recovered weights, KL numbers and generated text: of the bundled model, a
 checkpoint of each family. Less than two minutes on one core.
 
 Both runs must be on the same machine, with the same libraries and the same OMP_NUM_THREADS (1 if
-it is not set): the order in which floats are added up depends on all three. `record` writes the
-tiny checkpoints to before.json.models, and `check` reads them there.
+it is not set): the order in which floats are added up depends on all three; with 2 threads instead
+of 1 a quarter of the hashes differ. `record` writes the tiny checkpoints to before.json.models, and
+`check` reads them there.
 
 What a file says about its making has hashes of its own, to be excepted where it changes on purpose:
 of a GGUF, `file` is the whole and `tensors`, `fields`, `tokenizer` leave out the `tenp.*` fields;
@@ -40,6 +41,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,8 @@ def _same_memory(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def bundled(tool: Tool) -> Hashes:
+    yield "environment/threads", os.environ["OMP_NUM_THREADS"]
+    yield "environment/torch", version("torch")
     yield "docs/cli.md", digest((tool.tree / "docs" / "cli.md").read_bytes())
     yield "inspect", numbers(json.loads(tool("inspect", "demo", "--json")))
     work = tool.work / "statistics"
