@@ -75,6 +75,8 @@ class Measured:
 
     domains: tuple[DomainScores, ...]
     overall: DomainScores
+    sequence_kl: tuple[float, ...]
+    """Nats per token of every sequence: how sure the mean is."""
 
     @property
     def mean_kl(self) -> float:
@@ -302,4 +304,5 @@ def _summary(rows: _Rows, scores: Sequence[TokenScores]) -> Measured:
         summarise(name, len(span), concatenate(scores[row] for row in span))
         for name, span in rows.spans
     )
-    return Measured(by_domain, summarise("overall", len(scores), concatenate(scores)))
+    overall = summarise("overall", len(scores), concatenate(scores))
+    return Measured(by_domain, overall, tuple(float(row.kl.mean()) for row in scores))

@@ -23,7 +23,7 @@ from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.request import PlanRequest
 from tenp_edge.saliency import ORDERS
-from tenp_edge.trials import Changes, Measure, Records, Trial, load_trials, measured
+from tenp_edge.trials import Changes, Measure, MeasuredKL, Records, Trial, load_trials, measured
 
 SLICE_SAMPLES = 4  # of a domain, at least
 SLICE_TOKENS = 4096  # of all domains together, at least
@@ -157,9 +157,9 @@ def measure_on(
     dtype: torch.dtype,
     progress: Progress = QUIET,
 ) -> Measure:
-    """What measures plans together on ``domains``: mean KL of each, nats."""
+    """What measures plans together on ``domains``."""
 
-    def measure(plans: Sequence[CompressionPlan]) -> list[float]:
+    def measure(plans: Sequence[CompressionPlan]) -> list[MeasuredKL]:
         found = measure_plans(
             checkpoint,
             plans,
@@ -169,7 +169,7 @@ def measure_on(
             work=work,
             progress=progress,
         )
-        return [one.mean_kl for one in found]
+        return [MeasuredKL(one.mean_kl, one.sequence_kl) for one in found]
 
     return measure
 
