@@ -20,8 +20,10 @@ from typing import Protocol, runtime_checkable
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun, RunMemory
+from tenp_edge.importance import Importance
 from tenp_edge.models import ModelConfig
-from tenp_edge.progress import Progress
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.ranges import Ranges
 from tenp_edge.source import ModelSource, StoredModel, WeightSource
 
 
@@ -54,7 +56,7 @@ class WidthLimits:
 class ExportOptions:
     """What the user may choose about a file. ``layout`` None means the format's default.
 
-    ``imatrix``: quantise with an importance matrix, which the source must then have.
+    ``imatrix``: quantise with an importance matrix, which `ExportData` must then have.
     ``tensor_types``: "regex=TYPE", types of single tensors that go before those of ``quant``.
     ``imatrix_file``: where to write that matrix too, for other tools.
     ``shard_bytes``: cut weight files at this size, for formats that keep weights in files of their
@@ -71,6 +73,21 @@ class ExportOptions:
     latent_cache: bool = False
     lengths: FixedLengths | None = None
     targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExportData:
+    """What was measured on text for whoever quantises; None where it was not.
+
+    ``imatrix``: how much each column of each matrix is fed. ``ranges``: the extremes of what goes
+    into and comes out of each matrix.
+    """
+
+    imatrix: Importance | None = None
+    ranges: Ranges | None = None
+
+
+NO_DATA = ExportData()
 
 
 @dataclass(frozen=True)
@@ -147,9 +164,17 @@ class Exporter(Protocol):
         ...
 
     def write(
-        self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
+        self,
+        source: ModelSource,
+        options: ExportOptions,
+        target: Path,
+        data: ExportData = NO_DATA,
+        progress: Progress = QUIET,
     ) -> Manifest:
-        """Write ``target`` one tensor at a time, under a temporary name until it is complete."""
+        """Write ``target`` one tensor at a time, under a temporary name until it is complete.
+
+        Raises UserError where ``options`` need data that ``data`` lacks.
+        """
         ...
 
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
@@ -168,7 +193,7 @@ class Exporter(Protocol):
         ...
 
     def needs_ranges(self, options: ExportOptions) -> bool:
-        """Whether `write` takes the ranges of activations, measured on text (`source.ranges`)."""
+        """Whether `write` takes the ranges of activations, measured on text (`ExportData`)."""
         ...
 
     def encoding_speed(self, options: ExportOptions) -> float:
@@ -186,7 +211,9 @@ class Requantiser(Protocol):
 
     measured_quants: tuple[str, ...]
 
-    def requantised(self, source: ModelSource, options: ExportOptions) -> WeightSource:
+    def requantised(
+        self, source: ModelSource, options: ExportOptions, data: ExportData = NO_DATA
+    ) -> WeightSource:
         """``source`` with its weights as `write` would store them, decoded."""
         ...
 

@@ -37,7 +37,6 @@ from tenp_edge.exporters.onnx.rope import frequencies
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.options import CalibrationOptions, CompressOptions, PlanOptions
 from tenp_edge.pipeline import run_compress
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
 from tenp_edge.source import ModelSource
 from tenp_edge.units import format_size
@@ -65,7 +64,7 @@ def test_directory_is_the_manifest(family: str, checkpoint_of: Make, tmp_path: P
     for name, shard_bytes in (("one", None), ("sharded", 100_000)):
         options = ExportOptions("none", shard_bytes=shard_bytes)
         manifest = EXPORTER.manifest(checkpoint, source.config, options)
-        assert EXPORTER.write(source, options, tmp_path / name, QUIET) == manifest
+        assert EXPORTER.write(source, options, tmp_path / name) == manifest
         assert written(tmp_path / name) == dict(manifest.files)
         model = onnx.load_model(tmp_path / name / "model.onnx")
         stored = {t.name: t for t in model.graph.initializer}

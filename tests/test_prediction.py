@@ -17,7 +17,6 @@ from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.memory import kv_bytes
 from tenp_edge.planner import PlanRequest, make_plan
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
 from tenp_edge.runtime.gguf_file import read_header
 from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
@@ -50,7 +49,7 @@ def test_predicted_peak_is_measured(model: Checkpoint, layout: str, tmp_path: Pa
     file = outline(model, layout, tmp_path / "model.gguf")
     runs = (MemoryRun(512, 64, "Q8_0", 1), MemoryRun(2048, 256, "F16", 1))
     predicted = [predict_peak(file, run) for run in runs]
-    EXPORTER.write(ModelSource(model), options, file, QUIET)
+    EXPORTER.write(ModelSource(model), options, file)
     for run, answer in zip(runs, predicted, strict=True):
         measured = measure_peak_rss(file, **asdict(run), prompt_tokens=run.context)
         assert measured <= answer.total_bytes <= measured + SLACK_BYTES
@@ -64,7 +63,7 @@ def test_an_outline_is_the_file_without_its_weights(
 ) -> None:
     options = ExportOptions("F32", layout)
     sketch = outline(model, layout, tmp_path / "outline.gguf", "F32")
-    EXPORTER.write(ModelSource(model), options, tmp_path / "model.gguf", QUIET)
+    EXPORTER.write(ModelSource(model), options, tmp_path / "model.gguf")
     first, second = read_header(sketch), read_header(tmp_path / "model.gguf")
     assert first.tensors == second.tensors
     assert sketch.stat().st_size == (tmp_path / "model.gguf").stat().st_size

@@ -15,8 +15,8 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.models import ModelConfig, expected_tensors
-from tenp_edge.progress import Progress
-from tenp_edge.registry import ExportOptions, Manifest, ManifestTensor
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.registry import NO_DATA, ExportData, ExportOptions, Manifest, ManifestTensor
 from tenp_edge.source import ModelSource, StoredModel
 
 BYTES = {"WIDE": 2, "NARROW": 1}
@@ -57,7 +57,12 @@ class ToyExporter:
         return Manifest("toy", layout, options.quant, tensors, {"model.toy": size})
 
     def write(
-        self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
+        self,
+        source: ModelSource,
+        options: ExportOptions,
+        target: Path,
+        data: ExportData = NO_DATA,
+        progress: Progress = QUIET,
     ) -> Manifest:
         raise NotImplementedError("plans are priced, not written")
 

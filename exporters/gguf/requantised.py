@@ -21,6 +21,7 @@ from tenp_edge.exporters.gguf.layout import Entry
 from tenp_edge.exporters.gguf.transforms import file_roles, from_file, to_file
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.exporters.gguf.writer import ColumnWeights
+from tenp_edge.importance import Importance
 from tenp_edge.models import PROJECTIONS, ModelConfig, TensorSpec, expected_tensors
 from tenp_edge.source import ModelSource, Rows
 
@@ -30,15 +31,17 @@ _CHUNK_BYTES = 4 * 2**20  # of float32: what one thread encodes at a time
 class Requantised:
     """``source`` with the types of ``found``, the file's tensors (a `WeightSource`).
 
-    With ``imatrix`` the source's importance weighs the columns, as in the file. ``config`` is that
-    of the file read back: a tied model may store its output matrix by itself.
+    ``imatrix`` weighs the columns, as in the file. ``config`` is that of the file read back: a tied
+    model may store its output matrix by itself.
     """
 
     stored_dtype = None
 
-    def __init__(self, source: ModelSource, found: Iterable[Entry], imatrix: bool) -> None:
+    def __init__(
+        self, source: ModelSource, found: Iterable[Entry], imatrix: Importance | None
+    ) -> None:
         self._source = source
-        self._weights = ColumnWeights(source if imatrix else None)
+        self._weights = ColumnWeights(imatrix)
         self._plain: dict[tuple[str, int | None], Entry] = {}
         self._experts: dict[tuple[int, str, int | None], Entry] = {}
         for entry in found:

@@ -21,6 +21,7 @@ from tenp_edge.exporters.gguf.fields import padded
 from tenp_edge.exporters.gguf.layout import Entry
 from tenp_edge.exporters.gguf.transforms import is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES, TensorType
+from tenp_edge.importance import Importance
 from tenp_edge.models import PROJECTIONS
 from tenp_edge.progress import Task
 from tenp_edge.registry import ManifestTensor
@@ -35,8 +36,8 @@ _ALONE_BYTES = 64 * 2**20
 class TensorWriter:
     """Writes the tensors of ``found`` behind a header of ``data_start`` bytes.
 
-    A context manager: what `write` started is in the file when it is left. With ``imatrix`` the
-    source's importance weighs the columns of every matrix that it knows.
+    A context manager: what `write` started is in the file when it is left. ``imatrix`` weighs the
+    columns of every matrix that it knows.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class TensorWriter:
         source: ModelSource,
         found: Sequence[Entry],
         data_start: int,
-        imatrix: bool = False,
+        imatrix: Importance | None = None,
     ) -> None:
         self._source = source
-        self._weights = ColumnWeights(source if imatrix else None)
+        self._weights = ColumnWeights(imatrix)
         self._encoding = Encoding(stream)
         self._offsets: dict[str, int] = {}
         for entry in found:
@@ -143,8 +144,8 @@ def _encode(
 class ColumnWeights:
     """What each tensor's columns are weighed by: float32 [row length], None where not known."""
 
-    def __init__(self, source: ModelSource | None) -> None:
-        self._importance = None if source is None else source.importance
+    def __init__(self, importance: Importance | None) -> None:
+        self._importance = importance
 
     def expert(
         self, layer: int, expert: int, projection: str, tensor: ManifestTensor
