@@ -15,7 +15,6 @@ from tenp_edge.registry import (
     FixedLengths,
     WidthLimits,
     exporter,
-    width_limits,
 )
 from tenp_edge.saliency import EXPERT_SCORES, JOINT, NEURON_SCORES, ORDERS, RELATIVE
 from tenp_edge.units import parse_size
@@ -170,7 +169,7 @@ def make_target(profile: DeviceProfile, request: PlanRequest, positions: int) ->
             f"{profile.name} cannot run {quant}", f"--quant {'|'.join(profile.tensor_types)}"
         )
     imatrix = request.imatrix and quant in found.weighted_quants
-    limits = width_limits(found, ExportOptions(quant, layout))
+    limits = found.width_limits(ExportOptions(quant, layout))
     run = MemoryRun(
         context=_context(profile, request, positions),
         ubatch=request.ubatch or profile.ubatch,

@@ -21,19 +21,19 @@ from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.options import MeasureOptions
 from tenp_edge.registry import ExportOptions, exporter
-from tenp_edge.runtime.twin import GgufFile, write_padded_twin
+from tenp_edge.runtime.llamacpp import LlamaCppModel
+from tenp_edge.runtime.perexpert import PerExpertModel
+from tenp_edge.runtime.twin import TWIN, GgufFile, write_padded_twin
 from tenp_edge.source import ModelSource
 from tenp_edge.validation import (
-    LLAMACPP,
-    PER_EXPERT,
     TRANSFORMERS,
-    TWIN,
     ValidationReport,
     load_report,
     validate,
 )
 
 CheckpointOf = Callable[[str], Path]
+LLAMACPP, PER_EXPERT = LlamaCppModel.runtime, PerExpertModel.runtime
 
 
 @pytest.fixture(autouse=True)

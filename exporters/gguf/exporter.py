@@ -35,7 +35,16 @@ from tenp_edge.footprint import MemoryRun, RunMemory
 from tenp_edge.importance import Importance
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.registry import NO_DATA, ExportData, Exporter, ExportOptions, Manifest
+from tenp_edge.registry import (
+    NO_DATA,
+    ExportData,
+    Exporter,
+    ExportOptions,
+    Judge,
+    JudgeRequest,
+    Manifest,
+    WidthLimits,
+)
 from tenp_edge.runtime.peak import known_peak
 from tenp_edge.source import ModelSource, StoredModel
 
@@ -55,6 +64,10 @@ class GgufExporter:
     default_quant = "Q8_0"
     kv_types: tuple[str, ...] = ()
     target = "model.gguf"
+
+    def width_limits(self, options: ExportOptions) -> WidthLimits:
+        """None: a type that rows do not fit falls back to one that they do."""
+        return WidthLimits()
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, layout or type cannot be written."""
@@ -151,6 +164,22 @@ class GgufExporter:
         found = entries(source.config, layout, _types(source.config, options))
         return Requantised(source, found, _weighing(options, data))
 
+    def recognise(self, path: Path) -> Path | None:
+        """A file of that name or beginning."""
+        if not path.is_file():
+            return None
+        return path if path.suffix == ".gguf" or first_bytes(path, 4) == b"GGUF" else None
+
+    def sequence_limit(self, path: Path) -> int | None:
+        """None: the KV cache is made for the run."""
+        return None
+
+    def judge(self, path: Path, request: JudgeRequest) -> Judge:
+        """In the runtime that runs such a file."""
+        from tenp_edge.exporters.gguf.judging import judge  # needs transformers, writing does not
+
+        return judge(path, request)
+
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
         """The weights of ``path``, of any layout, decoded by ggml."""
         return GgufModel(path, config)
@@ -183,6 +212,11 @@ class GgufExporter:
 def _weighing(options: ExportOptions, data: ExportData) -> Importance | None:
     """What weighs the columns: the importance matrix may also be there only to be written."""
     return data.imatrix if options.imatrix else None
+
+
+def first_bytes(file: Path, count: int) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(count)
 
 
 def _types(config: ModelConfig, options: ExportOptions) -> TypeRecipe:

@@ -34,9 +34,12 @@ from tenp_edge.registry import (
     ExportData,
     Exporter,
     ExportOptions,
+    Judge,
+    JudgeRequest,
     Manifest,
     WidthLimits,
 )
+from tenp_edge.runtime.onnx_directory import holds_onnx, read_directory
 from tenp_edge.source import ModelSource, StoredModel
 
 
@@ -108,6 +111,22 @@ class OnnxExporter:
     def encoding_speed(self, options: ExportOptions) -> float:
         """Of the quantisation, or of laying float32 out; on one thread, as it is written."""
         return encoding_speed(options.quant)
+
+    def recognise(self, path: Path) -> Path | None:
+        """A directory with graphs, also named by one of them."""
+        if path.suffix == ".onnx":
+            return path.parent
+        return path if holds_onnx(path) else None
+
+    def sequence_limit(self, path: Path) -> int | None:
+        """The model's positions, or what graphs of fixed shapes hold."""
+        return read_directory(path).context
+
+    def judge(self, path: Path, request: JudgeRequest) -> Judge:
+        """In onnxruntime."""
+        from tenp_edge.exporters.onnx.judging import judge  # needs transformers, writing does not
+
+        return judge(path, request)
 
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
         """The weights of the directory ``path``, read where they lie."""
