@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import lcm
 
-from tenp_edge.devices import KV_TYPES, DeviceProfile
+from tenp_edge.devices import DeviceProfile
 from tenp_edge.errors import UserError
-from tenp_edge.footprint import MemoryRun
+from tenp_edge.footprint import MemoryRun, known_kv_type
 from tenp_edge.insurance import NO_INSURANCE, PROTECTION, Insurance
 from tenp_edge.registry import (
     Exporter,
@@ -112,8 +112,8 @@ def check_request(request: PlanRequest) -> None:
         )
     if request.keep is not None and not 0 < request.keep <= 1:
         raise UserError(f"--keep {request.keep:g} is not a share of the experts", "--keep 0.6")
-    if request.kv_type is not None and request.kv_type not in KV_TYPES:
-        raise UserError(f"no KV cache type '{request.kv_type}'", ", ".join(KV_TYPES))
+    if request.kv_type is not None:
+        known_kv_type(request.kv_type)
     _check_shape_flags(request)
     for flag, value in (
         ("--width-multiple", request.width_multiple),
