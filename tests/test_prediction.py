@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tenp_edge.footprint import MemoryRun
 from tenp_edge.memory import kv_bytes
 from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.registry import ExportOptions
+from tenp_edge.runtime import asked, peak
 from tenp_edge.runtime.gguf_file import read_header
 from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
 from tenp_edge.runtime.resident import peak_rss_bytes, resident_bytes
@@ -111,9 +113,17 @@ def test_what_the_runtime_refuses_is_refused_by_the_plan(checkpoint_of: Callable
     assert error.value.hint == "--kv-type F16"
 
 
+def test_the_process_that_is_asked_holds_the_command() -> None:
+    """Modules that nobody but a fresh process imports: `ask` refuses names that are none."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert peak._PROGRAM[0] == project["scripts"]["tenp-edge"].partition(":")[0]
+    with pytest.raises(AssertionError, match="moved_away"):
+        ask(asked.prompt, {}, ("moved_away",))
+
+
 def test_a_child_that_dies_is_an_error_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(ChildError, match="exit 1: "):
-        ask("tenp_edge.runtime.asked", "predict", {"nothing": 0})
+        ask(asked.predict, {"nothing": 0})
     file = tmp_path / "damaged.gguf"
     file.write_bytes(b"GGUF" + b"\xff" * 64)
     with pytest.raises(UserError, match=r"damaged.gguf is not a usable GGUF file"):
