@@ -244,6 +244,17 @@ def test_yarn_frequencies_are_transformers(extra: dict[str, Any], tmp_path: Path
     assert scaling == pytest.approx(attention)
 
 
+def test_yarn_without_its_length_is_refused(tmp_path: Path) -> None:
+    scaling = {"rope_type": "yarn", "factor": 2.0}
+    config = Checkpoint(tiny.make(tmp_path / "model", "qwen3_moe", rope_scaling=scaling)).config
+    with pytest.raises(UserError) as caught:
+        EXPORTER.check(config, ExportOptions("none"))
+    assert str(caught.value) == (
+        "config.json: rope scaling yarn lacks original_max_position_embeddings\n"
+        "try: the config.json that belongs to the checkpoint"
+    )
+
+
 # -- writing ---------------------------------------------------------------------------------------
 
 
