@@ -168,7 +168,7 @@ class GgufExporter:
         """A file of that name or beginning."""
         if not path.is_file():
             return None
-        return path if path.suffix == ".gguf" or first_bytes(path, 4) == b"GGUF" else None
+        return path if path.suffix == ".gguf" or _first_bytes(path, 4) == b"GGUF" else None
 
     def sequence_limit(self, path: Path) -> int | None:
         """None: the KV cache is made for the run."""
@@ -214,7 +214,7 @@ def _weighing(options: ExportOptions, data: ExportData) -> Importance | None:
     return data.imatrix if options.imatrix else None
 
 
-def first_bytes(file: Path, count: int) -> bytes:
+def _first_bytes(file: Path, count: int) -> bytes:
     with file.open("rb") as stream:
         return stream.read(count)
 
