@@ -32,7 +32,6 @@ from tenp_edge.disk import require_free
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions, exporter
 from tenp_edge.runtime.peak import DECODE_STEPS, measure_peak_rss, predict_peak
 from tenp_edge.source import ModelSource
@@ -276,7 +275,7 @@ def sweep(model: Path, directory: Path, settings: Sequence[Setting]) -> Iterator
     writer.write_outline(checkpoint, source.config, options, file)
     predicted = [predict_peak(file, setting.run).total_bytes for setting in settings]
     file.unlink()
-    size = writer.write(source, options, file, QUIET).file_bytes
+    size = writer.write(source, options, file).file_bytes
     try:
         for setting, expected in zip(settings, predicted, strict=True):
             room = setting.run.context - DECODE_STEPS

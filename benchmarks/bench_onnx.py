@@ -32,7 +32,6 @@ from random_checkpoint import write_random_checkpoint
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.exporters.onnx import EXPORTER
 from tenp_edge.plan import CompressionPlan, Widths
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
 from tenp_edge.source import ModelSource
 
@@ -121,7 +120,7 @@ def prepare(directory: Path, ways: list[tuple[str, str]]) -> None:
         for mode, quant in ways:
             target = directory / mode / quant / name
             shutil.rmtree(target, ignore_errors=True)
-            EXPORTER.write(source, ExportOptions(quant, mode), target, QUIET)
+            EXPORTER.write(source, ExportOptions(quant, mode), target)
 
 
 def plan_of(checkpoint: Checkpoint, widths: Widths) -> CompressionPlan:

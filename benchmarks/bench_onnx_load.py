@@ -22,7 +22,6 @@ from random_checkpoint import write_random_checkpoint
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.exporters.onnx import EXPORTER, dispatch_rows
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
 from tenp_edge.source import ModelSource
 
@@ -64,7 +63,7 @@ def export(checkpoint: Path, directory: Path, block: int) -> Path:
     dispatch_rows.BLOCK = block
     try:
         source = ModelSource(Checkpoint(checkpoint))
-        EXPORTER.write(source, ExportOptions("none"), directory, QUIET)
+        EXPORTER.write(source, ExportOptions("none"), directory)
     finally:
         dispatch_rows.BLOCK = standard
     return directory / "model.onnx"

@@ -33,8 +33,7 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import Domain
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.importance import Importance
-from tenp_edge.progress import QUIET
-from tenp_edge.registry import ExportOptions
+from tenp_edge.registry import ExportData, ExportOptions
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import load_statistics
 
@@ -95,10 +94,10 @@ def _prepare(work: Path, config: dict[str, Any]) -> Checkpoint:
 
 def _speed(work: Path, quants: list[str], given: argparse.Namespace) -> list[dict[str, Any]]:
     checkpoint = _prepare(work, SHAPE)
-    importance = Importance(load_statistics(work / "statistics"))
-    source, dense = ModelSource(checkpoint, None, importance), work / "bf16.gguf"
+    data = ExportData(Importance(load_statistics(work / "statistics")))
+    source, dense = ModelSource(checkpoint), work / "bf16.gguf"
     options = ExportOptions("BF16", "merged", imatrix_file=str(work / "imatrix.gguf"))
-    EXPORTER.write(source, options, dense, QUIET)
+    EXPORTER.write(source, options, dense, data)
     matrix = _means(work / "imatrix.gguf")
     rows = []
     for quant in quants:
@@ -111,7 +110,7 @@ def _speed(work: Path, quants: list[str], given: argparse.Namespace) -> list[dic
                 theirs.append(time.perf_counter() - start)
                 start = time.perf_counter()
                 chosen = ExportOptions(quant, "merged", imatrix)
-                EXPORTER.write(source, chosen, work / "ours.gguf", QUIET)
+                EXPORTER.write(source, chosen, work / "ours.gguf", data)
                 ours.append(time.perf_counter() - start)
             rows.append(
                 {
@@ -152,10 +151,11 @@ def _peak(work: Path, quants: list[str]) -> list[dict[str, Any]]:
 
 def _export_alone(model: str, statistics: str, quant: str, layout: str) -> dict[str, Any]:
     checkpoint = Checkpoint(Path(model))
-    source = ModelSource(checkpoint, None, Importance(load_statistics(Path(statistics))))
+    data = ExportData(Importance(load_statistics(Path(statistics))))
     start = time.perf_counter()
     target = Path(model).with_name("peak.gguf")
-    manifest = EXPORTER.write(source, ExportOptions(quant, layout, imatrix=True), target, QUIET)
+    options = ExportOptions(quant, layout, imatrix=True)
+    manifest = EXPORTER.write(ModelSource(checkpoint), options, target, data)
     return {
         "quant": quant,
         "layout": layout,

@@ -34,7 +34,7 @@ from tenp_edge.options import CalibrationOptions, ValidationOptions
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.progress import QUIET
-from tenp_edge.registry import ExportOptions, Requantiser, exporter
+from tenp_edge.registry import ExportData, ExportOptions, Requantiser, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.sources import STDLIB
 from tenp_edge.statistics import Statistics
@@ -146,8 +146,8 @@ class _Bench:
         cached, writer, variants = LayerCache(self.checkpoint.path), exporter("gguf"), []
         assert isinstance(writer, Requantiser)
         for number, plan in enumerate(plans):
-            source = ModelSource(cached, plan, Importance(self.statistics, plan))
-            stored = writer.requantised(source, _options(plan))
+            data = ExportData(Importance(self.statistics, plan))
+            stored = writer.requantised(ModelSource(cached, plan), _options(plan), data)
             key = f"{number}".encode()
             variants.append(Variant(stored, lambda layer, key=key: key, stored))  # type: ignore[misc]
         how = {"device": torch.device("cpu"), "dtype": torch.float32}
@@ -158,8 +158,8 @@ class _Bench:
         assert self.work is not None
         found, file = [], self.work / "model.gguf"
         for plan in plans:
-            source = ModelSource(self.checkpoint, plan, Importance(self.statistics, plan))
-            exporter("gguf").write(source, _options(plan), file, QUIET)
+            data = ExportData(Importance(self.statistics, plan))
+            exporter("gguf").write(ModelSource(self.checkpoint, plan), _options(plan), file, data)
             checked = validate(self.checkpoint.path, file, self.held_out, device="cpu", split=False)
             found.append(checked.overall.mean_kl)
         return found

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import KV_TYPES
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.request import PlanRequest, Target
 from tenp_edge.sizing import InfeasibleError, sufficient
@@ -21,7 +22,7 @@ from tenp_edge.units import format_size
 Smallest = Callable[[PlanRequest], Priced]
 Way = tuple[str, PlanRequest]
 _CONTEXTS = (32768, 16384, 8192, 4096, 2048, 1024, 512)
-_LARGE_KV, _SMALL_KV = ("F32", "F16", "BF16"), "Q8_0"
+_SMALL_KV = min(KV_TYPES, key=lambda name: KV_TYPES[name].value_bytes)
 _SMALL_UBATCH = 64
 # The process is rounded up to a MiB, and the next command measures it anew.
 _SPARE_BYTES = 2**20
@@ -77,7 +78,7 @@ def _contexts(request: PlanRequest, target: Target, priced: Priced, short: int) 
 
 
 def _caches(request: PlanRequest, target: Target, priced: Priced, short: int) -> Iterator[Way]:
-    large = target.run.kv_type in _LARGE_KV and not target.exporter.kv_types
+    large = target.run.kv_type != _SMALL_KV and not target.exporter.kv_types
     if large and priced.memory.kv_bytes >= short:
         yield f"--kv-type {_SMALL_KV}", replace(request, kv_type=_SMALL_KV)
 

@@ -7,9 +7,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import tenp_edge
 from tenp_edge.errors import UserError
 
 Answer = Mapping[str, Any]
@@ -24,17 +26,22 @@ class ChildError(Exception):
     """The process died; ``str()`` tells the exit status and the last line it wrote."""
 
 
-def ask(module: str, question: str, facts: Answer, imports: tuple[str, ...] = ()) -> Answer:
-    """What ``module.question`` (one of our own functions, made with `answers`) makes of ``facts``.
+def ask(question: Callable[[], None], facts: Answer, imports: tuple[str, ...] = ()) -> Answer:
+    """What ``question`` (a function of a module, made with `answers`) makes of ``facts``.
 
-    ``imports``: modules that the process is to hold in memory besides. Raises UserError as the
-    function did, ChildError when the process did not get that far.
+    ``imports``: modules that the process is to hold in memory besides, by name, since this one
+    need not hold them. Raises UserError as the function did, ChildError when the process did not
+    get that far.
     """
-    import subprocess  # not in the child, whose memory is measured
+    import subprocess  # neither in the child, whose memory is measured
+    from importlib.util import find_spec
 
+    for name in imports:
+        assert find_spec(name) is not None, f"there is no module {name}"
     loaded = _DIES_WITH_US + "".join(f"import {name}; " for name in imports)
+    module, function = question.__module__, question.__qualname__
     done = subprocess.run(
-        [sys.executable, "-c", f"{loaded}from {module} import {question} as main; main()"],
+        [sys.executable, "-c", f"{loaded}from {module} import {function} as main; main()"],
         input=json.dumps(facts),
         capture_output=True,
         text=True,
@@ -54,7 +61,7 @@ def ask(module: str, question: str, facts: Answer, imports: tuple[str, ...] = ()
 
 def environment() -> dict[str, str]:
     """This process's, in which Python finds this very package."""
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(tenp_edge.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return os.environ | {"PYTHONPATH": path}
 
@@ -62,6 +69,7 @@ def environment() -> dict[str, str]:
 def answers(function: Callable[[Answer], Answer]) -> Callable[[], None]:
     """``function`` as a process's main: facts on stdin; the answer, or a UserError, on stdout."""
 
+    @wraps(function)
     def main() -> None:
         try:
             answer, status = function(json.loads(sys.stdin.read())), 0

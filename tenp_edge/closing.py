@@ -16,8 +16,8 @@ from tenp_edge.plan import CompressionPlan
 from tenp_edge.runtime.directory_vocabulary import read_settings
 from tenp_edge.runtime.gguf_file import read_fields
 from tenp_edge.runtime.locating import Found, locate
+from tenp_edge.runtime.twin import TWIN
 from tenp_edge.units import format_size
-from tenp_edge.validation import TWIN
 from tenp_edge.verdict import Verdict, judge
 
 _LLAMA_CPP = "llama.cpp and what is built on it (Ollama, LM Studio)"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import KV_TYPES
 from tenp_edge.units import format_size, parse_size
 
 RUNTIMES = ("tenp-edge", "llama.cpp", "onnxruntime")
@@ -19,7 +20,6 @@ LAYOUTS = {
     "gguf": ("per-expert", "merged", "padded"),
     "onnx": ("portable", "static", "ort-cpu"),
 }
-KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 GGUF_TYPES = tuple(
     "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S IQ4_NL IQ4_XS Q4_0 Q3_K_M Q2_K".split()
 )
@@ -163,7 +163,7 @@ _FIELDS: dict[str, _Kind] = {
     "tensor_types": ("tensor_types", _texts, "a list of type names"),
     "default_tensor_type": ("default_tensor_type", _text, "one of tensor_types"),
     "width_multiple": ("width_multiple", _count, _A_COUNT),
-    "kv_type": ("kv_type", _one_of(KV_TYPES), ", ".join(KV_TYPES)),
+    "kv_type": ("kv_type", _one_of(tuple(KV_TYPES)), ", ".join(KV_TYPES)),
     "context": ("context", _count, _A_COUNT),
     "memory_bandwidth": (
         "memory_bandwidth_bytes_per_second",

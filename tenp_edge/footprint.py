@@ -1,7 +1,7 @@
 """What a run of an exported file takes in memory: the question, and a runtime's own answer.
 
-Shared by the planner, the exporters and the runtimes; imports nothing, so that a runtime can answer
-without torch.
+Shared by the planner, the exporters and the runtimes; a leaf, so that a runtime can answer without
+torch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tenp_edge.errors import UserError
+
+
+@dataclass(frozen=True)
+class KvType:
+    """A type of the KV cache: ggml's number of it, and ``block`` values in ``block_bytes``."""
+
+    ggml_id: int
+    block: int
+    block_bytes: int
+
+    def row_bytes(self, elements: int) -> int:
+        """Bytes of a row of ``elements`` values, in whole blocks."""
+        return -(-elements // self.block) * self.block_bytes
+
+    @property
+    def value_bytes(self) -> float:
+        return self.block_bytes / self.block
+
+
+# What every runtime of GGUF files here keeps a cache in; what is not in it cannot be planned.
+KV_TYPES = {"F32": KvType(0, 1, 4), "F16": KvType(1, 1, 2), "Q8_0": KvType(8, 32, 34)}
 # ggml's GGML_MAX_N_THREADS: it aborts the process above.
 MOST_THREADS = 512
 
@@ -76,6 +98,13 @@ class PlannedRun:
         context, ubatch, budget = (_count(raw.get(n)) for n in ("context", "ubatch", "ram_budget"))
         kv_type, device = (str(raw.get(name) or "").strip() for name in ("kv_type", "device"))
         return cls(context, ubatch, kv_type, budget, device) if context and ubatch else None
+
+
+def known_kv_type(name: str) -> KvType:
+    """The KV cache type ``name``; UserError with the others when there is none."""
+    if name not in KV_TYPES:
+        raise UserError(f"no KV cache type '{name}'", f"--kv-type {', '.join(KV_TYPES)}")
+    return KV_TYPES[name]
 
 
 def _count(value: object) -> int:

@@ -33,8 +33,7 @@ from tenp_edge.forward import Sequences, streamed
 from tenp_edge.progress import Progress
 from tenp_edge.source import ModelSource, WeightSource
 
-PRUNING, QUANTISATION, RUNTIME = "pruning", "quantisation", "runtime"
-EXPORT = "export"  # what ONNX calls its runtime's share: the graph is of the export's making
+PRUNING, QUANTISATION = "pruning", "quantisation"
 BOTH = "pruning, quantisation"
 TRANSFORMERS = "transformers, layer by layer"
 NOTHING_CUT = "nothing was cut"

@@ -12,21 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tenp_edge.devices import THIS_MACHINE_OVERHEAD_BYTES, DeviceProfile
-from tenp_edge.footprint import MemoryRun, RunMemory
+from tenp_edge.footprint import MemoryRun, RunMemory, known_kv_type
 from tenp_edge.models import ModelConfig
 from tenp_edge.registry import Manifest
 
-# type -> (elements, bytes) of a block, for the types a KV cache can have.
-KV_BLOCKS = {
-    "F32": (1, 4),
-    "F16": (1, 2),
-    "BF16": (1, 2),
-    "Q8_0": (32, 34),
-    "Q5_1": (32, 24),
-    "Q5_0": (32, 22),
-    "Q4_1": (32, 20),
-    "Q4_0": (32, 18),
-}
 # Token text, hash maps and merges that llama.cpp keeps per entry of the vocabulary: measured 290
 # at 150,000 tokens of 3 to 10 letters.
 VOCABULARY_BYTES_PER_TOKEN = 300
@@ -113,12 +102,6 @@ def expert_bytes(manifest: Manifest) -> int:
     return sum(tensor.nbytes for tensor in manifest.tensors if tensor.part == "routed experts")
 
 
-def row_bytes(kv_type: str, elements: int) -> int:
-    """Bytes of a KV row of ``elements`` values, whole blocks."""
-    block, size = KV_BLOCKS[kv_type]
-    return -(-elements // block) * size
-
-
 def padded_context(context: int) -> int:
     """llama.cpp rounds a context up to a multiple of 256 cells."""
     return -(-context // 256) * 256
@@ -127,9 +110,10 @@ def padded_context(context: int) -> int:
 def kv_bytes(config: ModelConfig, run: MemoryRun) -> int:
     """The whole KV cache: keys and values per head, or MLA's latent and rotary key only."""
     cells = config.num_hidden_layers * padded_context(run.context)
+    row_bytes = known_kv_type(run.kv_type).row_bytes
     if config.mla is not None:
-        return cells * row_bytes(run.kv_type, config.mla.kv_lora_rank + config.mla.qk_rope_head_dim)
-    return cells * 2 * row_bytes(run.kv_type, config.num_key_value_heads * config.head_dim)
+        return cells * row_bytes(config.mla.kv_lora_rank + config.mla.qk_rope_head_dim)
+    return cells * 2 * row_bytes(config.num_key_value_heads * config.head_dim)
 
 
 def compute_bytes(config: ModelConfig, run: MemoryRun) -> int:

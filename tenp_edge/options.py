@@ -7,13 +7,10 @@ from pathlib import Path
 
 from tenp_edge.devices import DeviceProfile, load_profile, load_profile_file, this_machine
 from tenp_edge.errors import UserError
-from tenp_edge.footprint import MemoryRun
+from tenp_edge.footprint import MemoryRun, known_kv_type
 from tenp_edge.mending import MendRules
 from tenp_edge.request import DEFAULT_METHOD, PlanRequest
 from tenp_edge.units import parse_size
-
-# KV cache types that both GGUF runtimes run.
-RUNNABLE = ("F32", "F16", "Q8_0")
 
 
 @dataclass(frozen=True)
@@ -90,10 +87,7 @@ class MeasureOptions:
 
     def run(self, limit: int, threads: int) -> MemoryRun:
         """Of a model of ``limit`` tokens. Raises UserError for what no runtime can run."""
-        if self.kv_type not in RUNNABLE:
-            raise UserError(
-                f"no KV cache type '{self.kv_type}'", f"--kv-type {', '.join(RUNNABLE)}"
-            )
+        known_kv_type(self.kv_type)
         for name, value in (("context", self.context), ("ubatch", self.ubatch)):
             if value is not None and value < 1:
                 raise UserError(f"--{name} is {value}", f"--{name} of 1 or more")

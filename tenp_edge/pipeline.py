@@ -39,6 +39,7 @@ from tenp_edge.ranges import Ranges
 from tenp_edge.ranging import data_digest
 from tenp_edge.refine import known_trials
 from tenp_edge.registry import (
+    ExportData,
     ExportOptions,
     FixedLengths,
     exporter,
@@ -109,10 +110,10 @@ def _run_stages(run: _Compress, draft: CompressionPlan) -> CompressResult:
     plan = run.plan(statistics)
     importance = Importance(statistics, plan) if plan.recipe["imatrix"] else None
     mended = run.mend(plan)
-    source = ModelSource(checkpoint, plan, importance, mended=mended)
+    source = ModelSource(checkpoint, plan, mended=mended)
     if not options.skip_checkpoint:
         run.write_checkpoint(source)
-    run.export(plan, source)
+    run.export(plan, source, importance)
     report = None if options.no_validate else run.validate(plan, source)
     run.end()
     return CompressResult(run.output, plan, report, mended)
@@ -307,17 +308,19 @@ class _Compress:
         known = {target / name: digest for name, digest in digests.items()}
         self.directory.finish("checkpoint", key, files, known)
 
-    def export(self, plan: CompressionPlan, source: ModelSource) -> None:
+    def export(
+        self, plan: CompressionPlan, source: ModelSource, importance: Importance | None
+    ) -> None:
         target, options = self._target(plan), self._export_options(plan)
 
         def write() -> list[Path]:
             writer = exporter(plan.recipe["format"])
-            if writer.needs_ranges(options):
-                source.ranges = self._ranges(source)
-            manifest = writer.write(source, options, target, self.progress)
+            ranges = self._ranges(source) if writer.needs_ranges(options) else None
+            data = ExportData(importance, ranges)
+            manifest = writer.write(source, options, target, data, self.progress)
             return [self.output / name for name in placed_files(writer, manifest)]
 
-        matrix = None if source.importance is None else source.importance.digest
+        matrix = None if importance is None else importance.digest
         planned = source.planned_run
         run = None if planned is None else planned.to_json()
         key = key_of(source.digest, asdict(options), matrix, run)

@@ -3,7 +3,8 @@
 An exporter turns a model (a checkpoint seen through a plan) into files of one format. It first
 says exactly what it will write (`Manifest`: every tensor with name, shape, type and bytes, every
 file with its exact size), from the config and widths alone; the planner adds that manifest up and
-the writer follows it, so a predicted size is the written size by construction.
+the writer follows it, so a predicted size is the written size by construction. What it wrote it
+knows again, reads back, and runs: so that validation can compare it with the original (`Judge`).
 
 A third party adds a format with an entry point in the group ``tenp_edge.exporters`` that names an
 object with this interface.
@@ -11,17 +12,22 @@ object with this interface.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import entry_points
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun, RunMemory
+from tenp_edge.importance import Importance
 from tenp_edge.models import ModelConfig
-from tenp_edge.progress import Progress
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.ranges import Ranges
 from tenp_edge.source import ModelSource, StoredModel, WeightSource
 
 
@@ -54,7 +60,7 @@ class WidthLimits:
 class ExportOptions:
     """What the user may choose about a file. ``layout`` None means the format's default.
 
-    ``imatrix``: quantise with an importance matrix, which the source must then have.
+    ``imatrix``: quantise with an importance matrix, which `ExportData` must then have.
     ``tensor_types``: "regex=TYPE", types of single tensors that go before those of ``quant``.
     ``imatrix_file``: where to write that matrix too, for other tools.
     ``shard_bytes``: cut weight files at this size, for formats that keep weights in files of their
@@ -71,6 +77,21 @@ class ExportOptions:
     latent_cache: bool = False
     lengths: FixedLengths | None = None
     targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExportData:
+    """What was measured on text for whoever quantises; None where it was not.
+
+    ``imatrix``: how much each column of each matrix is fed. ``ranges``: the extremes of what goes
+    into and comes out of each matrix.
+    """
+
+    imatrix: Importance | None = None
+    ranges: Ranges | None = None
+
+
+NO_DATA = ExportData()
 
 
 @dataclass(frozen=True)
@@ -110,6 +131,73 @@ class Manifest:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
+@dataclass(frozen=True)
+class JudgeRequest:
+    """The text that a written file is judged on, and how; ``reference`` is the unpruned model.
+
+    ``tokens`` [sequences, positions], padded on the right to ``lengths``; logits are compared from
+    position ``first`` on. ``spans``: domain -> its sequences.
+    ``split``: the loss is split into its steps, so that the file's weights can be read back.
+    ``memory``: a run whose peak memory is measured too, and ``predicted_peak_rss`` what was
+    predicted of it, in bytes. ``twin``: in unmodified software of others where the format is ours.
+    ``scratch``: a directory for files that are not kept.
+    """
+
+    reference: ModelSource
+    tokens: torch.Tensor
+    lengths: tuple[int, ...]
+    first: int
+    spans: Mapping[str, range]
+    device: torch.device
+    threads: int | None
+    scratch: Path
+    split: bool = True
+    memory: MemoryRun | None = None
+    predicted_peak_rss: int | None = None
+    twin: bool = False
+    progress: Progress = QUIET
+
+
+@dataclass(frozen=True)
+class GraphCheck:
+    """One way to run the file: ``relative_rms`` of the logits' error against torch, over that of
+    the logits; None where it cannot be run that way, and ``note`` says why."""
+
+    way: str
+    relative_rms: float | None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What else a judge found out; None or nothing where it does not look.
+
+    ``tokenizer_agrees``: whether the file's own tokenizer gives the reference's ids. Peaks in bytes
+    are of one run, of what ``measured_as`` names.
+    """
+
+    tokenizer_agrees: bool | None = None
+    graph_checks: tuple[GraphCheck, ...] = ()
+    predicted_peak_rss: int | None = None
+    measured_peak_rss: int | None = None
+    measured_as: str | None = None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A written file as it runs. ``through``: what runs it; ``step``: whose share of the loss that
+    is, its runtime's, or the export's where the arithmetic is of the export's making (graphs).
+
+    ``open`` gives the logits, float32 [positions from ``first`` on, vocab], of each sequence of the
+    request, in order; it is called when the reference has run.
+    """
+
+    through: str
+    open: Callable[[], AbstractContextManager[Iterable[torch.Tensor]]]
+    step: Literal["runtime", "export"] = "runtime"
+    findings: Findings = field(default_factory=Findings)
+
+
 class Exporter(Protocol):
     """One format. ``layouts[0]`` and ``quants`` say what it can write; to ``weighted_quants`` an
     importance matrix is of use.
@@ -133,6 +221,10 @@ class Exporter(Protocol):
     kv_types: tuple[str, ...]
     target: str
 
+    def width_limits(self, options: ExportOptions) -> WidthLimits:
+        """The expert widths that it can write; most formats have no limits."""
+        ...
+
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when this model cannot be written that way (before any long work)."""
         ...
@@ -147,9 +239,35 @@ class Exporter(Protocol):
         ...
 
     def write(
-        self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
+        self,
+        source: ModelSource,
+        options: ExportOptions,
+        target: Path,
+        data: ExportData = NO_DATA,
+        progress: Progress = QUIET,
     ) -> Manifest:
-        """Write ``target`` one tensor at a time, under a temporary name until it is complete."""
+        """Write ``target`` one tensor at a time, under a temporary name until it is complete.
+
+        Raises UserError where ``options`` need data that ``data`` lacks.
+        """
+        ...
+
+    def recognise(self, path: Path) -> Path | None:
+        """The file or directory that `write` made and ``path`` names; None for anything else.
+
+        A look at names and first bytes: what is wrong with it shows when it is read or run.
+        """
+        ...
+
+    def sequence_limit(self, path: Path) -> int | None:
+        """The longest sequence, in tokens, that the written ``path`` can hold; None: any."""
+        ...
+
+    def judge(self, path: Path, request: JudgeRequest) -> Judge:
+        """The written ``path`` as it runs. What is wrong shows here, before the reference runs.
+
+        Raises UserError when it does not run, or is not of the reference's model.
+        """
         ...
 
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
@@ -168,7 +286,7 @@ class Exporter(Protocol):
         ...
 
     def needs_ranges(self, options: ExportOptions) -> bool:
-        """Whether `write` takes the ranges of activations, measured on text (`source.ranges`)."""
+        """Whether `write` takes the ranges of activations, measured on text (`ExportData`)."""
         ...
 
     def encoding_speed(self, options: ExportOptions) -> float:
@@ -186,14 +304,16 @@ class Requantiser(Protocol):
 
     measured_quants: tuple[str, ...]
 
-    def requantised(self, source: ModelSource, options: ExportOptions) -> WeightSource:
+    def requantised(
+        self, source: ModelSource, options: ExportOptions, data: ExportData = NO_DATA
+    ) -> WeightSource:
         """``source`` with its weights as `write` would store them, decoded."""
         ...
 
 
 def exporter(name: str) -> Exporter:
     """The exporter for format ``name`` ("gguf"); UserError with the list when there is none."""
-    found = {point.name: point for point in entry_points(group="tenp_edge.exporters")}
+    found = _installed()
     if name not in found:
         formats = ", ".join(sorted(found)) or "none is installed"
         raise UserError(f"no exporter for format '{name}'", f"--format {formats}")
@@ -201,11 +321,23 @@ def exporter(name: str) -> Exporter:
     return loaded
 
 
-def width_limits(writer: Exporter, options: ExportOptions) -> WidthLimits:
-    """What an exporter with a method ``width_limits(options)`` says; most formats have none."""
-    limits = getattr(writer, "width_limits", None)
-    found: WidthLimits = WidthLimits() if limits is None else limits(options)
-    return found
+def recognise(path: Path) -> tuple[Path, Exporter] | None:
+    """What an exporter wrote at ``path``, or under its own name in the directory of a compress run;
+    with the exporter. None where no installed one knows it."""
+    output = path.is_dir() and not (path / "config.json").is_file()
+    for point in _installed().values():
+        writer: Exporter = point.load()
+        for place in (path, path / writer.target) if output else (path,):
+            found = writer.recognise(place)
+            if found is not None:
+                return found, writer
+    return None
+
+
+def _installed() -> dict[str, EntryPoint]:
+    """By the name of the format, in the order of the names."""
+    points = sorted(entry_points(group="tenp_edge.exporters"), key=lambda point: point.name)
+    return {point.name: point for point in points}
 
 
 def measured_quants(writer: Exporter) -> tuple[str, ...]:

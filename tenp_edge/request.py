@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import lcm
 
-from tenp_edge.devices import KV_TYPES, DeviceProfile
+from tenp_edge.devices import DeviceProfile
 from tenp_edge.errors import UserError
-from tenp_edge.footprint import MemoryRun
+from tenp_edge.footprint import MemoryRun, known_kv_type
 from tenp_edge.insurance import NO_INSURANCE, PROTECTION, Insurance
 from tenp_edge.registry import (
     Exporter,
@@ -15,7 +15,6 @@ from tenp_edge.registry import (
     FixedLengths,
     WidthLimits,
     exporter,
-    width_limits,
 )
 from tenp_edge.saliency import EXPERT_SCORES, JOINT, NEURON_SCORES, ORDERS, RELATIVE
 from tenp_edge.units import parse_size
@@ -113,8 +112,8 @@ def check_request(request: PlanRequest) -> None:
         )
     if request.keep is not None and not 0 < request.keep <= 1:
         raise UserError(f"--keep {request.keep:g} is not a share of the experts", "--keep 0.6")
-    if request.kv_type is not None and request.kv_type not in KV_TYPES:
-        raise UserError(f"no KV cache type '{request.kv_type}'", ", ".join(KV_TYPES))
+    if request.kv_type is not None:
+        known_kv_type(request.kv_type)
     _check_shape_flags(request)
     for flag, value in (
         ("--width-multiple", request.width_multiple),
@@ -170,7 +169,7 @@ def make_target(profile: DeviceProfile, request: PlanRequest, positions: int) ->
             f"{profile.name} cannot run {quant}", f"--quant {'|'.join(profile.tensor_types)}"
         )
     imatrix = request.imatrix and quant in found.weighted_quants
-    limits = width_limits(found, ExportOptions(quant, layout))
+    limits = found.width_limits(ExportOptions(quant, layout))
     run = MemoryRun(
         context=_context(profile, request, positions),
         ubatch=request.ubatch or profile.ubatch,

@@ -17,11 +17,9 @@ import torch
 from tenp_edge.checkpoint import Checkpoint, ExpertWeights
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import PlannedRun
-from tenp_edge.importance import Importance
 from tenp_edge.mended import Overlay, model_digest
 from tenp_edge.models import ModelConfig, TensorSpec, expected_tensors
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.ranges import Ranges
 from tenp_edge.slicing import kept_experts, slice_expert
 
 BLOCK_BYTES = 64 * 2**20
@@ -67,26 +65,20 @@ class ModelSource:
     """Reads the pruned model's tensors from the unpruned checkpoint.
 
     ``config`` describes the model after pruning: ``expert_widths`` as planned, and where experts
-    are removed, fewer of them. Expert numbers are those of the pruned model. ``importance`` and
-    ``ranges`` are for whoever quantises: what the matrices' columns are fed, and the extremes of
-    what goes in and out; None when they are not known. ``mended``: tensors that repair or healing
-    changed, by their names in the pruned model.
+    are removed, fewer of them. Expert numbers are those of the pruned model. ``mended``: tensors
+    that repair or healing changed, by their names in the pruned model.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         plan: CompressionPlan | None = None,
-        importance: Importance | None = None,
-        ranges: Ranges | None = None,
         mended: Overlay | None = None,
     ) -> None:
         if plan is not None:
             plan.check(checkpoint.config, checkpoint.fingerprint)
         self.checkpoint = checkpoint
         self.plan = plan
-        self.importance = importance
-        self.ranges = ranges
         self.mended = mended
         self._last: tuple[tuple[int, int], ExpertWeights] | None = None
         self._kept = (

@@ -25,7 +25,7 @@ from tenp_edge.lockstep import DENSE, LayerCache, Measured, Variant, measure_var
 from tenp_edge.models import ModelConfig, expected_tensors
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.refine import load_slice, slice_digest
-from tenp_edge.registry import Exporter, ExportOptions, Requantiser
+from tenp_edge.registry import ExportData, Exporter, ExportOptions, Requantiser
 from tenp_edge.source import ModelSource, WeightSource
 from tenp_edge.statistics import Statistics
 from tenp_edge.typecosts import Conditions, TypeCost, TypeCosts, load_costs
@@ -97,10 +97,10 @@ def measure_types(
     if not missing:
         return known
     cached = LayerCache(checkpoint.path)
-    importance = Importance(statistics) if job.options.imatrix else None
-    source = ModelSource(cached, importance=importance)
+    data = ExportData(Importance(statistics) if job.options.imatrix else None)
+    source = ModelSource(cached)
     started = time.monotonic()
-    sources = [writer.requantised(source, job.options_of(quant)) for quant in missing]
+    sources = [writer.requantised(source, job.options_of(quant), data) for quant in missing]
     whole = len(known.layers) == checkpoint.config.num_hidden_layers
     found = measure_variants(
         cached,

@@ -1,10 +1,10 @@
 """A compressed model against the original: KL, perplexity, agreement, and measured peak RSS.
 
 All models run over the same tokens (`losses`). The reference runs layer by layer (it may be bigger
-than RAM). A pruned checkpoint runs the same way, a GGUF in its own runtime. A per-expert file can
-also be judged by unmodified llama.cpp, through its padded twin: the very bytes of the file, with
-zeros where neurons were cut. What a file loses is split into what pruning, quantisation and its
-runtime do.
+than RAM). A pruned checkpoint runs the same way, an exported file as the judge of its format runs
+it (`Exporter.judge`): a GGUF in its own runtime, or through its padded twin in unmodified
+llama.cpp, an ONNX directory in onnxruntime. What a file loses is split into what pruning,
+quantisation and its runtime do.
 """
 
 from __future__ import annotations
@@ -16,21 +16,18 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tenp_edge.checkpoint import Checkpoint, read_json
-from tenp_edge.data import Domain, load_tokenizer
+from tenp_edge.data import Domain
 from tenp_edge.divergence import DomainScores
 from tenp_edge.errors import UserError
+from tenp_edge.exporters.judging import require_family, require_sizes
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.locking import one_writer_of
 from tenp_edge.losses import (
     BOTH,
-    EXPORT,
     PRUNING,
     QUANTISATION,
-    RUNTIME,
     TRANSFORMERS,
     Batch,
     Loss,
@@ -38,28 +35,20 @@ from tenp_edge.losses import (
     Stage,
     measure_losses,
 )
-from tenp_edge.models import ModelConfig
-from tenp_edge.onnx_checks import GraphCheck, check_graph
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.pruned import PrunedBy, find_pruned
-from tenp_edge.registry import exporter
-from tenp_edge.runtime.llamacpp import LlamaCppModel
+from tenp_edge.registry import (
+    Exporter,
+    Findings,
+    GraphCheck,
+    JudgeRequest,
+    exporter,
+    recognise,
+)
 from tenp_edge.runtime.locating import locate
-from tenp_edge.runtime.onnx_directory import holds_onnx, read_directory
-from tenp_edge.runtime.onnx_model import OnnxModel
-from tenp_edge.runtime.opening import RunOptions, open_model
-from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
-from tenp_edge.runtime.perexpert import PerExpertModel
-from tenp_edge.runtime.session import Session
-from tenp_edge.runtime.twin import GgufFile, write_padded_twin
-from tenp_edge.source import ModelSource, StoredModel
+from tenp_edge.source import ModelSource
 
-LLAMACPP = LlamaCppModel.runtime
-PER_EXPERT = PerExpertModel.runtime
-TWIN = "padded twin in unmodified llama.cpp"
-# F16 flips the routing of near-ties, which would be counted against the weights.
-_KV_TYPE = "F32"
-_TOKENIZER_SAMPLE = 256
+_SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -129,8 +118,8 @@ def validate(
     work: Path | None = None,
     progress: Progress = QUIET,
 ) -> ValidationReport:
-    """Compare ``candidate`` (a GGUF file, an ONNX directory, a checkpoint, or a directory where
-    `compress` put them) with ``reference``.
+    """Compare ``candidate`` (what an exporter wrote: a GGUF file, an ONNX directory ...; a
+    checkpoint; or a directory where `compress` put them) with ``reference``.
 
     ``memory_run``: a run of the file whose peak RSS is measured, beside its prediction:
     ``predicted_peak_rss`` if given (of the candidate, not of its twin), else the runtime's answer.
@@ -139,36 +128,58 @@ def validate(
     beside the candidate if None; nothing stays there. Raises UserError when the two are different
     models.
     """
-    reference, candidate = Path(reference), _candidate_file(Path(candidate), progress)
-    source = ModelSource(Checkpoint(reference))
-    domains = _fitting(candidate, domains, progress)
+    candidate, writer = _candidate_model(Path(candidate), progress)
+    source = ModelSource(Checkpoint(Path(reference)))
+    if writer is not None:
+        domains = _fitting(domains, writer.sequence_limit(candidate), progress)
     where = choose_device(device)
     # bf16's own rounding flips near-tied routing, and would be counted as the candidate's loss.
     kind = choose_dtype("float32" if dtype == "auto" else dtype, where, source.checkpoint.dtype)
     with _scratch(work, candidate) as scratch:
         run = Run(source, Batch.of(domains), where, kind, threads, scratch, progress)
         before: tuple[Stage, ...] = ()
-        note, format = None, _format(candidate)
-        if format is None:
-            judge = _checkpoint_judge(run, candidate)
-        elif format == "onnx":
-            judge = _onnx_judge(run, candidate, split)
+        note, findings = None, Findings()
+        if writer is None:
+            stage = _checkpoint_stage(run, candidate)
         else:
-            judge = _gguf_judge(run, candidate, predicted_peak_rss, memory_run, twin)
-        if split and format is not None:
-            before, note = _weight_stages(run, candidate, format, pruned_by or PrunedBy())
-        losses = measure_losses(run, [*before, judge.stage])
+            request = _request(run, split, memory_run, predicted_peak_rss, twin)
+            judge = writer.judge(candidate, request)
+            stage, findings = Stage(judge.step, judge.through, judge.open), judge.findings
+            if split:
+                before, note = _weight_stages(run, candidate, writer, pruned_by or PrunedBy())
+        losses = measure_losses(run, [*before, stage])
     return ValidationReport(
         reference=str(reference),
         candidate=str(candidate),
-        judged_through=judge.stage.through,
+        judged_through=stage.through,
         device=str(where),
         dtype=str(kind).removeprefix("torch."),
         domains=losses[-1].domains,
         overall=losses[-1].overall,
         losses=losses if split else (),
         losses_note=note,
-        **judge.facts,
+        **vars(findings),
+    )
+
+
+def _request(
+    run: Run, split: bool, memory: MemoryRun | None, predicted: int | None, twin: bool
+) -> JudgeRequest:
+    batch = run.batch
+    return JudgeRequest(
+        reference=run.source,
+        tokens=batch.tokens,
+        lengths=batch.lengths,
+        first=batch.first,
+        spans=batch.spans,
+        device=run.device,
+        threads=run.threads,
+        scratch=run.scratch,
+        split=split,
+        memory=memory,
+        predicted_peak_rss=predicted,
+        twin=twin,
+        progress=run.progress,
     )
 
 
@@ -176,11 +187,11 @@ def validate(
 
 
 def _weight_stages(
-    run: Run, path: Path, format: str, pruned_by: PrunedBy
+    run: Run, path: Path, writer: Exporter, pruned_by: PrunedBy
 ) -> tuple[tuple[Stage, ...], str | None]:
     """The models between the reference and the exported ``path``, in torch; and what is missing."""
     try:
-        stored = exporter(format).read_back(path, run.source.config)
+        stored = writer.read_back(path, run.source.config)
     except UserError as error:
         return (), f"the file's weights cannot be read back: {error.message}"
     pruned = find_pruned(run.source, stored, path, pruned_by)
@@ -196,165 +207,39 @@ def _weight_stages(
     return (run.weight_stage(PRUNING, TRANSFORMERS, pruned, "pruned"), last), None
 
 
-# -- the judges ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Judge:
-    """The candidate as it runs, and what else was found out about it (fields of the report)."""
-
-    stage: Stage
-    facts: Mapping[str, Any]
-
-
-def _checkpoint_judge(run: Run, path: Path) -> Judge:
+def _checkpoint_stage(run: Run, path: Path) -> Stage:
+    """A pruned checkpoint, which runs like the reference itself."""
     candidate = ModelSource(Checkpoint(path))
     config, other = run.source.config, candidate.config
-    if config.family.model_type != other.family.model_type:
-        ours, theirs = config.family.model_type, other.family.model_type
-        raise UserError(
-            f"{path} is another model: {theirs}, the reference is {ours}",
-            "the reference that this model was pruned from",
-        )
-    sizes = ("num_hidden_layers", "hidden_size", "vocab_size")
-    _check_sizes(path, {name: (getattr(config, name), getattr(other, name)) for name in sizes})
-    return Judge(run.weight_stage(PRUNING, TRANSFORMERS, candidate, "candidate"), {})
-
-
-def _gguf_judge(
-    run: Run, path: Path, predicted: int | None, memory: MemoryRun | None, twin: bool
-) -> Judge:
-    file, config = GgufFile(path), run.source.config
-    sizes = {
-        "block_count": (config.num_hidden_layers, file.size("block_count")),
-        "embedding_length": (config.hidden_size, file.size("embedding_length")),
-    }
-    _check_sizes(path, sizes)
-    runnable = path
-    if twin and file.layout == "per-expert":
-        runnable = run.scratch / "twin.gguf"
-        write_padded_twin(file, runnable, run.progress)
-    options = RunOptions(
-        context=run.batch.tokens.shape[1],
-        threads=run.threads,
-        kv_type=_KV_TYPE,
-        flash_attention=False,
-    )
-    # Opened and closed again: what is wrong shows before the long forwards, beside which the
-    # weights need not lie in memory.
-    with open_model(runnable, options) as model:
-        judged = model.runtime if runnable == path else TWIN
-        _check_sizes(path, {"vocab_size": (config.vocab_size, model.vocab_size)})
-        facts: dict[str, Any] = {"tokenizer_agrees": _tokenizers_agree(model, run)}
-    if memory is not None:
-        with run.progress.task("measuring peak memory", 1, "runs") as task:
-            facts |= _peak_facts(runnable, memory, predicted if runnable == path else None)
-            task.advance()
-        facts["measured_as"] = judged
-
-    @contextmanager
-    def opened() -> Iterator[Iterator[torch.Tensor]]:
-        with open_model(runnable, options) as model:
-            yield _session_logits(model, run.batch)
-
-    return Judge(Stage(RUNTIME, judged, opened), facts)
-
-
-def _peak_facts(file: Path, run: MemoryRun, predicted: int | None) -> dict[str, int]:
-    """Predicted and measured peak RSS of running ``file``."""
-    if predicted is None:
-        predicted = predict_peak(file, run).total_bytes
-    measured = measure_peak_rss(file, **asdict(run))
-    return {"predicted_peak_rss": predicted, "measured_peak_rss": measured}
-
-
-def _onnx_judge(run: Run, path: Path, split: bool) -> Judge:
-    files, config = read_directory(path), run.source.config
-    ours, theirs = config.family.model_type, files.config.get("model_type")
-    if ours != theirs:
-        raise UserError(
-            f"{path} is another model: {theirs}, the reference is {ours}",
-            "the reference that this model was pruned from",
-        )
-    sizes = ("num_hidden_layers", "hidden_size", "vocab_size")
-    _check_sizes(path, {name: (getattr(config, name), files.number(name)) for name in sizes})
-    options = RunOptions(context=run.batch.tokens.shape[1], threads=run.threads)
-    # As in `_gguf_judge`; the ways to run it are compared here, where the stages' weights are not.
-    with OnnxModel(path, context=options.context, threads=options.threads) as model:
-        facts: dict[str, Any] = {"tokenizer_agrees": _tokenizers_agree(model, run)}
-        facts["graph_checks"] = check_graph(run, model, _read_back(path, config) if split else None)
-
-    @contextmanager
-    def opened() -> Iterator[Iterator[torch.Tensor]]:
-        with open_model(path, options) as model:
-            yield _session_logits(model, run.batch)
-
-    return Judge(Stage(EXPORT, f"{OnnxModel.runtime} ({files.mode})", opened), facts)
-
-
-def _read_back(path: Path, config: ModelConfig) -> StoredModel | None:
-    try:
-        return exporter("onnx").read_back(path, config)
-    except UserError:
-        return None  # The losses' note says why.
-
-
-def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int | None]]) -> None:
-    for name, (ours, theirs) in sizes.items():
-        if ours != theirs:
-            raise UserError(
-                f"{path} is another model: its {name} is {theirs}, the reference has {ours}",
-                "the reference that this model was pruned from",
-            )
-
-
-def _session_logits(model: Session, batch: Batch) -> Iterator[torch.Tensor]:
-    for tokens, length in zip(batch.tokens, batch.lengths, strict=True):
-        yield torch.from_numpy(model.logits(tokens[:length].tolist(), batch.first))
-
-
-def _tokenizers_agree(model: Session, run: Run) -> bool:
-    """Whether the model's own tokenizer gives the reference's ids for a piece of every domain."""
-    tokenizer = load_tokenizer(run.source.checkpoint.path)
-    for span in run.batch.spans.values():
-        ids = run.batch.tokens[span.start, : run.batch.lengths[span.start]][:_TOKENIZER_SAMPLE]
-        text = tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
-        expected = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if model.tokenize(text, add_special=False) != expected:
-            return False
-    return True
+    require_family(path, config.family.model_type, other.family.model_type)
+    require_sizes(path, {name: (getattr(config, name), getattr(other, name)) for name in _SIZES})
+    return run.weight_stage(PRUNING, TRANSFORMERS, candidate, "candidate")
 
 
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _candidate_file(path: Path, progress: Progress) -> Path:
-    """The model at ``path``; what was found in a directory is said."""
-    found = locate(path).path
-    if found != path:
-        progress.note(f"validating {found}")
-    return found.parent if found.suffix == ".onnx" else found
+def _candidate_model(path: Path, progress: Progress) -> tuple[Path, Exporter | None]:
+    """The model at ``path`` and the format it was exported to, None for a checkpoint; what was
+    found in a directory is said."""
+    known: tuple[Path, Exporter | None] | None = recognise(path)
+    if known is None:
+        found = locate(path)
+        known = found.path, None if found.kind == "checkpoint" else exporter(found.kind)
+    if path.is_dir() and known[0] != path:
+        progress.note(f"validating {known[0]}")
+    return known
 
 
-def _fitting(candidate: Path, domains: Sequence[Domain], progress: Progress) -> Sequence[Domain]:
-    """``domains`` cut to sequences that graphs of fixed shapes can hold."""
-    if _format(candidate) != "onnx":
+def _fitting(domains: Sequence[Domain], most: int | None, progress: Progress) -> Sequence[Domain]:
+    """``domains`` cut to sequences of ``most`` tokens, which the file can hold."""
+    if most is None or all(domain.tokens.shape[1] <= most for domain in domains):
         return domains
-    most = read_directory(candidate).context
-    if all(domain.tokens.shape[1] <= most for domain in domains):
-        return domains
-    progress.note(f"the graphs hold {most} tokens: longer sequences are cut there")
+    progress.note(f"the file holds {most} tokens: longer sequences are cut there")
     return [
         Domain(domain.name, domain.tokens[:, :most], domain.lengths.clamp(max=most))
         for domain in domains
     ]
-
-
-def _format(path: Path) -> str | None:
-    """What was exported to ``path``; None for a checkpoint (and for whatever else it is)."""
-    if path.is_dir():
-        return "onnx" if holds_onnx(path) else None
-    return "gguf"
 
 
 @contextmanager

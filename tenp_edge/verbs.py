@@ -51,7 +51,7 @@ from tenp_edge.refine import (
     slice_digest,
     stored_slice,
 )
-from tenp_edge.registry import ExportOptions, Manifest, exporter
+from tenp_edge.registry import ExportData, ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics, merge_statistics
 from tenp_edge.timing import operations_per_second, shown_seconds
@@ -324,23 +324,24 @@ def run_export(
     if checkpoint.config.raw.get("tenp"):
         given = None if importance is not None else given  # it was pruned by this plan already
     options = replace(options, imatrix=importance is not None)
-    source = ModelSource(checkpoint, given, importance)
+    source = ModelSource(checkpoint, given)
     writer.check(source.config, options)
     manifest = writer.manifest(checkpoint, source.config, options)
     if dry_run:
         return manifest
     require_free(target.parent, manifest.file_bytes, target.name)
     with one_writer_of(target):
+        ranges = None
         if writer.needs_ranges(options):
             chosen = calibration or CalibrationOptions()
-            source.ranges = kept_ranges(source, statistics) or ranges_into(
+            ranges = kept_ranges(source, statistics) or ranges_into(
                 source,
                 calibration_domains(checkpoint, chosen, progress),
                 chosen,
                 statistics,
                 progress,
             )
-        return writer.write(source, options, target, progress)
+        return writer.write(source, options, target, ExportData(importance, ranges), progress)
 
 
 def _ranges_file(directory: Path, source: ModelSource) -> Path:

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 from tenp_edge.checkpoint import Checkpoint, TensorEntry, dtype_name, plan_shards, write_shards
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.plan import CompressionPlan, Widths
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions, Manifest
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.source import ModelSource
@@ -58,7 +57,7 @@ def random_plan(checkpoint: Checkpoint, kind: str) -> CompressionPlan:
 def export(
     source: ModelSource, file: Path, quant: str = "F32", layout: str | None = None
 ) -> Manifest:
-    return EXPORTER.write(source, ExportOptions(quant, layout), file, QUIET)
+    return EXPORTER.write(source, ExportOptions(quant, layout), file)
 
 
 def llama_logits(file: Path) -> Logits:

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.exporters.onnx import EXPORTER
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions, Manifest
 from tenp_edge.source import ModelSource
 
@@ -44,7 +43,7 @@ def different_widths(checkpoint: Checkpoint) -> CompressionPlan:
 
 def export(source: ModelSource, directory: Path, **options: Any) -> Manifest:
     chosen = ExportOptions(options.pop("quant", "none"), options.pop("mode", None), **options)
-    return EXPORTER.write(source, chosen, directory, QUIET)
+    return EXPORTER.write(source, chosen, directory)
 
 
 def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Floats:

@@ -10,7 +10,6 @@ from plans import ragged_plan
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.forward import streaming_logits
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions, exporter
 from tenp_edge.source import ModelSource
 
@@ -27,7 +26,7 @@ def ragged_source(checkpoint: Path) -> ModelSource:
 def export_onnx(
     source: ModelSource, target: Path, mode: str = "portable", quant: str = "none"
 ) -> Path:
-    exporter("onnx").write(source, ExportOptions(quant, mode), target, QUIET)
+    exporter("onnx").write(source, ExportOptions(quant, mode), target)
     return target
 
 

@@ -13,7 +13,7 @@ import tiny
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import DeviceProfile, this_machine
 from tenp_edge.errors import UserError
-from tenp_edge.memory import row_bytes
+from tenp_edge.footprint import KV_TYPES
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.units import parse_size
@@ -76,7 +76,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_the_ways_out_of_a_tiny_model_lead_out(wide: Checkpoint) -> None:
     device = replace(this_machine(), context=16384, threads=1)
     least = smallest(wide, device)
-    cache = 3 * 16384 * 2 * row_bytes("F16", 4 * 64)
+    cache = 3 * 16384 * 2 * KV_TYPES["F16"].row_bytes(4 * 64)
     found = follow(wide, device, PlanRequest(least - cache // 4, method="adaptive"))
     assert {"context", "kv-type", "ram"} <= set(found)
     assert found["context"].memory["context"] == 8192

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tenp_edge.devices import (
-    KV_TYPES,
     LAYOUTS,
     load_profile,
     load_profile_file,
@@ -15,6 +14,7 @@ from tenp_edge.devices import (
     this_machine,
 )
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import KV_TYPES
 from tenp_edge.registry import exporter
 
 GOOD = """\

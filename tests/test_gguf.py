@@ -26,7 +26,6 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.exporters.gguf.types import TYPES
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
 from tenp_edge.source import ModelSource
 
@@ -56,7 +55,7 @@ def test_manifest_is_what_is_written(
         options = ExportOptions(quant, layout)
         manifest = EXPORTER.manifest(checkpoint, source.config, options)
         file = tmp_path / f"{quant}.gguf"
-        assert EXPORTER.write(source, options, file, QUIET) == manifest
+        assert EXPORTER.write(source, options, file) == manifest
         assert file.stat().st_size == manifest.file_bytes
         written = opened(file)
         assert list(written) == [tensor.name for tensor in manifest.tensors]

@@ -6,21 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import pytest
 import tiny
 
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.devices import KV_TYPES, this_machine
+from tenp_edge.devices import this_machine
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.footprint import MemoryRun
+from tenp_edge.footprint import KV_TYPES, MemoryRun
 from tenp_edge.memory import (
-    KV_BLOCKS,
     compute_bytes,
     decode_tokens_per_second,
     expert_bytes,
     kv_bytes,
     memory_table,
-    row_bytes,
 )
 from tenp_edge.models import FAMILIES, ModelConfig, read_config
 from tenp_edge.registry import ExportOptions, Manifest
@@ -68,10 +67,16 @@ def config_of(raw: dict[str, object]) -> ModelConfig:
     return read_config(raw, FAMILIES)
 
 
-def test_every_kv_type_has_a_row_size() -> None:
-    assert set(KV_BLOCKS) == set(KV_TYPES)
-    assert [row_bytes(name, 64) for name in KV_TYPES] == [256, 128, 128, 68, 48, 44, 40, 36]
-    assert row_bytes("Q8_0", 65) == 3 * 34
+def test_kv_types_are_ggmls() -> None:
+    """Their numbers and blocks, by gguf's own table."""
+    for name, kind in KV_TYPES.items():
+        number = gguf.GGMLQuantizationType[name]
+        assert (kind.ggml_id, (kind.block, kind.block_bytes)) == (
+            number,
+            gguf.GGML_QUANT_SIZES[number],
+        )
+    assert [kind.row_bytes(64) for kind in KV_TYPES.values()] == [256, 128, 68]
+    assert KV_TYPES["Q8_0"].row_bytes(65) == 3 * 34
 
 
 @pytest.mark.parametrize(

@@ -344,7 +344,7 @@ def test_checkpoint_file_and_runtime_are_the_mended_model(
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
     file, gguf = tmp_path / "model.gguf", exporter("gguf")
-    gguf.write(source, ExportOptions("F32"), file, _quiet())
+    gguf.write(source, ExportOptions("F32"), file)
     stored = gguf.read_back(file, checkpoint.config)
     assert stored.plan_digest == source.digest
     for name in tensors_of(found):
@@ -353,12 +353,6 @@ def test_checkpoint_file_and_runtime_are_the_mended_model(
     with open_model(file, options) as model:
         ran = torch.from_numpy(model.logits(tokens[0].tolist(), 0))
     assert float((ran - expected).abs().max()) < 1e-4 * max(1.0, float(expected.std()))
-
-
-def _quiet() -> Any:
-    from tenp_edge.progress import QUIET
-
-    return QUIET
 
 
 def test_a_mended_checkpoint_says_so_and_is_not_the_cut_one(

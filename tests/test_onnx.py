@@ -37,7 +37,6 @@ from tenp_edge.exporters.onnx.rope import frequencies
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.options import CalibrationOptions, CompressOptions, PlanOptions
 from tenp_edge.pipeline import run_compress
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
 from tenp_edge.source import ModelSource
 from tenp_edge.units import format_size
@@ -65,7 +64,7 @@ def test_directory_is_the_manifest(family: str, checkpoint_of: Make, tmp_path: P
     for name, shard_bytes in (("one", None), ("sharded", 100_000)):
         options = ExportOptions("none", shard_bytes=shard_bytes)
         manifest = EXPORTER.manifest(checkpoint, source.config, options)
-        assert EXPORTER.write(source, options, tmp_path / name, QUIET) == manifest
+        assert EXPORTER.write(source, options, tmp_path / name) == manifest
         assert written(tmp_path / name) == dict(manifest.files)
         model = onnx.load_model(tmp_path / name / "model.onnx")
         stored = {t.name: t for t in model.graph.initializer}
@@ -243,6 +242,17 @@ def test_yarn_frequencies_are_transformers(extra: dict[str, Any], tmp_path: Path
     wanted, attention = ROPE_INIT_FUNCTIONS["yarn"](AutoConfig.from_pretrained(path), "cpu")
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-6)
     assert scaling == pytest.approx(attention)
+
+
+def test_yarn_without_its_length_is_refused(tmp_path: Path) -> None:
+    scaling = {"rope_type": "yarn", "factor": 2.0}
+    config = Checkpoint(tiny.make(tmp_path / "model", "qwen3_moe", rope_scaling=scaling)).config
+    with pytest.raises(UserError) as caught:
+        EXPORTER.check(config, ExportOptions("none"))
+    assert str(caught.value) == (
+        "config.json: rope scaling yarn lacks original_max_position_embeddings\n"
+        "try: the config.json that belongs to the checkpoint"
+    )
 
 
 # -- writing ---------------------------------------------------------------------------------------

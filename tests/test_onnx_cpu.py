@@ -35,7 +35,7 @@ from tenp_edge.loading import model_of
 from tenp_edge.options import CalibrationOptions, CompressOptions, PlanOptions
 from tenp_edge.pipeline import run_compress
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.registry import ExportOptions, width_limits
+from tenp_edge.registry import ExportOptions
 from tenp_edge.source import ModelSource
 
 Make = Callable[[str], Path]
@@ -236,7 +236,7 @@ def test_what_rounding_leaves_over_is_used() -> None:
 
 def test_limits_of_the_modes() -> None:
     def limits(mode: str, quant: str) -> tuple[int, int | None]:
-        found = width_limits(EXPORTER, ExportOptions(quant, mode))
+        found = EXPORTER.width_limits(ExportOptions(quant, mode))
         return found.multiple, found.most
 
     assert limits("portable", "int4") == limits("static", "none") == (1, None)

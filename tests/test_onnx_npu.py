@@ -26,10 +26,9 @@ from tenp_edge.exporters.onnx.targets import TARGETS
 from tenp_edge.pipeline import run_compress
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
-from tenp_edge.progress import QUIET
 from tenp_edge.ranges import Ranges, Span, load_ranges
 from tenp_edge.ranging import measure_ranges
-from tenp_edge.registry import ExportOptions, FixedLengths, exporter
+from tenp_edge.registry import NO_DATA, ExportData, ExportOptions, FixedLengths, exporter
 from tenp_edge.runtime.onnx_model import OnnxModel
 from tenp_edge.source import ModelSource
 from tenp_edge.verbs import run_export
@@ -50,14 +49,14 @@ def domain(sequences: int = 6, tokens: int = 64) -> Domain:
     return Domain("random", drawn, lengths)
 
 
-def measured(source: ModelSource) -> ModelSource:
-    source.ranges = measure_ranges(source, [domain()], device=CPU, dtype=torch.float32)
-    return source
+def measured(source: ModelSource) -> ExportData:
+    ranges = measure_ranges(source, [domain()], device=CPU, dtype=torch.float32)
+    return ExportData(ranges=ranges)
 
 
-def int8(source: ModelSource, target: Path, *targets: str) -> Path:
+def int8(source: ModelSource, data: ExportData, target: Path, *targets: str) -> Path:
     options = ExportOptions("int8", "static", lengths=LENGTHS, targets=targets)
-    manifest = EXPORTER.write(source, options, target, QUIET)
+    manifest = EXPORTER.write(source, options, target, data)
     assert {file.name: file.stat().st_size for file in target.iterdir()} == manifest.files
     return target
 
@@ -196,11 +195,9 @@ def test_spans_join() -> None:
 def test_int8_is_near_float(checkpoint_of: Make, tmp_path: Path, family: str) -> None:
     """Measured 0.036 to 0.055. In the tiny deepseek_v3, whose sigmoid scores lie close together,
     the rounding routes some tokens elsewhere: 0.23."""
-    source = measured(ragged_source(checkpoint_of(family)))
-    EXPORTER.write(
-        source, ExportOptions("none", "static", lengths=LENGTHS), tmp_path / "float", QUIET
-    )
-    int8(source, tmp_path / "int8", "nnapi", "openvino", "qnn")
+    data = measured(source := ragged_source(checkpoint_of(family)))
+    EXPORTER.write(source, ExportOptions("none", "static", lengths=LENGTHS), tmp_path / "float")
+    int8(source, data, tmp_path / "int8", "nnapi", "openvino", "qnn")
     real = _left_padded()[1].bool().numpy()
     wanted = _in_chunks(tmp_path / "float")[real]
     error = relative_rms(_in_chunks(tmp_path / "int8")[real], wanted)
@@ -209,9 +206,9 @@ def test_int8_is_near_float(checkpoint_of: Make, tmp_path: Path, family: str) ->
 
 
 def test_qnn_alone_gets_16_bits_for_activations(checkpoint_of: Make, tmp_path: Path) -> None:
-    source = measured(ragged_source(checkpoint_of("olmoe")))
-    narrow = int8(source, tmp_path / "narrow", "openvino", "qnn")
-    wide = int8(source, tmp_path / "wide", "qnn")
+    data = measured(source := ragged_source(checkpoint_of("olmoe")))
+    narrow = int8(source, data, tmp_path / "narrow", "openvino", "qnn")
+    wide = int8(source, data, tmp_path / "wide", "qnn")
     types = {}
     for directory in (narrow, wide):
         graph = onnx.load(directory / "decode.onnx", load_external_data=False).graph
@@ -231,8 +228,8 @@ def test_qnn_alone_gets_16_bits_for_activations(checkpoint_of: Make, tmp_path: P
 
 def test_routers_stay_float_and_weights_read_back(checkpoint_of: Make, tmp_path: Path) -> None:
     """The tied output matrix is int8, the table of the same name that ids look up is not."""
-    source = measured(ragged_source(checkpoint_of("qwen3_moe")))
-    out = int8(source, tmp_path / "int8")
+    data = measured(source := ragged_source(checkpoint_of("qwen3_moe")))
+    out = int8(source, data, tmp_path / "int8")
     graph = onnx.load(out / "prefill.onnx", load_external_data=False).graph
     routers = [node for node in graph.node if "/moe/router/" in node.name]
     assert routers and not any("Linear" in node.op_type for node in routers)
@@ -255,9 +252,9 @@ def test_routers_stay_float_and_weights_read_back(checkpoint_of: Make, tmp_path:
 
 
 def test_coreml_refuses_int8_with_the_reason(checkpoint_of: Make, tmp_path: Path) -> None:
-    source = measured(ragged_source(checkpoint_of("qwen3_moe")))
+    data = measured(source := ragged_source(checkpoint_of("qwen3_moe")))
     with pytest.raises(UserError) as caught:
-        int8(source, tmp_path / "out", "coreml")
+        int8(source, data, tmp_path / "out", "coreml")
     message = caught.value.message
     assert message.startswith("CoreML (ML Program) does not take ")
     assert "Linear at /model/" in message and message.endswith(f"not in {TARGETS['coreml'].source}")
@@ -267,7 +264,7 @@ def test_coreml_refuses_int8_with_the_reason(checkpoint_of: Make, tmp_path: Path
 def test_without_ranges_int8_is_refused(checkpoint_of: Make, tmp_path: Path) -> None:
     source = ragged_source(checkpoint_of("qwen3_moe"))
     with pytest.raises(UserError) as caught:
-        int8(source, tmp_path / "out")
+        int8(source, NO_DATA, tmp_path / "out")
     assert caught.value.message == (
         "--mode static --quant int8 has fixed scales for activations, whose ranges were not "
         "measured"
@@ -330,7 +327,7 @@ def test_left_padding_of_fixed_batches(checkpoint_of: Make, tmp_path: Path, batc
     """Fewer rows than sequences: in turns; more: the rest is filled. Several chunks each."""
     source = ragged_source(checkpoint_of("qwen3_moe"))
     options = ExportOptions("none", "static", lengths=FixedLengths(batch, 4, 24))
-    EXPORTER.write(source, options, tmp_path / "out", QUIET)
+    EXPORTER.write(source, options, tmp_path / "out")
     sequences = [[5, 17, 99, 300, 120, 44, 7, 8, 9, 10], [7, 200, 3], [9], [1, 2, 3, 4, 5]]
     with OnnxModel(tmp_path / "out") as model:
         found = model.padded_logits(sequences)

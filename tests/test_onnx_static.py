@@ -101,7 +101,7 @@ def test_whole_and_ragged_models_equal_transformers(
     }
     for (name, model), source in zip(models.items(), (ModelSource(base), pruned), strict=True):
         out = tmp_path / name
-        manifest = EXPORTER.write(source, OPTIONS, out, QUIET)
+        manifest = EXPORTER.write(source, OPTIONS, out)
         assert {file.name: file.stat().st_size for file in out.iterdir()} == manifest.files
         assert _relative_rms(_in_chunks(out), model.eval()) < 1e-5
         for graph in ("prefill.onnx", "decode.onnx"):
@@ -112,7 +112,7 @@ def test_both_graphs_share_the_weights_and_the_router_is_for_the_cpu(
     checkpoint_of: Make, tmp_path: Path
 ) -> None:
     source = ModelSource(Checkpoint(checkpoint_of("deepseek_v3")))
-    EXPORTER.write(source, OPTIONS, tmp_path / "out", QUIET)
+    EXPORTER.write(source, OPTIONS, tmp_path / "out")
     graphs = [
         onnx.load(tmp_path / "out" / name, load_external_data=False).graph
         for name in ("prefill.onnx", "decode.onnx")
@@ -135,7 +135,7 @@ def test_both_graphs_share_the_weights_and_the_router_is_for_the_cpu(
 
 def test_the_usability_report_is_kept(checkpoint_of: Make, tmp_path: Path) -> None:
     source = ModelSource(Checkpoint(checkpoint_of("qwen3_moe")))
-    EXPORTER.write(source, OPTIONS, tmp_path / "out", QUIET)
+    EXPORTER.write(source, OPTIONS, tmp_path / "out")
     report = (tmp_path / "out" / "mobile-usability.txt").read_text()
     assert "prefill.onnx, NNAPI:" in report
     assert "decode.onnx, CoreML:" in report
@@ -144,7 +144,7 @@ def test_the_usability_report_is_kept(checkpoint_of: Make, tmp_path: Path) -> No
 
 def test_a_graph_with_free_shapes_is_refused(checkpoint_of: Make, tmp_path: Path) -> None:
     source = ModelSource(Checkpoint(checkpoint_of("qwen3_moe")))
-    EXPORTER.write(source, ExportOptions("none", "portable"), tmp_path / "out", QUIET)
+    EXPORTER.write(source, ExportOptions("none", "portable"), tmp_path / "out")
     model = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
     with pytest.raises(UserError, match=r"model\.onnx would have \d+ nodes without a fixed shape"):
         require_static("model.onnx", model, [])

@@ -15,7 +15,7 @@ from test_validation import domains_of
 
 from tenp_edge.compress import write_checkpoint
 from tenp_edge.errors import UserError
-from tenp_edge.onnx_checks import CHUNKED, DECODE, PADDED, PREFILL
+from tenp_edge.exporters.onnx.graph_checks import CHUNKED, DECODE, PADDED, PREFILL
 from tenp_edge.registry import exporter
 from tenp_edge.report import validation
 from tenp_edge.validation import ValidationReport, validate

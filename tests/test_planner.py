@@ -380,6 +380,7 @@ def test_an_infeasible_budget_names_other_types(qwen3: Checkpoint, device: Devic
             "--keep 0.3334 or a smaller --width-multiple",
         ),
         (PlanRequest(keep=1.2), "--keep 1.2 is not a share of the experts", "--keep 0.6"),
+        (PlanRequest(kv_type="Q4_0"), "no KV cache type 'Q4_0'", "--kv-type F32, F16, Q8_0"),
         (
             PlanRequest(keep=0.6, whole_share=0.7),
             "--whole-share 0.7 is more than --keep 0.6: the whole experts alone would not fit",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.memory import kv_bytes
 from tenp_edge.planner import PlanRequest, make_plan
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
+from tenp_edge.runtime import asked, peak
 from tenp_edge.runtime.gguf_file import read_header
 from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
 from tenp_edge.runtime.resident import peak_rss_bytes, resident_bytes
@@ -50,7 +51,7 @@ def test_predicted_peak_is_measured(model: Checkpoint, layout: str, tmp_path: Pa
     file = outline(model, layout, tmp_path / "model.gguf")
     runs = (MemoryRun(512, 64, "Q8_0", 1), MemoryRun(2048, 256, "F16", 1))
     predicted = [predict_peak(file, run) for run in runs]
-    EXPORTER.write(ModelSource(model), options, file, QUIET)
+    EXPORTER.write(ModelSource(model), options, file)
     for run, answer in zip(runs, predicted, strict=True):
         measured = measure_peak_rss(file, **asdict(run), prompt_tokens=run.context)
         assert measured <= answer.total_bytes <= measured + SLACK_BYTES
@@ -64,7 +65,7 @@ def test_an_outline_is_the_file_without_its_weights(
 ) -> None:
     options = ExportOptions("F32", layout)
     sketch = outline(model, layout, tmp_path / "outline.gguf", "F32")
-    EXPORTER.write(ModelSource(model), options, tmp_path / "model.gguf", QUIET)
+    EXPORTER.write(ModelSource(model), options, tmp_path / "model.gguf")
     first, second = read_header(sketch), read_header(tmp_path / "model.gguf")
     assert first.tensors == second.tensors
     assert sketch.stat().st_size == (tmp_path / "model.gguf").stat().st_size
@@ -112,9 +113,17 @@ def test_what_the_runtime_refuses_is_refused_by_the_plan(checkpoint_of: Callable
     assert error.value.hint == "--kv-type F16"
 
 
+def test_the_process_that_is_asked_holds_the_command() -> None:
+    """Modules that nobody but a fresh process imports: `ask` refuses names that are none."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert peak._PROGRAM[0] == project["scripts"]["tenp-edge"].partition(":")[0]
+    with pytest.raises(AssertionError, match="moved_away"):
+        ask(asked.prompt, {}, ("moved_away",))
+
+
 def test_a_child_that_dies_is_an_error_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(ChildError, match="exit 1: "):
-        ask("tenp_edge.runtime.asked", "predict", {"nothing": 0})
+        ask(asked.predict, {"nothing": 0})
     file = tmp_path / "damaged.gguf"
     file.write_bytes(b"GGUF" + b"\xff" * 64)
     with pytest.raises(UserError, match=r"damaged.gguf is not a usable GGUF file"):

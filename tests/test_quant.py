@@ -25,8 +25,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.importance import Importance, Squares, importance_of
 from tenp_edge.plan import load_plan
-from tenp_edge.progress import QUIET
-from tenp_edge.registry import ExportOptions
+from tenp_edge.registry import ExportData, ExportOptions
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics
 from tenp_edge.verbs import run_export
@@ -50,8 +49,10 @@ def tensors(file: Path) -> dict[str, Any]:
     return {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
 
 
-def export(source: ModelSource, file: Path, quant: str, **options: Any) -> None:
-    EXPORTER.write(source, ExportOptions(quant, **options), file, QUIET)
+def export(
+    source: ModelSource, file: Path, quant: str, matrix: Importance | None = None, **options: Any
+) -> None:
+    EXPORTER.write(source, ExportOptions(quant, **options), file, ExportData(matrix))
 
 
 # -- types -----------------------------------------------------------------------------------------
@@ -128,15 +129,16 @@ def test_merged_bytes_are_llama_cpps(
 ) -> None:
     """With rows of 256 and of 128, which take the fallbacks; the matrix through its own file."""
     plan = random_plan(model, kind)
-    source = ModelSource(model, plan, Importance(statistics, plan))
+    source, matrix = ModelSource(model, plan), Importance(statistics, plan)
     matrix_file = tmp_path / "imatrix.gguf"
-    export(source, tmp_path / "f32.gguf", "F32", layout="merged", imatrix_file=str(matrix_file))
+    chosen = {"matrix": matrix, "layout": "merged"}
+    export(source, tmp_path / "f32.gguf", "F32", **chosen, imatrix_file=str(matrix_file))
     theirs = read_imatrix(matrix_file)
     assert len(theirs) == 2 * (3 + 4 + 3)  # layers x (experts, attention, shared expert)
     for quant in QUANTISED:
         judge = tmp_path / "judge.gguf"
         quantize(tmp_path / "f32.gguf", judge, quant, imatrix=theirs if imatrix else None)
-        export(source, tmp_path / "ours.gguf", quant, layout="merged", imatrix=imatrix)
+        export(source, tmp_path / "ours.gguf", quant, **chosen, imatrix=imatrix)
         ours, wanted = tensors(tmp_path / "ours.gguf"), tensors(judge)
         assert set(ours) == set(wanted)
         for name, tensor in wanted.items():
@@ -169,9 +171,9 @@ def test_an_expert_alone_is_its_slice(
     """Per-expert and padded files hold the bytes of the merged one where the widths are the same;
     padding is zeros."""
     plan = random_plan(model, "uniform")
-    source = ModelSource(model, plan, Importance(statistics, plan))
+    source, matrix = ModelSource(model, plan), Importance(statistics, plan)
     for layout in EXPORTER.layouts:
-        export(source, tmp_path / f"{layout}.gguf", "Q4_K_M", layout=layout, imatrix=True)
+        export(source, tmp_path / f"{layout}.gguf", "Q4_K_M", matrix, layout=layout, imatrix=True)
     merged, alone = tensors(tmp_path / "merged.gguf"), tensors(tmp_path / "per-expert.gguf")
     padded = tensors(tmp_path / "padded.gguf")
     for layer in model.config.moe_layers:
@@ -205,13 +207,13 @@ def test_importance_lowers_the_weighted_error(
 ) -> None:
     """The error that the matrix weighs by; bytes differ, sizes do not."""
     importance = Importance(statistics)
-    source = ModelSource(model, None, importance)
+    source = ModelSource(model)
     weighted = importance.expert(1, 2, "down").weights().numpy()
     exact = model.expert(1, 2).down.float().numpy()
     errors = {}
     for imatrix in (False, True):
         file = tmp_path / f"{imatrix}.gguf"
-        export(source, file, "Q3_K_M", layout="per-expert", imatrix=imatrix)
+        export(source, file, "Q3_K_M", importance, layout="per-expert", imatrix=imatrix)
         tensor = tensors(file)["blk.1.ffn_down.2.weight"]
         found = gguf.dequantize(tensor.data, tensor.tensor_type)
         errors[imatrix] = float((((found - exact) ** 2) * weighted).sum())

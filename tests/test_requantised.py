@@ -14,8 +14,7 @@ from test_calibration import domain, run
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.importance import Importance
-from tenp_edge.progress import QUIET
-from tenp_edge.registry import ExportOptions, Requantiser
+from tenp_edge.registry import ExportData, ExportOptions, Requantiser
 from tenp_edge.source import ModelSource, StoredModel, WeightSource
 
 
@@ -41,7 +40,7 @@ def test_every_family(
     checkpoint = Checkpoint(checkpoint_of(family))
     source = ModelSource(checkpoint, plans.ragged_plan(checkpoint))
     options = ExportOptions("Q4_K_M", layout)
-    EXPORTER.write(source, options, tmp_path / "model.gguf", QUIET)
+    EXPORTER.write(source, options, tmp_path / "model.gguf")
     assert isinstance(EXPORTER, Requantiser)
     held = EXPORTER.requantised(source, options)
     assert_same(held, EXPORTER.read_back(tmp_path / "model.gguf", checkpoint.config))
@@ -53,9 +52,9 @@ def test_every_type_with_an_importance_matrix(tmp_path: Path, quant: str) -> Non
     sizes = {"hidden_size": 256, "moe_intermediate_size": 256}
     checkpoint = Checkpoint(tiny.make(tmp_path / "model", "qwen3_moe", **sizes))
     statistics = run(checkpoint.path, tmp_path / "work", [domain("code", 2)])
-    source = ModelSource(checkpoint, importance=Importance(statistics))
+    source, data = ModelSource(checkpoint), ExportData(Importance(statistics))
     options = ExportOptions(quant, "per-expert", imatrix=True)
-    EXPORTER.write(source, options, tmp_path / "model.gguf", QUIET)
+    EXPORTER.write(source, options, tmp_path / "model.gguf", data)
     assert isinstance(EXPORTER, Requantiser)
-    held = EXPORTER.requantised(source, options)
+    held = EXPORTER.requantised(source, options, data)
     assert_same(held, EXPORTER.read_back(tmp_path / "model.gguf", checkpoint.config))

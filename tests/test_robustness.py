@@ -469,7 +469,9 @@ def test_an_ignored_signal_stays_ignored() -> None:
 def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     (tmp_path / "waiting.py").write_text(WAITING)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), *sys.path))}
-    program = "from tenp_edge.child import ask; ask('waiting', 'wait', {'file': 'number'})"
+    program = (
+        "import waiting; from tenp_edge.child import ask; ask(waiting.wait, {'file': 'number'})"
+    )
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, text=True) as parent:
         wait_for(tmp_path / "number", parent)

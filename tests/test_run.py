@@ -20,7 +20,6 @@ from tenp_edge import cli, run_options
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.footprint import MemoryRun, PlannedRun
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
 from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
 from tenp_edge.runtime.planned import planned_in_gguf
@@ -187,7 +186,7 @@ def test_the_peak_of_the_bundled_model(tmp_path: Path) -> None:
     """Predicted from its header, and the command's own: neither may grow unnoticed."""
     model = Checkpoint(Path(str(resources("tenp_edge") / "demo_model")))
     file = tmp_path / "model.gguf"
-    EXPORTER.write(ModelSource(model), ExportOptions("Q8_0", "per-expert"), file, QUIET)
+    EXPORTER.write(ModelSource(model), ExportOptions("Q8_0", "per-expert"), file)
     run_as = MemoryRun(1024, 512, "F16", 1)
     predicted, measured = (
         predict_peak(file, run_as).total_bytes,
@@ -283,7 +282,7 @@ def planned_file(directory: Path, model: Path, **run: object) -> Path:
     )
     file = directory / "planned.gguf"
     source = ModelSource(Checkpoint(model), plan)
-    EXPORTER.write(source, ExportOptions("F32", "per-expert"), file, QUIET)
+    EXPORTER.write(source, ExportOptions("F32", "per-expert"), file)
     return file
 
 

@@ -20,7 +20,6 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
 from tenp_edge.runtime import branches, ggml
 from tenp_edge.runtime.gguf_file import read_header
@@ -145,7 +144,7 @@ def test_experts_of_different_kinds_run_at_any_length(
     checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
     source = ModelSource(checkpoint, ragged_widths(checkpoint))
     options = ExportOptions(quant, "per-expert", tensor_types=rules)
-    EXPORTER.write(source, options, file, QUIET)
+    EXPORTER.write(source, options, file)
     write_padded_twin(GgufFile(file), twin)
     settings = {"context": 512, "threads": 1, "kv_type": "F32"}
     with PerExpertModel(file, **settings) as mine, LlamaCppModel(twin, **settings) as theirs:

@@ -20,21 +20,20 @@ from tenp_edge.data import Domain, load_tokenizer, make_domains
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.options import MeasureOptions
-from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions, exporter
-from tenp_edge.runtime.twin import GgufFile, write_padded_twin
+from tenp_edge.runtime.llamacpp import LlamaCppModel
+from tenp_edge.runtime.perexpert import PerExpertModel
+from tenp_edge.runtime.twin import TWIN, GgufFile, write_padded_twin
 from tenp_edge.source import ModelSource
 from tenp_edge.validation import (
-    LLAMACPP,
-    PER_EXPERT,
     TRANSFORMERS,
-    TWIN,
     ValidationReport,
     load_report,
     validate,
 )
 
 CheckpointOf = Callable[[str], Path]
+LLAMACPP, PER_EXPERT = LlamaCppModel.runtime, PerExpertModel.runtime
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +52,7 @@ def domains_of(model: Path, seq_len: int = 48) -> list[Domain]:
 
 
 def export(source: ModelSource, target: Path, layout: str, quant: str = "F32") -> Path:
-    exporter("gguf").write(source, ExportOptions(quant, layout), target, QUIET)
+    exporter("gguf").write(source, ExportOptions(quant, layout), target)
     return target
 
 

@@ -10,13 +10,23 @@ from math import prod
 from pathlib import Path
 
 import pytest
+from installed import install_exporter
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.models import ModelConfig, expected_tensors
-from tenp_edge.progress import Progress
-from tenp_edge.registry import ExportOptions, Manifest, ManifestTensor
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.registry import (
+    NO_DATA,
+    ExportData,
+    ExportOptions,
+    Judge,
+    JudgeRequest,
+    Manifest,
+    ManifestTensor,
+    WidthLimits,
+)
 from tenp_edge.source import ModelSource, StoredModel
 
 BYTES = {"WIDE": 2, "NARROW": 1}
@@ -33,6 +43,9 @@ class ToyExporter:
     default_quant = "WIDE"
     kv_types = ()
     target = "model.toy"
+
+    def width_limits(self, options: ExportOptions) -> WidthLimits:
+        return WidthLimits()
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         if options.layout == "merged" and not config.is_uniform:
@@ -57,9 +70,23 @@ class ToyExporter:
         return Manifest("toy", layout, options.quant, tensors, {"model.toy": size})
 
     def write(
-        self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
+        self,
+        source: ModelSource,
+        options: ExportOptions,
+        target: Path,
+        data: ExportData = NO_DATA,
+        progress: Progress = QUIET,
     ) -> Manifest:
         raise NotImplementedError("plans are priced, not written")
+
+    def recognise(self, path: Path) -> Path | None:
+        return None
+
+    def sequence_limit(self, path: Path) -> int | None:
+        return None
+
+    def judge(self, path: Path, request: JudgeRequest) -> Judge:
+        raise NotImplementedError("nothing was written")
 
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
         raise NotImplementedError("nothing was written")
@@ -82,8 +109,4 @@ EXPORTER = ToyExporter()
 
 def install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a distribution that declares the format on the path, as pip would."""
-    info = directory / "toy_format-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-format\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[tenp_edge.exporters]\ntoy = toy_exporter:EXPORTER\n")
-    monkeypatch.syspath_prepend(str(directory))
+    install_exporter(directory, monkeypatch, "toy", "toy_exporter:EXPORTER")

@@ -32,9 +32,19 @@ from tenp_edge.exporters.gguf.types import (
 )
 from tenp_edge.exporters.gguf.writer import TensorWriter
 from tenp_edge.footprint import MemoryRun, RunMemory
+from tenp_edge.importance import Importance
 from tenp_edge.models import ModelConfig
-from tenp_edge.progress import Progress
-from tenp_edge.registry import Exporter, ExportOptions, Manifest
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.registry import (
+    NO_DATA,
+    ExportData,
+    Exporter,
+    ExportOptions,
+    Judge,
+    JudgeRequest,
+    Manifest,
+    WidthLimits,
+)
 from tenp_edge.runtime.peak import known_peak
 from tenp_edge.source import ModelSource, StoredModel
 
@@ -54,6 +64,10 @@ class GgufExporter:
     default_quant = "Q8_0"
     kv_types: tuple[str, ...] = ()
     target = "model.gguf"
+
+    def width_limits(self, options: ExportOptions) -> WidthLimits:
+        """None: a type that rows do not fit falls back to one that they do."""
+        return WidthLimits()
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, layout or type cannot be written."""
@@ -112,10 +126,15 @@ class GgufExporter:
         return target
 
     def write(
-        self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
+        self,
+        source: ModelSource,
+        options: ExportOptions,
+        target: Path,
+        data: ExportData = NO_DATA,
+        progress: Progress = QUIET,
     ) -> Manifest:
         """Write ``target`` as `manifest` says; it appears only when it is complete."""
-        if source.importance is None and (options.imatrix or options.imatrix_file):
+        if data.imatrix is None and (options.imatrix or options.imatrix_file):
             raise UserError(
                 "an importance matrix needs calibration statistics",
                 "--calibration WORK, or --no-imatrix",
@@ -129,19 +148,37 @@ class GgufExporter:
             stream.write(head)
             with (
                 progress.task(f"writing {target.name}", manifest.weight_bytes, "bytes") as task,
-                TensorWriter(stream, source, found, len(head), options.imatrix) as writer,
+                TensorWriter(stream, source, found, len(head), _weighing(options, data)) as writer,
             ):
                 writer.write(found, task)
-        if options.imatrix_file is not None and source.importance is not None:
-            write_imatrix(source.importance, found, Path(options.imatrix_file))
+        if options.imatrix_file is not None and data.imatrix is not None:
+            write_imatrix(data.imatrix, found, Path(options.imatrix_file))
         return manifest
 
-    def requantised(self, source: ModelSource, options: ExportOptions) -> Requantised:
+    def requantised(
+        self, source: ModelSource, options: ExportOptions, data: ExportData = NO_DATA
+    ) -> Requantised:
         """The weights that a file of ``source`` would hold, decoded, without writing it."""
         self.check(source.config, options)
         layout = self.layout(source.config, options)
         found = entries(source.config, layout, _types(source.config, options))
-        return Requantised(source, found, options.imatrix)
+        return Requantised(source, found, _weighing(options, data))
+
+    def recognise(self, path: Path) -> Path | None:
+        """A file of that name or beginning."""
+        if not path.is_file():
+            return None
+        return path if path.suffix == ".gguf" or _first_bytes(path, 4) == b"GGUF" else None
+
+    def sequence_limit(self, path: Path) -> int | None:
+        """None: the KV cache is made for the run."""
+        return None
+
+    def judge(self, path: Path, request: JudgeRequest) -> Judge:
+        """In the runtime that runs such a file."""
+        from tenp_edge.exporters.gguf.judging import judge  # needs transformers, writing does not
+
+        return judge(path, request)
 
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
         """The weights of ``path``, of any layout, decoded by ggml."""
@@ -170,6 +207,16 @@ class GgufExporter:
         return encoding_speed(
             lambda rows: kind.encode(rows, torch.ones(rows.shape[-1]) if weighted else None)
         )
+
+
+def _weighing(options: ExportOptions, data: ExportData) -> Importance | None:
+    """What weighs the columns: the importance matrix may also be there only to be written."""
+    return data.imatrix if options.imatrix else None
+
+
+def _first_bytes(file: Path, count: int) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(count)
 
 
 def _types(config: ModelConfig, options: ExportOptions) -> TypeRecipe:

@@ -19,7 +19,8 @@ import torch
 
 from tenp_edge.checkpoint import ExpertWeights, read_range
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, NAMES, architecture
+from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, NAMES
+from tenp_edge.exporters.gguf.transforms import file_roles, from_file, is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.models import PROJECTIONS, ModelConfig, Shape, TensorSpec, expected_tensors
 from tenp_edge.source import Rows
@@ -61,13 +62,8 @@ class GgufModel:
         spec = self.tensors[name]
         if spec.expert is not None and spec.layer is not None:
             return self._expert_matrix(spec.layer, spec.expert, spec.role.removeprefix("expert_"))
-        if spec.role == "kv_b":
-            return self._latent(spec)
-        whole = self._stored[_name(spec)].read(self.file)
-        if architecture(self.config).permuted and spec.role in ("q", "k"):
-            config, queries = self.config, spec.role == "q"
-            heads = config.num_attention_heads if queries else config.num_key_value_heads
-            return _by_halves(whole, heads)
+        parts = (self._stored[part].read(self.file) for part in self._parts(spec))
+        whole = from_file(self.config, spec.role, *parts)
         return whole[tuple(slice(size) for size in spec.shape)].contiguous()
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -94,14 +90,6 @@ class GgufModel:
             whole = self._stored[name].read(self.file)
         width = self.config.expert_widths[layer][expert]
         return whole[:, :width].contiguous() if projection == "down" else whole[:width]
-
-    def _latent(self, spec: TensorSpec) -> torch.Tensor:
-        """(heads, rank, nope) and (heads, v, rank) -> (heads (nope + v), rank)."""
-        keys, values = (
-            self._stored[NAMES[role].format(layer=spec.layer)].read(self.file)
-            for role in ("k_b", "v_b")
-        )
-        return torch.cat([keys.transpose(1, 2), values], dim=1).reshape(spec.shape)
 
     def _own_config(self, config: ModelConfig) -> ModelConfig:
         """``config`` with the file's experts and widths, and its output matrix where it has one."""
@@ -131,30 +119,31 @@ class GgufModel:
 
     def _check(self) -> None:
         for spec in self.tensors.values():
-            for name in self._names(spec):
+            grows = not any(is_transformed(self.config, role) for role in file_roles(spec.role))
+            for name, shape in self._parts(spec).items():
                 stored = self._stored.get(name)
                 if stored is None:
                     raise UserError(f"{self.file.name} has no tensor {name}")
                 if stored.kind not in _BY_ID:
                     number = gguf.GGMLQuantizationType(stored.kind).name
                     raise UserError(f"{self.file.name}: {name} is {number}, which is not read here")
-                own = stored.shape[-len(spec.shape) :]
-                if spec.role != "kv_b" and any(a < b for a, b in zip(own, spec.shape, strict=True)):
-                    raise UserError(
-                        f"{self.file.name}: {name} is {own}, {spec.shape} or more was expected"
-                    )
+                own = stored.shape[-len(shape) :]
+                if own != shape and not (grows and _holds(own, shape)):
+                    wanted = f"{shape} or more" if grows else f"{shape}"
+                    raise UserError(f"{self.file.name}: {name} is {own}, {wanted} was expected")
 
-    def _names(self, spec: TensorSpec) -> tuple[str, ...]:
-        """The file's tensors that ``spec`` is read from."""
-        if spec.role == "kv_b":
-            return tuple(NAMES[role].format(layer=spec.layer) for role in ("k_b", "v_b"))
+    def _parts(self, spec: TensorSpec) -> dict[str, Shape]:
+        """The file's tensors that ``spec`` is read from, and the shape that each has at least."""
         if spec.expert is None:
-            return (_name(spec),)
+            whole = torch.empty(spec.shape, device="meta")
+            return {
+                NAMES[role].format(layer=spec.layer): tuple(to_file(self.config, role, whole).shape)
+                for role in file_roles(spec.role)
+            }
         place: dict[str, Any] = {"layer": spec.layer, "projection": spec.role[len("expert_") :]}
         merged = MERGED_NAME.format(**place)
-        return (
-            merged if merged in self._stored else EXPERT_NAME.format(**place, expert=spec.expert),
-        )
+        single = EXPERT_NAME.format(**place, expert=spec.expert)
+        return {merged if merged in self._stored else single: spec.shape}
 
 
 class _Stored:
@@ -192,7 +181,5 @@ def _name(spec: TensorSpec) -> str:
     return NAMES[spec.role].format(layer=spec.layer)
 
 
-def _by_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """The inverse of `writer.interleave`."""
-    half = weight.shape[0] // heads // 2
-    return weight.reshape(heads, half, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+def _holds(own: Shape, shape: Shape) -> bool:
+    return len(own) == len(shape) and all(a >= b for a, b in zip(own, shape, strict=True))

@@ -18,8 +18,10 @@ from torch.nn.functional import pad
 
 from tenp_edge.checkpoint import ExpertWeights
 from tenp_edge.exporters.gguf.layout import Entry
+from tenp_edge.exporters.gguf.transforms import file_roles, from_file, to_file
 from tenp_edge.exporters.gguf.types import TYPES
-from tenp_edge.exporters.gguf.writer import ColumnWeights, by_head
+from tenp_edge.exporters.gguf.writer import ColumnWeights
+from tenp_edge.importance import Importance
 from tenp_edge.models import PROJECTIONS, ModelConfig, TensorSpec, expected_tensors
 from tenp_edge.source import ModelSource, Rows
 
@@ -29,15 +31,17 @@ _CHUNK_BYTES = 4 * 2**20  # of float32: what one thread encodes at a time
 class Requantised:
     """``source`` with the types of ``found``, the file's tensors (a `WeightSource`).
 
-    With ``imatrix`` the source's importance weighs the columns, as in the file. ``config`` is that
-    of the file read back: a tied model may store its output matrix by itself.
+    ``imatrix`` weighs the columns, as in the file. ``config`` is that of the file read back: a tied
+    model may store its output matrix by itself.
     """
 
     stored_dtype = None
 
-    def __init__(self, source: ModelSource, found: Iterable[Entry], imatrix: bool) -> None:
+    def __init__(
+        self, source: ModelSource, found: Iterable[Entry], imatrix: Importance | None
+    ) -> None:
         self._source = source
-        self._weights = ColumnWeights(source if imatrix else None)
+        self._weights = ColumnWeights(imatrix)
         self._plain: dict[tuple[str, int | None], Entry] = {}
         self._experts: dict[tuple[int, str, int | None], Entry] = {}
         for entry in found:
@@ -60,15 +64,15 @@ class Requantised:
         if spec.expert is not None and spec.layer is not None:
             projection = spec.role.removeprefix("expert_")
             return self._expert_layer(spec.layer)[spec.expert, projection].decoded()
-        if spec.role == "kv_b":
-            return self._latent(spec)
-        return self._rounded(spec, self._source.read(self._entry(spec).name or name))
+        found = [self._plain[role, spec.layer] for role in file_roles(spec.role)]
+        whole = self._source.read(found[0].name or name)
+        parts = (self._rounded(e, to_file(self.config, e.role, whole)) for e in found)
+        return from_file(self.config, spec.role, *parts)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``start:stop`` of an embedding or output matrix, in float32."""
-        spec = self.tensors[name]
-        rows = self._source.read_rows(self._entry(spec).name or name, start, stop)
-        return self._rounded(spec, rows)
+        entry = self._entry(self.tensors[name])
+        return self._rounded(entry, self._source.read_rows(entry.name or name, start, stop))
 
     def held(self, name: str) -> Rows:
         """Encoded once, rows are decoded when they are asked for."""
@@ -86,21 +90,8 @@ class Requantised:
     def _entry(self, spec: TensorSpec) -> Entry:
         return self._plain[spec.role, spec.layer]
 
-    def _rounded(self, spec: TensorSpec, matrix: torch.Tensor) -> torch.Tensor:
-        entry = self._entry(spec)
+    def _rounded(self, entry: Entry, matrix: torch.Tensor) -> torch.Tensor:
         return _Encoded(matrix, entry, self._weights.matrix(entry)).decoded()
-
-    def _latent(self, spec: TensorSpec) -> torch.Tensor:
-        """kv_b through the two tensors that the file has of it: (heads, rank, nope), (heads, v,
-        rank) -> (heads (nope + v), rank)."""
-        whole, parts = self._source.read(spec.name), []
-        for role in ("k_b", "v_b"):
-            entry = self._plain[role, spec.layer]
-            matrix = by_head(self.config, role, whole)
-            flat = matrix.reshape(-1, matrix.shape[-1])
-            found = _Encoded(flat, entry, self._weights.matrix(entry)).decoded()
-            parts.append(found.reshape(matrix.shape))
-        return torch.cat([parts[0].transpose(1, 2), parts[1]], dim=1).reshape(spec.shape)
 
     def _expert_layer(self, layer: int) -> dict[tuple[int, str], _Encoded]:
         """All experts of ``layer``, encoded on all threads; those of one layer are remembered."""

@@ -16,12 +16,13 @@ from typing import Any, BinaryIO
 import torch
 from torch.nn.functional import pad
 
-from tenp_edge.exporters.gguf.architectures import architecture
 from tenp_edge.exporters.gguf.encoding import Encoding
 from tenp_edge.exporters.gguf.fields import padded
 from tenp_edge.exporters.gguf.layout import Entry
+from tenp_edge.exporters.gguf.transforms import is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES, TensorType
-from tenp_edge.models import PROJECTIONS, ModelConfig
+from tenp_edge.importance import Importance
+from tenp_edge.models import PROJECTIONS
 from tenp_edge.progress import Task
 from tenp_edge.registry import ManifestTensor
 from tenp_edge.source import ModelSource
@@ -35,8 +36,8 @@ _ALONE_BYTES = 64 * 2**20
 class TensorWriter:
     """Writes the tensors of ``found`` behind a header of ``data_start`` bytes.
 
-    A context manager: what `write` started is in the file when it is left. With ``imatrix`` the
-    source's importance weighs the columns of every matrix that it knows.
+    A context manager: what `write` started is in the file when it is left. ``imatrix`` weighs the
+    columns of every matrix that it knows.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class TensorWriter:
         source: ModelSource,
         found: Sequence[Entry],
         data_start: int,
-        imatrix: bool = False,
+        imatrix: Importance | None = None,
     ) -> None:
         self._source = source
-        self._weights = ColumnWeights(source if imatrix else None)
+        self._weights = ColumnWeights(imatrix)
         self._encoding = Encoding(stream)
         self._offsets: dict[str, int] = {}
         for entry in found:
@@ -93,9 +94,9 @@ class TensorWriter:
     def _write_plain(self, entry: Entry) -> None:
         tensor, offset = entry.tensor, self._offsets[entry.tensor.name]
         assert entry.name is not None
-        permuted = architecture(self._source.config).permuted and entry.role in ("q", "k")
-        if entry.role in ("k_b", "v_b") or permuted or len(tensor.shape) == 1:
-            whole = self._transformed(entry, self._source.read(entry.name))
+        config = self._source.config
+        if is_transformed(config, entry.role) or len(tensor.shape) == 1:
+            whole = to_file(config, entry.role, self._source.read(entry.name))
             rows = whole.reshape(-1, whole.shape[-1])
             self._put_rows(offset, rows, tensor, self._weights.matrix(entry))
             return
@@ -131,31 +132,6 @@ class TensorWriter:
             offset += kind.nbytes((len(part), length))
         return offset - start
 
-    def _transformed(self, entry: Entry, whole: torch.Tensor) -> torch.Tensor:
-        config = self._source.config
-        if entry.role in ("q", "k"):
-            heads = config.num_attention_heads
-            return interleave(whole, heads if entry.role == "q" else config.num_key_value_heads)
-        if entry.role not in ("k_b", "v_b"):
-            return whole
-        return by_head(config, entry.role, whole)
-
-
-def by_head(config: ModelConfig, role: str, whole: torch.Tensor) -> torch.Tensor:
-    """kv_b (heads (nope + v), rank) -> k_b (heads, rank, nope) or v_b (heads, v, rank)."""
-    assert config.mla is not None
-    nope = config.mla.qk_nope_head_dim
-    split = whole.reshape(config.num_attention_heads, -1, whole.shape[-1])
-    if role == "k_b":
-        return split[:, :nope].transpose(1, 2).contiguous()
-    return split[:, nope:].contiguous()
-
-
-def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of q or k from "first halves, second halves" to pairs, as arch llama rotates them."""
-    half = weight.shape[0] // heads // 2
-    return weight.reshape(heads, 2, half, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-
 
 def _encode(
     kind: TensorType, rows: torch.Tensor, length: int, columns: torch.Tensor | None
@@ -168,8 +144,8 @@ def _encode(
 class ColumnWeights:
     """What each tensor's columns are weighed by: float32 [row length], None where not known."""
 
-    def __init__(self, source: ModelSource | None) -> None:
-        self._importance = None if source is None else source.importance
+    def __init__(self, importance: Importance | None) -> None:
+        self._importance = importance
 
     def expert(
         self, layer: int, expert: int, projection: str, tensor: ManifestTensor

@@ -28,8 +28,18 @@ from tenp_edge.exporters.onnx.reading import OnnxWeights
 from tenp_edge.exporters.onnx.stored import data_files
 from tenp_edge.footprint import MemoryRun, PlannedRun, RunMemory
 from tenp_edge.models import ModelConfig
-from tenp_edge.progress import Progress
-from tenp_edge.registry import Exporter, ExportOptions, Manifest, WidthLimits
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.registry import (
+    NO_DATA,
+    ExportData,
+    Exporter,
+    ExportOptions,
+    Judge,
+    JudgeRequest,
+    Manifest,
+    WidthLimits,
+)
+from tenp_edge.runtime.onnx_directory import holds_onnx, read_directory
 from tenp_edge.source import ModelSource, StoredModel
 
 
@@ -64,21 +74,26 @@ class OnnxExporter:
         return _manifest(Blueprint(config, options), checkpoint)
 
     def write(
-        self, source: ModelSource, options: ExportOptions, target: Path, progress: Progress
+        self,
+        source: ModelSource,
+        options: ExportOptions,
+        target: Path,
+        data: ExportData = NO_DATA,
+        progress: Progress = QUIET,
     ) -> Manifest:
         """Write the directory ``target`` as `manifest` says; it appears only when it is whole."""
         self.check(source.config, options)
         require_writable(target)
-        _require_ranges(source, options)
-        blueprint = Blueprint(source.config, options, source.ranges)
+        _require_ranges(options, data)
+        blueprint = Blueprint(source.config, options, data.ranges)
         manifest = _manifest(blueprint, source.checkpoint)
         require_free(target.parent, manifest.file_bytes, target.name)
         with whole_directory(target) as directory:
             _write_weights(blueprint, source, directory, progress)
             small = _small_files(blueprint, source.checkpoint, _digest(source), source.planned_run)
-            for name, data in small.items():
+            for name, content in small.items():
                 with manifest_file(directory / name, manifest.files[name]) as stream:
-                    stream.write(data)
+                    stream.write(content)
         return manifest
 
     def run_memory(
@@ -97,13 +112,29 @@ class OnnxExporter:
         """Of the quantisation, or of laying float32 out; on one thread, as it is written."""
         return encoding_speed(options.quant)
 
+    def recognise(self, path: Path) -> Path | None:
+        """A directory with graphs, also named by one of them."""
+        if path.suffix == ".onnx":
+            return path.parent
+        return path if holds_onnx(path) else None
+
+    def sequence_limit(self, path: Path) -> int | None:
+        """The model's positions, or what graphs of fixed shapes hold."""
+        return read_directory(path).context
+
+    def judge(self, path: Path, request: JudgeRequest) -> Judge:
+        """In onnxruntime."""
+        from tenp_edge.exporters.onnx.judging import judge  # needs transformers, writing does not
+
+        return judge(path, request)
+
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
         """The weights of the directory ``path``, read where they lie."""
         return OnnxWeights(path, config)
 
 
-def _require_ranges(source: ModelSource, options: ExportOptions) -> None:
-    if way_of(options).calibrated and source.ranges is None:
+def _require_ranges(options: ExportOptions, data: ExportData) -> None:
+    if way_of(options).calibrated and data.ranges is None:
         raise UserError(
             f"--mode {mode_of(options)} --quant {options.quant} has fixed scales for activations, "
             "whose ranges were not measured",

@@ -10,8 +10,6 @@ from tenp_edge.exporters.onnx.targets import targets_of
 from tenp_edge.models import ModelConfig
 from tenp_edge.registry import ExportOptions
 
-_NEEDED = {"default": (), "linear": ("factor",), "yarn": ("original_max_position_embeddings",)}
-
 
 def check_model(config: ModelConfig, options: ExportOptions) -> None:
     """Raise UserError with the reason where the graph would compute something else."""
@@ -73,14 +71,10 @@ def _check_static(config: ModelConfig, options: ExportOptions) -> None:
 
 
 def _check_rope(config: ModelConfig) -> None:
-    """The keys that transformers itself needs to compute the scaled frequencies."""
-    scaling, kind = config.rope.scaling, config.rope.kind
-    needed = set(_NEEDED[kind])
-    if kind == "yarn" and config.mla is not None and scaling.get("mscale_all_dim"):
-        needed.add("factor")
-    missing = sorted(key for key in needed if not scaling.get(key))
-    if missing:
+    """YaRN's frequencies follow from the length that the model was trained on."""
+    scaling = config.rope.scaling
+    if config.rope.kind == "yarn" and not scaling.get("original_max_position_embeddings"):
         raise UserError(
-            f"config.json: rope scaling {kind} lacks {missing[0]}",
+            "config.json: rope scaling yarn lacks original_max_position_embeddings",
             "the config.json that belongs to the checkpoint",
         )

@@ -6,9 +6,9 @@ nodes multiply. A quantisation is one more maker; the families know none of them
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import onnx_ir as ir
 
@@ -18,26 +18,10 @@ from tenp_edge.models import TensorSpec
 from tenp_edge.source import ModelSource
 
 
-class Linear(Protocol):
-    """Multiplies ``x`` by the matrix ``weight`` (out, in) and adds ``bias`` (out,) if there is."""
+class Linear(ABC):
+    """Multiplies ``x`` by the matrix ``weight`` (out, in) and adds ``bias`` (out,) if there is.
 
-    def __call__(
-        self,
-        g: GraphBuilder,
-        path: str,
-        x: ir.Value,
-        weight: TensorSpec,
-        bias: TensorSpec | None = None,
-    ) -> ir.Value: ...
-
-
-@dataclass(frozen=True)
-class FloatLinear:
-    """MatMul by the transposed matrix in float32.
-
-    x (..., in) ── MatMul ── (Add bias) ── (..., out)
-                     │
-               weight (in, out)
+    x (..., in) ── product ── (Add bias ── shifted) ── (..., out)
     """
 
     def __call__(
@@ -48,12 +32,31 @@ class FloatLinear:
         weight: TensorSpec,
         bias: TensorSpec | None = None,
     ) -> ir.Value:
-        product = g.op(path, "MatMul", [x, transposed_weight(g, weight)])
-        return add_bias(g, path, product, bias)
+        product = self.product(g, path, x, weight)
+        if bias is None:
+            return product
+        return self.shifted(g, path, g.op(path, "Add", [product, plain_weight(g, bias)]), weight)
+
+    @abstractmethod
+    def product(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
+        """``x`` times ``weight``: the nodes, and the tensors that they take."""
+
+    def shifted(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
+        """What becomes of the sum with a bias."""
+        return x
 
 
-def add_bias(g: GraphBuilder, path: str, x: ir.Value, bias: TensorSpec | None) -> ir.Value:
-    return x if bias is None else g.op(path, "Add", [x, plain_weight(g, bias)])
+@dataclass(frozen=True)
+class FloatLinear(Linear):
+    """MatMul by the transposed matrix in float32.
+
+    x (..., in) ── MatMul ── (..., out)
+                     │
+               weight (in, out)
+    """
+
+    def product(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
+        return g.op(path, "MatMul", [x, transposed_weight(g, weight)])
 
 
 def plain_weight(g: GraphBuilder, spec: TensorSpec) -> ir.Value:

@@ -1,6 +1,6 @@
 """Linear layers as MatMulNBits (com.microsoft): blocks of 32 weights with a scale each.
 
-x (..., in) ── MatMulNBits ── (Add bias) ── (..., out)
+x (..., in) ── MatMulNBits ── (..., out)
                  │
            codes (out, blocks, bytes), scales (out, blocks)
 
@@ -16,7 +16,7 @@ from functools import partial
 import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.builder import FLOAT, GraphBuilder
-from tenp_edge.exporters.onnx.linear import add_bias, part_of
+from tenp_edge.exporters.onnx.linear import Linear, part_of
 from tenp_edge.exporters.onnx.quantise import BLOCK, quantise_blocks
 from tenp_edge.exporters.onnx.stored import Fill, Sink, Stored, as_array
 from tenp_edge.models import TensorSpec
@@ -28,21 +28,14 @@ UINT8 = ir.DataType.UINT8
 
 
 @dataclass(frozen=True)
-class BlockLinear:
+class BlockLinear(Linear):
     """MatMulNBits with weights of ``bits`` bits, 4 or 8."""
 
     bits: int
 
-    def __call__(
-        self,
-        g: GraphBuilder,
-        path: str,
-        x: ir.Value,
-        weight: TensorSpec,
-        bias: TensorSpec | None = None,
-    ) -> ir.Value:
+    def product(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
         rows, columns = weight.shape
-        product = g.op(
+        return g.op(
             path,
             "MatMulNBits",
             [x, *self._weights(g, weight)],
@@ -53,7 +46,6 @@ class BlockLinear:
             block_size=BLOCK,
             accuracy_level=ACCURACY_LEVEL,
         )
-        return add_bias(g, path, product, bias)
 
     def _weights(self, g: GraphBuilder, spec: TensorSpec) -> tuple[ir.Value, ir.Value]:
         names = f"{spec.name}.Q{self.bits}", f"{spec.name}.scales"

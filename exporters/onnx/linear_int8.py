@@ -1,6 +1,6 @@
 """Linear layers in int8 of plain ai.onnx: activations quantised anew in every run.
 
-x (..., in) ── DynamicQuantizeLinear ──┬── MatMulInteger ── Cast ── Mul ── (Add bias) ──
+x (..., in) ── DynamicQuantizeLinear ──┬── MatMulInteger ── Cast ── Mul ──
                        │ scale         │ codes (in, out)            │
                        └───────────────┼──── Mul ───────────────────┘
                                  scales (out,)
@@ -17,7 +17,7 @@ from functools import partial
 import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.builder import FLOAT, GraphBuilder
-from tenp_edge.exporters.onnx.linear import add_bias, part_of
+from tenp_edge.exporters.onnx.linear import Linear, part_of
 from tenp_edge.exporters.onnx.quantise import quantise_rows
 from tenp_edge.exporters.onnx.stored import Fill, Sink, Stored, as_array
 from tenp_edge.models import TensorSpec
@@ -27,23 +27,16 @@ _INT8 = ir.DataType.INT8
 
 
 @dataclass(frozen=True)
-class DynamicLinear:
+class DynamicLinear(Linear):
     """MatMulInteger of weights in int8, per channel, and activations in uint8, per tensor."""
 
-    def __call__(
-        self,
-        g: GraphBuilder,
-        path: str,
-        x: ir.Value,
-        weight: TensorSpec,
-        bias: TensorSpec | None = None,
-    ) -> ir.Value:
+    def product(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
         codes, scales = int8_weight(g, weight)
         rounded, scale, zero = g.ops(path, "DynamicQuantizeLinear", [x], 3)
         whole = g.op(path, "MatMulInteger", [rounded, codes, zero])
         product = g.op(path, "Cast", [whole], to=FLOAT)
         both = g.op(f"{path}/scale", "Mul", [scale, scales])
-        return add_bias(g, path, g.op(path, "Mul", [product, both]), bias)
+        return g.op(path, "Mul", [product, both])
 
 
 def int8_weight(g: GraphBuilder, spec: TensorSpec) -> tuple[ir.Value, ir.Value]:

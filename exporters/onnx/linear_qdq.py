@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.builder import GraphBuilder
-from tenp_edge.exporters.onnx.linear import plain_weight
+from tenp_edge.exporters.onnx.linear import Linear
 from tenp_edge.exporters.onnx.linear_int8 import int8_weight
 from tenp_edge.models import TensorSpec
 from tenp_edge.ranges import MatrixRange, Ranges, Span
@@ -25,7 +25,7 @@ _UNKNOWN = MatrixRange(Span(), Span(), Span())
 
 
 @dataclass(frozen=True)
-class QdqLinear:
+class QdqLinear(Linear):
     """``activation``: type of quantised activations, uint8 or uint16; without ``ranges`` their
     scales are 1. What several layers are given is quantised once."""
 
@@ -33,23 +33,18 @@ class QdqLinear:
     ranges: Ranges | None = None
     _given: dict[str, ir.Value] = field(default_factory=dict, compare=False)
 
-    def __call__(
-        self,
-        g: GraphBuilder,
-        path: str,
-        x: ir.Value,
-        weight: TensorSpec,
-        bias: TensorSpec | None = None,
-    ) -> ir.Value:
+    def product(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
         codes, scales = int8_weight(g, weight)
-        found = _UNKNOWN if self.ranges is None else self.ranges[weight.name]
+        found = self._range(weight)
         matrix = g.op(f"{path}/weight", "DequantizeLinear", [codes, scales], axis=1)
         product = g.op(path, "MatMul", [self._once(g, path, x, found.given), matrix])
-        product = self._rounded(g, f"{path}/product", product, found.product)
-        if bias is None:
-            return product
-        shifted = g.op(path, "Add", [product, plain_weight(g, bias)])
-        return self._rounded(g, f"{path}/out", shifted, found.output)
+        return self._rounded(g, f"{path}/product", product, found.product)
+
+    def shifted(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
+        return self._rounded(g, f"{path}/out", x, self._range(weight).output)
+
+    def _range(self, weight: TensorSpec) -> MatrixRange:
+        return _UNKNOWN if self.ranges is None else self.ranges[weight.name]
 
     def _once(self, g: GraphBuilder, path: str, x: ir.Value, span: Span) -> ir.Value:
         name = x.name or ""

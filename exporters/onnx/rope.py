@@ -46,7 +46,7 @@ def frequencies(config: ModelConfig) -> tuple[Floats, float]:
 def _yarn(config: ModelConfig, plain: Floats) -> tuple[Floats, float]:
     """Low frequencies interpolated, high ones kept, a ramp between the correction dimensions."""
     size, scaling = rotary_size(config), config.rope.scaling
-    original, factor = scaling["original_max_position_embeddings"], _factor(config)
+    original, factor = scaling["original_max_position_embeddings"], float(scaling["factor"])
 
     def dimension(rotations: float) -> float:
         ratio = original / (rotations * 2 * math.pi)
@@ -60,12 +60,6 @@ def _yarn(config: ModelConfig, plain: Floats) -> tuple[Floats, float]:
     ramp = np.clip((np.arange(size // 2, dtype=np.float32) - low) / (high - low), 0, 1)
     mixed = plain / np.float32(factor) * ramp + plain * (1 - ramp)
     return mixed.astype(np.float32), _yarn_attention(config, factor)
-
-
-def _factor(config: ModelConfig) -> float:
-    scaling = config.rope.scaling
-    original = scaling["original_max_position_embeddings"]
-    return float(scaling.get("factor") or config.max_position_embeddings / original)
 
 
 def _yarn_attention(config: ModelConfig, factor: float) -> float:

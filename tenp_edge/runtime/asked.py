@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from tenp_edge.child import Answer, answers
@@ -68,14 +69,7 @@ def _unseen(header: Header, run: MemoryRun, per_expert: bool) -> int:
 
 def _own_sizes(file: Path, run: MemoryRun) -> Projection:
     """What our own runtime says about itself."""
-    with PerExpertModel(
-        file,
-        context=run.context,
-        threads=run.threads,
-        kv_type=run.kv_type,
-        ubatch=run.ubatch,
-        weightless=True,
-    ) as model:
+    with PerExpertModel(file, **asdict(run), weightless=True) as model:
         process, found = resident_bytes(), model.memory()
     process += found.scratch_bytes + found.graph_bytes
     return Projection(found.kv_bytes, found.compute_bytes, process)

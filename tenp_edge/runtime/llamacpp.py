@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import known_kv_type
 from tenp_edge.runtime.native import forget_log, load_model, native, reason
 from tenp_edge.runtime.session import Logits, Session, check_context, thread_count
 from tenp_edge.runtime.vocabulary import LlamaVocabulary
 
-KV_TYPES = {"F32": 0, "F16": 1, "Q8_0": 8}
 _NO_FLASH_ATTENTION, _FLASH_ATTENTION = 0, 1
 
 
@@ -53,13 +53,12 @@ class LlamaCppModel(Session):
             self._state = self._make_state(threads, kv_type, flash_attention)
 
     def _make_state(self, threads: int | None, kv_type: str, flash_attention: bool) -> Any:
-        if kv_type not in KV_TYPES:
-            raise UserError(f"no KV cache type '{kv_type}'", f"--kv-type {', '.join(KV_TYPES)}")
+        stored = known_kv_type(kv_type)
         params = self._native.llama_context_default_params()
         params.n_ctx, params.n_batch = self.context, self.batch_tokens
         params.n_ubatch = self.batch_tokens
         params.n_threads = params.n_threads_batch = thread_count(threads)
-        params.type_k = params.type_v = KV_TYPES[kv_type]
+        params.type_k = params.type_v = stored.ggml_id
         params.flash_attn_type = _FLASH_ATTENTION if flash_attention else _NO_FLASH_ATTENTION
         forget_log()
         made = self._native.llama_init_from_model(self._model, params)

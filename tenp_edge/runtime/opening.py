@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import PlannedRun
@@ -67,33 +68,30 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
     if not per_expert:
         _check_stacked(file, header)
     del header  # Not beside the model: a large vocabulary takes tens of MiB.
-    session = _open_per_expert if per_expert else _open_llama
-    opened = session(file, chosen, options)
+    settings: _Settings = {
+        "context": chosen.context,
+        "threads": options.threads,
+        "kv_type": chosen.kv_type,
+        "ubatch": chosen.ubatch,
+        "flash_attention": options.flash_attention,
+    }
+    opened: Session = (
+        PerExpertModel(file, **settings)
+        if per_expert
+        else LlamaCppModel(file, **settings, gpu_layers=options.gpu_layers)
+    )
     opened.trained_context = trained
     return opened
 
 
-def _open_per_expert(file: Path, chosen: Chosen, options: RunOptions) -> Session:
-    return PerExpertModel(
-        file,
-        context=chosen.context,
-        threads=options.threads,
-        kv_type=chosen.kv_type,
-        ubatch=chosen.ubatch,
-        flash_attention=options.flash_attention,
-    )
+class _Settings(TypedDict):
+    """What both runtimes of GGUF files are given."""
 
-
-def _open_llama(file: Path, chosen: Chosen, options: RunOptions) -> Session:
-    return LlamaCppModel(
-        file,
-        context=chosen.context,
-        threads=options.threads,
-        kv_type=chosen.kv_type,
-        ubatch=chosen.ubatch,
-        flash_attention=options.flash_attention,
-        gpu_layers=options.gpu_layers,
-    )
+    context: int
+    threads: int | None
+    kv_type: str
+    ubatch: int
+    flash_attention: bool
 
 
 def _check_stacked(file: Path, header: Header) -> None:

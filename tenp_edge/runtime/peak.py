@@ -16,15 +16,15 @@ from pathlib import Path
 from tenp_edge.child import ChildError, ask, environment
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun, RunMemory
+from tenp_edge.runtime import asked
 from tenp_edge.runtime.command import peak_of
 from tenp_edge.runtime.gguf_file import read_header
 
 DECODE_STEPS = 32
 PROMPT_TOKENS = 2048
 _known: dict[str, RunMemory] = {}
-# What the process of `tenp-edge run` has imported.
+# What the process of `tenp-edge run` has imported, and this one need not.
 _PROGRAM = ("tenp_edge.entry", "tenp_edge.running")
-_ASKED = "tenp_edge.runtime.asked"
 
 
 def measure_peak_rss(
@@ -43,7 +43,7 @@ def measure_peak_rss(
     room = max(1, context - DECODE_STEPS)
     tokens = min(PROMPT_TOKENS if prompt_tokens is None else prompt_tokens, room)
     try:
-        prompt = ask(_ASKED, "prompt", {"file": str(file), "tokens": tokens})["text"]
+        prompt = ask(asked.prompt, {"file": str(file), "tokens": tokens})["text"]
     except ChildError as error:
         raise _unmeasured(file, str(error)) from None
     done = peak_of(run_command(file, run), prompt, environment())
@@ -79,7 +79,7 @@ def predict_peak(file: str | Path, run: MemoryRun) -> RunMemory:
     Raises UserError when the runtime refuses the file or the run, ChildError when it dies.
     """
     facts = {"file": str(file), **asdict(run)}
-    return RunMemory.from_json(ask(_ASKED, "predict", facts, _PROGRAM))
+    return RunMemory.from_json(ask(asked.predict, facts, _PROGRAM))
 
 
 def known_peak(file: Path, run: MemoryRun) -> RunMemory:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import known_kv_type
 from tenp_edge.runtime import ggml
 from tenp_edge.runtime.facts import read_facts
 from tenp_edge.runtime.gguf_file import Header, mapped, parse_header
@@ -22,7 +23,7 @@ from tenp_edge.runtime.session import Session, check_context, thread_count
 from tenp_edge.runtime.tensors import check_tensors
 from tenp_edge.runtime.tokenizer_file import tokenizer_file
 from tenp_edge.runtime.vocabulary import check_vocabulary
-from tenp_edge.runtime.weights import CONTEXT_STEP, KV_TYPES, Cache, Weights
+from tenp_edge.runtime.weights import CONTEXT_STEP, Cache, Weights
 
 # One for prompts and one for single tokens; in a large model a description takes 20 MiB.
 CACHED_GRAPHS = 2
@@ -181,7 +182,5 @@ def _check_choices(context: int, ubatch: int, kv_type: str, flash_attention: boo
     check_context(context)
     if ubatch < 1:
         raise UserError(f"--ubatch is {ubatch}", "--ubatch of 1 or more")
-    if kv_type not in KV_TYPES:
-        raise UserError(f"no KV cache type '{kv_type}'", f"--kv-type {', '.join(KV_TYPES)}")
-    if kv_type == "Q8_0" and not flash_attention:
-        raise UserError("a Q8_0 cache needs flash attention", "--kv-type F16")
+    if known_kv_type(kv_type).block > 1 and not flash_attention:
+        raise UserError(f"a {kv_type} cache needs flash attention", "--kv-type F16")

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.footprint import PlannedRun
+from tenp_edge.footprint import KV_TYPES, PlannedRun
 from tenp_edge.units import format_size
 
 PREFIX = "tenp.run."
 DEFAULT_UBATCH = 512
-# Bytes of a value of the cache, to tell a larger type from a smaller one.
-_KV_BYTES = {"F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 34 / 32}
 
 
 def planned_in_gguf(fields: Mapping[str, Any]) -> PlannedRun | None:
@@ -32,7 +30,7 @@ def planned_in_json(facts: Mapping[str, Any]) -> PlannedRun | None:
 
 
 def _known(planned: PlannedRun | None) -> PlannedRun | None:
-    return planned if planned is not None and planned.kv_type in _KV_BYTES else None
+    return planned if planned is not None and planned.kv_type in KV_TYPES else None
 
 
 def _purpose(planned: PlannedRun) -> str:
@@ -103,4 +101,4 @@ def _notes(planned: PlannedRun, chosen: Chosen) -> tuple[str, ...]:
 
 def _larger(one: str, other: str) -> bool:
     """Types that are not known are refused later."""
-    return _KV_BYTES.get(one, 0.0) > _KV_BYTES[other]
+    return one in KV_TYPES and KV_TYPES[one].value_bytes > KV_TYPES[other].value_bytes

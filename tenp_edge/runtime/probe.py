@@ -25,7 +25,7 @@ _TEXT = bytes(range(256)).decode("latin-1") + " def f(x):\n\té日本\U0001f600"
 def require_survival(file: Path) -> None:
     """Raise UserError where llama.cpp refuses ``file`` or dies of it."""
     try:
-        ask("tenp_edge.runtime.probe", "probe", {"file": str(file)})
+        ask(probe, {"file": str(file)})
     except ChildError as error:
         raise UserError(
             f"llama.cpp cannot run {file.name}: it ends the process ({error})",

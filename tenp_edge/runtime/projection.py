@@ -12,22 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tenp_edge.errors import UserError
-from tenp_edge.footprint import MemoryRun
+from tenp_edge.footprint import MemoryRun, known_kv_type
 from tenp_edge.runtime.gguf_file import Header
 from tenp_edge.runtime.native import forget_log, load_model, logged, native, reason
 from tenp_edge.runtime.resident import resident_bytes
 
-# ggml's numbers of the types that a cache can have; `run` offers the first three.
-KV_TYPES = {
-    "F32": 0,
-    "F16": 1,
-    "BF16": 30,
-    "Q8_0": 8,
-    "Q5_1": 7,
-    "Q5_0": 6,
-    "Q4_1": 3,
-    "Q4_0": 2,
-}
 _FLASH_ATTENTION = 1
 _HINT = "pip install 'llama-cpp-python>=0.3.36,<0.4'"
 _BUFFER = re.compile(r"(\S+) +(KV|output|compute) buffer size = +([\d.]+) MiB")
@@ -54,7 +43,7 @@ def project(file: Path, run: MemoryRun) -> Projection:
     tokens = min(run.ubatch, run.context)
     params.n_ctx, params.n_batch, params.n_ubatch = run.context, tokens, tokens
     params.n_outputs_max = 1
-    params.type_k = params.type_v = KV_TYPES[run.kv_type]
+    params.type_k = params.type_v = known_kv_type(run.kv_type).ggml_id
     params.flash_attn_type = _FLASH_ATTENTION
     forget_log()
     state = llama.llama_init_from_model(model, params)

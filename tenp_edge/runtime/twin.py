@@ -28,6 +28,8 @@ from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.facts import OWN
 from tenp_edge.runtime.tokenizer_file import string
 
+TWIN = "padded twin in unmodified llama.cpp"
+
 _EXPERT = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight")
 _ALIGNMENT = 32
 _F32 = 0

@@ -7,11 +7,11 @@ import mmap
 import numpy as np
 
 from tenp_edge.errors import UserError
+from tenp_edge.footprint import known_kv_type
 from tenp_edge.runtime import ggml
 from tenp_edge.runtime.facts import Facts
 from tenp_edge.runtime.gguf_file import Header
 
-KV_TYPES = {"F32": ggml.F32, "F16": ggml.F16, "Q8_0": ggml.Q8_0}
 CONTEXT_STEP = 256
 
 
@@ -64,21 +64,18 @@ class Cache:
         *,
         empty: bool = False,
     ) -> None:
-        if kv_type not in KV_TYPES:
-            raise UserError(f"no KV cache type '{kv_type}'", f"--kv-type {', '.join(KV_TYPES)}")
-        kind = KV_TYPES[kv_type]
-        block = library.ggml_blck_size(kind)
+        stored = known_kv_type(kv_type)
         for values in (*facts.cache_rows, *_head_sizes(facts)):
-            if values % block:
+            if values % stored.block:
                 raise UserError(
-                    f"a {kv_type} cache needs heads that are multiples of {block}, this model's "
-                    f"are {values}",
+                    f"a {kv_type} cache needs heads that are multiples of {stored.block}, this "
+                    f"model's are {values}",
                     "--kv-type F16",
                 )
         self._library = library
         self.slots = -(-context // CONTEXT_STEP) * CONTEXT_STEP
-        self.type = kind
-        sizes = [library.ggml_row_size(kind, values) * self.slots for values in facts.cache_rows]
+        self.type = stored.ggml_id
+        sizes = [stored.row_bytes(values) * self.slots for values in facts.cache_rows]
         self.nbytes: int = sum(sizes) * facts.layers
         self._memory = np.empty(64, dtype=np.uint8) if empty else _zeros(self.nbytes)
         self._context = ggml.Context(library, facts.layers * len(sizes))
@@ -88,7 +85,7 @@ class Cache:
         for _ in range(facts.layers):
             layer = []
             for values, size in zip(facts.cache_rows, sizes, strict=True):
-                item = self._context.new_tensor_2d(kind, values, self.slots)
+                item = self._context.new_tensor_2d(self.type, values, self.slots)
                 library.ggml_backend_tensor_alloc(self._buffer, item, start)
                 layer.append(item)
                 start += size

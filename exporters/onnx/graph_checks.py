@@ -13,14 +13,13 @@ rounds its activations too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from tenp_edge.errors import UserError
 from tenp_edge.forward import streaming_logits
-from tenp_edge.losses import Run
+from tenp_edge.registry import GraphCheck, JudgeRequest
 from tenp_edge.runtime.onnx_model import OnnxModel
 from tenp_edge.runtime.session import Logits, Session
 from tenp_edge.source import WeightSource
@@ -36,30 +35,22 @@ PREFILL, DECODE, CHUNKED, PADDED = (
 Rows = Iterable[tuple[int, int, Logits]]  # (sequence, position, logits [vocab])
 
 
-@dataclass(frozen=True)
-class GraphCheck:
-    """``relative_rms`` of the logits' error, over that of the logits; None where the graph cannot
-    run that way, and ``note`` says why."""
-
-    way: str
-    relative_rms: float | None
-    note: str | None = None
-
-
-def sample(run: Run) -> list[list[int]]:
-    """Beginnings of a few of the run's sequences, of different lengths."""
-    rows = zip(run.batch.tokens.tolist(), run.batch.lengths, _LENGTHS, strict=False)
+def sample(request: JudgeRequest) -> list[list[int]]:
+    """Beginnings of a few of the request's sequences, of different lengths."""
+    rows = zip(request.tokens.tolist(), request.lengths, _LENGTHS, strict=False)
     return [row[: min(length, most)] for row, length, most in rows]
 
 
-def check_graph(run: Run, model: OnnxModel, stored: WeightSource | None) -> tuple[GraphCheck, ...]:
+def check_graph(
+    request: JudgeRequest, model: OnnxModel, stored: WeightSource | None
+) -> tuple[GraphCheck, ...]:
     """Every way against torch on the ``stored`` weights; against the graph's own prefill where
     those are not known."""
-    sequences = sample(run)
+    sequences = sample(request)
     if stored is None:
         expected = [model.logits(tokens) for tokens in sequences]
     else:
-        expected = _in_torch(run, stored, sequences)
+        expected = _in_torch(request, stored, sequences)
     against = None if stored is not None else "against its own prefill"
     ways = {PREFILL: _prefill, DECODE: _decode, CHUNKED: _chunked, PADDED: _padded}
     checks = []
@@ -71,15 +62,17 @@ def check_graph(run: Run, model: OnnxModel, stored: WeightSource | None) -> tupl
     return tuple(checks)
 
 
-def _in_torch(run: Run, stored: WeightSource, sequences: Sequence[Sequence[int]]) -> list[Logits]:
+def _in_torch(
+    request: JudgeRequest, stored: WeightSource, sequences: Sequence[Sequence[int]]
+) -> list[Logits]:
     rows = [torch.tensor(tokens) for tokens in sequences]
     found = streaming_logits(
         stored,
         torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
-        device=run.device,
+        device=request.device,
         dtype=torch.float32,
-        progress=run.progress,
-        work=run.scratch,
+        progress=request.progress,
+        work=request.scratch,
         name="graph check",
     )
     return [logits[: len(row)].numpy() for logits, row in zip(found, rows, strict=True)]

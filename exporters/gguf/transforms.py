@@ -1,0 +1,82 @@
+"""Tensors that the file stores in another form, each transform beside its inverse.
+
+    role          source tensor               tensors of the file
+    q, k          rows of a head in halves    rows of a head in pairs (arch llama only)
+    kv_b          (heads (nope + v), rank)    k_b (heads, rank, nope), v_b (heads, v, rank)
+    any other     as it is                    as it is
+
+`file_roles` names the file's tensors of a role, `to_file` gives one of them, `from_file` puts them
+together again: nothing is rounded, so the round trip is the tensor bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tenp_edge.exporters.gguf.architectures import architecture
+from tenp_edge.models import ModelConfig
+
+_LATENT = ("k_b", "v_b")
+
+
+def file_roles(role: str) -> tuple[str, ...]:
+    """The roles in the file (keys of NAMES) of the source tensor of ``role``."""
+    return _LATENT if role == "kv_b" else (role,)
+
+
+def is_transformed(config: ModelConfig, file_role: str) -> bool:
+    """Whether `to_file` changes what it is given, and so needs the whole tensor at once."""
+    return file_role in _LATENT or _rotated_heads(config, file_role) is not None
+
+
+def to_file(config: ModelConfig, file_role: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The file's tensor ``file_role`` of the source tensor that it is made from."""
+    if file_role in _LATENT:
+        return _split_latent(config, file_role, tensor)
+    heads = _rotated_heads(config, file_role)
+    return tensor if heads is None else _halves_to_pairs(tensor, heads)
+
+
+def from_file(config: ModelConfig, role: str, *parts: torch.Tensor) -> torch.Tensor:
+    """The source tensor of ``role`` from the file's tensors, in the order of `file_roles`."""
+    if role == "kv_b":
+        return _join_latent(*parts)
+    (tensor,) = parts
+    heads = _rotated_heads(config, role)
+    return tensor if heads is None else _pairs_to_halves(tensor, heads)
+
+
+# Helpers.
+
+
+def _rotated_heads(config: ModelConfig, role: str) -> int | None:
+    """Heads of a matrix whose rows are stored in pairs; None of any other."""
+    heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
+    return heads.get(role) if architecture(config).permuted else None
+
+
+def _halves_to_pairs(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """[heads (2, half), ...] -> [heads (half, 2), ...]"""
+    half = rows.shape[0] // heads // 2
+    return rows.reshape(heads, 2, half, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def _pairs_to_halves(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """[heads (half, 2), ...] -> [heads (2, half), ...]"""
+    half = rows.shape[0] // heads // 2
+    return rows.reshape(heads, half, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def _split_latent(config: ModelConfig, file_role: str, kv_b: torch.Tensor) -> torch.Tensor:
+    """kv_b [heads (nope + v), rank] -> k_b [heads, rank, nope] or v_b [heads, v, rank]"""
+    assert config.mla is not None
+    nope = config.mla.qk_nope_head_dim
+    split = kv_b.reshape(config.num_attention_heads, -1, kv_b.shape[-1])
+    if file_role == "k_b":
+        return split[:, :nope].transpose(1, 2).contiguous()
+    return split[:, nope:].contiguous()
+
+
+def _join_latent(k_b: torch.Tensor, v_b: torch.Tensor) -> torch.Tensor:
+    """k_b [heads, rank, nope], v_b [heads, v, rank] -> kv_b [heads (nope + v), rank]"""
+    return torch.cat([k_b.transpose(1, 2), v_b], dim=1).reshape(-1, v_b.shape[-1])
