@@ -21,11 +21,11 @@ from tenp_edge.compare.engine import Engine, Planned
 from tenp_edge.compare.measures import TextMeasure
 from tenp_edge.compare.methods import METHODS, Case
 from tenp_edge.compare.run import budget
-from tenp_edge.data import Domain
 from tenp_edge.domains import calibration_domains, validation_domains
 from tenp_edge.mending import MendRules, mend
 from tenp_edge.options import CalibrationOptions, ValidationOptions
 from tenp_edge.sources import STDLIB
+from tenp_edge.text_batch import Domain
 
 DEMO = Path(__file__).parents[1] / "tenp_edge" / "demo_model"
 

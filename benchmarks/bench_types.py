@@ -23,7 +23,6 @@ import torch
 
 import tenp_edge
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain
 from tenp_edge.devices import this_machine
 from tenp_edge.domains import validation_domains
 from tenp_edge.errors import UserError
@@ -38,6 +37,7 @@ from tenp_edge.registry import ExportOptions, Requantiser, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.sources import STDLIB
 from tenp_edge.statistics import Statistics
+from tenp_edge.text_batch import Domain
 from tenp_edge.typecosts import TypeCosts
 from tenp_edge.typeverbs import default_job, types_into
 from tenp_edge.validation import validate

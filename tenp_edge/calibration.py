@@ -8,7 +8,6 @@ one layer and ends with the same bytes. Finished, DIR holds statistics.safetenso
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -31,13 +30,11 @@ from tenp_edge.checkpoint import (
     write_text,
 )
 from tenp_edge.coverage import coverage, warn_coverage
-from tenp_edge.data import Domain
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.experts import ExpertGroup, RaggedExperts
 from tenp_edge.forward import (
     StreamingModel,
-    batches,
     check_tokens,
     choose_device,
     choose_dtype,
@@ -75,6 +72,7 @@ from tenp_edge.statistics import (
     make_empty,
     write_tensors,
 )
+from tenp_edge.text_batch import Domain, TextBatch
 
 _NORM_ROWS = 128
 _SHORTEST = 1e-20
@@ -103,17 +101,18 @@ def calibrate(
     target = choose_device(device)
     chosen = choose_dtype(dtype, target, checkpoint.dtype)
     batch_tokens = batch_tokens or default_batch_tokens(checkpoint.config)
-    _check(checkpoint, domains)
-    info = _info(checkpoint, domains, seed, chosen, batch_tokens)
+    text = _checked(checkpoint, domains)
+    info = _info(checkpoint, text, seed, chosen, batch_tokens)
     info |= {} if plan is None else {"pruned_by": plan.digest}
     with one_writer(directory):
         finished = _finished(directory, info, progress)
         if finished is not None:
             return finished
-        job = _open_job(directory, info, _states_shape(checkpoint, domains), chosen)
+        shape = (*text.tokens.shape, checkpoint.config.hidden_size)
+        job = _open_job(directory, info, shape, chosen)
         model = StreamingModel(ModelSource(checkpoint), target, chosen)
         onward = None if plan is None else model.with_source(ModelSource(checkpoint, plan))
-        _run(job, model, onward, domains, batch_tokens, progress)
+        _run(job, model, onward, text, batch_tokens, progress)
         statistics = _finish(job)
     warn_coverage(coverage(statistics), progress)
     return statistics
@@ -122,7 +121,8 @@ def calibrate(
 # -- what is being calculated ----------------------------------------------------------------------
 
 
-def _check(checkpoint: Checkpoint, domains: Sequence[Domain]) -> None:
+def _checked(checkpoint: Checkpoint, domains: Sequence[Domain]) -> TextBatch:
+    """``domains`` as one batch, if they can be calibrated on."""
     if not checkpoint.config.is_uniform:
         raise UserError(
             "the checkpoint is already pruned; calibration needs the original",
@@ -130,23 +130,20 @@ def _check(checkpoint: Checkpoint, domains: Sequence[Domain]) -> None:
         )
     if not domains or any(not len(domain.tokens) for domain in domains):
         raise UserError("there is nothing to calibrate on", "--data NAME=FILE")
-    for domain in domains:
-        check_tokens(checkpoint.config, domain.tokens)
+    text = TextBatch.of(domains)
+    check_tokens(checkpoint.config, text.tokens)
+    return text
 
 
 def _info(
     checkpoint: Checkpoint,
-    domains: Sequence[Domain],
+    text: TextBatch,
     seed: int,
     dtype: torch.dtype,
     batch_tokens: int,
 ) -> dict[str, Any]:
     """statistics.json: everything that decides the sums."""
     config = checkpoint.config
-    digest = hashlib.sha256()
-    for domain in domains:
-        digest.update(domain.name.encode() + b"\0")
-        digest.update(domain.tokens.numpy().tobytes() + domain.lengths.numpy().tobytes())
     return {
         "format": "tenp-edge statistics",
         "version": VERSION,
@@ -160,21 +157,15 @@ def _info(
         "growth": True,
         "joint": ORDER_INSURANCE,
         "domains": {
-            domain.name: {"samples": len(domain.tokens), "tokens": int(domain.lengths.sum())}
-            for domain in domains
+            name: {"samples": len(span), "tokens": int(text.lengths[span.start : span.stop].sum())}
+            for name, span in text.spans.items()
         },
-        "seq_len": max(domain.tokens.shape[1] for domain in domains),
+        "seq_len": text.seq_len,
         "seed": seed,
         "dtype": str(dtype).removeprefix("torch."),
         "batch_tokens": batch_tokens,
-        "data_sha256": digest.hexdigest(),
+        "data_sha256": text.digest,
     }
-
-
-def _states_shape(checkpoint: Checkpoint, domains: Sequence[Domain]) -> tuple[int, int, int]:
-    count = sum(len(domain.tokens) for domain in domains)
-    seq_len = max(domain.tokens.shape[1] for domain in domains)
-    return count, seq_len, checkpoint.config.hidden_size
 
 
 def _finished(directory: Path, info: dict[str, Any], progress: Progress) -> Statistics | None:
@@ -260,56 +251,30 @@ def _run(
     job: _Job,
     model: StreamingModel,
     onward: StreamingModel | None,
-    domains: Sequence[Domain],
+    text: TextBatch,
     batch_tokens: int,
     progress: Progress,
 ) -> None:
     layers = max(job.info["layers"]) + 1
-    runs = _runs(domains, job.shape[1], batch_tokens)
+    runs = text.domain_runs(batch_tokens)
     start = job.next_layer()
     with progress.task("calibrating", layers, "layers") as task:
         if start is None:
             start = 0
-            _embed(job, model, runs)
+            _embed(job, model, text, runs)
         elif start:
             progress.note(f"continuing: {start} of {layers} layers are calibrated")
         task.advance(start)
         for index in range(start, layers):
-            _run_layer(job, model, onward, index, runs)
+            _run_layer(job, model, onward, index, text, runs)
             task.advance()
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Sequences that go through a layer together; ``start`` counts over all domains.
-
-    tokens: [n, seq]; active: [n * seq] bool, False on padding.
-    """
-
-    domain: str
-    start: int
-    tokens: torch.Tensor
-    active: torch.Tensor
-
-
-def _runs(domains: Sequence[Domain], seq_len: int, batch_tokens: int) -> list[_Run]:
-    runs, start = [], 0
-    for domain in domains:
-        padded = torch.zeros(len(domain.tokens), seq_len, dtype=torch.int64)
-        padded[:, : domain.tokens.shape[1]] = domain.tokens
-        active = torch.arange(seq_len)[None] < domain.lengths[:, None]
-        for part in batches(len(padded), seq_len, batch_tokens):
-            flat = active[part].reshape(-1)
-            runs.append(_Run(domain.name, start + part.start, padded[part], flat))
-        start += len(padded)
-    return runs
-
-
-def _embed(job: _Job, model: StreamingModel, runs: Sequence[_Run]) -> None:
+def _embed(job: _Job, model: StreamingModel, text: TextBatch, runs: Sequence[slice]) -> None:
     target = job.states(0)
     with whole_file(target) as partial:
         for run in runs:
-            partial.write(run.start, model.embed(run.tokens))
+            partial.write(run.start, model.embed(text.tokens[run]))
 
 
 def _run_layer(
@@ -317,7 +282,8 @@ def _run_layer(
     model: StreamingModel,
     onward: StreamingModel | None,
     index: int,
-    runs: Sequence[_Run],
+    text: TextBatch,
+    runs: Sequence[slice],
 ) -> None:
     """Run one layer over all sequences; its states and sums get their names when complete.
 
@@ -336,11 +302,11 @@ def _run_layer(
     observer = _observe(layer, job.info) if is_moe else None
     with whole_file(target) as partial:
         for run in runs:
-            hidden = source.read(run.start, run.start + len(run.tokens)).to(model.device)
-            active = run.active.to(model.device)
-            inputs.begin(run.domain, active)
+            hidden = source.read(run.start, run.stop).to(model.device)
+            active, domain = text.active[run].reshape(-1).to(model.device), text.domain_of(run)
+            inputs.begin(domain, active)
             if observer is not None:
-                observer.begin(sums[run.domain], active, run.domain, len(run.tokens))
+                observer.begin(sums[domain], active, domain, len(hidden))
             output = model.run(layer, hidden)
             if observer is not None:
                 observer.after(output)

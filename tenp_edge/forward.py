@@ -27,8 +27,8 @@ from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import WeightSource
 from tenp_edge.states import SPILL_BYTES, FileStates, MemoryStates, States
+from tenp_edge.text_batch import batches
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Tokens that go through a layer at once: enough that every expert gets a large group, few enough
 # that a batch's activations (about ten times its hidden states) stay near 300 MiB.
@@ -240,12 +240,6 @@ def default_batch_tokens(config: ModelConfig) -> int:
     """Tokens that go through a layer of ``config`` at once."""
     least, most = _BATCH_TOKENS
     return min(most, max(least, _BATCH_ELEMENTS // config.hidden_size))
-
-
-def batches(count: int, seq_len: int, batch_tokens: int) -> list[slice]:
-    """``count`` sequences cut into runs of at most ``batch_tokens`` tokens, at least one each."""
-    size = max(1, batch_tokens // seq_len)
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 Sequences = Callable[[], Iterator[torch.Tensor]]

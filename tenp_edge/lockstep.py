@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from tenp_edge.checkpoint import Checkpoint, ExpertWeights
-from tenp_edge.data import Domain
 from tenp_edge.divergence import (
     DomainScores,
     ReferenceTokens,
@@ -29,7 +28,6 @@ from tenp_edge.divergence import (
 from tenp_edge.forward import (
     Head,
     StreamingModel,
-    batches,
     check_tokens,
     default_batch_tokens,
 )
@@ -37,6 +35,7 @@ from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource, WeightSource
 from tenp_edge.states import SPILL_BYTES, FileStates, MemoryStates, States
+from tenp_edge.text_batch import Domain, TextBatch
 
 LayerKey = bytes
 DENSE: LayerKey = b""
@@ -128,7 +127,7 @@ def measure_variants(
     """`measure_plans` for any ``variants``, whose sources best read from a `LayerCache`."""
     for domain in domains:
         check_tokens(checkpoint.config, domain.tokens)
-    rows = _Rows(domains)
+    rows = TextBatch.of(domains)
     streams = [Variant(ModelSource(checkpoint), lambda layer: DENSE), *variants]
     shape = (*rows.tokens.shape, checkpoint.config.hidden_size)
     spill = work if len(streams) * _bytes(shape, dtype) > spill_bytes else None
@@ -140,24 +139,6 @@ def measure_variants(
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return shape[0] * shape[1] * shape[2] * dtype.itemsize
-
-
-class _Rows:
-    """All domains' sequences as one, padded on the right. ``spans``: rows of each domain."""
-
-    def __init__(self, domains: Sequence[Domain]) -> None:
-        seq_len = max(domain.tokens.shape[1] for domain in domains)
-        padded = []
-        self.spans: list[tuple[str, range]] = []
-        self.lengths: list[int] = []
-        for domain in domains:
-            start = len(self.lengths)
-            self.lengths += domain.lengths.tolist()
-            self.spans.append((domain.name, range(start, len(self.lengths))))
-            rows = torch.zeros(len(domain.tokens), seq_len, dtype=torch.int64)
-            rows[:, : domain.tokens.shape[1]] = domain.tokens
-            padded.append(rows)
-        self.tokens = torch.cat(padded)
 
 
 def _planned(source: ModelSource, plan: CompressionPlan) -> Variant:
@@ -200,7 +181,7 @@ class _Pool:
 
 def _run(
     streams: Sequence[Variant],
-    rows: _Rows,
+    rows: TextBatch,
     pool: _Pool,
     device: torch.device,
     dtype: torch.dtype,
@@ -209,7 +190,7 @@ def _run(
 ) -> list[States]:
     """The states after the last layer, one per stream; equal streams share theirs."""
     dense = StreamingModel(streams[0].source, device, dtype)
-    runs = batches(len(rows.tokens), rows.tokens.shape[1], default_batch_tokens(dense.config))
+    runs = rows.runs(default_batch_tokens(dense.config))
     first: dict[int, States] = {}
     for ends in {id(stream.ends): stream.ends for stream in streams}.values():
         model = dense if ends is None else dense.with_source(ends)
@@ -254,7 +235,7 @@ def _run_layer(
 
 def _score(
     streams: Sequence[Variant],
-    rows: _Rows,
+    rows: TextBatch,
     final: Sequence[States],
     device: torch.device,
     dtype: torch.dtype,
@@ -277,7 +258,7 @@ def _score(
 
 
 def _score_row(
-    rows: _Rows,
+    rows: TextBatch,
     row: int,
     final: Sequence[States],
     members: Sequence[int],
@@ -285,7 +266,7 @@ def _score_row(
     head: Head,
 ) -> dict[int, TokenScores]:
     """The ``members`` of one output matrix on one sequence; equal states are scored once."""
-    positions = scored_positions(rows.lengths[row])
+    positions = scored_positions(int(rows.lengths[row]))
     places = slice(positions.start, positions.stop)
     targets = rows.tokens[row, positions.start + 1 : positions.stop + 1]
     dense = ReferenceTokens(reference(final[0].read(row, row + 1)[0, places]), targets)
@@ -297,9 +278,9 @@ def _score_row(
     return {member: known[id(final[member])] for member in members}
 
 
-def _summary(rows: _Rows, scores: Sequence[TokenScores]) -> Measured:
+def _summary(rows: TextBatch, scores: Sequence[TokenScores]) -> Measured:
     by_domain = tuple(
         summarise(name, len(span), concatenate(scores[row] for row in span))
-        for name, span in rows.spans
+        for name, span in rows.spans.items()
     )
     return Measured(by_domain, summarise("overall", len(scores), concatenate(scores)))

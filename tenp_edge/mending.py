@@ -10,7 +10,6 @@ The same call after a kill repeats at most one layer and ends with the same byte
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -20,14 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 
 from tenp_edge.checkpoint import Checkpoint, read_json, write_text
-from tenp_edge.data import Domain
 from tenp_edge.errors import UserError
 from tenp_edge.forward import (
     StreamingModel,
-    batches,
     check_tokens,
     choose_device,
     choose_dtype,
@@ -44,6 +40,7 @@ from tenp_edge.ridge import RIDGE
 from tenp_edge.source import ModelSource
 from tenp_edge.states import SPILL_BYTES, FileStates, whole_file
 from tenp_edge.statistics import write_tensors
+from tenp_edge.text_batch import Domain, TextBatch
 
 # What the stages cost, in forwards of the same text: three runs of each layer and the moments;
 # a backward pass counts as two.
@@ -109,11 +106,10 @@ def mend(
         raise UserError(
             "--heal holds text out, and no domain has 2 chunks", "--samples 8 and more text"
         )
-    for domain in domains:
-        check_tokens(checkpoint.config, domain.tokens)
+    text = TextBatch.of(domains)
+    check_tokens(checkpoint.config, text.tokens)
     where = choose_device(device)
     kind = "float32" if dtype == "auto" or rules.heal is not None else dtype
-    text = _Text.of(domains)
     info = _info(checkpoint, plan, text, rules, seed, kind)
     chosen = choose_dtype(kind, where, checkpoint.dtype)
     shape = (*text.tokens.shape, checkpoint.config.hidden_size)
@@ -127,35 +123,10 @@ def mend(
         return finish_job(job, checkpoint.config.moe_layers)
 
 
-@dataclass(frozen=True)
-class _Text:
-    """All domains' sequences, one domain after the other, ``counts`` of each.
-
-    tokens: [n, seq]; active: [n, seq] bool, False on padding.
-    """
-
-    tokens: torch.Tensor
-    active: torch.Tensor
-    counts: tuple[int, ...]
-
-    @classmethod
-    def of(cls, domains: Sequence[Domain]) -> _Text:
-        width = max(domain.tokens.shape[1] for domain in domains)
-        padded = [pad(domain.tokens, (0, width - domain.tokens.shape[1])) for domain in domains]
-        lengths = torch.cat([domain.lengths for domain in domains])
-        active = torch.arange(width)[None] < lengths[:, None]
-        return cls(torch.cat(padded), active, tuple(len(tokens) for tokens in padded))
-
-    @property
-    def digest(self) -> str:
-        state = hashlib.sha256(self.tokens.numpy().tobytes() + self.active.numpy().tobytes())
-        return state.hexdigest()
-
-
 def _info(
     checkpoint: Checkpoint,
     plan: CompressionPlan,
-    text: _Text,
+    text: TextBatch,
     rules: MendRules,
     seed: int,
     dtype: str,
@@ -169,7 +140,7 @@ def _info(
         **asdict(rules),
         "seed": seed,
         "dtype": dtype,
-        "tokens": int(text.active.sum()),
+        "tokens": text.token_count,
         "data_sha256": text.digest,
     }
 
@@ -202,7 +173,7 @@ class _Walk:
         job: MendingJob,
         checkpoint: Checkpoint,
         plan: CompressionPlan,
-        text: _Text,
+        text: TextBatch,
         rules: MendRules,
         seed: int,
         device: torch.device,
@@ -211,8 +182,7 @@ class _Walk:
         self.rules, self.seed = rules, seed
         self.dense = StreamingModel(ModelSource(checkpoint), device, job.dtype)
         self.cut = self.dense.with_source(ModelSource(checkpoint, plan))
-        most = default_batch_tokens(checkpoint.config)
-        self.runs = batches(len(text.tokens), text.tokens.shape[1], most)
+        self.runs = text.runs(default_batch_tokens(checkpoint.config))
 
     def run(self, progress: Progress) -> None:
         layers = self.checkpoint.config.num_hidden_layers
@@ -269,7 +239,8 @@ class _Walk:
             facts["loss"] = self._pass(self._with(changes), index, inputs, onward, targets)
         if self.rules.heal is not None:
             begun, model = time.monotonic(), self._with(changes)
-            text = LayerText(inputs, targets, self.text.active, held_out(self.text.counts))
+            counts = [len(span) for span in self.text.spans.values()]
+            text = LayerText(inputs, targets, self.text.active, held_out(counts))
             healed = heal_layer(model, source, index, self.rules.heal, text, self.seed)
             facts["held_out"] = [healed.before, healed.after]
             facts["heal_seconds"] = round(time.monotonic() - begun, 3)

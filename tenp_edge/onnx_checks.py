@@ -48,7 +48,7 @@ class GraphCheck:
 
 def sample(run: Run) -> list[list[int]]:
     """Beginnings of a few of the run's sequences, of different lengths."""
-    rows = zip(run.batch.tokens.tolist(), run.batch.lengths, _LENGTHS, strict=False)
+    rows = zip(run.batch.tokens.tolist(), run.batch.lengths.tolist(), _LENGTHS, strict=False)
     return [row[: min(length, most)] for row, length, most in rows]
 
 

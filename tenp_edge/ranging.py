@@ -7,7 +7,6 @@ layer's others.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,9 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from tenp_edge.data import Domain
 from tenp_edge.experts import ExpertGroup, RaggedExperts
 from tenp_edge.forward import (
     StreamingModel,
-    batches,
     check_tokens,
     default_batch_tokens,
     name_in_memory,
@@ -32,6 +29,7 @@ from tenp_edge.progress import QUIET, Progress
 from tenp_edge.ranges import MatrixRange, Ranges, Span, union
 from tenp_edge.source import ModelSource
 from tenp_edge.states import SPILL_BYTES
+from tenp_edge.text_batch import Domain, TextBatch
 
 # Of every domain: a few thousand tokens.
 CHUNKS = 8
@@ -52,28 +50,29 @@ def measure_ranges(
 
     ``work``: where hidden states may lie that are too many for the memory.
     """
-    tokens, active = _batch(domains)
-    check_tokens(source.config, tokens)
+    text = measured_text(domains).trimmed()
+    check_tokens(source.config, text.tokens)
     model = StreamingModel(source, device, dtype)
     found: dict[str, MatrixRange] = {}
-    shape = (*tokens.shape, source.config.hidden_size)
-    runs = batches(len(tokens), tokens.shape[1], default_batch_tokens(source.config))
+    shape = (*text.tokens.shape, source.config.hidden_size)
+    runs = text.runs(default_batch_tokens(source.config))
     with open_states(shape, dtype, work, SPILL_BYTES) as states:
         for run in runs:
-            states.write(run.start, model.embed(tokens[run]))
+            states.write(run.start, model.embed(text.tokens[run]))
         layers = source.config.num_hidden_layers
         with progress.task("measuring activations", layers, "layers") as task:
             for index in range(layers):
                 observer = _Observer(source.config, index, layer := model.layer(index))
                 for run in runs:
-                    observer.begin(active[run].reshape(-1).to(device))
+                    observer.begin(text.active[run].reshape(-1).to(device))
                     output = model.run(layer, states.read(run.start, run.stop).to(device))
                     states.write(run.start, output.cpu())
                 found |= observer.end()
                 del layer, observer
                 task.advance()
-        found |= _head(model, (states.read(n, n + 1)[0, row] for n, row in enumerate(active)))
-    return Ranges(identity(source), data_digest(domains), int(active.sum()), found)
+        rows = (states.read(n, n + 1)[0, active] for n, active in enumerate(text.active))
+        found |= _head(model, rows)
+    return Ranges(identity(source), text.digest, text.token_count, found)
 
 
 def identity(source: ModelSource) -> str:
@@ -81,25 +80,9 @@ def identity(source: ModelSource) -> str:
     return source.digest or source.checkpoint.fingerprint
 
 
-def data_digest(domains: Sequence[Domain]) -> str:
-    """Of the tokens that `measure_ranges` takes of ``domains``."""
-    digest = hashlib.sha256()
-    for domain in domains:
-        digest.update(domain.tokens[:CHUNKS].numpy().tobytes())
-        digest.update(domain.lengths[:CHUNKS].numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _batch(domains: Sequence[Domain]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [n, seq], padded on the right, and where they are real."""
-    rows = [
-        row[:length]
-        for domain in domains
-        for row, length in zip(domain.tokens[:CHUNKS], domain.lengths[:CHUNKS], strict=True)
-    ]
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    return tokens, torch.arange(tokens.shape[1])[None] < lengths[:, None]
+def measured_text(domains: Sequence[Domain]) -> TextBatch:
+    """What `measure_ranges` takes of ``domains``."""
+    return TextBatch.of(domains, CHUNKS)
 
 
 class _Observer:

@@ -7,7 +7,6 @@ goes on where it was and the same plan is never measured twice.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,12 +15,13 @@ from pathlib import Path
 import torch
 
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain, load_domains, save_domains
+from tenp_edge.data import load_domains, save_domains
 from tenp_edge.errors import UserError
 from tenp_edge.lockstep import measure_plans
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.request import PlanRequest
+from tenp_edge.text_batch import Domain, TextBatch
 from tenp_edge.trials import Changes, Measure, Records, Trial, load_trials, measured
 
 SLICE_SAMPLES = 4  # of a domain, at least
@@ -211,8 +211,4 @@ def _with_record(
 
 def slice_digest(domains: Sequence[Domain]) -> str:
     """Identity of the text that something was measured on."""
-    state = hashlib.sha256()
-    for domain in domains:
-        state.update(domain.name.encode() + domain.tokens.numpy().tobytes())
-        state.update(domain.lengths.numpy().tobytes())
-    return state.hexdigest()[:32]
+    return TextBatch.of(domains).digest[:32]

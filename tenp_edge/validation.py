@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from tenp_edge.checkpoint import Checkpoint, read_json
-from tenp_edge.data import Domain, load_tokenizer
+from tenp_edge.data import load_tokenizer
 from tenp_edge.divergence import DomainScores
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
@@ -32,11 +32,12 @@ from tenp_edge.losses import (
     QUANTISATION,
     RUNTIME,
     TRANSFORMERS,
-    Batch,
     Loss,
     Run,
     Stage,
+    first_scored,
     measure_losses,
+    scored_text,
 )
 from tenp_edge.models import ModelConfig
 from tenp_edge.onnx_checks import GraphCheck, check_graph
@@ -53,6 +54,7 @@ from tenp_edge.runtime.perexpert import PerExpertModel
 from tenp_edge.runtime.session import Session
 from tenp_edge.runtime.twin import GgufFile, write_padded_twin
 from tenp_edge.source import ModelSource, StoredModel
+from tenp_edge.text_batch import Domain, TextBatch
 
 LLAMACPP = LlamaCppModel.runtime
 PER_EXPERT = PerExpertModel.runtime
@@ -146,7 +148,7 @@ def validate(
     # bf16's own rounding flips near-tied routing, and would be counted as the candidate's loss.
     kind = choose_dtype("float32" if dtype == "auto" else dtype, where, source.checkpoint.dtype)
     with _scratch(work, candidate) as scratch:
-        run = Run(source, Batch.of(domains), where, kind, threads, scratch, progress)
+        run = Run(source, scored_text(domains), where, kind, threads, scratch, progress)
         before: tuple[Stage, ...] = ()
         note, format = None, _format(candidate)
         if format is None:
@@ -308,9 +310,10 @@ def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int | None]]) -> Non
             )
 
 
-def _session_logits(model: Session, batch: Batch) -> Iterator[torch.Tensor]:
+def _session_logits(model: Session, batch: TextBatch) -> Iterator[torch.Tensor]:
+    first = first_scored(batch)
     for tokens, length in zip(batch.tokens, batch.lengths, strict=True):
-        yield torch.from_numpy(model.logits(tokens[:length].tolist(), batch.first))
+        yield torch.from_numpy(model.logits(tokens[:length].tolist(), first))
 
 
 def _tokenizers_agree(model: Session, run: Run) -> bool:

@@ -20,7 +20,7 @@ from tenp_edge.compare.methods import METHODS, Case, choose_methods
 from tenp_edge.compare.run import Job, budget, compare, measure
 from tenp_edge.compare.scores import aimer_scores, mone_scores
 from tenp_edge.compare.table import lines, predictions
-from tenp_edge.data import Domain, load_tokenizer
+from tenp_edge.data import load_tokenizer
 from tenp_edge.divergence import score_tokens
 from tenp_edge.errors import UserError
 from tenp_edge.experts import RaggedExperts
@@ -32,6 +32,7 @@ from tenp_edge.mending import MendRules, mend
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics
+from tenp_edge.text_batch import Domain
 
 CPU, F32 = torch.device("cpu"), torch.float32
 Make = Callable[[str], Path]

@@ -20,7 +20,6 @@ from test_cli import refused, run
 
 from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.importance import Importance, Squares, importance_of
@@ -29,6 +28,7 @@ from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics
+from tenp_edge.text_batch import Domain
 from tenp_edge.verbs import run_export
 
 Make = Callable[..., Path]

@@ -16,7 +16,7 @@ from plans import cycled, plan_for, ragged_plan
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.compress import write_checkpoint
-from tenp_edge.data import Domain, load_tokenizer, make_domains
+from tenp_edge.data import load_tokenizer, make_domains
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.options import MeasureOptions
@@ -24,6 +24,7 @@ from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions, exporter
 from tenp_edge.runtime.twin import GgufFile, write_padded_twin
 from tenp_edge.source import ModelSource
+from tenp_edge.text_batch import Domain
 from tenp_edge.validation import (
     LLAMACPP,
     PER_EXPERT,

@@ -22,7 +22,6 @@ from tenp_edge.divergence import ReferenceTokens, TokenScores, concatenate
 from tenp_edge.forward import (
     Head,
     StreamingModel,
-    batches,
     check_tokens,
     default_batch_tokens,
 )
@@ -31,6 +30,7 @@ from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
 from tenp_edge.states import SPILL_BYTES, CachedFileStates, MemoryStates, States
+from tenp_edge.text_batch import batches
 
 STATES = "compare.partial"
 _SCORED_ELEMENTS = 2**22  # logits of one candidate that are scored at once, float64: 32 MiB
