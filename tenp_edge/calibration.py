@@ -38,7 +38,6 @@ from tenp_edge.forward import (
     check_tokens,
     choose_device,
     choose_dtype,
-    default_batch_tokens,
 )
 from tenp_edge.inputs import InputObserver, matrix_roles
 from tenp_edge.joint import (
@@ -72,6 +71,7 @@ from tenp_edge.statistics import (
     make_empty,
     write_tensors,
 )
+from tenp_edge.sweep import LayerObserver, Pass, default_batch_tokens, each_layer, embed, run_layer
 from tenp_edge.text_batch import Domain, TextBatch
 
 _NORM_ROWS = 128
@@ -93,7 +93,7 @@ def calibrate(
     """Statistics of ``domains`` in ``directory``; continues or returns what is already there.
 
     With ``plan`` every layer is observed whole, but passes on what the pruned one would: later
-    layers see what earlier cuts leave them. Two layers are then in memory.
+    layers see what earlier cuts leave them.
     ``seed`` is only recorded: it says how the domains were sampled. Raises UserError when the
     directory belongs to another model or another process writes to it, or the tokens do not fit
     the model or the disk.
@@ -258,23 +258,17 @@ def _run(
     layers = max(job.info["layers"]) + 1
     runs = text.domain_runs(batch_tokens)
     start = job.next_layer()
-    with progress.task("calibrating", layers, "layers") as task:
-        if start is None:
-            start = 0
-            _embed(job, model, text, runs)
-        elif start:
-            progress.note(f"continuing: {start} of {layers} layers are calibrated")
-        task.advance(start)
-        for index in range(start, layers):
-            _run_layer(job, model, onward, index, text, runs)
-            task.advance()
+    if start is None:
+        start = 0
+        with whole_file(job.states(0)) as partial:
+            embed(model, text.tokens, runs, partial)
+    elif start:
+        progress.note(f"continuing: {start} of {layers} layers are calibrated")
 
+    def step(index: int) -> None:
+        _run_layer(job, model, onward, index, text, runs)
 
-def _embed(job: _Job, model: StreamingModel, text: TextBatch, runs: Sequence[slice]) -> None:
-    target = job.states(0)
-    with whole_file(target) as partial:
-        for run in runs:
-            partial.write(run.start, model.embed(text.tokens[run]))
+    each_layer(layers, step, "calibrating", progress, start)
 
 
 def _run_layer(
@@ -285,42 +279,64 @@ def _run_layer(
     text: TextBatch,
     runs: Sequence[slice],
 ) -> None:
-    """Run one layer over all sequences; its states and sums get their names when complete.
+    """One layer over all sequences; its states and sums get their names when complete.
 
-    ``onward`` gives the layer whose output the next one receives, where it is another.
+    ``onward`` gives the layer whose output the next one receives, where it is another: then each
+    of the two layers is in memory in its turn.
     """
-    is_moe = index in job.info["layers"]
-    is_last = index == max(job.info["layers"])
-    source, target = job.states(index), job.states(index + 1)
-    layer = model.layer(index)
-    next_states = None if onward is None else onward.layer(index)
-    sums = {
-        name: make_empty(job.info["experts"], job.info["width"], job.info["hidden"])
-        for name in job.info["domains"]
-    }
-    inputs = InputObserver(layer, matrix_roles(model.config, index))
-    observer = _observe(layer, job.info) if is_moe else None
-    with whole_file(target) as partial:
-        for run in runs:
-            hidden = source.read(run.start, run.stop).to(model.device)
-            active, domain = text.active[run].reshape(-1).to(model.device), text.domain_of(run)
-            inputs.begin(domain, active)
-            if observer is not None:
-                observer.begin(sums[domain], active, domain, len(hidden))
-            output = model.run(layer, hidden)
-            if observer is not None:
-                observer.after(output)
-            if not is_last:
-                output = output if next_states is None else model.run(next_states, hidden)
-                partial.write(run.start, output.cpu())
-    named: dict[str, torch.Tensor] = {}
-    if observer is not None:
-        observer.end()
-        norms = weight_norms(layer)
-        order, use = observer.elimination(sums, norms), observer.sequence_use()
-        named = layer_tensors(index, sums, norms, order, use)
-    write_tensors(job.sums(index), named | input_tensors(index, inputs.sums))
-    source.file.unlink()
+    before, named = job.states(index), dict[str, torch.Tensor]()
+
+    def attach(layer: nn.Module) -> LayerObserver:
+        return _Collector(model, layer, index, text, job.info, named)
+
+    with whole_file(job.states(index + 1)) as after:
+        is_last = index == max(job.info["layers"])
+        to_next = None if is_last or onward is not None else after
+        run_layer(model, index, [Pass(runs, before, to_next)], attach)
+        if onward is not None and not is_last:
+            run_layer(onward, index, [Pass(runs, before, after)])
+    write_tensors(job.sums(index), named)
+    before.file.unlink()
+
+
+class _Collector(LayerObserver):
+    """All that is summed up in one layer, into ``named`` by stored names when it is done."""
+
+    def __init__(
+        self,
+        model: StreamingModel,
+        layer: nn.Module,
+        index: int,
+        text: TextBatch,
+        info: Mapping[str, Any],
+        named: dict[str, torch.Tensor],
+    ) -> None:
+        self.index, self.text, self.named = index, text, named
+        self.active = text.active.to(model.device)
+        self.sums = {
+            name: make_empty(info["experts"], info["width"], info["hidden"])
+            for name in info["domains"]
+        }
+        self.inputs = InputObserver(layer, matrix_roles(model.config, index))
+        self.experts = _observe(layer, info) if index in info["layers"] else None
+
+    def begin(self, run: slice) -> None:
+        active, domain = self.active[run].reshape(-1), self.text.domain_of(run)
+        self.inputs.begin(domain, active)
+        if self.experts is not None:
+            self.experts.begin(self.sums[domain], active, domain, run.stop - run.start)
+
+    def end(self, run: slice, output: torch.Tensor) -> None:
+        if self.experts is not None:
+            self.experts.after(output)
+
+    def done(self, layer: nn.Module) -> None:
+        if self.experts is not None:
+            self.experts.end()
+            norms = weight_norms(layer)
+            order, use = self.experts.elimination(self.sums, norms), self.experts.sequence_use()
+            self.named |= layer_tensors(self.index, self.sums, norms, order, use)
+        self.named |= input_tensors(self.index, self.inputs.sums)
 
 
 def weight_norms(layer: nn.Module) -> dict[str, torch.Tensor]:

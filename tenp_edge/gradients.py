@@ -36,6 +36,7 @@ from tenp_edge.statistics import (
     load_statistics,
     write_tensors,
 )
+from tenp_edge.sweep import LayerObserver, Pass, embed, run_layer
 from tenp_edge.text_batch import Domain, TextBatch
 
 # A layer's activations are kept for its backward: about a hundred times the hidden states.
@@ -69,9 +70,12 @@ def collect_gradients(
     space = _Space(work, TextBatch.of(domains), model)
     require_free(directory, (layers + 2) * space.states(0).nbytes, "the backward pass")
     work.mkdir(parents=True)
+    embed(model, space.text.tokens, space.runs, space.states(0))
     with progress.task("backward pass", 3 * layers, "layers") as task:
         for index in range(layers):
-            _forward(model, index, space)
+            run_layer(
+                model, index, [Pass(space.runs, space.states(index), space.states(index + 1))]
+            )
             task.advance()
         _loss_gradient(model, space, space.states(layers))
         named: dict[str, torch.Tensor] = {}
@@ -107,18 +111,9 @@ class _Space:
         shape = (*self.text.tokens.shape, self.model.config.hidden_size)
         return FileStates(self.work / name, shape, self.model.dtype)
 
+    @property
     def runs(self) -> list[slice]:
         return self.text.domain_runs(BATCH_TOKENS)
-
-
-def _forward(model: StreamingModel, index: int, space: _Space) -> None:
-    layer = model.layer(index)
-    source, target = space.states(index), space.states(index + 1)
-    for run in space.runs():
-        if index == 0:
-            source.write(run.start, model.embed(space.text.tokens[run]))
-        hidden = source.read(run.start, run.stop).to(model.device)
-        target.write(run.start, model.run(layer, hidden).cpu())
 
 
 def _loss_gradient(model: StreamingModel, space: _Space, states: FileStates) -> None:
@@ -145,35 +140,55 @@ def _loss_gradient(model: StreamingModel, space: _Space, states: FileStates) -> 
 
 def _backward(model: StreamingModel, index: int, space: _Space) -> dict[str, torch.Tensor]:
     """Take the gradient through layer ``index``; its sums under their stored names."""
-    layer, named = model.layer(index), {}
-    experts = layer.get_submodule("mlp.experts") if index in model.config.moe_layers else None
-    observers = {
-        domain: GradientObserver(len(experts), model.config.moe_intermediate_size)
-        for domain in space.text.spans
-        if isinstance(experts, RaggedExperts)
-    }
-    states, gradient = space.states(index), space.gradient
-    for run in space.runs():
-        if isinstance(experts, RaggedExperts):
-            experts.observer = observers[space.text.domain_of(run)]
-            experts.active = space.text.active[run].reshape(-1).to(model.device)
-        hidden = states.read(run.start, run.stop).to(model.device).requires_grad_()
-        outer = gradient.read(run.start, run.stop).to(model.device)
-        gradient.write(run.start, _through(model, layer, hidden, outer).cpu())
+    states, named = space.states(index), dict[str, torch.Tensor]()
+
+    def attach(layer: nn.Module) -> LayerObserver:
+        return _Backward(layer, space, index, named)
+
+    run_layer(model, index, [Pass(space.runs, states, space.gradient)], attach)
     states.file.unlink()
-    for domain, observer in observers.items():
-        for name, value in observer.stats.sums.items():
-            named[f"{domain}/layers.{index}.{name}"] = value.float()
     return named
 
 
-def _through(
-    model: StreamingModel, layer: nn.Module, hidden: torch.Tensor, outer: torch.Tensor
-) -> torch.Tensor:
-    """dL/d(hidden) from dL/d(output), [n, seq, hidden]; the observer sees what passes."""
-    with torch.enable_grad():
-        output = model.forward(layer, hidden)
-    return torch.autograd.grad(output, hidden, outer)[0]
+class _Backward(LayerObserver):
+    """dL/d(input) of a layer from dL/d(output), [n, seq, hidden], instead of its output; on the way
+    the sums of its experts, which go to ``named``."""
+
+    def __init__(
+        self, layer: nn.Module, space: _Space, index: int, named: dict[str, torch.Tensor]
+    ) -> None:
+        config = space.model.config
+        self.space, self.index, self.named = space, index, named
+        self.experts: RaggedExperts | None = None
+        self.sums: dict[str, GradientObserver] = {}
+        if index in config.moe_layers:
+            experts = layer.get_submodule("mlp.experts")
+            assert isinstance(experts, RaggedExperts)
+            self.experts = experts
+            self.sums = {
+                domain: GradientObserver(len(experts), config.moe_intermediate_size)
+                for domain in space.text.spans
+            }
+
+    def begin(self, run: slice) -> None:
+        device = self.space.model.device
+        self.outer = self.space.gradient.read(run.start, run.stop).to(device)
+        if self.experts is not None:
+            self.experts.observer = self.sums[self.space.text.domain_of(run)]
+            self.experts.active = self.space.text.active[run].reshape(-1).to(device)
+
+    def forward(
+        self, model: StreamingModel, layer: nn.Module, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        hidden = hidden.requires_grad_()
+        with torch.enable_grad():
+            output = model.forward(layer, hidden)
+        return torch.autograd.grad(output, hidden, self.outer)[0]
+
+    def done(self, layer: nn.Module) -> None:
+        for domain, observer in self.sums.items():
+            for name, value in observer.stats.sums.items():
+                self.named[f"{domain}/layers.{self.index}.{name}"] = value.float()
 
 
 class GradientObserver:

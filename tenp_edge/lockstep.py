@@ -29,12 +29,12 @@ from tenp_edge.forward import (
     Head,
     StreamingModel,
     check_tokens,
-    default_batch_tokens,
 )
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource, WeightSource
 from tenp_edge.states import SPILL_BYTES, FileStates, MemoryStates, States
+from tenp_edge.sweep import default_batch_tokens
 from tenp_edge.text_batch import Domain, TextBatch
 
 LayerKey = bytes

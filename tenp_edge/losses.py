@@ -29,9 +29,9 @@ from tenp_edge.divergence import (
     summarise,
 )
 from tenp_edge.errors import UserError
-from tenp_edge.forward import Sequences, streamed
 from tenp_edge.progress import Progress
 from tenp_edge.source import ModelSource, WeightSource
+from tenp_edge.sweep import Sequences, streamed
 from tenp_edge.text_batch import Domain, TextBatch
 
 PRUNING, QUANTISATION, RUNTIME = "pruning", "quantisation", "runtime"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tenp_edge.checkpoint import Checkpoint, read_json, write_text
 from tenp_edge.errors import UserError
@@ -27,7 +28,6 @@ from tenp_edge.forward import (
     check_tokens,
     choose_device,
     choose_dtype,
-    default_batch_tokens,
 )
 from tenp_edge.healing import HEALS, LayerText, heal_layer, held_out, relative_error
 from tenp_edge.locking import one_writer
@@ -40,6 +40,7 @@ from tenp_edge.ridge import RIDGE
 from tenp_edge.source import ModelSource
 from tenp_edge.states import SPILL_BYTES, FileStates, whole_file
 from tenp_edge.statistics import write_tensors
+from tenp_edge.sweep import LayerObserver, Pass, default_batch_tokens, each_layer, embed, run_layer
 from tenp_edge.text_batch import Domain, TextBatch
 
 # What the stages cost, in forwards of the same text: three runs of each layer and the moments;
@@ -192,17 +193,12 @@ class _Walk:
             self._embed()
         elif start:
             progress.note(f"continuing: {start} of {layers} layers are mended")
-        with progress.task("mending", layers, "layers") as task:
-            task.advance(start)
-            for index in range(start, layers):
-                self._layer(index)
-                task.advance()
+        each_layer(layers, self._layer, "mending", progress, start)
 
     def _embed(self) -> None:
         for stream in ("dense", "mended"):
             with whole_file(self.job.states(stream, 0)) as partial:
-                for run in self.runs:
-                    partial.write(run.start, self.dense.embed(self.text.tokens[run]))
+                embed(self.dense, self.text.tokens, self.runs, partial)
 
     def _layer(self, index: int) -> None:
         """Both streams through one layer; its files get their names when they are complete."""
@@ -265,16 +261,32 @@ class _Walk:
     ) -> float:
         """Layer ``index`` of ``model`` from ``inputs`` to ``onward``; its mean loss against
         ``targets`` (0 without). ``seen`` takes down what its experts receive."""
-        layer = model.layer(index)
-        if seen is not None:
-            seen.attach(layer)
-        losses = []
-        for run in self.runs:
-            output = model.run(layer, inputs.read(run.start, run.stop).to(model.device)).cpu()
-            onward.write(run.start, output)
-            if targets is not None:
-                wanted, active = targets.read(run.start, run.stop), self.text.active[run]
-                losses.append(relative_error(output, wanted)[active])
-                if seen is not None:
-                    seen.finish(wanted.float().norm(dim=-1))
-        return float(torch.cat(losses).double().mean()) if losses else 0.0
+        judge = None if targets is None else _Judge(self.text, targets, seen)
+        passes = [Pass(self.runs, inputs, onward)]
+        run_layer(model, index, passes, None if judge is None else judge.attach)
+        return 0.0 if judge is None else judge.loss
+
+
+class _Judge(LayerObserver):
+    """What a layer's output loses against ``targets``, [n, seq, hidden]; ``seen`` takes down what
+    its experts receive."""
+
+    def __init__(self, text: TextBatch, targets: FileStates, seen: RoutedInputs | None) -> None:
+        self.text, self.targets, self.seen = text, targets, seen
+        self.losses: list[torch.Tensor] = []
+
+    def attach(self, layer: nn.Module) -> LayerObserver:
+        if self.seen is not None:
+            self.seen.attach(layer)
+        return self
+
+    def end(self, run: slice, output: torch.Tensor) -> None:
+        wanted, active = self.targets.read(run.start, run.stop), self.text.active[run]
+        self.losses.append(relative_error(output.cpu(), wanted)[active])
+        if self.seen is not None:
+            self.seen.finish(wanted.float().norm(dim=-1))
+
+    @property
+    def loss(self) -> float:
+        """Mean over the real tokens."""
+        return float(torch.cat(self.losses).double().mean())

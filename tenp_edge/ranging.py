@@ -19,16 +19,14 @@ from torch.nn.functional import linear
 from tenp_edge.experts import ExpertGroup, RaggedExperts
 from tenp_edge.forward import (
     StreamingModel,
-    check_tokens,
-    default_batch_tokens,
     name_in_memory,
-    open_states,
 )
 from tenp_edge.models import ModelConfig, expected_tensors
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.ranges import MatrixRange, Ranges, Span, union
 from tenp_edge.source import ModelSource
 from tenp_edge.states import SPILL_BYTES
+from tenp_edge.sweep import LayerObserver, open_states, sweep
 from tenp_edge.text_batch import Domain, TextBatch
 
 # Of every domain: a few thousand tokens.
@@ -51,25 +49,15 @@ def measure_ranges(
     ``work``: where hidden states may lie that are too many for the memory.
     """
     text = measured_text(domains).trimmed()
-    check_tokens(source.config, text.tokens)
     model = StreamingModel(source, device, dtype)
     found: dict[str, MatrixRange] = {}
     shape = (*text.tokens.shape, source.config.hidden_size)
-    runs = text.runs(default_batch_tokens(source.config))
+
+    def attach(index: int, layer: nn.Module) -> LayerObserver:
+        return _RangeObserver(source.config, index, layer, text.active.to(device), found)
+
     with open_states(shape, dtype, work, SPILL_BYTES) as states:
-        for run in runs:
-            states.write(run.start, model.embed(text.tokens[run]))
-        layers = source.config.num_hidden_layers
-        with progress.task("measuring activations", layers, "layers") as task:
-            for index in range(layers):
-                observer = _Observer(source.config, index, layer := model.layer(index))
-                for run in runs:
-                    observer.begin(text.active[run].reshape(-1).to(device))
-                    output = model.run(layer, states.read(run.start, run.stop).to(device))
-                    states.write(run.start, output.cpu())
-                found |= observer.end()
-                del layer, observer
-                task.advance()
+        sweep(model, text.tokens, states, "measuring activations", progress, attach)
         rows = (states.read(n, n + 1)[0, active] for n, active in enumerate(text.active))
         found |= _head(model, rows)
     return Ranges(identity(source), text.digest, text.token_count, found)
@@ -85,12 +73,22 @@ def measured_text(domains: Sequence[Domain]) -> TextBatch:
     return TextBatch.of(domains, CHUNKS)
 
 
-class _Observer:
-    """Hooks on one layer's matrices; ``end`` gives the ranges by the names of their weights."""
+class _RangeObserver(LayerObserver):
+    """Hooks on one layer's matrices; puts ranges by the names of their weights into ``found``.
 
-    def __init__(self, config: ModelConfig, index: int, layer: nn.Module) -> None:
-        self._found: dict[str, MatrixRange] = {}
-        self._config, self._index = config, index
+    ``active`` [n, seq]: tokens that count.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        index: int,
+        layer: nn.Module,
+        active: torch.Tensor,
+        found: dict[str, MatrixRange],
+    ) -> None:
+        self._found = found
+        self._config, self._index, self._all_active = config, index, active
         self._experts: RaggedExperts | None = None
         for name, module in _matrices(config, index, layer).items():
             module.register_forward_hook(partial(self._matrix, name))
@@ -99,8 +97,8 @@ class _Observer:
             assert isinstance(experts, RaggedExperts)
             experts.observer, self._experts = self, experts
 
-    def begin(self, active: torch.Tensor) -> None:
-        """The next forward's tokens count where they are ``active``."""
+    def begin(self, run: slice) -> None:
+        active = self._all_active[run].reshape(-1)
         self._active = None if bool(active.all()) else active
         if self._experts is not None:
             self._experts.active = self._active
@@ -133,11 +131,10 @@ class _Observer:
     def routed(self, chosen: torch.Tensor, output: torch.Tensor) -> None:
         """Nothing is quantised there."""
 
-    def end(self) -> dict[str, MatrixRange]:
+    def done(self, layer: nn.Module) -> None:
         if self._experts is not None:
             self._experts.observer = None
             self._complete()
-        return self._found
 
     def _complete(self) -> None:
         """All experts are given the same tensor, so one range; fill in those without tokens."""

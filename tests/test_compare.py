@@ -24,7 +24,6 @@ from tenp_edge.data import load_tokenizer
 from tenp_edge.divergence import score_tokens
 from tenp_edge.errors import UserError
 from tenp_edge.experts import RaggedExperts
-from tenp_edge.forward import streaming_logits
 from tenp_edge.gradients import collect_gradients
 from tenp_edge.loading import model_of
 from tenp_edge.mended import Mended
@@ -32,6 +31,7 @@ from tenp_edge.mending import MendRules, mend
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics
+from tenp_edge.sweep import streaming_logits
 from tenp_edge.text_batch import Domain
 
 CPU, F32 = torch.device("cpu"), torch.float32

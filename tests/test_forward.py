@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.experts import GROUP_MULTIPLE, group_by_expert, pad_group
-from tenp_edge.forward import choose_device, choose_dtype, streaming_logits
+from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.slicing import mask_expert
 from tenp_edge.source import ModelSource
+from tenp_edge.sweep import streaming_logits
 from tenp_edge.text_batch import batches
 
 CPU = torch.device("cpu")

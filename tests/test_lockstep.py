@@ -12,10 +12,10 @@ from test_calibration import domain
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.divergence import concatenate, score_tokens, scored_positions
-from tenp_edge.forward import streaming_logits
 from tenp_edge.lockstep import measure_plans
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.source import ModelSource
+from tenp_edge.sweep import streaming_logits
 from tenp_edge.text_batch import Domain
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}

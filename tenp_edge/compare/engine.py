@@ -23,13 +23,13 @@ from tenp_edge.forward import (
     Head,
     StreamingModel,
     check_tokens,
-    default_batch_tokens,
 )
 from tenp_edge.mended import Mended
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
 from tenp_edge.states import SPILL_BYTES, CachedFileStates, MemoryStates, States
+from tenp_edge.sweep import default_batch_tokens
 from tenp_edge.text_batch import batches
 
 STATES = "compare.partial"
