@@ -21,7 +21,6 @@ import torch
 from test_cli import refused, run
 
 from tenp_edge.checkpoint import Checkpoint, read_json
-from tenp_edge.compare.engine import Planned
 from tenp_edge.compare.methods import Case, Cut, mended
 from tenp_edge.compress import write_checkpoint
 from tenp_edge.errors import UserError
@@ -39,6 +38,7 @@ from tenp_edge.source import ModelSource
 from tenp_edge.states import MemoryStates
 from tenp_edge.sweep import streaming_logits
 from tenp_edge.text_batch import Domain
+from tenp_edge.variants import Planned
 
 CPU, F32 = torch.device("cpu"), torch.float32
 Make = Callable[[str], Path]
