@@ -1,17 +1,13 @@
 """Calibration: tokens in, statistics out, one decoder layer at a time; resumes after a kill.
 
-Work in progress lies in DIR/calibration.partial: job.json (what is being calculated), one file of
-sums per finished layer, and the hidden states between two layers. A layer counts as done when its
-states and its sums are there under their final names, so the same call after a kill repeats at most
-one layer and ends with the same bytes. Finished, DIR holds statistics.safetensors and .json.
+Work in progress lies in DIR/calibration.partial (`layer_job`), with one file of sums per finished
+layer. Finished, DIR holds statistics.safetensors and .json.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +20,11 @@ from tenp_edge.checkpoint import (
     StoredTensor,
     TensorEntry,
     read_header,
-    read_json,
     read_range,
     write_shards,
     write_text,
 )
 from tenp_edge.coverage import coverage, warn_coverage
-from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.experts import ExpertGroup, RaggedExperts
 from tenp_edge.forward import (
@@ -48,11 +42,12 @@ from tenp_edge.joint import (
     own_losses,
     prior,
 )
+from tenp_edge.layer_job import LayerJob, Streams
 from tenp_edge.locking import one_writer
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
-from tenp_edge.states import FileStates, whole_file
+from tenp_edge.states import FileStates
 from tenp_edge.statistics import (
     DIGEST,
     GROWTH_SUM,
@@ -64,16 +59,17 @@ from tenp_edge.statistics import (
     accumulate_expert,
     accumulate_growth,
     accumulate_tokens,
-    damage_of,
+    check_fingerprint,
     input_tensors,
     layer_tensors,
     load_statistics,
     make_empty,
     write_tensors,
 )
-from tenp_edge.sweep import LayerObserver, Pass, default_batch_tokens, each_layer, embed, run_layer
+from tenp_edge.sweep import LayerObserver, Pass, default_batch_tokens, embed, run_layer
 from tenp_edge.text_batch import Domain, TextBatch
 
+_STATES = "hidden"
 _NORM_ROWS = 128
 _SHORTEST = 1e-20
 
@@ -104,12 +100,14 @@ def calibrate(
     text = _checked(checkpoint, domains)
     info = _info(checkpoint, text, seed, chosen, batch_tokens)
     info |= {} if plan is None else {"pruned_by": plan.digest}
+    shape = (*text.tokens.shape, checkpoint.config.hidden_size)
+    layers, result = max(checkpoint.config.moe_layers) + 1, ".safetensors"
+    job = LayerJob(directory, "calibration", info, layers, (_STATES,), shape, chosen, result)
     with one_writer(directory):
-        finished = _finished(directory, info, progress)
+        finished = _finished(job, progress)
         if finished is not None:
             return finished
-        shape = (*text.tokens.shape, checkpoint.config.hidden_size)
-        job = _open_job(directory, info, shape, chosen)
+        _open(job)
         model = StreamingModel(ModelSource(checkpoint), target, chosen)
         onward = None if plan is None else model.with_source(ModelSource(checkpoint, plan))
         _run(job, model, onward, text, batch_tokens, progress)
@@ -168,74 +166,33 @@ def _info(
     }
 
 
-def _finished(directory: Path, info: dict[str, Any], progress: Progress) -> Statistics | None:
-    """The statistics in ``directory`` if they are whole and of these very inputs."""
-    if not (directory / "statistics.json").is_file():
+def _finished(job: LayerJob, progress: Progress) -> Statistics | None:
+    """The statistics in the directory if they are whole and of these very inputs."""
+    found = job.load_finished(
+        "statistics.json", lambda: load_statistics(job.directory), "calibrating again", progress
+    )
+    if found is None:
         return None
-    damage = damage_of(directory)
-    if damage is not None:
-        progress.note(f"{damage}; calibrating again")
+    check_fingerprint(job.directory, found.info, job.info["fingerprint"])
+    if {name: value for name, value in found.info.items() if name != DIGEST} != job.info:
         return None
-    found = load_statistics(directory, info["fingerprint"], fresh=True)
-    same = {name: value for name, value in found.info.items() if name != DIGEST} == info
-    if same:
-        shutil.rmtree(directory / "calibration.partial", ignore_errors=True)
-    return found if same else None
+    job.discard()
+    return found
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One calibration on disk: where, what, and the shape of the hidden states."""
-
-    directory: Path
-    info: dict[str, Any]
-    shape: tuple[int, int, int]
-    dtype: torch.dtype
-
-    @property
-    def partial(self) -> Path:
-        return self.directory / "calibration.partial"
-
-    def sums(self, layer: int) -> Path:
-        return self.partial / f"layer-{layer}.safetensors"
-
-    def states(self, layer: int) -> FileStates:
-        """The hidden states that enter ``layer``."""
-        return FileStates(self.partial / f"hidden-{layer}.bin", self.shape, self.dtype)
-
-    def next_layer(self) -> int | None:
-        """The last layer whose input is there with the sums of every layer before it."""
-        for layer in range(max(self.info["layers"]) + 1, -1, -1):
-            done = all(self.sums(before).is_file() for before in range(layer))
-            last = layer > max(self.info["layers"])
-            if done and (last or self.states(layer).file.is_file()):
-                return layer
-        return None
-
-
-def _open_job(
-    directory: Path, info: dict[str, Any], shape: tuple[int, int, int], dtype: torch.dtype
-) -> _Job:
+def _open(job: LayerJob) -> None:
     """Continue the calibration of these inputs, or clear another one's remains and begin."""
-    job = _Job(directory, info, shape, dtype)
-    job_file = job.partial / "job.json"
-    if job_file.is_file():
-        found = read_json(job_file)
-        if found.get("fingerprint") != info["fingerprint"]:
-            raise UserError(
-                f"{directory} holds the unfinished calibration of another checkpoint",
-                "another output directory, or delete this one",
-            )
-        if found == info:
-            return job
-    shutil.rmtree(job.partial, ignore_errors=True)
-    require_free(directory, 2 * job.states(0).nbytes + _sums_bytes(info), "calibration")
-    job.partial.mkdir(parents=True)
-    write_text(job_file, json.dumps(info, indent=1) + "\n")
-    return job
+    begun = job.begun
+    if begun is not None and begun.get("fingerprint") != job.info["fingerprint"]:
+        raise UserError(
+            f"{job.directory} holds the unfinished calibration of another checkpoint",
+            "another output directory, or delete this one",
+        )
+    if begun != job.info:
+        job.begin(2 * job.states_bytes + _sums_bytes(job.info), "calibration")
 
 
-def _sums_bytes(info: dict[str, Any]) -> int:
+def _sums_bytes(info: Mapping[str, Any]) -> int:
     """Twice the statistics (layer files and the whole), all float32: per domain 9 sums a neuron
     and one a hidden feature, which the other matrices' inputs hardly add to; norms and joint order
     once."""
@@ -248,55 +205,34 @@ def _sums_bytes(info: dict[str, Any]) -> int:
 
 
 def _run(
-    job: _Job,
+    job: LayerJob,
     model: StreamingModel,
     onward: StreamingModel | None,
     text: TextBatch,
     batch_tokens: int,
     progress: Progress,
 ) -> None:
-    layers = max(job.info["layers"]) + 1
+    """Every layer over all sequences. ``onward`` gives the layer whose output the next one
+    receives, where it is another: then each of the two is in memory in its turn."""
     runs = text.domain_runs(batch_tokens)
-    start = job.next_layer()
-    if start is None:
-        start = 0
-        with whole_file(job.states(0)) as partial:
-            embed(model, text.tokens, runs, partial)
-    elif start:
-        progress.note(f"continuing: {start} of {layers} layers are calibrated")
 
-    def step(index: int) -> None:
-        _run_layer(job, model, onward, index, text, runs)
+    def step(index: int, before: Streams, after: Streams) -> None:
+        named: dict[str, torch.Tensor] = {}
 
-    each_layer(layers, step, "calibrating", progress, start)
+        def attach(layer: nn.Module) -> LayerObserver:
+            return _Collector(model, layer, index, text, job.info, named)
 
+        target = after[_STATES] if index + 1 < job.layers else None
+        seen = None if onward is not None else target
+        run_layer(model, index, [Pass(runs, before[_STATES], seen)], attach)
+        if onward is not None and target is not None:
+            run_layer(onward, index, [Pass(runs, before[_STATES], target)])
+        write_tensors(job.result(index), named)
 
-def _run_layer(
-    job: _Job,
-    model: StreamingModel,
-    onward: StreamingModel | None,
-    index: int,
-    text: TextBatch,
-    runs: Sequence[slice],
-) -> None:
-    """One layer over all sequences; its states and sums get their names when complete.
+    def begin(states: FileStates) -> None:
+        embed(model, text.tokens, runs, states)
 
-    ``onward`` gives the layer whose output the next one receives, where it is another: then each
-    of the two layers is in memory in its turn.
-    """
-    before, named = job.states(index), dict[str, torch.Tensor]()
-
-    def attach(layer: nn.Module) -> LayerObserver:
-        return _Collector(model, layer, index, text, job.info, named)
-
-    with whole_file(job.states(index + 1)) as after:
-        is_last = index == max(job.info["layers"])
-        to_next = None if is_last or onward is not None else after
-        run_layer(model, index, [Pass(runs, before, to_next)], attach)
-        if onward is not None and not is_last:
-            run_layer(onward, index, [Pass(runs, before, after)])
-    write_tensors(job.sums(index), named)
-    before.file.unlink()
+    job.run(begin, step, "calibrating", "calibrated", progress)
 
 
 class _Collector(LayerObserver):
@@ -462,11 +398,11 @@ def _experts(layer: nn.Module) -> RaggedExperts:
 # -- the end ---------------------------------------------------------------------------------------
 
 
-def _finish(job: _Job) -> Statistics:
+def _finish(job: LayerJob) -> Statistics:
     """One file of all layers, copied tensor by tensor; then the JSON; then nothing partial."""
     stored: dict[str, StoredTensor] = {}
-    for layer in range(max(job.info["layers"]) + 1):
-        stored |= read_header(job.sums(layer))
+    for layer in range(job.layers):
+        stored |= read_header(job.result(layer))
 
     def read(name: str) -> torch.Tensor:
         entry = stored[name]
@@ -481,7 +417,7 @@ def _finish(job: _Job) -> Statistics:
     shard, digests = Shard("statistics.safetensors", entries), dict[str, str]()
     for _ in write_shards(job.directory, [shard], read, digests):
         pass
-    info = job.info | {DIGEST: digests[shard.name]}
+    info = {**job.info, DIGEST: digests[shard.name]}
     write_text(job.directory / "statistics.json", json.dumps(info, indent=1) + "\n")
-    shutil.rmtree(job.partial)
+    job.discard()
     return load_statistics(job.directory, fresh=True)

@@ -459,12 +459,8 @@ def load_statistics(
     if info.get("format") != "tenp-edge statistics" or info.get("version") != VERSION:
         raise UserError(f"{directory} holds no tenp-edge statistics of version {VERSION}")
     check_info(directory / "statistics.json", info)
-    if fingerprint is not None and info["fingerprint"] != fingerprint:
-        raise UserError(
-            f"the statistics in {directory} belong to another checkpoint "
-            f"({info['fingerprint'][:12]}, this one is {fingerprint[:12]})",
-            "calibrate this model",
-        )
+    if fingerprint is not None:
+        check_fingerprint(directory, info, fingerprint)
     if config is not None:
         check_model(directory / "statistics.json", info, config)
     file = directory / "statistics.safetensors"
@@ -477,13 +473,14 @@ def load_statistics(
     return found
 
 
-def damage_of(directory: Path) -> str | None:
-    """What is wrong with the statistics in ``directory``, in words; None when nothing is."""
-    try:
-        load_statistics(directory)
-    except UserError as error:
-        return error.message
-    return None
+def check_fingerprint(directory: Path, info: Mapping[str, Any], fingerprint: str) -> None:
+    """Raise UserError unless the statistics ``info`` in ``directory`` are of this checkpoint."""
+    if info["fingerprint"] != fingerprint:
+        raise UserError(
+            f"the statistics in {directory} belong to another checkpoint "
+            f"({info['fingerprint'][:12]}, this one is {fingerprint[:12]})",
+            "calibrate this model",
+        )
 
 
 def _read_info(directory: Path) -> dict[str, Any]:
