@@ -10,13 +10,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tenp_edge.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from tenp_edge.inspection import inspect_model
     from tenp_edge.loading import load_pruned
     from tenp_edge.pipeline import run_compress
     from tenp_edge.verbs import run_calibrate, run_export, run_plan, run_validate
 
-__version__ = "0.1.0"
 __all__ = [
     "inspect_model",
     "load_pruned",

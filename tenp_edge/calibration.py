@@ -151,8 +151,6 @@ def _info(
         "experts": config.num_experts,
         "width": config.moe_intermediate_size,
         "hidden": config.hidden_size,
-        "inputs": True,
-        "growth": True,
         "joint": ORDER_INSURANCE,
         "domains": {
             name: {"samples": len(span), "tokens": int(text.lengths[span.start : span.stop].sum())}

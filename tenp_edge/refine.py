@@ -77,8 +77,7 @@ def load_slice(directory: Path) -> list[Domain]:
     found = _slice_in(directory)
     if not found:
         raise UserError(
-            f"{directory} holds no text to refine on: the calibration took all there was, or is "
-            "of an older version",
+            f"{directory} holds no text to refine on: the calibration took all there was",
             "tenp-edge calibrate again, with more text or fewer --samples",
         )
     return found

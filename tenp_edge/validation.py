@@ -44,20 +44,16 @@ from tenp_edge.onnx_checks import GraphCheck, check_graph
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.pruned import PrunedBy, find_pruned
 from tenp_edge.registry import exporter
-from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.locating import locate
 from tenp_edge.runtime.onnx_directory import holds_onnx, read_directory
 from tenp_edge.runtime.onnx_model import OnnxModel
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
-from tenp_edge.runtime.perexpert import PerExpertModel
 from tenp_edge.runtime.session import Session
 from tenp_edge.runtime.twin import GgufFile, write_padded_twin
 from tenp_edge.source import ModelSource, StoredModel
 from tenp_edge.text_batch import Domain, TextBatch
 
-LLAMACPP = LlamaCppModel.runtime
-PER_EXPERT = PerExpertModel.runtime
 TWIN = "padded twin in unmodified llama.cpp"
 # F16 flips the routing of near-ties, which would be counted against the weights.
 _KV_TYPE = "F32"

@@ -22,12 +22,12 @@ from tenp_edge.footprint import MemoryRun
 from tenp_edge.options import MeasureOptions
 from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportOptions, exporter
+from tenp_edge.runtime.llamacpp import LlamaCppModel
+from tenp_edge.runtime.perexpert import PerExpertModel
 from tenp_edge.runtime.twin import GgufFile, write_padded_twin
 from tenp_edge.source import ModelSource
 from tenp_edge.text_batch import Domain
 from tenp_edge.validation import (
-    LLAMACPP,
-    PER_EXPERT,
     TRANSFORMERS,
     TWIN,
     ValidationReport,
@@ -36,6 +36,7 @@ from tenp_edge.validation import (
 )
 
 CheckpointOf = Callable[[str], Path]
+RUNTIMES = (LlamaCppModel.runtime, PerExpertModel.runtime)
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +95,7 @@ def test_every_judge_says_the_same(
     (tmp_path / ".ragged.gguf.validation" / "twin.gguf.partial").write_bytes(b"half")
     reports = [strict(model, file, domains) for file in (tmp_path / "pruned", padded, ragged)]
     reports.append(strict(model, ragged, domains, twin=True))
-    assert [r.judged_through for r in reports] == [TRANSFORMERS, LLAMACPP, PER_EXPERT, TWIN]
+    assert [r.judged_through for r in reports] == [TRANSFORMERS, *RUNTIMES, TWIN]
     assert [r.tokenizer_agrees for r in reports] == [None, True, True, True]
     torch_row, padded_row, own_row, twin_row = (r.overall for r in reports)
     assert torch_row.mean_kl > 1e-4 and torch_row.perplexity_ratio != 1.0
@@ -162,7 +163,7 @@ def test_twin_of_experts_with_different_types(checkpoint_of: CheckpointOf, tmp_p
         assert not merged.data[expert][:, width:].any()
 
 
-@pytest.mark.parametrize(("twin", "judge"), [(False, PER_EXPERT), (True, TWIN)])
+@pytest.mark.parametrize(("twin", "judge"), [(False, RUNTIMES[1]), (True, TWIN)])
 def test_peak_rss_is_of_the_run_that_is_named(
     twin: bool, judge: str, checkpoint_of: CheckpointOf, tmp_path: Path
 ) -> None:
