@@ -21,11 +21,12 @@ from tenp_edge.compare.measures import TextMeasure
 from tenp_edge.compare.methods import METHODS, Case
 from tenp_edge.compare.run import budget
 from tenp_edge.domains import calibration_domains, validation_domains
+from tenp_edge.evaluator import Evaluator, LayerCache
 from tenp_edge.mending import MendRules, mend
 from tenp_edge.options import CalibrationOptions, ValidationOptions
 from tenp_edge.sources import STDLIB
 from tenp_edge.text_batch import Domain
-from tenp_edge.variants import Evaluator, LayerCache, Planned
+from tenp_edge.variants import Planned
 
 DEMO = Path(__file__).parents[1] / "tenp_edge" / "demo_model"
 

@@ -26,6 +26,7 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import this_machine
 from tenp_edge.domains import validation_domains
 from tenp_edge.errors import UserError
+from tenp_edge.evaluator import LayerCache, measure_variants
 from tenp_edge.frontier import together_kl
 from tenp_edge.importance import Importance
 from tenp_edge.options import CalibrationOptions, ValidationOptions
@@ -40,7 +41,7 @@ from tenp_edge.text_batch import Domain
 from tenp_edge.typecosts import TypeCosts
 from tenp_edge.typeverbs import default_job, types_into
 from tenp_edge.validation import validate
-from tenp_edge.variants import LayerCache, OtherWeights, measure_variants
+from tenp_edge.variants import OtherWeights
 from tenp_edge.verbs import run_calibrate
 
 DEMO = Path(tenp_edge.__file__).parent / "demo_model"

@@ -26,7 +26,7 @@ from tenp_edge.checkpoint import (
 )
 from tenp_edge.coverage import coverage, warn_coverage
 from tenp_edge.errors import UserError
-from tenp_edge.experts import ExpertGroup, RaggedExperts
+from tenp_edge.experts import ExpertGroup, RaggedExperts, routed_experts, weight_norms
 from tenp_edge.forward import (
     StreamingModel,
     check_tokens,
@@ -70,7 +70,6 @@ from tenp_edge.sweep import LayerObserver, Pass, default_batch_tokens, embed, ru
 from tenp_edge.text_batch import Domain, TextBatch
 
 _STATES = "hidden"
-_NORM_ROWS = 128
 _SHORTEST = 1e-20
 
 
@@ -267,28 +266,10 @@ class _Collector(LayerObserver):
     def done(self, layer: nn.Module) -> None:
         if self.experts is not None:
             self.experts.end()
-            norms = weight_norms(layer)
+            norms = weight_norms(routed_experts(layer))
             order, use = self.experts.elimination(self.sums, norms), self.experts.sequence_use()
             self.named |= layer_tensors(self.index, self.sums, norms, order, use)
         self.named |= input_tensors(self.index, self.inputs.sums)
-
-
-def weight_norms(layer: nn.Module) -> dict[str, torch.Tensor]:
-    """Row norms of gate and up, column norms of down: float64 [experts, width] each."""
-    experts = _experts(layer)
-    width = experts[0].weight(0).shape[0]
-    names = ("gate_norm", "up_norm", "down_norm")
-    squares = {name: torch.zeros(len(experts), width, dtype=torch.float64) for name in names}
-    for expert in range(len(experts)):
-        for projection, name in enumerate(names):
-            # A few rows at a time: whole float32 copies left the heap full of holes (1 GiB).
-            for rows, block in enumerate(
-                torch.split(experts[expert].weight(projection), _NORM_ROWS)
-            ):
-                part = block.float().square().sum(dim=0 if name == "down_norm" else 1).cpu()
-                start = 0 if name == "down_norm" else rows * _NORM_ROWS
-                squares[name][expert, start : start + len(part)] += part
-    return {name: square.sqrt() for name, square in squares.items()}
 
 
 class _LayerObserver:
@@ -381,16 +362,10 @@ class _LayerObserver:
 
 
 def _observe(layer: nn.Module, info: Mapping[str, Any]) -> _LayerObserver:
-    observer = _LayerObserver(_experts(layer), info)
+    observer = _LayerObserver(routed_experts(layer), info)
     norm = layer.get_submodule("post_attention_layernorm")
     norm.register_forward_pre_hook(observer.residual)
     return observer
-
-
-def _experts(layer: nn.Module) -> RaggedExperts:
-    experts = layer.get_submodule("mlp.experts")
-    assert isinstance(experts, RaggedExperts)
-    return experts
 
 
 # -- the end ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from tenp_edge.checkpoint import Checkpoint, write_text
 from tenp_edge.disk import require_free
-from tenp_edge.experts import ExpertGroup, RaggedExperts
+from tenp_edge.experts import ExpertGroup, RaggedExperts, routed_experts
 from tenp_edge.forward import StreamingModel, choose_device, choose_dtype
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
@@ -162,11 +162,9 @@ class _Backward(LayerObserver):
         self.experts: RaggedExperts | None = None
         self.sums: dict[str, GradientObserver] = {}
         if index in config.moe_layers:
-            experts = layer.get_submodule("mlp.experts")
-            assert isinstance(experts, RaggedExperts)
-            self.experts = experts
+            self.experts = routed_experts(layer)
             self.sums = {
-                domain: GradientObserver(len(experts), config.moe_intermediate_size)
+                domain: GradientObserver(len(self.experts), config.moe_intermediate_size)
                 for domain in space.text.spans
             }
 

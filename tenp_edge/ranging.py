@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from tenp_edge.experts import ExpertGroup, RaggedExperts
+from tenp_edge.experts import ExpertGroup, RaggedExperts, routed_experts
 from tenp_edge.forward import (
     StreamingModel,
     name_in_memory,
@@ -93,9 +93,8 @@ class _RangeObserver(LayerObserver):
         for name, module in _matrices(config, index, layer).items():
             module.register_forward_hook(partial(self._matrix, name))
         if index in config.expert_widths:
-            experts = layer.get_submodule("mlp.experts")
-            assert isinstance(experts, RaggedExperts)
-            experts.observer, self._experts = self, experts
+            self._experts = routed_experts(layer)
+            self._experts.observer = self
 
     def begin(self, run: slice) -> None:
         active = self._all_active[run].reshape(-1)

@@ -1,6 +1,6 @@
 """`plan --refine`: the method's knobs chosen by measured KL on a held-out slice of the text.
 
-A knob is tried at all its values in one forward (`variants`), the best value stays, then comes the
+A knob is tried at all its values in one forward (`evaluator`), the best value stays, then comes the
 next knob. Every measured plan is recorded in refine.json beside the statistics, so a killed run
 goes on where it was and the same plan is never measured twice.
 """
@@ -17,12 +17,12 @@ import torch
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import load_domains, save_domains
 from tenp_edge.errors import UserError
+from tenp_edge.evaluator import measure_plans
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.request import PlanRequest
 from tenp_edge.text_batch import Domain, TextBatch
 from tenp_edge.trials import Changes, Measure, Records, Trial, load_trials, measured
-from tenp_edge.variants import measure_plans
 
 SLICE_SAMPLES = 4  # of a domain, at least
 SLICE_TOKENS = 4096  # of all domains together, at least

@@ -1,7 +1,7 @@
 """`calibrate --types`: what each tensor type costs the dense model, on the held-out slice.
 
 For every type the weights are encoded and decoded as the exporter would store them, and the model
-runs layer by layer beside the dense one, all types in one pass (`variants`). Of a large model only
+runs layer by layer beside the dense one, all types in one pass (`evaluator`). Of a large model only
 a spread sample of layers is quantised. Independent errors add up as losses, and KL grows with the
 same power of a loss as for cuts (`frontier.POWER`), so the sample's KL is scaled to all layers by
 that power of their weights. Embeddings and output matrix are then measured on their own.
@@ -19,6 +19,7 @@ import torch
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
+from tenp_edge.evaluator import LayerCache, Measured, measure_variants
 from tenp_edge.frontier import POWER
 from tenp_edge.importance import Importance
 from tenp_edge.models import ModelConfig, expected_tensors
@@ -28,7 +29,7 @@ from tenp_edge.registry import Exporter, ExportOptions, Requantiser
 from tenp_edge.source import ModelSource, WeightSource
 from tenp_edge.statistics import Statistics
 from tenp_edge.typecosts import Conditions, TypeCost, TypeCosts, load_costs
-from tenp_edge.variants import LayerCache, Measured, OtherWeights, measure_variants
+from tenp_edge.variants import OtherWeights
 
 # Models above this are sampled: encoding 2e8 weights in seven types takes minutes.
 SAMPLED_ABOVE = 2 * 10**8

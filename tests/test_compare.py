@@ -22,6 +22,7 @@ from tenp_edge.compare.table import lines, predictions
 from tenp_edge.data import load_tokenizer
 from tenp_edge.divergence import score_tokens
 from tenp_edge.errors import UserError
+from tenp_edge.evaluator import Evaluator, LayerCache, RowScores
 from tenp_edge.experts import RaggedExperts
 from tenp_edge.gradients import collect_gradients
 from tenp_edge.loading import model_of
@@ -32,7 +33,7 @@ from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics
 from tenp_edge.sweep import streaming_logits
 from tenp_edge.text_batch import Domain
-from tenp_edge.variants import Evaluator, LayerCache, Planned, RowScores
+from tenp_edge.variants import Planned
 
 CPU, F32 = torch.device("cpu"), torch.float32
 Make = Callable[[str], Path]

@@ -18,12 +18,12 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import load_domains, save_domains
 from tenp_edge.devices import this_machine
 from tenp_edge.errors import UserError
+from tenp_edge.evaluator import measure_plans
 from tenp_edge.frontier import predicted_kl
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.refine import SLICE_FILE, knobs, known_trials, refine
 from tenp_edge.trials import FILE, Trial
-from tenp_edge.variants import measure_plans
 
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
 Make = Callable[[PlanRequest], CompressionPlan]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tenp_edge.checkpoint import Checkpoint, ExpertWeights
-from tenp_edge.experts import RaggedExperts
+from tenp_edge.experts import routed_experts
 from tenp_edge.plan import ExpertKey
 from tenp_edge.saliency import sum_of, tokens_routed
 from tenp_edge.slicing import slice_expert
@@ -54,8 +54,7 @@ class Compensated:
     def adapt(self, index: int, layer: nn.Module, checkpoint: Checkpoint) -> None:
         if index not in self.statistics.layers:
             return
-        experts = layer.get_submodule("mlp.experts")
-        assert isinstance(experts, RaggedExperts)
+        experts = routed_experts(layer)
         means = mean_activations(self.statistics, index)
         offsets = {}
         for expert, mean in enumerate(means):

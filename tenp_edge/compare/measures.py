@@ -16,8 +16,8 @@ import torch
 
 from tenp_edge.data import make_domains
 from tenp_edge.divergence import concatenate, scored_positions, scored_rows, summarise
+from tenp_edge.evaluator import Block, RowScores
 from tenp_edge.text_batch import Domain
-from tenp_edge.variants import Block, RowScores
 
 CHOICES = 4
 CONTEXT_TOKENS, ANSWER_TOKENS = 40, 8

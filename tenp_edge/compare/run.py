@@ -18,11 +18,12 @@ import torch
 from tenp_edge.checkpoint import Checkpoint, read_json, write_text
 from tenp_edge.compare.measures import Measure
 from tenp_edge.compare.methods import Case, Cut, Mend, Method
+from tenp_edge.evaluator import Evaluator, LayerCache
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.search import Drop
 from tenp_edge.statistics import Statistics
 from tenp_edge.trials import Trial
-from tenp_edge.variants import Evaluator, LayerCache, Planned, Variant
+from tenp_edge.variants import Planned, Variant
 
 FORMAT, VERSION = "tenp-edge comparison", 1
 MENDED = "mended.partial"  # beside compare.json: weights of the ratio that is being measured

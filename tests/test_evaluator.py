@@ -12,12 +12,13 @@ from test_calibration import domain
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.divergence import concatenate, score_tokens, scored_positions
+from tenp_edge.evaluator import STATES, measure_plans
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.source import ModelSource
 from tenp_edge.states import CachedFileStates
 from tenp_edge.sweep import streaming_logits
 from tenp_edge.text_batch import Domain
-from tenp_edge.variants import DENSE, STATES, OtherWeights, Planned, measure_plans
+from tenp_edge.variants import DENSE, OtherWeights, Planned
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
