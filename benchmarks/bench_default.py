@@ -1,6 +1,6 @@
 """Is the default the best there is on text of the kinds that it was given?
 
-The table of docs/planning.md.
+The table of docs/results.md, "The default beside its rivals".
     python benchmarks/train_reference.py WORK --corpus DIR --models qwen3_moe_small
     python benchmarks/bench_default.py OUT --text WORK --model WORK/qwen3_moe_small/model
     python benchmarks/bench_default.py OUT --text TEXT --model MODEL    # the same call continues

@@ -1,4 +1,4 @@
-"""How much of the three reference models survives, by method: the tables of docs/accuracy.md.
+"""How much of the three reference models survives, by method: the tables of docs/results.md.
 
     python benchmarks/train_reference.py WORK --corpus DIR    # first: the models
     python benchmarks/bench_references.py WORK -o OUT          # the same call continues

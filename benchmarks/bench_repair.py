@@ -1,4 +1,4 @@
-"""The table of docs/repair.md: repair by ridge, on text of the calibrated domain and of the other.
+"""The table of docs/results.md: repair by ridge, on text of the calibrated domain and of the other.
 
     python benchmarks/bench_repair.py [--model DIR] [--ridges 0.03 0.1 0.3] [--keeps 0.6 0.45]
 

@@ -1,5 +1,5 @@
 """Does the text in the package guide better than the standard library? The table of
-docs/calibration.md.
+docs/results.md.
 
     python benchmarks/bench_text.py OUT --model MODEL --eval-data prose=a.jsonl --eval-data ...
 

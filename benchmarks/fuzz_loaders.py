@@ -6,7 +6,7 @@ A sound input of every kind is damaged at random and read by the code that reads
 processes of their own: a traceback, a signal, and more than ``--seconds`` for one input are
 failures. They are listed, their inputs kept in ``--keep``, and the script exits with 1. The same
 seed makes the same inputs. What is accepted is used, too: GGUF files are evaluated (the first
-``--run`` of each kind), vocabularies tokenise, plans are checked. docs/robustness.md has the table.
+``--run`` of each kind), vocabularies tokenise, plans are checked. docs/results.md has the table.
 """
 
 from __future__ import annotations

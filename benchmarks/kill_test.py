@@ -7,7 +7,7 @@ A job runs once undisturbed and names its operations on files (open to write, fs
 remove, make and remove a directory, truncate, lock). Then, for each of them, a fresh process is
 killed (SIGKILL) just before it, and the same job runs again; with --twice that one is killed too,
 at an operation drawn by chance, and a third ends it. The script exits with 1 when a rerun fails
-or leaves other files than the undisturbed one. docs/robustness.md has the numbers.
+or leaves other files than the undisturbed one. docs/results.md has the numbers.
 """
 
 from __future__ import annotations

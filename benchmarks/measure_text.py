@@ -1,4 +1,4 @@
-"""The table of docs/calibration.md: how varied the bundled text is, beside natural text.
+"""The table of docs/results.md: how varied the bundled text is, beside natural text.
 
     python benchmarks/measure_text.py [--beside DIR]
 

@@ -5,7 +5,7 @@
 The second process of a pair starts after a delay drawn by chance, up to one and a half times what
 a run takes. Every pair must end with the files of an undisturbed run, and each of its processes
 with exit 0, or with exit 2 and one line that names the other. The script exits with 1 otherwise.
-docs/robustness.md has the numbers.
+docs/results.md has the numbers.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from tenp_edge.forward import (
 )
 from tenp_edge.inputs import InputObserver, matrix_roles
 from tenp_edge.joint import (
-    ORDER_INSURANCE,
+    ORDER_PRIORS,
     Elimination,
     JointMoments,
     eliminate,
@@ -150,7 +150,7 @@ def _info(
         "experts": config.num_experts,
         "width": config.moe_intermediate_size,
         "hidden": config.hidden_size,
-        "joint": ORDER_INSURANCE,
+        "joint": dict(ORDER_PRIORS),
         "domains": {
             name: {"samples": len(span), "tokens": int(text.lengths[span.start : span.stop].sum())}
             for name, span in text.spans.items()
@@ -267,8 +267,9 @@ class _Collector(LayerObserver):
         if self.experts is not None:
             self.experts.end()
             norms = weight_norms(routed_experts(layer))
-            order, use = self.experts.elimination(self.sums, norms), self.experts.sequence_use()
-            self.named |= layer_tensors(self.index, self.sums, norms, order, use)
+            use = self.experts.sequence_use()
+            orders = self.experts.eliminations(self.sums, norms)
+            self.named |= layer_tensors(self.index, self.sums, norms, orders, use)
         self.named |= input_tensors(self.index, self.inputs.sums)
 
 
@@ -335,17 +336,20 @@ class _LayerObserver:
         weights = group.g * self.share**0.5 / lengths
         self.moments.add(group.expert, group.padded_m, weights)
 
-    def elimination(
+    def eliminations(
         self, sums: Mapping[str, LayerStatistics], norms: Mapping[str, torch.Tensor]
-    ) -> Elimination:
-        """The best order of cuts in the layer, after its last token."""
+    ) -> dict[str, Elimination]:
+        """The best order of cuts in the layer for each of ORDER_PRIORS, after its last token."""
         for expert in range(len(self.experts)):
             self.moments.finish(expert, self.experts[expert].weight(2).float())
         logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
         growth = float(torch.stack(logs).mean().exp())
         own = own_losses(self.moments, growth)
-        insurance = ORDER_INSURANCE * prior(own, *(norms[name] for name in WEIGHT_NORMS))
-        return eliminate(self.moments, insurance, growth)
+        unseen = prior(own, *(norms[name] for name in WEIGHT_NORMS))
+        return {
+            score: eliminate(self.moments, weight * unseen, growth)
+            for score, weight in ORDER_PRIORS.items()
+        }
 
     def routed(self, chosen: torch.Tensor, output: torch.Tensor) -> None:
         places = chosen.view(self.sequences, -1)

@@ -328,6 +328,8 @@ class Measured:
 
     domains: tuple[DomainScores, ...]
     overall: DomainScores
+    sequence_kl: tuple[float, ...]
+    """Nats per token of every sequence: how sure the mean is."""
 
     @property
     def mean_kl(self) -> float:
@@ -393,4 +395,5 @@ def _summary(text: TextBatch, scores: Sequence[TokenScores]) -> Measured:
         summarise(name, len(span), concatenate(scores[row] for row in span))
         for name, span in text.spans.items()
     )
-    return Measured(by_domain, summarise("overall", len(scores), concatenate(scores)))
+    overall = summarise("overall", len(scores), concatenate(scores))
+    return Measured(by_domain, overall, tuple(float(row.kl.mean()) for row in scores))

@@ -17,7 +17,7 @@ from tenp_edge.allocation import Space
 from tenp_edge.insurance import NO_INSURANCE, Insurance, insured
 from tenp_edge.plan import ExpertKey, Widths
 from tenp_edge.saliency import (
-    JOINT,
+    ORDERS,
     RELATIVE,
     cut_losses,
     expert_scores,
@@ -146,7 +146,7 @@ class Evidence:
     def _neuron_scores(self, layer: int) -> torch.Tensor:
         name, seed = self.scores.neuron, self.scores.seed
         own = neuron_scores(self.statistics, layer, name, seed)
-        if not self.scores.shared_ranking or name == JOINT:
+        if not self.scores.shared_ranking or name in ORDERS:
             return own
         reached = tokens_routed(self.statistics, layer) > 0
         shared = ranking_scores(self.statistics, layer, name, seed)
@@ -158,8 +158,8 @@ class Evidence:
     def _losses(self, layer: int, order: torch.Tensor) -> torch.Tensor:
         """Of keeping each expert's first w neurons of ``order``, [experts, width + 1]: what the
         joint order was made with, or from the sums of single neurons."""
-        if self.scores.neuron == JOINT:
-            return self.statistics.elimination(layer).losses
+        if self.scores.neuron in ORDERS:
+            return self.statistics.elimination(layer, self.scores.neuron).losses
         return cut_losses(self.statistics, layer, order)
 
     def _layer(self, layer: int) -> LayerEvidence:

@@ -21,7 +21,7 @@ class Insurance:
 # Values of `--protect`. The text to come is taken to be of the kinds that were given, so nothing is
 # the default. "little" costs those kinds some per cent at most. "much" keeps other kinds no worse
 # than one width for all experts would, and costs the given kinds a factor of two to ten
-# (docs/planning.md).
+# (docs/results.md).
 NO_INSURANCE = Insurance()
 PROTECTION = {
     "none": NO_INSURANCE,

@@ -10,7 +10,7 @@ from tenp_edge.statistics import Statistics
 
 # Below this the sequences are taken for one kind of text: rather silent than wrong. Narrow kinds
 # (mathematics, an encyclopaedia, code) measured 0.009 to 0.037 on three models, wide ones (prose of
-# all sorts) 0.02 to 0.05, mixes of four or five kinds 0.043 to 0.113 (docs/planning.md).
+# all sorts) 0.02 to 0.05, mixes of four or five kinds 0.043 to 0.113 (docs/experiments.md).
 ONE_KIND = 0.04
 
 

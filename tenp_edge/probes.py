@@ -13,28 +13,40 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from statistics import stdev
 
 from tenp_edge.errors import UserError
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.request import DEFAULT_PROTECTION, PlanRequest
+from tenp_edge.saliency import JOINT
 from tenp_edge.trials import Candidates, Changes, Measure, Records, Trial, measured
 
 MakePlan = Callable[[PlanRequest], CompressionPlan]
 
 KEEPS = (0.9, 0.7, 0.45)
 # What the request leaves open, spelled out, so that a probe is not itself planned by probes.
-PLAIN: Changes = {"unit": 0.0, "ranking": "global", "protect": DEFAULT_PROTECTION}
-# Beside it: losses in other units of the layers' streams, and even budgets for all layers.
+PLAIN: Changes = {
+    "unit": 0.0,
+    "ranking": "global",
+    "neuron_score": JOINT,
+    "protect": DEFAULT_PROTECTION,
+}
+# Beside it: losses in other units of the layers' streams, even budgets for all layers, and neurons
+# that the text did not need cut in the order of their weights.
 WAYS: tuple[Changes, ...] = (
     PLAIN,
     {**PLAIN, "unit": 1.0},
     {**PLAIN, "unit": 2.0},
     {**PLAIN, "ranking": "layer"},
+    {**PLAIN, "neuron_score": "joint-insured"},
 )
-# What another way must gain: the text is small, and the plain plan is right most often.
+# What another way must gain: the plain plan is right most often.
 MARGIN = 0.02
+# How far apart two ways usually are, as log(KL / KL): a difference that the text leaves as unsure
+# as this counts half.
+_USUAL = 0.1
 # A plan of these was not measured in any way.
-_PINS = (*PLAIN, "neuron_score", "tilt")
+_PINS = (*PLAIN, "tilt")
 _NEAR = 0.03  # of keep: legal widths round a plan's size
 
 
@@ -87,8 +99,21 @@ def _log_ratio(trials: Sequence[Trial], way: Changes, keep: float) -> float:
 
 
 def _log_ratio_at(trials: Sequence[Trial], way: Changes, size: float) -> float:
-    near = [trial for trial in trials if abs(trial.keep_ratio - size) < _NEAR]
-    own, plain = (
-        sum(trial.mean_kl for trial in near if trial.changes == changes) for changes in (way, PLAIN)
-    )
-    return math.log(own / plain) if own > 0 and plain > 0 else 0.0
+    """What is most likely, given how the sequences disagree: a normal prior of width _USUAL."""
+    own, plain = (_trial_of(trials, changes, size) for changes in (way, PLAIN))
+    if own is None or plain is None or not own.mean_kl > 0 or not plain.mean_kl > 0:
+        return 0.0
+    ratio = math.log(own.mean_kl / plain.mean_kl)
+    return ratio * _USUAL**2 / (_USUAL**2 + _unsure(own, plain) ** 2)
+
+
+def _trial_of(trials: Sequence[Trial], changes: Changes, size: float) -> Trial | None:
+    near = (trial for trial in trials if abs(trial.keep_ratio - size) < _NEAR)
+    return next((trial for trial in near if trial.changes == changes), None)
+
+
+def _unsure(own: Trial, plain: Trial) -> float:
+    """Standard error of log(KL of ``own`` / KL of ``plain``), from the sequences in pairs."""
+    pairs = zip(own.sequence_kl, plain.sequence_kl, strict=True)
+    shares = [(first - second) / plain.mean_kl for first, second in pairs]
+    return stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else 0.0

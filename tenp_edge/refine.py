@@ -21,8 +21,9 @@ from tenp_edge.evaluator import measure_plans
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.request import PlanRequest
+from tenp_edge.saliency import ORDERS
 from tenp_edge.text_batch import Domain, TextBatch
-from tenp_edge.trials import Changes, Measure, Records, Trial, load_trials, measured
+from tenp_edge.trials import Changes, Measure, MeasuredKL, Records, Trial, load_trials, measured
 
 SLICE_SAMPLES = 4  # of a domain, at least
 SLICE_TOKENS = 4096  # of all domains together, at least
@@ -43,7 +44,7 @@ def knobs(request: PlanRequest, keep: float) -> list[list[Changes]]:
     units = [{"unit": unit} for unit in (0.0, 0.5, 1.0, 1.5, 2.0)]
     tilts = [{"tilt": tilt} for tilt in (0.0, -1.0, -0.5, 0.5, 1.0)]
     scores = [{"neuron_score": name} for name in ("relative", "energy", "camera-p")]
-    orders = [{"neuron_score": "joint"}, *scores]
+    orders = [{"neuron_score": name} for name in ORDERS] + scores
     rankings = [{"ranking": name} for name in ("global", "coverage", "layer")]
     by_method: dict[str, list[list[Changes]]] = {
         "tenp": [slopes, alphas, bumps],
@@ -155,9 +156,9 @@ def measure_on(
     dtype: torch.dtype,
     progress: Progress = QUIET,
 ) -> Measure:
-    """What measures plans together on ``domains``: mean KL of each, nats."""
+    """What measures plans together on ``domains``."""
 
-    def measure(plans: Sequence[CompressionPlan]) -> list[float]:
+    def measure(plans: Sequence[CompressionPlan]) -> list[MeasuredKL]:
         found = measure_plans(
             checkpoint,
             plans,
@@ -167,7 +168,7 @@ def measure_on(
             work=work,
             progress=progress,
         )
-        return [one.mean_kl for one in found]
+        return [MeasuredKL(one.mean_kl, one.sequence_kl) for one in found]
 
     return measure
 

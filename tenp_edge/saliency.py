@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from tenp_edge.errors import UserError
-from tenp_edge.joint import prior
+from tenp_edge.joint import ORDER_PRIORS, prior
 from tenp_edge.statistics import GROWTH_SUM, WEIGHT_NORMS, LayerStatistics, Statistics
 
 WeightNorms = Mapping[str, torch.Tensor]
@@ -196,7 +196,7 @@ NEURON_SCORES: dict[str, Score] = {
     "enp-sum": enp_sum,
     "energy": energy,
     RELATIVE: relative,
-    JOINT: joint,
+    **dict.fromkeys(ORDER_PRIORS, joint),
     "camera-p": camera_p,
     "flap": flap,
     "wanda": wanda,
@@ -207,7 +207,7 @@ NEURON_SCORES: dict[str, Score] = {
     "random": _random,
 }
 # An order inside each expert: experts cannot be compared by it, losses can (`cut_losses`).
-ORDERS = (JOINT,)
+ORDERS = tuple(ORDER_PRIORS)
 DATA_FREE = ("magnitude", "random")
 NEED_GRADIENTS = ("heapr", "heapr-sum", "taylor")
 
@@ -243,9 +243,9 @@ def neuron_scores(statistics: Statistics, layer: int, score: str, seed: int = 0)
     magnitude = neuron_magnitude(LayerStatistics({}), norms)
     if score in DATA_FREE:
         return magnitude
-    if score == JOINT:
+    if score in ORDERS:
         reached = tokens_routed(statistics, layer) > 0
-        return torch.where(reached[:, None], joint_places(statistics, layer), magnitude)
+        return torch.where(reached[:, None], joint_places(statistics, layer, score), magnitude)
     total, reached = torch.zeros_like(magnitude), torch.zeros(magnitude.shape[0], dtype=torch.bool)
     for domain in statistics.domains:
         stats = statistics.layer(domain, layer)
@@ -272,9 +272,9 @@ def ranking_scores(statistics: Statistics, layer: int, score: str, seed: int = 0
     )
 
 
-def joint_places(statistics: Statistics, layer: int) -> torch.Tensor:
+def joint_places(statistics: Statistics, layer: int, score: str) -> torch.Tensor:
     """Width to 1, best first, in the order of `joint.eliminate`, float64 [experts, width]."""
-    order = statistics.elimination(layer).order
+    order = statistics.elimination(layer, score).order
     places = torch.arange(order.shape[1], 0, -1, dtype=torch.float64).expand(order.shape)
     return torch.empty_like(places).scatter_(1, order, places)
 
@@ -362,9 +362,9 @@ def sum_of(values: Iterable[torch.Tensor]) -> torch.Tensor:
 
 def _neuron_score(statistics: Statistics, score: str) -> Score:
     function = _lookup(NEURON_SCORES, score, "--neuron-score")
-    if score == JOINT and not statistics.has_elimination:
+    if score in ORDERS and not statistics.has_elimination:
         raise UserError(
-            "--neuron-score joint: the statistics have no joint order (they were merged)",
+            f"--neuron-score {score}: the statistics have no joint order (they were merged)",
             "calibrate again, or --neuron-score relative",
         )
     if score in NEED_GRADIENTS and not statistics.has_gradients:

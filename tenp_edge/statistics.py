@@ -31,7 +31,7 @@ from tenp_edge.checkpoint import (
 )
 from tenp_edge.digests import file_digest
 from tenp_edge.errors import UserError
-from tenp_edge.joint import Elimination
+from tenp_edge.joint import ORDER_PRIORS, Elimination
 from tenp_edge.models import ModelConfig
 from tenp_edge.statistics_checks import check_info, check_model, check_tensors
 
@@ -70,10 +70,10 @@ GRADIENT_SUMS = (
 )
 # Sum per hidden feature, [experts, hidden]: what an importance matrix of gate and up is made of.
 INPUT_SUM = "input_sq"  # x^2
-# What cutting several neurons of an expert costs (`joint`), of all domains together: neurons, best
-# first, [experts, width], and the loss of keeping the first of them, [experts, width + 1]. No sum:
-# merged statistics lack it.
-ELIMINATION = ("joint_order", "joint_losses")
+# What cutting several neurons of an expert costs (`joint`), of all domains together, in each order
+# of `joint.ORDER_PRIORS`: neurons, best first, [experts, width], and the loss of keeping the first
+# of them, [experts, width + 1]. No sum: merged statistics lack it.
+ELIMINATION = ("order", "losses")
 # How often each sequence of the text chose each expert, [sequences, experts], in the order of the
 # domains: whether the text is of one kind (`kinds`). Merged statistics lack it.
 SEQUENCE_USE = "sequence_use"
@@ -376,7 +376,9 @@ class Statistics:
         of_sum |= {INPUT_SUM: (experts, hidden), GROWTH_SUM: (2,)}
         own: dict[str, tuple[int, ...]] = dict.fromkeys(WEIGHT_NORMS, (experts, width))
         if self.has_elimination:
-            own |= {ELIMINATION[0]: (experts, width), ELIMINATION[1]: (experts, width + 1)}
+            shapes = ((experts, width), (experts, width + 1))
+            for score in ORDER_PRIORS:
+                own |= dict(zip(elimination_names(score), shapes, strict=True))
         found = {f"layers.{layer}.{name}": own[name] for layer in self.layers for name in own}
         for domain in self.domains:
             for layer in self.layers:
@@ -400,11 +402,13 @@ class Statistics:
     @property
     def has_elimination(self) -> bool:
         """Whether `elimination` is there: merged statistics lack it."""
-        return f"layers.{self.layers[0]}.{ELIMINATION[0]}" in self.stored
+        first = f"layers.{self.layers[0]}."
+        return all(first + elimination_names(score)[0] in self.stored for score in ORDER_PRIORS)
 
-    def elimination(self, layer: int) -> Elimination:
-        """The order in which a layer's neurons are best cut, and what that costs."""
-        order, losses = (self.read(f"layers.{layer}.{name}") for name in ELIMINATION)
+    def elimination(self, layer: int, score: str) -> Elimination:
+        """The order in which a layer's neurons are best cut, and what that costs; ``score``: one of
+        `joint.ORDER_PRIORS`."""
+        order, losses = (self.read(f"layers.{layer}.{name}") for name in elimination_names(score))
         return Elimination(order.long(), losses.double())
 
     def sequence_use(self, layer: int) -> torch.Tensor | None:
@@ -505,22 +509,27 @@ def _gradients(
     return read_header(file)
 
 
+def elimination_names(score: str) -> tuple[str, ...]:
+    """Names of a layer's tensors for one of `joint.ORDER_PRIORS`: the order, the losses."""
+    return tuple(f"{score}_{part}" for part in ELIMINATION)
+
+
 def layer_tensors(
     layer: int,
     domains: Mapping[str, LayerStatistics],
     norms: Mapping[str, torch.Tensor],
-    elimination: Elimination | None = None,
+    eliminations: Mapping[str, Elimination] | None = None,
     sequence_use: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """One layer's tensors under their stored names: neuron sums as float32, the rest float64."""
     named = {f"layers.{layer}.{name}": value.float() for name, value in norms.items()}
     if sequence_use is not None:
         named[f"layers.{layer}.{SEQUENCE_USE}"] = sequence_use.float()
-    if elimination is not None:
+    for score, elimination in (eliminations or {}).items():
         found = (elimination.order, elimination.losses)
         named |= {
             f"layers.{layer}.{name}": value.float()
-            for name, value in zip(ELIMINATION, found, strict=True)
+            for name, value in zip(elimination_names(score), found, strict=True)
         }
     for domain, stats in domains.items():
         for name, value in stats.sums.items():

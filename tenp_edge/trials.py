@@ -17,7 +17,7 @@ from tenp_edge.checkpoint import read_json, write_text
 from tenp_edge.plan import CompressionPlan
 
 FILE = "refine.json"
-VERSION = 2
+VERSION = 3
 
 Changes = dict[str, Any]
 
@@ -25,16 +25,22 @@ Changes = dict[str, Any]
 @dataclass(frozen=True)
 class Trial:
     """A measured plan. ``changes``: what its request had beside the plain one; ``mean_kl``: nats
-    on the slice; ``seconds``: its share of the forward."""
+    on the slice; ``seconds``: its share of the forward; ``sequence_kl``: nats of each sequence of
+    the slice, for how sure a difference is."""
 
     changes: Mapping[str, Any]
     keep_ratio: float
     predicted_loss: float
     mean_kl: float
     seconds: float
+    sequence_kl: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "changes": dict(self.changes)}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Trial:
+        return cls(**{**found, "sequence_kl": tuple(found["sequence_kl"])})
 
 
 class Records:
@@ -50,15 +56,24 @@ class Records:
 
     def get(self, plan: CompressionPlan) -> Trial | None:
         found = self._state["plans"].get(plan.digest)
-        return None if found is None else Trial(**found)
+        return None if found is None else Trial.from_json(found)
 
     def add(self, measured: Mapping[str, Trial]) -> None:
         self._state["plans"] |= {digest: trial.to_json() for digest, trial in measured.items()}
         write_text(self.file, json.dumps(self._state, indent=1) + "\n")
 
 
+@dataclass(frozen=True)
+class MeasuredKL:
+    """What a plan cost on a slice, nats per token: ``mean``, every domain weighing the same, and of
+    each of its ``sequences``."""
+
+    mean: float
+    sequences: tuple[float, ...]
+
+
 Candidates = Mapping[str, tuple[Changes, CompressionPlan]]
-Measure = Callable[[Sequence[CompressionPlan]], list[float]]
+Measure = Callable[[Sequence[CompressionPlan]], list[MeasuredKL]]
 
 
 def measured(candidates: Candidates, records: Records, measure: Measure) -> dict[str, Trial]:
@@ -78,8 +93,9 @@ def measured(candidates: Candidates, records: Records, measure: Measure) -> dict
     return {digest: trial for digest, trial in known.items() if trial is not None} | new
 
 
-def _trial(changes: Changes, plan: CompressionPlan, kl: float, seconds: float) -> Trial:
-    return Trial(changes, plan.keep_ratio, plan.recipe["predicted_loss"], kl, seconds)
+def _trial(changes: Changes, plan: CompressionPlan, kl: MeasuredKL, seconds: float) -> Trial:
+    loss = plan.recipe["predicted_loss"]
+    return Trial(changes, plan.keep_ratio, loss, kl.mean, seconds, kl.sequences)
 
 
 def load_trials(directory: Path, text: str | None) -> tuple[Trial, ...]:
@@ -89,4 +105,4 @@ def load_trials(directory: Path, text: str | None) -> tuple[Trial, ...]:
     found = read_json(file) if text is not None and file.is_file() else {}
     if found.get("version") != VERSION or found.get("slice") != text:
         return ()
-    return tuple(Trial(**trial) for trial in found["plans"].values())
+    return tuple(Trial.from_json(trial) for trial in found["plans"].values())

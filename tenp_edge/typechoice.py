@@ -2,8 +2,8 @@
 
 The rule: the most precise of the format's automatic types at which enough of the neurons stay
 (85 %, 65 % for method adaptive, whose cuts cost less); where there is none, the least precise of
-them, pruned. A few neurons cost less than bits, many cost more (docs/quantisation.md and
-docs/planning.md have the measured tables). It knows nothing of the model at hand; `jointchoice`
+them, pruned. A few neurons cost less than bits, many cost more (docs/results.md has the measured
+tables). It knows nothing of the model at hand; `jointchoice`
 does, once `calibrate --types` was run.
 """
 

@@ -102,7 +102,7 @@ def test_no_document_is_in_both_splits() -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_text_is_as_varied_as_natural_text(domain: str) -> None:
-    """The bounds are what four bodies of natural English measure (docs/calibration.md): gzip ratios
+    """The bounds are what four bodies of natural English measure (docs/results.md): gzip ratios
     of 2.09 to 2.64, .976 to .997 of the 5-grams distinct in a window, .965 to .995 in all. Text in
     many languages compresses less, and nothing that is written less than 1.7."""
     kinds = bundled_records("calibration")[domain]

@@ -168,7 +168,7 @@ def test_calibration_stores_the_losses_of_the_whole_model(tmp_path: Path, family
     checkpoint = Checkpoint(path)
     found = calibrate(checkpoint, domains(), tmp_path / "work", dtype="float32", batch_tokens=50)
     layer = checkpoint.config.moe_layers[-1]
-    elimination, width = found.elimination(layer), checkpoint.config.moe_intermediate_size
+    elimination, width = found.elimination(layer, "joint"), checkpoint.config.moe_intermediate_size
     expert = int(elimination.losses[:, 0].argmax())
     model: Any = model_of(ModelSource(checkpoint), torch.float32)
     block = model.model.layers[layer]
@@ -197,10 +197,10 @@ def _growth(statistics: Statistics, layer: int) -> float:
 def test_places_follow_the_order_and_merged_statistics_lack_it(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tiny.make(tmp_path / "model", "qwen3_moe"))
     found = calibrate(checkpoint, domains(), tmp_path / "work", dtype="float32")
-    elimination = found.elimination(1)
+    elimination = found.elimination(1, "joint")
     reached = elimination.losses[:, 0] > 0
     places = neuron_scores(found, 1, "joint")
-    assert torch.equal(places[reached], joint_places(found, 1)[reached])
+    assert torch.equal(places[reached], joint_places(found, 1, "joint")[reached])
     assert torch.equal(places.argsort(dim=1, descending=True)[reached], elimination.order[reached])
     other = replace(found, info={**found.info, "data_sha256": "of other text"})
     merged = merge_statistics([found, other], tmp_path / "merged")

@@ -18,7 +18,7 @@ from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.probes import KEEPS, PLAIN, WAYS, best_way, probe
 from tenp_edge.refine import SLICE_FILE, known_trials, slice_samples, stored_slice
 from tenp_edge.statistics import load_statistics
-from tenp_edge.trials import Records, Trial
+from tenp_edge.trials import MeasuredKL, Records, Trial
 
 ADAPTIVE = PlanRequest(method="adaptive")
 LAYER, ENERGY = ({**PLAIN, "ranking": "layer"}, {**PLAIN, "unit": 2.0})
@@ -51,6 +51,15 @@ def test_a_small_gain_is_no_reason() -> None:
     known = trials((PLAIN, 0.7, 0.0100), (LAYER, 0.7, 0.0099), (PLAIN, 0.45, 0.1))
     assert best_way(known, ADAPTIVE, 0.7) == {}
     assert best_way([], ADAPTIVE, 0.6) == {}
+
+
+def test_a_gain_that_the_sequences_do_not_agree_on_is_no_reason() -> None:
+    """The same mean, once of sequences that all say so, once of one that outweighs the others."""
+    plain = Trial(PLAIN, 0.7, 0.1, 0.010, 1.0, (0.010,) * 4)
+    agreed = Trial(LAYER, 0.7, 0.1, 0.009, 1.0, (0.009,) * 4)
+    lucky = Trial(LAYER, 0.7, 0.1, 0.009, 1.0, (0.0115, 0.0115, 0.0115, 0.0015))
+    assert best_way([plain, agreed], ADAPTIVE, 0.7) == LAYER
+    assert best_way([plain, lucky], ADAPTIVE, 0.7) == {}
 
 
 @pytest.mark.parametrize(
@@ -115,11 +124,11 @@ def test_a_killed_probe_goes_on(checkpoint_of: Callable[[str], Path], tmp_path: 
     def make(request: PlanRequest) -> CompressionPlan:
         return make_plan(checkpoint, this_machine(), request, statistics)
 
-    def measure(plans: Sequence[CompressionPlan]) -> list[float]:
+    def measure(plans: Sequence[CompressionPlan]) -> list[MeasuredKL]:
         asked.append(len(plans))
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return [1.0] * len(plans)
+        return [MeasuredKL(1.0, (1.0, 1.0))] * len(plans)
 
     with pytest.raises(KeyboardInterrupt):
         probe(make, records, measure, seed=0)

@@ -174,7 +174,7 @@ def _mscale(factor: float, mscale: float) -> float:
 
 
 def _tenp(config: ModelConfig, layout: str, recipe: Recipe) -> list[Field]:
-    """What docs/gguf-per-expert.md specifies."""
+    """What docs/formats/gguf-per-expert.md specifies."""
     widths = [width for layer in config.moe_layers for width in config.expert_widths[layer]]
     return [
         ("tenp.version", u32(TENP_VERSION)),

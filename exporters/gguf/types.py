@@ -156,7 +156,7 @@ FILE_TYPES = {
 }
 QUANTS: tuple[str, ...] = tuple(FILE_TYPES)
 WEIGHTED_QUANTS = tuple(name for name in QUANTS if TYPES[FILE_TYPES[name].default].weighs_columns)
-# docs/quantisation.md: down to four bits, bits lose less than the neurons of as many bytes.
+# docs/results.md: down to four bits, bits lose less than the neurons of as many bytes.
 AUTOMATIC_QUANTS: tuple[str, ...] = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS")
 # Fewer bits are taken only where their loss on this very model was measured.
 MEASURED_QUANTS: tuple[str, ...] = (*AUTOMATIC_QUANTS, "Q3_K_M", "Q2_K")

@@ -10,7 +10,7 @@
 
 An expert without a token in a block that is hit multiplies matrices of no rows. One If per expert
 would make sessions load in a time that grows with the square of the number of experts in the
-model, and a block with one output per expert loads slowly too (docs/onnx.md, "Loading"). Weights
+model, and a block with one output per expert loads slowly too (docs/experiments.md). Weights
 lie in the outer graph, one scope away at most: two scopes away they ran as if not packed. Ragged
 widths cost nothing.
 """

@@ -177,14 +177,14 @@ def sorted_neurons(neuron: str, ranking: str) -> Build:
 def adaptive(
     protect: str = DEFAULT_PROTECTION,
     ranking: str = "global",
-    neuron: str = JOINT,
+    neuron_score: str = JOINT,
     unit: float = 0.0,
 ) -> Build:
     """Every expert its own width by predicted loss, as ``plan`` does by default."""
 
     def build(case: Case, neurons: int) -> Cut:
         insurance = PROTECTION[protect]
-        evidence = case.evidence(neuron=neuron, shared=True, insurance=insurance)
+        evidence = case.evidence(neuron=neuron_score, shared=True, insurance=insurance)
         rules = FreeRules(by_loss=True, ranking=ranking, unit=unit)
         return _allocated(case, evidence, Free(case.space, evidence, rules), neurons)
 
@@ -299,7 +299,9 @@ def _table() -> Iterator[Method]:
     yield Method("adaptive", default, both)
     yield Method("adaptive-uninsured", adaptive(), ("table",))
     yield Method("adaptive-insured", adaptive(protect="much"), ("table",))
-    yield Method("adaptive-single", adaptive(neuron=RELATIVE), ("table",))
+    yield Method("adaptive-single", adaptive(neuron_score=RELATIVE), ("table",))
+    insured = adaptive(neuron_score="joint-insured")
+    yield Method("adaptive-joint-insured", insured, ("table",))
     for ranking in ("layer", "coverage"):
         yield Method(f"adaptive-{ranking}", adaptive(ranking=ranking), ("table",))
     for unit in (0.5, 1.0, 1.5, 2.0):

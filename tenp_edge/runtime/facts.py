@@ -4,7 +4,7 @@
 tensors with them, and the graph can be built without another question: by us for the per-expert
 layout, by llama.cpp for the stacked ones, which ends the process where we refuse. Architectures are
 rows of a table. Keys and names are llama.cpp's, the ``tenp.*`` keys those of
-docs/gguf-per-expert.md.
+docs/formats/gguf-per-expert.md.
 """
 
 from __future__ import annotations

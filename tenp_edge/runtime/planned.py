@@ -1,7 +1,7 @@
 """The run that a file was planned for, as the file says, and what follows from it for this run.
 
-GGUF files carry it in ``tenp.run.*`` (docs/gguf-per-expert.md), ONNX directories in the section
-``run`` of tenp.json. Files of other tools, and of older releases, say nothing.
+GGUF files carry it in ``tenp.run.*`` (docs/formats/gguf-per-expert.md), ONNX directories in the
+section ``run`` of tenp.json. Files of other tools, and of older releases, say nothing.
 """
 
 from __future__ import annotations

@@ -1,0 +1,80 @@
+"""The documentation: links lead somewhere, the README is short, the examples run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import tenp_edge
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MOST_README_LINES = 130
+
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of ``page``."""
+    text = _CODE.sub("", page.read_text(encoding="utf-8"))
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in _HEADING.findall(text))
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    text = _CODE.sub("", page.read_text(encoding="utf-8"))
+    for link in _LINK.findall(text):
+        if link.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), f"{link} leads nowhere"
+        assert not anchor or anchor in anchors(target), f"{link}: no such heading"
+
+
+def test_every_page_can_be_found_from_the_index() -> None:
+    listed = _LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    here = {(ROOT / "docs" / link).resolve() for link in listed}
+    missing = [page.name for page in PAGES[1:] if page.resolve() not in here]
+    assert missing == ["index.md"]
+
+
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MOST_README_LINES
+
+
+def test_numbers_begin_with_a_digit() -> None:
+    short = re.compile(r"(?<![\w./\d])[±-]?\.\d")
+    for page in PAGES:
+        text = _CODE.sub("", page.read_text(encoding="utf-8"))
+        assert not short.findall(text), page.name
+
+
+def test_code_and_profiles_name_pages_that_exist() -> None:
+    named = re.compile(r"(?<![\w/])docs/[\w./-]+\.(?:md|py)")
+    for folder in ("tenp_edge", "exporters", "profiles", "benchmarks", "tests"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix not in (".py", ".toml", ".md") or "calibration_text" in file.parts[:-1]:
+                continue
+            for page in named.findall(file.read_text(encoding="utf-8")):
+                assert (ROOT / page).exists(), f"{file.name} names {page}"
+
+
+def test_the_examples_in_python_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = _PYTHON.findall(page)
+    exec("\n".join(blocks), {})
+    said = capsys.readouterr().out
+    assert "True" in said and "the smallest plan needs" in said
+    for name in tenp_edge.__all__:
+        assert f"`{name}`" in page, f"{name} is exported and not in docs/python.md"
