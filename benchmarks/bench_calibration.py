@@ -29,8 +29,7 @@ from transformers import AutoModelForCausalLM
 
 from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain
-from tenp_edge.forward import batches
+from tenp_edge.text_batch import Domain, batches
 
 SHAPE: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],

@@ -30,12 +30,12 @@ from tiny import write_tokenizer
 
 from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.importance import Importance
 from tenp_edge.registry import ExportData, ExportOptions
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import load_statistics
+from tenp_edge.text_batch import Domain
 
 SHAPE: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],

@@ -17,15 +17,16 @@ import torch
 
 from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.compare.engine import Engine, Planned
 from tenp_edge.compare.measures import TextMeasure
 from tenp_edge.compare.methods import METHODS, Case
 from tenp_edge.compare.run import budget
-from tenp_edge.data import Domain
 from tenp_edge.domains import calibration_domains, validation_domains
+from tenp_edge.evaluator import Evaluator, LayerCache
 from tenp_edge.mending import MendRules, mend
 from tenp_edge.options import CalibrationOptions, ValidationOptions
 from tenp_edge.sources import STDLIB
+from tenp_edge.text_batch import Domain
+from tenp_edge.variants import Planned
 
 DEMO = Path(__file__).parents[1] / "tenp_edge" / "demo_model"
 
@@ -75,10 +76,10 @@ def measure(
             rules = MendRules(repair_ridge=ridge)
             found = mend(checkpoint, cut.plan, domains, work / f"mended-{number}", rules)
             candidates.append(Planned(cut.plan, found))
-        engine = Engine(
-            checkpoint.path, device=torch.device("cpu"), dtype=torch.float32, work=work / "engine"
+        evaluator = Evaluator(
+            LayerCache(checkpoint.path), device=torch.device("cpu"), dtype=torch.float32
         )
-        measured = engine.measure(candidates, [part.block for part in parts])
+        measured = evaluator.measure(candidates, [part.block for part in parts])
         return [
             [part.result(row)["mean_kl"] for row in rows]
             for part, (_, rows) in zip(parts, measured, strict=True)

@@ -23,13 +23,12 @@ import torch
 
 import tenp_edge
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain
 from tenp_edge.devices import this_machine
 from tenp_edge.domains import validation_domains
 from tenp_edge.errors import UserError
+from tenp_edge.evaluator import LayerCache, measure_variants
 from tenp_edge.frontier import together_kl
 from tenp_edge.importance import Importance
-from tenp_edge.lockstep import LayerCache, Variant, measure_variants
 from tenp_edge.options import CalibrationOptions, ValidationOptions
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
@@ -38,9 +37,11 @@ from tenp_edge.registry import ExportData, ExportOptions, Requantiser, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.sources import STDLIB
 from tenp_edge.statistics import Statistics
+from tenp_edge.text_batch import Domain
 from tenp_edge.typecosts import TypeCosts
 from tenp_edge.typeverbs import default_job, types_into
 from tenp_edge.validation import validate
+from tenp_edge.variants import OtherWeights
 from tenp_edge.verbs import run_calibrate
 
 DEMO = Path(tenp_edge.__file__).parent / "demo_model"
@@ -148,8 +149,7 @@ class _Bench:
         for number, plan in enumerate(plans):
             data = ExportData(Importance(self.statistics, plan))
             stored = writer.requantised(ModelSource(cached, plan), _options(plan), data)
-            key = f"{number}".encode()
-            variants.append(Variant(stored, lambda layer, key=key: key, stored))  # type: ignore[misc]
+            variants.append(OtherWeights(stored, f"plan {number}"))
         how = {"device": torch.device("cpu"), "dtype": torch.float32}
         found = measure_variants(cached, variants, self.held_out, **how) if variants else []
         return [measured.mean_kl for measured in found]

@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tenp_edge.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from tenp_edge.comparison import run_compare
     from tenp_edge.errors import UserError
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from tenp_edge.runtime.sampling import SamplingOptions
     from tenp_edge.verbs import run_calibrate, run_export, run_merge, run_plan, run_validate
 
-__version__ = "0.1.0"
 __all__ = [
     "CalibrationOptions",
     "CompareOptions",

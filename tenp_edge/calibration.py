@@ -1,18 +1,13 @@
 """Calibration: tokens in, statistics out, one decoder layer at a time; resumes after a kill.
 
-Work in progress lies in DIR/calibration.partial: job.json (what is being calculated), one file of
-sums per finished layer, and the hidden states between two layers. A layer counts as done when its
-states and its sums are there under their final names, so the same call after a kill repeats at most
-one layer and ends with the same bytes. Finished, DIR holds statistics.safetensors and .json.
+Work in progress lies in DIR/calibration.partial (`layer_job`), with one file of sums per finished
+layer. Finished, DIR holds statistics.safetensors and .json.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +20,18 @@ from tenp_edge.checkpoint import (
     StoredTensor,
     TensorEntry,
     read_header,
-    read_json,
     read_range,
     write_shards,
     write_text,
 )
 from tenp_edge.coverage import coverage, warn_coverage
-from tenp_edge.data import Domain
-from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
-from tenp_edge.experts import ExpertGroup, RaggedExperts
+from tenp_edge.experts import ExpertGroup, RaggedExperts, routed_experts, weight_norms
 from tenp_edge.forward import (
     StreamingModel,
-    batches,
     check_tokens,
     choose_device,
     choose_dtype,
-    default_batch_tokens,
 )
 from tenp_edge.inputs import InputObserver, matrix_roles
 from tenp_edge.joint import (
@@ -52,11 +42,12 @@ from tenp_edge.joint import (
     own_losses,
     prior,
 )
+from tenp_edge.layer_job import LayerJob, Streams
 from tenp_edge.locking import one_writer
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
-from tenp_edge.states import FileStates, whole_file
+from tenp_edge.states import FileStates
 from tenp_edge.statistics import (
     DIGEST,
     GROWTH_SUM,
@@ -68,15 +59,17 @@ from tenp_edge.statistics import (
     accumulate_expert,
     accumulate_growth,
     accumulate_tokens,
-    damage_of,
+    check_fingerprint,
     input_tensors,
     layer_tensors,
     load_statistics,
     make_empty,
     write_tensors,
 )
+from tenp_edge.sweep import LayerObserver, Pass, default_batch_tokens, embed, run_layer
+from tenp_edge.text_batch import Domain, TextBatch
 
-_NORM_ROWS = 128
+_STATES = "hidden"
 _SHORTEST = 1e-20
 
 
@@ -95,7 +88,7 @@ def calibrate(
     """Statistics of ``domains`` in ``directory``; continues or returns what is already there.
 
     With ``plan`` every layer is observed whole, but passes on what the pruned one would: later
-    layers see what earlier cuts leave them. Two layers are then in memory.
+    layers see what earlier cuts leave them.
     ``seed`` is only recorded: it says how the domains were sampled. Raises UserError when the
     directory belongs to another model or another process writes to it, or the tokens do not fit
     the model or the disk.
@@ -103,17 +96,20 @@ def calibrate(
     target = choose_device(device)
     chosen = choose_dtype(dtype, target, checkpoint.dtype)
     batch_tokens = batch_tokens or default_batch_tokens(checkpoint.config)
-    _check(checkpoint, domains)
-    info = _info(checkpoint, domains, seed, chosen, batch_tokens)
+    text = _checked(checkpoint, domains)
+    info = _info(checkpoint, text, seed, chosen, batch_tokens)
     info |= {} if plan is None else {"pruned_by": plan.digest}
+    shape = (*text.tokens.shape, checkpoint.config.hidden_size)
+    layers, result = max(checkpoint.config.moe_layers) + 1, ".safetensors"
+    job = LayerJob(directory, "calibration", info, layers, (_STATES,), shape, chosen, result)
     with one_writer(directory):
-        finished = _finished(directory, info, progress)
+        finished = _finished(job, progress)
         if finished is not None:
             return finished
-        job = _open_job(directory, info, _states_shape(checkpoint, domains), chosen)
+        _open(job)
         model = StreamingModel(ModelSource(checkpoint), target, chosen)
         onward = None if plan is None else model.with_source(ModelSource(checkpoint, plan))
-        _run(job, model, onward, domains, batch_tokens, progress)
+        _run(job, model, onward, text, batch_tokens, progress)
         statistics = _finish(job)
     warn_coverage(coverage(statistics), progress)
     return statistics
@@ -122,7 +118,8 @@ def calibrate(
 # -- what is being calculated ----------------------------------------------------------------------
 
 
-def _check(checkpoint: Checkpoint, domains: Sequence[Domain]) -> None:
+def _checked(checkpoint: Checkpoint, domains: Sequence[Domain]) -> TextBatch:
+    """``domains`` as one batch, if they can be calibrated on."""
     if not checkpoint.config.is_uniform:
         raise UserError(
             "the checkpoint is already pruned; calibration needs the original",
@@ -130,23 +127,20 @@ def _check(checkpoint: Checkpoint, domains: Sequence[Domain]) -> None:
         )
     if not domains or any(not len(domain.tokens) for domain in domains):
         raise UserError("there is nothing to calibrate on", "--data NAME=FILE")
-    for domain in domains:
-        check_tokens(checkpoint.config, domain.tokens)
+    text = TextBatch.of(domains)
+    check_tokens(checkpoint.config, text.tokens)
+    return text
 
 
 def _info(
     checkpoint: Checkpoint,
-    domains: Sequence[Domain],
+    text: TextBatch,
     seed: int,
     dtype: torch.dtype,
     batch_tokens: int,
 ) -> dict[str, Any]:
     """statistics.json: everything that decides the sums."""
     config = checkpoint.config
-    digest = hashlib.sha256()
-    for domain in domains:
-        digest.update(domain.name.encode() + b"\0")
-        digest.update(domain.tokens.numpy().tobytes() + domain.lengths.numpy().tobytes())
     return {
         "format": "tenp-edge statistics",
         "version": VERSION,
@@ -156,95 +150,46 @@ def _info(
         "experts": config.num_experts,
         "width": config.moe_intermediate_size,
         "hidden": config.hidden_size,
-        "inputs": True,
-        "growth": True,
         "joint": dict(ORDER_PRIORS),
         "domains": {
-            domain.name: {"samples": len(domain.tokens), "tokens": int(domain.lengths.sum())}
-            for domain in domains
+            name: {"samples": len(span), "tokens": int(text.lengths[span.start : span.stop].sum())}
+            for name, span in text.spans.items()
         },
-        "seq_len": max(domain.tokens.shape[1] for domain in domains),
+        "seq_len": text.seq_len,
         "seed": seed,
         "dtype": str(dtype).removeprefix("torch."),
         "batch_tokens": batch_tokens,
-        "data_sha256": digest.hexdigest(),
+        "data_sha256": text.digest,
     }
 
 
-def _states_shape(checkpoint: Checkpoint, domains: Sequence[Domain]) -> tuple[int, int, int]:
-    count = sum(len(domain.tokens) for domain in domains)
-    seq_len = max(domain.tokens.shape[1] for domain in domains)
-    return count, seq_len, checkpoint.config.hidden_size
-
-
-def _finished(directory: Path, info: dict[str, Any], progress: Progress) -> Statistics | None:
-    """The statistics in ``directory`` if they are whole and of these very inputs."""
-    if not (directory / "statistics.json").is_file():
+def _finished(job: LayerJob, progress: Progress) -> Statistics | None:
+    """The statistics in the directory if they are whole and of these very inputs."""
+    found = job.load_finished(
+        "statistics.json", lambda: load_statistics(job.directory), "calibrating again", progress
+    )
+    if found is None:
         return None
-    damage = damage_of(directory)
-    if damage is not None:
-        progress.note(f"{damage}; calibrating again")
+    check_fingerprint(job.directory, found.info, job.info["fingerprint"])
+    if {name: value for name, value in found.info.items() if name != DIGEST} != job.info:
         return None
-    found = load_statistics(directory, info["fingerprint"], fresh=True)
-    same = {name: value for name, value in found.info.items() if name != DIGEST} == info
-    if same:
-        shutil.rmtree(directory / "calibration.partial", ignore_errors=True)
-    return found if same else None
+    job.discard()
+    return found
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One calibration on disk: where, what, and the shape of the hidden states."""
-
-    directory: Path
-    info: dict[str, Any]
-    shape: tuple[int, int, int]
-    dtype: torch.dtype
-
-    @property
-    def partial(self) -> Path:
-        return self.directory / "calibration.partial"
-
-    def sums(self, layer: int) -> Path:
-        return self.partial / f"layer-{layer}.safetensors"
-
-    def states(self, layer: int) -> FileStates:
-        """The hidden states that enter ``layer``."""
-        return FileStates(self.partial / f"hidden-{layer}.bin", self.shape, self.dtype)
-
-    def next_layer(self) -> int | None:
-        """The last layer whose input is there with the sums of every layer before it."""
-        for layer in range(max(self.info["layers"]) + 1, -1, -1):
-            done = all(self.sums(before).is_file() for before in range(layer))
-            last = layer > max(self.info["layers"])
-            if done and (last or self.states(layer).file.is_file()):
-                return layer
-        return None
-
-
-def _open_job(
-    directory: Path, info: dict[str, Any], shape: tuple[int, int, int], dtype: torch.dtype
-) -> _Job:
+def _open(job: LayerJob) -> None:
     """Continue the calibration of these inputs, or clear another one's remains and begin."""
-    job = _Job(directory, info, shape, dtype)
-    job_file = job.partial / "job.json"
-    if job_file.is_file():
-        found = read_json(job_file)
-        if found.get("fingerprint") != info["fingerprint"]:
-            raise UserError(
-                f"{directory} holds the unfinished calibration of another checkpoint",
-                "another output directory, or delete this one",
-            )
-        if found == info:
-            return job
-    shutil.rmtree(job.partial, ignore_errors=True)
-    require_free(directory, 2 * job.states(0).nbytes + _sums_bytes(info), "calibration")
-    job.partial.mkdir(parents=True)
-    write_text(job_file, json.dumps(info, indent=1) + "\n")
-    return job
+    begun = job.begun
+    if begun is not None and begun.get("fingerprint") != job.info["fingerprint"]:
+        raise UserError(
+            f"{job.directory} holds the unfinished calibration of another checkpoint",
+            "another output directory, or delete this one",
+        )
+    if begun != job.info:
+        job.begin(2 * job.states_bytes + _sums_bytes(job.info), "calibration")
 
 
-def _sums_bytes(info: dict[str, Any]) -> int:
+def _sums_bytes(info: Mapping[str, Any]) -> int:
     """Twice the statistics (layer files and the whole), all float32: per domain 9 sums a neuron
     and one a hidden feature, which the other matrices' inputs hardly add to; norms and joint order
     once."""
@@ -257,122 +202,75 @@ def _sums_bytes(info: dict[str, Any]) -> int:
 
 
 def _run(
-    job: _Job,
+    job: LayerJob,
     model: StreamingModel,
     onward: StreamingModel | None,
-    domains: Sequence[Domain],
+    text: TextBatch,
     batch_tokens: int,
     progress: Progress,
 ) -> None:
-    layers = max(job.info["layers"]) + 1
-    runs = _runs(domains, job.shape[1], batch_tokens)
-    start = job.next_layer()
-    with progress.task("calibrating", layers, "layers") as task:
-        if start is None:
-            start = 0
-            _embed(job, model, runs)
-        elif start:
-            progress.note(f"continuing: {start} of {layers} layers are calibrated")
-        task.advance(start)
-        for index in range(start, layers):
-            _run_layer(job, model, onward, index, runs)
-            task.advance()
+    """Every layer over all sequences. ``onward`` gives the layer whose output the next one
+    receives, where it is another: then each of the two is in memory in its turn."""
+    runs = text.domain_runs(batch_tokens)
+
+    def step(index: int, before: Streams, after: Streams) -> None:
+        named: dict[str, torch.Tensor] = {}
+
+        def attach(layer: nn.Module) -> LayerObserver:
+            return _Collector(model, layer, index, text, job.info, named)
+
+        target = after[_STATES] if index + 1 < job.layers else None
+        seen = None if onward is not None else target
+        run_layer(model, index, [Pass(runs, before[_STATES], seen)], attach)
+        if onward is not None and target is not None:
+            run_layer(onward, index, [Pass(runs, before[_STATES], target)])
+        write_tensors(job.result(index), named)
+
+    def begin(states: FileStates) -> None:
+        embed(model, text.tokens, runs, states)
+
+    job.run(begin, step, "calibrating", "calibrated", progress)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Sequences that go through a layer together; ``start`` counts over all domains.
+class _Collector(LayerObserver):
+    """All that is summed up in one layer, into ``named`` by stored names when it is done."""
 
-    tokens: [n, seq]; active: [n * seq] bool, False on padding.
-    """
+    def __init__(
+        self,
+        model: StreamingModel,
+        layer: nn.Module,
+        index: int,
+        text: TextBatch,
+        info: Mapping[str, Any],
+        named: dict[str, torch.Tensor],
+    ) -> None:
+        self.index, self.text, self.named = index, text, named
+        self.active = text.active.to(model.device)
+        self.sums = {
+            name: make_empty(info["experts"], info["width"], info["hidden"])
+            for name in info["domains"]
+        }
+        self.inputs = InputObserver(layer, matrix_roles(model.config, index))
+        self.experts = _observe(layer, info) if index in info["layers"] else None
 
-    domain: str
-    start: int
-    tokens: torch.Tensor
-    active: torch.Tensor
+    def begin(self, run: slice) -> None:
+        active, domain = self.active[run].reshape(-1), self.text.domain_of(run)
+        self.inputs.begin(domain, active)
+        if self.experts is not None:
+            self.experts.begin(self.sums[domain], active, domain, run.stop - run.start)
 
+    def end(self, run: slice, output: torch.Tensor) -> None:
+        if self.experts is not None:
+            self.experts.after(output)
 
-def _runs(domains: Sequence[Domain], seq_len: int, batch_tokens: int) -> list[_Run]:
-    runs, start = [], 0
-    for domain in domains:
-        padded = torch.zeros(len(domain.tokens), seq_len, dtype=torch.int64)
-        padded[:, : domain.tokens.shape[1]] = domain.tokens
-        active = torch.arange(seq_len)[None] < domain.lengths[:, None]
-        for part in batches(len(padded), seq_len, batch_tokens):
-            flat = active[part].reshape(-1)
-            runs.append(_Run(domain.name, start + part.start, padded[part], flat))
-        start += len(padded)
-    return runs
-
-
-def _embed(job: _Job, model: StreamingModel, runs: Sequence[_Run]) -> None:
-    target = job.states(0)
-    with whole_file(target) as partial:
-        for run in runs:
-            partial.write(run.start, model.embed(run.tokens))
-
-
-def _run_layer(
-    job: _Job,
-    model: StreamingModel,
-    onward: StreamingModel | None,
-    index: int,
-    runs: Sequence[_Run],
-) -> None:
-    """Run one layer over all sequences; its states and sums get their names when complete.
-
-    ``onward`` gives the layer whose output the next one receives, where it is another.
-    """
-    is_moe = index in job.info["layers"]
-    is_last = index == max(job.info["layers"])
-    source, target = job.states(index), job.states(index + 1)
-    layer = model.layer(index)
-    next_states = None if onward is None else onward.layer(index)
-    sums = {
-        name: make_empty(job.info["experts"], job.info["width"], job.info["hidden"])
-        for name in job.info["domains"]
-    }
-    inputs = InputObserver(layer, matrix_roles(model.config, index))
-    observer = _observe(layer, job.info) if is_moe else None
-    with whole_file(target) as partial:
-        for run in runs:
-            hidden = source.read(run.start, run.start + len(run.tokens)).to(model.device)
-            active = run.active.to(model.device)
-            inputs.begin(run.domain, active)
-            if observer is not None:
-                observer.begin(sums[run.domain], active, run.domain, len(run.tokens))
-            output = model.run(layer, hidden)
-            if observer is not None:
-                observer.after(output)
-            if not is_last:
-                output = output if next_states is None else model.run(next_states, hidden)
-                partial.write(run.start, output.cpu())
-    named: dict[str, torch.Tensor] = {}
-    if observer is not None:
-        observer.end()
-        norms = weight_norms(layer)
-        orders, use = observer.eliminations(sums, norms), observer.sequence_use()
-        named = layer_tensors(index, sums, norms, orders, use)
-    write_tensors(job.sums(index), named | input_tensors(index, inputs.sums))
-    source.file.unlink()
-
-
-def weight_norms(layer: nn.Module) -> dict[str, torch.Tensor]:
-    """Row norms of gate and up, column norms of down: float64 [experts, width] each."""
-    experts = _experts(layer)
-    width = experts[0].weight(0).shape[0]
-    names = ("gate_norm", "up_norm", "down_norm")
-    squares = {name: torch.zeros(len(experts), width, dtype=torch.float64) for name in names}
-    for expert in range(len(experts)):
-        for projection, name in enumerate(names):
-            # A few rows at a time: whole float32 copies left the heap full of holes (1 GiB).
-            for rows, block in enumerate(
-                torch.split(experts[expert].weight(projection), _NORM_ROWS)
-            ):
-                part = block.float().square().sum(dim=0 if name == "down_norm" else 1).cpu()
-                start = 0 if name == "down_norm" else rows * _NORM_ROWS
-                squares[name][expert, start : start + len(part)] += part
-    return {name: square.sqrt() for name, square in squares.items()}
+    def done(self, layer: nn.Module) -> None:
+        if self.experts is not None:
+            self.experts.end()
+            norms = weight_norms(routed_experts(layer))
+            use = self.experts.sequence_use()
+            orders = self.experts.eliminations(self.sums, norms)
+            self.named |= layer_tensors(self.index, self.sums, norms, orders, use)
+        self.named |= input_tensors(self.index, self.inputs.sums)
 
 
 class _LayerObserver:
@@ -468,26 +366,20 @@ class _LayerObserver:
 
 
 def _observe(layer: nn.Module, info: Mapping[str, Any]) -> _LayerObserver:
-    observer = _LayerObserver(_experts(layer), info)
+    observer = _LayerObserver(routed_experts(layer), info)
     norm = layer.get_submodule("post_attention_layernorm")
     norm.register_forward_pre_hook(observer.residual)
     return observer
 
 
-def _experts(layer: nn.Module) -> RaggedExperts:
-    experts = layer.get_submodule("mlp.experts")
-    assert isinstance(experts, RaggedExperts)
-    return experts
-
-
 # -- the end ---------------------------------------------------------------------------------------
 
 
-def _finish(job: _Job) -> Statistics:
+def _finish(job: LayerJob) -> Statistics:
     """One file of all layers, copied tensor by tensor; then the JSON; then nothing partial."""
     stored: dict[str, StoredTensor] = {}
-    for layer in range(max(job.info["layers"]) + 1):
-        stored |= read_header(job.sums(layer))
+    for layer in range(job.layers):
+        stored |= read_header(job.result(layer))
 
     def read(name: str) -> torch.Tensor:
         entry = stored[name]
@@ -502,7 +394,7 @@ def _finish(job: _Job) -> Statistics:
     shard, digests = Shard("statistics.safetensors", entries), dict[str, str]()
     for _ in write_shards(job.directory, [shard], read, digests):
         pass
-    info = job.info | {DIGEST: digests[shard.name]}
+    info = {**job.info, DIGEST: digests[shard.name]}
     write_text(job.directory / "statistics.json", json.dumps(info, indent=1) + "\n")
-    shutil.rmtree(job.partial)
+    job.discard()
     return load_statistics(job.directory, fresh=True)

@@ -19,12 +19,13 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console, RenderableType
 
-from tenp_edge import __version__, compare_cli, flags, interrupts, report, run_cli
+from tenp_edge import compare_cli, flags, interrupts, report, run_cli
 from tenp_edge.disk import require_parent
 from tenp_edge.errors import UserError
 from tenp_edge.oserrors import as_user_error
 from tenp_edge.terminal import TerminalProgress
 from tenp_edge.units import parse_size
+from tenp_edge.version import __version__
 
 app = typer.Typer(
     name="tenp-edge",

@@ -20,7 +20,6 @@ from tenp_edge.compare.methods import Mend, Method, choose_methods
 from tenp_edge.compare.run import MENDED, Job, budget, compare
 from tenp_edge.compare.table import markdown
 from tenp_edge.data import (
-    Domain,
     load_tokenizer,
     split_at,
 )
@@ -36,6 +35,7 @@ from tenp_edge.progress import QUIET, Progress
 from tenp_edge.refine import known_trials
 from tenp_edge.sources import parse_data, texts_of
 from tenp_edge.statistics import Statistics
+from tenp_edge.text_batch import Domain
 from tenp_edge.verbs import run_calibrate
 from tenp_edge.workdir import key_of
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tenp_edge import __version__
 from tenp_edge.checkpoint import (
     INDEX_NAME,
     Shard,
@@ -33,6 +32,7 @@ from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
 from tenp_edge.units import format_count, format_size
+from tenp_edge.version import __version__
 
 TENP_VERSION = 1
 MARKER = "tenp-unfinished.json"

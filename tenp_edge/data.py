@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from tenp_edge.checkpoint import (
 )
 from tenp_edge.errors import UserError
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.text_batch import Domain
 
 # A long text is cut into pieces of about this many sequences, so that samples come from all of it.
 _PIECE_SEQUENCES = 2
@@ -32,18 +32,6 @@ _CHARS_PER_TOKEN = 4
 
 Texts = Sequence[str] | Mapping[str, Sequence[str]]
 """Documents of a domain, or documents by kind."""
-
-
-@dataclass(frozen=True)
-class Domain:
-    """Sequences of one domain, padded on the right with 0.
-
-    tokens: [n, seq_len] int64; lengths: [n] int64, real tokens of each sequence.
-    """
-
-    name: str
-    tokens: torch.Tensor
-    lengths: torch.Tensor
 
 
 def load_tokenizer(directory: Path) -> Any:

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+from tenp_edge.errors import UserError
+from tenp_edge.text_batch import Domain
+
 # Rows of two float64 distributions over 152k tokens that are held at once: 16 x 2.4 MB.
 _ROWS = 16
 
@@ -56,6 +59,18 @@ def scored_positions(length: int) -> range:
     Each has at least half the sequence as context; the last has no next token to be compared with.
     """
     return range(length // 2, length - 1)
+
+
+def scored_rows(domain: Domain, flag: str) -> Domain:
+    """The sequences of ``domain`` that have a token to score. Raises UserError, naming ``flag``,
+    without any."""
+    kept = torch.tensor([bool(scored_positions(length)) for length in domain.lengths.tolist()])
+    if not kept.any():
+        raise UserError(
+            f"domain '{domain.name}' has no sequence of at least 3 tokens",
+            f"{flag} {domain.name}=FILE with more text",
+        )
+    return Domain(domain.name, domain.tokens[kept], domain.lengths[kept])
 
 
 def score_tokens(

@@ -9,7 +9,7 @@ from typing import Any
 from tenp_edge.bundled import Split
 from tenp_edge.chats import ChatWriter
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain, load_tokenizer, make_domains, split_at
+from tenp_edge.data import load_tokenizer, make_domains, split_at
 from tenp_edge.errors import UserError
 from tenp_edge.options import CalibrationOptions, ValidationOptions
 from tenp_edge.progress import QUIET, Progress
@@ -23,6 +23,7 @@ from tenp_edge.sources import (
     parse_data,
     texts_of,
 )
+from tenp_edge.text_batch import Domain
 
 HELD_OUT_SHARE = 5  # with one's own data, at least a fifth of the chunks is kept for validation
 

@@ -20,6 +20,7 @@ from tenp_edge.checkpoint import ExpertWeights
 # oneDNN compiles a kernel for every new shape of a bf16 or f16 product; groups of tokens are padded
 # to this multiple so that shapes repeat (10-20 times faster on two cores).
 GROUP_MULTIPLE = 64
+_NORM_ROWS = 128
 
 
 class Observer(Protocol):
@@ -138,6 +139,30 @@ class RaggedExperts(nn.Module):
         if self.observer is not None:
             self.observer.routed(chosen, output)
         return output.to(hidden_states.dtype)
+
+
+def routed_experts(layer: nn.Module) -> RaggedExperts:
+    """Those of a decoder layer that has some."""
+    experts = layer.get_submodule("mlp.experts")
+    assert isinstance(experts, RaggedExperts)
+    return experts
+
+
+def weight_norms(experts: RaggedExperts) -> dict[str, torch.Tensor]:
+    """Row norms of gate and up, column norms of down: float64 [experts, width] each."""
+    width = experts[0].weight(0).shape[0]
+    names = ("gate_norm", "up_norm", "down_norm")
+    squares = {name: torch.zeros(len(experts), width, dtype=torch.float64) for name in names}
+    for expert in range(len(experts)):
+        for projection, name in enumerate(names):
+            # A few rows at a time: whole float32 copies left the heap full of holes (1 GiB).
+            for rows, block in enumerate(
+                torch.split(experts[expert].weight(projection), _NORM_ROWS)
+            ):
+                part = block.float().square().sum(dim=0 if name == "down_norm" else 1).cpu()
+                start = 0 if name == "down_norm" else rows * _NORM_ROWS
+                squares[name][expert, start : start + len(part)] += part
+    return {name: square.sqrt() for name, square in squares.items()}
 
 
 class ReadExperts(RaggedExperts):

@@ -9,10 +9,7 @@ sees never includes padding.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,16 +21,9 @@ from tenp_edge.checkpoint import ExpertWeights
 from tenp_edge.errors import UserError
 from tenp_edge.experts import RaggedExperts, ReadExperts
 from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
-from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import WeightSource
-from tenp_edge.states import SPILL_BYTES, FileStates, MemoryStates, States
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Tokens that go through a layer at once: enough that every expert gets a large group, few enough
-# that a batch's activations (about ten times its hidden states) stay near 300 MiB.
-_BATCH_TOKENS = (4096, 8192)
-_BATCH_ELEMENTS = 2**23
 _VOCAB_CHUNK = 16384
 # Keys of config.json that are not for the model; the last is for those who load it without us.
 _NOT_FOR_MODELS = ("tenp", "auto_map", "model_type", "experts_implementation")
@@ -231,85 +221,6 @@ class Head:
             rows = self.rows(start, stop).to(self.device, self.dtype)
             logits[:, start : start + len(rows)] = linear(normed, rows).float()
         return logits
-
-
-# -- the whole model, once -------------------------------------------------------------------------
-
-
-def default_batch_tokens(config: ModelConfig) -> int:
-    """Tokens that go through a layer of ``config`` at once."""
-    least, most = _BATCH_TOKENS
-    return min(most, max(least, _BATCH_ELEMENTS // config.hidden_size))
-
-
-def batches(count: int, seq_len: int, batch_tokens: int) -> list[slice]:
-    """``count`` sequences cut into runs of at most ``batch_tokens`` tokens, at least one each."""
-    size = max(1, batch_tokens // seq_len)
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-Sequences = Callable[[], Iterator[torch.Tensor]]
-
-
-@contextmanager
-def streamed(
-    source: WeightSource,
-    tokens: torch.Tensor,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    first_position: int = 0,
-    progress: Progress = QUIET,
-    work: Path | None = None,
-    spill_bytes: int = SPILL_BYTES,
-    name: str = "reference",
-) -> Iterator[Sequences]:
-    """Run every layer over ``tokens`` [n, seq]; what it yields gives, as often as it is called,
-    float32 logits [seq - first_position, vocab] of each sequence in turn.
-
-    Hidden states stay in memory, or in a file in ``work`` when they are above ``spill_bytes``.
-    """
-    check_tokens(source.config, tokens)
-    model = StreamingModel(source, device, dtype)
-    shape = (*tokens.shape, source.config.hidden_size)
-    with open_states(shape, dtype, work, spill_bytes) as states:
-        runs = batches(len(tokens), tokens.shape[1], default_batch_tokens(source.config))
-        for run in runs:
-            states.write(run.start, model.embed(tokens[run]))
-        layers = source.config.num_hidden_layers
-        with progress.task(f"{name} forward", layers, "layers") as task:
-            for index in range(layers):
-                layer = model.layer(index)
-                for run in runs:
-                    hidden = states.read(run.start, run.stop).to(device)
-                    states.write(run.start, model.run(layer, hidden).cpu())
-                del layer
-                task.advance()
-
-        def sequences() -> Iterator[torch.Tensor]:
-            head = model.head()
-            for number in range(len(tokens)):
-                yield head(states.read(number, number + 1)[0, first_position:])
-
-        yield sequences
-
-
-def streaming_logits(
-    source: WeightSource, tokens: torch.Tensor, **options: Any
-) -> Iterator[torch.Tensor]:
-    """The logits of `streamed`, once; it has the options."""
-    with streamed(source, tokens, **options) as sequences:
-        yield from sequences()
-
-
-def open_states(
-    shape: tuple[int, int, int], dtype: torch.dtype, work: Path | None, spill_bytes: int
-) -> States:
-    """Hidden states [n, seq, hidden]: in memory, or in a temporary file when large."""
-    size = shape[0] * shape[1] * shape[2] * dtype.itemsize
-    if work is None or size <= spill_bytes:
-        return MemoryStates(torch.empty(shape, dtype=dtype))
-    return FileStates(work / "hidden.partial", shape, dtype, temporary=True)
 
 
 def check_tokens(config: ModelConfig, tokens: torch.Tensor) -> None:

@@ -22,10 +22,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
 from tenp_edge.checkpoint import Checkpoint, write_text
-from tenp_edge.data import Domain
 from tenp_edge.disk import require_free
-from tenp_edge.experts import ExpertGroup, RaggedExperts
-from tenp_edge.forward import StreamingModel, batches, choose_device, choose_dtype
+from tenp_edge.experts import ExpertGroup, RaggedExperts, routed_experts
+from tenp_edge.forward import StreamingModel, choose_device, choose_dtype
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.source import ModelSource
 from tenp_edge.states import FileStates
@@ -37,6 +36,8 @@ from tenp_edge.statistics import (
     load_statistics,
     write_tensors,
 )
+from tenp_edge.sweep import LayerObserver, Pass, embed, run_layer
+from tenp_edge.text_batch import Domain, TextBatch
 
 # A layer's activations are kept for its backward: about a hundred times the hidden states.
 BATCH_TOKENS = 1024
@@ -66,19 +67,20 @@ def collect_gradients(
         ModelSource(checkpoint), where, choose_dtype(dtype, where, checkpoint.dtype)
     )
     layers = checkpoint.config.num_hidden_layers
-    spaces = [_Space(work, domain, model) for domain in domains]
-    nbytes = (layers + 2) * sum(space.states(0).nbytes for space in spaces)
-    require_free(directory, nbytes, "the backward pass")
+    space = _Space(work, TextBatch.of(domains), model)
+    require_free(directory, (layers + 2) * space.states(0).nbytes, "the backward pass")
     work.mkdir(parents=True)
+    embed(model, space.text.tokens, space.runs, space.states(0))
     with progress.task("backward pass", 3 * layers, "layers") as task:
         for index in range(layers):
-            _forward(model, index, spaces)
+            run_layer(
+                model, index, [Pass(space.runs, space.states(index), space.states(index + 1))]
+            )
             task.advance()
-        for space in spaces:
-            _loss_gradient(model, space, space.states(layers))
+        _loss_gradient(model, space, space.states(layers))
         named: dict[str, torch.Tensor] = {}
         for index in reversed(range(layers)):
-            named |= _backward(model, index, spaces)
+            named |= _backward(model, index, space)
             task.advance(2)
     # Old sums lose their JSON first: it must never stand beside those of another pass.
     (directory / "gradients.json").unlink(missing_ok=True)
@@ -91,42 +93,27 @@ def collect_gradients(
 
 @dataclass(frozen=True)
 class _Space:
-    """A domain's hidden states of every layer, and the gradient with regard to them, on disk."""
+    """The hidden states of every layer, and the gradient with regard to them, on disk."""
 
     work: Path
-    domain: Domain
+    text: TextBatch
     model: StreamingModel
 
     def states(self, layer: int) -> FileStates:
         """What enters ``layer``; after the last one, what the output matrix is given."""
-        return self._file(f"{self.domain.name}-{layer}.bin")
+        return self._file(f"hidden-{layer}.bin")
 
     @property
     def gradient(self) -> FileStates:
-        return self._file(f"{self.domain.name}-gradient.bin")
+        return self._file("gradient.bin")
 
     def _file(self, name: str) -> FileStates:
-        shape = (*self.domain.tokens.shape, self.model.config.hidden_size)
+        shape = (*self.text.tokens.shape, self.model.config.hidden_size)
         return FileStates(self.work / name, shape, self.model.dtype)
 
+    @property
     def runs(self) -> list[slice]:
-        return batches(len(self.domain.tokens), self.domain.tokens.shape[1], BATCH_TOKENS)
-
-    def active(self, run: slice) -> torch.Tensor:
-        """Real tokens of the run's sequences, bool [n, seq]."""
-        places = torch.arange(self.domain.tokens.shape[1])
-        return places[None] < self.domain.lengths[run, None]
-
-
-def _forward(model: StreamingModel, index: int, spaces: Sequence[_Space]) -> None:
-    layer = model.layer(index)
-    for space in spaces:
-        source, target = space.states(index), space.states(index + 1)
-        for run in space.runs():
-            if index == 0:
-                source.write(run.start, model.embed(space.domain.tokens[run]))
-            hidden = source.read(run.start, run.stop).to(model.device)
-            target.write(run.start, model.run(layer, hidden).cpu())
+        return self.text.domain_runs(BATCH_TOKENS)
 
 
 def _loss_gradient(model: StreamingModel, space: _Space, states: FileStates) -> None:
@@ -136,7 +123,7 @@ def _loss_gradient(model: StreamingModel, space: _Space, states: FileStates) -> 
     step = max(1, _HEAD_ELEMENTS // len(weight))
     gradient = space.gradient
     for row, (tokens, length) in enumerate(
-        zip(space.domain.tokens, space.domain.lengths.tolist(), strict=True)
+        zip(space.text.tokens, space.text.lengths.tolist(), strict=True)
     ):
         hidden = states.read(row, row + 1)[0].to(model.device)
         found = torch.zeros_like(hidden)
@@ -151,38 +138,55 @@ def _loss_gradient(model: StreamingModel, space: _Space, states: FileStates) -> 
         gradient.write(row, found[None].cpu())
 
 
-def _backward(
-    model: StreamingModel, index: int, spaces: Sequence[_Space]
-) -> dict[str, torch.Tensor]:
+def _backward(model: StreamingModel, index: int, space: _Space) -> dict[str, torch.Tensor]:
     """Take the gradient through layer ``index``; its sums under their stored names."""
-    layer, named = model.layer(index), {}
-    experts = layer.get_submodule("mlp.experts") if index in model.config.moe_layers else None
-    for space in spaces:
-        observer = None
-        if isinstance(experts, RaggedExperts):
-            observer = GradientObserver(len(experts), model.config.moe_intermediate_size)
-            experts.observer = observer
-        states, gradient = space.states(index), space.gradient
-        for run in space.runs():
-            if isinstance(experts, RaggedExperts):
-                experts.active = space.active(run).reshape(-1).to(model.device)
-            hidden = states.read(run.start, run.stop).to(model.device).requires_grad_()
-            outer = gradient.read(run.start, run.stop).to(model.device)
-            gradient.write(run.start, _through(model, layer, hidden, outer).cpu())
-        states.file.unlink()
-        if observer is not None:
-            for name, value in observer.stats.sums.items():
-                named[f"{space.domain.name}/layers.{index}.{name}"] = value.float()
+    states, named = space.states(index), dict[str, torch.Tensor]()
+
+    def attach(layer: nn.Module) -> LayerObserver:
+        return _Backward(layer, space, index, named)
+
+    run_layer(model, index, [Pass(space.runs, states, space.gradient)], attach)
+    states.file.unlink()
     return named
 
 
-def _through(
-    model: StreamingModel, layer: nn.Module, hidden: torch.Tensor, outer: torch.Tensor
-) -> torch.Tensor:
-    """dL/d(hidden) from dL/d(output), [n, seq, hidden]; the observer sees what passes."""
-    with torch.enable_grad():
-        output = model.forward(layer, hidden)
-    return torch.autograd.grad(output, hidden, outer)[0]
+class _Backward(LayerObserver):
+    """dL/d(input) of a layer from dL/d(output), [n, seq, hidden], instead of its output; on the way
+    the sums of its experts, which go to ``named``."""
+
+    def __init__(
+        self, layer: nn.Module, space: _Space, index: int, named: dict[str, torch.Tensor]
+    ) -> None:
+        config = space.model.config
+        self.space, self.index, self.named = space, index, named
+        self.experts: RaggedExperts | None = None
+        self.sums: dict[str, GradientObserver] = {}
+        if index in config.moe_layers:
+            self.experts = routed_experts(layer)
+            self.sums = {
+                domain: GradientObserver(len(self.experts), config.moe_intermediate_size)
+                for domain in space.text.spans
+            }
+
+    def begin(self, run: slice) -> None:
+        device = self.space.model.device
+        self.outer = self.space.gradient.read(run.start, run.stop).to(device)
+        if self.experts is not None:
+            self.experts.observer = self.sums[self.space.text.domain_of(run)]
+            self.experts.active = self.space.text.active[run].reshape(-1).to(device)
+
+    def forward(
+        self, model: StreamingModel, layer: nn.Module, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        hidden = hidden.requires_grad_()
+        with torch.enable_grad():
+            output = model.forward(layer, hidden)
+        return torch.autograd.grad(output, hidden, self.outer)[0]
+
+    def done(self, layer: nn.Module) -> None:
+        for domain, observer in self.sums.items():
+            for name, value in observer.stats.sums.items():
+                self.named[f"{domain}/layers.{self.index}.{name}"] = value.float()
 
 
 class GradientObserver:

@@ -40,15 +40,10 @@ class Importance:
     """The squares of every matrix of the model that ``plan`` makes (None: the whole model).
 
     Layers and experts are numbered as in the pruned model. All domains count together, token by
-    token. Raises UserError for statistics without inputs or of another model than the plan's.
+    token. Raises UserError for statistics of another model than the plan's.
     """
 
     def __init__(self, statistics: Statistics, plan: CompressionPlan | None = None) -> None:
-        if not statistics.has_inputs:
-            raise UserError(
-                "the statistics have no sums of inputs (an older calibration made them)",
-                "calibrate again, or --no-imatrix",
-            )
         if plan is not None and plan.fingerprint != statistics.fingerprint:
             raise UserError(
                 f"the statistics belong to another checkpoint ({statistics.fingerprint[:12]}, "

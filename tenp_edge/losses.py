@@ -19,19 +19,20 @@ from pathlib import Path
 
 import torch
 
-from tenp_edge.data import Domain
 from tenp_edge.divergence import (
     DomainScores,
     TokenScores,
     concatenate,
     score_tokens,
     scored_positions,
+    scored_rows,
     summarise,
 )
 from tenp_edge.errors import UserError
-from tenp_edge.forward import Sequences, streamed
 from tenp_edge.progress import Progress
 from tenp_edge.source import ModelSource, WeightSource
+from tenp_edge.sweep import Sequences, streamed
+from tenp_edge.text_batch import Domain, TextBatch
 
 PRUNING, QUANTISATION = "pruning", "quantisation"
 BOTH = "pruning, quantisation"
@@ -72,46 +73,25 @@ class Loss:
         return cls(**row)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """All domains' sequences as one, so that a layer's weights are read once.
+def scored_text(domains: Sequence[Domain]) -> TextBatch:
+    """The sequences of ``domains`` that have a token to score. Raises UserError without any."""
+    if not domains:
+        raise UserError("there is no domain to validate on", "--data NAME=FILE")
+    return TextBatch.of([scored_rows(domain, "--data") for domain in domains]).trimmed()
 
-    ``spans``: domain -> range of rows; ``first``: the first position that any sequence scores.
-    """
 
-    tokens: torch.Tensor
-    lengths: tuple[int, ...]
-    spans: Mapping[str, range]
-    first: int
-
-    @classmethod
-    def of(cls, domains: Sequence[Domain]) -> Batch:
-        rows: list[torch.Tensor] = []
-        spans: dict[str, range] = {}
-        for domain in domains:
-            start = len(rows)
-            for tokens, length in zip(domain.tokens, domain.lengths.tolist(), strict=True):
-                if scored_positions(length):
-                    rows.append(tokens[:length])
-            if len(rows) == start:
-                raise UserError(
-                    f"domain '{domain.name}' has no sequence of at least 3 tokens",
-                    f"--data {domain.name}=FILE with more text",
-                )
-            spans[domain.name] = range(start, len(rows))
-        if not rows:
-            raise UserError("there is no domain to validate on", "--data NAME=FILE")
-        lengths = tuple(len(row) for row in rows)
-        first = min(scored_positions(length).start for length in lengths)
-        return cls(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, spans, first)
+def first_scored(text: TextBatch) -> int:
+    """The first position that any sequence scores."""
+    return min(scored_positions(length).start for length in text.lengths.tolist())
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage of one validation shares; ``source`` is the reference."""
+    """What every stage of one validation shares; ``source`` is the reference, ``batch`` the text
+    (`scored_text`)."""
 
     source: ModelSource
-    batch: Batch
+    batch: TextBatch
     device: torch.device
     dtype: torch.dtype
     threads: int | None
@@ -128,7 +108,7 @@ class Run:
             self.batch.tokens,
             device=self.device,
             dtype=self.dtype,
-            first_position=self.batch.first,
+            first_position=first_scored(self.batch),
             progress=self.progress,
             work=work,
             name=name,
@@ -167,11 +147,11 @@ def measure_losses(run: Run, stages: Sequence[Stage]) -> tuple[Loss, ...]:
 def _compare(
     run: Run, reference: Iterable[torch.Tensor], candidate: Iterable[torch.Tensor]
 ) -> tuple[tuple[DomainScores, ...], DomainScores]:
-    batch, scores = run.batch, []
-    with run.progress.task("comparing", len(batch.lengths), "sequences") as task:
+    batch, scores, first = run.batch, [], first_scored(run.batch)
+    with run.progress.task("comparing", len(batch), "sequences") as task:
         for row, (p, q) in enumerate(zip(reference, candidate, strict=True)):
-            positions = scored_positions(batch.lengths[row])
-            places = slice(positions.start - batch.first, positions.stop - batch.first)
+            positions = scored_positions(int(batch.lengths[row]))
+            places = slice(positions.start - first, positions.stop - first)
             targets = batch.tokens[row, positions.start + 1 : positions.stop + 1]
             scores.append(_finite(score_tokens(p[places], q[places], targets)))
             task.advance()

@@ -4,15 +4,13 @@ Two hidden streams run over the calibration text: the dense model's, and the men
 later layer is mended on what the earlier cuts really leave it, towards what the dense layer gives.
 `ridge` has the closed form, `healing` the training; this is the walk over the layers.
 
-The same call after a kill repeats at most one layer and ends with the same bytes
-(`mending_files`). Finished, DIR holds what `mended.Mended` reads.
+Work in progress lies in DIR/mending.partial (`layer_job`), with the facts of every finished layer
+and its tensors. Finished, DIR holds what `mended.Mended` reads.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,34 +18,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
+from torch import nn
 
 from tenp_edge.checkpoint import Checkpoint, read_json, write_text
-from tenp_edge.data import Domain
 from tenp_edge.errors import UserError
 from tenp_edge.forward import (
     StreamingModel,
-    batches,
     check_tokens,
     choose_device,
     choose_dtype,
-    default_batch_tokens,
 )
 from tenp_edge.healing import HEALS, LayerText, heal_layer, held_out, relative_error
+from tenp_edge.layer_job import LayerJob, Streams
 from tenp_edge.locking import one_writer
-from tenp_edge.mended import FILE, FORMAT, VERSION, LayerChanges, Mended, layer_file
-from tenp_edge.mending_files import PARTIAL, MendingJob, finish_job, open_job
+from tenp_edge.mended import FILE, FORMAT, VERSION, LayerChanges, Mended, files_digest, layer_file
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.repair import RoutedInputs, repair_layer
 from tenp_edge.ridge import RIDGE
 from tenp_edge.source import ModelSource
-from tenp_edge.states import SPILL_BYTES, FileStates, whole_file
+from tenp_edge.states import SPILL_BYTES, FileStates
 from tenp_edge.statistics import write_tensors
+from tenp_edge.sweep import LayerObserver, Pass, default_batch_tokens, embed, run_layer
+from tenp_edge.text_batch import Domain, TextBatch
 
 # What the stages cost, in forwards of the same text: three runs of each layer and the moments;
 # a backward pass counts as two.
 _REPAIR_FORWARDS, _HEAL_FORWARDS = 4, 14
+_DENSE, _MENDED = "dense", "mended"
+_STATES = 5  # on disk: both streams before and after a layer, and the inputs of its experts
 
 
 @dataclass(frozen=True)
@@ -109,53 +108,32 @@ def mend(
         raise UserError(
             "--heal holds text out, and no domain has 2 chunks", "--samples 8 and more text"
         )
-    for domain in domains:
-        check_tokens(checkpoint.config, domain.tokens)
+    text = TextBatch.of(domains)
+    check_tokens(checkpoint.config, text.tokens)
     where = choose_device(device)
     kind = "float32" if dtype == "auto" or rules.heal is not None else dtype
-    text = _Text.of(domains)
     info = _info(checkpoint, plan, text, rules, seed, kind)
     chosen = choose_dtype(kind, where, checkpoint.dtype)
     shape = (*text.tokens.shape, checkpoint.config.hidden_size)
+    layers = checkpoint.config.num_hidden_layers
+    job = LayerJob(directory, "mending", info, layers, (_DENSE, _MENDED), shape, chosen, ".json")
     with one_writer(directory):
-        finished = _finished(directory, info, progress)
+        finished = _finished(job, progress)
         if finished is not None:
             return finished
-        job = open_job(directory, info, shape, chosen, mended_bytes(checkpoint, plan, rules))
+        if job.begun != info:
+            _clear(directory)
+            needed = _STATES * job.states_bytes + mended_bytes(checkpoint, plan, rules)
+            job.begin(needed, "mending")
         walk = _Walk(job, checkpoint, plan, text, rules, seed, where)
-        walk.run(progress)
-        return finish_job(job, checkpoint.config.moe_layers)
-
-
-@dataclass(frozen=True)
-class _Text:
-    """All domains' sequences, one domain after the other, ``counts`` of each.
-
-    tokens: [n, seq]; active: [n, seq] bool, False on padding.
-    """
-
-    tokens: torch.Tensor
-    active: torch.Tensor
-    counts: tuple[int, ...]
-
-    @classmethod
-    def of(cls, domains: Sequence[Domain]) -> _Text:
-        width = max(domain.tokens.shape[1] for domain in domains)
-        padded = [pad(domain.tokens, (0, width - domain.tokens.shape[1])) for domain in domains]
-        lengths = torch.cat([domain.lengths for domain in domains])
-        active = torch.arange(width)[None] < lengths[:, None]
-        return cls(torch.cat(padded), active, tuple(len(tokens) for tokens in padded))
-
-    @property
-    def digest(self) -> str:
-        state = hashlib.sha256(self.tokens.numpy().tobytes() + self.active.numpy().tobytes())
-        return state.hexdigest()
+        job.run(walk.embed, walk.layer, "mending", "mended", progress)
+        return _finish(job, checkpoint.config.moe_layers)
 
 
 def _info(
     checkpoint: Checkpoint,
     plan: CompressionPlan,
-    text: _Text,
+    text: TextBatch,
     rules: MendRules,
     seed: int,
     dtype: str,
@@ -169,26 +147,50 @@ def _info(
         **asdict(rules),
         "seed": seed,
         "dtype": dtype,
-        "tokens": int(text.active.sum()),
+        "tokens": text.token_count,
         "data_sha256": text.digest,
     }
 
 
-def _finished(directory: Path, info: dict[str, Any], progress: Progress) -> Mended | None:
-    """What is in ``directory`` if it is whole and was made from these very inputs."""
-    if not (directory / FILE).is_file():
-        return None
-    try:
-        raw = read_json(directory / FILE)
-        if {key: raw.get(key) for key in info} != info:
+def _finished(job: LayerJob, progress: Progress) -> Mended | None:
+    """What is in the directory if it is whole and was made from these very inputs."""
+
+    def load() -> Mended | None:
+        raw = read_json(job.directory / FILE)
+        if {key: raw.get(key) for key in job.info} != job.info:
             return None
-        found = Mended(directory)
+        found = Mended(job.directory)
         found.check()
-    except (UserError, FileNotFoundError) as error:
-        progress.note(f"{str(error).splitlines()[0]}; mending again")
-        return None
-    shutil.rmtree(directory / PARTIAL, ignore_errors=True)
+        return found
+
+    found = job.load_finished(FILE, load, "mending again", progress)
+    if found is not None:
+        job.discard()
     return found
+
+
+def _clear(directory: Path) -> None:
+    """Remove what an earlier mending left in ``directory``, and nothing else."""
+    for file in [directory / FILE, *directory.glob("layer-*.safetensors")]:
+        file.unlink(missing_ok=True)
+
+
+def _finish(job: LayerJob, moe_layers: Sequence[int]) -> Mended:
+    """The layers' tensors get their place, then mended.json, then nothing partial."""
+    facts = {layer: read_json(job.result(layer)) for layer in moe_layers}
+    files = [layer_file(job.directory, layer) for layer in moe_layers]
+    for layer, file in zip(moe_layers, files, strict=True):
+        if layer_file(job.partial, layer).is_file():  # else a killed run has moved it
+            layer_file(job.partial, layer).replace(file)
+    record = {
+        **job.info,
+        "digest": files_digest(files),
+        "seconds": sum(row["seconds"] for row in facts.values()),
+        "layers": {str(layer): row for layer, row in facts.items()},
+    }
+    write_text(job.directory / FILE, json.dumps(record, indent=1) + "\n")
+    job.discard()
+    return Mended(job.directory)
 
 
 # -- the layers ------------------------------------------------------------------------------------
@@ -199,10 +201,10 @@ class _Walk:
 
     def __init__(
         self,
-        job: MendingJob,
+        job: LayerJob,
         checkpoint: Checkpoint,
         plan: CompressionPlan,
-        text: _Text,
+        text: TextBatch,
         rules: MendRules,
         seed: int,
         device: torch.device,
@@ -211,46 +213,23 @@ class _Walk:
         self.rules, self.seed = rules, seed
         self.dense = StreamingModel(ModelSource(checkpoint), device, job.dtype)
         self.cut = self.dense.with_source(ModelSource(checkpoint, plan))
-        most = default_batch_tokens(checkpoint.config)
-        self.runs = batches(len(text.tokens), text.tokens.shape[1], most)
+        self.runs = text.runs(default_batch_tokens(checkpoint.config))
 
-    def run(self, progress: Progress) -> None:
-        layers = self.checkpoint.config.num_hidden_layers
-        start = self.job.next_layer(layers)
-        if start is None:
-            start = 0
-            self._embed()
-        elif start:
-            progress.note(f"continuing: {start} of {layers} layers are mended")
-        with progress.task("mending", layers, "layers") as task:
-            task.advance(start)
-            for index in range(start, layers):
-                self._layer(index)
-                task.advance()
+    def embed(self, states: FileStates) -> None:
+        """What enters the first layer, the same in both streams."""
+        embed(self.dense, self.text.tokens, self.runs, states)
 
-    def _embed(self) -> None:
-        for stream in ("dense", "mended"):
-            with whole_file(self.job.states(stream, 0)) as partial:
-                for run in self.runs:
-                    partial.write(run.start, self.dense.embed(self.text.tokens[run]))
-
-    def _layer(self, index: int) -> None:
-        """Both streams through one layer; its files get their names when they are complete."""
+    def layer(self, index: int, before: Streams, after: Streams) -> None:
+        """Both streams through one layer, and what was done to it."""
         started = time.monotonic()
-        job = self.job
-        before = {stream: job.states(stream, index) for stream in ("dense", "mended")}
-        after = {stream: job.states(stream, index + 1) for stream in before}
         facts: dict[str, Any] = {}
-        with whole_file(after["dense"]) as targets, whole_file(after["mended"]) as mended:
-            self._pass(self.dense, index, before["dense"], targets)
-            if index in self.checkpoint.config.moe_layers:
-                facts = self._mend(index, before["mended"], targets, mended)
-            else:
-                self._pass(self.dense, index, before["mended"], mended)
+        self._pass(self.dense, index, before[_DENSE], after[_DENSE])
+        if index in self.checkpoint.config.moe_layers:
+            facts = self._mend(index, before[_MENDED], after[_DENSE], after[_MENDED])
+        else:
+            self._pass(self.dense, index, before[_MENDED], after[_MENDED])
         facts["seconds"] = round(time.monotonic() - started, 3)
-        write_text(job.facts(index), json.dumps(facts) + "\n")
-        for states in before.values():
-            states.file.unlink()
+        write_text(self.job.result(index), json.dumps(facts) + "\n")
 
     def _mend(
         self, index: int, inputs: FileStates, targets: FileStates, onward: FileStates
@@ -269,7 +248,8 @@ class _Walk:
             facts["loss"] = self._pass(self._with(changes), index, inputs, onward, targets)
         if self.rules.heal is not None:
             begun, model = time.monotonic(), self._with(changes)
-            text = LayerText(inputs, targets, self.text.active, held_out(self.text.counts))
+            counts = [len(span) for span in self.text.spans.values()]
+            text = LayerText(inputs, targets, self.text.active, held_out(counts))
             healed = heal_layer(model, source, index, self.rules.heal, text, self.seed)
             facts["held_out"] = [healed.before, healed.after]
             facts["heal_seconds"] = round(time.monotonic() - begun, 3)
@@ -294,16 +274,32 @@ class _Walk:
     ) -> float:
         """Layer ``index`` of ``model`` from ``inputs`` to ``onward``; its mean loss against
         ``targets`` (0 without). ``seen`` takes down what its experts receive."""
-        layer = model.layer(index)
-        if seen is not None:
-            seen.attach(layer)
-        losses = []
-        for run in self.runs:
-            output = model.run(layer, inputs.read(run.start, run.stop).to(model.device)).cpu()
-            onward.write(run.start, output)
-            if targets is not None:
-                wanted, active = targets.read(run.start, run.stop), self.text.active[run]
-                losses.append(relative_error(output, wanted)[active])
-                if seen is not None:
-                    seen.finish(wanted.float().norm(dim=-1))
-        return float(torch.cat(losses).double().mean()) if losses else 0.0
+        judge = None if targets is None else _Judge(self.text, targets, seen)
+        passes = [Pass(self.runs, inputs, onward)]
+        run_layer(model, index, passes, None if judge is None else judge.attach)
+        return 0.0 if judge is None else judge.loss
+
+
+class _Judge(LayerObserver):
+    """What a layer's output loses against ``targets``, [n, seq, hidden]; ``seen`` takes down what
+    its experts receive."""
+
+    def __init__(self, text: TextBatch, targets: FileStates, seen: RoutedInputs | None) -> None:
+        self.text, self.targets, self.seen = text, targets, seen
+        self.losses: list[torch.Tensor] = []
+
+    def attach(self, layer: nn.Module) -> LayerObserver:
+        if self.seen is not None:
+            self.seen.attach(layer)
+        return self
+
+    def end(self, run: slice, output: torch.Tensor) -> None:
+        wanted, active = self.targets.read(run.start, run.stop), self.text.active[run]
+        self.losses.append(relative_error(output.cpu(), wanted)[active])
+        if self.seen is not None:
+            self.seen.finish(wanted.float().norm(dim=-1))
+
+    @property
+    def loss(self) -> float:
+        """Mean over the real tokens."""
+        return float(torch.cat(self.losses).double().mean())

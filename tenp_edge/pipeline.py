@@ -12,9 +12,6 @@ from typing import Any
 from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint, write_text
 from tenp_edge.compress import checkpoint_files, is_other_checkpoint, reopen, write_checkpoint
-from tenp_edge.data import (
-    Domain,
-)
 from tenp_edge.disk import require_free
 from tenp_edge.domains import compress_domains, most_tokens
 from tenp_edge.footprint import MemoryRun
@@ -36,7 +33,7 @@ from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.ranges import Ranges
-from tenp_edge.ranging import data_digest
+from tenp_edge.ranging import measured_text
 from tenp_edge.refine import known_trials
 from tenp_edge.registry import (
     ExportData,
@@ -48,6 +45,7 @@ from tenp_edge.registry import (
 from tenp_edge.request import DEFAULT_METHOD
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics
+from tenp_edge.text_batch import Domain
 from tenp_edge.timing import WORTH_SAYING_SECONDS, estimate
 from tenp_edge.typeloss import TypeJob
 from tenp_edge.typeverbs import costs_of, types_if_cheap
@@ -404,7 +402,7 @@ class _Compress:
     def _ranges(self, source: ModelSource) -> Ranges:
         directory = self.options.statistics or self.output / "calibration"
         domains, _, _ = self._domains
-        return kept_ranges(source, directory, data_digest(domains)) or ranges_into(
+        return kept_ranges(source, directory, measured_text(domains).digest) or ranges_into(
             source, domains, self.options.calibration, directory, self.progress
         )
 

@@ -7,7 +7,6 @@ layer's others.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,21 +16,18 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from tenp_edge.data import Domain
-from tenp_edge.experts import ExpertGroup, RaggedExperts
+from tenp_edge.experts import ExpertGroup, RaggedExperts, routed_experts
 from tenp_edge.forward import (
     StreamingModel,
-    batches,
-    check_tokens,
-    default_batch_tokens,
     name_in_memory,
-    open_states,
 )
 from tenp_edge.models import ModelConfig, expected_tensors
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.ranges import MatrixRange, Ranges, Span, union
 from tenp_edge.source import ModelSource
 from tenp_edge.states import SPILL_BYTES
+from tenp_edge.sweep import LayerObserver, open_states, sweep
+from tenp_edge.text_batch import Domain, TextBatch
 
 # Of every domain: a few thousand tokens.
 CHUNKS = 8
@@ -52,28 +48,19 @@ def measure_ranges(
 
     ``work``: where hidden states may lie that are too many for the memory.
     """
-    tokens, active = _batch(domains)
-    check_tokens(source.config, tokens)
+    text = measured_text(domains).trimmed()
     model = StreamingModel(source, device, dtype)
     found: dict[str, MatrixRange] = {}
-    shape = (*tokens.shape, source.config.hidden_size)
-    runs = batches(len(tokens), tokens.shape[1], default_batch_tokens(source.config))
+    shape = (*text.tokens.shape, source.config.hidden_size)
+
+    def attach(index: int, layer: nn.Module) -> LayerObserver:
+        return _RangeObserver(source.config, index, layer, text.active.to(device), found)
+
     with open_states(shape, dtype, work, SPILL_BYTES) as states:
-        for run in runs:
-            states.write(run.start, model.embed(tokens[run]))
-        layers = source.config.num_hidden_layers
-        with progress.task("measuring activations", layers, "layers") as task:
-            for index in range(layers):
-                observer = _Observer(source.config, index, layer := model.layer(index))
-                for run in runs:
-                    observer.begin(active[run].reshape(-1).to(device))
-                    output = model.run(layer, states.read(run.start, run.stop).to(device))
-                    states.write(run.start, output.cpu())
-                found |= observer.end()
-                del layer, observer
-                task.advance()
-        found |= _head(model, (states.read(n, n + 1)[0, row] for n, row in enumerate(active)))
-    return Ranges(identity(source), data_digest(domains), int(active.sum()), found)
+        sweep(model, text.tokens, states, "measuring activations", progress, attach)
+        rows = (states.read(n, n + 1)[0, active] for n, active in enumerate(text.active))
+        found |= _head(model, rows)
+    return Ranges(identity(source), text.digest, text.token_count, found)
 
 
 def identity(source: ModelSource) -> str:
@@ -81,43 +68,36 @@ def identity(source: ModelSource) -> str:
     return source.digest or source.checkpoint.fingerprint
 
 
-def data_digest(domains: Sequence[Domain]) -> str:
-    """Of the tokens that `measure_ranges` takes of ``domains``."""
-    digest = hashlib.sha256()
-    for domain in domains:
-        digest.update(domain.tokens[:CHUNKS].numpy().tobytes())
-        digest.update(domain.lengths[:CHUNKS].numpy().tobytes())
-    return digest.hexdigest()
+def measured_text(domains: Sequence[Domain]) -> TextBatch:
+    """What `measure_ranges` takes of ``domains``."""
+    return TextBatch.of(domains, CHUNKS)
 
 
-def _batch(domains: Sequence[Domain]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [n, seq], padded on the right, and where they are real."""
-    rows = [
-        row[:length]
-        for domain in domains
-        for row, length in zip(domain.tokens[:CHUNKS], domain.lengths[:CHUNKS], strict=True)
-    ]
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    return tokens, torch.arange(tokens.shape[1])[None] < lengths[:, None]
+class _RangeObserver(LayerObserver):
+    """Hooks on one layer's matrices; puts ranges by the names of their weights into ``found``.
 
+    ``active`` [n, seq]: tokens that count.
+    """
 
-class _Observer:
-    """Hooks on one layer's matrices; ``end`` gives the ranges by the names of their weights."""
-
-    def __init__(self, config: ModelConfig, index: int, layer: nn.Module) -> None:
-        self._found: dict[str, MatrixRange] = {}
-        self._config, self._index = config, index
+    def __init__(
+        self,
+        config: ModelConfig,
+        index: int,
+        layer: nn.Module,
+        active: torch.Tensor,
+        found: dict[str, MatrixRange],
+    ) -> None:
+        self._found = found
+        self._config, self._index, self._all_active = config, index, active
         self._experts: RaggedExperts | None = None
         for name, module in _matrices(config, index, layer).items():
             module.register_forward_hook(partial(self._matrix, name))
         if index in config.expert_widths:
-            experts = layer.get_submodule("mlp.experts")
-            assert isinstance(experts, RaggedExperts)
-            experts.observer, self._experts = self, experts
+            self._experts = routed_experts(layer)
+            self._experts.observer = self
 
-    def begin(self, active: torch.Tensor) -> None:
-        """The next forward's tokens count where they are ``active``."""
+    def begin(self, run: slice) -> None:
+        active = self._all_active[run].reshape(-1)
         self._active = None if bool(active.all()) else active
         if self._experts is not None:
             self._experts.active = self._active
@@ -150,11 +130,10 @@ class _Observer:
     def routed(self, chosen: torch.Tensor, output: torch.Tensor) -> None:
         """Nothing is quantised there."""
 
-    def end(self) -> dict[str, MatrixRange]:
+    def done(self, layer: nn.Module) -> None:
         if self._experts is not None:
             self._experts.observer = None
             self._complete()
-        return self._found
 
     def _complete(self) -> None:
         """All experts are given the same tensor, so one range; fill in those without tokens."""

@@ -1,13 +1,12 @@
 """`plan --refine`: the method's knobs chosen by measured KL on a held-out slice of the text.
 
-A knob is tried at all its values in one forward (`lockstep`), the best value stays, then comes the
+A knob is tried at all its values in one forward (`evaluator`), the best value stays, then comes the
 next knob. Every measured plan is recorded in refine.json beside the statistics, so a killed run
 goes on where it was and the same plan is never measured twice.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +15,14 @@ from pathlib import Path
 import torch
 
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain, load_domains, save_domains
+from tenp_edge.data import load_domains, save_domains
 from tenp_edge.errors import UserError
-from tenp_edge.lockstep import measure_plans
+from tenp_edge.evaluator import measure_plans
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.request import PlanRequest
 from tenp_edge.saliency import ORDERS
+from tenp_edge.text_batch import Domain, TextBatch
 from tenp_edge.trials import Changes, Measure, MeasuredKL, Records, Trial, load_trials, measured
 
 SLICE_SAMPLES = 4  # of a domain, at least
@@ -78,8 +78,7 @@ def load_slice(directory: Path) -> list[Domain]:
     found = _slice_in(directory)
     if not found:
         raise UserError(
-            f"{directory} holds no text to refine on: the calibration took all there was, or is "
-            "of an older version",
+            f"{directory} holds no text to refine on: the calibration took all there was",
             "tenp-edge calibrate again, with more text or fewer --samples",
         )
     return found
@@ -212,8 +211,4 @@ def _with_record(
 
 def slice_digest(domains: Sequence[Domain]) -> str:
     """Identity of the text that something was measured on."""
-    state = hashlib.sha256()
-    for domain in domains:
-        state.update(domain.name.encode() + domain.tokens.numpy().tobytes())
-        state.update(domain.lengths.numpy().tobytes())
-    return state.hexdigest()[:32]
+    return TextBatch.of(domains).digest[:32]

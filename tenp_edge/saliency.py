@@ -113,12 +113,6 @@ def relative(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     own unit. ||h'|| is taken as ||h|| times the layer's growth for an ordinary token: a token that
     the block itself makes massive counts with its length before, which guards the experts that do.
     """
-    if GROWTH_SUM not in stats.sums:
-        raise UserError(
-            "the statistics are of an older version, without losses relative to the residual "
-            "stream",
-            "calibrate again, or --method free",
-        )
     return stats["relative_activation_sq"] * norms["down_norm"].square() / growth_of(stats)
 
 
@@ -294,8 +288,6 @@ def cut_losses(statistics: Statistics, layer: int, order: torch.Tensor) -> torch
     plus cross terms. Of those the part along the expert's own output is known from the means
     rho_k = E <c_k, y> / ||y||: (sum rho_k)^2 - sum rho_k^2 over the share of tokens that reach the
     expert. It is what makes the last neurons of an expert dearer than their own energies.
-    Statistics of older versions have only energies, in the layer's own unit and without cross
-    terms.
     """
     norms = statistics.weight_norms(layer)
     parts = [
@@ -310,8 +302,6 @@ def cut_losses(statistics: Statistics, layer: int, order: torch.Tensor) -> torch
 def _cut_losses(
     stats: LayerStatistics, norms: WeightNorms, order: torch.Tensor, tokens: int
 ) -> torch.Tensor:
-    if GROWTH_SUM not in stats.sums:
-        return tail_sums((energy(stats, norms) / tokens).gather(1, order))
     single = tail_sums((relative(stats, norms) / tokens).gather(1, order))
     along = (stats["relative_projection"] / tokens / growth_of(stats).sqrt()).gather(1, order)
     share = (stats["tokens"] / tokens).clamp_min(_EPSILON)[:, None]
@@ -327,10 +317,8 @@ def prior_losses(statistics: Statistics, layer: int) -> torch.Tensor:
     """
     norms = statistics.weight_norms(layer)
     own = sum_of(
-        (relative if statistics.has_growth else energy)(stats, norms)
-        / domain_tokens(statistics, domain)
+        relative(statistics.layer(domain, layer), norms) / domain_tokens(statistics, domain)
         for domain in statistics.domains
-        for stats in [statistics.layer(domain, layer)]
     ) / len(statistics.domains)
     return prior(own, *(norms[name] for name in WEIGHT_NORMS))
 
@@ -362,11 +350,6 @@ def tokens_routed(statistics: Statistics, layer: int) -> torch.Tensor:
     return sum_of(statistics.layer(domain, layer)["tokens"] for domain in statistics.domains)
 
 
-def unreached(statistics: Statistics, layer: int) -> torch.Tensor:
-    """Which experts no calibration token reached, bool [experts]."""
-    return tokens_routed(statistics, layer) == 0
-
-
 def domain_tokens(statistics: Statistics, domain: str) -> int:
     """Calibration tokens of a domain, at least 1."""
     return max(int(statistics.info["domains"][domain]["tokens"]), 1)
@@ -381,8 +364,7 @@ def _neuron_score(statistics: Statistics, score: str) -> Score:
     function = _lookup(NEURON_SCORES, score, "--neuron-score")
     if score in ORDERS and not statistics.has_elimination:
         raise UserError(
-            f"--neuron-score {score}: the statistics have no joint order (they were merged, or are "
-            "of an older version)",
+            f"--neuron-score {score}: the statistics have no joint order (they were merged)",
             "calibrate again, or --neuron-score relative",
         )
     if score in NEED_GRADIENTS and not statistics.has_gradients:

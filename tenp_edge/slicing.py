@@ -18,17 +18,6 @@ def slice_expert(weights: ExpertWeights, neurons: torch.Tensor) -> ExpertWeights
     )
 
 
-def mask_expert(weights: ExpertWeights, neurons: torch.Tensor) -> ExpertWeights:
-    """The expert at full width with every neuron but ``neurons`` zeroed (to check a slice by)."""
-    keep = torch.zeros(weights.width, dtype=torch.bool)
-    keep[neurons] = True
-    return ExpertWeights(
-        gate=weights.gate * keep[:, None],
-        up=weights.up * keep[:, None],
-        down=weights.down * keep[None, :],
-    )
-
-
 def kept_experts(widths: Sequence[int]) -> torch.Tensor:
     """Original numbers of the experts that a layer keeps (width above 0), ascending."""
     return torch.tensor([expert for expert, width in enumerate(widths) if width])

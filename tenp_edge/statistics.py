@@ -35,7 +35,7 @@ from tenp_edge.joint import ORDER_PRIORS, Elimination
 from tenp_edge.models import ModelConfig
 from tenp_edge.statistics_checks import check_info, check_model, check_tensors
 
-VERSION = 1
+VERSION = 2
 # In statistics.json and gradients.json: SHA-256 of the safetensors file beside it.
 DIGEST, GRADIENTS_DIGEST = "sha256", "gradients_sha256"
 # Sums per expert, [experts]:
@@ -365,13 +365,8 @@ class Statistics:
     @property
     def names(self) -> list[str]:
         """The sums that every domain and layer has."""
-        names = [*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA]
-        if not self.has_growth:
-            names = [name for name in names if not name.startswith("relative")]
-        names += [INPUT_SUM] if self.has_inputs else []
-        names += [GROWTH_SUM] if self.has_growth else []
-        names += GRADIENT_SUMS if self.has_gradients else ()
-        return names
+        names = [*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA, INPUT_SUM, GROWTH_SUM]
+        return [*names, *(GRADIENT_SUMS if self.has_gradients else ())]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that the methods below read, by its stored name."""
@@ -400,23 +395,13 @@ class Statistics:
         return max(1, round(routed / max(total, 1)))
 
     @property
-    def has_inputs(self) -> bool:
-        """Whether sums of squared inputs are there: calibrations of older versions lack them."""
-        return bool(self.info.get("inputs"))
-
-    @property
-    def has_growth(self) -> bool:
-        """Whether losses relative to the residual stream are there: older versions lack them."""
-        return f"{self.domains[0]}/layers.{self.layers[0]}.{GROWTH_SUM}" in self.stored
-
-    @property
     def has_gradients(self) -> bool:
         """Whether a backward pass was made, for the scores that need one."""
         return f"{self.domains[0]}/layers.{self.layers[0]}.{GRADIENT_SUMS[0]}" in self.stored
 
     @property
     def has_elimination(self) -> bool:
-        """Whether `elimination` is there: older versions and merged statistics lack it."""
+        """Whether `elimination` is there: merged statistics lack it."""
         first = f"layers.{self.layers[0]}."
         return all(first + elimination_names(score)[0] in self.stored for score in ORDER_PRIORS)
 
@@ -461,14 +446,12 @@ def load_statistics(
     written a moment ago, and are not read."""
     info = _read_info(directory)
     if info.get("format") != "tenp-edge statistics" or info.get("version") != VERSION:
-        raise UserError(f"{directory} holds no tenp-edge statistics of version {VERSION}")
-    check_info(directory / "statistics.json", info)
-    if fingerprint is not None and info["fingerprint"] != fingerprint:
         raise UserError(
-            f"the statistics in {directory} belong to another checkpoint "
-            f"({info['fingerprint'][:12]}, this one is {fingerprint[:12]})",
-            "calibrate this model",
+            f"{directory} holds no tenp-edge statistics of version {VERSION}", _again(directory)
         )
+    check_info(directory / "statistics.json", info)
+    if fingerprint is not None:
+        check_fingerprint(directory, info, fingerprint)
     if config is not None:
         check_model(directory / "statistics.json", info, config)
     file = directory / "statistics.safetensors"
@@ -481,13 +464,14 @@ def load_statistics(
     return found
 
 
-def damage_of(directory: Path) -> str | None:
-    """What is wrong with the statistics in ``directory``, in words; None when nothing is."""
-    try:
-        load_statistics(directory)
-    except UserError as error:
-        return error.message
-    return None
+def check_fingerprint(directory: Path, info: Mapping[str, Any], fingerprint: str) -> None:
+    """Raise UserError unless the statistics ``info`` in ``directory`` are of this checkpoint."""
+    if info["fingerprint"] != fingerprint:
+        raise UserError(
+            f"the statistics in {directory} belong to another checkpoint "
+            f"({info['fingerprint'][:12]}, this one is {fingerprint[:12]})",
+            "calibrate this model",
+        )
 
 
 def _read_info(directory: Path) -> dict[str, Any]:
@@ -504,8 +488,8 @@ def _again(directory: Path) -> str:
 
 
 def _require_whole(file: Path, digest: str | None) -> None:
-    """UserError unless ``file`` has the SHA-256 ``digest``; older versions recorded none."""
-    if digest is not None and file_digest(file) != digest:
+    """UserError unless ``file`` has the SHA-256 ``digest``."""
+    if file_digest(file) != digest:
         raise UserError(
             f"{file} is damaged: its bytes are not those that were written", _again(file.parent)
         )
@@ -599,15 +583,12 @@ def merge_statistics(parts: Iterable[Statistics], directory: Path) -> Statistics
                 total_stats = merge(total_stats, other)
             by_domain[name] = total_stats
         merged |= layer_tensors(layer, by_domain, first.weight_norms(layer))
-    complete = all(part.has_inputs for part in parts)
-    if complete:
-        merged |= _merged_inputs(parts)
+    merged |= _merged_inputs(parts)
     digest = write_tensors(directory / "statistics.safetensors", merged)
     info = {
         **first.info,
         "domains": domains,
         "merged": len(parts),
-        "inputs": complete,
         "joint": False,
         MERGED: [source for part in parts for source in _sources(part)],
         DIGEST: digest,

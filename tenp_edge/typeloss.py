@@ -1,7 +1,7 @@
 """`calibrate --types`: what each tensor type costs the dense model, on the held-out slice.
 
 For every type the weights are encoded and decoded as the exporter would store them, and the model
-runs layer by layer beside the dense one, all types in one pass (`lockstep`). Of a large model only
+runs layer by layer beside the dense one, all types in one pass (`evaluator`). Of a large model only
 a spread sample of layers is quantised. Independent errors add up as losses, and KL grows with the
 same power of a loss as for cuts (`frontier.POWER`), so the sample's KL is scaled to all layers by
 that power of their weights. Embeddings and output matrix are then measured on their own.
@@ -10,7 +10,7 @@ that power of their weights. Embeddings and output matrix are then measured on t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from pathlib import Path
@@ -19,9 +19,9 @@ import torch
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
+from tenp_edge.evaluator import LayerCache, Measured, measure_variants
 from tenp_edge.frontier import POWER
 from tenp_edge.importance import Importance
-from tenp_edge.lockstep import DENSE, LayerCache, Measured, Variant, measure_variants
 from tenp_edge.models import ModelConfig, expected_tensors
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.refine import load_slice, slice_digest
@@ -29,6 +29,7 @@ from tenp_edge.registry import ExportData, Exporter, ExportOptions, Requantiser
 from tenp_edge.source import ModelSource, WeightSource
 from tenp_edge.statistics import Statistics
 from tenp_edge.typecosts import Conditions, TypeCost, TypeCosts, load_costs
+from tenp_edge.variants import OtherWeights
 
 # Models above this are sampled: encoding 2e8 weights in seven types takes minutes.
 SAMPLED_ABOVE = 2 * 10**8
@@ -136,21 +137,16 @@ def _known(job: TypeJob, checkpoint: Checkpoint, directory: Path, text: str) -> 
 
 def _variants(
     sources: Sequence[WeightSource], quants: Sequence[str], layers: Sequence[int] | None
-) -> list[Variant]:
+) -> list[OtherWeights]:
     """One variant a type; with ``layers`` two: those layers, and what is outside all layers."""
     made = []
     for source, quant in zip(sources, quants, strict=True):
         if layers is None:
-            made.append(Variant(source, _key(quant, None), source))
+            made.append(OtherWeights(source, quant))
         else:
-            made.append(Variant(source, _key(quant, layers)))
-            made.append(Variant(source, _key(quant, ()), source))
+            made.append(OtherWeights(source, quant, layers, ends=False))
+            made.append(OtherWeights(source, quant, ()))
     return made
-
-
-def _key(quant: str, layers: Sequence[int] | None) -> Callable[[int], bytes]:
-    own = quant.encode()
-    return lambda layer: own if layers is None or layer in layers else DENSE
 
 
 def _costs(found: Sequence[Measured], whole: bool, scale: float, seconds: float) -> list[TypeCost]:

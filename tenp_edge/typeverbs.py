@@ -67,8 +67,7 @@ def types_if_cheap(
 ) -> None:
     """`types_into` where it is a matter of a moment, or short beside the calibration; otherwise one
     note says how to get it. Nothing is said where there is no held-out text to measure on."""
-    without_sums = job.options.imatrix and not statistics.has_inputs
-    if not job.quants or without_sums or stored_slice(directory) is None:
+    if not job.quants or stored_slice(directory) is None:
         return
     seconds, calibrating = _seconds(checkpoint, job, directory, compute)
     if seconds <= max(CHEAP_SECONDS, calibrating / 5):

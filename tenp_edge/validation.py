@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from tenp_edge.checkpoint import Checkpoint, read_json
-from tenp_edge.data import Domain
 from tenp_edge.divergence import DomainScores
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.judging import require_family, require_sizes
@@ -29,11 +28,12 @@ from tenp_edge.losses import (
     PRUNING,
     QUANTISATION,
     TRANSFORMERS,
-    Batch,
     Loss,
     Run,
     Stage,
+    first_scored,
     measure_losses,
+    scored_text,
 )
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.pruned import PrunedBy, find_pruned
@@ -47,6 +47,7 @@ from tenp_edge.registry import (
 )
 from tenp_edge.runtime.locating import locate
 from tenp_edge.source import ModelSource
+from tenp_edge.text_batch import Domain
 
 _SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
 
@@ -136,7 +137,7 @@ def validate(
     # bf16's own rounding flips near-tied routing, and would be counted as the candidate's loss.
     kind = choose_dtype("float32" if dtype == "auto" else dtype, where, source.checkpoint.dtype)
     with _scratch(work, candidate) as scratch:
-        run = Run(source, Batch.of(domains), where, kind, threads, scratch, progress)
+        run = Run(source, scored_text(domains), where, kind, threads, scratch, progress)
         before: tuple[Stage, ...] = ()
         note, findings = None, Findings()
         if writer is None:
@@ -169,8 +170,8 @@ def _request(
     return JudgeRequest(
         reference=run.source,
         tokens=batch.tokens,
-        lengths=batch.lengths,
-        first=batch.first,
+        lengths=tuple(batch.lengths.tolist()),
+        first=first_scored(batch),
         spans=batch.spans,
         device=run.device,
         threads=run.threads,

@@ -12,7 +12,6 @@ from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint, write_text
 from tenp_edge.coverage import coverage
 from tenp_edge.data import (
-    Domain,
     split_at,
 )
 from tenp_edge.devices import this_machine
@@ -54,6 +53,7 @@ from tenp_edge.refine import (
 from tenp_edge.registry import ExportData, ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, load_statistics, merge_statistics
+from tenp_edge.text_batch import Domain
 from tenp_edge.timing import operations_per_second, shown_seconds
 from tenp_edge.trials import Records
 from tenp_edge.typeverbs import CHEAP_SECONDS, costs_of, default_job, exactly, types_into

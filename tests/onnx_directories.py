@@ -9,9 +9,9 @@ import torch
 from plans import ragged_plan
 
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.forward import streaming_logits
 from tenp_edge.registry import ExportOptions, exporter
 from tenp_edge.source import ModelSource
+from tenp_edge.sweep import streaming_logits
 
 PROMPT = (5, 17, 99, 300, 120, 44)
 GENERATED = 32

@@ -10,6 +10,8 @@ import torch
 
 from tenp_edge.models import ModelConfig
 from tenp_edge.statistics import (
+    DIGEST,
+    VERSION,
     WEIGHT_NORMS,
     LayerStatistics,
     Statistics,
@@ -22,10 +24,10 @@ from tenp_edge.statistics import (
 Edit = Callable[[str, int, LayerStatistics], None]
 
 
-def random_layer(experts: int, width: int, seed: int) -> LayerStatistics:
+def random_layer(experts: int, width: int, seed: int, hidden: int = 0) -> LayerStatistics:
     """Sums of random size; every expert was reached by 32 tokens or more."""
     generator = torch.Generator().manual_seed(seed)
-    stats = make_empty(experts, width)
+    stats = make_empty(experts, width, hidden)
     for value in stats.sums.values():
         value += torch.rand(value.shape, generator=generator, dtype=torch.float64)
     stats["projection"].sub_(0.3)  # signed
@@ -51,14 +53,16 @@ def write_statistics(
         norms = {n: torch.rand(experts, width, generator=generator) + 0.5 for n in WEIGHT_NORMS}
         per_domain = {}
         for index, domain in enumerate(domains):
-            per_domain[domain] = random_layer(experts, width, 100 * layer + index)
+            per_domain[domain] = random_layer(
+                experts, width, 100 * layer + index, config.hidden_size
+            )
             if edit is not None:
                 edit(domain, layer, per_domain[domain])
         named |= layer_tensors(layer, per_domain, norms)
-    write_tensors(directory / "statistics.safetensors", named)
+    digest = write_tensors(directory / "statistics.safetensors", named)
     info = {
         "format": "tenp-edge statistics",
-        "version": 1,
+        "version": VERSION,
         "fingerprint": fingerprint,
         "layers": list(config.moe_layers),
         "experts": experts,
@@ -66,6 +70,7 @@ def write_statistics(
         "hidden": config.hidden_size,
         "seq_len": 250,
         "domains": {domain: {"samples": 4, "tokens": 1000} for domain in domains},
+        DIGEST: digest,
     }
     (directory / "statistics.json").write_text(json.dumps(info))
     return load_statistics(directory, fingerprint)

@@ -23,7 +23,6 @@ from tenp_edge import calibration, statistics
 from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.coverage import coverage
-from tenp_edge.data import Domain
 from tenp_edge.errors import UserError
 from tenp_edge.experts import RaggedExperts
 from tenp_edge.forward import StreamingModel
@@ -36,6 +35,7 @@ from tenp_edge.statistics import (
     Statistics,
     merge_statistics,
 )
+from tenp_edge.text_batch import Domain
 
 NAMES = (*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA)
 

@@ -14,17 +14,16 @@ import torch
 from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.compare.candidates import Compensated, Masked, masked_rows, mean_activations
-from tenp_edge.compare.engine import Engine, Planned, RowScores
 from tenp_edge.compare.measures import Arithmetic, Cloze, TextMeasure
 from tenp_edge.compare.methods import METHODS, Case, choose_methods
 from tenp_edge.compare.run import Job, budget, compare, measure
 from tenp_edge.compare.scores import aimer_scores, mone_scores
 from tenp_edge.compare.table import lines, predictions
-from tenp_edge.data import Domain, load_tokenizer
+from tenp_edge.data import load_tokenizer
 from tenp_edge.divergence import score_tokens
 from tenp_edge.errors import UserError
+from tenp_edge.evaluator import Evaluator, LayerCache, RowScores
 from tenp_edge.experts import RaggedExperts
-from tenp_edge.forward import streaming_logits
 from tenp_edge.gradients import collect_gradients
 from tenp_edge.loading import model_of
 from tenp_edge.mended import Mended
@@ -32,6 +31,9 @@ from tenp_edge.mending import MendRules, mend
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics
+from tenp_edge.sweep import streaming_logits
+from tenp_edge.text_batch import Domain
+from tenp_edge.variants import Planned
 
 CPU, F32 = torch.device("cpu"), torch.float32
 Make = Callable[[str], Path]
@@ -46,8 +48,8 @@ def domain(name: str, count: int = 3, seq_len: int = 32, seed: int = 0) -> Domai
     return Domain(name, tokens, lengths)
 
 
-def engine(path: Path, work: Path, **options: Any) -> Engine:
-    return Engine(path, device=CPU, dtype=F32, work=work, **options)
+def evaluator(path: Path, work: Path, **options: Any) -> Evaluator:
+    return Evaluator(LayerCache(path), device=CPU, dtype=F32, work=work, **options)
 
 
 def alone(source: ModelSource, part: TextMeasure) -> list[torch.Tensor]:
@@ -67,9 +69,9 @@ def test_each_candidate_is_its_plan(
     checkpoint = Checkpoint(path)
     chosen = [plans.ragged_plan(checkpoint), plans.removal_plan(checkpoint, 4)]
     parts = [TextMeasure.of(domain("a")), TextMeasure.of(domain("b", seq_len=24, seed=1))]
-    (tmp_path / "compare.partial").mkdir()
-    (tmp_path / "compare.partial" / "1-2").write_bytes(b"what a killed run left")
-    run = engine(path, tmp_path, spill_bytes=spill_bytes)
+    (tmp_path / "variants.partial").mkdir()
+    (tmp_path / "variants.partial" / "1-2").write_bytes(b"what a killed run left")
+    run = evaluator(path, tmp_path, spill_bytes=spill_bytes)
     found = list(run.measure([Planned(plan) for plan in chosen], [part.block for part in parts]))
     for part, (block, rows) in zip(parts, found, strict=True):
         assert block is part.block
@@ -90,10 +92,12 @@ def test_the_dense_model_and_equal_plans(checkpoint_of: Make, tmp_path: Path) ->
     plan = plans.ragged_plan(Checkpoint(path))
     again = plans.ragged_plan(Checkpoint(path))
     texts = {"text": [TextMeasure.of(domain("a"))]}
-    dense, first, second = measure(engine(path, tmp_path), [Planned(plan), Planned(again)], texts)
+    dense, first, second = measure(
+        evaluator(path, tmp_path), [Planned(plan), Planned(again)], texts
+    )
     assert dense["overall"] == {"mean_kl": 0.0, "same_top": 1.0, "perplexity_ratio": 1.0}
     assert first["overall"]["mean_kl"] > 0
-    assert first is second
+    assert first == second
 
 
 # -- methods ---------------------------------------------------------------------------------------

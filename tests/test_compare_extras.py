@@ -13,9 +13,9 @@ import torch
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.compare import harness, plot
-from tenp_edge.compare.engine import Planned
 from tenp_edge.data import load_tokenizer
 from tenp_edge.errors import UserError
+from tenp_edge.variants import Planned
 
 
 def result() -> dict[str, Any]:

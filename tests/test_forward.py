@@ -12,13 +12,14 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.checkpoint import Checkpoint, ExpertWeights
 from tenp_edge.errors import UserError
 from tenp_edge.experts import GROUP_MULTIPLE, group_by_expert, pad_group
-from tenp_edge.forward import batches, choose_device, choose_dtype, streaming_logits
+from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.slicing import mask_expert
 from tenp_edge.source import ModelSource
+from tenp_edge.sweep import streaming_logits
+from tenp_edge.text_batch import batches
 
 CPU = torch.device("cpu")
 YARN = {
@@ -50,6 +51,14 @@ def streamed(
     source: ModelSource, tokens: torch.Tensor, dtype: torch.dtype = torch.float32, **options: Any
 ) -> torch.Tensor:
     return torch.stack(list(streaming_logits(source, tokens, device=CPU, dtype=dtype, **options)))
+
+
+def mask_expert(weights: ExpertWeights, neurons: torch.Tensor) -> ExpertWeights:
+    """The expert at full width with every neuron but ``neurons`` zeroed."""
+    keep = torch.zeros(weights.width, dtype=torch.bool)
+    keep[neurons] = True
+    gate, up = weights.gate * keep[:, None], weights.up * keep[:, None]
+    return ExpertWeights(gate, up, weights.down * keep[None, :])
 
 
 @torch.no_grad()

@@ -11,12 +11,12 @@ import torch
 
 from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain
 from tenp_edge.experts import ExpertGroup
 from tenp_edge.gradients import collect_gradients
 from tenp_edge.loading import model_of
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import GRADIENT_SUMS, load_statistics
+from tenp_edge.text_batch import Domain
 
 
 def domains() -> list[Domain]:

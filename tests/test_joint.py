@@ -12,7 +12,6 @@ import torch
 
 from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain
 from tenp_edge.errors import UserError
 from tenp_edge.experts import ExpertGroup
 from tenp_edge.joint import JointMoments, eliminate, own_losses, prior
@@ -20,6 +19,7 @@ from tenp_edge.loading import model_of
 from tenp_edge.saliency import joint_places, neuron_scores
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics, merge_statistics
+from tenp_edge.text_batch import Domain
 
 EXPERTS, WIDTH, HIDDEN, TOKENS = 2, 10, 6, 50
 

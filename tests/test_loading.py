@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.compress import write_checkpoint
-from tenp_edge.forward import streaming_logits
 from tenp_edge.loading import load_pruned
 from tenp_edge.source import ModelSource
+from tenp_edge.sweep import streaming_logits
 
 PROMPT = torch.tensor([[5, 6, 7, 8]])
 

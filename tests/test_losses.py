@@ -21,10 +21,10 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.compress import write_checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.forward import streaming_logits
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.pruned import PrunedBy
 from tenp_edge.source import ModelSource
+from tenp_edge.sweep import streaming_logits
 from tenp_edge.validation import ValidationReport, validate
 
 CheckpointOf = Callable[[str], Path]

@@ -21,13 +21,11 @@ import torch
 from test_cli import refused, run
 
 from tenp_edge.checkpoint import Checkpoint, read_json
-from tenp_edge.compare.engine import Planned
 from tenp_edge.compare.methods import Case, Cut, mended
 from tenp_edge.compress import write_checkpoint
-from tenp_edge.data import Domain
 from tenp_edge.errors import UserError
 from tenp_edge.experts import neurons
-from tenp_edge.forward import StreamingModel, streaming_logits
+from tenp_edge.forward import StreamingModel
 from tenp_edge.healing import LayerText, heal_layer, held_out
 from tenp_edge.loading import load_pruned
 from tenp_edge.mended import Mended
@@ -38,6 +36,9 @@ from tenp_edge.ridge import Moments, repaired_down
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.source import ModelSource
 from tenp_edge.states import MemoryStates
+from tenp_edge.sweep import streaming_logits
+from tenp_edge.text_batch import Domain
+from tenp_edge.variants import Planned
 
 CPU, F32 = torch.device("cpu"), torch.float32
 Make = Callable[[str], Path]

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 
 from tenp_edge import options as take
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain
 from tenp_edge.devices import load_profile, profile_names
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.onnx import EXPORTER
@@ -31,6 +30,7 @@ from tenp_edge.ranging import measure_ranges
 from tenp_edge.registry import NO_DATA, ExportData, ExportOptions, FixedLengths, exporter
 from tenp_edge.runtime.onnx_model import OnnxModel
 from tenp_edge.source import ModelSource
+from tenp_edge.text_batch import Domain
 from tenp_edge.verbs import run_export
 
 Make = Callable[[str], Path]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from test_cli import refused, run
 
 from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.importance import Importance, Squares, importance_of
@@ -28,6 +26,7 @@ from tenp_edge.plan import load_plan
 from tenp_edge.registry import ExportData, ExportOptions
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import Statistics
+from tenp_edge.text_batch import Domain
 from tenp_edge.verbs import run_export
 
 Make = Callable[..., Path]
@@ -276,9 +275,6 @@ def test_importance_needs_statistics_of_this_model(
         importance_of(other, statistics)
     with pytest.raises(UserError, match=r"^the statistics belong to another checkpoint \("):
         Importance(statistics, random_plan(other, "ragged"))
-    without = replace(statistics, info={**statistics.info, "inputs": False})
-    with pytest.raises(UserError, match=r"^the statistics have no sums of inputs \("):
-        Importance(without)
     with pytest.raises(UserError, match=r"^an importance matrix needs calibration statistics"):
         export(ModelSource(model), tmp_path / "model.gguf", "Q4_K_M", imatrix=True)
     assert not list(tmp_path.iterdir())

@@ -18,8 +18,8 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import load_domains, save_domains
 from tenp_edge.devices import this_machine
 from tenp_edge.errors import UserError
+from tenp_edge.evaluator import measure_plans
 from tenp_edge.frontier import predicted_kl
-from tenp_edge.lockstep import measure_plans
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import PlanRequest, make_plan
 from tenp_edge.refine import SLICE_FILE, knobs, known_trials, refine
@@ -123,8 +123,7 @@ def test_what_cannot_be_refined(work: tuple[Checkpoint, Path, Make], tmp_path: P
     with pytest.raises(UserError) as caught:
         refine(checkpoint, PlanRequest(keep=0.6), make, tmp_path, **CPU)
     assert caught.value.message == (
-        f"{tmp_path} holds no text to refine on: the calibration took all there was, or is of an "
-        "older version"
+        f"{tmp_path} holds no text to refine on: the calibration took all there was"
     )
     assert caught.value.hint == "tenp-edge calibrate again, with more text or fewer --samples"
 

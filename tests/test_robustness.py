@@ -28,7 +28,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.exporters.onnx.directory import whole_directory
 from tenp_edge.locking import LOCK, one_writer, one_writer_of
 from tenp_edge.oserrors import as_user_error
-from tenp_edge.statistics import load_statistics
+from tenp_edge.statistics import VERSION, load_statistics
 from tenp_edge.verbs import run_merge
 
 BENCHMARKS = Path(crashing.__file__).parent
@@ -234,6 +234,15 @@ def test_damaged_statistics_are_not_planned_from(finished: Path) -> None:
     assert refusal(lambda: load_statistics(work)) == (
         f"{work / 'statistics.safetensors'} is damaged: its bytes are not those that were written",
         f"tenp-edge calibrate MODEL -o {work}",
+    )
+
+
+def test_statistics_of_another_version(tmp_path: Path) -> None:
+    record = {"format": "tenp-edge statistics", "version": VERSION - 1}
+    (tmp_path / "statistics.json").write_text(json.dumps(record))
+    assert refusal(lambda: load_statistics(tmp_path)) == (
+        f"{tmp_path} holds no tenp-edge statistics of version 2",
+        f"tenp-edge calibrate MODEL -o {tmp_path}",
     )
 
 

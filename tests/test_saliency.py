@@ -21,7 +21,7 @@ from tenp_edge.saliency import (
     neuron_scores,
     prior_losses,
     ranking_scores,
-    unreached,
+    tokens_routed,
 )
 from tenp_edge.statistics import (
     WEIGHT_NORMS,
@@ -249,7 +249,7 @@ def test_an_expert_that_no_token_reached_is_ordered_by_norms(
     checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     statistics = statistics_of(checkpoint_of, tmp_path)
-    assert unreached(statistics, 1).tolist() == [e == 5 for e in range(8)]
+    assert (tokens_routed(statistics, 1) == 0).tolist() == [e == 5 for e in range(8)]
     magnitude = neuron_scores(statistics, 1, "magnitude")
     assert (magnitude > 0).all()
     for name in ("enp", "energy", "flap"):
@@ -319,28 +319,6 @@ def test_cut_losses_are_exact_for_neurons_of_one_direction(tmp_path: Path) -> No
     accumulate_growth(stats, h=h, after=h)
     losses = cut_losses(stored(stats, 1, tmp_path), 0, torch.tensor([[0, 1]]))[0]
     assert losses.tolist() == pytest.approx([16 / 64, 4 / 64, 0])
-
-
-def test_old_statistics_count_energies(
-    checkpoint_of: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """Statistics of older versions have no growth; their losses are energies per token."""
-
-    def edit(domain: str, layer: int, stats: LayerStatistics) -> None:
-        for name in ("growth", "relative_projection", "relative_activation_sq"):
-            del stats.sums[name]  # type: ignore[attr-defined]
-
-    checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
-    found = write_statistics(tmp_path, checkpoint.config, checkpoint.fingerprint, edit=edit)
-    order = torch.arange(96).expand(8, -1)
-    energy = ranking_scores(found, 1, "energy") / 2
-    torch.testing.assert_close(cut_losses(found, 1, order)[:, 0], energy.sum(dim=1))
-    with pytest.raises(UserError) as caught:
-        ranking_scores(found, 1, "relative")
-    assert caught.value.message == (
-        "the statistics are of an older version, without losses relative to the residual stream"
-    )
-    assert caught.value.hint == "calibrate again, or --method free"
 
 
 def test_unknown_score(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:

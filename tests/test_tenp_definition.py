@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from tenp_edge.calibration import calibrate
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.compare.engine import Planned
 from tenp_edge.compare.methods import METHODS, Case
-from tenp_edge.data import Domain
 from tenp_edge.saliency import expert_scores, neuron_scores
+from tenp_edge.text_batch import Domain
+from tenp_edge.variants import Planned
 
 FAMILIES = ("qwen3_moe", "qwen2_moe", "deepseek_v3")
 Sums = dict[tuple[str, int, int], tuple[torch.Tensor, torch.Tensor]]

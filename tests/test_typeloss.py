@@ -126,8 +126,7 @@ def test_what_cannot_be_measured(work: Work, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         measure_types(checkpoint, job("Q8_0"), statistics, tmp_path, **CPU)
     assert caught.value.message == (
-        f"{tmp_path} holds no text to refine on: the calibration took all there was, or is of an "
-        "older version"
+        f"{tmp_path} holds no text to refine on: the calibration took all there was"
     )
     toy = TypeJob(toy_exporter.EXPORTER, ExportOptions("WIDE"), ("WIDE",))
     with pytest.raises(UserError) as caught:

@@ -16,7 +16,7 @@ from plans import cycled, plan_for, ragged_plan
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.compress import write_checkpoint
-from tenp_edge.data import Domain, load_tokenizer, make_domains
+from tenp_edge.data import load_tokenizer, make_domains
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.options import MeasureOptions
@@ -25,6 +25,7 @@ from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.runtime.perexpert import PerExpertModel
 from tenp_edge.runtime.twin import TWIN, GgufFile, write_padded_twin
 from tenp_edge.source import ModelSource
+from tenp_edge.text_batch import Domain
 from tenp_edge.validation import (
     TRANSFORMERS,
     ValidationReport,
@@ -33,7 +34,7 @@ from tenp_edge.validation import (
 )
 
 CheckpointOf = Callable[[str], Path]
-LLAMACPP, PER_EXPERT = LlamaCppModel.runtime, PerExpertModel.runtime
+RUNTIMES = (LlamaCppModel.runtime, PerExpertModel.runtime)
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +93,7 @@ def test_every_judge_says_the_same(
     (tmp_path / ".ragged.gguf.validation" / "twin.gguf.partial").write_bytes(b"half")
     reports = [strict(model, file, domains) for file in (tmp_path / "pruned", padded, ragged)]
     reports.append(strict(model, ragged, domains, twin=True))
-    assert [r.judged_through for r in reports] == [TRANSFORMERS, LLAMACPP, PER_EXPERT, TWIN]
+    assert [r.judged_through for r in reports] == [TRANSFORMERS, *RUNTIMES, TWIN]
     assert [r.tokenizer_agrees for r in reports] == [None, True, True, True]
     torch_row, padded_row, own_row, twin_row = (r.overall for r in reports)
     assert torch_row.mean_kl > 1e-4 and torch_row.perplexity_ratio != 1.0
@@ -160,7 +161,7 @@ def test_twin_of_experts_with_different_types(checkpoint_of: CheckpointOf, tmp_p
         assert not merged.data[expert][:, width:].any()
 
 
-@pytest.mark.parametrize(("twin", "judge"), [(False, PER_EXPERT), (True, TWIN)])
+@pytest.mark.parametrize(("twin", "judge"), [(False, RUNTIMES[1]), (True, TWIN)])
 def test_peak_rss_is_of_the_run_that_is_named(
     twin: bool, judge: str, checkpoint_of: CheckpointOf, tmp_path: Path
 ) -> None:

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tenp_edge import __version__
 from tenp_edge.checkpoint import Checkpoint, read_json
 from tenp_edge.compress import MARKER, copied_files
 from tenp_edge.exporters.onnx.cache import cache_shape
 from tenp_edge.footprint import PlannedRun
 from tenp_edge.models import EXPERT_KEYS, ModelConfig
 from tenp_edge.registry import FixedLengths
+from tenp_edge.version import __version__
 
 MODEL_NAME, PREFILL_NAME, DECODE_NAME = "model.onnx", "prefill.onnx", "decode.onnx"
 NO_DIGEST = "0" * 32

@@ -23,7 +23,6 @@ from tenp_edge.source import ModelSource
 Block = npt.NDArray[Any]
 
 DATA_NAME = "model.data"
-SHARD_BYTES = 2 * 10**9  # of a sharded directory's data files; some file systems stop at 2 GiB
 # onnxruntime maps data files: a large tensor starts on a page, a small one on a cache line.
 _PAGE, _LINE, _LARGE = 4096, 64, 65536
 

@@ -6,19 +6,29 @@ format.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from tenp_edge.checkpoint import Checkpoint, ExpertWeights
-from tenp_edge.experts import RaggedExperts
+from tenp_edge.experts import routed_experts
 from tenp_edge.plan import ExpertKey
 from tenp_edge.saliency import sum_of, tokens_routed
 from tenp_edge.slicing import slice_expert
 from tenp_edge.source import ModelSource
 from tenp_edge.statistics import INPUT_SUM, Statistics
+from tenp_edge.variants import DENSE, LayerKey, Variant, neurons_digest
+
+
+class Candidate(Variant, Protocol):
+    """A variant that is pruned from the checkpoint itself."""
+
+    def source(self, checkpoint: Checkpoint) -> ModelSource: ...
 
 
 @dataclass(frozen=True)
@@ -32,14 +42,19 @@ class Compensated:
     retained: Mapping[ExpertKey, torch.Tensor]
     statistics: Statistics
 
+    def key(self, layer: int | None) -> LayerKey:
+        kept = [r.long() for (own, _), r in sorted(self.retained.items()) if own == layer]
+        if not kept:
+            return DENSE
+        return LayerKey("compensated", f"{neurons_digest(kept)} {_identity(self.statistics)}")
+
     def source(self, checkpoint: Checkpoint) -> ModelSource:
         return _Sliced(checkpoint, self.retained)
 
     def adapt(self, index: int, layer: nn.Module, checkpoint: Checkpoint) -> None:
         if index not in self.statistics.layers:
             return
-        experts = layer.get_submodule("mlp.experts")
-        assert isinstance(experts, RaggedExperts)
+        experts = routed_experts(layer)
         means = mean_activations(self.statistics, index)
         offsets = {}
         for expert, mean in enumerate(means):
@@ -49,6 +64,11 @@ class Compensated:
                 down = checkpoint.expert(index, expert).down
                 offsets[expert] = down.float() @ (mean * cut).float()
         experts.offsets = offsets
+
+
+def _identity(statistics: Statistics) -> str:
+    """Two calibrations of one model differ in what they record of themselves."""
+    return hashlib.sha256(json.dumps(dict(statistics.info), sort_keys=True).encode()).hexdigest()
 
 
 def mean_activations(statistics: Statistics, layer: int) -> torch.Tensor:
@@ -81,6 +101,11 @@ class Masked:
 
     keep: float
     statistics: Statistics
+
+    def key(self, layer: int | None) -> LayerKey:
+        if layer not in self.statistics.layers:
+            return DENSE
+        return LayerKey("masked", f"{self.keep} {_identity(self.statistics)}")
 
     def source(self, checkpoint: Checkpoint) -> ModelSource:
         return _MaskedSource(checkpoint, self.keep, self.statistics)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.compare.engine import Candidate
+from tenp_edge.compare.candidates import Candidate
 from tenp_edge.errors import UserError
 from tenp_edge.loading import model_of
 

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import torch
 
-from tenp_edge.compare.engine import Block, RowScores
-from tenp_edge.data import Domain, make_domains
-from tenp_edge.divergence import concatenate, scored_positions, summarise
-from tenp_edge.errors import UserError
+from tenp_edge.data import make_domains
+from tenp_edge.divergence import concatenate, scored_positions, scored_rows, summarise
+from tenp_edge.evaluator import Block, RowScores
+from tenp_edge.text_batch import Domain
 
 CHOICES = 4
 CONTEXT_TOKENS, ANSWER_TOKENS = 40, 8
@@ -42,15 +42,9 @@ class TextMeasure:
 
     @classmethod
     def of(cls, domain: Domain) -> TextMeasure:
-        lengths = domain.lengths.tolist()
-        kept = [row for row, length in enumerate(lengths) if scored_positions(length)]
-        if not kept:
-            raise UserError(
-                f"domain '{domain.name}' has no sequence of at least 3 tokens",
-                f"--eval-data {domain.name}=FILE with more text",
-            )
-        spans = tuple(scored_positions(lengths[row]) for row in kept)
-        return cls(Block(domain.name, domain.tokens[kept], spans))
+        scored = scored_rows(domain, "--eval-data")
+        spans = tuple(scored_positions(length) for length in scored.lengths.tolist())
+        return cls(Block(domain.name, scored.tokens, spans))
 
     def result(self, rows: Sequence[RowScores]) -> dict[str, Any]:
         scores = concatenate(row.scores for row in rows)

@@ -10,8 +10,7 @@ import torch
 
 from tenp_edge.allocation import Shape, Space
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.compare.candidates import Compensated, Masked
-from tenp_edge.compare.engine import Candidate, Planned
+from tenp_edge.compare.candidates import Candidate, Compensated, Masked
 from tenp_edge.compare.scores import aimer_scores, best_experts, coverage_widths, mone_scores
 from tenp_edge.errors import UserError
 from tenp_edge.evidence import Evidence, Scores
@@ -43,6 +42,7 @@ from tenp_edge.search import (
 )
 from tenp_edge.statistics import Statistics
 from tenp_edge.trials import Trial
+from tenp_edge.variants import Planned
 
 Mend = Callable[[CompressionPlan, MendRules], Mended]
 

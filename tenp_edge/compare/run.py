@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from tenp_edge.checkpoint import Checkpoint, read_json, write_text
-from tenp_edge.compare.engine import Candidate, Engine, Planned
 from tenp_edge.compare.measures import Measure
 from tenp_edge.compare.methods import Case, Cut, Mend, Method
-from tenp_edge.mended import model_digest
+from tenp_edge.evaluator import Evaluator, LayerCache
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.search import Drop
 from tenp_edge.statistics import Statistics
 from tenp_edge.trials import Trial
+from tenp_edge.variants import Planned, Variant
 
 FORMAT, VERSION = "tenp-edge comparison", 1
 MENDED = "mended.partial"  # beside compare.json: weights of the ratio that is being measured
@@ -87,8 +87,12 @@ def compare(
     progress: Progress = QUIET,
 ) -> dict[str, Any]:
     """The comparison as JSON values, written to ``file``; ratios that are there are kept."""
-    engine = Engine(
-        job.checkpoint.path, device=device, dtype=dtype, work=file.parent, progress=progress
+    evaluator = Evaluator(
+        LayerCache(job.checkpoint.path),
+        device=device,
+        dtype=dtype,
+        work=file.parent,
+        progress=progress,
     )
     result = _begun(job, file, f"{device}", str(dtype).removeprefix("torch."))
     cases = job.cases()
@@ -102,7 +106,7 @@ def compare(
         neurons = budget(cases[0], keep)
         cuts = [(m, case, m.build(case, neurons)) for m in job.methods for case in cases]
         found = measure(
-            engine, [cut.candidate for _, _, cut in cuts], job.measures, f"keep {keep:g}"
+            evaluator, [cut.candidate for _, _, cut in cuts], job.measures, f"keep {keep:g}"
         )
         if not result["dense"]:
             result["dense"] = found[0]
@@ -123,32 +127,22 @@ def budget(case: Case, keep: float) -> int:
 
 
 def measure(
-    engine: Engine,
-    candidates: Sequence[Candidate],
+    evaluator: Evaluator,
+    variants: Sequence[Variant],
     measures: Mapping[str, Sequence[Measure]],
     title: str = "comparing",
 ) -> list[dict[str, Any]]:
-    """Scores of the dense model, then of every candidate: kind -> domain -> values, and the mean
-    over the domains. Equal plans are measured once."""
-    distinct: dict[object, int] = {}
-    places = [distinct.setdefault(_identity(c), len(distinct)) for c in candidates]
-    first = [candidates[places.index(number)] for number in range(len(distinct))]
+    """Scores of the dense model, then of every variant: kind -> domain -> values, and the mean
+    over the domains."""
     flat = [(kind, m) for kind, row in measures.items() for m in row]
-    found: list[dict[str, Any]] = [{} for _ in range(1 + len(first))]
+    found: list[dict[str, Any]] = [{} for _ in range(1 + len(variants))]
     blocks = [m.block for _, m in flat]
     # The dense model is measured like the others: its KL to itself is a check, its tasks a row.
-    scored = engine.measure([Planned(), *first], blocks, title)
+    scored = evaluator.measure([Planned(), *variants], blocks, title)
     for (kind, part), (_, rows) in zip(flat, scored, strict=True):
-        for values, candidate_rows in zip(found, rows, strict=True):
-            values.setdefault(kind, {})[part.block.name] = part.result(candidate_rows)
-    summed = [{**values, "overall": _overall(values)} for values in found]
-    return [summed[0], *(summed[1 + place] for place in places)]
-
-
-def _identity(candidate: Candidate) -> object:
-    if not isinstance(candidate, Planned) or candidate.plan is None:
-        return id(candidate)
-    return model_digest(candidate.plan.digest, candidate.mended)
+        for values, own in zip(found, rows, strict=True):
+            values.setdefault(kind, {})[part.block.name] = part.result(own)
+    return [{**values, "overall": _overall(values)} for values in found]
 
 
 def _overall(values: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:

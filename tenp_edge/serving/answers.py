@@ -7,8 +7,8 @@ import time
 import uuid
 from typing import Any
 
-from tenp_edge import __version__
 from tenp_edge.runtime.generation import Piece
+from tenp_edge.version import __version__
 
 Body = dict[str, Any]
 DONE = "data: [DONE]\n\n"

@@ -11,12 +11,14 @@ import torch
 from test_calibration import domain
 
 from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.data import Domain
 from tenp_edge.divergence import concatenate, score_tokens, scored_positions
-from tenp_edge.forward import streaming_logits
-from tenp_edge.lockstep import measure_plans
+from tenp_edge.evaluator import STATES, measure_plans
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.source import ModelSource
+from tenp_edge.states import CachedFileStates
+from tenp_edge.sweep import streaming_logits
+from tenp_edge.text_batch import Domain
+from tenp_edge.variants import DENSE, OtherWeights, Planned
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
@@ -85,3 +87,38 @@ def test_equal_layers_run_once(
     chosen = [one_layer(checkpoint, 2), plans.plan_for(checkpoint, widths, seed=1)]
     measure_plans(checkpoint, chosen, [domain("code", 1, seq_len=16)], **CPU)  # type: ignore[arg-type]
     assert len(ran) == 2 + 3
+
+
+def test_no_more_hidden_states_than_models(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three plans and the dense model in four files at most; equal plans share theirs."""
+    checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
+    widths = [plans.cycled(checkpoint, (width,)) for width in (32, 48, 64)]
+    chosen = [plans.plan_for(checkpoint, row) for row in (*widths, widths[0])]
+    seen: set[str] = set()
+    write = CachedFileStates.write
+
+    def noted(self: CachedFileStates, start: int, hidden: torch.Tensor) -> None:
+        write(self, start, hidden)
+        seen.update(file.name for file in (tmp_path / STATES).iterdir())
+
+    monkeypatch.setattr(CachedFileStates, "write", noted)
+    found = measure_plans(
+        checkpoint, chosen, [domain("code", 2)], work=tmp_path, spill_bytes=0, **CPU
+    )  # type: ignore[arg-type]
+    assert len(seen) == 4
+    assert found[0] == found[3] != found[1]
+
+
+def test_what_makes_two_layers_alike(checkpoint_of: Callable[[str], Path]) -> None:
+    checkpoint = Checkpoint(checkpoint_of("deepseek_v2"))
+    cut, again = (Planned(plans.ragged_plan(checkpoint)) for _ in range(2))
+    (dense, moe), other = (0, checkpoint.config.moe_layers[0]), Planned(one_layer(checkpoint, 2))
+    assert cut.key(moe) == again.key(moe) != other.key(moe) == DENSE
+    assert cut.key(dense) == cut.key(None) == DENSE
+    source = ModelSource(checkpoint)
+    assert OtherWeights(source, "Q8_0").key(None) == OtherWeights(source, "Q8_0", (1,)).key(1)
+    assert OtherWeights(source, "Q8_0", (1,), ends=False).key(None) == DENSE
+    assert OtherWeights(source, "Q8_0", (1,)).key(0) == DENSE
+    assert OtherWeights(source, "Q8_0").key(1) != OtherWeights(source, "Q4_0").key(1)
