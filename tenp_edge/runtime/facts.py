@@ -116,6 +116,7 @@ class Facts:
     groups_used: int
     widths: dict[int, tuple[int, ...]]
     feed_forward: int
+    trained_context: int
     stacked: int = 0
 
     @property
@@ -245,6 +246,7 @@ def _facts(fields: _Fields, name: str) -> Facts:
         groups_used=groups_used,
         widths=_widths(fields, layers, experts),
         feed_forward=_feed_forward(fields),
+        trained_context=fields.integer("context_length"),
     )
 
 
