@@ -19,8 +19,8 @@ import torch
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
-from tenp_edge.frontier import POWER
 from tenp_edge.importance import Importance
+from tenp_edge.kl_law import POWER
 from tenp_edge.lockstep import DENSE, LayerCache, Measured, Variant, measure_variants
 from tenp_edge.models import ModelConfig, expected_tensors
 from tenp_edge.progress import QUIET, Progress
