@@ -31,10 +31,11 @@ from tenp_edge.devices import this_machine
 from tenp_edge.disk import require_free
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.planner import make_plan
 from tenp_edge.registry import ExportOptions, exporter
 from tenp_edge.runtime.peak import DECODE_STEPS, measure_peak_rss, predict_peak
 from tenp_edge.source import ModelSource
+from tenp_edge.spec import PlanOptions
 from tenp_edge.units import format_size
 
 _QWEN3: dict[str, Any] = {
@@ -255,7 +256,7 @@ def make_model(directory: Path, shape: dict[str, Any]) -> Path:
 def plan_of(model: Path, layout: str, quant: str, keep: float) -> CompressionPlan:
     """A plan by bytes alone that keeps the first neurons: what they are does not change a byte."""
     method = "enp" if layout == "merged" else "tenp"
-    request = PlanRequest(keep=keep, method=method, layout=layout, quant=quant, imatrix=False)
+    request = PlanOptions(keep=keep, method=method, layout=layout, quant=quant, imatrix=False)
     plan = make_plan(Checkpoint(model), this_machine(), request)
     retained = {
         (layer, expert): torch.arange(width, dtype=torch.int32)

@@ -27,15 +27,16 @@ from tenp_edge.devices import this_machine
 from tenp_edge.domains import validation_domains
 from tenp_edge.errors import UserError
 from tenp_edge.evaluator import LayerCache, measure_variants
-from tenp_edge.frontier import together_kl
 from tenp_edge.importance import Importance
+from tenp_edge.kl_law import together_kl
 from tenp_edge.options import CalibrationOptions, ValidationOptions
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.planner import make_plan
 from tenp_edge.progress import QUIET
 from tenp_edge.registry import ExportData, ExportOptions, Requantiser, exporter
 from tenp_edge.source import ModelSource
 from tenp_edge.sources import STDLIB
+from tenp_edge.spec import PlanOptions
 from tenp_edge.statistics import Statistics
 from tenp_edge.text_batch import Domain
 from tenp_edge.typecosts import TypeCosts
@@ -115,14 +116,14 @@ class _Bench:
         for keep in keeps:
             budget, size = _budget(self.checkpoint, self.statistics, self.method, keep)
             cells = self._cells(types, budget)
-            chosen = self._plan(budget, None).recipe["quant"]
+            chosen = self._plan(budget, None).record.quant
             shown = " | ".join(_shown(cell, cells, chosen) for cell in cells)
             print(f"| {size / 2**20:.2f} MiB | {shown} |", flush=True)
             everything += [cell for cell in cells if cell is not None]
         print(f"\nSpearman of predicted and measured, {len(everything)} cells:", _rank(everything))
 
     def _plan(self, budget: int, quant: str | None) -> CompressionPlan:
-        request = PlanRequest(budget_bytes=budget, method=self.method, quant=quant, context=CONTEXT)
+        request = PlanOptions(budget_bytes=budget, method=self.method, quant=quant, context=CONTEXT)
         return make_plan(
             self.checkpoint, this_machine(), request, self.statistics, costs=self.costs
         )
@@ -139,7 +140,7 @@ class _Bench:
         return [self._cell(quant, plans[quant]) if quant in plans else None for quant in types]
 
     def _cell(self, quant: str, plan: CompressionPlan) -> Cell:
-        predicted = together_kl(plan.recipe["predicted_kl"], plan.recipe["type_kl"])
+        predicted = together_kl(plan.record.predicted_kl, plan.record.type_kl)
         return Cell(quant, plan.keep_ratio, self._known[quant, plan.digest], predicted)
 
     def _of_weights(self, plans: Sequence[CompressionPlan]) -> list[float]:
@@ -166,7 +167,7 @@ class _Bench:
 
 
 def _options(plan: CompressionPlan) -> ExportOptions:
-    return ExportOptions(plan.recipe["quant"], plan.recipe["layout"], plan.recipe["imatrix"])
+    return ExportOptions(plan.record.quant, plan.record.layout, plan.record.imatrix)
 
 
 def _shown(cell: Cell | None, cells: Sequence[Cell | None], chosen: str) -> str:
@@ -188,7 +189,7 @@ def _budget(
     checkpoint: Checkpoint, statistics: Statistics, method: str, keep: float
 ) -> tuple[int, int]:
     """Peak memory and file size of Q8_0 at ``keep``, bytes."""
-    request = PlanRequest(keep=keep, method=method, quant="Q8_0", context=CONTEXT)
+    request = PlanOptions(keep=keep, method=method, quant="Q8_0", context=CONTEXT)
     plan = make_plan(checkpoint, this_machine(), request, statistics)
     return int(plan.memory["total_bytes"]), plan.files["model.gguf"]
 

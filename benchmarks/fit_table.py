@@ -98,7 +98,7 @@ def fitting(directory: Path, profile: str) -> str:
     except UserError:
         return "does not fit"
     kept = "whole" if plan.keep_ratio == 1 else f"{100 * plan.keep_ratio:.0f} %"
-    return f"{plan.recipe['quant']}, {kept}"
+    return f"{plan.record.quant}, {kept}"
 
 
 def shown(row: Row) -> str:

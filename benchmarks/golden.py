@@ -133,12 +133,14 @@ class Tool:
         known: list[str] = []
         for value in arguments:
             if known and known[-1].endswith("="):
-                known[-1] += value
-            elif value.startswith("--") and f"`{value}`" not in self.sections[verb]:
+                known[-1] += "yes" if value.startswith("-") else value
+                if not value.startswith("-"):
+                    continue
+            if value.startswith("--") and f"`{value}`" not in self.sections[verb]:
                 known += ["--set", f"{value[2:]}="]
             else:
                 known.append(value)
-        return known
+        return [f"{value}yes" if value.endswith("=") else value for value in known]
 
     def plan(self, name: str, model: object, *arguments: object) -> Hashes:
         file = self.work / f"{name}.json"

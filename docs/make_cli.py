@@ -15,6 +15,13 @@ from typing import Any
 from typer.main import get_group
 
 from tenp_edge.cli import app
+from tenp_edge.flags import settings_rows
+
+_SETTINGS = (
+    "`plan` and `compress` take more choices as `--set NAME=VALUE`, as often as there are any. A "
+    "recipe (`--recipe FILE.toml`) holds them and all flags, a line each: `NAME = VALUE`. "
+    "`compress` leaves one in OUT; a flag goes before it."
+)
 
 
 def render() -> str:
@@ -24,7 +31,10 @@ def render() -> str:
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         usage = " ".join(["tenp-edge", name, *(_usage(p) for p in arguments), "[FLAGS]"])
         parts += [f"## {name}", "", f"`{usage}`", "", _text(command.help or ""), ""]
-        parts += ["| | default | |", "|---|---|---|", *(_row(p) for p in command.params), ""]
+        shown = [p for p in command.params if not getattr(p, "hidden", False)]
+        parts += ["| | default | |", "|---|---|---|", *(_row(p) for p in shown), ""]
+    parts += ["## --set", "", _SETTINGS, "", "| name | default | | only |", "|---|---|---|---|"]
+    parts += [f"| `{' | '.join((f'{name}`', *rest))} |" for name, *rest in settings_rows()] + [""]
     return "\n".join(parts)
 
 

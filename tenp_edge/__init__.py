@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         CompareOptions,
         CompressOptions,
         MeasureOptions,
-        PlanOptions,
         ValidationOptions,
     )
     from tenp_edge.pipeline import run_compress
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from tenp_edge.runtime.generation import generate, run_text
     from tenp_edge.runtime.opening import RunOptions, open_model
     from tenp_edge.runtime.sampling import SamplingOptions
+    from tenp_edge.spec import PlanOptions
     from tenp_edge.verbs import run_calibrate, run_export, run_merge, run_plan, run_validate
 
 __all__ = [
@@ -67,7 +67,7 @@ _HOMES = {
     "CompressionPlan": "plan",
     "ExportOptions": "registry",
     "MeasureOptions": "options",
-    "PlanOptions": "options",
+    "PlanOptions": "spec",
     "RunOptions": "runtime.opening",
     "SamplingOptions": "runtime.sampling",
     "UserError": "errors",

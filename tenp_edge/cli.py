@@ -11,18 +11,28 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
 
-from tenp_edge import compare_cli, flags, interrupts, report, run_cli
+from tenp_edge import compare_cli, flags, interrupts, recipes, report, run_cli
 from tenp_edge.disk import require_parent
 from tenp_edge.errors import UserError
+from tenp_edge.options import (
+    CalibrationOptions,
+    CompressOptions,
+    ComputeOptions,
+    MeasureOptions,
+    StatisticsOptions,
+    TextOptions,
+    ValidationOptions,
+)
 from tenp_edge.oserrors import as_user_error
+from tenp_edge.spec import PlanOptions
 from tenp_edge.terminal import TerminalProgress
 from tenp_edge.units import parse_size
 from tenp_edge.version import __version__
@@ -39,7 +49,6 @@ app = typer.Typer(
 out = Console(width=None if sys.stdout.isatty() else 110)
 err = Console(stderr=True)
 progress = TerminalProgress(err)
-Options = TypeVar("Options")
 # Verbs whose speed is the point: there the OpenMP library's own choice stays.
 _RUNNING = ("run", "serve", "bench")
 # Verbs that find their own work again.
@@ -85,13 +94,6 @@ def _show(rendered: RenderableType, data: object, as_json: bool, last_words: obj
     out.print(rendered)
     if last_words is not None:
         out.print(f"\n{last_words}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _pick(options: type[Options], given: Mapping[str, Any]) -> Options:
-    """An options dataclass from a verb's parameters of the same names; None keeps the default."""
-    names = {field.name for field in fields(options)}  # type: ignore[arg-type]
-    chosen = {k: v for k, v in given.items() if k in names and v is not None}
-    return options(**{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()})
 
 
 def _version(value: bool) -> None:
@@ -185,26 +187,22 @@ def profiles(
 
 
 @app.command()
+@flags.expanded()
 def calibrate(
     model: flags.Model,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Directory for the statistics (WORK).")
     ],
-    data: flags.Data = None,
-    samples: flags.Samples = 32,
-    seq_len: flags.SeqLen = 512,
-    seed: flags.Seed = 0,
+    options: CalibrationOptions,
     gradients: Annotated[
         bool,
         typer.Option(
             "--gradients",
-            help="A backward pass too, for --neuron-score heapr, heapr-sum and taylor: about three "
-            "more forwards.",
+            help="A backward pass too, for --set neuron-score=heapr, heapr-sum or taylor: about "
+            "three more forwards.",
         ),
     ] = False,
     types: flags.Types = False,
-    device: flags.Device = "auto",
-    dtype: flags.Dtype = "auto",
     json_output: flags.Json = False,
 ) -> None:
     """Score experts and neurons on a few samples; one layer in memory at a time.
@@ -224,11 +222,9 @@ def calibrate(
         tenp-edge calibrate MODEL --data code=a.jsonl --data prose=b.txt --samples 64 -o WORK
     """
     from tenp_edge.coverage import coverage
-    from tenp_edge.options import CalibrationOptions
     from tenp_edge.typecosts import load_costs
     from tenp_edge.verbs import run_calibrate
 
-    options = _pick(CalibrationOptions, locals())
     statistics = run_calibrate(model, output, options, progress, gradients, types)
     found, costs = coverage(statistics), load_costs(output) if types else None
     shown = found.to_json() | ({} if costs is None else {"types": costs.to_json()["types"]})
@@ -257,46 +253,19 @@ def merge(
 
 
 @app.command()
+@flags.expanded(recipes=True)
 def plan(
     model: flags.Model,
-    ram: flags.Ram = None,
-    keep: flags.Keep = None,
-    profile: flags.Profile = None,
-    profile_file: flags.ProfileFile = None,
-    calibration: flags.Calibration = None,
-    method: flags.Method = "adaptive",
-    expert_score: flags.ExpertScore = "tenp",
-    ranking: flags.Ranking = None,
-    unit: flags.Unit = None,
-    tilt: flags.Tilt = None,
-    guards: flags.Guards = None,
-    protect: flags.Protect = None,
-    refine: flags.Refine = False,
-    neuron_score: flags.NeuronScore = None,
-    whole_share: flags.WholeShare = None,
-    shallow: flags.Shallow = None,
-    middle: flags.Middle = None,
-    deep: flags.Deep = None,
-    width_multiple: flags.WidthMultiple = None,
-    context: flags.Context = None,
-    kv_type: flags.KvType = None,
-    ubatch: flags.Ubatch = None,
-    format: flags.Format = None,
-    layout: flags.Layout = None,
-    quant: flags.Quant = None,
-    no_imatrix: flags.NoImatrix = False,
-    tensor_types: flags.TensorTypes = None,
-    latent_cache: flags.LatentCache = False,
-    shard_size: flags.ShardSize = None,
-    batch: flags.Batch = None,
-    targets: flags.Targets = None,
-    seed: flags.Seed = 0,
-    device: flags.Device = "auto",
-    dtype: flags.Dtype = "auto",
+    options: PlanOptions,
+    known: StatisticsOptions,
+    compute: ComputeOptions,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write plan.json here.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="What plan always does.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="What plan always does.", hidden=True)
+    ] = False,
+    help_set: flags.HelpSet = False,
     json_output: flags.Json = False,
 ) -> None:
     """Decide what stays, and show what the RAM is spent on. Runs the model only with --refine.
@@ -317,78 +286,30 @@ def plan(
 
         tenp-edge plan MODEL --ram 8GiB --calibration WORK --refine
     """
-    from tenp_edge.options import CalibrationOptions, PlanOptions
     from tenp_edge.verbs import run_plan
 
     if output is not None and not dry_run:
         require_parent(output)
-    options = _pick(PlanOptions, locals())
-    compute = CalibrationOptions(device=device, dtype=dtype)
-    made = run_plan(model, options, calibration, seed, compute, progress)
+    made = run_plan(model, options, known.statistics, compute, progress)
     if output is not None and not dry_run:
         made.save(output)
+        asked = CompressOptions(
+            statistics=known.statistics, plan=options, calibration=_calibration(compute)
+        )
+        recipes.write_recipe(output.with_suffix(f".{recipes.FILE}"), asked)
     _show(report.plan_report(made), made.to_json(), json_output)
 
 
+def _calibration(compute: ComputeOptions) -> CalibrationOptions:
+    return CalibrationOptions(**vars(compute))
+
+
 @app.command()
+@flags.expanded(recipes=True)
 def compress(
     model: flags.Model,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Output directory (OUT).")],
-    ram: flags.Ram = None,
-    keep: flags.Keep = None,
-    profile: flags.Profile = None,
-    profile_file: flags.ProfileFile = None,
-    data: flags.Data = None,
-    samples: flags.Samples = 32,
-    seq_len: flags.SeqLen = 512,
-    seed: flags.Seed = 0,
-    calibration: flags.Calibration = None,
-    method: flags.Method = "adaptive",
-    expert_score: flags.ExpertScore = "tenp",
-    ranking: flags.Ranking = None,
-    unit: flags.Unit = None,
-    tilt: flags.Tilt = None,
-    guards: flags.Guards = None,
-    protect: flags.Protect = None,
-    refine: flags.Refine = False,
-    successive: flags.Successive = False,
-    repair: flags.Repair = None,
-    repair_ridge: flags.RepairRidge = None,
-    heal: flags.Heal = None,
-    neuron_score: flags.NeuronScore = None,
-    whole_share: flags.WholeShare = None,
-    shallow: flags.Shallow = None,
-    middle: flags.Middle = None,
-    deep: flags.Deep = None,
-    width_multiple: flags.WidthMultiple = None,
-    context: flags.Context = None,
-    kv_type: flags.KvType = None,
-    ubatch: flags.Ubatch = None,
-    format: flags.Format = None,
-    layout: flags.Layout = None,
-    quant: flags.Quant = None,
-    no_imatrix: flags.NoImatrix = False,
-    tensor_types: flags.TensorTypes = None,
-    latent_cache: flags.LatentCache = False,
-    shard_size: flags.ShardSize = None,
-    batch: flags.Batch = None,
-    targets: flags.Targets = None,
-    eval_data: flags.EvalData = None,
-    eval_samples: flags.EvalSamples = 8,
-    eval_seq_len: flags.EvalSeqLen = 512,
-    twin: flags.Twin = False,
-    no_split: flags.NoSplit = False,
-    device: flags.Device = "auto",
-    dtype: flags.Dtype = "auto",
-    threads: flags.Threads = None,
-    skip_checkpoint: Annotated[
-        bool, typer.Option("--skip-checkpoint", help="Export without storing the checkpoint.")
-    ] = False,
-    no_validate: Annotated[
-        bool, typer.Option("--no-validate", help="Leave the comparison out.")
-    ] = False,
+    options: CompressOptions,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan, by bytes.")] = False,
-    force: flags.Force = False,
     json_output: flags.Json = False,
 ) -> None:
     """Calibrate, plan, slice, export and validate: a model that fits, with proof.
@@ -410,30 +331,16 @@ def compress(
 
         tenp-edge compress MODEL --keep 0.6 --skip-checkpoint --no-validate -o OUT
     """
-    from tenp_edge import options as take
     from tenp_edge.closing import closing
     from tenp_edge.pipeline import run_compress
-    from tenp_edge.verbs import run_plan
+    from tenp_edge.verbs import mend_rules, run_plan
 
-    given = locals()
-    options = take.CompressOptions(
-        calibration=_pick(take.CalibrationOptions, given),
-        plan=_pick(take.PlanOptions, given),
-        validation=take.ValidationOptions(
-            tuple(eval_data or ()), eval_samples, eval_seq_len, threads, twin, not no_split
-        ),
-        statistics=calibration,
-        successive=successive,
-        repair=repair,
-        repair_ridge=repair_ridge,
-        heal=heal,
-        skip_checkpoint=skip_checkpoint,
-        no_validate=no_validate,
-        force=force,
-    )
-    take.mend_rules(options)
+    output = options.output
+    if output is None:
+        raise UserError("-o is missing: where the model is to be written", "-o OUT")
+    mend_rules(options)
     if dry_run:
-        made = run_plan(model, options.plan, calibration, seed)
+        made = run_plan(model, options.plan, options.statistics, options.calibration)
         _show(report.plan_report(made), made.to_json(), json_output)
         return
     result = run_compress(model, output, options, progress)
@@ -444,6 +351,7 @@ def compress(
 
 
 @app.command()
+@flags.expanded()
 def export(
     checkpoint: flags.Model,
     output: Annotated[
@@ -460,9 +368,8 @@ def export(
     past: flags.Past = None,
     targets: flags.Targets = None,
     calibration: flags.Calibration = None,
-    data: flags.Data = None,
-    samples: flags.Samples = 32,
-    seq_len: flags.SeqLen = 512,
+    *,
+    text: TextOptions,
     no_imatrix: flags.NoImatrix = False,
     imatrix_out: Annotated[
         Path | None,
@@ -503,7 +410,6 @@ def export(
 
         tenp-edge export OUT/checkpoint --format onnx --mode static --target qnn -o npu
     """
-    from tenp_edge.options import CalibrationOptions
     from tenp_edge.registry import ExportOptions, exporter, fixed_lengths
     from tenp_edge.verbs import run_export
 
@@ -522,7 +428,7 @@ def export(
         lengths=fixed_lengths(batch, length, past),
         targets=tuple(targets or ()),
     )
-    measured = CalibrationOptions(tuple(data or ()), samples, seq_len)
+    measured = CalibrationOptions(**vars(text))
     manifest = run_export(
         checkpoint, output, format, options, plan, progress, dry_run, calibration, measured
     )
@@ -538,6 +444,7 @@ def export(
 
 
 @app.command()
+@flags.expanded()
 def validate(
     reference: flags.Model,
     candidate: Annotated[
@@ -551,9 +458,8 @@ def validate(
     ] = None,
     samples: Annotated[int, typer.Option("--samples", help="Chunks per domain.")] = 8,
     seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens per chunk.")] = 512,
-    seed: flags.Seed = 0,
-    device: flags.Device = "auto",
-    dtype: flags.Dtype = "auto",
+    *,
+    compute: ComputeOptions,
     threads: flags.Threads = None,
     twin: flags.Twin = False,
     no_split: flags.NoSplit = False,
@@ -599,13 +505,11 @@ def validate(
         require_parent(output)
     progress.step(f"validating {candidate.name} against {reference.name}")
     from tenp_edge.checkpoint import write_text
-    from tenp_edge.options import CalibrationOptions, MeasureOptions, ValidationOptions
     from tenp_edge.pruned import PrunedBy
     from tenp_edge.verbs import run_validate
     from tenp_edge.verdict import judge
 
     options = ValidationOptions(tuple(data or ()), samples, seq_len, threads, twin, not no_split)
-    compute = CalibrationOptions(seed=seed, device=device, dtype=dtype)
     pruned_by, measure = PrunedBy(checkpoint, plan), MeasureOptions(context, kv_type, ubatch)
     found = run_validate(
         reference, candidate, options, compute, progress, pruned_by, measure

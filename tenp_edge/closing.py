@@ -121,15 +121,15 @@ def closing(
     model: Path, output: Path, plan: CompressionPlan, checked: Mapping[str, Any] | None
 ) -> Closing:
     """Of the run that made ``output`` of ``model``; ``checked``: its validation report as JSON."""
-    found, recipe, report = locate(output), plan.recipe, checked or {}
+    found, record, report = locate(output), plan.record, checked or {}
     prefix = found.path.name
     sizes = [size for name, size in plan.files.items() if name.split("/")[0] == prefix]
     measured = None if report.get("measured_as") == TWIN else report.get("measured_peak_rss")
-    key = recipe["format"], recipe["layout"]
+    key = record.format, record.layout
     return Closing(
         file=str(found.path),
         file_bytes=sum(sizes),
-        budget_bytes=recipe.get("budget_bytes"),
+        budget_bytes=record.budget_bytes,
         predicted_bytes=plan.memory["total_bytes"],
         measured_bytes=measured,
         context=plan.memory["context"],

@@ -11,11 +11,13 @@ import typer
 from rich.console import Console
 
 from tenp_edge import flags
+from tenp_edge.options import CalibrationOptions, CompareOptions, HeldOutOptions
 from tenp_edge.terminal import TerminalProgress
 
 _COMPARE = "Comparison"
 
 
+@flags.expanded()
 def compare(
     model: flags.Model,
     output: Annotated[
@@ -76,15 +78,9 @@ def compare(
             "--lm-eval-limit", help="Items of each lm-eval task.", rich_help_panel=_COMPARE
         ),
     ] = None,
-    data: flags.Data = None,
-    samples: flags.Samples = 32,
-    seq_len: flags.SeqLen = 512,
-    seed: flags.Seed = 0,
-    eval_data: flags.EvalData = None,
-    eval_samples: flags.EvalSamples = 8,
-    eval_seq_len: flags.EvalSeqLen = 512,
-    device: flags.Device = "auto",
-    dtype: flags.Dtype = "auto",
+    *,
+    calibration: CalibrationOptions,
+    held_out: HeldOutOptions,
     json_output: flags.Json = False,
 ) -> None:
     """Methods side by side at equal bytes: KL, perplexity, agreement and questions by domain.
@@ -105,12 +101,11 @@ def compare(
     from tenp_edge import report
     from tenp_edge.compare.table import lines, predictions
     from tenp_edge.comparison import run_compare
-    from tenp_edge.options import CalibrationOptions, CompareOptions, ValidationOptions
 
     defaults = CompareOptions()
     options = CompareOptions(
-        calibration=CalibrationOptions(tuple(data or ()), samples, seq_len, seed, device, dtype),
-        validation=ValidationOptions(tuple(eval_data or ()), eval_samples, eval_seq_len),
+        calibration=calibration,
+        validation=held_out,
         ratios=tuple(ratios or defaults.ratios),
         methods=tuple(methods or defaults.methods),
         seeds=seeds,

@@ -16,7 +16,7 @@ from tenp_edge.chats import ChatWriter
 from tenp_edge.checkpoint import Checkpoint, write_text
 from tenp_edge.compare import harness, plot
 from tenp_edge.compare.measures import Arithmetic, Cloze, Measure, TextMeasure
-from tenp_edge.compare.methods import Mend, Method, choose_methods
+from tenp_edge.compare.methods import Contender, Mend, choose_methods
 from tenp_edge.compare.run import MENDED, Job, budget, compare
 from tenp_edge.compare.table import markdown
 from tenp_edge.data import (
@@ -58,7 +58,7 @@ def run_compare(
 
 def _compared(
     checkpoint: Checkpoint,
-    methods: Sequence[Method],
+    methods: Sequence[Contender],
     output: Path,
     options: CompareOptions,
     progress: Progress,
@@ -106,7 +106,7 @@ def _statistics(
     checkpoint: Checkpoint,
     output: Path,
     options: CompareOptions,
-    methods: Sequence[Method],
+    methods: Sequence[Contender],
     progress: Progress,
 ) -> dict[int, Statistics]:
     """One calibration a seed, with a backward pass where a method needs one."""
@@ -123,7 +123,7 @@ def _menders(
     checkpoint: Checkpoint,
     output: Path,
     options: CompareOptions,
-    methods: Sequence[Method],
+    methods: Sequence[Contender],
     progress: Progress,
 ) -> dict[int, Mend]:
     """By calibration seed, what mends a plan on that calibration's text, if a method does."""

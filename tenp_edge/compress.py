@@ -183,7 +183,7 @@ def _tenp_section(source: ModelSource) -> dict[str, Any]:
     section = {
         "version": TENP_VERSION,
         "tool": f"tenp-edge {__version__}",
-        "method": plan.recipe.get("method"),
+        "method": plan.record.method or None,
         "keep_ratio": plan.keep_ratio,
         "source_fingerprint": plan.fingerprint,
         "digest": source.digest,
@@ -247,7 +247,7 @@ def _card_text(source: ModelSource, name: str) -> str:
 
 | | |
 |---|---|
-| method | {plan.recipe.get("method", "given widths")} |
+| method | {plan.record.method or "given widths"} |
 | routed-expert parameters kept | {plan.keep_ratio:.2%} ({format_count(kept)}) |
 | expert width | {min(widths)} to {max(widths)} of {plan.full_width} |
 | experts per layer | {config.num_experts} |

@@ -16,14 +16,14 @@ from tenp_edge.hub import DEMO
 from tenp_edge.options import (
     CalibrationOptions,
     CompressOptions,
-    PlanOptions,
     ValidationOptions,
 )
 from tenp_edge.pipeline import CompressResult, run_compress
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.sources import STDLIB
-from tenp_edge.units import format_size
+from tenp_edge.spec import PlanOptions
+from tenp_edge.units import format_size, parse_size
 from tenp_edge.verbs import run_plan
 
 KEEP = 0.6
@@ -62,7 +62,8 @@ class DemoResult:
         return (
             f"tenp-edge compress {DEMO} --ram {self.ram} --context {CONTEXT} --quant {QUANT} "
             f"--data {STDLIB} --samples {CALIBRATION.samples} --seq-len {CALIBRATION.seq_len} "
-            f"--eval-samples {VALIDATION.samples} --eval-seq-len {VALIDATION.seq_len} -o OUT"
+            f"--set eval-samples={VALIDATION.samples} --set eval-seq-len={VALIDATION.seq_len} "
+            "-o OUT"
         )
 
     def _memory_rows(self) -> list[tuple[str, str]]:
@@ -85,7 +86,7 @@ class DemoResult:
             ("RAM budget", self.ram),
             *self._memory_rows(),
             ("routed-expert neurons kept (rho)", report.percent(plan.keep_ratio)),
-            ("active per token (R_active)", report.percent(plan.recipe["active_ratio"])),
+            ("active per token (R_active)", report.percent(plan.record.active_ratio or 0.0)),
             ("mean KL to the whole model", f"{checked['overall']['mean_kl']:.4f} nats"),
             (
                 "perplexity",
@@ -115,7 +116,7 @@ def run_demo(output: Path, force: bool = False, progress: Progress = QUIET) -> D
         ram = _budget(run_plan(model, replace(size, keep=KEEP)))
         options = CompressOptions(
             calibration=CALIBRATION,
-            plan=replace(size, ram=ram),
+            plan=replace(size, budget_bytes=parse_size(ram)),
             validation=VALIDATION,
             force=force,
         )

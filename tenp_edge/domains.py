@@ -11,7 +11,7 @@ from tenp_edge.chats import ChatWriter
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import load_tokenizer, make_domains, split_at
 from tenp_edge.errors import UserError
-from tenp_edge.options import CalibrationOptions, ValidationOptions
+from tenp_edge.options import CalibrationOptions, HeldOutOptions
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.refine import slice_samples
 from tenp_edge.sources import (
@@ -54,7 +54,7 @@ def calibration_domains(
 
 def validation_domains(
     checkpoint: Checkpoint,
-    options: ValidationOptions,
+    options: HeldOutOptions,
     seed: int = 0,
     progress: Progress = QUIET,
 ) -> list[Domain]:
@@ -67,7 +67,7 @@ def validation_domains(
 def compress_domains(
     checkpoint: Checkpoint,
     calibration: CalibrationOptions,
-    validation: ValidationOptions,
+    validation: HeldOutOptions,
     progress: Progress = QUIET,
 ) -> tuple[list[Domain], list[Domain], list[Domain]]:
     """Chunks for calibration, for validation, and for plans to be measured on: none in two of them.
@@ -99,7 +99,7 @@ def _cut(domains: Sequence[Domain], count: int) -> tuple[list[Domain], list[Doma
     return [first for first, _ in pairs], [rest for _, rest in pairs]
 
 
-def most_tokens(options: CalibrationOptions | ValidationOptions) -> int:
+def most_tokens(options: CalibrationOptions | HeldOutOptions) -> int:
     """Tokens that will be drawn at most; the sets that ship have several domains each."""
     split: Split = "calibration" if isinstance(options, CalibrationOptions) else "heldout"
     wanted = options.samples * options.seq_len
@@ -116,7 +116,7 @@ def _drawn(
     sources: Sequence[Source],
     split: Split,
     tokenizer: Any,
-    options: CalibrationOptions | ValidationOptions,
+    options: CalibrationOptions | HeldOutOptions,
     seed: int,
     progress: Progress,
     spare: int = 0,

@@ -17,8 +17,6 @@ from tenp_edge.allocation import Space
 from tenp_edge.insurance import NO_INSURANCE, Insurance, insured
 from tenp_edge.plan import ExpertKey, Widths
 from tenp_edge.saliency import (
-    ORDERS,
-    RELATIVE,
     cut_losses,
     expert_scores,
     neuron_scores,
@@ -28,6 +26,7 @@ from tenp_edge.saliency import (
     tail_sums,
     tokens_routed,
 )
+from tenp_edge.scores import neuron_score
 from tenp_edge.statistics import Statistics
 
 
@@ -146,11 +145,12 @@ class Evidence:
     def _neuron_scores(self, layer: int) -> torch.Tensor:
         name, seed = self.scores.neuron, self.scores.seed
         own = neuron_scores(self.statistics, layer, name, seed)
-        if not self.scores.shared_ranking or name in ORDERS:
+        score = neuron_score(name)
+        if not self.scores.shared_ranking or not score.comparable:
             return own
         reached = tokens_routed(self.statistics, layer) > 0
         shared = ranking_scores(self.statistics, layer, name, seed)
-        if self.scores.insurance.norms and name == RELATIVE:
+        if self.scores.insurance.norms and score.is_loss:
             prior = prior_losses(self.statistics, layer) * len(self.statistics.domains)
             shared = shared + self.scores.insurance.norms * prior
         return torch.where(reached[:, None], shared, own)
@@ -158,7 +158,7 @@ class Evidence:
     def _losses(self, layer: int, order: torch.Tensor) -> torch.Tensor:
         """Of keeping each expert's first w neurons of ``order``, [experts, width + 1]: what the
         joint order was made with, or from the sums of single neurons."""
-        if self.scores.neuron in ORDERS:
+        if neuron_score(self.scores.neuron).needs == "elimination":
             return self.statistics.elimination(layer, self.scores.neuron).losses
         return cut_losses(self.statistics, layer, order)
 

@@ -67,11 +67,11 @@ class MendRules:
         """Raise UserError for what cannot be done."""
         if not 0 < self.repair_ridge < float("inf"):
             raise UserError(
-                f"--repair-ridge {self.repair_ridge:g} is not above zero",
-                f"--repair-ridge {RIDGE:g}",
+                f"--set repair-ridge={self.repair_ridge:g} is not above 0",
+                f"--set repair-ridge={RIDGE:g}",
             )
         if self.heal is not None and self.heal not in HEALS:
-            raise UserError(f"--heal {self.heal} is not known", f"--heal {' or '.join(HEALS)}")
+            raise UserError(f"--set heal={self.heal} is not known", f"--set heal={'|'.join(HEALS)}")
 
 
 def mended_bytes(checkpoint: Checkpoint, plan: CompressionPlan, rules: MendRules) -> int:
@@ -106,7 +106,7 @@ def mend(
     rules.check()
     if rules.heal is not None and all(len(domain.tokens) < 2 for domain in domains):
         raise UserError(
-            "--heal holds text out, and no domain has 2 chunks", "--samples 8 and more text"
+            "heal holds text out, and no domain has 2 chunks", "--samples 8 and more text"
         )
     text = TextBatch.of(domains)
     check_tokens(checkpoint.config, text.tokens)

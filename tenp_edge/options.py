@@ -1,79 +1,122 @@
-"""What the verbs take, as frozen dataclasses, and what it means: the device and the plan's size."""
+"""What the verbs take: frozen dataclasses whose fields are the flags (`settings`). No torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from tenp_edge.devices import DeviceProfile, load_profile, load_profile_file, this_machine
 from tenp_edge.errors import UserError
-from tenp_edge.footprint import MemoryRun, known_kv_type
-from tenp_edge.mending import MendRules
-from tenp_edge.request import DEFAULT_METHOD, PlanRequest
-from tenp_edge.units import parse_size
+from tenp_edge.footprint import MOST_THREADS, MemoryRun, known_kv_type
+from tenp_edge.settings import Flag
+from tenp_edge.spec import PlanOptions
+
+CALIBRATION, VALIDATION, COMPUTE = "Calibration", "Validation", "Compute"
+MENDING = "Mending: changes weights that stay"
 
 
 @dataclass(frozen=True)
-class CalibrationOptions:
+class TextOptions:
     """``data``: "name=path" of each domain, or a set that ships; empty means the bundled text."""
 
-    data: tuple[str, ...] = ()
-    samples: int = 32
-    seq_len: int = 512
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
+    data: Annotated[
+        tuple[str, ...],
+        Flag(
+            "data",
+            "A calibration domain, NAME=FILE (.txt, .md, .json, .jsonl or .parquet) or "
+            "NAME=hf:OWNER/DATASET[:SPLIT]; stdlib: Python's standard library; repeat for more. "
+            "Default: builtin, the text in the package; your own prompts are better.",
+            CALIBRATION,
+        ),
+    ] = ()
+    samples: Annotated[int, Flag("samples", "Calibration chunks per domain.", CALIBRATION)] = 32
+    seq_len: Annotated[int, Flag("seq-len", "Tokens per chunk.", CALIBRATION)] = 512
 
 
 @dataclass(frozen=True)
-class PlanOptions:
-    """The size (``ram``, ``profile`` or ``keep``) and every choice that can be pinned."""
+class ComputeOptions:
+    """Where this machine computes, in which type; and the seed."""
 
-    ram: str | None = None
-    profile: str | None = None
-    profile_file: Path | None = None
-    keep: float | None = None
-    method: str = DEFAULT_METHOD
-    ranking: str | None = None
-    unit: float | None = None
-    tilt: float | None = None
-    guards: tuple[str, ...] = ()
-    protect: str | None = None
-    expert_score: str = "tenp"
-    neuron_score: str | None = None
-    whole_share: float | None = None
-    shallow: float | None = None
-    middle: float | None = None
-    deep: float | None = None
-    width_multiple: int | None = None
-    format: str | None = None
-    layout: str | None = None
-    quant: str | None = None
-    context: int | None = None
-    kv_type: str | None = None
-    ubatch: int | None = None
-    no_imatrix: bool = False
-    tensor_types: tuple[str, ...] = ()
-    latent_cache: bool = False
-    shard_size: str | None = None
-    batch: int | None = None
-    targets: tuple[str, ...] = ()
-    refine: bool = False
+    seed: Annotated[int, Flag("seed", "Seed of every random choice.", CALIBRATION)] = 0
+    device: Annotated[
+        str, Flag("device", "auto, cpu, cuda or mps; one layer at a time.", COMPUTE)
+    ] = "auto"
+    dtype: Annotated[
+        str,
+        Flag(
+            "dtype",
+            "auto, float32, bfloat16 or float16; validation takes float32 for auto.",
+            COMPUTE,
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True)
-class ValidationOptions:
-    """``samples`` chunks of ``seq_len`` tokens per domain; scored on the second half of each.
+class CalibrationOptions(ComputeOptions, TextOptions):
+    """The text that is calibrated on, and how."""
 
-    ``split``: tell pruning, quantisation and the runtime apart.
-    """
 
-    data: tuple[str, ...] = ()
-    samples: int = 8
-    seq_len: int = 512
-    threads: int | None = None
-    twin: bool = False
-    split: bool = True
+@dataclass(frozen=True)
+class HeldOutOptions:
+    """``samples`` chunks of ``seq_len`` tokens per domain; scored on the second half of each."""
+
+    data: Annotated[
+        tuple[str, ...],
+        Flag(
+            "eval-data",
+            "A validation domain, as in --data; repeat for more. Default: held-out chunks of "
+            "--data in compress, otherwise of the text in the package.",
+            VALIDATION,
+        ),
+    ] = ()
+    samples: Annotated[
+        int, Flag("eval-samples", "Validation chunks per domain.", VALIDATION, knob=True)
+    ] = 8
+    seq_len: Annotated[
+        int,
+        Flag(
+            "eval-seq-len",
+            "Tokens per validation chunk; the second half of each is scored.",
+            VALIDATION,
+            knob=True,
+        ),
+    ] = 512
+
+
+@dataclass(frozen=True)
+class ValidationOptions(HeldOutOptions):
+    """``split``: tell pruning, quantisation and the runtime apart."""
+
+    threads: Annotated[
+        int | None,
+        Flag(
+            "threads",
+            "CPU threads of the exported file's run. Default: all cores.",
+            COMPUTE,
+            knob=True,
+            least=1,
+            most=MOST_THREADS,
+        ),
+    ] = None
+    twin: Annotated[
+        bool,
+        Flag(
+            "twin",
+            "Judge a per-expert file by unmodified llama.cpp, through its padded twin.",
+            VALIDATION,
+            knob=True,
+        ),
+    ] = False
+    split: Annotated[
+        bool,
+        Flag(
+            "split",
+            "Tell what pruning, quantisation and the runtime lose; no: faster, one sum.",
+            VALIDATION,
+            knob=True,
+        ),
+    ] = True
 
 
 @dataclass(frozen=True)
@@ -100,22 +143,68 @@ class MeasureOptions:
         return MemoryRun(context, self.ubatch, self.kv_type, threads)
 
 
-@dataclass(frozen=True)
-class CompressOptions:
-    """``repair``, ``repair_ridge`` and ``heal`` change weights that stay (`mending`); where
-    ``repair`` is None, the default method's are repaired."""
+@dataclass(frozen=True, kw_only=True)
+class StatisticsOptions:
+    """Statistics that there are already."""
 
-    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    statistics: Annotated[
+        Path | None,
+        Flag("calibration", "Directory of finished statistics.", CALIBRATION),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions(StatisticsOptions):
+    """``repair``, ``repair_ridge`` and ``heal`` change weights that stay (`mending`); where
+    ``repair`` is None, the default method's are repaired. ``output`` is for recipes alone:
+    `run_compress` is told it."""
+
+    output: Annotated[Path | None, Flag("output", "Output directory (OUT).", also=("-o",))] = None
     plan: PlanOptions = field(default_factory=PlanOptions)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
-    statistics: Path | None = None
-    successive: bool = False
-    repair: bool | None = None
-    repair_ridge: float | None = None
-    heal: str | None = None
-    skip_checkpoint: bool = False
-    no_validate: bool = False
-    force: bool = False
+    successive: Annotated[
+        bool,
+        Flag(
+            "successive",
+            "Plan twice: calibrate later layers again on what the first plan's cuts leave them.",
+            knob=True,
+        ),
+    ] = False
+    repair: Annotated[
+        bool | None,
+        Flag(
+            "repair",
+            "Refit the down projections of cut experts in closed form, so that the neurons that "
+            "stay take over what the cut ones wrote. Default: yes for method adaptive, else no.",
+            MENDING,
+        ),
+    ] = None
+    repair_ridge: Annotated[
+        float | None,
+        Flag(
+            "repair-ridge",
+            "The pull of repair towards the original weights, above 0. Default: 0.1.",
+            knob=True,
+            above=0,
+            example="0.1",
+        ),
+    ] = None
+    heal: Annotated[
+        str | None,
+        Flag(
+            "heal",
+            "A short training of each layer against the original's: routers, or norms (routers and "
+            "the layer's norms).",
+            knob=True,
+            choices=("routers", "norms"),
+        ),
+    ] = None
+    skip_checkpoint: Annotated[
+        bool, Flag("skip-checkpoint", "Export without storing the checkpoint.")
+    ] = False
+    no_validate: Annotated[bool, Flag("no-validate", "Leave the comparison out.")] = False
+    force: Annotated[bool, Flag("force", "Overwrite another run's output.", recorded=False)] = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +213,7 @@ class CompareOptions:
     domain; ``lm_eval`` task names, ``lm_eval_limit`` items of each (None: all)."""
 
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
-    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    validation: HeldOutOptions = field(default_factory=HeldOutOptions)
     ratios: tuple[float, ...] = (0.9, 0.75, 0.6, 0.45, 0.3)
     methods: tuple[str, ...] = ("table",)
     seeds: int = 3
@@ -143,31 +232,12 @@ def choose_profile(options: PlanOptions) -> DeviceProfile:
     return load_profile(options.profile) if options.profile else this_machine()
 
 
-def plan_request(options: PlanOptions, profile: DeviceProfile, seed: int) -> PlanRequest:
-    """The planner's input: --ram is the whole budget, a profile subtracts what its system keeps."""
-    sized = [options.ram is not None, options.keep is not None]
+def require_size(options: PlanOptions) -> None:
+    """Raise UserError unless one size is asked for. --ram is the whole budget, a profile subtracts
+    what its system keeps."""
+    sized = [options.budget_bytes is not None, options.keep is not None]
     has_profile = bool(options.profile or options.profile_file)
     if all(sized) or not (any(sized) or has_profile):
         raise UserError(
             "one size is needed: --ram, --keep or --profile", "--ram 8GiB, or --keep 0.6"
         )
-    # None: the profile's, which the planner knows.
-    budget = None if options.ram is None else parse_size(options.ram)
-    shared = {f.name for f in fields(PlanRequest)} & {f.name for f in fields(PlanOptions)}
-    choices = {name: getattr(options, name) for name in shared}
-    imatrix = not options.no_imatrix
-    return PlanRequest(budget_bytes=budget, imatrix=imatrix, seed=seed, frontier=True, **choices)
-
-
-def mend_rules(options: CompressOptions) -> MendRules | None:
-    """What --repair and --heal ask for; None where no weight is to change."""
-    by_default = options.plan.method == DEFAULT_METHOD
-    repair = by_default if options.repair is None else options.repair
-    if options.repair_ridge is not None and not repair:
-        raise UserError("--repair-ridge says how to repair, and nothing is repaired", "--repair")
-    if not repair and options.heal is None:
-        return None
-    ridge = {} if options.repair_ridge is None else {"repair_ridge": options.repair_ridge}
-    rules = MendRules(repair=repair, heal=options.heal, **ridge)
-    rules.check()
-    return rules

@@ -18,23 +18,22 @@ from tenp_edge.footprint import MemoryRun
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.importance import Importance
 from tenp_edge.inspection import inspect_model
-from tenp_edge.jointchoice import measurable
 from tenp_edge.locking import one_writer
 from tenp_edge.mended import DIRECTORY, Mended
 from tenp_edge.mending import mended_bytes
+from tenp_edge.methods import method_named
 from tenp_edge.options import (
     CompressOptions,
     choose_profile,
-    mend_rules,
-    plan_request,
+    require_size,
 )
 from tenp_edge.plan import CompressionPlan, load_plan
-from tenp_edge.planner import PlanRequest, make_plan, make_target
 from tenp_edge.pricing import Priced, Pricer
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.ranges import Ranges
 from tenp_edge.ranging import measured_text
-from tenp_edge.refine import known_trials
+from tenp_edge.recipes import FILE as RECIPE
+from tenp_edge.recipes import write_recipe
 from tenp_edge.registry import (
     ExportData,
     ExportOptions,
@@ -42,9 +41,11 @@ from tenp_edge.registry import (
     exporter,
     placed_files,
 )
-from tenp_edge.request import DEFAULT_METHOD
 from tenp_edge.source import ModelSource
+from tenp_edge.spec import PlanOptions
 from tenp_edge.statistics import Statistics, load_statistics
+from tenp_edge.target import make_target, resolve
+from tenp_edge.tensor_types import measurable
 from tenp_edge.text_batch import Domain
 from tenp_edge.timing import WORTH_SAYING_SECONDS, estimate
 from tenp_edge.typeloss import TypeJob
@@ -55,9 +56,10 @@ from tenp_edge.verbs import (
     finished_at,
     kept_ranges,
     mend_into,
+    mend_rules,
     probe_if_short,
     ranges_into,
-    refine_into,
+    run_plan,
 )
 from tenp_edge.workdir import RunDirectory, key_of
 
@@ -106,7 +108,7 @@ def _run_stages(run: _Compress, draft: CompressionPlan) -> CompressResult:
     statistics = run.statistics()
     run.measure_types(statistics)
     plan = run.plan(statistics)
-    importance = Importance(statistics, plan) if plan.recipe["imatrix"] else None
+    importance = Importance(statistics, plan) if plan.record.imatrix else None
     mended = run.mend(plan)
     source = ModelSource(checkpoint, plan, mended=mended)
     if not options.skip_checkpoint:
@@ -129,16 +131,18 @@ class _Compress:
         self.checkpoint, self.output, self.options = checkpoint, output, options
         self.progress = progress
         self.profile = choose_profile(options.plan)
-        self.request = plan_request(options.plan, self.profile, options.calibration.seed)
+        require_size(options.plan)
+        self.request = replace(options.plan, seed=options.calibration.seed, frontier=True)
         self.rules = mend_rules(options)
 
     # What is decided before anything is written.
 
     def draft_plan(self) -> CompressionPlan:
         """A plan by bytes alone. Free widths need scores; a trapezoid of their size stands in."""
-        free = self.request.method == "free"
-        request = replace(self.request, method="tenp") if free else self.request
-        return self._make_plan(None, request)
+        method = method_named(self.request.method)
+        return self._planned(
+            None, replace(self.request, method=method.draft or method.name, refine=False)
+        )
 
     def require_disk(self, draft: CompressionPlan) -> None:
         """UserError unless everything not yet written fits, a twin for the validation included."""
@@ -156,9 +160,9 @@ class _Compress:
         options, checkpoint = self.options, self.checkpoint
         summary, missing = inspect_model(checkpoint.path), self._missing(draft)
         device = choose_device(options.calibration.device)
-        writer = exporter(draft.recipe["format"])
+        writer = exporter(draft.record.format)
         exported = all(name.startswith("checkpoint/") for name in missing)
-        kept = round(draft.recipe["model_retention"] * summary.parameters)
+        kept = round(draft.record.model_retention * summary.parameters)
         expected = estimate(
             active_parameters=summary.active_parameters,
             model_bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
@@ -185,10 +189,11 @@ class _Compress:
         return file.is_file() and file.stat().st_size == size
 
     def open(self) -> None:
-        command = key_of(asdict(replace(self.options, force=False)))
+        command = key_of(asdict(replace(self.options, force=False, output=None)))
         force, progress = self.options.force, self.progress
         found = RunDirectory(self.output, self.checkpoint.fingerprint, command, force, progress)
         self.directory = found
+        write_recipe(self.output / RECIPE, self.options, output=self.output)
         self._calibrated = finished_at(self._calibration)
         done = ["calibration"] if self._calibrated and not self.options.statistics else []
         done += found.done_before()
@@ -218,16 +223,16 @@ class _Compress:
         options = self.options.calibration
         work = self.output / "calibration"
         found = calibrate_into(self.checkpoint, domains, work, options, self.progress, spare)
-        if self.request.method == DEFAULT_METHOD:
+        if method_named(self.request.method).probed:
             probe_if_short(self.checkpoint, found, work, options, self.progress)
         return found
 
     def measure_types(self, statistics: Statistics) -> None:
         """What the types cost, where one is to be chosen and it is quickly measured."""
         positions = self.checkpoint.config.max_position_embeddings
-        target = make_target(self.profile, self.request, positions)
-        options = replace(target.options, imatrix=self.request.imatrix)
-        job = TypeJob(target.exporter, options, measurable(target, self.request))
+        spec = resolve(self.request, self.profile, positions)
+        options = replace(spec.target.options, imatrix=self.request.imatrix)
+        job = TypeJob(spec.target.exporter, options, measurable(spec))
         where, compute = self._calibration, self.options.calibration
         types_if_cheap(self.checkpoint, job, statistics, where, compute, self.progress)
 
@@ -242,9 +247,9 @@ class _Compress:
         )
         if self.directory.done("plan", key):
             return load_plan(file)
-        plan = self._chosen_plan(statistics)
+        plan = self._planned(statistics, self.request)
         if options.successive and plan.keep_ratio < 1:
-            plan = self._chosen_plan(self._after(plan))
+            plan = self._planned(self._after(plan), self.request)
         plan.save(file)
         self.directory.finish("plan", key, [file, file.with_suffix(".safetensors")])
         return plan
@@ -262,19 +267,6 @@ class _Compress:
             seed=options.seed,
             progress=self.progress,
             plan=plan,
-        )
-
-    def _chosen_plan(self, statistics: Statistics) -> CompressionPlan:
-        options = self.options
-        if not options.plan.refine:
-            return self._make_plan(statistics)
-        return refine_into(
-            self.checkpoint,
-            self.request,
-            lambda asked: self._make_plan(statistics, asked),
-            self._calibration,
-            options.calibration,
-            self.progress,
         )
 
     def mend(self, plan: CompressionPlan) -> Mended | None:
@@ -312,7 +304,7 @@ class _Compress:
         target, options = self._target(plan), self._export_options(plan)
 
         def write() -> list[Path]:
-            writer = exporter(plan.recipe["format"])
+            writer = exporter(plan.record.format)
             ranges = self._ranges(source) if writer.needs_ranges(options) else None
             data = ExportData(importance, ranges)
             manifest = writer.write(source, options, target, data, self.progress)
@@ -356,21 +348,15 @@ class _Compress:
 
     # Helpers.
 
-    def _make_plan(
-        self, statistics: Statistics | None, request: PlanRequest | None = None
-    ) -> CompressionPlan:
-        extra = None if self.options.skip_checkpoint else self._checkpoint_files
-        asked = request or self.request
-        measured = known_trials(self._calibration) if statistics else ()
-        return make_plan(
+    def _planned(self, statistics: Statistics | None, options: PlanOptions) -> CompressionPlan:
+        return run_plan(
             self.checkpoint,
-            self.profile,
-            asked,
+            options,
             statistics,
-            extra,
-            measured=measured,
-            confirm=asked.frontier,
-            costs=costs_of(self.checkpoint, self._calibration),
+            self.options.calibration,
+            self.progress,
+            beside=None if statistics is None else self._calibration,
+            extra_files=None if self.options.skip_checkpoint else self._checkpoint_files,
         )
 
     @property
@@ -383,20 +369,19 @@ class _Compress:
         return {f"checkpoint/{name}": size for name, size in files.items()}
 
     def _target(self, plan: CompressionPlan) -> Path:
-        return self.output / exporter(plan.recipe["format"]).target
+        return self.output / exporter(plan.record.format).target
 
     def _export_options(self, plan: CompressionPlan) -> ExportOptions:
-        recipe = plan.recipe
-        rules = tuple(recipe["tensor_types"])
+        record = plan.record
         return ExportOptions(
-            recipe["quant"],
-            recipe["layout"],
-            recipe["imatrix"],
-            rules,
-            shard_bytes=recipe["shard_bytes"],
-            latent_cache=recipe["latent_cache"],
-            lengths=None if recipe["lengths"] is None else FixedLengths(**recipe["lengths"]),
-            targets=tuple(recipe["targets"]),
+            record.quant,
+            record.layout,
+            record.imatrix,
+            record.tensor_types,
+            shard_bytes=record.shard_bytes,
+            latent_cache=record.latent_cache,
+            lengths=None if record.lengths is None else FixedLengths(**record.lengths),
+            targets=record.targets,
         )
 
     def _ranges(self, source: ModelSource) -> Ranges:
@@ -412,7 +397,7 @@ class _Compress:
         return int(plan.memory["total_bytes"]) if measured_here else None
 
     def _padded(self, plan: CompressionPlan) -> Priced:
-        request = replace(self.request, layout="padded", quant=plan.recipe["quant"])
+        request = replace(self.request, layout="padded", quant=plan.record.quant)
         positions = self.checkpoint.config.max_position_embeddings
         return Pricer(self.checkpoint, make_target(self.profile, request, positions))(plan.widths)
 

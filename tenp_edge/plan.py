@@ -29,8 +29,9 @@ from tenp_edge.checkpoint import (
 )
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
+from tenp_edge.record import PlanRecord, record_of
 
-VERSION = 1
+VERSION = 2
 Widths = dict[int, tuple[int, ...]]
 ExpertKey = tuple[int, int]
 Kind = TypeVar("Kind")
@@ -43,7 +44,7 @@ class CompressionPlan:
 
     ``widths``: layer -> kept width per expert of the *source* model, 0 for a removed expert.
     ``retained``: (layer, expert) -> ascending indices; None while only the bytes are planned.
-    ``recipe``: how the plan was made (method, keep, alpha, slope, scores, seeds); JSON values.
+    ``record``: how the plan was made and what it predicts.
     ``memory``: the memory table; ``files``: exact bytes of every weight file to be written.
     """
 
@@ -52,7 +53,7 @@ class CompressionPlan:
     full_width: int
     widths: Widths
     retained: Mapping[ExpertKey, torch.Tensor] | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    record: PlanRecord = field(default_factory=PlanRecord)
     memory: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, int] = field(default_factory=dict)
 
@@ -116,7 +117,7 @@ class CompressionPlan:
             "model": {"model_type": self.model_type, "fingerprint": self.fingerprint},
             "moe_intermediate_size": self.full_width,
             "keep_ratio": self.keep_ratio,
-            "recipe": dict(self.recipe),
+            "record": self.record.to_json(),
             "memory": dict(self.memory),
             "files": dict(self.files),
             "has_neurons": self.retained is not None,
@@ -140,7 +141,7 @@ def load_plan(file: Path) -> CompressionPlan:
         full_width=full,
         widths=widths,
         retained=_load_neurons(file, widths, full) if field("has_neurons", bool) else None,
-        recipe=field("recipe", dict),
+        record=record_of(field("record", dict)),
         memory=field("memory", dict),
         files=field("files", dict),
     )

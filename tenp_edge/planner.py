@@ -8,41 +8,27 @@ plan that is returned (``confirm``).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, field, replace
 
 from tenp_edge.allocation import Space
-from tenp_edge.alternatives import Smallest, refusal
+from tenp_edge.alternatives import refusal
+from tenp_edge.budget import InfeasibleError, Search, make_space, sufficient, whole_widths
 from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.describe import make_record, memory_json
 from tenp_edge.devices import DeviceProfile
 from tenp_edge.errors import UserError
-from tenp_edge.evidence import Evidence
-from tenp_edge.frontier import frontier, predicted_kl
-from tenp_edge.jointsearch import choose_jointly
+from tenp_edge.evidence import Evidence, Scores
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.pricing import Priced, Pricer, draft
 from tenp_edge.probes import best_way
-from tenp_edge.recipe import make_recipe, memory_json
 from tenp_edge.registry import placed_files
-from tenp_edge.request import METHODS, RANKINGS, PlanRequest, Target, check_request, make_target
-from tenp_edge.sizing import (
-    InfeasibleError,
-    evidence_for,
-    make_allocator,
-    make_space,
-    plain_allocator,
-    price_plan,
-    smallest,
-    sufficient,
-    whole_widths,
-)
+from tenp_edge.spec import PlanOptions
 from tenp_edge.statistics import Statistics
+from tenp_edge.target import PlanSpec, resolve
+from tenp_edge.tensor_types import TypeChoice, applies, choose_by_rule, choose_jointly
 from tenp_edge.trials import Trial
-from tenp_edge.typechoice import TypeChoice, candidates, choose_type, enough
 from tenp_edge.typecosts import TypeCosts
 from tenp_edge.units import format_size
-
-__all__ = ["METHODS", "RANKINGS", "PlanRequest", "Target", "make_plan", "make_target"]
 
 ExtraFiles = Callable[[CompressionPlan], Mapping[str, int]]
 
@@ -50,7 +36,7 @@ ExtraFiles = Callable[[CompressionPlan], Mapping[str, int]]
 def make_plan(
     checkpoint: Checkpoint,
     profile: DeviceProfile,
-    request: PlanRequest,
+    options: PlanOptions,
     statistics: Statistics | None = None,
     extra_files: ExtraFiles | None = None,
     measured: Sequence[Trial] = (),
@@ -61,144 +47,126 @@ def make_plan(
 
     With ``statistics`` the plan names the retained neurons, and method tenp chooses alpha and the
     trapezoid's shape by predicted loss (`saliency.cut_losses`). Without, it plans by bytes with
-    the paper's shape. Where the request names no type, one is chosen: with ``costs``, what each was
-    measured to cost, types and widths together (`jointchoice`), else by a rule (`typechoice`).
+    the paper's shape. Where the options name no type, one is chosen: with ``costs``, what each was
+    measured to cost, types and widths together, else by a rule (`tensor_types`).
     ``extra_files`` adds exact sizes of further weight files (the pruned checkpoint's);
     ``measured`` are plans of this model that were run: they say what a loss means in nats, and for
     the default method which way of sharing out width was best near the plan's size (`probes`).
     ``confirm``: the memory is the runtime's own answer for the very plan; without, it is estimated.
     Raises UserError when nothing legal fits, with what would.
     """
-
-    def make(asked: PlanRequest) -> CompressionPlan:
-        return _made(checkpoint, profile, asked, statistics, extra_files, measured, confirm, costs)
-
-    plan = make(request)
-    way = best_way(measured, request, plan.keep_ratio) if plan.keep_ratio < 1 else {}
-    if not way:
-        return plan
-    better = make(replace(request, **way))
-    return replace(better, recipe={**better.recipe, "way": way})
-
-
-def _made(
-    checkpoint: Checkpoint,
-    profile: DeviceProfile,
-    request: PlanRequest,
-    statistics: Statistics | None,
-    extra_files: ExtraFiles | None,
-    measured: Sequence[Trial],
-    confirm: bool,
-    costs: TypeCosts | None,
-) -> CompressionPlan:
-    """The plan of the request as it is."""
-    check_request(request)
-    check_model(checkpoint, statistics)
-    evidence_of = _evidence_of(statistics, request)
-
-    def target_of(asked: PlanRequest) -> tuple[Target, TypeChoice | None]:
-        return _target(checkpoint, profile, asked, confirm, evidence_of, costs, measured)
-
-    def smallest_of(asked: PlanRequest) -> Priced:
-        target, typed = target_of(asked)
-        space, pricer = _space(checkpoint, target), _pricer(checkpoint, target, typed)
-        first = plain_allocator(checkpoint.config, space, evidence_of(space), asked, target)
-        return smallest(first, space, pricer, confirm)
-
-    target, typed = target_of(request)
-    space, pricer = _space(checkpoint, target), _pricer(checkpoint, target, typed)
-    evidence = evidence_of(space)
-    if confirm and request.keep is None and pricer.answer is None:
-        pricer.confirm(whole_widths(space))  # What the search then assumes of every narrower plan.
+    given = _Given(checkpoint, profile, statistics, measured, confirm, costs)
     try:
-        allocator, choice = make_allocator(
-            checkpoint.config, space, evidence, request, pricer, confirm
-        )
-        near = None if choice is None else choice.near
-        priced = price_plan(allocator, space, request, pricer, near, confirm)
+        search, typed = given.search(options)
+        priced, way = search.largest(confirm, search.near), None
+        given.check_fits(priced, options)
+        if priced.keep_ratio < 1 and (way := best_way(measured, options, priced.keep_ratio)):
+            options = replace(options, **way)
+            search, typed = given.search(options)
+            priced = search.largest(confirm, search.near)
+            given.check_fits(priced, options)
     except InfeasibleError as found:
-        raise refusal(found, checkpoint, request, smallest_of) from None
-    _check_fits(priced, request, smallest_of)
-    recipe = make_recipe(checkpoint, priced, target, request, allocator, evidence, choice)
-    if evidence is not None:
-        recipe["predicted_kl"] = predicted_kl(recipe["predicted_loss"], measured)
-        recipe |= _type_kl(costs, target, request)
-        if request.frontier:
-            recipe["frontier"] = frontier(allocator, space, evidence, pricer, priced, measured)
+        raise refusal(found, checkpoint, options, given.smallest) from None
+    evidence, record = search.evidence, make_record(checkpoint, search, priced)
+    record = replace(
+        record,
+        type_kl=None if evidence is None else given.type_kl(search.spec),
+        frontier=tuple(search.frontier(priced)) if evidence and options.frontier else (),
+        type_choice=None if typed is None else typed.to_json(),
+        way=way or None,
+    )
     plan = replace(
         draft(checkpoint, priced.widths),
         retained=None if evidence is None else evidence.retained(priced.widths),
-        recipe=recipe | ({} if typed is None else {"type_choice": typed.to_json()}),
-        memory=memory_json(priced, target, evidence),
-        files=placed_files(target.exporter, priced.manifest),
+        record=record,
+        memory=memory_json(search, priced),
+        files=placed_files(search.spec.target.exporter, priced.manifest),
     )
     if extra_files is None:
         return plan
     return replace(plan, files={**plan.files, **extra_files(plan)})
 
 
-EvidenceOf = Callable[[Space], Evidence | None]
+@dataclass(frozen=True)
+class _Given:
+    """What plans of one model are made from; what is worked out for one serves all."""
 
+    checkpoint: Checkpoint
+    profile: DeviceProfile
+    statistics: Statistics | None
+    measured: Sequence[Trial]
+    confirm: bool
+    costs: TypeCosts | None
+    _evidence: dict[tuple[Space, Scores], Evidence] = field(default_factory=dict)
 
-def _evidence_of(statistics: Statistics | None, request: PlanRequest) -> EvidenceOf:
-    """The evidence for a space of widths, worked out once for each."""
+    def search(self, options: PlanOptions) -> tuple[Search, TypeChoice | None]:
+        """The search that ``options`` describe, with the type chosen where they leave it open and
+        the trapezoid's shape by predicted loss."""
+        check_model(self.checkpoint, self.statistics)
+        spec, typed = self._typed(options)
+        search = self._plain(spec, typed)
+        if self.confirm and options.keep is None and search.pricer.answer is None:
+            # What the search then assumes of every narrower plan.
+            search.pricer.confirm(whole_widths(search.space))
+        if spec.allocated.shaped and search.evidence is not None:
+            search = search.shaped(search.size(self.confirm))
+        return search, typed
 
-    @cache
-    def found(space: Space) -> Evidence | None:
-        return None if statistics is None else evidence_for(statistics, space, request)
+    def smallest(self, options: PlanOptions) -> Priced:
+        """The smallest legal plan that ``options`` allow."""
+        return self._plain(*self._typed(options)).smallest(self.confirm)
 
-    return found
+    def _plain(self, spec: PlanSpec, typed: TypeChoice | None) -> Search:
+        """With what the runtime said already while the type was chosen."""
+        pricer = Pricer(self.checkpoint, spec.target, None if typed is None else typed.answer)
+        return Search(spec, self._space(spec), self.evidence(spec), pricer, self.measured)
 
+    def _typed(self, options: PlanOptions) -> tuple[PlanSpec, TypeChoice | None]:
+        """The spec, with a type chosen where the options leave it open."""
+        config = self.checkpoint.config
+        spec = resolve(options, self.profile, config.max_position_embeddings)
+        typed = choose_jointly(
+            self.checkpoint, spec, self.evidence, self.costs, self.measured, self.confirm
+        )
+        if typed is None:
+            space = make_space(config, spec.target.width_multiple)
+            typed = choose_by_rule(self.checkpoint, spec, space, self.confirm)
+        spec = spec if typed is None else spec.with_type(typed.quant)
+        spec.target.exporter.check(config, spec.target.options)
+        return spec, typed
 
-def _pricer(checkpoint: Checkpoint, target: Target, typed: TypeChoice | None) -> Pricer:
-    """With what the runtime said already while the type was chosen."""
-    return Pricer(checkpoint, target, None if typed is None else typed.answer)
+    def _space(self, spec: PlanSpec) -> Space:
+        target = spec.target
+        return make_space(self.checkpoint.config, target.width_multiple, target.most_widths)
 
+    def evidence(self, spec: PlanSpec) -> Evidence | None:
+        """The statistics as the spec's method sees them."""
+        if self.statistics is None:
+            return None
+        scores = spec.method.scores(spec.options, self.statistics, spec.options.seed)
+        key = self._space(spec), scores
+        if key not in self._evidence:
+            self._evidence[key] = Evidence(self.statistics, *key)
+        return self._evidence[key]
 
-def _space(checkpoint: Checkpoint, target: Target) -> Space:
-    return make_space(checkpoint.config, target.width_multiple, target.most_widths)
+    def type_kl(self, spec: PlanSpec) -> float | None:
+        """What the type costs by itself, where that was measured for such files."""
+        if self.costs is None or not applies(self.costs, spec):
+            return None
+        return self.costs.kl(spec.target.options.quant)
 
-
-def _target(
-    checkpoint: Checkpoint,
-    profile: DeviceProfile,
-    request: PlanRequest,
-    confirm: bool,
-    evidence_of: EvidenceOf,
-    costs: TypeCosts | None,
-    measured: Sequence[Trial],
-) -> tuple[Target, TypeChoice | None]:
-    """The target, with a type chosen where the request leaves it open."""
-    positions = checkpoint.config.max_position_embeddings
-    target, typed = make_target(profile, request, positions), None
-
-    def target_of(quant: str) -> Target:
-        return make_target(profile, replace(request, quant=quant), positions)
-
-    def evidence_at(own: Target) -> Evidence | None:
-        return evidence_of(_space(checkpoint, own))
-
-    typed = choose_jointly(
-        checkpoint, request, target, target_of, evidence_at, costs, measured, confirm
-    )
-    types = candidates(target, request)
-    if types and typed is None:
-        space = make_space(checkpoint.config, target.width_multiple)
-        least = enough(request.method)
-        typed = choose_type(checkpoint, space, types, target_of, confirm, least)
-    if typed is not None:
-        target = target_of(typed.quant)
-    target.exporter.check(checkpoint.config, target.options)
-    return target, typed
-
-
-def _type_kl(costs: TypeCosts | None, target: Target, request: PlanRequest) -> dict[str, float]:
-    """What the type costs by itself, where that was measured for such files."""
-    options, found = target.options, None
-    rules = options.tensor_types
-    if costs and costs.conditions.holds(target.exporter.format, request.imatrix, rules):
-        found = costs.kl(options.quant)
-    return {} if found is None else {"type_kl": found}
+    def check_fits(self, priced: Priced, options: PlanOptions) -> None:
+        """A pinned ratio must still respect a budget that was given."""
+        if options.budget_bytes is None or priced.memory.headroom_bytes >= 0:
+            return
+        assert options.keep is not None, "the search exceeded its budget"
+        least = self.smallest(replace(options, keep=None)).memory.total_bytes
+        ways = ["leave --keep out"] if least <= options.budget_bytes else []
+        raise UserError(
+            f"--keep {options.keep:g} needs {format_size(priced.memory.total_bytes)}; "
+            f"--ram allows {format_size(priced.memory.budget_bytes)}",
+            ", or ".join([*ways, f"--ram {sufficient(priced.memory.total_bytes)}"]),
+        )
 
 
 def check_model(checkpoint: Checkpoint, statistics: Statistics | None) -> None:
@@ -214,17 +182,3 @@ def check_model(checkpoint: Checkpoint, statistics: Statistics | None) -> None:
             f"this one is {checkpoint.fingerprint[:12]})",
             "calibrate this model",
         )
-
-
-def _check_fits(priced: Priced, request: PlanRequest, smallest_of: Smallest) -> None:
-    """A pinned ratio must still respect a budget that was given."""
-    if request.budget_bytes is None or priced.memory.headroom_bytes >= 0:
-        return
-    assert request.keep is not None, "the search exceeded its budget"
-    least = smallest_of(replace(request, keep=None)).memory.total_bytes
-    ways = ["leave --keep out"] if least <= request.budget_bytes else []
-    raise UserError(
-        f"--keep {request.keep:g} needs {format_size(priced.memory.total_bytes)}; "
-        f"--ram allows {format_size(priced.memory.budget_bytes)}",
-        ", or ".join([*ways, f"--ram {sufficient(priced.memory.total_bytes)}"]),
-    )

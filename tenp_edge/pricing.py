@@ -10,8 +10,8 @@ from tenp_edge.memory import MemoryTable, memory_table
 from tenp_edge.models import ModelConfig
 from tenp_edge.plan import CompressionPlan, Widths
 from tenp_edge.registry import Manifest
-from tenp_edge.request import Target
 from tenp_edge.source import pruned_config
+from tenp_edge.target import Target
 
 
 @dataclass(frozen=True)

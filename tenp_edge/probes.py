@@ -17,19 +17,19 @@ from operator import itemgetter
 from statistics import stdev
 
 from tenp_edge.errors import UserError
+from tenp_edge.methods import method_named
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.request import DEFAULT_PROTECTION, PlanRequest
-from tenp_edge.saliency import JOINT
+from tenp_edge.spec import DEFAULT_PROTECTION, PlanOptions
 from tenp_edge.trials import Candidates, Changes, Measure, Records, Trial, measured
 
-MakePlan = Callable[[PlanRequest], CompressionPlan]
+MakePlan = Callable[[PlanOptions], CompressionPlan]
 
 KEEPS = (0.9, 0.7, 0.45)
-# What the request leaves open, spelled out, so that a probe is not itself planned by probes.
+# What options leave open, spelled out, so that a probe is not itself planned by probes.
 PLAIN: Changes = {
     "unit": 0.0,
     "ranking": "global",
-    "neuron_score": JOINT,
+    "neuron_score": "joint",
     "protect": DEFAULT_PROTECTION,
 }
 # Beside it: losses in other units of the layers' streams, even budgets for all layers, and neurons
@@ -56,7 +56,7 @@ _NEAR = 0.03  # of keep: legal widths round a plan's size
 def probe(make: MakePlan, records: Records, measure: Measure, seed: int) -> None:
     """Measure WAYS at KEEPS into ``records``, all of a size at once; known ones are not repeated.
 
-    ``make`` plans a request from the statistics of the text beside which ``records`` lie.
+    ``make`` plans options from the statistics of the text beside which ``records`` lie.
     """
     for keep in KEEPS:
         try:
@@ -68,7 +68,7 @@ def probe(make: MakePlan, records: Records, measure: Measure, seed: int) -> None
 
 def _candidates(make: MakePlan, keep: float, seed: int) -> Candidates:
     """The plans of one size by their digests; of two equal ones the way that comes first."""
-    plain = PlanRequest(keep=keep, method="adaptive", seed=seed)
+    plain = PlanOptions(keep=keep, seed=seed)
     found: dict[str, tuple[Changes, CompressionPlan]] = {}
     for way in WAYS:
         plan = make(replace(plain, **way))
@@ -76,14 +76,14 @@ def _candidates(make: MakePlan, keep: float, seed: int) -> Candidates:
     return found
 
 
-def best_way(trials: Sequence[Trial], request: PlanRequest, keep: float) -> Changes:
-    """What to change in ``request`` for a plan of size ``keep``: the way that measured best there.
+def best_way(trials: Sequence[Trial], options: PlanOptions, keep: float) -> Changes:
+    """What to change in ``options`` for a plan of size ``keep``: the way that measured best there.
 
     KL, and KL beside the plain plan's, are interpolated between KEEPS as logarithms. Nothing where
-    the request is not for the default method, or pins what ways differ in.
+    the options are not for the default method, or pin what ways differ in.
     """
-    pinned = request.guards or any(getattr(request, name) is not None for name in _PINS)
-    if request.method != "adaptive" or pinned:
+    pinned = options.guards or any(getattr(options, name) is not None for name in _PINS)
+    if not method_named(options.method).probed or pinned:
         return {}
     plain = {size: _trial_of(trials, PLAIN, size) for size in KEEPS}
     costs = {size: trial.mean_kl for size, trial in plain.items() if trial and trial.mean_kl > 0}

@@ -18,10 +18,10 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import load_domains, save_domains
 from tenp_edge.errors import UserError
 from tenp_edge.evaluator import measure_plans
+from tenp_edge.methods import Axes, method_named
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.request import PlanRequest
-from tenp_edge.saliency import ORDERS
+from tenp_edge.spec import PlanOptions
 from tenp_edge.text_batch import Domain, TextBatch
 from tenp_edge.trials import Changes, Measure, MeasuredKL, Records, Trial, load_trials, measured
 
@@ -30,32 +30,15 @@ SLICE_TOKENS = 4096  # of all domains together, at least
 SLICE_FILE = "slice.safetensors"
 MIN_LENGTH = 16  # shorter sequences tell little
 
-MakePlan = Callable[[PlanRequest], CompressionPlan]
+MakePlan = Callable[[PlanOptions], CompressionPlan]
 
 
-def knobs(request: PlanRequest, keep: float) -> list[list[Changes]]:
-    """What is tried for the request's method, in this order; a pinned value is not a knob."""
-    slopes = [
-        {"shallow": start, "deep": end}
-        for start, end in ((1.0, 2.0), (1.0, 1.0), (2.0, 1.0), (1.0, 3.0), (3.0, 1.0))
-    ]
-    alphas = [{"whole_share": round(share * keep, 4)} for share in (0.25, 0.375, 0.5, 0.625, 0.75)]
-    bumps = [{"middle": bump} for bump in (1.0, 0.5, 2.0)]
-    units = [{"unit": unit} for unit in (0.0, 0.5, 1.0, 1.5, 2.0)]
-    tilts = [{"tilt": tilt} for tilt in (0.0, -1.0, -0.5, 0.5, 1.0)]
-    scores = [{"neuron_score": name} for name in ("relative", "energy", "camera-p")]
-    orders = [{"neuron_score": name} for name in ORDERS] + scores
-    rankings = [{"ranking": name} for name in ("global", "coverage", "layer")]
-    by_method: dict[str, list[list[Changes]]] = {
-        "tenp": [slopes, alphas, bumps],
-        "adaptive": [units, rankings, tilts, orders],
-        "free": [scores, rankings],
-        "enp": [[{"neuron_score": name} for name in ("enp", "enp-abs", "energy", "camera-p")]],
-    }
+def knobs(options: PlanOptions, keep: float) -> Axes:
+    """What is tried for the options' method, in this order; a pinned value is not a knob."""
     return [
         values
-        for values in by_method.get(request.method, [])
-        if all(getattr(request, name) is None for name in values[0])
+        for values in method_named(options.method).axes(keep)
+        if all(getattr(options, name) is None for name in values[0])
     ]
 
 
@@ -111,7 +94,7 @@ def _long_rows(domain: Domain) -> Domain:
 
 def refine(
     checkpoint: Checkpoint,
-    request: PlanRequest,
+    options: PlanOptions,
     make: MakePlan,
     directory: Path,
     *,
@@ -119,31 +102,31 @@ def refine(
     dtype: torch.dtype,
     progress: Progress = QUIET,
 ) -> CompressionPlan:
-    """The plan with the least measured KL over the method's knobs; ``make`` plans a request.
+    """The plan with the least measured KL over the method's knobs; ``make`` plans the options.
 
-    The last request to ``make`` asks for the chosen plan again, with its frontier: by then
+    The last call of ``make`` asks for the chosen plan again, with its frontier: by then
     its trials are known.
 
     ``directory``: the statistics with their slice; refine.json is kept there. Raises UserError
     when the method has no knob left or there is no slice.
     """
     domains = load_slice(directory)
-    request = replace(request, frontier=False)
-    started, first = time.monotonic(), make(request)
+    options = replace(options, frontier=False)
+    started, first = time.monotonic(), make(options)
     if first.keep_ratio == 1.0:
         return first
-    axes = knobs(request, first.keep_ratio)
+    axes = knobs(options, first.keep_ratio)
     if not axes:
         raise UserError(
-            f"--method {request.method} has nothing to refine here", "leave --refine out"
+            f"--method {options.method} has nothing to refine here", "leave --refine out"
         )
     records = Records(directory, slice_digest(domains))
 
     measure = measure_on(
         checkpoint, domains, directory, device=device, dtype=dtype, progress=progress
     )
-    best, trials = _descend(request, first, axes, make, records, measure)
-    chosen = make(replace(request, **trials[best.digest].changes, frontier=True))
+    best, trials = _descend(options, first, axes, make, records, measure)
+    chosen = make(replace(options, **trials[best.digest].changes, frontier=True))
     return _with_record(chosen, trials, time.monotonic() - started)
 
 
@@ -174,7 +157,7 @@ def measure_on(
 
 
 def _descend(
-    request: PlanRequest,
+    options: PlanOptions,
     first: CompressionPlan,
     axes: Sequence[Sequence[Changes]],
     make: MakePlan,
@@ -187,7 +170,7 @@ def _descend(
     for values in axes:
         candidates = {best.digest: (chosen, best)}
         for value in values:
-            plan = make(replace(request, **chosen, **value))
+            plan = make(replace(options, **chosen, **value))
             candidates.setdefault(plan.digest, ({**chosen, **value}, plan))
         trials |= measured(candidates, records, measure)
         winner = min(candidates, key=lambda digest: trials[digest].mean_kl)
@@ -205,8 +188,8 @@ def _with_record(
         "seconds": round(seconds, 1),
         "tried": [trial.to_json() for trial in tried],
     }
-    recipe = {**plan.recipe, "chosen_by": "measured KL on held-out text", "refined": refined}
-    return replace(plan, recipe=recipe)
+    chosen_by = "measured KL on held-out text"
+    return replace(plan, record=replace(plan.record, chosen_by=chosen_by, refined=refined))
 
 
 def slice_digest(domains: Sequence[Domain]) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.coverage import Coverage
     from tenp_edge.inspection import ModelSummary, PartSize
     from tenp_edge.plan import CompressionPlan
+    from tenp_edge.record import PlanRecord
     from tenp_edge.statistics import Statistics
     from tenp_edge.typecosts import TypeCosts
 
@@ -94,7 +95,7 @@ def memory(plan: CompressionPlan) -> Table:
         )
         if key in plan.memory
     ]
-    if plan.recipe.get("budget_bytes"):
+    if plan.record.budget_bytes:
         rows.append(("headroom", format_size(plan.memory["headroom_bytes"])))
         rows.append(("budget", format_size(plan.memory["budget_bytes"])))
     source = plan.memory.get("source")
@@ -132,38 +133,38 @@ def _describe_widths(row: Sequence[int], full: int) -> str:
     return ", ".join(parts)
 
 
-def _recipe_lines(plan: CompressionPlan) -> list[str]:
-    recipe = plan.recipe
+def _record_lines(plan: CompressionPlan) -> list[str]:
+    record, trapezoid = plan.record, plan.record.trapezoid
     lines = [
-        f"{recipe['method']}: keeps {percent(plan.keep_ratio)} of the routed-expert neurons (rho), "
-        f"{percent(recipe['model_retention'])} of the model's parameters",
+        f"{record.method}: keeps {percent(plan.keep_ratio)} of the routed-expert neurons (rho), "
+        f"{percent(record.model_retention)} of the model's parameters",
     ]
-    if recipe.get("quant"):
-        lines.append(_type_line(recipe))
-    if "whole_share" in recipe:
+    if record.quant:
+        lines.append(_type_line(record))
+    if trapezoid is not None:
         lines.append(
-            f"trapezoid: {percent(recipe['whole_share'])} of the experts whole (alpha), the others "
-            f"{recipe['narrow_width']} wide (beta {recipe['beta']:.2f}), shape "
-            f"{recipe['shallow']:g} -> {recipe['deep']:g} by {recipe['chosen_by']}"
+            f"trapezoid: {percent(trapezoid.whole_share)} of the experts whole (alpha), the others "
+            f"{trapezoid.narrow_width} wide (beta {trapezoid.beta:.2f}), shape "
+            f"{trapezoid.shallow:g} -> {trapezoid.deep:g} by {record.chosen_by}"
         )
-    if "predicted_kl" in recipe and plan.keep_ratio < 1:
-        lines += _choice_lines(recipe)
-    if recipe.get("active_ratio") is not None:
-        lines.append(f"R_active: {percent(recipe['active_ratio'])} of the routed width per token")
+    if record.predicted_kl is not None and plan.keep_ratio < 1:
+        lines += _choice_lines(record, record.predicted_kl)
+    if record.active_ratio is not None:
+        lines.append(f"R_active: {percent(record.active_ratio)} of the routed width per token")
     if plan.memory.get("tokens_per_second"):
         speed = plan.memory["tokens_per_second"]
         lines.append(f"decode: about {_rounded(speed)} tokens/s, by memory bandwidth (an estimate)")
     return lines
 
 
-def _choice_lines(recipe: Mapping[str, Any]) -> list[str]:
+def _choice_lines(record: PlanRecord, kl: float) -> list[str]:
     """What the plan will cost, and why it is this one."""
-    sized = "asked for" if recipe["budget_bytes"] is None else "the largest within the budget"
-    by_type = f" by pruning, {recipe['type_kl']:.2g} by the type" if "type_kl" in recipe else ""
-    lines = [
-        f"predicted KL: about {recipe['predicted_kl']:.2g} nats a token{by_type}; size: {sized}"
-    ]
-    refined = recipe.get("refined")
+    sized = "asked for" if record.budget_bytes is None else "the largest within the budget"
+    by_type = ""
+    if record.type_kl is not None:
+        by_type = f" by pruning, {record.type_kl:.2g} by the type"
+    lines = [f"predicted KL: about {kl:.2g} nats a token{by_type}; size: {sized}"]
+    refined = record.refined
     if refined:
         best, *others = refined["tried"]
         worst = max((trial["mean_kl"] for trial in others), default=best["mean_kl"])
@@ -184,21 +185,21 @@ def frontier(plan: CompressionPlan) -> Table:
             f"{point['predicted_kl']:.2g}",
             "<- chosen" if point["chosen"] else "",
         )
-        for point in plan.recipe["frontier"]
+        for point in plan.record.frontier
     ]
     columns = ("peak RSS", "neurons kept", "predicted KL", "")
-    return table(f"Frontier of {plan.recipe['method']}", columns, rows)
+    return table(f"Frontier of {plan.record.method}", columns, rows)
 
 
-def _type_line(recipe: Mapping[str, Any]) -> str:
+def _type_line(record: PlanRecord) -> str:
     """The tensor type, and where it was chosen by us, why and among what."""
-    chosen = recipe.get("type_choice")
+    chosen = record.type_choice
     if chosen is None:
-        return f"type: {recipe['quant']}"
+        return f"type: {record.quant}"
     if "types" in chosen:  # a table follows
-        return f"type: {recipe['quant']}, {chosen['reason']}"
+        return f"type: {record.quant}, {chosen['reason']}"
     kept = ", ".join(f"{name} about {percent(share)}" for name, share in chosen["kept"].items())
-    return f"type: {recipe['quant']}, {chosen['reason']} (would keep: {kept})"
+    return f"type: {record.quant}, {chosen['reason']} (would keep: {kept})"
 
 
 def type_tables(choice: Mapping[str, Any]) -> list[Table]:
@@ -231,12 +232,12 @@ def _rounded(value: float) -> str:
 
 def plan_report(plan: CompressionPlan) -> RenderableType:
     """The plan as printed by ``tenp-edge plan``: choice, memory, widths, files."""
-    choice = plan.recipe.get("type_choice") or {}
-    notes = [*plan.recipe.get("notes", ()), *([choice["note"]] if choice.get("note") else [])]
-    lines = [*_recipe_lines(plan), *(f"note: {note}" for note in notes)]
+    choice = plan.record.type_choice or {}
+    notes = [*plan.record.notes, *([choice["note"]] if choice.get("note") else [])]
+    lines = [*_record_lines(plan), *(f"note: {note}" for note in notes)]
     parts: list[RenderableType] = [Text("\n".join(lines)), memory(plan)]
     parts += type_tables(choice) if "types" in choice else []
-    parts += [frontier(plan)] if plan.recipe.get("frontier") else []
+    parts += [frontier(plan)] if plan.record.frontier else []
     parts.append(widths(plan))
     if plan.files:
         rows = [(name, f"{size:,}", format_size(size)) for name, size in plan.files.items()]

@@ -57,8 +57,8 @@ def repaired_down(
     factor, failed = torch.linalg.cholesky_ex(own)
     if failed:
         raise UserError(
-            f"--repair-ridge {ridge:g} is too small: an expert's moments are singular",
-            f"--repair-ridge {RIDGE:g}",
+            f"--set repair-ridge={ridge:g} is too small: an expert's moments are singular",
+            f"--set repair-ridge={RIDGE:g}",
         )
     # [S, C]: how much of each cut neuron each retained one takes over.
     shares = torch.cholesky_solve(moments[kept][:, cut], factor)

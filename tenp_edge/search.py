@@ -1,13 +1,13 @@
-"""Allocators bound to a model, the choice of the trapezoid, and the largest plan that fits.
+"""Allocators bound to a model, and the choice of the trapezoid.
 
-An allocator turns a budget of neurons into the largest legal plan of its method within it. The
-search then looks for the largest neuron budget whose priced plan stays within the bytes.
+An allocator turns a budget of neurons into the largest legal plan of its method within it; `budget`
+looks for the largest neuron budget whose priced plan stays within the bytes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,7 +25,6 @@ ALPHA_SHARES = (0.25, 0.375, 0.5, 0.625, 0.75)
 SLOPES = ((1.0, 2.0), (1.0, 1.0), (2.0, 1.0), (1.0, 3.0), (3.0, 1.0), (1.0, 1.5), (1.5, 1.0))
 MIDDLES = (1.0, 0.5, 2.0)
 PAPER_SHARE, PAPER_SHAPE = 0.5, Shape(1.0, 2.0, 1.0)
-_INTERPOLATIONS = 3  # the second already lies within a thousandth of a 30B shape's budget
 
 
 class Allocator(Protocol):
@@ -146,10 +145,12 @@ class Free:
         self.least_neurons = space.total_experts * space.legal_widths[0] + guarded
 
     def widths(self, neurons: int) -> Widths:
-        widths: Widths = {}
+        size, widths = self.space.experts, Widths()
         for pool, share in zip(self.pools, self._shares(neurons), strict=True):
-            left = neurons - sum(map(sum, widths.values()))
-            widths |= self._pool_widths(pool, min(share, left))
+            left = min(share, neurons - sum(map(sum, widths.values())))
+            gains, least = self._ranked(pool, left)
+            flat = allocation.free(self.space, left, gains, least).tolist()
+            widths |= {la: tuple(flat[i * size : (i + 1) * size]) for i, la in enumerate(pool)}
         return widths
 
     def _shares(self, neurons: int) -> list[int]:
@@ -173,8 +174,9 @@ class Free:
         guarded = sum(layer in pool for layer, _ in self.super_experts)
         return len(pool) * self.space.experts * low + guarded * (full - low)
 
-    def _pool_widths(self, pool: Sequence[int], neurons: int) -> Widths:
-        """The layers of one ranking: pinned widths for unreached experts, steps for the others."""
+    def _ranked(self, pool: Sequence[int], neurons: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gains [experts, legal widths] of the layers of one ranking, and the legal width that each
+        expert starts from: pinned for unreached experts."""
         size, legal = self.space.experts, self.space.legal_widths
         gains = torch.cat([self._gains(layer) for layer in pool])
         tokens = torch.cat([self.evidence.layers[layer].tokens for layer in pool])
@@ -190,8 +192,7 @@ class Free:
                     least[i * size + expert] = len(legal) - 1
         if int(torch.tensor(legal)[least].sum()) > neurons:  # the whole ones leave less than even
             least = torch.where(least == len(legal) - 1, least, 0)
-        flat = allocation.free(self.space, neurons, gains, least).tolist()
-        return {la: tuple(flat[i * size : (i + 1) * size]) for i, la in enumerate(pool)}
+        return gains, least
 
     def _gains(self, layer: int) -> torch.Tensor:
         """[experts, legal widths]: value of keeping each expert at each width."""
@@ -264,49 +265,3 @@ def _losses_by_count(evidence: Evidence, space: Space, narrow: int) -> list[torc
         lost = found.losses[list(found.ranking), column]
         tables.append(torch.cat([lost.flip(0).cumsum(0).flip(0), torch.zeros(1).double()]))
     return tables
-
-
-# -- fitting the bytes -----------------------------------------------------------------------------
-
-
-def largest_fitting(
-    least: int,
-    most: int,
-    step: int,
-    price: Callable[[int], int],
-    budget: int,
-    near: int | None = None,
-    tolerance: int = 1,
-) -> int:
-    """The largest of least, least + step, ... below ``most`` whose price is within ``budget``.
-
-    price(least) <= budget < price(most). Bytes are nearly linear in neurons, so the first guesses
-    are interpolated (the first of all is ``near``, where there is a better one); the bracket then
-    doubles away from the last and is bisected, which leaves few prices to work out and an exact
-    answer wherever prices rise. With a ``tolerance`` it may be so many steps short of the largest.
-    """
-    low, high = 0, -(-(most - least) // step)
-    low_price, high_price = price(least), price(most)
-    fits, probe = True, None if near is None else (near - least) // step
-    for _ in range(_INTERPOLATIONS):
-        if high - low <= tolerance:
-            break
-        if probe is None:
-            part = (budget - low_price) * (high - low) // max(high_price - low_price, 1)
-            probe = low + part
-        probe = min(max(probe, low + 1), high - 1)
-        found = price(least + probe * step)
-        fits = found <= budget
-        if fits:
-            low, low_price = probe, found
-        else:
-            high, high_price = probe, found
-        probe = None
-    reach = tolerance
-    while high - low > tolerance:
-        near = low + reach if fits else high - reach
-        reach *= 2
-        probe = near if low < near < high else (low + high) // 2
-        fits = price(least + probe * step) <= budget
-        low, high = (probe, high) if fits else (low, probe)
-    return least + low * step

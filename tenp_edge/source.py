@@ -91,7 +91,7 @@ class ModelSource:
         """The run that the plan was made for: of the plan, or as a pruned checkpoint says."""
         if self.plan is None:
             return PlannedRun.from_json((self.config.raw.get("tenp") or {}).get("run"))
-        memory, budget = self.plan.memory, self.plan.recipe.get("budget_bytes")
+        memory, budget = self.plan.memory, self.plan.record.budget_bytes
         return PlannedRun.from_json({**memory, "ram_budget": budget or 0})
 
     @cached_property

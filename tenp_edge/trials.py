@@ -94,7 +94,8 @@ def measured(candidates: Candidates, records: Records, measure: Measure) -> dict
 
 
 def _trial(changes: Changes, plan: CompressionPlan, kl: MeasuredKL, seconds: float) -> Trial:
-    loss = plan.recipe["predicted_loss"]
+    loss = plan.record.predicted_loss
+    assert loss is not None, "plans that are measured name their neurons"
     return Trial(changes, plan.keep_ratio, loss, kl.mean, seconds, kl.sequences)
 
 

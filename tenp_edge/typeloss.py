@@ -20,8 +20,8 @@ import torch
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.evaluator import LayerCache, Measured, measure_variants
-from tenp_edge.frontier import POWER
 from tenp_edge.importance import Importance
+from tenp_edge.kl_law import POWER
 from tenp_edge.models import ModelConfig, expected_tensors
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.refine import load_slice, slice_digest

@@ -12,7 +12,7 @@ from tenp_edge.domains import most_tokens
 from tenp_edge.forward import choose_device, choose_dtype
 from tenp_edge.inspection import inspect_model
 from tenp_edge.locking import one_writer
-from tenp_edge.options import CalibrationOptions
+from tenp_edge.options import CalibrationOptions, ComputeOptions
 from tenp_edge.progress import Progress
 from tenp_edge.refine import load_slice, stored_slice
 from tenp_edge.registry import ExportOptions, exporter, measured_quants
@@ -25,9 +25,7 @@ from tenp_edge.typeloss import TypeJob, measure_types, measuring_seconds, missin
 CHEAP_SECONDS = 60
 
 
-def exactly(
-    checkpoint: Checkpoint, compute: CalibrationOptions
-) -> tuple[torch.device, torch.dtype]:
+def exactly(checkpoint: Checkpoint, compute: ComputeOptions) -> tuple[torch.device, torch.dtype]:
     """In float32 unless asked otherwise, as in validate: bf16 flips near-tied routing."""
     device = choose_device(compute.device)
     kind = "float32" if compute.dtype == "auto" else compute.dtype

@@ -61,3 +61,11 @@ def nats(value: float) -> str:
     """Four places, and three digits below a hundredth: models that lose next to nothing
     still differ in it."""
     return f"{value:.4f}" if value == 0 or value >= 0.01 else f"{value:#.3g}"
+
+
+def write_size(nbytes: int) -> str:
+    """``nbytes`` exactly, in the largest binary unit that divides it: "8GiB", `parse_size` back."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if nbytes % scale == 0:
+            return f"{nbytes // scale}{unit}"
+    return f"{nbytes}B"

@@ -25,16 +25,18 @@ from tenp_edge.inspection import inspect_model
 from tenp_edge.locking import one_writer, one_writer_of
 from tenp_edge.mended import Mended
 from tenp_edge.mending import MendRules, mend
+from tenp_edge.methods import method_named
 from tenp_edge.options import (
     CalibrationOptions,
+    CompressOptions,
+    ComputeOptions,
     MeasureOptions,
-    PlanOptions,
     ValidationOptions,
     choose_profile,
-    plan_request,
+    require_size,
 )
 from tenp_edge.plan import CompressionPlan, load_plan
-from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.planner import ExtraFiles, make_plan
 from tenp_edge.probes import KEEPS, WAYS, probe
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.pruned import PrunedBy
@@ -52,6 +54,7 @@ from tenp_edge.refine import (
 )
 from tenp_edge.registry import ExportData, ExportOptions, Manifest, exporter
 from tenp_edge.source import ModelSource
+from tenp_edge.spec import PlanOptions
 from tenp_edge.statistics import Statistics, load_statistics, merge_statistics
 from tenp_edge.text_batch import Domain
 from tenp_edge.timing import operations_per_second, shown_seconds
@@ -183,7 +186,7 @@ def probe_if_short(
         return
     device, dtype = exactly(checkpoint, compute)
 
-    def make(asked: PlanRequest) -> CompressionPlan:
+    def make(asked: PlanOptions) -> CompressionPlan:
         return make_plan(checkpoint, this_machine(), asked, statistics)
 
     measure = measure_on(
@@ -203,55 +206,76 @@ def _probing_seconds(
 
 
 def run_plan(
-    model: Path,
+    model: Path | Checkpoint,
     options: PlanOptions,
-    statistics: Path | None = None,
-    seed: int = 0,
-    compute: CalibrationOptions | None = None,
+    statistics: Path | Statistics | None = None,
+    compute: ComputeOptions | None = None,
     progress: Progress = QUIET,
+    *,
+    beside: Path | None = None,
+    extra_files: ExtraFiles | None = None,
 ) -> CompressionPlan:
-    """Decide the widths (and, with statistics, the neurons). Runs the model only to refine."""
-    checkpoint = Checkpoint(model)
-    profile = choose_profile(options)
-    request = plan_request(options, profile, seed)
-    if statistics is None:
-        if options.refine:
-            raise UserError(
-                "--refine measures plans, which need neurons",
-                "--calibration WORK (tenp-edge calibrate)",
-            )
-        return make_plan(checkpoint, profile, request, confirm=True)
-    stats = load_statistics(statistics, checkpoint.fingerprint, checkpoint.config)
+    """Decide the widths (and, with statistics, the neurons). Runs the model only to refine.
 
-    def make(asked: PlanRequest) -> CompressionPlan:
+    ``beside``: where the text held out from the calibration lies, with what was measured on it; the
+    directory of ``statistics`` unless told otherwise. ``extra_files`` as in `planner.make_plan`.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint(model)
+    require_size(options)
+    profile, compute = choose_profile(options), compute or ComputeOptions()
+    options = replace(options, seed=compute.seed, frontier=True)
+    if isinstance(statistics, Path):
+        beside = beside or statistics
+        statistics = load_statistics(statistics, checkpoint.fingerprint, checkpoint.config)
+    if options.refine and (statistics is None or beside is None):
+        raise UserError(
+            "--refine measures plans, which need neurons",
+            "--calibration WORK (tenp-edge calibrate)",
+        )
+
+    def make(asked: PlanOptions) -> CompressionPlan:
         return make_plan(
             checkpoint,
             profile,
             asked,
-            stats,
-            measured=known_trials(statistics),
+            statistics,
+            extra_files,
+            measured=known_trials(beside) if beside else (),
             confirm=asked.frontier,
-            costs=costs_of(checkpoint, statistics),
+            costs=costs_of(checkpoint, beside) if beside else None,
         )
 
-    if not options.refine:
-        return make(request)
-    wanted = compute or CalibrationOptions()
-    return refine_into(checkpoint, request, make, statistics, wanted, progress)
+    if options.refine and beside is not None:
+        return refine_into(checkpoint, options, make, beside, compute, progress)
+    return make(options)
+
+
+def mend_rules(options: CompressOptions) -> MendRules | None:
+    """What the options ask for; None where no weight is to change."""
+    by_default = method_named(options.plan.method).repaired
+    repair = by_default if options.repair is None else options.repair
+    if options.repair_ridge is not None and not repair:
+        raise UserError("repair-ridge says how to repair, and nothing is repaired", "--repair")
+    if not repair and options.heal is None:
+        return None
+    ridge = {} if options.repair_ridge is None else {"repair_ridge": options.repair_ridge}
+    rules = MendRules(repair=repair, heal=options.heal, **ridge)
+    rules.check()
+    return rules
 
 
 def refine_into(
     checkpoint: Checkpoint,
-    request: PlanRequest,
+    options: PlanOptions,
     make: MakePlan,
     directory: Path,
-    compute: CalibrationOptions,
+    compute: ComputeOptions,
     progress: Progress,
 ) -> CompressionPlan:
     device, dtype = exactly(checkpoint, compute)
     with one_writer(directory):
         return refine(
-            checkpoint, request, make, directory, device=device, dtype=dtype, progress=progress
+            checkpoint, options, make, directory, device=device, dtype=dtype, progress=progress
         )
 
 
@@ -382,7 +406,7 @@ def run_validate(
     reference: Path,
     candidate: Path,
     options: ValidationOptions,
-    calibration: CalibrationOptions | None = None,
+    compute: ComputeOptions | None = None,
     progress: Progress = QUIET,
     pruned_by: PrunedBy | None = None,
     measure: MeasureOptions | None = None,
@@ -392,7 +416,7 @@ def run_validate(
     ``pruned_by``: where the pruned model is, when that is not beside ``candidate``; ``measure``:
     the run of a GGUF whose peak memory is measured.
     """
-    compute, checkpoint = calibration or CalibrationOptions(), Checkpoint(reference)
+    compute, checkpoint = compute or ComputeOptions(), Checkpoint(reference)
     threads = options.threads or this_machine().threads
     limit = checkpoint.config.max_position_embeddings
     memory_run = (measure or MeasureOptions()).run(limit, threads)

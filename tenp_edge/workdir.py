@@ -36,6 +36,7 @@ OUTPUTS = (
     "model.gguf",
     "plan.json",
     "plan.safetensors",
+    "recipe.toml",
     "validation.json",
     "onnx.partial",
     "model.gguf.partial",

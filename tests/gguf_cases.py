@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from tenp_edge.checkpoint import Checkpoint, TensorEntry, dtype_name, plan_shards, write_shards
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.plan import CompressionPlan, Widths
+from tenp_edge.record import PlanRecord
 from tenp_edge.registry import ExportOptions, Manifest
 from tenp_edge.runtime.llamacpp import LlamaCppModel
 from tenp_edge.source import ModelSource
@@ -50,7 +51,7 @@ def random_plan(checkpoint: Checkpoint, kind: str) -> CompressionPlan:
         full_width=full,
         widths=widths,
         retained=retained,
-        recipe={"method": kind},
+        record=PlanRecord(method=kind),
     )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.plan import CompressionPlan, Widths
+from tenp_edge.record import PlanRecord
 
 
 def plan_for(checkpoint: Checkpoint, widths: Widths, seed: int = 0) -> CompressionPlan:
@@ -27,7 +28,7 @@ def plan_for(checkpoint: Checkpoint, widths: Widths, seed: int = 0) -> Compressi
         full_width=config.moe_intermediate_size,
         widths=widths,
         retained=retained,
-        recipe={"method": "given"},
+        record=PlanRecord(method="given"),
     )
 
 

@@ -15,22 +15,23 @@ from tenp_edge.devices import DeviceProfile, this_machine
 from tenp_edge.errors import UserError
 from tenp_edge.footprint import KV_TYPES
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.planner import make_plan
+from tenp_edge.spec import PlanOptions
 from tenp_edge.units import parse_size
 
 MIB = 2**20
-_WAY = re.compile(r"--(context|kv-type|ubatch|quant|ram) (\S+)(?: \(([\d.]+ \w+)\))?")
+_WAY = re.compile(r"--(?:set )?(context|kv-type|ubatch|quant|ram)[ =](\S+)(?: \(([\d.]+ \w+)\))?")
 
 
 def refused(
-    model: Checkpoint, device: DeviceProfile, request: PlanRequest, confirm: bool = True
+    model: Checkpoint, device: DeviceProfile, request: PlanOptions, confirm: bool = True
 ) -> tuple[str, str]:
     with pytest.raises(UserError) as caught:
         make_plan(model, device, request, confirm=confirm)
     return caught.value.message, caught.value.hint or ""
 
 
-def changed(request: PlanRequest, flag: str, value: str) -> PlanRequest:
+def changed(request: PlanOptions, flag: str, value: str) -> PlanOptions:
     """``request`` with one flag as a user would type it."""
     if flag == "ram":
         return replace(request, budget_bytes=parse_size(value))
@@ -39,12 +40,14 @@ def changed(request: PlanRequest, flag: str, value: str) -> PlanRequest:
 
 
 def follow(
-    model: Checkpoint, device: DeviceProfile, request: PlanRequest
+    model: Checkpoint, device: DeviceProfile, request: PlanOptions
 ) -> dict[str, CompressionPlan]:
     """Every way that the refusal of ``request`` prints, and the plan that it gives."""
     _message, hint = refused(model, device, request)
     ways = _WAY.findall(hint)
-    assert " or ".join(f"--{f} {v}" + (f" ({s})" if s else "") for f, v, s in ways) == hint
+    written = [f"--set {f}={v}" if f == "ubatch" else f"--{f} {v}" for f, v, _ in ways]
+    sizes = [f" ({size})" if size else "" for _, _, size in ways]
+    assert " or ".join(map("".join, zip(written, sizes, strict=True))) == hint
     found = {}
     for flag, value, size in ways:
         asked = changed(request, flag, value)
@@ -58,7 +61,7 @@ def follow(
 
 def smallest(model: Checkpoint, device: DeviceProfile, **choices: object) -> int:
     """Bytes of the smallest plan, as a refusal names them."""
-    request = PlanRequest(budget_bytes=MIB, method="adaptive", **choices)  # type: ignore[arg-type]
+    request = PlanOptions(budget_bytes=MIB, method="adaptive", **choices)  # type: ignore[arg-type]
     message, _ = refused(model, device, request)
     found = re.search(r"needs (\S+ \S+) with", message)
     assert found is not None
@@ -77,7 +80,7 @@ def test_the_ways_out_of_a_tiny_model_lead_out(wide: Checkpoint) -> None:
     device = replace(this_machine(), context=16384, threads=1)
     least = smallest(wide, device)
     cache = 3 * 16384 * 2 * KV_TYPES["F16"].row_bytes(4 * 64)
-    found = follow(wide, device, PlanRequest(least - cache // 4, method="adaptive"))
+    found = follow(wide, device, PlanOptions(budget_bytes=least - cache // 4, method="adaptive"))
     assert {"context", "kv-type", "ram"} <= set(found)
     assert found["context"].memory["context"] == 8192
     assert found["kv-type"].memory["kv_bytes"] < 0.6 * cache
@@ -87,17 +90,19 @@ def test_the_ways_out_of_the_bundled_model_lead_out() -> None:
     model = Checkpoint(Path(str(files("tenp_edge") / "demo_model")))
     device = replace(this_machine(), threads=1)
     least = smallest(model, device)
-    request = PlanRequest(least - MIB, method="adaptive")
+    request = PlanOptions(budget_bytes=least - MIB, method="adaptive")
     assert {"ubatch", "ram"} <= set(follow(model, device, request))
     least = smallest(model, device, quant="F16")
-    typed = follow(model, device, PlanRequest(least - MIB // 4, method="adaptive", quant="F16"))
-    assert typed["quant"].recipe["quant"] not in ("F32", "F16", "BF16")
+    typed = follow(
+        model, device, PlanOptions(budget_bytes=least - MIB // 4, method="adaptive", quant="F16")
+    )
+    assert typed["quant"].record.quant not in ("F32", "F16", "BF16")
 
 
 def test_nobody_short_of_memory_is_offered_a_larger_type(wide: Checkpoint) -> None:
     device = replace(this_machine(), context=512, threads=1)
     for quant in ("Q2_K", "Q8_0"):
-        request = PlanRequest(quant=quant, method="adaptive")
+        request = PlanOptions(quant=quant, method="adaptive")
         least = smallest(wide, device, quant=quant)
         _, hint = refused(wide, device, replace(request, budget_bytes=least - MIB // 8))
         offered = re.findall(r"--quant (\w+)", hint)
@@ -105,19 +110,23 @@ def test_nobody_short_of_memory_is_offered_a_larger_type(wide: Checkpoint) -> No
 
 
 def test_a_context_that_the_model_does_not_know(wide: Checkpoint) -> None:
-    message, hint = refused(wide, this_machine(), PlanRequest(keep=1.0, context=16385))
+    message, hint = refused(
+        wide, this_machine(), PlanOptions(keep=1.0, context=16385, method="tenp")
+    )
     assert message == "--context 16385 is more than the 16384 tokens that the model knows"
     assert hint == "--context 16384"
-    plan = make_plan(wide, replace(this_machine(), context=32768), PlanRequest(keep=1.0))
+    plan = make_plan(
+        wide, replace(this_machine(), context=32768), PlanOptions(keep=1.0, method="tenp")
+    )
     assert plan.memory["context"] == 16384
-    assert plan.recipe["notes"][0] == (
+    assert plan.record.notes[0] == (
         "planned for a context of 16384: the model knows no more (this-machine would take 32768)"
     )
 
 
 def test_a_pinned_share_that_does_not_fit(wide: Checkpoint) -> None:
     device = replace(this_machine(), context=512, threads=1)
-    request = PlanRequest(keep=1.0, quant="Q8_0")
+    request = PlanOptions(keep=1.0, quant="Q8_0", method="tenp")
     needed = make_plan(wide, device, request).memory["total_bytes"]
     message, hint = refused(wide, device, replace(request, budget_bytes=needed - 1), confirm=False)
     assert message.startswith("--keep 1 needs ") and "; --ram allows " in message

@@ -14,6 +14,7 @@ from plans import ragged_plan
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.closing import closing
 from tenp_edge.plan import CompressionPlan
+from tenp_edge.record import PlanRecord
 from tenp_edge.source import ModelSource
 from tenp_edge.verdict import judge
 
@@ -65,10 +66,12 @@ def out(checkpoint_of: CheckpointOf, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def planned(checkpoint: Path, **recipe: Any) -> CompressionPlan:
+def planned(checkpoint: Path, **record: Any) -> CompressionPlan:
     return replace(
         ragged_plan(Checkpoint(checkpoint)),
-        recipe={"format": "gguf", "layout": "per-expert", "budget_bytes": 80 * MIB} | recipe,
+        record=PlanRecord(
+            **{"format": "gguf", "layout": "per-expert", "budget_bytes": 80 * MIB} | record
+        ),
         memory={"total_bytes": 79 * MIB, "context": 512, "device": "this-machine"},
         files={"model.gguf": 5 * MIB, "checkpoint/model.safetensors": 9 * MIB},
     )

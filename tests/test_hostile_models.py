@@ -219,7 +219,7 @@ def test_a_shard_of_an_impossible_name(model: Path) -> None:
         (lambda raw: raw.update(widths={}), "field 'widths'"),
         (lambda raw: raw["widths"]["0"].__setitem__(0, 97), "a width is outside 0..96"),
         (lambda raw: raw["model"].update(fingerprint=7), "field 'fingerprint'"),
-        (lambda raw: raw.update(recipe=[]), "field 'recipe'"),
+        (lambda raw: raw.update(record=[]), "field 'record'"),
         (lambda raw: raw.pop("files"), "field 'files'"),
         (lambda raw: raw.update(moe_intermediate_size="96"), "field 'moe_intermediate_size'"),
     ],

@@ -14,7 +14,8 @@ from test_calibration import domain, run
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import this_machine
 from tenp_edge.kinds import is_one_kind, use_apart
-from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.planner import make_plan
+from tenp_edge.spec import PlanOptions
 from tenp_edge.statistics import SEQUENCE_USE, Statistics, load_statistics, write_tensors
 
 NOTE = (
@@ -65,11 +66,11 @@ def test_plan_says_when_the_text_was_of_one_kind(qwen3: Checkpoint, tmp_path: Pa
     one = torch.full((6, experts), 100.0)
     two = one.clone()
     two[:3, : experts // 2] = 0
-    request = PlanRequest(keep=0.6, method="adaptive", neuron_score="relative")
+    request = PlanOptions(keep=0.6, method="adaptive", neuron_score="relative")
     for name, use, said in (("one", one, True), ("two", two, False)):
         statistics = statistics_with(use, qwen3, tmp_path / name)
         plan = make_plan(qwen3, this_machine(), request, statistics)
-        assert (NOTE in plan.recipe["notes"]) is said
+        assert (NOTE in plan.record.notes) is said
 
 
 def test_calibration_counts_by_sequence(

@@ -138,7 +138,7 @@ def test_a_ridge_below_the_arithmetic_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         repaired_down(torch.ones(2, 3), torch.tensor([0, 1]), moments, ridge=1e-15)
     assert caught.value.message == (
-        "--repair-ridge 1e-15 is too small: an expert's moments are singular"
+        "--set repair-ridge=1e-15 is too small: an expert's moments are singular"
     )
 
 
@@ -314,7 +314,7 @@ def test_one_chunk_is_too_little_to_heal_on(checkpoint_of: Make, tmp_path: Path)
     plan = plans.ragged_plan(checkpoint)
     with pytest.raises(UserError) as caught:
         mend(checkpoint, plan, short, tmp_path, MendRules(heal="routers"))
-    assert caught.value.message == "--heal holds text out, and no domain has 2 chunks"
+    assert caught.value.message == "heal holds text out, and no domain has 2 chunks"
     assert caught.value.hint == "--samples 8 and more text"
 
 
@@ -380,7 +380,7 @@ def test_a_mended_checkpoint_says_so_and_is_not_the_cut_one(
 
 # -- the command -----------------------------------------------------------------------------------
 
-QUICK = ("--samples", "6", "--seq-len", "64", "--eval-samples", "2", "--eval-seq-len", "64")
+QUICK = ("--samples", "6", "--seq-len", "64", "--set", "eval-samples=2", "--set", "eval-seq-len=64")
 
 
 @pytest.mark.parametrize("stored", ["checkpoint", "mended"])
@@ -391,7 +391,17 @@ def test_compress_repairs_heals_and_validates(
     checkpoint, or as plan.json with mended/."""
     model, out = checkpoint_of("qwen3_moe"), tmp_path / "out"
     more = ("--skip-checkpoint",) if stored == "mended" else ()
-    call = ("compress", model, "--keep", "0.5", "--quant", "F32", "--repair", "--heal", "routers")
+    call = (
+        "compress",
+        model,
+        "--keep",
+        "0.5",
+        "--quant",
+        "F32",
+        "--repair",
+        "--set",
+        "heal=routers",
+    )
     done = run(*call, *QUICK, *more, "-o", out, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -429,16 +439,16 @@ def test_nothing_cut_is_nothing_to_mend(checkpoint_of: Make, tmp_path: Path) -> 
     ("flags", "message"),
     [
         (
-            ("--no-repair", "--repair-ridge", "0.3"),
-            "error: --repair-ridge says how to repair, and nothing is repaired\ntry:   --repair\n",
+            ("--no-repair", "--set", "repair-ridge=0.3"),
+            "error: repair-ridge says how to repair, and nothing is repaired\ntry:   --repair\n",
         ),
         (
-            ("--repair", "--repair-ridge", "0"),
-            "error: --repair-ridge 0 is not above zero\ntry:   --repair-ridge 0.1\n",
+            ("--repair", "--set", "repair-ridge=0"),
+            "error: --set repair-ridge=0 is not above 0\ntry:   --set repair-ridge=0.1\n",
         ),
         (
-            ("--heal", "everything"),
-            "error: --heal everything is not known\ntry:   --heal routers or norms\n",
+            ("--set", "heal=everything"),
+            "error: --set heal=everything is not known\ntry:   --set heal=routers|norms\n",
         ),
     ],
 )

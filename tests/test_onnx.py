@@ -35,10 +35,11 @@ from tenp_edge.exporters.gguf import EXPORTER as GGUF
 from tenp_edge.exporters.onnx import EXPORTER
 from tenp_edge.exporters.onnx.rope import frequencies
 from tenp_edge.footprint import MemoryRun
-from tenp_edge.options import CalibrationOptions, CompressOptions, PlanOptions
+from tenp_edge.options import CalibrationOptions, CompressOptions
 from tenp_edge.pipeline import run_compress
 from tenp_edge.registry import ExportOptions
 from tenp_edge.source import ModelSource
+from tenp_edge.spec import PlanOptions
 from tenp_edge.units import format_size
 
 Make = Callable[[str], Path]

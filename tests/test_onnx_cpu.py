@@ -32,11 +32,12 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.onnx import EXPORTER
 from tenp_edge.loading import model_of
-from tenp_edge.options import CalibrationOptions, CompressOptions, PlanOptions
+from tenp_edge.options import CalibrationOptions, CompressOptions
 from tenp_edge.pipeline import run_compress
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.registry import ExportOptions
 from tenp_edge.source import ModelSource
+from tenp_edge.spec import PlanOptions
 
 Make = Callable[[str], Path]
 MLA_FAMILIES = ("deepseek_v2", "deepseek_v3")

@@ -24,12 +24,13 @@ from tenp_edge.exporters.onnx import EXPORTER
 from tenp_edge.exporters.onnx.targets import TARGETS
 from tenp_edge.pipeline import run_compress
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.planner import make_plan
 from tenp_edge.ranges import Ranges, Span, load_ranges
 from tenp_edge.ranging import measure_ranges
 from tenp_edge.registry import NO_DATA, ExportData, ExportOptions, FixedLengths, exporter
 from tenp_edge.runtime.onnx_model import OnnxModel
 from tenp_edge.source import ModelSource
+from tenp_edge.spec import PlanOptions
 from tenp_edge.text_batch import Domain
 from tenp_edge.verbs import run_export
 
@@ -69,7 +70,7 @@ def relative_rms(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def planned(checkpoint: Path, profile: str, **choices: object) -> CompressionPlan:
-    request = PlanRequest(keep=0.6, **choices)  # type: ignore[arg-type]
+    request = PlanOptions(keep=0.6, method="tenp", **choices)  # type: ignore[arg-type]
     return make_plan(Checkpoint(checkpoint), load_profile(profile), request, confirm=True)
 
 
@@ -77,19 +78,19 @@ def planned(checkpoint: Path, profile: str, **choices: object) -> CompressionPla
 def test_an_npu_profile_gives_lengths_and_compilers(checkpoint_of: Make, name: str) -> None:
     profile = load_profile(name)
     assert len(NPUS) >= 3 and profile.targets and set(profile.targets) <= set(TARGETS)
-    recipe = planned(checkpoint_of("qwen3_moe"), name).recipe
-    assert (recipe["format"], recipe["layout"], recipe["quant"]) == ("onnx", "static", "int8")
-    assert recipe["targets"] == list(profile.targets)
+    record = planned(checkpoint_of("qwen3_moe"), name).record
+    assert (record.format, record.layout, record.quant) == ("onnx", "static", "int8")
+    assert record.targets == profile.targets
     # The tiny model has 512 positions: the profile's context ends there.
-    assert recipe["lengths"] == {"batch": 1, "length": profile.ubatch, "past": 511}
+    assert record.lengths == {"batch": 1, "length": profile.ubatch, "past": 511}
 
 
 def test_flags_go_before_the_profile(checkpoint_of: Make) -> None:
     plan = planned(
         checkpoint_of("qwen3_moe"), "phone-nnapi", context=128, ubatch=16, batch=2, targets=("qnn",)
     )
-    assert plan.recipe["lengths"] == {"batch": 2, "length": 16, "past": 127}
-    assert plan.recipe["targets"] == ["qnn"]
+    assert plan.record.lengths == {"batch": 2, "length": 16, "past": 127}
+    assert plan.record.targets == ["qnn"]
     # 3 layers of 2 heads, keys and values of 32 floats, 127 places, 2 sequences: held once.
     assert plan.memory["kv_bytes"] == 3 * 2 * 2 * 32 * 4 * 127 * 2
 

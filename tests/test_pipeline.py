@@ -19,7 +19,7 @@ from tenp_edge.closing import closing
 from tenp_edge.pipeline import run_compress
 from tenp_edge.plan import load_plan
 
-QUICK = ("--samples", "2", "--seq-len", "64", "--eval-samples", "1", "--eval-seq-len", "64")
+QUICK = ("--samples", "2", "--seq-len", "64", "--set", "eval-samples=1", "--set", "eval-seq-len=64")
 OUTPUTS = {
     "calibration",
     "checkpoint",
@@ -28,10 +28,11 @@ OUTPUTS = {
     "model.gguf",
     "plan.json",
     "plan.safetensors",
+    "recipe.toml",
     "validation.json",
 }
 
-TIMED = ("validation.json", "manifest.json", "mended.json", "refine.json")
+TIMED = ("validation.json", "manifest.json", "mended.json", "refine.json", "recipe.toml")
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -138,7 +139,7 @@ def test_every_method_goes_the_whole_road(
         no_validate=True,
     )
     result = run_compress(checkpoint_of("qwen3_moe"), tmp_path / "out", options)
-    assert result.plan.recipe["method"] == method
+    assert result.plan.record.method == method
     assert result.plan.keep_ratio <= 0.625
     size = (tmp_path / "out" / "model.gguf").stat().st_size
     assert dict(result.plan.files) == {"model.gguf": size}
@@ -195,7 +196,15 @@ def test_successive_plans_from_what_the_first_plan_leaves(
     checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    flags = ("--keep", "0.6", *QUICK, "--skip-checkpoint", "--no-validate", "--successive")
+    flags = (
+        "--keep",
+        "0.6",
+        *QUICK,
+        "--skip-checkpoint",
+        "--no-validate",
+        "--set",
+        "successive=yes",
+    )
     done = run("compress", checkpoint_of("qwen3_moe"), *flags, "-o", out)
     assert done.returncode == 0, done.stderr
     stored = json.loads((out / "calibration-pruned" / "statistics.json").read_text())

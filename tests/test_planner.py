@@ -14,19 +14,20 @@ import torch
 import toy_exporter
 from synthetic import write_statistics
 
+from tenp_edge.budget import largest_fitting, make_space
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import DeviceProfile, this_machine
 from tenp_edge.errors import UserError
 from tenp_edge.evidence import Evidence, Scores
 from tenp_edge.insurance import PROTECTION
+from tenp_edge.methods import METHODS
 from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.plan import CompressionPlan, load_plan
-from tenp_edge.planner import METHODS, PlanRequest, make_plan
+from tenp_edge.planner import make_plan
 from tenp_edge.registry import ExportOptions, exporter
 from tenp_edge.saliency import prior_losses
-from tenp_edge.search import largest_fitting
-from tenp_edge.sizing import make_space
 from tenp_edge.source import pruned_config
+from tenp_edge.spec import PlanOptions
 from tenp_edge.statistics import LayerStatistics, Statistics
 
 MIB = 2**20
@@ -71,7 +72,7 @@ def check_legal(plan: CompressionPlan, checkpoint: Checkpoint, multiple: int = 3
     full = checkpoint.config.moe_intermediate_size
     for row in plan.widths.values():
         for width in row:
-            removed = width == 0 and plan.recipe["method"] == "drop"
+            removed = width == 0 and plan.record.method == "drop"
             assert removed or width == full or (width and width % multiple == 0)
     json.dumps(plan.to_json())
 
@@ -90,7 +91,7 @@ def test_keep_is_the_largest_legal_plan_not_above(
     checkpoint = Checkpoint(checkpoint_of(family))
     config = checkpoint.config
     statistics = write_statistics(tmp_path / "statistics", config, checkpoint.fingerprint)
-    request = PlanRequest(keep=keep, method=method, width_multiple=16)
+    request = PlanOptions(keep=keep, method=method, width_multiple=16)
     plan = make_plan(checkpoint, device, request, statistics)
     check_legal(plan, checkpoint, 16)
     if method == "drop":
@@ -103,7 +104,7 @@ def test_keep_is_the_largest_legal_plan_not_above(
     experts, full = config.num_experts * len(config.moe_layers), config.moe_intermediate_size
     step = {"enp": 16 * experts, "free": 16, "adaptive": 16}.get(method)
     if step is None:
-        step = full - plan.recipe.get("narrow_width", 0)
+        step = full - (plan.record.trapezoid.narrow_width if plan.record.trapezoid else 0)
     assert keep == 1.0 == plan.keep_ratio or plan.keep_ratio + step / (experts * full) > keep
 
 
@@ -111,10 +112,10 @@ def test_keep_is_the_largest_legal_plan_not_above(
 def test_budget_is_never_exceeded_and_rises_with_the_plan(
     qwen3: Checkpoint, device: DeviceProfile, statistics: Statistics, method: str
 ) -> None:
-    full = total(make_plan(qwen3, device, PlanRequest(keep=1.0)))
+    full = total(make_plan(qwen3, device, PlanOptions(keep=1.0, method="tenp")))
     ratios = []
     for missing in (480_000, 350_000, 200_000, 120_000, 50_000, 1, 0):
-        request = PlanRequest(budget_bytes=full - missing, method=method)
+        request = PlanOptions(budget_bytes=full - missing, method=method)
         plan = make_plan(qwen3, device, request, statistics)
         check_legal(plan, qwen3)
         assert total(plan) <= full - missing
@@ -125,9 +126,9 @@ def test_budget_is_never_exceeded_and_rises_with_the_plan(
 
 
 def test_one_more_whole_expert_would_not_fit(qwen3: Checkpoint, device: DeviceProfile) -> None:
-    full = total(make_plan(qwen3, device, PlanRequest(keep=1.0)))
-    plan = make_plan(qwen3, device, PlanRequest(budget_bytes=full - 300_000))
-    hidden, narrow = qwen3.config.hidden_size, plan.recipe["narrow_width"]
+    full = total(make_plan(qwen3, device, PlanOptions(keep=1.0, method="tenp")))
+    plan = make_plan(qwen3, device, PlanOptions(budget_bytes=full - 300_000, method="tenp"))
+    hidden, narrow = qwen3.config.hidden_size, plan.record.trapezoid.narrow_width
     assert plan.memory["headroom_bytes"] < (96 - narrow) * hidden * 3 * 2
 
 
@@ -137,7 +138,7 @@ def test_the_files_of_the_plan_are_the_manifest_of_the_pruned_model(
     plan = make_plan(
         qwen3,
         device,
-        PlanRequest(keep=0.5),
+        PlanOptions(keep=0.5, method="tenp"),
         extra_files=lambda plan: {
             "checkpoint/model.safetensors": sum(map(sum, plan.widths.values()))
         },
@@ -152,7 +153,7 @@ def test_gguf_of_every_layout_is_priced(qwen3: Checkpoint) -> None:
     profile = replace(this_machine(), tensor_types=("F32", "F16", "BF16", "Q8_0"))
     sizes = {}
     for layout in ("per-expert", "merged", "padded"):
-        plan = make_plan(qwen3, profile, PlanRequest(keep=0.7, layout=layout))
+        plan = make_plan(qwen3, profile, PlanOptions(keep=0.7, layout=layout, method="tenp"))
         sizes[layout] = sum(plan.files.values())
         check_legal(plan, qwen3)
     assert sizes["padded"] > sizes["per-expert"] > 0
@@ -161,31 +162,32 @@ def test_gguf_of_every_layout_is_priced(qwen3: Checkpoint) -> None:
 def test_merged_layout_takes_one_width(
     qwen3: Checkpoint, device: DeviceProfile, statistics: Statistics
 ) -> None:
-    plan = make_plan(qwen3, device, PlanRequest(keep=0.7, layout="merged"), statistics)
+    plan = make_plan(
+        qwen3, device, PlanOptions(keep=0.7, layout="merged", method="tenp"), statistics
+    )
     assert {width for row in plan.widths.values() for width in row} == {64}
-    assert plan.recipe["allocation"] == "uniform"
-    assert (
-        "the merged layout takes one width for all experts: uniform allocation"
-        in (plan.recipe["notes"])
+    assert plan.record.allocation == "uniform"
+    assert "the merged layout takes one width for all experts: uniform allocation" in (
+        plan.record.notes
     )
 
 
 def test_a_model_that_fits_is_left_whole(qwen3: Checkpoint, device: DeviceProfile) -> None:
-    plan = make_plan(qwen3, device, PlanRequest())
+    plan = make_plan(qwen3, device, PlanOptions(method="tenp"))
     assert plan.keep_ratio == 1.0
-    assert plan.recipe["fits_whole"] is True
-    assert plan.recipe["notes"] == ["the full model fits: nothing is cut"]
+    assert plan.record.fits_whole is True
+    assert plan.record.notes == ("the full model fits: nothing is cut",)
     assert plan.memory["budget_bytes"] == device.budget_bytes == 412 * MIB
 
 
 def test_without_calibration_the_paper_s_shape_by_bytes(
     qwen3: Checkpoint, device: DeviceProfile
 ) -> None:
-    plan = make_plan(qwen3, device, PlanRequest(keep=0.6))
+    plan = make_plan(qwen3, device, PlanOptions(keep=0.6, method="tenp"))
     assert plan.retained is None
-    assert plan.recipe["chosen_by"] == "bytes with the paper's shape"
-    assert (plan.recipe["shallow"], plan.recipe["deep"]) == (1.0, 2.0)
-    assert plan.recipe["whole_experts"] == [2, 3, 4]
+    assert plan.record.chosen_by == "bytes with the paper's shape"
+    assert (plan.record.trapezoid.shallow, plan.record.trapezoid.deep) == (1.0, 2.0)
+    assert plan.record.trapezoid.whole_experts == (2, 3, 4)
     assert plan.widths[0] == (96, 96, 32, 32, 32, 32, 32, 32)
 
 
@@ -201,10 +203,10 @@ def test_the_slope_goes_where_the_loss_is(
             stats["relative_activation_sq"].mul_(1000)
 
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
-    plan = make_plan(qwen3, device, PlanRequest(keep=0.6), statistics)
-    assert plan.recipe["chosen_by"] == "predicted loss"
-    assert (plan.recipe["slope"] > 0) is rises
-    counts = plan.recipe["whole_experts"]
+    plan = make_plan(qwen3, device, PlanOptions(keep=0.6, method="tenp"), statistics)
+    assert plan.record.chosen_by == "predicted loss"
+    assert (plan.record.trapezoid.slope > 0) is rises
+    counts = plan.record.trapezoid.whole_experts
     assert counts[busy] == max(counts) > counts[2 - busy]
 
 
@@ -214,31 +216,33 @@ def test_a_u_shape_is_found(qwen3: Checkpoint, device: DeviceProfile, tmp_path: 
             stats["relative_activation_sq"].mul_(1000)
 
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
-    plan = make_plan(qwen3, device, PlanRequest(keep=0.6), statistics)
-    assert plan.recipe["middle"] < 1
-    counts = plan.recipe["whole_experts"]
+    plan = make_plan(qwen3, device, PlanOptions(keep=0.6, method="tenp"), statistics)
+    assert plan.record.trapezoid.middle < 1
+    counts = plan.record.trapezoid.whole_experts
     assert counts[1] == min(counts) < max(counts)
 
 
 def test_the_choice_is_no_worse_than_any_pinned_shape(
     qwen3: Checkpoint, device: DeviceProfile, statistics: Statistics
 ) -> None:
-    chosen = make_plan(qwen3, device, PlanRequest(keep=0.6), statistics)
+    chosen = make_plan(qwen3, device, PlanOptions(keep=0.6, method="tenp"), statistics)
     for shallow, deep in ((1, 2), (2, 1), (1, 1)):
-        request = PlanRequest(keep=0.6, shallow=shallow, deep=deep, middle=1)
+        request = PlanOptions(keep=0.6, shallow=shallow, deep=deep, middle=1, method="tenp")
         pinned = make_plan(qwen3, device, request, statistics)
-        assert (pinned.recipe["shallow"], pinned.recipe["deep"]) == (shallow, deep)
-        assert chosen.recipe["predicted_loss"] <= pinned.recipe["predicted_loss"] + 1e-12
+        assert (pinned.record.trapezoid.shallow, pinned.record.trapezoid.deep) == (shallow, deep)
+        assert chosen.record.predicted_loss <= pinned.record.predicted_loss + 1e-12
 
 
 def test_flags_pin_alpha_and_multiple(
     qwen3: Checkpoint, device: DeviceProfile, statistics: Statistics
 ) -> None:
-    request = PlanRequest(keep=0.6, whole_share=0.25, width_multiple=8, shallow=1, deep=1)
+    request = PlanOptions(
+        keep=0.6, whole_share=0.25, width_multiple=8, shallow=1, deep=1, method="tenp"
+    )
     plan = make_plan(qwen3, device, request, statistics)
-    assert plan.recipe["whole_share"] == 0.25
-    assert plan.recipe["narrow_width"] == 40  # (0.6 - 0.25) / 0.75 * 96 = 44.8
-    assert plan.recipe["pinned"] == ["whole_share", "shallow", "deep"]
+    assert plan.record.trapezoid.whole_share == 0.25
+    assert plan.record.trapezoid.narrow_width == 40  # (0.6 - 0.25) / 0.75 * 96 = 44.8
+    assert plan.record.trapezoid.pinned == ("whole_share", "shallow", "deep")
 
 
 def test_best_experts_stay_whole_with_their_best_neurons(
@@ -249,7 +253,7 @@ def test_best_experts_stay_whole_with_their_best_neurons(
         stats["projection"][0] = torch.arange(96).double() - 50
 
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
-    plan = make_plan(qwen3, device, PlanRequest(keep=0.6), statistics)
+    plan = make_plan(qwen3, device, PlanOptions(keep=0.6, method="tenp"), statistics)
     assert plan.retained is not None
     for layer, row in plan.widths.items():
         assert row[7] == 96
@@ -270,16 +274,16 @@ def test_unreached_experts_stay_narrow_and_are_named(
                 value[3] = 0
 
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
-    plan = make_plan(qwen3, device, PlanRequest(keep=0.6), statistics)
-    assert plan.recipe["unreached"] == [[1, 3]]
-    assert plan.widths[1][3] == plan.recipe["narrow_width"] == 32
+    plan = make_plan(qwen3, device, PlanOptions(keep=0.6, method="tenp"), statistics)
+    assert plan.record.unreached == ((1, 3),)
+    assert plan.widths[1][3] == plan.record.trapezoid.narrow_width == 32
     assert plan.retained is not None
     norms = statistics.weight_norms(1)
     norm = torch.stack([norms[name][3] for name in norms]).norm(dim=0)
     assert plan.retained[1, 3].tolist() == sorted(norm.topk(32).indices.tolist())
-    free = make_plan(qwen3, device, PlanRequest(keep=0.7, method="free"), statistics)
+    free = make_plan(qwen3, device, PlanOptions(keep=0.7, method="free"), statistics)
     assert free.widths[1][3] == 64  # what a uniform plan would give it
-    removal = make_plan(qwen3, device, PlanRequest(keep=0.9, method="drop"), statistics)
+    removal = make_plan(qwen3, device, PlanOptions(keep=0.9, method="drop"), statistics)
     assert removal.widths[1][3] == 0
 
 
@@ -292,11 +296,11 @@ def test_active_ratio_by_hand(qwen3: Checkpoint, device: DeviceProfile, tmp_path
         stats["tenp"].copy_(stats["tokens"])
 
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
-    request = PlanRequest(keep=0.42, whole_share=0.125, shallow=1, deep=1, middle=1)
+    request = PlanOptions(keep=0.42, whole_share=0.125, shallow=1, deep=1, middle=1, method="tenp")
     plan = make_plan(qwen3, device, request, statistics)
-    assert plan.recipe["whole_experts"] == [1, 1, 1]
-    assert plan.recipe["active_ratio"] == pytest.approx(0.93 + 0.07 / 3)
-    assert plan.recipe["layer_retention"]["0"] == pytest.approx(0.125 + 0.875 / 3)
+    assert plan.record.trapezoid.whole_experts == (1, 1, 1)
+    assert plan.record.active_ratio == pytest.approx(0.93 + 0.07 / 3)
+    assert plan.record.layer_retention["0"] == pytest.approx(0.125 + 0.875 / 3)
 
 
 @pytest.mark.parametrize("ranking", ["global", "layer"])
@@ -307,7 +311,7 @@ def test_free_widths_follow_the_ranking(
         stats["gated_activation_sq"].mul_(10.0**layer)
 
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
-    request = PlanRequest(keep=0.6, method="free", ranking=ranking, width_multiple=8)
+    request = PlanOptions(keep=0.6, method="free", ranking=ranking, width_multiple=8)
     plan = make_plan(qwen3, device, request, statistics)
     layers = [sum(row) for row in plan.widths.values()]
     assert len({w for row in plan.widths.values() for w in row}) >= 3
@@ -339,7 +343,7 @@ def test_largest_fitting_is_exact_on_a_bent_price(budget: int) -> None:
 def refused(
     checkpoint: Checkpoint,
     device: DeviceProfile,
-    request: PlanRequest,
+    request: PlanOptions,
     statistics: Statistics | None = None,
 ) -> tuple[str, str | None]:
     with pytest.raises(UserError) as caught:
@@ -351,22 +355,24 @@ def test_an_infeasible_profile_names_what_would_fit(
     qwen3: Checkpoint, device: DeviceProfile
 ) -> None:
     small = replace(device, memory_bytes=103 * MIB, context=4096)
-    assert refused(qwen3, small, PlanRequest()) == (
+    assert refused(qwen3, small, PlanOptions(method="tenp")) == (
         "the smallest plan needs 4.91 MiB with --context 4096; toy-device leaves 3.00 MiB",
         "--context 1024 (2.47 MiB) or --ram 4.92MiB",
     )
 
 
 def test_an_infeasible_budget_names_other_types(qwen3: Checkpoint, device: DeviceProfile) -> None:
-    message, hint = refused(qwen3, device, PlanRequest(budget_bytes=2_450_000))
+    message, hint = refused(qwen3, device, PlanOptions(budget_bytes=2_450_000, method="tenp"))
     assert message == "the smallest plan needs 2.47 MiB with --context 1024; --ram allows 2.34 MiB"
     assert hint == (
         "--context 512 (2.07 MiB) or --kv-type Q8_0 (2.12 MiB) or --quant NARROW (2.24 MiB) "
         "or --ram 2.48MiB"
     )
-    plan = make_plan(qwen3, device, PlanRequest(budget_bytes=2_450_000, quant="NARROW"))
+    plan = make_plan(
+        qwen3, device, PlanOptions(budget_bytes=2_450_000, quant="NARROW", method="tenp")
+    )
     assert total(plan) <= 2_450_000
-    smallest = make_plan(qwen3, device, PlanRequest(budget_bytes=int(2.48 * MIB)))
+    smallest = make_plan(qwen3, device, PlanOptions(budget_bytes=int(2.48 * MIB), method="tenp"))
     assert smallest.keep_ratio == pytest.approx(1 / 3)
 
 
@@ -374,59 +380,75 @@ def test_an_infeasible_budget_names_other_types(qwen3: Checkpoint, device: Devic
     ("request_", "message", "hint"),
     [
         (
-            PlanRequest(keep=0.3),
+            PlanOptions(keep=0.3, method="tenp"),
             "--keep 0.3 is below the smallest legal plan, 0.3333 "
             "(cut experts are at least 32 of 96 neurons wide)",
-            "--keep 0.3334 or a smaller --width-multiple",
-        ),
-        (PlanRequest(keep=1.2), "--keep 1.2 is not a share of the experts", "--keep 0.6"),
-        (PlanRequest(kv_type="Q4_0"), "no KV cache type 'Q4_0'", "--kv-type F32, F16, Q8_0"),
-        (
-            PlanRequest(keep=0.6, whole_share=0.7),
-            "--whole-share 0.7 is more than --keep 0.6: the whole experts alone would not fit",
-            "--whole-share 0.3",
+            "--keep 0.3334 or a smaller --set width-multiple",
         ),
         (
-            PlanRequest(method="magic"),
+            PlanOptions(kv_type="Q4_0"),
+            "--kv-type Q4_0 is not known",
+            "--kv-type F32|F16|Q8_0",
+        ),
+        (
+            PlanOptions(keep=1.2, method="tenp"),
+            "--keep 1.2 is not above 0 and at most 1",
+            "--keep 0.6",
+        ),
+        (
+            PlanOptions(keep=0.6, whole_share=0.7, method="tenp"),
+            "--set whole-share=0.7 is more than --keep 0.6: the whole experts alone would not fit",
+            "--set whole-share=0.3",
+        ),
+        (
+            PlanOptions(method="magic"),
             "--method magic is not known",
             "--method tenp|enp|drop|free|adaptive",
         ),
         (
-            PlanRequest(method="free", keep=0.6),
+            PlanOptions(method="free", keep=0.6),
             "--method free ranks neurons and needs calibration",
             "--calibration WORK (tenp-edge calibrate), or --method tenp",
         ),
         (
-            PlanRequest(format="onyx"),
+            PlanOptions(format="onyx", method="tenp"),
             "no exporter for format 'onyx'",
             "--format gguf, onnx, toy",
         ),
-        (PlanRequest(quant="HUGE"), "format toy cannot write HUGE", "--quant WIDE|NARROW"),
         (
-            PlanRequest(layout="padded"),
+            PlanOptions(quant="HUGE", method="tenp"),
+            "format toy cannot write HUGE",
+            "--quant WIDE|NARROW",
+        ),
+        (
+            PlanOptions(layout="padded", method="tenp"),
             "format toy has no layout 'padded'",
             "--layout per-expert|merged",
         ),
         (
-            PlanRequest(shallow=0, deep=0),
-            "--shallow and --deep are both 0",
-            "--shallow 1 --deep 2",
-        ),
-        (PlanRequest(deep=-1), "--deep -1 is negative", "--deep with a weight from 0 up"),
-        (
-            PlanRequest(context=0),
-            "--context 0 is not above zero",
-            "--context with a number above zero",
+            PlanOptions(shallow=0, deep=0, method="tenp"),
+            "shallow and deep are both 0",
+            "--set shallow=1 --set deep=2",
         ),
         (
-            PlanRequest(keep=0.9, budget_bytes=2_700_000),
+            PlanOptions(deep=-1, method="tenp"),
+            "--set deep=-1 is not at least 0",
+            "--set deep=2",
+        ),
+        (
+            PlanOptions(context=0, method="tenp"),
+            "--context 0 is not above 0",
+            "--context 4096",
+        ),
+        (
+            PlanOptions(keep=0.9, budget_bytes=2_700_000, method="tenp"),
             "--keep 0.9 needs 2.99 MiB; --ram allows 2.57 MiB",
             "leave --keep out, or --ram 2.99MiB",
         ),
     ],
 )
 def test_requests_that_cannot_work(
-    qwen3: Checkpoint, device: DeviceProfile, request_: PlanRequest, message: str, hint: str
+    qwen3: Checkpoint, device: DeviceProfile, request_: PlanOptions, message: str, hint: str
 ) -> None:
     assert refused(qwen3, device, request_) == (message, hint)
 
@@ -435,7 +457,7 @@ def test_statistics_of_another_model(
     qwen3: Checkpoint, device: DeviceProfile, tmp_path: Path
 ) -> None:
     foreign = write_statistics(tmp_path / "s", qwen3.config, "f" * 32)
-    message, hint = refused(qwen3, device, PlanRequest(keep=0.6), foreign)
+    message, hint = refused(qwen3, device, PlanOptions(keep=0.6, method="tenp"), foreign)
     assert message == (
         "the statistics belong to another checkpoint (ffffffffffff, "
         f"this one is {qwen3.fingerprint[:12]})"
@@ -460,8 +482,8 @@ def test_a_quarter_of_a_30b_shape_plans_in_seconds(
     checkpoint = Checkpoint(qwen3.path)
     checkpoint.config = config
     statistics = write_statistics(tmp_path / "s", config, checkpoint.fingerprint, domains=("code",))
-    full = total(make_plan(checkpoint, device, PlanRequest(keep=1.0)))
-    request = PlanRequest(budget_bytes=full * 2 // 3)
+    full = total(make_plan(checkpoint, device, PlanOptions(keep=1.0, method="tenp")))
+    request = PlanOptions(budget_bytes=full * 2 // 3, method="tenp")
     start = time.process_time()
     plan = make_plan(checkpoint, device, request, statistics)
     assert time.process_time() - start < 15
@@ -483,7 +505,7 @@ def test_adaptive_counts_in_units_of_the_residual_stream(
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
     kept = {}
     for method in ("free", "adaptive"):
-        request = PlanRequest(keep=0.6, method=method, width_multiple=16)
+        request = PlanOptions(keep=0.6, method=method, width_multiple=16)
         plan = make_plan(qwen3, device, request, statistics)
         kept[method] = [sum(row) for row in plan.widths.values()]
     assert kept["free"][0] == max(kept["free"])
@@ -494,14 +516,14 @@ def test_adaptive_predicts_less_loss_than_every_other_method(
     qwen3: Checkpoint, device: DeviceProfile, statistics: Statistics
 ) -> None:
     def loss(method: str) -> float:
-        request = PlanRequest(keep=0.6, method=method, width_multiple=16, protect="none")
+        request = PlanOptions(keep=0.6, method=method, width_multiple=16, protect="none")
         plan = make_plan(qwen3, device, request, statistics)
-        return float(plan.recipe["predicted_loss"])
+        return float(plan.record.predicted_loss)
 
     assert loss("adaptive") < min(loss(other) for other in ("tenp", "enp", "free", "drop"))
 
 
-INSURED = PlanRequest(method="adaptive", neuron_score="relative", width_multiple=8)
+INSURED = PlanOptions(method="adaptive", neuron_score="relative", width_multiple=8)
 
 
 def test_insurance_keeps_experts_that_the_text_rarely_chose(
@@ -575,7 +597,7 @@ def test_tilt_moves_neurons_to_deep_layers(
     qwen3: Checkpoint, device: DeviceProfile, statistics: Statistics
 ) -> None:
     def deep_share(tilt: float) -> float:
-        request = PlanRequest(keep=0.6, method="adaptive", width_multiple=16, tilt=tilt)
+        request = PlanOptions(keep=0.6, method="adaptive", width_multiple=16, tilt=tilt)
         rows = list(make_plan(qwen3, device, request, statistics).widths.values())
         return sum(rows[-1]) / sum(rows[0])
 
@@ -592,7 +614,7 @@ def test_budgets_along_a_trapezoid_and_by_coverage(
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
 
     def layers(**knobs: object) -> list[int]:
-        request = PlanRequest(keep=0.6, method="adaptive", width_multiple=8)
+        request = PlanOptions(keep=0.6, method="adaptive", width_multiple=8)
         plan = make_plan(qwen3, device, replace(request, **knobs), statistics)  # type: ignore[arg-type]
         assert plan.keep_ratio <= 0.6 < plan.keep_ratio + 0.02
         return [sum(row) for row in plan.widths.values()]
@@ -623,7 +645,7 @@ def test_guards_keep_super_experts_whole_and_rare_ones_even(
     statistics = write_statistics(tmp_path / "s", qwen3.config, qwen3.fingerprint, edit=edit)
     found = {}
     for guards in ((), ("super",), ("tail",), ("super", "tail")):
-        request = PlanRequest(keep=0.7, method="adaptive", guards=guards, protect="none")
+        request = PlanOptions(keep=0.7, method="adaptive", guards=guards, protect="none")
         plan = make_plan(qwen3, device, request, statistics)
         assert plan.keep_ratio <= 0.7
         found[guards] = plan.widths[0][5], plan.widths[1][2]
@@ -634,14 +656,14 @@ def test_guards_keep_super_experts_whole_and_rare_ones_even(
         ("super", "tail"): (96, 64),
     }
     with pytest.raises(UserError) as caught:
-        make_plan(qwen3, device, PlanRequest(keep=0.7, guards=("soft",)), statistics)
-    assert caught.value.message == "--guard soft is not known"
-    assert caught.value.hint == "--guard super|tail"
+        make_plan(qwen3, device, PlanOptions(keep=0.7, guards=("soft",), method="tenp"), statistics)
+    assert caught.value.message == "--set guard=soft is not known"
+    assert caught.value.hint == "--set guard=super|tail"
 
 
 def test_adaptive_without_calibration_is_a_trapezoid_of_its_size(
     qwen3: Checkpoint, device: DeviceProfile
 ) -> None:
-    plan = make_plan(qwen3, device, PlanRequest(keep=0.6, method="adaptive"))
-    assert plan.widths == make_plan(qwen3, device, PlanRequest(keep=0.6)).widths
-    assert any(note.startswith("planned by bytes alone") for note in plan.recipe["notes"])
+    plan = make_plan(qwen3, device, PlanOptions(keep=0.6, method="adaptive"))
+    assert plan.widths == make_plan(qwen3, device, PlanOptions(keep=0.6, method="tenp")).widths
+    assert any(note.startswith("planned by bytes alone") for note in plan.record.notes)

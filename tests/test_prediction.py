@@ -17,13 +17,14 @@ from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.footprint import MemoryRun
 from tenp_edge.memory import kv_bytes
-from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.planner import make_plan
 from tenp_edge.registry import ExportOptions
 from tenp_edge.runtime import asked, peak
 from tenp_edge.runtime.gguf_file import read_header
 from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
 from tenp_edge.runtime.resident import peak_rss_bytes, resident_bytes
 from tenp_edge.source import ModelSource
+from tenp_edge.spec import PlanOptions
 
 MIB = 2**20
 # What the sweep of bench_memory.py allows: this, or 3 % of a large file.
@@ -85,19 +86,23 @@ def test_a_confirmed_plan_is_within_the_budget_when_it_runs(
     model: Checkpoint, tmp_path: Path
 ) -> None:
     device = replace(this_machine(), context=1024, ubatch=64, threads=1)
-    whole = make_plan(model, device, PlanRequest(keep=1.0, quant="Q8_0"), confirm=True)
+    whole = make_plan(
+        model, device, PlanOptions(keep=1.0, quant="Q8_0", method="tenp"), confirm=True
+    )
     assert whole.memory["source"] == "runtime"
     budget = whole.memory["total_bytes"] - 4 * MIB
-    plan = make_plan(model, device, PlanRequest(budget, quant="Q8_0"), confirm=True)
+    plan = make_plan(
+        model, device, PlanOptions(budget_bytes=budget, quant="Q8_0", method="tenp"), confirm=True
+    )
     # The process is measured anew for every answer, and rounded up to a MiB.
     assert plan.keep_ratio < 1 and 0 <= plan.memory["headroom_bytes"] < 2 * MIB
-    unknown = make_plan(model, device, PlanRequest(keep=1.0, quant="Q8_0"))
+    unknown = make_plan(model, device, PlanOptions(keep=1.0, quant="Q8_0", method="tenp"))
     assert unknown.memory["source"] == "estimate"
 
 
 def test_another_device_keeps_its_own_process(model: Checkpoint) -> None:
     device = replace(load_profile("pi5-8gb"), context=512)
-    plan = make_plan(model, device, PlanRequest(keep=0.5), confirm=True)
+    plan = make_plan(model, device, PlanOptions(keep=0.5, method="tenp"), confirm=True)
     assert device.runtime_overhead_bytes is not None
     own = plan.memory["overhead_bytes"] - device.runtime_overhead_bytes
     assert 0 < own < 20 * MIB  # vocabulary, header and graphs of a tiny model
@@ -106,7 +111,12 @@ def test_another_device_keeps_its_own_process(model: Checkpoint) -> None:
 def test_what_the_runtime_refuses_is_refused_by_the_plan(checkpoint_of: Callable) -> None:  # type: ignore[type-arg]
     model = Checkpoint(checkpoint_of("olmoe"))  # heads of 16
     with pytest.raises(UserError) as error:
-        make_plan(model, this_machine(), PlanRequest(keep=1.0, kv_type="Q8_0"), confirm=True)
+        make_plan(
+            model,
+            this_machine(),
+            PlanOptions(keep=1.0, kv_type="Q8_0", method="tenp"),
+            confirm=True,
+        )
     assert error.value.message == (
         "a Q8_0 cache needs heads that are multiples of 32, this model's are 16"
     )

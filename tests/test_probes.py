@@ -15,13 +15,14 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.data import save_domains
 from tenp_edge.devices import this_machine
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.planner import make_plan
 from tenp_edge.probes import KEEPS, PLAIN, WAYS, best_way, probe
 from tenp_edge.refine import SLICE_FILE, known_trials, slice_samples, stored_slice
+from tenp_edge.spec import PlanOptions
 from tenp_edge.statistics import load_statistics
 from tenp_edge.trials import MeasuredKL, Records, Trial
 
-ADAPTIVE = PlanRequest(method="adaptive")
+ADAPTIVE = PlanOptions(method="adaptive")
 LAYER, ENERGY = ({**PLAIN, "ranking": "layer"}, {**PLAIN, "unit": 2.0})
 
 
@@ -71,16 +72,16 @@ def test_a_gain_that_the_sequences_do_not_agree_on_is_no_reason() -> None:
 @pytest.mark.parametrize(
     "request_",
     [
-        PlanRequest(method="tenp"),
-        PlanRequest(method="free"),
-        PlanRequest(method="adaptive", unit=0.0),
-        PlanRequest(method="adaptive", ranking="coverage"),
-        PlanRequest(method="adaptive", protect="much"),
-        PlanRequest(method="adaptive", tilt=0.5),
-        PlanRequest(method="adaptive", guards=("super",)),
+        PlanOptions(method="tenp"),
+        PlanOptions(method="free"),
+        PlanOptions(method="adaptive", unit=0.0),
+        PlanOptions(method="adaptive", ranking="coverage"),
+        PlanOptions(method="adaptive", protect="much"),
+        PlanOptions(method="adaptive", tilt=0.5),
+        PlanOptions(method="adaptive", guards=("super",)),
     ],
 )
-def test_what_is_pinned_is_not_changed(request_: PlanRequest) -> None:
+def test_what_is_pinned_is_not_changed(request_: PlanOptions) -> None:
     known = trials((PLAIN, 0.7, 0.02), (LAYER, 0.7, 0.01))
     assert best_way(known, ADAPTIVE, 0.7) == LAYER
     assert best_way(known, request_, 0.7) == {}
@@ -106,7 +107,7 @@ def test_calibrate_measures_once_and_plan_uses_it(
         plan = make_plan(
             checkpoint,
             this_machine(),
-            PlanRequest(keep=keep, method="adaptive"),
+            PlanOptions(keep=keep, method="adaptive"),
             statistics,
             measured=known,
         )
@@ -114,9 +115,9 @@ def test_calibrate_measures_once_and_plan_uses_it(
         least = min(near, key=lambda trial: trial.mean_kl)
         plain = next(trial for trial in near if trial.changes == PLAIN)
         if least.mean_kl < 0.98 * plain.mean_kl:
-            assert plan.recipe["way"] == least.changes
+            assert plan.record.way == least.changes
         else:
-            assert "way" not in plan.recipe
+            assert plan.record.way is None
 
 
 def test_a_killed_probe_goes_on(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_killed_probe_goes_on(checkpoint_of: Callable[[str], Path], tmp_path: 
     records = Records(tmp_path, state["slice"])
     asked: list[int] = []
 
-    def make(request: PlanRequest) -> CompressionPlan:
+    def make(request: PlanOptions) -> CompressionPlan:
         return make_plan(checkpoint, this_machine(), request, statistics)
 
     def measure(plans: Sequence[CompressionPlan]) -> list[MeasuredKL]:

@@ -288,7 +288,7 @@ def compressed(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """compress --quant Q4_K_M of a model whose narrow experts take fallbacks."""
     path = make("qwen3_moe", **WIDE, moe_intermediate_size=256, num_experts=4, num_hidden_layers=2)
     out = tmp_path_factory.mktemp("quant") / "out"
-    sizes = ("--samples", 2, "--seq-len", 64, "--eval-samples", 1, "--eval-seq-len", 64)
+    sizes = ("--samples", 2, "--seq-len", 64, "--set", "eval-samples=1", "--set", "eval-seq-len=64")
     done = run("compress", path, "--keep", 0.6, "--quant", "Q4_K_M", *sizes, "-o", out)
     assert done.returncode == 0, done.stderr
     return out
@@ -296,9 +296,9 @@ def compressed(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_compress_quantises_and_predicts_the_bytes(compressed: Path) -> None:
     plan = load_plan(compressed / "plan.json")
-    assert (plan.recipe["quant"], plan.recipe["imatrix"]) == ("Q4_K_M", True)
+    assert (plan.record.quant, plan.record.imatrix) == ("Q4_K_M", True)
     assert plan.files["model.gguf"] == (compressed / "model.gguf").stat().st_size
-    assert any("take Q5_0: Q4_K needs a multiple of 256" in n for n in plan.recipe["notes"])
+    assert any("take Q5_0: Q4_K needs a multiple of 256" in n for n in plan.record.notes)
     assert json.loads((compressed / "validation.json").read_text())["overall"]["mean_kl"] > 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tenp_edge.frontier import predicted_kl
 from test_calibration import domain, run
 from test_cli import refused
 from test_cli import run as command
@@ -19,14 +20,14 @@ from tenp_edge.data import load_domains, save_domains
 from tenp_edge.devices import this_machine
 from tenp_edge.errors import UserError
 from tenp_edge.evaluator import measure_plans
-from tenp_edge.frontier import predicted_kl
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.planner import make_plan
 from tenp_edge.refine import SLICE_FILE, knobs, known_trials, refine
+from tenp_edge.spec import PlanOptions
 from tenp_edge.trials import FILE, Trial
 
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
-Make = Callable[[PlanRequest], CompressionPlan]
+Make = Callable[[PlanOptions], CompressionPlan]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def work(
     save_domains(directory / SLICE_FILE, [domain("code", 1, 24, 5), domain("prose", 1, 24, 6)])
     checkpoint = Checkpoint(path)
 
-    def make(request: PlanRequest) -> CompressionPlan:
+    def make(request: PlanOptions) -> CompressionPlan:
         known = known_trials(directory)
         return make_plan(checkpoint, this_machine(), request, statistics, measured=known)
 
@@ -50,9 +51,9 @@ def work(
 @pytest.mark.parametrize("method", ["tenp", "adaptive"])
 def test_the_chosen_plan_measures_best(work: tuple[Checkpoint, Path, Make], method: str) -> None:
     checkpoint, directory, make = work
-    request = PlanRequest(keep=0.6, method=method, width_multiple=16, frontier=True)
+    request = PlanOptions(keep=0.6, method=method, width_multiple=16, frontier=True)
     chosen = refine(checkpoint, request, make, directory, **CPU)
-    refined = chosen.recipe["refined"]
+    refined = chosen.record.refined
     tried = [trial["mean_kl"] for trial in refined["tried"]]
     assert len(tried) > 1
     assert refined["measured_kl"] == min(tried) == tried[0]
@@ -61,7 +62,7 @@ def test_the_chosen_plan_measures_best(work: tuple[Checkpoint, Path, Make], meth
     assert again.digest == chosen.digest
     (measured,) = measure_plans(checkpoint, [chosen], load_domains(directory / SLICE_FILE), **CPU)
     assert measured.mean_kl == pytest.approx(min(tried), rel=1e-5)
-    assert chosen.recipe["chosen_by"] == "measured KL on held-out text"
+    assert chosen.record.chosen_by == "measured KL on held-out text"
 
 
 def test_measured_plans_are_not_measured_again(
@@ -79,7 +80,7 @@ def test_measured_plans_are_not_measured_again(
         return measure_plans(checkpoint, plans, *rest, **more)
 
     monkeypatch.setattr("tenp_edge.refine.measure_plans", counted)
-    request = PlanRequest(keep=0.6, method="adaptive", width_multiple=16)
+    request = PlanOptions(keep=0.6, method="adaptive", width_multiple=16)
     with pytest.raises(KeyboardInterrupt):
         refine(checkpoint, request, make, directory, **CPU)
     first = refine(checkpoint, request, make, directory, **CPU)
@@ -94,7 +95,7 @@ def test_another_slice_is_measured_anew(
     work: tuple[Checkpoint, Path, Make], tmp_path: Path
 ) -> None:
     checkpoint, directory, make = work
-    request = PlanRequest(keep=0.6, method="enp")
+    request = PlanOptions(keep=0.6, method="enp")
     refine(checkpoint, request, make, directory, **CPU)
     (tmp_path / FILE).write_bytes((directory / FILE).read_bytes())
     save_domains(tmp_path / SLICE_FILE, [domain("other", 2, seed=9)])
@@ -106,9 +107,9 @@ def test_another_slice_is_measured_anew(
 
 
 def test_pinned_values_are_no_knobs() -> None:
-    both = knobs(PlanRequest(method="tenp", shallow=1.0), 0.6)
+    both = knobs(PlanOptions(method="tenp", shallow=1.0), 0.6)
     assert [sorted(values[0]) for values in both] == [["whole_share"], ["middle"]]
-    pinned = PlanRequest(
+    pinned = PlanOptions(
         method="adaptive", tilt=0.0, neuron_score="energy", unit=0.0, ranking="global"
     )
     assert knobs(pinned, 0.6) == []
@@ -117,11 +118,11 @@ def test_pinned_values_are_no_knobs() -> None:
 def test_what_cannot_be_refined(work: tuple[Checkpoint, Path, Make], tmp_path: Path) -> None:
     checkpoint, directory, make = work
     with pytest.raises(UserError) as caught:
-        refine(checkpoint, PlanRequest(keep=0.6, method="drop"), make, directory, **CPU)
+        refine(checkpoint, PlanOptions(keep=0.6, method="drop"), make, directory, **CPU)
     assert caught.value.message == "--method drop has nothing to refine here"
     assert caught.value.hint == "leave --refine out"
     with pytest.raises(UserError) as caught:
-        refine(checkpoint, PlanRequest(keep=0.6), make, tmp_path, **CPU)
+        refine(checkpoint, PlanOptions(keep=0.6, method="tenp"), make, tmp_path, **CPU)
     assert caught.value.message == (
         f"{tmp_path} holds no text to refine on: the calibration took all there was"
     )
@@ -152,8 +153,8 @@ def test_frontier_falls_with_the_bytes_and_marks_the_plan(
 ) -> None:
     _, _, make = work
     for method in ("adaptive", "tenp", "enp", "drop"):
-        plan = make(PlanRequest(keep=0.5, method=method, frontier=True, width_multiple=16))
-        points = plan.recipe["frontier"]
+        plan = make(PlanOptions(keep=0.5, method=method, frontier=True, width_multiple=16))
+        points = plan.record.frontier
         assert [p["total_bytes"] for p in points if p["chosen"]] == [plan.memory["total_bytes"]]
         kept = [p["keep_ratio"] for p in points]
         losses = [p["predicted_kl"] for p in points]

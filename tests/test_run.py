@@ -20,6 +20,7 @@ from tenp_edge import cli, run_options
 from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.footprint import MemoryRun, PlannedRun
+from tenp_edge.record import PlanRecord
 from tenp_edge.registry import ExportOptions
 from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
 from tenp_edge.runtime.planned import planned_in_gguf
@@ -278,7 +279,7 @@ def planned_file(directory: Path, model: Path, **run: object) -> Path:
     """A per-expert file that carries a plan for ``run``."""
     memory = {"context": 256, "ubatch": 64, "kv_type": "Q8_0", "device": "toy", **run}
     plan = replace(
-        ragged_plan(Checkpoint(model)), memory=memory, recipe={"budget_bytes": 80 * 2**20}
+        ragged_plan(Checkpoint(model)), memory=memory, record=PlanRecord(budget_bytes=80 * 2**20)
     )
     file = directory / "planned.gguf"
     source = ModelSource(Checkpoint(model), plan)

@@ -13,9 +13,6 @@ from tenp_edge import joint
 from tenp_edge.checkpoint import Checkpoint, read_header
 from tenp_edge.errors import UserError
 from tenp_edge.saliency import (
-    EXPERT_SCORES,
-    NEURON_SCORES,
-    ORDERS,
     cut_losses,
     expert_scores,
     neuron_scores,
@@ -23,6 +20,7 @@ from tenp_edge.saliency import (
     ranking_scores,
     tokens_routed,
 )
+from tenp_edge.scores import EXPERT_SCORES, NEURON_SCORES
 from tenp_edge.statistics import (
     WEIGHT_NORMS,
     LayerStatistics,
@@ -154,14 +152,14 @@ NEURON_EQUATIONS: dict[str, Callable[[Tokens], torch.Tensor]] = {
 def test_every_score_has_an_equation() -> None:
     assert set(EXPERT_SCORES) == set(EXPERT_EQUATIONS) | {"random"}
     # test_joint.py has the orders.
-    assert set(NEURON_SCORES) - set(ORDERS) == set(NEURON_EQUATIONS) | {"random"}
+    assert set(NEURON_SCORES) - {"joint"} == set(NEURON_EQUATIONS) | {"random"}
 
 
 @pytest.mark.parametrize("name", EXPERT_EQUATIONS)
 def test_expert_score_is_its_equation(
     name: str, tokens: Tokens, sums: tuple[LayerStatistics, dict[str, torch.Tensor]]
 ) -> None:
-    value = EXPERT_SCORES[name](*sums)[1]
+    value = EXPERT_SCORES[name].evaluate(*sums)[1]
     expected = EXPERT_EQUATIONS[name](tokens).double()
     torch.testing.assert_close(value, expected, rtol=2e-6, atol=2e-6)
 
@@ -170,7 +168,7 @@ def test_expert_score_is_its_equation(
 def test_neuron_score_is_its_equation(
     name: str, tokens: Tokens, sums: tuple[LayerStatistics, dict[str, torch.Tensor]]
 ) -> None:
-    value = NEURON_SCORES[name](*sums)[1]
+    value = NEURON_SCORES[name].evaluate(*sums)[1]
     scale = float(NEURON_EQUATIONS[name](tokens).abs().max())
     expected = NEURON_EQUATIONS[name](tokens)
     torch.testing.assert_close(value / scale, expected / scale, rtol=2e-6, atol=2e-6)
@@ -179,7 +177,7 @@ def test_neuron_score_is_its_equation(
 def test_enp_sums_to_the_mean_output_norm(
     tokens: Tokens, sums: tuple[LayerStatistics, dict[str, torch.Tensor]]
 ) -> None:
-    total = NEURON_SCORES["enp"](*sums)[1].sum()
+    total = NEURON_SCORES["enp"].evaluate(*sums)[1].sum()
     torch.testing.assert_close(total, tokens["y"].norm(dim=1).mean(), rtol=1e-6, atol=0)
 
 
@@ -198,12 +196,14 @@ def test_scores_of_one_token_by_hand() -> None:
         projected=m,
     )
     norms = {name: torch.ones(1, 2).double() for name in ("gate_norm", "up_norm", "down_norm")}
-    assert EXPERT_SCORES["tenp"](stats, norms)[0] == pytest.approx(0, abs=1e-6)  # cos = 1
-    assert EXPERT_SCORES["reap"](stats, norms)[0] == pytest.approx(10)
-    assert NEURON_SCORES["enp"](stats, norms)[0].tolist() == pytest.approx([1.8, 3.2])
-    assert NEURON_SCORES["energy"](stats, norms)[0].tolist() == pytest.approx([36, 64])
-    assert NEURON_SCORES["camera-p"](stats, norms)[0].tolist() == pytest.approx([36, 64])
-    assert NEURON_SCORES["flap"](stats, norms)[0].tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert EXPERT_SCORES["tenp"].evaluate(stats, norms)[0] == pytest.approx(0, abs=1e-6)  # cos = 1
+    assert EXPERT_SCORES["reap"].evaluate(stats, norms)[0] == pytest.approx(10)
+    assert NEURON_SCORES["enp"].evaluate(stats, norms)[0].tolist() == pytest.approx([1.8, 3.2])
+    assert NEURON_SCORES["energy"].evaluate(stats, norms)[0].tolist() == pytest.approx([36, 64])
+    assert NEURON_SCORES["camera-p"].evaluate(stats, norms)[0].tolist() == pytest.approx([36, 64])
+    assert NEURON_SCORES["flap"].evaluate(stats, norms)[0].tolist() == pytest.approx(
+        [0, 0], abs=1e-6
+    )
 
 
 # -- over domains ----------------------------------------------------------------------------------
@@ -325,8 +325,8 @@ def test_unknown_score(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> 
     statistics = statistics_of(checkpoint_of, tmp_path)
     with pytest.raises(UserError) as caught:
         expert_scores(statistics, 1, "best")
-    assert caught.value.message == "--expert-score best is not known"
-    assert caught.value.hint == f"--expert-score {'|'.join(EXPERT_SCORES)}"
+    assert caught.value.message == "--set expert-score=best is not known"
+    assert caught.value.hint == f"--set expert-score={'|'.join(EXPERT_SCORES)}"
 
 
 def test_random_layer_is_legal() -> None:
@@ -356,6 +356,6 @@ def test_a_score_that_needs_a_backward_pass_says_so(
         with pytest.raises(UserError) as caught:
             function(statistics, checkpoint.config.moe_layers[0], "heapr")
         assert caught.value.message == (
-            "--neuron-score heapr needs a backward pass, which this calibration left out"
+            "neuron-score heapr needs a backward pass, which this calibration left out"
         )
         assert caught.value.hint == "tenp-edge calibrate --gradients, the same as before otherwise"

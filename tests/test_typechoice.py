@@ -12,9 +12,11 @@ from tenp_edge.checkpoint import Checkpoint
 from tenp_edge.devices import this_machine
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.planner import make_plan
+from tenp_edge.record import PlanRecord
 from tenp_edge.registry import ExportOptions
 from tenp_edge.report import _type_line
+from tenp_edge.spec import PlanOptions
 from tenp_edge.timing import estimate
 
 
@@ -26,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def planned(model: Checkpoint, **request: object) -> CompressionPlan:
-    return make_plan(model, this_machine(), PlanRequest(**request))  # type: ignore[arg-type]
+    return make_plan(model, this_machine(), PlanOptions(**{"method": "tenp", **request}))  # type: ignore[arg-type]
 
 
 def total(model: Checkpoint, quant: str, keep: float = 1.0) -> int:
@@ -46,8 +48,8 @@ def test_the_most_precise_type_that_keeps_enough(
 ) -> None:
     budget = total(model, size, keep)
     plan = planned(model, budget_bytes=budget)
-    choice = plan.recipe["type_choice"]
-    assert plan.recipe["quant"] == choice["quant"] == chosen
+    choice = plan.record.type_choice
+    assert plan.record.quant == choice["quant"] == chosen
     assert plan.memory["total_bytes"] <= budget
     assert len(choice["kept"]) == tried
     assert choice["kept"][chosen] == pytest.approx(keep, abs=0.06)
@@ -56,9 +58,9 @@ def test_the_most_precise_type_that_keeps_enough(
 
 def test_adaptive_takes_fewer_neurons_for_more_bits(model: Checkpoint) -> None:
     budget = total(model, "Q8_0", 0.75)
-    kept = planned(model, budget_bytes=budget).recipe["type_choice"]
+    kept = planned(model, budget_bytes=budget).record.type_choice
     assert kept["quant"] != "Q8_0"
-    chosen = planned(model, budget_bytes=budget, method="adaptive").recipe["type_choice"]
+    chosen = planned(model, budget_bytes=budget, method="adaptive").record.type_choice
     assert chosen["quant"] == "Q8_0"
     assert chosen["reason"] == "the most precise type that keeps 65% of the neurons or more"
 
@@ -66,24 +68,24 @@ def test_adaptive_takes_fewer_neurons_for_more_bits(model: Checkpoint) -> None:
 def test_a_pinned_type_or_size_is_left_alone(model: Checkpoint) -> None:
     budget = total(model, "Q6_K")
     pinned = planned(model, budget_bytes=budget, quant="Q8_0")
-    assert pinned.recipe["quant"] == "Q8_0" and "type_choice" not in pinned.recipe
+    assert pinned.record.quant == "Q8_0" and pinned.record.type_choice is None
     assert pinned.keep_ratio < 0.85
-    assert planned(model, keep=0.5).recipe["quant"] == "Q8_0"
+    assert planned(model, keep=0.5).record.quant == "Q8_0"
 
 
 def test_only_types_of_the_profile_are_tried(model: Checkpoint) -> None:
     device = replace(this_machine(), tensor_types=("F16", "Q8_0", "Q4_K_M", "Q2_K"))
-    request = PlanRequest(budget_bytes=total(model, "IQ4_XS", 0.5))
+    request = PlanOptions(budget_bytes=total(model, "IQ4_XS", 0.5), method="tenp")
     plan = make_plan(model, device, request)
-    assert list(plan.recipe["type_choice"]["kept"]) == ["Q8_0", "Q4_K_M"]
+    assert list(plan.record.type_choice["kept"]) == ["Q8_0", "Q4_K_M"]
 
 
 def test_the_plan_says_why() -> None:
     choice = {"quant": "Q6_K", "reason": "because", "kept": {"Q8_0": 0.75, "Q6_K": 1.0}}
-    assert _type_line({"quant": "Q6_K", "type_choice": choice}) == (
+    assert _type_line(PlanRecord(quant="Q6_K", type_choice=choice)) == (
         "type: Q6_K, because (would keep: Q8_0 about 75.0 %, Q6_K about 100.0 %)"
     )
-    assert _type_line({"quant": "F16"}) == "type: F16"
+    assert _type_line(PlanRecord(quant="F16")) == "type: F16"
 
 
 def test_quantising_counts_in_the_announced_time() -> None:

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 import toy_exporter
+from tenp_edge.frontier import together_kl
 from test_calibration import domain
 from test_calibration import run as calibrated
 from test_cli import run as command
@@ -23,17 +24,16 @@ from tenp_edge.data import save_domains
 from tenp_edge.devices import this_machine
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.frontier import together_kl
-from tenp_edge.jointchoice import Curve, Point, best, frontier_over_types
 from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.options import CalibrationOptions
 from tenp_edge.plan import CompressionPlan
-from tenp_edge.planner import PlanRequest, make_plan
+from tenp_edge.planner import make_plan
 from tenp_edge.progress import QuietProgress
 from tenp_edge.refine import SLICE_FILE
 from tenp_edge.registry import ExportOptions
+from tenp_edge.spec import PlanOptions
 from tenp_edge.statistics import Statistics
-from tenp_edge.typechoice import MEASURE_HINT
+from tenp_edge.tensor_types import MEASURE_HINT, Curve, Point, best, frontier_over_types
 from tenp_edge.typecosts import FILE, Conditions, TypeCost, TypeCosts, load_costs
 from tenp_edge.typeloss import TypeJob, measure_types, spread
 
@@ -165,7 +165,7 @@ def costs_for(checkpoint: Checkpoint, imatrix: bool = True, **kls: float) -> Typ
 
 
 def planned(work: Work, costs: TypeCosts | None, **request: Any) -> CompressionPlan:
-    asked = PlanRequest(**{"method": "adaptive", **request})
+    asked = PlanOptions(**request)
     return make_plan(work[0], this_machine(), asked, work[1], costs=costs)
 
 
@@ -181,18 +181,18 @@ def test_the_least_loss_wins(work: Work, budget: int, method: str) -> None:
     kls = {"Q8_0": 1e-6, "Q6_K": 2e-6, "Q4_K_M": 1e-5, "Q2_K": 1e-4}
     costs = costs_for(work[0], **kls)
     plan = planned(work, costs, budget_bytes=budget, method=method)
-    choice = plan.recipe["type_choice"]
+    choice = plan.record.type_choice
     assert choice["by"] == "measured loss" and [p["quant"] for p in choice["types"]] == list(kls)
     sums = {}
     for point in choice["types"]:
         name = point["quant"]
         alone = planned(work, costs, budget_bytes=budget, quant=name, method=method)
         assert point["keep_ratio"] == pytest.approx(alone.keep_ratio, abs=0.02), name
-        sums[name] = together_kl(alone.recipe["predicted_kl"], kls[name])
-        assert point["type_kl"] == alone.recipe["type_kl"] == kls[name]
+        sums[name] = together_kl(alone.record.predicted_kl, kls[name])
+        assert point["type_kl"] == alone.record.type_kl == kls[name]
         assert point["kl"] == pytest.approx(sums[name], rel=0.1)
     chosen = min(choice["types"], key=lambda point: point["kl"])["quant"]
-    assert plan.recipe["quant"] == choice["quant"] == chosen
+    assert plan.record.quant == choice["quant"] == chosen
     assert plan.memory["total_bytes"] <= budget
 
 
@@ -200,37 +200,37 @@ def test_the_least_loss_wins(work: Work, budget: int, method: str) -> None:
 def test_bits_that_cost_nothing_are_taken(work: Work, budget: int, cheap: str) -> None:
     kls = {name: 0.0 if name == cheap else 9.0 for name in ("Q8_0", "Q4_K_M", "Q2_K")}
     plan = planned(work, costs_for(work[0], **kls), budget_bytes=budget)
-    assert plan.recipe["quant"] == cheap and plan.recipe["type_kl"] == 0
+    assert plan.record.quant == cheap and plan.record.type_kl == 0
     assert plan.memory["total_bytes"] <= budget
 
 
 def test_a_profile_may_forbid_types(work: Work, budget: int) -> None:
     device = replace(this_machine(), tensor_types=("Q8_0", "Q4_K_M"))
     costs = costs_for(work[0], Q8_0=1.0, Q4_K_M=1.0, Q2_K=0.0)
-    request = PlanRequest(budget_bytes=budget, method="adaptive")
+    request = PlanOptions(budget_bytes=budget, method="adaptive")
     plan = make_plan(work[0], device, request, work[1], costs=costs)
-    assert [p["quant"] for p in plan.recipe["type_choice"]["types"]] == ["Q8_0", "Q4_K_M"]
+    assert [p["quant"] for p in plan.record.type_choice["types"]] == ["Q8_0", "Q4_K_M"]
 
 
 def test_what_was_not_measured_is_chosen_by_the_rule(work: Work, budget: int) -> None:
     """Nothing measured, files of other options, no statistics: the rule, and how to do better."""
     rule = planned(work, None, budget_bytes=budget)
-    assert rule.recipe["type_choice"]["by"] == "rule"
-    assert rule.recipe["type_choice"]["note"] == MEASURE_HINT
-    assert "type_kl" not in rule.recipe
+    assert rule.record.type_choice["by"] == "rule"
+    assert rule.record.type_choice["note"] == MEASURE_HINT
+    assert rule.record.type_kl is None
     other = costs_for(work[0], imatrix=False, Q8_0=9.0, Q2_K=0.0)
-    assert planned(work, other, budget_bytes=budget).recipe == rule.recipe
+    assert planned(work, other, budget_bytes=budget).record == rule.record
     costs = costs_for(work[0], Q8_0=9.0, Q2_K=0.0)
-    request = PlanRequest(budget_bytes=budget, method="adaptive")
+    request = PlanOptions(budget_bytes=budget, method="adaptive")
     by_bytes = make_plan(work[0], this_machine(), request, costs=costs)
-    assert by_bytes.recipe["type_choice"]["by"] == "rule"
+    assert by_bytes.record.type_choice["by"] == "rule"
 
 
 def test_pinned_types_and_sizes_are_left_alone(work: Work, budget: int) -> None:
     costs = costs_for(work[0], Q8_0=9.0, Q2_K=0.0)
     pinned = planned(work, costs, budget_bytes=budget, quant="Q8_0")
-    assert pinned.recipe["quant"] == "Q8_0" and "type_choice" not in pinned.recipe
-    assert planned(work, costs, keep=0.5).recipe["quant"] == "Q8_0"
+    assert pinned.record.quant == "Q8_0" and pinned.record.type_choice is None
+    assert planned(work, costs, keep=0.5).record.quant == "Q8_0"
 
 
 def test_nothing_fits_is_refused_as_without(work: Work) -> None:

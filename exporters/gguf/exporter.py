@@ -253,7 +253,7 @@ def _recipe(source: ModelSource) -> Recipe:
     plan, config = source.plan, source.config
     if plan is not None:
         digest = source.digest or NO_DIGEST
-        method = str(plan.recipe.get("method") or "none")
+        method = plan.record.method or "none"
         return Recipe(digest, plan.keep_ratio, method, source.planned_run)
     pruned = config.raw.get("tenp") or {}
     experts = sum(len(row) for row in config.expert_widths.values())

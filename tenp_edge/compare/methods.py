@@ -1,10 +1,11 @@
-"""The methods that are compared: a table of names, each with how it spends a budget of neurons."""
+"""What is compared: a table of names, each with how it spends a budget of neurons."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 
@@ -14,32 +15,15 @@ from tenp_edge.compare.candidates import Candidate, Compensated, Masked
 from tenp_edge.compare.scores import aimer_scores, best_experts, coverage_widths, mone_scores
 from tenp_edge.errors import UserError
 from tenp_edge.evidence import Evidence, Scores
-from tenp_edge.insurance import NO_INSURANCE, PROTECTION, Insurance
 from tenp_edge.mended import Mended
 from tenp_edge.mending import MendRules
+from tenp_edge.methods import METHODS as PLANNED
 from tenp_edge.plan import CompressionPlan, ExpertKey, Widths
 from tenp_edge.pricing import draft
 from tenp_edge.probes import best_way
-from tenp_edge.request import DEFAULT_METHOD, DEFAULT_PROTECTION, PlanRequest
-from tenp_edge.saliency import (
-    EXPERT_SCORES,
-    JOINT,
-    NEED_GRADIENTS,
-    NEURON_SCORES,
-    ORDERS,
-    RELATIVE,
-)
-from tenp_edge.search import (
-    PAPER_SHAPE,
-    Allocator,
-    Drop,
-    Free,
-    FreeRules,
-    Tenp,
-    Uniform,
-    choose_trapezoid,
-    shapes,
-)
+from tenp_edge.scores import EXPERT_SCORES, NEURON_SCORES
+from tenp_edge.search import PAPER_SHAPE, Free, FreeRules, Tenp
+from tenp_edge.spec import DEFAULT_METHOD, Knobs, PlanOptions
 from tenp_edge.statistics import Statistics
 from tenp_edge.trials import Trial
 from tenp_edge.variants import Planned
@@ -71,18 +55,15 @@ class Case:
         )
         self._evidence: dict[Scores, Evidence] = {}
 
-    def evidence(
-        self,
-        expert: str = "tenp",
-        neuron: str = "enp",
-        shared: bool = False,
-        insurance: Insurance = NO_INSURANCE,
-    ) -> Evidence:
-        """The statistics by these scores, made once; ``shared``: neurons compete across experts."""
-        scores = Scores(expert, neuron, self.seed, shared_ranking=shared, insurance=insurance)
+    def seen_by(self, scores: Scores) -> Evidence:
+        """The statistics by these scores, made once."""
         if scores not in self._evidence:
             self._evidence[scores] = Evidence(self.statistics, self.space, scores)
         return self._evidence[scores]
+
+    def evidence(self, expert: str = "tenp", neuron: str = "enp", shared: bool = False) -> Evidence:
+        """The same by names; ``shared``: neurons compete across experts."""
+        return self.seen_by(Scores(expert, neuron, self.seed, shared_ranking=shared))
 
 
 @dataclass(frozen=True)
@@ -101,7 +82,7 @@ Build = Callable[[Case, int], Cut]
 
 
 @dataclass(frozen=True)
-class Method:
+class Contender:
     """A row of the table. ``build`` cuts a case to a number of neurons; ``sets``: where it is
     listed; ``needs_gradients``: a backward pass; ``mends``: the calibration's text (`Case.mend`).
     """
@@ -123,8 +104,17 @@ def planned(case: Case, evidence: Evidence, widths: Widths) -> Cut:
     return Cut(Planned(plan), kept, kept, active, evidence.predicted_loss(widths))
 
 
-def _allocated(case: Case, evidence: Evidence, allocator: Allocator, neurons: int) -> Cut:
-    return planned(case, evidence, allocator.widths(neurons))
+def as_planned(method: str, **knobs: Any) -> Build:
+    """As ``plan --method`` with these knobs, at the same number of neurons."""
+    row, chosen = PLANNED[method], Knobs(**knobs)
+
+    def build(case: Case, neurons: int) -> Cut:
+        evidence = case.seen_by(row.scores(chosen, case.statistics, case.seed))
+        first = row.allocator(case.space, case.checkpoint.config, evidence, chosen)
+        allocator, _ = row.at_size(first, evidence, chosen, neurons)
+        return planned(case, evidence, allocator.widths(neurons))
+
+    return build
 
 
 def trapezoid(
@@ -139,74 +129,15 @@ def trapezoid(
         most = (neurons - space.total_experts * least) // (space.full - least)
         alpha = min(alpha_share * neurons / space.total_neurons, most / space.total_experts)
         allocator = Tenp(space, evidence, shape, alpha_share, whole_share=max(alpha, 0.0))
-        return _allocated(case, evidence, allocator, neurons)
-
-    return build
-
-
-def chosen_trapezoid(case: Case, neurons: int) -> Cut:
-    """TENP with alpha and the shape over depth by predicted loss, as ``plan --method tenp``."""
-    evidence = case.evidence()
-    candidates = [PAPER_SHAPE, *shapes(None, None, None)]
-    choice = choose_trapezoid(Tenp(case.space, evidence), evidence, neurons, candidates)
-    allocator = Tenp(case.space, evidence, choice.shape, choice.alpha_share)
-    return _allocated(case, evidence, allocator, neurons)
-
-
-def uniform(neuron: str) -> Build:
-    """One width for every expert, the best neurons of each."""
-
-    def build(case: Case, neurons: int) -> Cut:
-        evidence = case.evidence(neuron=neuron)
-        return _allocated(case, evidence, Uniform(case.space), neurons)
-
-    return build
-
-
-def sorted_neurons(neuron: str, ranking: str) -> Build:
-    """Every expert its own width, from one sort of the model's or of each layer's neurons."""
-
-    def build(case: Case, neurons: int) -> Cut:
-        evidence = case.evidence(neuron=neuron, shared=True)
-        allocator = Free(case.space, evidence, FreeRules(ranking=ranking))
-        return _allocated(case, evidence, allocator, neurons)
-
-    return build
-
-
-def adaptive(
-    protect: str = DEFAULT_PROTECTION,
-    ranking: str = "global",
-    neuron_score: str = JOINT,
-    unit: float = 0.0,
-) -> Build:
-    """Every expert its own width by predicted loss, as ``plan`` does by default."""
-
-    def build(case: Case, neurons: int) -> Cut:
-        insurance = PROTECTION[protect]
-        evidence = case.evidence(neuron=neuron_score, shared=True, insurance=insurance)
-        rules = FreeRules(by_loss=True, ranking=ranking, unit=unit)
-        return _allocated(case, evidence, Free(case.space, evidence, rules), neurons)
+        return planned(case, evidence, allocator.widths(neurons))
 
     return build
 
 
 def default(case: Case, neurons: int) -> Cut:
-    """As ``plan`` does by default: adaptive in the way that measured best near this size."""
-    keep = neurons / case.space.total_neurons
-    way = best_way(case.trials, PlanRequest(method=DEFAULT_METHOD), keep)
-    return adaptive(**way)(case, neurons)
-
-
-def removal(expert: str) -> Build:
-    """Whole experts removed, the same number in every layer."""
-
-    def build(case: Case, neurons: int) -> Cut:
-        evidence = case.evidence(expert)
-        allocator = Drop(case.space, case.checkpoint.config, evidence)
-        return _allocated(case, evidence, allocator, neurons)
-
-    return build
+    """As ``plan`` does by default: in the way that measured best near this size."""
+    way = best_way(case.trials, PlanOptions(), neurons / case.space.total_neurons)
+    return as_planned(DEFAULT_METHOD, **way)(case, neurons)
 
 
 def aimer(case: Case, neurons: int) -> Cut:
@@ -290,44 +221,46 @@ def mended(base: Build, rules: MendRules) -> Build:
 # -- the table -------------------------------------------------------------------------------------
 
 
-def _table() -> Iterator[Method]:
+def _table() -> Iterator[Contender]:
     """Every published method in its own unit."""
     both = ("table", "short")
-    yield Method("tenp", trapezoid(), ("table", "short", "claims"))
-    yield Method("tenp-chosen", chosen_trapezoid, both)
-    yield Method("enp", uniform("enp"), ("table", "short", "claims"))
-    yield Method("adaptive", default, both)
-    yield Method("adaptive-uninsured", adaptive(), ("table",))
-    yield Method("adaptive-insured", adaptive(protect="much"), ("table",))
-    yield Method("adaptive-single", adaptive(neuron_score=RELATIVE), ("table",))
-    insured = adaptive(neuron_score="joint-insured")
-    yield Method("adaptive-joint-insured", insured, ("table",))
+    yield Contender("tenp", trapezoid(), ("table", "short", "claims"))
+    yield Contender("tenp-chosen", as_planned("tenp"), both)
+    yield Contender("enp", as_planned("enp"), ("table", "short", "claims"))
+    yield Contender("adaptive", default, both)
+    yield Contender("adaptive-uninsured", as_planned("adaptive"), ("table",))
+    yield Contender("adaptive-insured", as_planned("adaptive", protect="much"), ("table",))
+    yield Contender("adaptive-single", as_planned("adaptive", neuron_score="relative"), ("table",))
+    insured = as_planned("adaptive", neuron_score="joint-insured")
+    yield Contender("adaptive-joint-insured", insured, ("table",))
     for ranking in ("layer", "coverage"):
-        yield Method(f"adaptive-{ranking}", adaptive(ranking=ranking), ("table",))
+        yield Contender(f"adaptive-{ranking}", as_planned("adaptive", ranking=ranking), ("table",))
     for unit in (0.5, 1.0, 1.5, 2.0):
-        yield Method(f"adaptive-unit-{unit:g}", adaptive(unit=unit), ("table",))
-    yield Method("free", sorted_neurons("energy", "global"), both)
-    yield Method("random", uniform("random"), both)
-    yield Method("wanda-rows", wanda_rows, both)
-    for score in EXPERT_SCORES:
-        short = score in ("easy-ep", "reap", "frequency", "gate", "random", "tenp")
-        yield Method(f"drop-{score}", removal(score), both if short else ("table",))
-    yield Method("drop-aimer", aimer, ("table",))
-    yield Method("mone", mone, both)
-    for score in NEURON_SCORES:
-        backward = score in NEED_GRADIENTS
+        yield Contender(f"adaptive-unit-{unit:g}", as_planned("adaptive", unit=unit), ("table",))
+    yield Contender("free", as_planned("free"), both)
+    yield Contender("random", as_planned("enp", neuron_score="random"), both)
+    yield Contender("wanda-rows", wanda_rows, both)
+    for expert in EXPERT_SCORES:
+        short = expert in ("easy-ep", "reap", "frequency", "gate", "random", "tenp")
+        build = as_planned("drop", expert_score=expert)
+        yield Contender(f"drop-{expert}", build, both if short else ("table",))
+    yield Contender("drop-aimer", aimer, ("table",))
+    yield Contender("mone", mone, both)
+    for score in NEURON_SCORES.values():
         for ranking in ("layer", "global"):
-            compares = score not in (*ORDERS, "random")
-            if compares and (score, ranking) != ("energy", "global"):
-                name, build = f"{ranking}-{score}", sorted_neurons(score, ranking)
+            usual = (score.name, ranking) == ("energy", "global")
+            if score.comparable and score.needs != "seed" and not usual:
+                name = f"{ranking}-{score.name}"
+                build = as_planned("free", neuron_score=score.name, ranking=ranking)
                 short = name in ("global-camera-p", "global-heapr", "layer-flap")
-                yield Method(name, build, both if short else ("table",), backward)
-    yield Method("coverage-taylor", slimming, both, True)
-    yield Method("layer-flap-bias", flap_with_bias, both)
+                backward = score.needs == "gradients"
+                yield Contender(name, build, both if short else ("table",), backward)
+    yield Contender("coverage-taylor", slimming, both, True)
+    yield Contender("layer-flap-bias", flap_with_bias, both)
     yield from _mended()
 
 
-def _mended() -> Iterator[Method]:
+def _mended() -> Iterator[Contender]:
     """Weights that stay are changed after the cut."""
     repair = MendRules(repair=True)
     rows: tuple[tuple[str, Build, MendRules], ...] = (
@@ -339,33 +272,35 @@ def _mended() -> Iterator[Method]:
     )
     for name, base, rules in rows:
         sets = ("mended", "table", "short") if name == "adaptive+repair" else ("mended", "table")
-        yield Method(name, mended(base, rules), sets, mends=True)
+        yield Contender(name, mended(base, rules), sets, mends=True)
 
 
-def _claims() -> Iterator[Method]:
+def _claims() -> Iterator[Contender]:
     """What the paper claims, one change at a time from TENP as published."""
     own = ("claims",)
     for score in ("gated-norm", "tenp-residual", "easy-ep", "frequency", "gate", "reap", "random"):
-        yield Method(f"tenp-expert-{score}", trapezoid(expert=score), own)
+        yield Contender(f"tenp-expert-{score}", trapezoid(expert=score), own)
     for score in ("enp-abs", "energy", "camera-p", "random"):
-        yield Method(f"tenp-neuron-{score}", trapezoid(neuron=score), own)
+        yield Contender(f"tenp-neuron-{score}", trapezoid(neuron=score), own)
     for shallow, deep in ((2.0, 1.0), (1.5, 1.0), (1.0, 1.0), (1.0, 1.5)):
         name = f"tenp-slope{deep - shallow:+g}"
-        yield Method(name, trapezoid(shape=Shape(shallow, deep)), own)
+        yield Contender(name, trapezoid(shape=Shape(shallow, deep)), own)
     for name, middle in (("u", 0.5), ("hump", 2.0)):
-        yield Method(f"tenp-{name}", trapezoid(shape=Shape(1, 1, middle)), own)
+        yield Contender(f"tenp-{name}", trapezoid(shape=Shape(1, 1, middle)), own)
     for share in (0.0, 0.25, 0.75, 1.0):
-        yield Method(f"tenp-alpha-{share:g}", trapezoid(alpha_share=share), own)
-    for score in NEURON_SCORES:
-        if score not in ("enp", "random"):
-            yield Method(f"uniform-{score}", uniform(score), ("uniform",), score in NEED_GRADIENTS)
+        yield Contender(f"tenp-alpha-{share:g}", trapezoid(alpha_share=share), own)
+    for neuron in NEURON_SCORES.values():
+        if neuron.name not in ("enp", "random"):
+            build = as_planned("enp", neuron_score=neuron.name)
+            backward = neuron.needs == "gradients"
+            yield Contender(f"uniform-{neuron.name}", build, ("uniform",), backward)
 
 
 METHODS = {method.name: method for method in (*_table(), *_claims())}
 SETS = ("short", "table", "claims", "uniform", "mended", "all")
 
 
-def choose_methods(wanted: Sequence[str]) -> list[Method]:
+def choose_methods(wanted: Sequence[str]) -> list[Contender]:
     """Methods by name, by pattern ("drop-*") or by set, in the table's order, each once."""
     chosen = set()
     for word in wanted:

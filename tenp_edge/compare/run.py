@@ -17,7 +17,7 @@ import torch
 
 from tenp_edge.checkpoint import Checkpoint, read_json, write_text
 from tenp_edge.compare.measures import Measure
-from tenp_edge.compare.methods import Case, Cut, Mend, Method
+from tenp_edge.compare.methods import Case, Contender, Cut, Mend
 from tenp_edge.evaluator import Evaluator, LayerCache
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.search import Drop
@@ -37,7 +37,7 @@ class Job:
     calibration seed, what was measured on text held out from it."""
 
     checkpoint: Checkpoint
-    methods: Sequence[Method]
+    methods: Sequence[Contender]
     ratios: Sequence[float]
     statistics: Mapping[int, Statistics]
     measures: Mapping[str, Sequence[Measure]]

@@ -1,18 +1,12 @@
-"""RAM against predicted KL: a method's plans at other sizes, and what a loss means in nats."""
+"""What a predicted loss means in nats: a law of the model's own plans, or the bundled model's."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from tenp_edge.allocation import Space, limited
-from tenp_edge.evidence import Evidence
-from tenp_edge.pricing import Priced, Pricer
-from tenp_edge.search import Allocator, Drop
 from tenp_edge.trials import Trial
 
-KEEPS = (1.0, 0.9, 0.75, 0.6, 0.45, 0.3)
 # KL = exp(.38) loss^.84, fitted to 85 plans of the bundled model (nine shapes of plan, keep 0.3 to
 # 0.75, KL .002 to .6): rank correlation .986, the logarithm's standard deviation .32. A plan that
 # cuts what looks cheapest pays more than it promises, which is why the power is below 1.
@@ -59,33 +53,3 @@ def together_kl(*kls: float) -> float:
     sum says up to 16 % too much.
     """
     return float(sum(kl ** (1 / POWER) for kl in kls) ** POWER)
-
-
-def frontier(
-    allocator: Allocator,
-    space: Space,
-    evidence: Evidence,
-    pricer: Pricer,
-    chosen: Priced,
-    measured: Sequence[Trial] = (),
-) -> list[dict[str, Any]]:
-    """Points of ``allocator`` at KEEPS and the ``chosen`` one, largest first, as JSON values."""
-    plans = [chosen]
-    for keep in KEEPS:
-        neurons = space.budget(keep)
-        if keep == 1.0:
-            plans.append(pricer(dict.fromkeys(space.layers, (space.full,) * space.experts)))
-        elif isinstance(allocator, Drop):
-            plans.append(pricer(allocator.widths(allocator.neurons_at(keep))))
-        elif neurons >= allocator.least_neurons:
-            plans.append(pricer(limited(allocator.widths, neurons, space.most_widths)))
-    points = {
-        priced.keep_ratio: {
-            "keep_ratio": priced.keep_ratio,
-            "total_bytes": priced.memory.total_bytes,
-            "predicted_kl": predicted_kl(evidence.predicted_loss(priced.widths), measured),
-            "chosen": priced is chosen,
-        }
-        for priced in reversed(plans)  # of two of one size the chosen one stays
-    }
-    return [points[keep] for keep in sorted(points, reverse=True)]
