@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tenp_edge.frontier import predicted_kl
 from test_calibration import domain, run
 from test_cli import refused
 from test_cli import run as command
@@ -20,6 +19,7 @@ from tenp_edge.data import load_domains, save_domains
 from tenp_edge.devices import this_machine
 from tenp_edge.errors import UserError
 from tenp_edge.evaluator import measure_plans
+from tenp_edge.kl_law import predicted_kl
 from tenp_edge.plan import CompressionPlan
 from tenp_edge.planner import make_plan
 from tenp_edge.refine import SLICE_FILE, knobs, known_trials, refine

@@ -12,7 +12,6 @@ import pytest
 import tiny
 import torch
 import toy_exporter
-from tenp_edge.frontier import together_kl
 from test_calibration import domain
 from test_calibration import run as calibrated
 from test_cli import run as command
@@ -24,6 +23,7 @@ from tenp_edge.data import save_domains
 from tenp_edge.devices import this_machine
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import EXPORTER
+from tenp_edge.kl_law import together_kl
 from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.options import CalibrationOptions
 from tenp_edge.plan import CompressionPlan
