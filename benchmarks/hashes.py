@@ -72,7 +72,7 @@ def plan(file: Path) -> Hashes:
     if file.with_suffix(".safetensors").is_file():
         yield "neurons", digest(json.dumps(tensors(file.with_suffix(".safetensors"))))
     yield "priced", numbers([raw["memory"], raw["files"]])
-    yield "record", numbers(raw["recipe"])
+    yield "record", numbers(raw.get("record", raw.get("recipe")))
 
 
 def gguf(file: Path) -> Hashes:
