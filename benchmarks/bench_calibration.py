@@ -27,9 +27,9 @@ import torch
 from random_checkpoint import write_random_checkpoint
 from transformers import AutoModelForCausalLM
 
-from tenp_edge.calibration import calibrate
-from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.text_batch import Domain, batches
+from tenp_edge.calibration.collect import calibrate
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.forward.text_batch import Domain, batches
 
 SHAPE: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],

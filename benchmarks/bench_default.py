@@ -24,9 +24,9 @@ from typing import Any
 
 from rich.console import Console
 
-from tenp_edge.comparison import run_compare
-from tenp_edge.options import CalibrationOptions, CompareOptions, ValidationOptions
-from tenp_edge.terminal import TerminalProgress
+from tenp_edge.cli.terminal import TerminalProgress
+from tenp_edge.verbs.compare import run_compare
+from tenp_edge.verbs.options import CalibrationOptions, CompareOptions, ValidationOptions
 
 DEFAULT, REPAIRED = "adaptive", "adaptive+repair"
 RIVALS = ("adaptive-uninsured", "free", "layer-energy", "layer-camera-p", "global-heapr-sum")

@@ -26,16 +26,16 @@ import torch
 from random_checkpoint import write_random_checkpoint
 from random_tokenizer import write_full_tokenizer
 
-from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.devices import this_machine
+from tenp_edge.checkpoint.compression_plan import CompressionPlan
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.disk import require_free
-from tenp_edge.footprint import MemoryRun
-from tenp_edge.plan import CompressionPlan
-from tenp_edge.planner import make_plan
-from tenp_edge.registry import ExportOptions, exporter
-from tenp_edge.runtime.peak import DECODE_STEPS, measure_peak_rss, predict_peak
-from tenp_edge.source import ModelSource
-from tenp_edge.spec import PlanOptions
+from tenp_edge.exporters.base import ExportOptions, exporter
+from tenp_edge.planning.devices import this_machine
+from tenp_edge.planning.planner import make_plan
+from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.runtime.memory.footprint import MemoryRun
+from tenp_edge.runtime.memory.peak import DECODE_STEPS, measure_peak_rss, predict_peak
 from tenp_edge.units import format_size
 
 _QWEN3: dict[str, Any] = {

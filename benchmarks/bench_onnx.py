@@ -29,11 +29,11 @@ import onnxruntime
 import torch
 from random_checkpoint import write_random_checkpoint
 
-from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.onnx import EXPORTER
-from tenp_edge.plan import CompressionPlan, Widths
-from tenp_edge.registry import ExportOptions
-from tenp_edge.source import ModelSource
 
 LAYERS, EXPERTS, FULL, NARROW, PAST = 2, 64, 512, 32, 128
 TIERS = (128, 192, 256, 320, 384)

@@ -20,10 +20,11 @@ from typing import Any
 
 from random_checkpoint import write_random_checkpoint
 
-from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.exporters.onnx import EXPORTER, dispatch_rows
-from tenp_edge.registry import ExportOptions
-from tenp_edge.source import ModelSource
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.exporters.base import ExportOptions
+from tenp_edge.exporters.onnx import EXPORTER
+from tenp_edge.exporters.onnx.graph import dispatch_rows
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},

@@ -20,10 +20,11 @@ from bench_scale import Stage, stage
 from random_checkpoint import SHAPES, write_holes
 from random_tokenizer import write_full_tokenizer
 
-from tenp_edge.checkpoint import Checkpoint, Shard, TensorEntry, write_shards
-from tenp_edge.joint import Elimination
+from tenp_edge.calibration.elimination import Elimination
+from tenp_edge.calibration.statistics import WEIGHT_NORMS, make_empty
+from tenp_edge.calibration.storage import layer_tensors
+from tenp_edge.checkpoint.files import Checkpoint, Shard, TensorEntry, write_shards
 from tenp_edge.models import ModelConfig
-from tenp_edge.statistics import WEIGHT_NORMS, layer_tensors, make_empty
 from tenp_edge.units import format_size
 
 LIMIT_SECONDS, LIMIT_BYTES = 30, 2**30

@@ -25,17 +25,17 @@ import torch
 from random_checkpoint import write_random_checkpoint
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from llama_quantize import Floats, quantize
-from tiny import write_tokenizer
+from support.llama_quantize import Floats, quantize
+from support.tiny import write_tokenizer
 
-from tenp_edge.calibration import calibrate
-from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.calibration.collect import calibrate
+from tenp_edge.calibration.imatrix import Importance
+from tenp_edge.calibration.storage import load_statistics
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.exporters.base import ExportData, ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.importance import Importance
-from tenp_edge.registry import ExportData, ExportOptions
-from tenp_edge.source import ModelSource
-from tenp_edge.statistics import load_statistics
-from tenp_edge.text_batch import Domain
+from tenp_edge.forward.text_batch import Domain
 
 SHAPE: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],

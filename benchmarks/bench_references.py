@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from tenp_edge.compare.methods import choose_methods
-from tenp_edge.compare.table import Line, lines, predictions
-from tenp_edge.comparison import run_compare
-from tenp_edge.options import CalibrationOptions, CompareOptions, ValidationOptions
-from tenp_edge.saliency import ranking_scores
-from tenp_edge.statistics import load_statistics
-from tenp_edge.terminal import TerminalProgress
+from tenp_edge.calibration.storage import load_statistics
+from tenp_edge.cli.terminal import TerminalProgress
+from tenp_edge.evaluation.comparison.compared_methods import choose_methods
+from tenp_edge.evaluation.comparison.table import Line, lines, predictions
+from tenp_edge.scoring.saliency import ranking_scores
 from tenp_edge.units import nats
+from tenp_edge.verbs.compare import run_compare
+from tenp_edge.verbs.options import CalibrationOptions, CompareOptions, ValidationOptions
 
 NAMES = ("qwen3_moe", "qwen2_moe", "deepseek_v3")
 DEFAULT = "adaptive"

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 
-from tenp_edge.calibration import calibrate
-from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.compare.measures import TextMeasure
-from tenp_edge.compare.methods import METHODS, Case
-from tenp_edge.compare.run import budget
-from tenp_edge.domains import calibration_domains, validation_domains
-from tenp_edge.evaluator import Evaluator, LayerCache
-from tenp_edge.mending import MendRules, mend
-from tenp_edge.options import CalibrationOptions, ValidationOptions
-from tenp_edge.sources import STDLIB
-from tenp_edge.text_batch import Domain
-from tenp_edge.variants import Planned
+from tenp_edge.calibration.collect import calibrate
+from tenp_edge.calibration.text.sources import STDLIB
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.evaluation.comparison.compared_methods import METHODS, Case
+from tenp_edge.evaluation.comparison.grid import budget
+from tenp_edge.evaluation.comparison.measures import TextMeasure
+from tenp_edge.evaluation.evaluator import Evaluator, LayerCache
+from tenp_edge.evaluation.variants import Planned
+from tenp_edge.forward.text_batch import Domain
+from tenp_edge.recovery.recover import MendRules, mend
+from tenp_edge.verbs.options import CalibrationOptions, ValidationOptions
+from tenp_edge.verbs.token_chunks import calibration_domains, validation_domains
 
 DEMO = Path(__file__).parents[1] / "tenp_edge" / "demo_model"
 

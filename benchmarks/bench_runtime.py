@@ -29,8 +29,8 @@ import numpy as np
 import torch
 
 from tenp_edge.exporters.gguf.fields import f32, header, padded, text, u32, u32s
-from tenp_edge.exporters.gguf.ggml import quantize_rows
-from tenp_edge.runtime.gguf_file import GGML_TYPES
+from tenp_edge.exporters.gguf.quantiser import quantize_rows
+from tenp_edge.runtime.gguf.header import GGML_TYPES
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.session import Session
 

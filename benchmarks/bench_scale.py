@@ -27,8 +27,8 @@ from random_tokenizer import write_full_tokenizer
 
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
-from tenp_edge.inspection import inspect_model
 from tenp_edge.models import FAMILIES, expected_tensors, read_config
+from tenp_edge.models.inspection import inspect_model
 from tenp_edge.units import format_count, format_size, parse_size
 
 LIMIT_BYTES = 6 * 2**30
@@ -114,11 +114,11 @@ def run(
 _CHILD = """
 import atexit, sys
 def report():
-    from tenp_edge.runtime.resident import peak_rss_bytes
+    from tenp_edge.runtime.memory.resident import peak_rss_bytes
     peak = peak_rss_bytes()
     print(f"PEAK {peak}", file=sys.__stdout__)
 atexit.register(report)
-from tenp_edge.cli import main
+from tenp_edge.cli.main import main
 main()
 """
 

@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from serving_cases import Server, make_files, serving, together
+from support.serving_cases import Server, make_files, serving, together
 
 Request = Callable[[Server, int, int], int]
 

@@ -22,28 +22,28 @@ from pathlib import Path
 import torch
 
 import tenp_edge
-from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.devices import this_machine
-from tenp_edge.domains import validation_domains
+from tenp_edge.calibration.imatrix import Importance
+from tenp_edge.calibration.storage import Statistics
+from tenp_edge.calibration.text.sources import STDLIB
+from tenp_edge.checkpoint.compression_plan import CompressionPlan
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
-from tenp_edge.evaluator import LayerCache, measure_variants
-from tenp_edge.importance import Importance
-from tenp_edge.kl_law import together_kl
-from tenp_edge.options import CalibrationOptions, ValidationOptions
-from tenp_edge.plan import CompressionPlan
-from tenp_edge.planner import make_plan
+from tenp_edge.evaluation.evaluator import LayerCache, measure_variants
+from tenp_edge.evaluation.validation import validate
+from tenp_edge.evaluation.variants import OtherWeights
+from tenp_edge.exporters.base import ExportData, ExportOptions, Requantiser, exporter
+from tenp_edge.forward.text_batch import Domain
+from tenp_edge.planning.devices import this_machine
+from tenp_edge.planning.kl_law import together_kl
+from tenp_edge.planning.planner import make_plan
+from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.planning.type_costs import TypeCosts
 from tenp_edge.progress import QUIET
-from tenp_edge.registry import ExportData, ExportOptions, Requantiser, exporter
-from tenp_edge.source import ModelSource
-from tenp_edge.sources import STDLIB
-from tenp_edge.spec import PlanOptions
-from tenp_edge.statistics import Statistics
-from tenp_edge.text_batch import Domain
-from tenp_edge.typecosts import TypeCosts
-from tenp_edge.typeverbs import default_job, types_into
-from tenp_edge.validation import validate
-from tenp_edge.variants import OtherWeights
-from tenp_edge.verbs import run_calibrate
+from tenp_edge.verbs.calibrate import run_calibrate
+from tenp_edge.verbs.measure_types import default_job, types_into
+from tenp_edge.verbs.options import CalibrationOptions, ValidationOptions
+from tenp_edge.verbs.token_chunks import validation_domains
 
 DEMO = Path(tenp_edge.__file__).parent / "demo_model"
 CONTEXT = 512

@@ -74,8 +74,14 @@ def _clean() -> dict[str, str]:
 
 def check(families: Sequence[str], scratch: Path, python: Path) -> bool:
     """Whether optimum's tokens for a ragged tiny model of every family are torch's."""
-    import tiny
-    from onnx_directories import GENERATED, PROMPT, export_onnx, greedy_in_torch, ragged_source
+    from support import tiny
+    from support.onnx_directories import (
+        GENERATED,
+        PROMPT,
+        export_onnx,
+        greedy_in_torch,
+        ragged_source,
+    )
 
     # Tied embeddings make a random model repeat its last token.
     made = [tiny.make(scratch / name, name, tie_word_embeddings=False) for name in families]
@@ -112,7 +118,7 @@ def main() -> None:
             print(json.dumps(generate(Path(directory), prompt, count)))
         return
     sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
-    import tiny
+    from support import tiny
 
     with tempfile.TemporaryDirectory(prefix="check-optimum-") as name:
         scratch = Path(name)

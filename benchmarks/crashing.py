@@ -25,13 +25,13 @@ import torch
 from random_checkpoint import write_random_checkpoint
 from random_tokenizer import write_full_tokenizer
 
-from tenp_edge import options as take
-from tenp_edge.child import ChildError
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import exporter as gguf
-from tenp_edge.pipeline import run_compress
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.verbs import run_calibrate
+from tenp_edge.runtime.child import ChildError
+from tenp_edge.verbs import options as take
+from tenp_edge.verbs.calibrate import run_calibrate
+from tenp_edge.verbs.compress import run_compress
 
 REFUSED = 2
 Job = Callable[[Path, Path, Progress], object]

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from fuzz_targets import Loader, make_loaders
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.template import TemplateError
+from tenp_edge.runtime.chat_template import TemplateError
 from tenp_edge.serving.refusal import RefusalError
 
 _REFUSALS = (UserError, RefusalError, TemplateError)

@@ -15,33 +15,33 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-import gguf_bytes
-import tiny
 from fuzz_inputs import damage_fields, damage_json, hostile_template, with_sentencepiece
-from gguf_cases import export
-from onnx_directories import export_onnx
-from plans import ragged_plan
-from runtime_cases import export_ragged
-from synthetic import write_statistics
+from support import gguf_bytes, tiny
+from support.gguf_cases import export
+from support.onnx_directories import export_onnx
+from support.plans import ragged_plan
+from support.runtime_cases import export_ragged
+from support.synthetic import write_statistics
 
-from tenp_edge.checkpoint import Checkpoint, read_header
-from tenp_edge.forward import transformers_config
-from tenp_edge.inspection import inspect_model
-from tenp_edge.mended import FILE as MENDED_FILE
-from tenp_edge.mended import Mended
-from tenp_edge.plan import load_plan
+from tenp_edge.calibration.storage import load_statistics
+from tenp_edge.checkpoint.compression_plan import load_plan
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.overlay import FILE as MENDED_FILE
+from tenp_edge.checkpoint.overlay import Mended
+from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.forward.streaming import transformers_config
+from tenp_edge.models.headers import read_header
+from tenp_edge.models.inspection import inspect_model
+from tenp_edge.runtime.chat_template import TemplateProcess
 from tenp_edge.runtime.directory_vocabulary import open_vocabulary
-from tenp_edge.runtime.facts import is_ours, is_per_expert, read_facts, read_stacked
-from tenp_edge.runtime.gguf_file import parse_header
-from tenp_edge.runtime.onnx_directory import read_directory
+from tenp_edge.runtime.gguf.header import parse_header
+from tenp_edge.runtime.gguf.model_metadata import is_ours, is_per_expert, read_facts, read_stacked
+from tenp_edge.runtime.gguf.tensor_checks import check_tensors
+from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary
+from tenp_edge.runtime.onnx.directory import read_directory
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.sampling import Sampler, SamplingOptions
-from tenp_edge.runtime.template import TemplateProcess
-from tenp_edge.runtime.tensors import check_tensors
-from tenp_edge.runtime.vocabulary import check_vocabulary
 from tenp_edge.serving.schemas import ChatRequest, CompletionRequest, parse
-from tenp_edge.source import ModelSource
-from tenp_edge.statistics import load_statistics
 
 _TEXT = "def f(x):\n\té日本" + "".join(map(chr, range(256)))
 Damage = Callable[[random.Random], bytes]

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tenp_edge.bundled import DOMAINS, Split, bundled_records
-from tenp_edge.formats import Placed
-from tenp_edge.sources import stdlib_texts
+from tenp_edge.calibration.text.builtin_text import DOMAINS, Split, bundled_records
+from tenp_edge.calibration.text.file_formats import Placed
+from tenp_edge.calibration.text.sources import stdlib_texts
 
 WINDOW_BYTES = 8 * 2**10
 GRAM_WORDS = 5

@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from tenp_edge.checkpoint import (
-    INDEX_NAME,
+from tenp_edge.checkpoint.files import (
     TORCH_DTYPES,
     TensorEntry,
     dtype_name,
@@ -28,6 +27,7 @@ from tenp_edge.checkpoint import (
     write_shards,
 )
 from tenp_edge.models import FAMILIES, expected_tensors, read_config
+from tenp_edge.models.headers import INDEX_NAME
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen1.5-moe-14b": {

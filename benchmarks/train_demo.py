@@ -9,8 +9,9 @@ every few minutes and the same command continues after an interruption. The lear
 until the last quarter, so a run that is still in the flat part may be continued with another
 `--steps` to end earlier or later. Batches depend on the seed and the step alone.
 
-Text: `tenp_edge.texts`, calibration split (with Python's test suite where it is installed). The
-held-out split is never read in training. Needs torch, transformers and tokenizers.
+Text: `tenp_edge.calibration.text.standard_library`, calibration split (with Python's test suite
+where it is installed). The held-out split is never read in training. Needs torch, transformers and
+tokenizers.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from training_data import (
 )
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from tenp_edge.texts import standard_library_texts
+from tenp_edge.calibration.text.standard_library import standard_library_texts
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ from reference_models import CONFIGS, FULL_SIZE, make_model
 from torch import Tensor, nn
 from training_data import END_OF_TEXT, encode, load_tokenizer, train_tokenizer, write_model
 
-from tenp_edge.texts import standard_library_texts
+from tenp_edge.calibration.text.standard_library import standard_library_texts
 
 SPLITS = ("train", "calibration", "heldout")
 SPLIT_PERCENT = 8  # of the documents, for calibration and for the held-out split each

@@ -14,8 +14,8 @@ from typing import Any
 
 from typer.main import get_group
 
-from tenp_edge.cli import app
-from tenp_edge.flags import settings_rows
+from tenp_edge.cli.flags import settings_rows
+from tenp_edge.cli.main import app
 
 _SETTINGS = (
     "`plan` and `compress` take more choices as `--set NAME=VALUE`, as often as there are any. A "

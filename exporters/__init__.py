@@ -1,1 +1,1 @@
-"""Exporters: one package per format, behind the contract in `tenp_edge.registry`."""
+"""Exporters: one package per format, behind the contract in `tenp_edge.exporters.base`."""

@@ -14,25 +14,28 @@ from typing import TYPE_CHECKING, Any
 from tenp_edge.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from tenp_edge.comparison import run_compare
+    from tenp_edge.checkpoint.compression_plan import CompressionPlan, load_plan
     from tenp_edge.errors import UserError
-    from tenp_edge.inspection import inspect_model
-    from tenp_edge.loading import load_pruned
-    from tenp_edge.options import (
+    from tenp_edge.exporters.base import ExportOptions
+    from tenp_edge.forward.transformers_model import load_pruned
+    from tenp_edge.models.inspection import inspect_model
+    from tenp_edge.planning.spec import PlanOptions
+    from tenp_edge.runtime.generation import generate, run_text
+    from tenp_edge.runtime.opening import RunOptions, open_model
+    from tenp_edge.runtime.sampling import SamplingOptions
+    from tenp_edge.verbs.calibrate import run_calibrate, run_merge
+    from tenp_edge.verbs.compare import run_compare
+    from tenp_edge.verbs.compress import run_compress
+    from tenp_edge.verbs.export import run_export
+    from tenp_edge.verbs.options import (
         CalibrationOptions,
         CompareOptions,
         CompressOptions,
         MeasureOptions,
         ValidationOptions,
     )
-    from tenp_edge.pipeline import run_compress
-    from tenp_edge.plan import CompressionPlan, load_plan
-    from tenp_edge.registry import ExportOptions
-    from tenp_edge.runtime.generation import generate, run_text
-    from tenp_edge.runtime.opening import RunOptions, open_model
-    from tenp_edge.runtime.sampling import SamplingOptions
-    from tenp_edge.spec import PlanOptions
-    from tenp_edge.verbs import run_calibrate, run_export, run_merge, run_plan, run_validate
+    from tenp_edge.verbs.plan import run_plan
+    from tenp_edge.verbs.validate import run_validate
 
 __all__ = [
     "CalibrationOptions",
@@ -61,30 +64,30 @@ __all__ = [
     "run_validate",
 ]
 _HOMES = {
-    "CalibrationOptions": "options",
-    "CompareOptions": "options",
-    "CompressOptions": "options",
-    "CompressionPlan": "plan",
-    "ExportOptions": "registry",
-    "MeasureOptions": "options",
-    "PlanOptions": "spec",
+    "CalibrationOptions": "verbs.options",
+    "CompareOptions": "verbs.options",
+    "CompressOptions": "verbs.options",
+    "CompressionPlan": "checkpoint.compression_plan",
+    "ExportOptions": "exporters.base",
+    "MeasureOptions": "verbs.options",
+    "PlanOptions": "planning.spec",
     "RunOptions": "runtime.opening",
     "SamplingOptions": "runtime.sampling",
     "UserError": "errors",
-    "ValidationOptions": "options",
+    "ValidationOptions": "verbs.options",
     "generate": "runtime.generation",
-    "inspect_model": "inspection",
-    "load_plan": "plan",
-    "load_pruned": "loading",
+    "inspect_model": "models.inspection",
+    "load_plan": "checkpoint.compression_plan",
+    "load_pruned": "forward.transformers_model",
     "open_model": "runtime.opening",
-    "run_calibrate": "verbs",
-    "run_compare": "comparison",
-    "run_compress": "pipeline",
-    "run_export": "verbs",
-    "run_merge": "verbs",
-    "run_plan": "verbs",
+    "run_calibrate": "verbs.calibrate",
+    "run_compare": "verbs.compare",
+    "run_compress": "verbs.compress",
+    "run_export": "verbs.export",
+    "run_merge": "verbs.calibrate",
+    "run_plan": "verbs.plan",
     "run_text": "runtime.generation",
-    "run_validate": "verbs",
+    "run_validate": "verbs.validate",
 }
 
 

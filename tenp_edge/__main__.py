@@ -1,5 +1,5 @@
 """``python -m tenp_edge``: the ``tenp-edge`` command."""
 
-from tenp_edge.entry import main
+from tenp_edge.cli.entry import main
 
 main()

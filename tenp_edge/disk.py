@@ -1,15 +1,17 @@
-"""Room on the disk: asked for before long work, and told in numbers when it runs out anyway."""
+"""Files: read whole and checked, written whole or not at all, refused where the disk is full."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tenp_edge.errors import UserError
 from tenp_edge.units import format_size
@@ -116,3 +118,63 @@ def _file_size_limit() -> int | None:
 
     soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+_MAX_JSON_BYTES = 256 * 2**20
+_AGAIN = "download the file again"
+
+
+def require_regular(file: Path) -> None:
+    """Raise UserError for a pipe or a device, which may never end. One that is missing passes."""
+    try:
+        mode = file.stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{file} is not a file", "a file, not a pipe, device or directory")
+
+
+def read_json(file: Path, remedy: str = _AGAIN) -> dict[str, Any]:
+    """A JSON object from ``file``; UserError when it is missing or not one, with ``remedy``."""
+    require_regular(file)
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(_MAX_JSON_BYTES + 1)
+        if len(data) > _MAX_JSON_BYTES:
+            raise UserError(f"{file} is larger than {_MAX_JSON_BYTES >> 20} MiB", _AGAIN)
+        value = json.loads(data.decode())
+    except FileNotFoundError:
+        raise UserError(
+            f"{file.parent} has no {file.name}", "the directory of a downloaded model"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}", remedy) from None
+    except RecursionError:
+        raise UserError(f"{file} is not valid JSON: it is nested too deep", remedy) from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file} is not a JSON object", remedy)
+    return value
+
+
+def read_range(file: Path, offset: int, nbytes: int) -> bytearray:
+    """``nbytes`` of ``file`` at ``offset``, without leaving them in the page cache if possible."""
+    buffer = bytearray(nbytes)
+    view = memoryview(buffer)
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(offset)
+        done = 0
+        while done < nbytes:
+            count = stream.readinto(view[done:])
+            if not count:
+                raise UserError(f"{file.name} is cut short at byte {offset + done}")
+            done += count
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(stream.fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
+    return buffer
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write ``text`` under a temporary name and rename: a reader sees all of it or none."""
+    data = text.encode()
+    with atomic_file(file, len(data)) as stream:
+        stream.write(data)

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from support import tiny
 
-from tenp_edge import cli
+from tenp_edge.cli import main
 
 # Tiny tensors on one thread: threads that wait for each other made the tests five times slower.
 torch.set_num_threads(1)
@@ -37,7 +37,7 @@ def refuse(
     def run_here(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["tenp-edge", *(str(a) for a in arguments)])
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            main.main()
         printed = capsys.readouterr()
         assert stopped.value.code == 2, printed.err
         assert printed.out == ""

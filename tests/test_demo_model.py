@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tenp_edge.texts import standard_library_texts
+from tenp_edge.calibration.text.standard_library import standard_library_texts
 
 DEMO = Path(__file__).parents[1] / "tenp_edge" / "demo_model"
 TEXT = "def main(argv=None):\r\n\treturn 'été 日本 12345'  # don't\n\n\n    x = [1, 2]\n"

@@ -8,19 +8,30 @@ from pathlib import Path
 
 import torch
 
-from tenp_edge.checkpoint import Checkpoint
-from tenp_edge.child import ChildError
+from tenp_edge.calibration.imatrix import Importance
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.source import ModelSource, StoredModel
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.base import manifest_file
+from tenp_edge.exporters.base import (
+    NO_DATA,
+    ExportData,
+    Exporter,
+    ExportOptions,
+    Judge,
+    JudgeRequest,
+    Manifest,
+    WidthLimits,
+    manifest_file,
+)
 from tenp_edge.exporters.gguf.architectures import check_architecture
 from tenp_edge.exporters.gguf.encoding import encoding_speed
+from tenp_edge.exporters.gguf.fake_quant import Requantised
 from tenp_edge.exporters.gguf.fields import Field, header, header_bytes, padded
-from tenp_edge.exporters.gguf.imatrix import write_imatrix
+from tenp_edge.exporters.gguf.imatrix_file import write_imatrix
 from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
 from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
 from tenp_edge.exporters.gguf.reading import GgufModel
 from tenp_edge.exporters.gguf.recipes import TypeRecipe, parse_rules
-from tenp_edge.exporters.gguf.requantised import Requantised
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
 from tenp_edge.exporters.gguf.types import (
     AUTOMATIC_QUANTS,
@@ -31,22 +42,11 @@ from tenp_edge.exporters.gguf.types import (
     WEIGHTED_QUANTS,
 )
 from tenp_edge.exporters.gguf.writer import TensorWriter
-from tenp_edge.footprint import MemoryRun, RunMemory
-from tenp_edge.importance import Importance
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.registry import (
-    NO_DATA,
-    ExportData,
-    Exporter,
-    ExportOptions,
-    Judge,
-    JudgeRequest,
-    Manifest,
-    WidthLimits,
-)
-from tenp_edge.runtime.peak import known_peak
-from tenp_edge.source import ModelSource, StoredModel
+from tenp_edge.runtime.child import ChildError
+from tenp_edge.runtime.memory.footprint import MemoryRun, RunMemory
+from tenp_edge.runtime.memory.peak import known_peak
 
 _log = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tenp_edge.exporters.judging import require_sizes, session_logits, tokenizers_agree
-from tenp_edge.footprint import MemoryRun
-from tenp_edge.registry import Findings, Judge, JudgeRequest
+from tenp_edge.exporters.base import Findings, Judge, JudgeRequest
+from tenp_edge.exporters.session_judging import require_sizes, session_logits, tokenizers_agree
+from tenp_edge.runtime.gguf.padded_twin import TWIN, GgufFile, write_padded_twin
+from tenp_edge.runtime.memory.footprint import MemoryRun
+from tenp_edge.runtime.memory.peak import measure_peak_rss, predict_peak
 from tenp_edge.runtime.opening import RunOptions, open_model
-from tenp_edge.runtime.peak import measure_peak_rss, predict_peak
-from tenp_edge.runtime.twin import TWIN, GgufFile, write_padded_twin
 
 # F16 flips the routing of near-ties, which would be counted against the weights.
 _KV_TYPE = "F32"

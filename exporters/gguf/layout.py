@@ -7,17 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.architectures import (
-    EXPERT_NAME,
-    MERGED_NAME,
-    NAMES,
-    architecture,
-)
+from tenp_edge.exporters.base import ManifestTensor
+from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, NAMES, architecture
 from tenp_edge.exporters.gguf.metadata import expert_width, shared_count
 from tenp_edge.exporters.gguf.recipes import TypeRecipe
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.models import PROJECTIONS, ModelConfig, Shape, TensorSpec, expected_tensors
-from tenp_edge.registry import ManifestTensor
 
 LAYOUTS: tuple[str, ...] = ("per-expert", "merged", "padded")
 

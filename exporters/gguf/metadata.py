@@ -11,9 +11,9 @@ from typing import Any
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, f32, text, u32, u32s, u64
 from tenp_edge.exporters.gguf.types import FILE_TYPES
-from tenp_edge.footprint import PlannedRun
 from tenp_edge.models import ModelConfig
-from tenp_edge.runtime.facts import LAYOUT, OWN
+from tenp_edge.runtime.gguf.model_metadata import LAYOUT, OWN
+from tenp_edge.runtime.memory.footprint import PlannedRun
 
 TENP_VERSION = 1
 NO_DIGEST = "0" * 32

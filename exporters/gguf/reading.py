@@ -17,13 +17,14 @@ from typing import Any
 import gguf
 import torch
 
-from tenp_edge.checkpoint import ExpertWeights, read_range
+from tenp_edge.checkpoint.files import ExpertWeights
+from tenp_edge.checkpoint.source import Rows
+from tenp_edge.disk import read_range
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, NAMES
 from tenp_edge.exporters.gguf.transforms import file_roles, from_file, is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.models import PROJECTIONS, ModelConfig, Shape, TensorSpec, expected_tensors
-from tenp_edge.source import Rows
 
 _BY_ID = {kind.ggml_id: kind for kind in TYPES.values()}
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tenp_edge.checkpoint import read_json
+from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import pretokenizers, sentencepiece
 from tenp_edge.exporters.gguf.fields import Field, boolean, f32s, i32s, text, texts, u32

@@ -14,9 +14,9 @@ from math import prod
 
 import torch
 
-from tenp_edge.checkpoint import tensor_bytes
+from tenp_edge.checkpoint.files import tensor_bytes
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.ggml import dequantize_rows, quantize_rows
+from tenp_edge.exporters.gguf.quantiser import dequantize_rows, quantize_rows
 
 Encoder = Callable[[torch.Tensor, torch.Tensor | None], memoryview]
 

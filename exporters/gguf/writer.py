@@ -16,16 +16,16 @@ from typing import Any, BinaryIO
 import torch
 from torch.nn.functional import pad
 
+from tenp_edge.calibration.imatrix import Importance
+from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.exporters.base import ManifestTensor
 from tenp_edge.exporters.gguf.encoding import Encoding
 from tenp_edge.exporters.gguf.fields import padded
 from tenp_edge.exporters.gguf.layout import Entry
 from tenp_edge.exporters.gguf.transforms import is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES, TensorType
-from tenp_edge.importance import Importance
 from tenp_edge.models import PROJECTIONS
 from tenp_edge.progress import Task
-from tenp_edge.registry import ManifestTensor
-from tenp_edge.source import ModelSource
 
 _READ_BYTES = 32 * 2**20
 _TASK_BYTES = 4 * 2**20  # of float32: what one thread encodes at a time

@@ -7,29 +7,11 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from tenp_edge.checkpoint import Checkpoint
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.source import ModelSource, StoredModel
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.base import manifest_file
-from tenp_edge.exporters.onnx.blueprint import Blueprint
-from tenp_edge.exporters.onnx.companions import (
-    NO_DIGEST,
-    Genai,
-    companion_files,
-    tenp_file,
-)
-from tenp_edge.exporters.onnx.data_file import data_writer
-from tenp_edge.exporters.onnx.directory import require_writable, whole_directory
-from tenp_edge.exporters.onnx.fixed import fixed_lengths
-from tenp_edge.exporters.onnx.limits import check_model
-from tenp_edge.exporters.onnx.modes import FIXED_MODES, MODES, QUANTS, check_mode, mode_of, way_of
-from tenp_edge.exporters.onnx.pricing import encoding_speed, run_memory, run_notes
-from tenp_edge.exporters.onnx.reading import OnnxWeights
-from tenp_edge.exporters.onnx.stored import data_files
-from tenp_edge.footprint import MemoryRun, PlannedRun, RunMemory
-from tenp_edge.models import ModelConfig
-from tenp_edge.progress import QUIET, Progress
-from tenp_edge.registry import (
+from tenp_edge.exporters.base import (
     NO_DATA,
     ExportData,
     Exporter,
@@ -38,9 +20,22 @@ from tenp_edge.registry import (
     JudgeRequest,
     Manifest,
     WidthLimits,
+    manifest_file,
 )
-from tenp_edge.runtime.onnx_directory import holds_onnx, read_directory
-from tenp_edge.source import ModelSource, StoredModel
+from tenp_edge.exporters.onnx.files.blueprint import Blueprint
+from tenp_edge.exporters.onnx.files.companions import NO_DIGEST, Genai, companion_files, tenp_file
+from tenp_edge.exporters.onnx.files.data_file import data_writer
+from tenp_edge.exporters.onnx.files.reading import OnnxWeights
+from tenp_edge.exporters.onnx.files.stored import data_files
+from tenp_edge.exporters.onnx.files.whole_directory import require_writable, whole_directory
+from tenp_edge.exporters.onnx.fixed_lengths import fixed_lengths
+from tenp_edge.exporters.onnx.limits import check_model
+from tenp_edge.exporters.onnx.modes import FIXED_MODES, MODES, QUANTS, check_mode, mode_of, way_of
+from tenp_edge.exporters.onnx.run_memory import encoding_speed, run_memory, run_notes
+from tenp_edge.models import ModelConfig
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.runtime.memory.footprint import MemoryRun, PlannedRun, RunMemory
+from tenp_edge.runtime.onnx.directory import holds_onnx, read_directory
 
 
 class OnnxExporter:

@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
+from tenp_edge.checkpoint.source import WeightSource
 from tenp_edge.errors import UserError
-from tenp_edge.registry import GraphCheck, JudgeRequest
-from tenp_edge.runtime.onnx_model import OnnxModel
+from tenp_edge.exporters.base import GraphCheck, JudgeRequest
+from tenp_edge.forward.sweep import streaming_logits
+from tenp_edge.runtime.onnx.model import OnnxModel
 from tenp_edge.runtime.session import Logits, Session
-from tenp_edge.source import WeightSource
-from tenp_edge.sweep import streaming_logits
 
 _LENGTHS = (48, 31, 17)
 _CHUNK = 7

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tenp_edge.checkpoint.source import StoredModel
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.judging import (
+from tenp_edge.exporters.base import Findings, Judge, JudgeRequest
+from tenp_edge.exporters.onnx.files.reading import OnnxWeights
+from tenp_edge.exporters.onnx.graph_checks import check_graph
+from tenp_edge.exporters.session_judging import (
     require_family,
     require_sizes,
     session_logits,
     tokenizers_agree,
 )
-from tenp_edge.exporters.onnx.graph_checks import check_graph
-from tenp_edge.exporters.onnx.reading import OnnxWeights
 from tenp_edge.models import ModelConfig
-from tenp_edge.registry import Findings, Judge, JudgeRequest
-from tenp_edge.runtime.onnx_directory import read_directory
-from tenp_edge.runtime.onnx_model import OnnxModel
+from tenp_edge.runtime.onnx.directory import read_directory
+from tenp_edge.runtime.onnx.model import OnnxModel
 from tenp_edge.runtime.opening import RunOptions, open_model
-from tenp_edge.source import StoredModel
 
 _SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.onnx.fixed import check_lengths
+from tenp_edge.exporters.base import ExportOptions
+from tenp_edge.exporters.onnx.fixed_lengths import check_lengths
+from tenp_edge.exporters.onnx.graph.router import expert_groups
 from tenp_edge.exporters.onnx.modes import mode_of, way_of
-from tenp_edge.exporters.onnx.router import expert_groups
 from tenp_edge.exporters.onnx.targets import targets_of
 from tenp_edge.models import ModelConfig
-from tenp_edge.registry import ExportOptions
 
 
 def check_model(config: ModelConfig, options: ExportOptions) -> None:

@@ -11,20 +11,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.onnx import grouped_query, operators, static_operators
-from tenp_edge.exporters.onnx.companions import DECODE_NAME, MODEL_NAME, PREFILL_NAME
-from tenp_edge.exporters.onnx.context import Fixed, Makers
-from tenp_edge.exporters.onnx.dispatch_dense import dispatch_dense
-from tenp_edge.exporters.onnx.dispatch_rows import dispatch_rows
-from tenp_edge.exporters.onnx.fixed import fixed_lengths
-from tenp_edge.exporters.onnx.inputs import Lengths
-from tenp_edge.exporters.onnx.linear_blocks import CONTRIB, BlockLinear
-from tenp_edge.exporters.onnx.linear_int8 import DynamicLinear
-from tenp_edge.exporters.onnx.linear_qdq import QdqLinear
-from tenp_edge.exporters.onnx.quantise import BLOCK
-from tenp_edge.exporters.onnx.tiers import FloatTier, QuantisedTier, TierMaker, dispatch_tiers
+from tenp_edge.exporters.base import ExportOptions, WidthLimits
+from tenp_edge.exporters.onnx.files.companions import DECODE_NAME, MODEL_NAME, PREFILL_NAME
+from tenp_edge.exporters.onnx.fixed_lengths import fixed_lengths
+from tenp_edge.exporters.onnx.graph import grouped_query, operators, static_operators
+from tenp_edge.exporters.onnx.graph.context import Fixed, Makers
+from tenp_edge.exporters.onnx.graph.dispatch_dense import dispatch_dense
+from tenp_edge.exporters.onnx.graph.dispatch_rows import dispatch_rows
+from tenp_edge.exporters.onnx.graph.inputs import Lengths
+from tenp_edge.exporters.onnx.graph.tiers import FloatTier, QuantisedTier, TierMaker, dispatch_tiers
+from tenp_edge.exporters.onnx.linear.blocks import CONTRIB, BlockLinear
+from tenp_edge.exporters.onnx.linear.int8 import DynamicLinear
+from tenp_edge.exporters.onnx.linear.qdq import QdqLinear
+from tenp_edge.exporters.onnx.linear.quantise import BLOCK
 from tenp_edge.models import ModelConfig
-from tenp_edge.registry import ExportOptions, WidthLimits
 
 OPSET, IR_VERSION = 23, 11
 MOST_WIDTHS = 8

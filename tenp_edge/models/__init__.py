@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tenp_edge.models import deepseek_v2, deepseek_v3, mixtral, olmoe, qwen2_moe, qwen3_moe
-from tenp_edge.models.base import (
+from tenp_edge.models.config import EXPERT_KEYS, read_config
+from tenp_edge.models.family import (
     MLA,
     PROJECTIONS,
     Family,
@@ -14,7 +15,6 @@ from tenp_edge.models.base import (
     TensorSpec,
     expected_tensors,
 )
-from tenp_edge.models.config import EXPERT_KEYS, read_config
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.model_type: module.FAMILY

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.models.base import MLA, Family, ModelConfig, Rope, refuse
+from tenp_edge.models.family import MLA, Family, ModelConfig, Rope, refuse
 
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")

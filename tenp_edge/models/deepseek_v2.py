@@ -1,6 +1,6 @@
 """DeepSeek-V2 and V2-Lite: latent attention, leading dense layers, ungated shared experts."""
 
-from tenp_edge.models.base import Family
+from tenp_edge.models.family import Family
 
 FAMILY = Family(
     model_type="deepseek_v2",

@@ -4,7 +4,7 @@ Multi-token-prediction layers (num_nextn_predict_layers) are not part of the lan
 they are left out of every output, and the tool says so.
 """
 
-from tenp_edge.models.base import Family
+from tenp_edge.models.family import Family
 
 FAMILY = Family(
     model_type="deepseek_v3",

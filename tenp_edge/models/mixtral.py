@@ -1,6 +1,6 @@
 """Mixtral: few wide experts named w1, w3, w2; the top-k weights are always renormalised."""
 
-from tenp_edge.models.base import Family
+from tenp_edge.models.family import Family
 
 FAMILY = Family(
     model_type="mixtral",

@@ -1,6 +1,6 @@
 """OLMoE: RMSNorm over the whole q and k projections; an expert is a full-size MLP."""
 
-from tenp_edge.models.base import Family
+from tenp_edge.models.family import Family
 
 FAMILY = Family(
     model_type="olmoe",

@@ -1,6 +1,6 @@
 """Qwen1.5-MoE and Qwen2-MoE: a gated shared expert, q/k/v biases, no renormalisation."""
 
-from tenp_edge.models.base import Family
+from tenp_edge.models.family import Family
 
 FAMILY = Family(
     model_type="qwen2_moe",

@@ -1,6 +1,6 @@
 """Qwen3-MoE: no shared expert, RMSNorm on each head of q and k."""
 
-from tenp_edge.models.base import Family
+from tenp_edge.models.family import Family
 
 FAMILY = Family(
     model_type="qwen3_moe",

@@ -12,8 +12,8 @@ from statistics import median
 import numpy as np
 
 from tenp_edge.errors import UserError
+from tenp_edge.runtime.memory.resident import peak_rss_bytes
 from tenp_edge.runtime.opening import RunOptions, model_bytes, open_model
-from tenp_edge.runtime.resident import peak_rss_bytes
 from tenp_edge.runtime.session import Session
 
 

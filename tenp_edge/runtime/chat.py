@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tenp_edge.errors import UserError
+from tenp_edge.runtime.chat_template import PROCESS, TemplateError
 from tenp_edge.runtime.generation import Piece, generate, prompt_tokens
 from tenp_edge.runtime.sampling import SamplingOptions
 from tenp_edge.runtime.session import Session
-from tenp_edge.runtime.template import PROCESS, TemplateError
 from tenp_edge.runtime.vocabulary import Vocabulary
 
 Message = Mapping[str, Any]

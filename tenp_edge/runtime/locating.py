@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.onnx_directory import holds_onnx
+from tenp_edge.runtime.onnx.directory import holds_onnx
 
 GGUF, ONNX, CHECKPOINT = "model.gguf", "onnx", "checkpoint"
 _CONFIG, _RECORD = "config.json", "manifest.json"

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import TypedDict
 
 from tenp_edge.errors import UserError
-from tenp_edge.footprint import PlannedRun
-from tenp_edge.runtime.facts import is_ours, is_per_expert, read_stacked
-from tenp_edge.runtime.gguf_file import Header, read_header
-from tenp_edge.runtime.llamacpp import LlamaCppModel
-from tenp_edge.runtime.onnx_directory import is_onnx, read_directory
-from tenp_edge.runtime.perexpert import PerExpertModel
-from tenp_edge.runtime.planned import Chosen, choose_run, planned_in_gguf, planned_in_json
+from tenp_edge.runtime.ggml.model import PerExpertModel
+from tenp_edge.runtime.gguf.header import Header, read_header
+from tenp_edge.runtime.gguf.model_metadata import is_ours, is_per_expert, read_stacked
+from tenp_edge.runtime.gguf.tensor_checks import check_tensors
+from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary
+from tenp_edge.runtime.llamacpp.model import LlamaCppModel
+from tenp_edge.runtime.memory.footprint import PlannedRun
+from tenp_edge.runtime.memory.planned_run import (
+    Chosen,
+    choose_run,
+    planned_in_gguf,
+    planned_in_json,
+)
+from tenp_edge.runtime.onnx.directory import is_onnx, read_directory
 from tenp_edge.runtime.session import DEFAULT_CONTEXT, Session
-from tenp_edge.runtime.tensors import check_tensors
-from tenp_edge.runtime.vocabulary import check_vocabulary
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,9 @@ def _check_stacked(file: Path, header: Header) -> None:
     """Raise UserError where llama.cpp would end this process: what we wrote is held to what we
     write, anything else is tried in a process of its own."""
     if not is_ours(header.fields):
-        from tenp_edge.runtime.probe import require_survival  # and with it, subprocesses
+        from tenp_edge.runtime.llamacpp.survival import (
+            require_survival,  # and with it, subprocesses
+        )
 
         require_survival(file)
         return
@@ -124,7 +131,7 @@ def _chosen(options: RunOptions, planned: PlannedRun | None, trained: int | None
 
 
 def _open_onnx(path: Path, options: RunOptions) -> Session:
-    from tenp_edge.runtime.onnx_model import OnnxModel  # its tokenizers are not for GGUF files
+    from tenp_edge.runtime.onnx.model import OnnxModel  # its tokenizers are not for GGUF files
 
     if options.gpu_layers:
         raise UserError(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tenp_edge.errors import UserError
-from tenp_edge.footprint import MOST_THREADS
+from tenp_edge.runtime.memory.footprint import MOST_THREADS
 from tenp_edge.runtime.vocabulary import Vocabulary
 
 Logits = npt.NDArray[np.float32]

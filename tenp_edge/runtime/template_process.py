@@ -1,9 +1,9 @@
 """The process that renders chat templates: a line of JSON in, a line of JSON out.
 
 A template comes with the model's file, from anyone. Jinja's sandbox keeps it from what it must not
-touch, but nothing in one process can keep a loop or a string from growing; so `template` runs this
-file as a process of its own, with limits, and ends it when it takes too long. It imports nothing of
-ours, to be small.
+touch, but nothing in one process can keep a loop or a string from growing; so `chat_template` runs
+this file as a process of its own, with limits, and ends it when it takes too long. It imports
+nothing of ours, to be small.
 
     {"template", "variables", "memory_bytes"} -> {"text"}, {"error"}, or {"limit"} that it broke
 """

@@ -1,0 +1,1 @@
+"""The graph: inputs, layers and operators."""

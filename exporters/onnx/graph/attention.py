@@ -1,0 +1,42 @@
+"""Grouped-query attention of the Qwen, OLMoE and Mixtral families, q and k norms included.
+
+    x ──┬── q_proj ── (q_norm) ── rotary ──┐
+        ├── k_proj ── (k_norm) ── rotary ──┼── Attention(mask, past) ── o_proj ──
+        └── v_proj ────────────────────────┘              └── present
+
+q_norm and k_norm work on each head (qwen3_moe) or on the whole projection (olmoe).
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from tenp_edge.exporters.onnx.graph.context import Context, Heads
+from tenp_edge.exporters.onnx.graph.rope import attention_scale
+
+
+def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
+    """(batch, query, hidden) -> (batch, query, hidden)."""
+    config = c.config
+    counts = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
+    rotated = {}
+    for role, count in counts.items():
+        projected = c.linear(f"{path}/{role}_proj", x, role, layer)
+        normed = _normed(c, f"{path}/{role}_norm", projected, role, layer, count)
+        rotated[role] = c.makers.rotary(c, f"{path}/{role}_rotary", normed, count, False)
+    v = c.linear(f"{path}/v_proj", x, "v", layer)
+    heads = Heads(counts["q"], counts["k"], attention_scale(config))
+    mixed = c.makers.attend(c, path, rotated["q"], rotated["k"], v, heads, layer)
+    return c.linear(f"{path}/o_proj", mixed, "o", layer)
+
+
+def _normed(c: Context, path: str, x: ir.Value, role: str, layer: int, heads: int) -> ir.Value:
+    """RMSNorm of q or k as the family has it: none, per head, or over all heads at once."""
+    kind, size, epsilon = c.config.family.qk_norm, c.config.head_dim, c.config.rms_norm_eps
+    if kind == "none":
+        return x
+    if kind == "projection":
+        return c.norm(path, x, f"{role}_norm", layer, epsilon)
+    by_head = c.g.op(f"{path}/split", "Reshape", [x, [0, 0, heads, size]])
+    normed = c.norm(path, by_head, f"{role}_norm", layer, epsilon)
+    return c.g.op(f"{path}/merge", "Reshape", [normed, [0, 0, heads * size]])

@@ -1,0 +1,197 @@
+"""What every graph maker is handed: the builder, the model, and the makers a mode has chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import onnx_ir as ir
+
+from tenp_edge.exporters.onnx.graph.builder import FLOAT, Dims, GraphBuilder
+from tenp_edge.exporters.onnx.graph.cache import CacheShape
+from tenp_edge.exporters.onnx.linear.plain import FloatLinear, Linear
+from tenp_edge.models import MLA, ModelConfig, TensorSpec, expected_tensors
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Lengths of a static graph: sequences, new tokens of each, places of its cache."""
+
+    batch: int
+    query: int
+    past: int
+
+
+@dataclass(frozen=True)
+class KeyCounts:
+    """Keys by their number, int32: ``last`` (batch,) of each row's last one, ``total`` () of all
+    places."""
+
+    last: ir.Value
+    total: ir.Value
+
+
+@dataclass(frozen=True)
+class Run:
+    """Values that every layer needs.
+
+    ``shape``: what rows of tokens are reshaped to, (batch, query, whatever is left).
+    ``mask``: (batch, 1, query, key); bool, True where a query may look, or in a static graph
+    float, what is added to the scores; None where ``keys`` takes its place.
+    ``cos``, ``sin``: (batch, query, rotary dimensions / 2).
+    ``past``: keys and values of each layer, (batch, heads, past, size).
+    ``present``: dimensions of a layer's keys and values after this run.
+    """
+
+    shape: ir.Value | list[int]
+    mask: ir.Value | None
+    cos: ir.Value
+    sin: ir.Value
+    past: tuple[tuple[ir.Value, ir.Value], ...]
+    present: tuple[Dims, Dims]
+    cache: CacheShape
+    static: Fixed | None = None
+    keys: KeyCounts | None = None
+
+    @property
+    def fixed(self) -> Fixed:
+        """The lengths, for makers that only static graphs use."""
+        assert self.static is not None
+        return self.static
+
+
+class Norm(Protocol):
+    def __call__(
+        self, c: Context, path: str, x: ir.Value, weight: TensorSpec, epsilon: float
+    ) -> ir.Value:
+        """RMSNorm over the last dimension."""
+        ...
+
+
+class Rotary(Protocol):
+    def __call__(
+        self, c: Context, path: str, x: ir.Value, heads: int, interleaved: bool
+    ) -> ir.Value:
+        """Rotate ``x``, (batch, query, heads x size), by the positions of this run."""
+        ...
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Heads of the queries and of the cache, and what scores are multiplied by."""
+
+    query: int
+    cached: int
+    scale: float
+
+
+class Attend(Protocol):
+    def __call__(
+        self,
+        c: Context,
+        path: str,
+        q: ir.Value,
+        k: ir.Value,
+        v: ir.Value,
+        heads: Heads,
+        layer: int | None,
+    ) -> ir.Value:
+        """Attention of q over k and v, all (batch, n, heads x size).
+
+        With ``layer`` k and v are the new ones, which join that layer's cache; with None they are
+        past and new already. Returns (batch, query, heads x value size).
+        """
+        ...
+
+
+class Dispatch(Protocol):
+    def __call__(
+        self, c: Context, path: str, x: ir.Value, ids: ir.Value, weights: ir.Value, layer: int
+    ) -> ir.Value:
+        """The weighted sum of each token's experts: (tokens, hidden) -> (tokens, hidden).
+
+        ``ids`` int64 and ``weights`` float, both (tokens, top_k).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Makers:
+    """How a mode writes each thing; a quantisation replaces ``linear``.
+
+    ``pads_values``: MLA's cached values are as long as its keys (see `cache`).
+    ``count_keys``: what ``attend`` takes in place of a mask where there is no latent attention.
+    """
+
+    norm: Norm
+    rotary: Rotary
+    attend: Attend
+    dispatch: Dispatch
+    linear: Linear = field(default_factory=FloatLinear)
+    router: Linear = field(default_factory=FloatLinear)
+    pads_values: bool = True
+    count_keys: Callable[[GraphBuilder, ir.Value], KeyCounts] | None = None
+
+    def counts_keys(self, config: ModelConfig) -> bool:
+        """Whether attention counts keys, and so cannot leave out padding on the left."""
+        return self.count_keys is not None and config.mla is None
+
+    @property
+    def shares_embedding(self) -> bool:
+        """Whether a tied output can multiply by the embedding table as it is stored."""
+        return isinstance(self.linear, FloatLinear)
+
+
+@dataclass
+class Context:
+    """The graph being built of ``config``. ``run`` is there once the inputs are.
+
+    ``latent``: MLA's cache holds the latent instead of keys and values.
+    """
+
+    g: GraphBuilder
+    config: ModelConfig
+    makers: Makers
+    latent: bool = False
+    run: Run = field(init=False)
+    specs: Mapping[tuple[str, int | None, int | None], TensorSpec] = field(init=False)
+    _present: list[tuple[int, ir.Value, ir.Value]] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.specs = {(s.role, s.layer, s.expert): s for s in expected_tensors(self.config)}
+
+    def has(self, role: str, layer: int | None = None) -> bool:
+        return (role, layer, None) in self.specs
+
+    def spec(self, role: str, layer: int | None = None, expert: int | None = None) -> TensorSpec:
+        return self.specs[role, layer, expert]
+
+    @property
+    def mla(self) -> MLA:
+        assert self.config.mla is not None
+        return self.config.mla
+
+    def linear(
+        self, path: str, x: ir.Value, role: str, layer: int, expert: int | None = None
+    ) -> ir.Value:
+        """A linear layer of the model by its role, with its bias where it has one."""
+        bias = self.specs.get((f"{role}_bias", layer, expert))
+        return self.makers.linear(self.g, path, x, self.spec(role, layer, expert), bias)
+
+    def norm(
+        self, path: str, x: ir.Value, role: str, layer: int | None, epsilon: float
+    ) -> ir.Value:
+        return self.makers.norm(self, path, x, self.spec(role, layer), epsilon)
+
+    def present(self, layer: int, key: ir.Value, value: ir.Value) -> None:
+        """Keep one layer's keys and values, past and new, as outputs."""
+        self._present.append((layer, key, value))
+
+    def finish(self) -> None:
+        """Announce the kept caches: outputs come after the logits, which callers look for first."""
+        for layer, key, value in self._present:
+            for name, kept, dims in zip(
+                ("key", "value"), (key, value), self.run.present, strict=True
+            ):
+                self.g.output(kept, f"present.{layer}.{name}", FLOAT, dims)

@@ -1,0 +1,1 @@
+"""Linear layers, one module for each way to store a matrix."""

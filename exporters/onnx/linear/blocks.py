@@ -1,0 +1,65 @@
+"""Linear layers as MatMulNBits (com.microsoft): blocks of 32 weights with a scale each.
+
+x (..., in) ── MatMulNBits ── (..., out)
+                 │
+           codes (out, blocks, bytes), scales (out, blocks)
+
+Inputs may have any width: the last block is padded. accuracy_level 4 lets the kernel quantise the
+activations to int8, which is what makes it fast on a CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import onnx_ir as ir
+
+from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.exporters.onnx.files.stored import Fill, Sink, Stored, as_array
+from tenp_edge.exporters.onnx.graph.builder import FLOAT, GraphBuilder
+from tenp_edge.exporters.onnx.linear.plain import Linear, part_of
+from tenp_edge.exporters.onnx.linear.quantise import BLOCK, quantise_blocks
+from tenp_edge.models import TensorSpec
+
+CONTRIB = "com.microsoft"
+ACCURACY_LEVEL = 4
+UINT8 = ir.DataType.UINT8
+
+
+@dataclass(frozen=True)
+class BlockLinear(Linear):
+    """MatMulNBits with weights of ``bits`` bits, 4 or 8."""
+
+    bits: int
+
+    def product(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
+        rows, columns = weight.shape
+        return g.op(
+            path,
+            "MatMulNBits",
+            [x, *self._weights(g, weight)],
+            CONTRIB,
+            N=rows,
+            K=columns,
+            bits=self.bits,
+            block_size=BLOCK,
+            accuracy_level=ACCURACY_LEVEL,
+        )
+
+    def _weights(self, g: GraphBuilder, spec: TensorSpec) -> tuple[ir.Value, ir.Value]:
+        names = f"{spec.name}.Q{self.bits}", f"{spec.name}.scales"
+        if names[0] not in g.stored:
+            g.fill(Fill(names, partial(_fill, spec.name, names, self.bits)))
+        rows, blocks = spec.shape[0], -(-spec.shape[1] // BLOCK)
+        codes = Stored(names[0], UINT8, (rows, blocks, BLOCK * self.bits // 8), part_of(spec))
+        return g.weight(codes), g.weight(Stored(names[1], FLOAT, (rows, blocks), part_of(spec)))
+
+
+def _fill(name: str, stored: tuple[str, str], bits: int, source: ModelSource, sink: Sink) -> None:
+    row = 0
+    for block in source.blocks(name):
+        codes, scales = quantise_blocks(as_array(block), bits)
+        sink.put(stored[0], codes.reshape(-1, codes.shape[-1]), row * codes.shape[1])
+        sink.put(stored[1], scales, row)
+        row += len(block)

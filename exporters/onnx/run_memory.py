@@ -1,0 +1,103 @@
+"""What a run on onnxruntime takes beyond the weights: an estimate, upper where it must err."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from tenp_edge.exporters.base import ExportOptions, FixedLengths
+from tenp_edge.exporters.onnx.files.stored import Stored, as_array
+from tenp_edge.exporters.onnx.graph.cache import cache_shape
+from tenp_edge.exporters.onnx.linear.quantise import Floats, quantise_blocks, quantise_rows
+from tenp_edge.models import ModelConfig
+from tenp_edge.runtime.memory.footprint import MemoryRun, RunMemory
+
+# What a session keeps per stored tensor: five nodes or so with names, kernels and a place in the
+# execution plan (measured 35 KiB on onnxruntime 1.31).
+_TENSOR_BYTES = 40 * 2**10
+# A process with onnxruntime and numpy imported.
+_PROCESS_BYTES = 44 * 2**20
+_PROBE_SECONDS = 0.05
+
+
+def run_memory(
+    config: ModelConfig, options: ExportOptions, weights: Sequence[Stored], run: MemoryRun
+) -> RunMemory:
+    """Of a session that reads past and returns present: both are held at once.
+
+    Per token of a step: two logits rows and the widest activations. Per token of a step and token
+    of context: the scores of every head, twice, and the mask.
+    """
+    if options.lengths is not None:
+        return _fixed_memory(config, options.lengths, weights)
+    cache = cache_shape(config, options.latent_cache)
+    width = max(max(row) for row in config.expert_widths.values())
+    routed = config.num_experts_per_tok * (3 * config.hidden_size + 3 * width)
+    dense = 3 * max(config.intermediate_size, config.shared_intermediate_size)
+    token = 2 * config.vocab_size + routed + dense + 8 * config.hidden_size
+    cell = 2 * config.num_attention_heads + 2
+    session = len(weights) * _TENSOR_BYTES
+    return RunMemory(
+        weights_bytes=sum(stored.nbytes for stored in weights),
+        kv_bytes=2 * cache.bytes_per_token(config.num_hidden_layers) * run.context,
+        compute_bytes=4 * min(run.ubatch, run.context) * (token + cell * run.context),
+        process_bytes=_PROCESS_BYTES + session,
+        file_process_bytes=session,
+    )
+
+
+def _fixed_memory(
+    config: ModelConfig, lengths: FixedLengths, weights: Sequence[Stored]
+) -> RunMemory:
+    """Of the two sessions of fixed shapes: they share the mapped weights and the host's cache.
+
+    The larger is the prompts' one: two logits rows and the new keys and values per token; experts
+    compute one after the other, so that one expert's activations and the sum are held at a time.
+    Per token and place: the scores of every head, of which three steps are held at once, and the
+    mask. The decoding session adds its nodes.
+    """
+    cache = cache_shape(config, pads_values=False).bytes_per_token(config.num_hidden_layers)
+    width = max(max(row) for row in config.expert_widths.values())
+    widest = max(width, config.intermediate_size, config.shared_intermediate_size)
+    token = 2 * config.vocab_size + 4 * widest + 10 * config.hidden_size + 4 * config.num_experts
+    cell = 3 * config.num_attention_heads + 3
+    tokens, places = lengths.batch * lengths.length, lengths.past + lengths.length
+    session = 2 * len(weights) * _TENSOR_BYTES
+    return RunMemory(
+        weights_bytes=sum(stored.nbytes for stored in weights),
+        kv_bytes=cache * lengths.batch * lengths.past,
+        compute_bytes=4 * tokens * (token + cell * places) + cache * tokens,
+        process_bytes=_PROCESS_BYTES + session,
+        file_process_bytes=session,
+    )
+
+
+# How a quantisation encodes a matrix; without one it is only laid out as MatMul takes it.
+_ENCODERS: dict[str, Callable[[Floats], object]] = {
+    "none": lambda rows: rows.T.tobytes(),
+    "int8": quantise_rows,
+    "int4": lambda rows: quantise_blocks(rows, 4),
+}
+
+
+def encoding_speed(quant: str) -> float:
+    """Bytes of float32 weights that ``quant`` encodes per second, tried here."""
+    rows, done, start = torch.zeros(512, 1024, dtype=torch.bfloat16), 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < _PROBE_SECONDS:
+        floats = as_array(rows)
+        _ENCODERS[quant](floats)
+        done += floats.nbytes
+    return done / elapsed
+
+
+def run_notes(options: ExportOptions, mode: str) -> tuple[str, ...]:
+    notes = []
+    if options.latent_cache:
+        notes.append("onnxruntime-genai and optimum cannot hold a latent cache: tenp-edge run can")
+    if mode == "ort-cpu" and options.quant == "none":
+        notes.append(
+            "float32 experts take 1.1 to 3.6 times as long as in --mode portable, with less memory"
+        )
+    return tuple(notes)

@@ -1,0 +1,129 @@
+"""What is taken down of one layer while text goes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from tenp_edge.calibration.elimination import (
+    ORDER_PRIORS,
+    Elimination,
+    JointMoments,
+    eliminate,
+    own_losses,
+    prior,
+)
+from tenp_edge.calibration.statistics import (
+    GROWTH_SUM,
+    WEIGHT_NORMS,
+    LayerStatistics,
+    Scratch,
+    accumulate_expert,
+    accumulate_growth,
+    accumulate_tokens,
+)
+from tenp_edge.forward.experts import ExpertGroup, RaggedExperts, routed_experts
+
+_SHORTEST = 1e-20
+
+
+class MoeObserver:
+    """Adds what a layer's experts do to the sums of the domain that is running."""
+
+    def __init__(self, experts: RaggedExperts, info: Mapping[str, Any]) -> None:
+        self.experts, self.scratch = experts, Scratch()
+        self.uses: list[torch.Tensor] = []
+        first = experts[0].weight(0)
+        self.moments = JointMoments(len(experts), first.shape[0], first.device)
+        # Every domain counts the same, whatever its length.
+        self.shares = {
+            name: 1 / (max(found["tokens"], 1) * len(info["domains"]))
+            for name, found in info["domains"].items()
+        }
+        experts.observer = self
+
+    def begin(
+        self, stats: LayerStatistics, active: torch.Tensor, domain: str, sequences: int
+    ) -> None:
+        """The next forward's tokens, ``sequences`` of ``domain``, go to ``stats``; padding (not
+        ``active``) to nothing."""
+        self.sequences = sequences
+        self.stats, self.experts.active = stats, None if bool(active.all()) else active
+        self.share = self.shares[domain]
+        self.gated_norms: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def sequence_use(self) -> torch.Tensor:
+        """[sequences, experts]: the choices that `routed` counted."""
+        return torch.cat(self.uses)
+
+    def end(self) -> None:
+        """Let go of the experts: the two hold each other, and a layer must be freed at once."""
+        self.experts.observer = None
+
+    def residual(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        """Pre-hook of the norm before the MoE block: its input is the residual stream h."""
+        self.h = arguments[0].reshape(-1, arguments[0].shape[-1])
+
+    def after(self, output: torch.Tensor) -> None:
+        """``output``: the layer's, [n, seq, hidden], of the forward that just ran."""
+        kept = self.experts.active
+        h, after = self.h, output.reshape(self.h.shape)
+        if kept is not None:
+            h, after = h[kept], after[kept]
+        accumulate_growth(self.stats, h=h, after=after)
+
+    def expert(self, group: ExpertGroup) -> None:
+        h = self.h.index_select(0, group.rows)
+        gated_norm = accumulate_expert(
+            self.stats,
+            group.expert,
+            x=group.x,
+            h=h,
+            m=group.m,
+            y=group.y,
+            g=group.g,
+            projected=group.projected(),
+            scratch=self.scratch,
+        )
+        self.gated_norms.append((group.rows, group.slots, gated_norm))
+        lengths = torch.linalg.vector_norm(h.float(), dim=-1).clamp_min(_SHORTEST)
+        weights = group.g * self.share**0.5 / lengths
+        self.moments.add(group.expert, group.padded_m, weights)
+
+    def eliminations(
+        self, sums: Mapping[str, LayerStatistics], norms: Mapping[str, torch.Tensor]
+    ) -> dict[str, Elimination]:
+        """The best order of cuts in the layer for each of ORDER_PRIORS, after its last token."""
+        for expert in range(len(self.experts)):
+            self.moments.finish(expert, self.experts[expert].weight(2).float())
+        logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
+        growth = float(torch.stack(logs).mean().exp())
+        own = own_losses(self.moments, growth)
+        unseen = prior(own, *(norms[name] for name in WEIGHT_NORMS))
+        return {
+            score: eliminate(self.moments, weight * unseen, growth)
+            for score, weight in ORDER_PRIORS.items()
+        }
+
+    def routed(self, chosen: torch.Tensor, output: torch.Tensor) -> None:
+        places = chosen.view(self.sequences, -1)
+        use = torch.zeros(self.sequences, len(self.experts) + 1, device=chosen.device)
+        use.scatter_add_(1, places, torch.ones_like(places, dtype=use.dtype))
+        self.uses.append(use[:, :-1].cpu())  # the last column are padding's choices
+        gated = torch.zeros(chosen.shape, dtype=torch.float32, device=chosen.device)
+        for rows, slots, gated_norm in self.gated_norms:
+            gated[rows, slots] = gated_norm
+        values = (self.h, output, chosen, gated)
+        kept = self.experts.active
+        h, output, chosen, gated = values if kept is None else (v[kept] for v in values)
+        accumulate_tokens(self.stats, h=h, routed=output, experts=chosen, gated_norm=gated)
+
+
+def observe(layer: nn.Module, info: Mapping[str, Any]) -> MoeObserver:
+    observer = MoeObserver(routed_experts(layer), info)
+    norm = layer.get_submodule("post_attention_layernorm")
+    norm.register_forward_pre_hook(observer.residual)
+    return observer

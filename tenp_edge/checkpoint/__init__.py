@@ -1,0 +1,1 @@
+"""Checkpoints and plans on disk, and a model seen through a plan."""

@@ -1,0 +1,184 @@
+"""CompressionPlan: which neurons of which expert stay. Pure data; JSON and safetensors on disk.
+
+``widths`` alone decide every byte, so a plan can be priced before anyone has looked at a weight;
+``retained`` (which neurons) is filled in from calibration scores. plan.json is for people and
+tools, plan.safetensors holds one int32 tensor of ascending neuron indices per routed expert, named
+``layers.{layer}.experts.{expert}``; a removed expert is an empty tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from tenp_edge.checkpoint.files import Shard, TensorEntry, write_shards
+from tenp_edge.checkpoint.plan_record import PlanRecord, record_of
+from tenp_edge.disk import read_json, read_range, write_text
+from tenp_edge.errors import UserError
+from tenp_edge.models import ModelConfig
+from tenp_edge.models.headers import read_header
+
+VERSION = 2
+Widths = dict[int, tuple[int, ...]]
+ExpertKey = tuple[int, int]
+Kind = TypeVar("Kind")
+_LAYER_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """Widths of every routed expert, and the retained neurons once they are known.
+
+    ``widths``: layer -> kept width per expert of the *source* model, 0 for a removed expert.
+    ``retained``: (layer, expert) -> ascending indices; None while only the bytes are planned.
+    ``record``: how the plan was made and what it predicts.
+    ``memory``: the memory table; ``files``: exact bytes of every weight file to be written.
+    """
+
+    model_type: str
+    fingerprint: str
+    full_width: int
+    widths: Widths
+    retained: Mapping[ExpertKey, torch.Tensor] | None = None
+    record: PlanRecord = field(default_factory=PlanRecord)
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def keep_ratio(self) -> float:
+        """rho: share of the routed-expert parameters that stay."""
+        full = sum(len(row) for row in self.widths.values()) * self.full_width
+        return sum(sum(row) for row in self.widths.values()) / full
+
+    @property
+    def removes_experts(self) -> bool:
+        return any(width == 0 for row in self.widths.values() for width in row)
+
+    @property
+    def digest(self) -> str:
+        """Identity of what the plan does to the weights (not of the prices around it)."""
+        state = hashlib.sha256(self.fingerprint.encode())
+        state.update(json.dumps({str(k): v for k, v in sorted(self.widths.items())}).encode())
+        for key in sorted(self.retained or {}):
+            state.update(self.retained[key].numpy().tobytes())  # type: ignore[index]
+        return state.hexdigest()[:32]
+
+    def neurons(self, layer: int, expert: int) -> torch.Tensor:
+        """Ascending indices of the retained neurons, int64, [width]."""
+        if self.retained is None:
+            raise UserError(
+                "the plan has widths but no neurons: it was made without calibration",
+                "tenp-edge calibrate MODEL -o WORK, then plan --calibration WORK",
+            )
+        return self.retained[layer, expert].long()
+
+    def check(self, config: ModelConfig, fingerprint: str) -> None:
+        """Raise UserError unless the plan was made for this very checkpoint."""
+        if fingerprint != self.fingerprint:
+            raise UserError(
+                f"the plan belongs to another checkpoint ({self.fingerprint[:12]}, "
+                f"this one is {fingerprint[:12]})",
+                "plan again for this model",
+            )
+        shape = {layer: len(row) for layer, row in self.widths.items()}
+        if shape != {layer: len(row) for layer, row in config.expert_widths.items()}:
+            raise UserError("the plan does not have the experts of this model", "plan again")
+
+    def save(self, file: Path) -> None:
+        """Write ``file`` (plan.json) and, when neurons are known, plan.safetensors beside it."""
+        if self.retained is not None:
+            names = {
+                f"layers.{la}.experts.{ex}": t for (la, ex), t in sorted(self.retained.items())
+            }
+            entries = tuple(TensorEntry(n, "I32", tuple(t.shape)) for n, t in names.items())
+            shard = Shard(file.with_suffix(".safetensors").name, entries)
+            file.with_suffix(".safetensors").unlink(missing_ok=True)
+            for _ in write_shards(file.parent, [shard], lambda name: names[name].int()):
+                pass
+        write_text(file, json.dumps(self.to_json(), indent=1) + "\n")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": "tenp-edge plan",
+            "version": VERSION,
+            "model": {"model_type": self.model_type, "fingerprint": self.fingerprint},
+            "moe_intermediate_size": self.full_width,
+            "keep_ratio": self.keep_ratio,
+            "record": self.record.to_json(),
+            "memory": dict(self.memory),
+            "files": dict(self.files),
+            "has_neurons": self.retained is not None,
+            "digest": self.digest,
+            "widths": {str(layer): list(row) for layer, row in sorted(self.widths.items())},
+        }
+
+
+def load_plan(file: Path) -> CompressionPlan:
+    """Read a plan back and check that it is whole. Raises UserError naming the field."""
+    raw = read_json(file)
+    if raw.get("format") != "tenp-edge plan" or raw.get("version") != VERSION:
+        raise UserError(f"{file} is not a tenp-edge plan of version {VERSION}", "plan again")
+    field = partial(_field, file, raw)
+    full = field("moe_intermediate_size", int)
+    widths = _widths(file, field("widths", dict), full)
+    model = field("model", dict)
+    plan = CompressionPlan(
+        model_type=_field(file, model, "model_type", str),
+        fingerprint=_field(file, model, "fingerprint", str),
+        full_width=full,
+        widths=widths,
+        retained=_load_neurons(file, widths, full) if field("has_neurons", bool) else None,
+        record=record_of(field("record", dict)),
+        memory=field("memory", dict),
+        files=field("files", dict),
+    )
+    if plan.digest != raw.get("digest"):
+        raise UserError(f"{file} does not match its plan.safetensors", "plan again")
+    return plan
+
+
+def _field(file: Path, raw: Mapping[str, Any], name: str, kind: type[Kind]) -> Kind:
+    """A field of plan.json. Raises UserError where it is missing or of another type."""
+    value = raw.get(name)
+    if type(value) is not kind:
+        raise UserError(f"{file}: field '{name}' is missing or malformed", "plan again")
+    return value
+
+
+def _widths(file: Path, raw: Mapping[str, Any], full: int) -> Widths:
+    """Layer -> width of each expert, all of them whole numbers in 0..full."""
+    rows = list(raw.values())
+    layers = all(key.isdecimal() and len(key) <= _LAYER_DIGITS for key in raw)
+    lists = all(isinstance(row, list) and row for row in rows)
+    if not raw or not layers or not lists or any(type(w) is not int for row in rows for w in row):
+        raise UserError(f"{file}: field 'widths' is missing or malformed", "plan again")
+    if any(not 0 <= width <= full for row in rows for width in row):
+        raise UserError(f"{file}: a width is outside 0..{full}", "plan again")
+    return {int(layer): tuple(row) for layer, row in raw.items()}
+
+
+def _load_neurons(file: Path, widths: Widths, full: int) -> dict[ExpertKey, torch.Tensor]:
+    path = file.with_suffix(".safetensors")
+    if not path.is_file():
+        raise UserError(f"{path} is missing beside {file.name}", "plan again")
+    stored, retained = read_header(path), {}
+    for layer, row in widths.items():
+        for expert, width in enumerate(row):
+            name = f"layers.{layer}.experts.{expert}"
+            entry = stored.get(name)
+            if entry is None or (entry.dtype, entry.shape) != ("I32", (width,)):
+                raise UserError(f"{path}: {name} is not a legal slice", "plan again")
+            data = read_range(entry.file, entry.offset, entry.nbytes) if entry.nbytes else b""
+            kept = torch.frombuffer(data, dtype=torch.int32) if data else torch.empty(0).int()
+            ascending = bool((kept[1:] > kept[:-1]).all()) and not (kept < 0).any()
+            if not ascending or (width and int(kept[-1]) >= full):
+                raise UserError(f"{path}: {name} is not a legal slice", "plan again")
+            retained[layer, expert] = kept
+    return retained

@@ -1,0 +1,221 @@
+"""Read a safetensors checkpoint one tensor at a time; write one the same way.
+
+Reading uses pread and tells the kernel to drop the pages: an mmap'd checkpoint counts as resident
+memory, and these checkpoints are larger than RAM. Writing follows a manifest fixed beforehand, so
+a shard's header is written before its first tensor is read, and an interrupted run skips the
+shards that are already complete.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenp_edge.checkpoint.digests import HashedStream
+from tenp_edge.disk import atomic_file, read_range, write_text
+from tenp_edge.models import PROJECTIONS, Shape
+from tenp_edge.models.headers import (
+    DTYPE_BYTES,
+    INDEX_NAME,
+    ModelFiles,
+    StoredTensor,
+)
+
+TORCH_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The safetensors name of a torch dtype ("BF16")."""
+    return _DTYPE_NAMES[dtype]
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """One routed expert: gate and up are (width, hidden), down is (hidden, width)."""
+
+    gate: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+
+    @property
+    def width(self) -> int:
+        return self.gate.shape[0]
+
+
+class Checkpoint(ModelFiles):
+    """A model directory whose tensors can be read, one at a time, in their stored dtype.
+
+    Nothing but headers is read until ``read``, ``read_rows`` or ``expert`` asks for a tensor.
+    """
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor in its stored dtype."""
+        stored = self.tensors[name]
+        return self._read_bytes(stored, stored.offset, stored.nbytes).reshape(stored.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Entries ``start:stop`` of the first dimension, reading only their bytes."""
+        stored = self.tensors[name]
+        row = stored.nbytes // stored.shape[0]
+        flat = self._read_bytes(stored, stored.offset + start * row, (stop - start) * row)
+        return flat.reshape(stop - start, *stored.shape[1:])
+
+    def expert(self, layer: int, expert: int) -> ExpertWeights:
+        """One routed expert, whether stored per expert or fused (gate_up_proj, down_proj)."""
+        if self.is_fused(layer):
+            prefix = f"{self.fused_prefix(layer)}experts."
+            gate, up = self.read_rows(f"{prefix}gate_up_proj", expert, expert + 1)[0].chunk(2)
+            down = self.read_rows(f"{prefix}down_proj", expert, expert + 1)[0]
+            return ExpertWeights(gate, up, down)
+        names = (self.config.expert_tensor(layer, expert, index) for index in range(3))
+        return ExpertWeights(*(self.read(name) for name in names))
+
+    def expert_dtype(self, layer: int, expert: int, projection: str) -> str:
+        """The stored dtype ("BF16") of one expert matrix; ``projection`` gate, up or down."""
+        if self.is_fused(layer):
+            fused = "down_proj" if projection == "down" else "gate_up_proj"
+            return self.tensors[f"{self.fused_prefix(layer)}experts.{fused}"].dtype
+        name = self.config.expert_tensor(layer, expert, PROJECTIONS.index(projection))
+        return self.tensors[name].dtype
+
+    def _read_bytes(self, stored: StoredTensor, offset: int, nbytes: int) -> torch.Tensor:
+        buffer = read_range(stored.file, offset, nbytes)
+        return torch.frombuffer(buffer, dtype=TORCH_DTYPES[stored.dtype])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the experts are stored in; what a pruned checkpoint is written in."""
+        return TORCH_DTYPES[self.tensors["model.embed_tokens.weight"].dtype]
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor that will be written to a safetensors file: name, dtype ("BF16") and shape."""
+
+    name: str
+    dtype: str
+    shape: Shape
+
+    @property
+    def nbytes(self) -> int:
+        count = DTYPE_BYTES[self.dtype]
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file of a manifest; ``nbytes`` is its exact size on disk."""
+
+    name: str
+    entries: tuple[TensorEntry, ...]
+
+    @cached_property
+    def header(self) -> bytes:
+        offset = 0
+        table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        for entry in self.entries:
+            end = offset + entry.nbytes
+            table[entry.name] = {
+                "dtype": entry.dtype,
+                "shape": list(entry.shape),
+                "data_offsets": [offset, end],
+            }
+            offset = end
+        text = json.dumps(table, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.header) + sum(entry.nbytes for entry in self.entries)
+
+
+def plan_shards(entries: Sequence[TensorEntry], shard_bytes: int = 4 * 10**9) -> list[Shard]:
+    """Cut ``entries`` into files of at most ``shard_bytes``, with Hugging Face's names."""
+    groups: list[list[TensorEntry]] = [[]]
+    used = 0
+    for entry in entries:
+        if groups[-1] and used + entry.nbytes > shard_bytes:
+            groups.append([])
+            used = 0
+        groups[-1].append(entry)
+        used += entry.nbytes
+    if len(groups) == 1:
+        return [Shard("model.safetensors", tuple(groups[0]))]
+    return [
+        Shard(f"model-{number:05}-of-{len(groups):05}.safetensors", tuple(group))
+        for number, group in enumerate(groups, 1)
+    ]
+
+
+Blocks = torch.Tensor | Iterable[torch.Tensor]
+
+
+def write_shards(
+    directory: Path,
+    shards: Sequence[Shard],
+    read: Callable[[str], Blocks],
+    digests: dict[str, str] | None = None,
+) -> Iterator[TensorEntry]:
+    """Write ``shards`` one tensor at a time, yielding each entry as it is done (for progress).
+
+    ``read`` gives a tensor, or its rows in blocks when it is too large to be held at once.
+    A shard appears under its own name only when complete; one that is there with the right size
+    is kept, so the same call resumes an interrupted one. The index is written last.
+    ``digests`` receives the SHA-256 of every shard that is written, by name.
+    """
+    digests = {} if digests is None else digests
+    for shard in shards:
+        if not is_written(directory, shard):
+            yield from _write_shard(directory / shard.name, shard, read, digests)
+    if len(shards) > 1:
+        weight_map = {entry.name: shard.name for shard in shards for entry in shard.entries}
+        total = sum(entry.nbytes for shard in shards for entry in shard.entries)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_text(directory / INDEX_NAME, json.dumps(index, indent=1))
+
+
+def is_written(directory: Path, shard: Shard) -> bool:
+    """Whether ``shard`` is there, complete: it only gets its name then."""
+    file = directory / shard.name
+    return file.is_file() and file.stat().st_size == shard.nbytes
+
+
+def _write_shard(
+    target: Path, shard: Shard, read: Callable[[str], Blocks], digests: dict[str, str]
+) -> Iterator[TensorEntry]:
+    with atomic_file(target, shard.nbytes) as file:
+        stream = HashedStream(file)
+        stream.write(shard.header)
+        for entry in shard.entries:
+            got, written = read(entry.name), 0
+            for block in [got] if isinstance(got, torch.Tensor) else got:
+                assert tuple(block.shape[1:]) == entry.shape[1:], entry.name
+                assert dtype_name(block.dtype) == entry.dtype, entry.name
+                written += stream.write(tensor_bytes(block))
+            assert written == entry.nbytes, entry.name
+            yield entry
+    digests[shard.name] = stream.digest
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's raw little-endian bytes, without a copy when it is contiguous."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")

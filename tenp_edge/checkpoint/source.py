@@ -1,0 +1,246 @@
+"""A model as it will be: a checkpoint seen through a plan, one tensor at a time.
+
+The writer of pruned checkpoints, the exporters and the layer-by-layer forward all read weights
+from here, so "prune, then export" and "export straight from the original" are the same code.
+Without a plan it is the checkpoint itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+
+from tenp_edge.checkpoint.compression_plan import CompressionPlan
+from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
+from tenp_edge.checkpoint.overlay import Overlay, model_digest
+from tenp_edge.checkpoint.slicing import kept_experts, slice_expert
+from tenp_edge.errors import UserError
+from tenp_edge.models import ModelConfig, TensorSpec, expected_tensors
+from tenp_edge.runtime.memory.footprint import PlannedRun
+
+BLOCK_BYTES = 64 * 2**20
+_DOWN = 2
+Rows = Callable[[int, int], torch.Tensor]
+
+
+class WeightSource(Protocol):
+    """Where the layer-by-layer forward takes a model's weights from, by their on-disk names.
+
+    ``config``: of this very model, widths included. ``stored_dtype``: what the experts are stored
+    in, None where reading decodes them (a quantised file), so that none is kept.
+    """
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def stored_dtype(self) -> torch.dtype | None: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec]: ...
+
+    def read(self, name: str) -> torch.Tensor: ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor: ...
+
+    def held(self, name: str) -> Rows:
+        """Matrix ``name`` kept in memory as it is stored: (start, stop) -> those rows."""
+        ...
+
+    def expert(self, layer: int, expert: int) -> ExpertWeights: ...
+
+
+class StoredModel(WeightSource, Protocol):
+    """The weights of an exported file, decoded. ``plan_digest``: what it was pruned by, if told."""
+
+    @property
+    def plan_digest(self) -> str | None: ...
+
+
+class ModelSource:
+    """Reads the pruned model's tensors from the unpruned checkpoint.
+
+    ``config`` describes the model after pruning: ``expert_widths`` as planned, and where experts
+    are removed, fewer of them. Expert numbers are those of the pruned model. ``mended``: tensors
+    that repair or healing changed, by their names in the pruned model.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: CompressionPlan | None = None,
+        mended: Overlay | None = None,
+    ) -> None:
+        if plan is not None:
+            plan.check(checkpoint.config, checkpoint.fingerprint)
+        self.checkpoint = checkpoint
+        self.plan = plan
+        self.mended = mended
+        self._last: tuple[tuple[int, int], ExpertWeights] | None = None
+        self._kept = (
+            {} if plan is None else {k: kept_experts(row) for k, row in plan.widths.items()}
+        )
+        self.config = checkpoint.config if plan is None else pruned_config(checkpoint.config, plan)
+
+    @property
+    def planned_run(self) -> PlannedRun | None:
+        """The run that the plan was made for: of the plan, or as a pruned checkpoint says."""
+        if self.plan is None:
+            return PlannedRun.from_json((self.config.raw.get("tenp") or {}).get("run"))
+        memory, budget = self.plan.memory, self.plan.record.budget_bytes
+        return PlannedRun.from_json({**memory, "ram_budget": budget or 0})
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Every tensor of the (pruned) model by its on-disk name, in file order."""
+        return {spec.name: spec for spec in expected_tensors(self.config)}
+
+    def read(self, name: str) -> torch.Tensor:
+        """Tensor ``name`` of the pruned model in the stored dtype.
+
+        Raises UserError when it holds a NaN or an infinity.
+        """
+        spec = self.tensors[name]
+        if spec.expert is not None and spec.layer is not None:
+            return self._expert_tensor(spec)
+        if self._is_mended(name):
+            return check_finite(name, self._mended(name))
+        tensor = self.checkpoint.read(name)
+        if spec.part == "router" and spec.layer in self._kept:
+            tensor = tensor[self._kept[spec.layer]]
+        return check_finite(name, tensor)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start:stop`` of tensor ``name``, reading only them where it is stored as it is.
+
+        For matrices too large to hold (embeddings). Raises UserError like `read`.
+        """
+        spec = self.tensors[name]
+        if spec.expert is not None or spec.part == "router" or self._is_mended(name):
+            return self.read(name)[start:stop]
+        return check_finite(name, self.checkpoint.read_rows(name, start, stop))
+
+    def held(self, name: str) -> Rows:
+        """Matrix ``name`` in memory, in its stored dtype, as a function of (start, stop)."""
+        whole = self.read(name)
+        return lambda start, stop: whole[start:stop]
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        return self.checkpoint.dtype
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """Tensor ``name`` in order, in blocks of rows where the whole would be large to hold."""
+        spec = self.tensors[name]
+        pruned = spec.part in ("routed experts", "router")
+        if pruned or self.checkpoint.tensors[name].nbytes <= BLOCK_BYTES:
+            yield self.read(name)
+            return
+        rows = spec.shape[0]
+        step = max(1, BLOCK_BYTES * rows // self.checkpoint.tensors[name].nbytes)
+        for start in range(0, rows, step):
+            yield self.read_rows(name, start, min(start + step, rows))
+
+    def dtype(self, name: str) -> str:
+        """The safetensors name ("BF16") of the dtype that ``read(name)`` gives."""
+        spec = self.tensors[name]
+        if spec.expert is None or spec.layer is None:
+            return self.checkpoint.tensors[name].dtype
+        original = self.original_expert(spec.layer, spec.expert)
+        projection = spec.role.removeprefix("expert_")
+        return self.checkpoint.expert_dtype(spec.layer, original, projection)
+
+    def expert(self, layer: int, expert: int) -> ExpertWeights:
+        """All three matrices of one routed expert of the pruned model.
+
+        The last expert is remembered: writers ask for its three matrices one after the other.
+        """
+        if self._last is None or self._last[0] != (layer, expert):
+            self._last = None  # before the next is read: never two in memory
+            self._last = ((layer, expert), self._read_expert(layer, expert))
+        return self._last[1]
+
+    def _read_expert(self, layer: int, expert: int) -> ExpertWeights:
+        original = self.original_expert(layer, expert)
+        weights = self.checkpoint.expert(layer, original)
+        for index, matrix in enumerate((weights.gate, weights.up, weights.down)):
+            check_finite(self.config.expert_tensor(layer, original, index), matrix)
+        if self.plan is None or self.plan.widths[layer][original] == self.plan.full_width:
+            return weights
+        sliced = slice_expert(weights, self.plan.neurons(layer, original))
+        down = self.config.expert_tensor(layer, expert, _DOWN)
+        return replace(sliced, down=self._mended(down)) if self._is_mended(down) else sliced
+
+    def _is_mended(self, name: str) -> bool:
+        return self.mended is not None and name in self.mended
+
+    def _mended(self, name: str) -> torch.Tensor:
+        assert self.mended is not None
+        tensor = self.mended.read(name)
+        assert tuple(tensor.shape) == self.tensors[name].shape, name
+        return tensor
+
+    @property
+    def digest(self) -> str | None:
+        """Identity of what was done to the weights: by the plan, and by mending after it.
+
+        Of a checkpoint that was pruned before, the one it names; None of one that was not.
+        """
+        if self.plan is not None:
+            return model_digest(self.plan.digest, self.mended)
+        named = (self.config.raw.get("tenp") or {}).get("digest")
+        return None if named is None else str(named)
+
+    def original_expert(self, layer: int, expert: int) -> int:
+        """Number, in the unpruned model, of expert ``expert`` of the pruned one."""
+        return expert if layer not in self._kept else int(self._kept[layer][expert])
+
+    def _expert_tensor(self, spec: TensorSpec) -> torch.Tensor:
+        assert spec.layer is not None and spec.expert is not None
+        weights = self.expert(spec.layer, spec.expert)
+        return {
+            "expert_gate": weights.gate,
+            "expert_up": weights.up,
+            "expert_down": weights.down,
+        }[spec.role]
+
+
+def pruned_config(config: ModelConfig, plan: CompressionPlan) -> ModelConfig:
+    """``config`` with the plan's widths; removed experts are gone from the counts."""
+    if config.raw.get("tenp"):
+        raise UserError(
+            "the checkpoint is already pruned (its config.json has a tenp section)",
+            "prune the original model, which the section names by its fingerprint",
+        )
+    widths = {layer: tuple(w for w in row if w) for layer, row in plan.widths.items()}
+    counts = {len(row) for row in widths.values()}
+    if len(counts) != 1 or min(counts) < config.num_experts_per_tok:
+        raise UserError(
+            f"the plan leaves {min(counts)} to {max(counts)} experts per layer; every layer needs "
+            f"the same number, at least top-k = {config.num_experts_per_tok}"
+        )
+    if min(counts) % config.n_group:
+        raise UserError(
+            f"the plan leaves {min(counts)} experts per layer, which do not divide into the "
+            f"router's {config.n_group} groups",
+            f"a multiple of {config.n_group} experts",
+        )
+    return replace(config, num_experts=counts.pop(), expert_widths=widths)
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` itself; UserError when it holds a NaN or an infinity (one sum tells).
+
+    A bf16 sum adds in float32 anyway; asked for as float32 it takes a path nine times slower.
+    """
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise UserError(
+            f"{name} holds {bad} values that are not finite (NaN or infinity)",
+            "a sound copy of the checkpoint",
+        )
+    return tensor

@@ -1,0 +1,284 @@
+"""Write the pruned checkpoint: read an expert, slice it, write it, forget it.
+
+The directory is a Hugging Face model directory in the source's dtype: sharded safetensors with
+per-expert names, config.json with a ``tenp`` section that lists every expert's width, tokenizer,
+generation config, chat template, licence and a model card. config.json comes last, so a directory
+that has one is complete; until then a marker says whose half-written shards lie there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tenp_edge.checkpoint.compression_plan import CompressionPlan
+from tenp_edge.checkpoint.files import Shard, TensorEntry, is_written, plan_shards, write_shards
+from tenp_edge.checkpoint.overlay import Mended, settings_of
+from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.disk import copy_file, read_json, require_free, write_text
+from tenp_edge.errors import UserError
+from tenp_edge.models import EXPERT_KEYS
+from tenp_edge.models.headers import INDEX_NAME
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.units import format_count, format_size
+from tenp_edge.version import __version__
+
+TENP_VERSION = 1
+MARKER = "tenp-unfinished.json"
+# Tokenizers (fast, slow, sentencepiece, tiktoken), generation, chat templates, licences.
+COPIED = (
+    "tokenizer*.json special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
+    "*.model *.tiktoken tokenization_*.py generation_config.json preprocessor_config.json "
+    "chat_template.jinja chat_template.json additional_chat_templates/*.jinja "
+    "LICENSE* LICENCE* NOTICE* COPYING* USE_POLICY*"
+).split()
+# DeepSeek's multi-token-prediction layers are not written, so they must not be announced.
+_MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
+# What transformers names when it refuses the checkpoint: the one key of config.json that it checks
+# before it reads a weight, in words that it repeats. Else it fails at stacking the experts.
+_EXPERTS = "narrower experts; tenp_edge.load_pruned(PATH) loads them"
+_NARROWED = "Its experts are narrower than config.json says, which plain transformers cannot load:"
+_HUB_CACHE = re.compile(r"models--(.+)")
+
+
+def checkpoint_shards(source: ModelSource) -> list[Shard]:
+    """Every safetensors file that ``write_checkpoint`` will write, exact in names and bytes."""
+    entries = [
+        TensorEntry(name, source.dtype(name), spec.shape) for name, spec in source.tensors.items()
+    ]
+    return plan_shards(entries)
+
+
+def checkpoint_files(source: ModelSource) -> dict[str, int]:
+    """Exact bytes of every weight file of the pruned checkpoint, by name."""
+    return {shard.name: shard.nbytes for shard in checkpoint_shards(source)}
+
+
+def write_checkpoint(
+    source: ModelSource, directory: Path, progress: Progress = QUIET
+) -> Mapping[str, str]:
+    """Write ``source`` (seen through a plan) to ``directory``; again, to continue where it stopped.
+
+    Holds one expert, or one block of an embedding's rows, in memory at a time. Returns the SHA-256
+    of the weight files that it wrote, by name: those that were there are not read.
+    Raises UserError when ``directory`` holds another model or the disk has no room.
+    """
+    shards = checkpoint_shards(source)
+    digests: dict[str, str] = {}
+    if _is_complete(source, directory, shards):
+        return digests
+    _require_neurons(_plan(source))
+    _claim(source, directory)
+    pending = [shard for shard in shards if not is_written(directory, shard)]
+    require_free(directory, sum(shard.nbytes for shard in pending), "the pruned checkpoint")
+    total = sum(entry.nbytes for shard in pending for entry in shard.entries)
+    with progress.task("writing the pruned checkpoint", total, "bytes") as task:
+        for entry in write_shards(directory, shards, source.blocks, digests):
+            task.advance(entry.nbytes)
+    for file in copied_files(source.checkpoint.path):
+        target = directory / file.relative_to(source.checkpoint.path)
+        target.parent.mkdir(exist_ok=True)
+        copy_file(file, target)
+    write_text(directory / "README.md", model_card(source))
+    write_text(directory / "config.json", json.dumps(pruned_json(source), indent=2) + "\n")
+    (directory / MARKER).unlink()
+    return digests
+
+
+def _plan(source: ModelSource) -> CompressionPlan:
+    assert source.plan is not None, "a checkpoint is written through a plan"
+    return source.plan
+
+
+def _require_neurons(plan: CompressionPlan) -> None:
+    for layer, row in plan.widths.items():
+        for expert, width in enumerate(row):
+            if 0 < width < plan.full_width:
+                plan.neurons(layer, expert)
+
+
+def _is_complete(source: ModelSource, directory: Path, shards: Sequence[Shard]) -> bool:
+    """True when this very model is there; UserError when a finished other one is."""
+    if not (directory / "config.json").is_file():
+        return False
+    if read_json(directory / "config.json") != pruned_json(source):
+        raise UserError(
+            f"{directory} already holds another model",
+            "another output directory, or --force to overwrite this one",
+        )
+    return not (directory / MARKER).is_file() and all(is_written(directory, s) for s in shards)
+
+
+def is_other_checkpoint(directory: Path, digest: str | None) -> bool:
+    """Whether a finished checkpoint other than `ModelSource.digest` lies in ``directory``."""
+    file = directory / "config.json"
+    return file.is_file() and (read_json(file).get("tenp") or {}).get("digest") != digest
+
+
+def reopen(directory: Path, digest: str | None) -> None:
+    """Make the finished checkpoint ``digest`` in ``directory``, of which files are missing, an
+    unfinished one: `write_checkpoint` then writes what is missing and keeps the rest."""
+    if directory.is_dir():
+        write_text(directory / MARKER, json.dumps({"digest": digest}))
+
+
+def _claim(source: ModelSource, directory: Path) -> None:
+    """Mark ``directory`` as ours; what an interrupted run for another plan left is removed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    marker, mine = directory / MARKER, {"digest": source.digest}
+    files = sorted([*directory.glob("*.safetensors"), *directory.glob(INDEX_NAME)])
+    if marker.is_file():
+        stale = [] if read_json(marker) == mine else files
+        for file in [*stale, *directory.glob("*.partial")]:
+            file.unlink()
+    elif files and not (directory / "config.json").is_file():
+        raise UserError(
+            f"{directory} holds {files[0].name}, which this run did not write",
+            "an empty output directory, or --force to overwrite this one",
+        )
+    write_text(marker, json.dumps(mine))
+
+
+def copied_files(directory: Path) -> Iterator[Path]:
+    """The files of a model directory that a pruned copy takes over as they are."""
+    for pattern in COPIED:
+        for file in sorted(directory.glob(pattern)):
+            if file.is_file() and file.name not in (INDEX_NAME, MARKER):
+                yield file
+
+
+def pruned_json(source: ModelSource) -> dict[str, Any]:
+    """config.json of the pruned model: the source's, new counts, and the ``tenp`` section."""
+    raw = {key: value for key, value in source.config.raw.items() if key != "auto_map"}
+    for key in _MTP_KEYS:
+        if raw.get(key):
+            raw[key] = 0
+    counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
+    for key in counts or [source.config.family.experts_key]:
+        raw[key] = source.config.num_experts
+    if _is_narrowed(source):
+        raw["experts_implementation"] = _EXPERTS
+    raw["tenp"] = _tenp_section(source)
+    return raw
+
+
+def _is_narrowed(source: ModelSource) -> bool:
+    full, widths = source.config.moe_intermediate_size, source.config.expert_widths
+    return any(width != full for row in widths.values() for width in row)
+
+
+def _tenp_section(source: ModelSource) -> dict[str, Any]:
+    plan = _plan(source)
+    section = {
+        "version": TENP_VERSION,
+        "tool": f"tenp-edge {__version__}",
+        "method": plan.record.method or None,
+        "keep_ratio": plan.keep_ratio,
+        "source_fingerprint": plan.fingerprint,
+        "digest": source.digest,
+        "expert_widths": {
+            str(layer): list(row) for layer, row in sorted(source.config.expert_widths.items())
+        },
+    }
+    if plan.removes_experts:
+        # Which experts of the source the remaining ones are.
+        section["kept_experts"] = {
+            str(layer): [source.original_expert(layer, expert) for expert in range(len(row))]
+            for layer, row in sorted(source.config.expert_widths.items())
+        }
+    if source.planned_run is not None:
+        section["run"] = source.planned_run.to_json()
+    if isinstance(source.mended, Mended):
+        info = source.mended.info
+        section["mended"] = {**settings_of(info), "plan_digest": plan.digest}
+    return section
+
+
+# -- the model card ----------------------------------------------------------------------------
+
+
+def base_model(directory: Path, raw: Mapping[str, Any]) -> str | None:
+    """The base model's name: a hub id from config.json or the hub cache, or None."""
+    stated = raw.get("_name_or_path")
+    if isinstance(stated, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", stated):
+        return stated
+    for part in directory.resolve().parts:
+        match = _HUB_CACHE.fullmatch(part)
+        if match:
+            return match[1].replace("--", "/", 1)
+    return None
+
+
+def model_card(source: ModelSource) -> str:
+    """README.md of the pruned checkpoint: what was done, and how to load it."""
+    base = base_model(source.checkpoint.path, source.config.raw)
+    name = base or f"A {source.config.family.model_type} model"
+    shown = base or source.checkpoint.path.resolve().name
+    front = [*_license_lines(source.checkpoint.path), "tags:", "- tenp-edge", "- moe", "- pruned"]
+    if base:
+        front.insert(0, f"base_model: {base}")
+    title = f"# {shown.split('/')[-1]}, pruned"
+    return "\n".join(["---", *front, "---", "", title, "", _card_text(source, name)])
+
+
+def _card_text(source: ModelSource, name: str) -> str:
+    plan, config = _plan(source), source.config
+    widths = [width for row in config.expert_widths.values() for width in row]
+    total = sum(shard.nbytes for shard in checkpoint_shards(source))
+    kept = 3 * config.hidden_size * config.expert_neurons
+    left_out = len(source.checkpoint.left_out)
+    extra = f"| multi-token prediction | left out ({left_out} tensors) |\n" if left_out else ""
+    removed = "some of its routed experts" if plan.removes_experts else "neurons of its experts"
+    loading = _NARROWED if _is_narrowed(source) else "Load it with:"
+    return f"""\
+{name} with {removed} removed by tenp-edge
+{__version__}. {_unchanged(source)}
+
+| | |
+|---|---|
+| method | {plan.record.method or "given widths"} |
+| routed-expert parameters kept | {plan.keep_ratio:.2%} ({format_count(kept)}) |
+| expert width | {min(widths)} to {max(widths)} of {plan.full_width} |
+| experts per layer | {config.num_experts} |
+| size | {format_size(total)} |
+{extra}
+{loading}
+
+```python
+import tenp_edge
+
+model = tenp_edge.load_pruned("PATH")
+```
+
+`tenp-edge export PATH --format gguf -o model.gguf` writes a GGUF from it.
+"""
+
+
+def _unchanged(source: ModelSource) -> str:
+    """What of the original is still there as it was."""
+    if not isinstance(source.mended, Mended):
+        rest = "Everything else, the router's remaining rows included, is the original's, bit for"
+        return f"{rest}\nbit."
+    info, done = source.mended.info, []
+    if info["repair"]:
+        ridge = f"by ridge least squares ({info['repair_ridge']:g})"
+        done.append(f"the down projections of the cut experts were refitted {ridge}")
+    if info["heal"]:
+        what = {"routers": "the routers", "norms": "the routers and the layers' norms"}
+        done.append(f"{what[info['heal']]} were trained against the original, layer by layer")
+    return "Then " + " and\n".join(done) + ".\nEverything else is the original's."
+
+
+def _license_lines(directory: Path) -> list[str]:
+    """The licence lines of the base model's own card, which bind its derivatives too."""
+    try:
+        lines = (directory / "README.md").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+    if not lines or lines[0].strip() != "---" or "---" not in lines[1:]:
+        return []
+    front = lines[1 : lines.index("---", 1)]
+    return [line for line in front if re.match(r"license(_name|_link)?: *\S", line)]

@@ -1,0 +1,110 @@
+"""The verb export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tenp_edge.cli import flags
+from tenp_edge.cli.console import progress, show
+from tenp_edge.cli.report import rich_tables
+from tenp_edge.errors import UserError
+from tenp_edge.units import parse_size
+from tenp_edge.verbs.options import (
+    CalibrationOptions,
+    TextOptions,
+)
+
+
+@flags.expanded()
+def export(
+    checkpoint: flags.Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The file (ONNX: the directory) to write.")
+    ],
+    format: Annotated[str, typer.Option("--format", help="gguf or onnx.")] = "gguf",
+    layout: flags.Layout = None,
+    quant: flags.ExportQuant = None,
+    tensor_types: flags.TensorTypes = None,
+    latent_cache: flags.LatentCache = False,
+    shard_size: flags.ShardSize = None,
+    batch: flags.Batch = None,
+    length: flags.Length = None,
+    past: flags.Past = None,
+    targets: flags.Targets = None,
+    calibration: flags.Calibration = None,
+    *,
+    text: TextOptions,
+    no_imatrix: flags.NoImatrix = False,
+    imatrix_out: Annotated[
+        Path | None,
+        typer.Option("--imatrix-out", help="Write the importance matrix too, as llama.cpp's GGUF."),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            help="Prune by this plan.json while exporting; for a pruned checkpoint, the plan that "
+            "made it (default: plan.json beside its directory).",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the exact size.")] = False,
+    force: flags.Force = False,
+    json_output: flags.Json = False,
+) -> None:
+    """Write a dense or pruned checkpoint as GGUF or ONNX.
+
+    With --calibration, types below Q8_0 are quantised with an importance matrix: what each column
+    of each matrix is fed, from the same statistics that plans are made of. --plan takes a plan that
+    names its neurons, which tenp-edge plan --calibration WORK -o plan.json writes.
+
+    ONNX --mode static --quant int8 needs the ranges of activations: they are measured on --data (or
+    the text in the package) unless compress left them in the --calibration directory.
+
+    Examples:
+
+        tenp-edge export OUT/checkpoint --quant Q8_0 -o model.gguf
+
+        tenp-edge export OUT/checkpoint --quant Q4_K_M --calibration OUT/calibration -o q4.gguf
+
+        tenp-edge export OUT/checkpoint --layout padded --quant F16 -o for-llama-cpp.gguf
+
+        tenp-edge export MODEL --plan plan.json --calibration WORK --quant Q4_K_M -o model.gguf
+
+        tenp-edge export OUT/checkpoint --format onnx --mode portable -o onnx
+
+        tenp-edge export OUT/checkpoint --format onnx --mode static --target qnn -o npu
+    """
+    from tenp_edge.exporters.base import ExportOptions, exporter, fixed_lengths
+    from tenp_edge.verbs.export import run_export
+
+    if output.exists() and not (force or dry_run):
+        raise UserError(f"{output} exists", "--force to overwrite it")
+    if imatrix_out is not None and (calibration is None or no_imatrix):
+        raise UserError("--imatrix-out has no importance matrix to write", "--calibration WORK")
+    options = ExportOptions(
+        quant or exporter(format).default_quant,
+        layout,
+        imatrix=not no_imatrix,
+        tensor_types=tuple(tensor_types or ()),
+        imatrix_file=None if imatrix_out is None else str(imatrix_out),
+        shard_bytes=None if shard_size is None else parse_size(shard_size),
+        latent_cache=latent_cache,
+        lengths=fixed_lengths(batch, length, past),
+        targets=tuple(targets or ()),
+    )
+    measured = CalibrationOptions(**vars(text))
+    manifest = run_export(
+        checkpoint, output, format, options, plan, progress, dry_run, calibration, measured
+    )
+    rows: dict[str, Any] = {
+        "format": manifest.format,
+        "layout": manifest.layout,
+        "quant": manifest.quant,
+        "tensors": len(manifest.tensors),
+        "bytes": manifest.file_bytes,
+        "notes": list(manifest.notes),
+    }
+    show(rich_tables.facts(str(output), rows.items()), rows, json_output)

@@ -1,0 +1,47 @@
+"""The ``tenp-edge`` command. `run` is answered here, with as little in memory as it needs; every
+other verb, and whatever goes wrong, by the full command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from tenp_edge.cli import lean_flags
+from tenp_edge.errors import UserError
+
+
+def main() -> None:
+    """Entry point."""
+    verb, given = sys.argv[1:2], None
+    if verb == ["run"]:
+        given = lean_flags.read(sys.argv[2:])
+    if given is None:
+        from tenp_edge.cli.main import main as full
+
+        full()
+        return
+    try:
+        from tenp_edge.cli import lean_run
+
+        lean_run.run(**given)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # The reader has enough. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (UserError, OSError) as error:
+        _say(error)
+
+
+def _say(error: Exception) -> NoReturn:
+    """``error`` in the words of the full command line, which is loaded only now."""
+    from tenp_edge.cli.main import main as full
+
+    def failed() -> NoReturn:
+        raise error
+
+    full(failed)
+    raise AssertionError("an error ends the command")

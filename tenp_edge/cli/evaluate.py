@@ -1,0 +1,210 @@
+"""The verbs that measure: validate and compare."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tenp_edge.cli import flags
+from tenp_edge.cli.console import progress, show
+from tenp_edge.cli.report import measured_tables
+from tenp_edge.cli.terminal import TerminalProgress
+from tenp_edge.disk import require_parent
+from tenp_edge.verbs.options import (
+    CalibrationOptions,
+    CompareOptions,
+    ComputeOptions,
+    HeldOutOptions,
+    MeasureOptions,
+    ValidationOptions,
+)
+
+_COMPARE = "Comparison"
+
+
+@flags.expanded()
+def compare(
+    model: flags.Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Directory for compare.json, .md and .png.")
+    ],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            help="A method, a pattern such as 'drop-*', or a set: short, table, claims, uniform, "
+            "mended or all; repeat for more. Default: table.",
+            rich_help_panel=_COMPARE,
+        ),
+    ] = None,
+    ratios: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--keep",
+            help="Share of the routed-expert parameters kept; repeat for more. "
+            "Default: 0.9, 0.75, 0.6, 0.45 and 0.3.",
+            rich_help_panel=_COMPARE,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds", help="Calibrations, each with its own sample.", rich_help_panel=_COMPARE
+        ),
+    ] = 3,
+    width_multiple: Annotated[
+        int,
+        typer.Option(
+            "--width-multiple",
+            help="Cut widths are multiples of this; 1 makes every method's bytes equal.",
+            rich_help_panel=_COMPARE,
+        ),
+    ] = 1,
+    questions: Annotated[
+        int,
+        typer.Option(
+            "--questions",
+            help="Cloze questions and worked sums per domain; 0 leaves them out.",
+            rich_help_panel=_COMPARE,
+        ),
+    ] = 16,
+    lm_eval: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lm-eval",
+            help="A task of lm-eval (needs tenp-edge[lm-eval] and the task's data), run with every "
+            "method; repeat for more.",
+            rich_help_panel=_COMPARE,
+        ),
+    ] = None,
+    lm_eval_limit: Annotated[
+        int | None,
+        typer.Option(
+            "--lm-eval-limit", help="Items of each lm-eval task.", rich_help_panel=_COMPARE
+        ),
+    ] = None,
+    *,
+    calibration: CalibrationOptions,
+    held_out: HeldOutOptions,
+    json_output: flags.Json = False,
+) -> None:
+    """Methods side by side at equal bytes: KL, perplexity, agreement and questions by domain.
+
+    Every ratio is rounded to what removing whole experts can keep, so that all methods share one
+    number of bytes. All pruned models go through a layer while it is loaded: one pass over the
+    checkpoint for each ratio, whatever the number of methods. The same command continues after a
+    kill.
+
+    Examples:
+
+        tenp-edge compare MODEL -o OUT
+
+        tenp-edge compare MODEL --method short --keep 0.6 --seeds 1 -o OUT
+
+        tenp-edge compare MODEL --data code=a.jsonl --eval-data code=b.jsonl --method all -o OUT
+    """
+    from tenp_edge.cli.report import measured_tables
+    from tenp_edge.evaluation.comparison.table import lines, predictions
+    from tenp_edge.verbs.compare import run_compare
+
+    defaults = CompareOptions()
+    options = CompareOptions(
+        calibration=calibration,
+        validation=held_out,
+        ratios=tuple(ratios or defaults.ratios),
+        methods=tuple(methods or defaults.methods),
+        seeds=seeds,
+        width_multiple=width_multiple,
+        questions=questions,
+        lm_eval=tuple(lm_eval or ()),
+        lm_eval_limit=lm_eval_limit,
+    )
+    result = run_compare(model, output, options, TerminalProgress(Console(stderr=True)))
+    if json_output:
+        print(json.dumps(result, indent=1))
+    else:
+        # In a pipe or a log there is no terminal width to respect, and the table is wide.
+        width = None if sys.stdout.isatty() else 160
+        Console(width=width).print(measured_tables.comparison(lines(result), predictions(result)))
+
+
+@flags.expanded()
+def validate(
+    reference: flags.Model,
+    candidate: Annotated[
+        Path, typer.Argument(help="A GGUF file, an ONNX directory, a checkpoint, or OUT.")
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", help="A domain, as in compress; default: held-out text of the package."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Chunks per domain.")] = 8,
+    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens per chunk.")] = 512,
+    *,
+    compute: ComputeOptions,
+    threads: flags.Threads = None,
+    twin: flags.Twin = False,
+    no_split: flags.NoSplit = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", help="The plan.json that the file was pruned by."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="The pruned checkpoint that the file was made from."),
+    ] = None,
+    context: flags.MeasuredContext = None,
+    kv_type: flags.MeasuredKvType = "F16",
+    ubatch: flags.MeasuredUbatch = 512,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the report here (JSON).")
+    ] = None,
+    json_output: flags.Json = False,
+) -> None:
+    """KL divergence, agreement and perplexity of CANDIDATE against REFERENCE, by domain.
+
+    The reference runs layer by layer, so it may be bigger than the RAM. A GGUF runs in its own
+    runtime: merged and padded ones in unmodified llama.cpp, per-expert ones in ours, or with
+    --twin in unmodified llama.cpp too, with zeros where neurons were cut. Its peak memory is
+    predicted and measured in a process of its own, for the run that --context, --kv-type and
+    --ubatch describe.
+
+    A GGUF's loss is split into what pruning does (the pruned model, unquantised), quantisation
+    (the weights that the file holds) and the runtime (the file as it runs). The first needs the
+    pruned model: the checkpoint or plan.json beside the file, or --checkpoint or --plan.
+
+    Examples:
+
+        tenp-edge validate MODEL OUT
+
+        tenp-edge validate MODEL OUT/model.gguf --twin
+
+        tenp-edge validate MODEL elsewhere.gguf --plan OUT/plan.json
+
+        tenp-edge validate MODEL OUT/checkpoint --data chat=prompts.jsonl --samples 16
+    """
+    if output is not None:
+        require_parent(output)
+    progress.step(f"validating {candidate.name} against {reference.name}")
+    from tenp_edge.checkpoint.provenance import PrunedBy
+    from tenp_edge.disk import write_text
+    from tenp_edge.evaluation.verdict import judge
+    from tenp_edge.verbs.validate import run_validate
+
+    options = ValidationOptions(tuple(data or ()), samples, seq_len, threads, twin, not no_split)
+    pruned_by, measure = PrunedBy(checkpoint, plan), MeasureOptions(context, kv_type, ubatch)
+    found = run_validate(
+        reference, candidate, options, compute, progress, pruned_by, measure
+    ).to_json()
+    verdict = judge(found["overall"], found["domains"])
+    found |= {"verdict": verdict.to_json()}
+    if output is not None:
+        write_text(output, json.dumps(found, indent=1) + "\n")
+    show(measured_tables.validated(found), found, json_output, verdict)

@@ -1,0 +1,281 @@
+"""The command line's flags: made of the options that the verbs' dataclasses declare (`settings`).
+
+A verb's parameter that is such a dataclass becomes its flags, and the verb gets the dataclass:
+
+    @app.command()
+    @flags.expanded(recipes=True)
+    def plan(model: flags.Model, options: PlanOptions, json_output: flags.Json = False) -> None: ...
+
+What is declared for no dataclass, or differently for one verb, is here as typer has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tenp_edge.cli.hub import local_model
+from tenp_edge.planning.settings import Option, assigned, make, options_of, written_value
+from tenp_edge.planning.spec import (
+    BATCH,
+    EXPORT,
+    LATENT_CACHE,
+    LAYOUTS,
+    QUANTS,
+    SHARD_SIZE,
+    TARGET,
+    TENSOR_TYPE,
+)
+from tenp_edge.runtime.memory.footprint import MOST_THREADS
+from tenp_edge.verbs.options import CALIBRATION, COMPUTE, VALIDATION, CompressOptions
+from tenp_edge.verbs.recipe_files import read_recipe
+
+MOST_HELP = "One more choice, NAME=VALUE; repeat for more. tenp-edge plan --help-set lists them."
+
+
+def _flag(*names: str, help: str, panel: str | None = None, **more: Any) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(*names, help=help, rich_help_panel=panel, **more)
+    return option
+
+
+# -- flags of dataclasses --------------------------------------------------------------------------
+
+
+def expanded(recipes: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A verb whose parameters that are dataclasses of options are flags on the command line.
+
+    A flag goes before a recipe, a recipe before the default. ``recipes``: the verb takes --recipe,
+    and --set for knobs; without, knobs are flags too.
+    """
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        parameters = signature(verb, eval_str=True).parameters
+        grouped: dict[str, Any] = {
+            name: parameter.annotation
+            for name, parameter in parameters.items()
+            if is_dataclass(parameter.annotation)
+        }
+        known: dict[str, Option] = {}
+        for declared in grouped.values():
+            known |= options_of(declared)
+
+        def called(**given: Any) -> None:
+            values = _values(given, known) if recipes else {}
+            flagged = {k: v for k, v in known.items() if not (recipes and v.flag.knob)}
+            typed = _typed(given, flagged)
+            replaced = {known[name].flag.instead_of for name in typed}
+            values = {k: v for k, v in values.items() if k not in replaced} | typed
+            for name, declared in grouped.items():
+                own = options_of(declared)
+                given[name] = make(declared, {k: v for k, v in values.items() if k in own})
+            verb(**given)
+
+        shown = list(_parameters(parameters, recipes))
+        called.__name__, called.__doc__ = verb.__name__, verb.__doc__
+        called.__signature__ = signature(verb).replace(parameters=shown)  # type: ignore[attr-defined]
+        called.__annotations__ = {one.name: one.annotation for one in shown}
+        return called
+
+    return decorate
+
+
+def _values(given: dict[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
+    """What --recipe and --set say."""
+    recipe, words = given.pop("recipe"), given.pop("settings")
+    values = read_recipe(recipe, known, CompressOptions) if recipe else {}
+    return values | assigned(tuple(words or ()), known, CompressOptions)
+
+
+def _typed(given: dict[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
+    """What flags say; taken out of ``given``."""
+    values = {}
+    for name, option in known.items():
+        value = given.pop(_identifier(name))
+        if value not in (None, []):
+            text = option.flag.size and isinstance(value, str)
+            value = option.parse(value) if text else value
+            values[name] = tuple(value) if option.many else value
+    return values
+
+
+def _identifier(name: str) -> str:
+    return f"option_{name.replace('-', '_')}"
+
+
+def _parameters(declared: Mapping[str, Parameter], recipes: bool) -> Iterator[Parameter]:
+    """The verb's own parameters with dataclasses replaced by their flags, in order."""
+    last: list[Parameter] = []
+    for parameter in declared.values():
+        kind = Parameter.KEYWORD_ONLY
+        if is_dataclass(parameter.annotation):
+            options = options_of(parameter.annotation).values()  # type: ignore[arg-type]
+            yield from (_parameter(one) for one in options if not (recipes and one.flag.knob))
+        elif parameter.annotation in (Json, HelpSet):
+            last.append(parameter.replace(kind=kind))
+        else:
+            yield parameter.replace(kind=kind)
+    if recipes:
+        yield Parameter("settings", kind, default=None, annotation=Settings)
+        yield Parameter("recipe", kind, default=None, annotation=Recipe)
+    yield from last
+
+
+def _parameter(option: Option) -> Parameter:
+    """The flag of an option: None where it is not on the command line."""
+    flag, kind = option.flag, str if option.flag.size else option.kind
+    names = [f"--{flag.name}", *flag.also]
+    if option.kind is bool and option.default is None:
+        names = [f"--{flag.name}/--no-{flag.name}"]
+    nothing = option.default is None or option.default is False or option.default == ()
+    shown = "" if nothing else f" Default: {written_value(option, option.default)}."
+    info = _flag(*names, help=flag.help + shown, panel=flag.panel or None, show_default=False)
+    hint: Any = list[kind] if option.many else kind  # type: ignore[valid-type]
+    return Parameter(
+        _identifier(flag.name),
+        Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[hint | None, info],
+    )
+
+
+def settings_rows() -> list[tuple[str, str, str, str]]:
+    """What --set takes: name, default, help, and the verbs it is for."""
+    from_plan = {name for name, option in options_of(CompressOptions).items() if _is_plan(option)}
+    return [
+        (name, _default(option), option.flag.help, "" if name in from_plan else "compress")
+        for name, option in options_of(CompressOptions).items()
+        if option.flag.knob
+    ]
+
+
+def _is_plan(option: Option) -> bool:
+    return option.path[0] == "plan"
+
+
+def _default(option: Option) -> str:
+    if isinstance(option.default, bool):
+        return "yes" if option.default else "no"
+    return "" if option.default in (None, ()) else str(option.default)
+
+
+def _help_set(value: bool) -> None:
+    if not value:
+        return
+    table = Table("--set", "default", "", "only", box=None, pad_edge=False)
+    for row in settings_rows():
+        table.add_row(*row)
+    Console(width=110).print(table)
+    raise typer.Exit
+
+
+# -- one by one ------------------------------------------------------------------------------------
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        help="Model directory: config.json and safetensors (or a hub id, with network; "
+        "demo: the bundled model).",
+        callback=local_model,
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite another run's output.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help=MOST_HELP)]
+Recipe = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="Options from a TOML file, as compress leaves one in OUT."),
+]
+HelpSet = Annotated[
+    bool,
+    typer.Option("--help-set", help="What --set takes.", callback=_help_set, is_eager=True),
+]
+ProfileFile = Annotated[
+    Path | None, typer.Option("--profile-file", help="Your own profile (TOML).")
+]
+Calibration = Annotated[
+    Path | None,
+    _flag("--calibration", help="Directory of finished statistics.", panel=CALIBRATION),
+]
+Types = Annotated[
+    bool,
+    _flag(
+        "--types",
+        help="Measure what each GGUF tensor type costs this model, for plan and compress to "
+        "choose by.",
+        panel=CALIBRATION,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    _flag(
+        "--threads",
+        help="CPU threads of the exported file's run.",
+        panel=COMPUTE,
+        min=1,
+        max=MOST_THREADS,
+    ),
+]
+
+Layout = Annotated[str | None, _flag("--layout", "--mode", help=LAYOUTS, panel=EXPORT)]
+ExportQuant = Annotated[
+    str | None, _flag("--quant", help=f"{QUANTS} Default: Q8_0, none.", panel=EXPORT)
+]
+NoImatrix = Annotated[
+    bool,
+    _flag(
+        "--no-imatrix",
+        help="Quantise without the importance matrix that calibration gives.",
+        panel=EXPORT,
+    ),
+]
+TensorTypes = Annotated[list[str] | None, _flag("--tensor-type", help=TENSOR_TYPE, panel=EXPORT)]
+LatentCache = Annotated[bool, _flag("--latent-cache", help=LATENT_CACHE, panel=EXPORT)]
+ShardSize = Annotated[str | None, _flag("--shard-size", help=SHARD_SIZE, panel=EXPORT)]
+_STATIC = "ONNX --mode static"
+Batch = Annotated[int | None, _flag("--batch", help=BATCH, panel=_STATIC)]
+Length = Annotated[
+    int | None, _flag("--length", help="Prompt tokens at once. Default: 128.", panel=_STATIC)
+]
+Past = Annotated[
+    int | None,
+    _flag("--past", help="Places of the KV cache: context - 1. Default: 1023.", panel=_STATIC),
+]
+Targets = Annotated[list[str] | None, _flag("--target", help=TARGET, panel=_STATIC)]
+
+MeasuredContext = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        help="Tokens of the KV cache when a GGUF's peak memory is measured. "
+        "Default: 4096, or the model's.",
+    ),
+]
+MeasuredKvType = Annotated[
+    str, typer.Option("--kv-type", help="Type of that cache: F16, F32 or Q8_0.")
+]
+MeasuredUbatch = Annotated[
+    int, typer.Option("--ubatch", help="Prompt tokens evaluated at once in that measurement.")
+]
+NoSplit = Annotated[
+    bool,
+    typer.Option(
+        "--no-split",
+        help="Run only the file, not the stages before it: faster, one sum of all losses.",
+    ),
+]
+Twin = Annotated[
+    bool,
+    typer.Option(
+        "--twin",
+        help="Judge a per-expert file by unmodified llama.cpp, through its padded twin.",
+        rich_help_panel=VALIDATION,
+    ),
+]

@@ -1,0 +1,108 @@
+"""The verbs. The only place that prints errors or decides the exit code.
+
+stdout is the result, stderr is progress. A UserError is two lines and exit 2, and so is what the
+operating system refuses; anything else that escapes is a bug of ours and shows its traceback.
+Ctrl-C and SIGTERM end with 130 and 143, and say what the same command does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from tenp_edge.cli import convert, evaluate, inspect, interrupts, prune, run
+from tenp_edge.cli.console import err
+from tenp_edge.cli.os_errors import as_user_error
+from tenp_edge.errors import UserError
+from tenp_edge.version import __version__
+
+app = typer.Typer(
+    name="tenp-edge",
+    help="Prune the experts of a Mixture-of-Experts model to a RAM budget, export it, prove it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# Verbs whose speed is the point: there the OpenMP library's own choice stays.
+_RUNNING = ("run", "serve", "bench")
+# Verbs that find their own work again.
+_CONTINUING = ("calibrate", "compress", "compare", "demo")
+
+
+def main(command: Callable[[], object] = app) -> None:
+    """Run ``command``, by default what was typed, and say in plain words what goes wrong."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        with interrupts.stopping():
+            command()
+    except UserError as error:
+        _fail(error.message, error.hint)
+    except interrupts.Stopped as stopped:
+        _fail(str(stopped), _again(), stopped.exit_code)
+    except OSError as error:
+        refused = as_user_error(error)
+        if refused is None:
+            raise
+        _fail(refused.message, refused.hint)
+
+
+def _again() -> str:
+    if any(argument in _CONTINUING for argument in sys.argv[1:2]):
+        return "the same command again: it continues where it stopped"
+    return "the same command again: it starts anew"
+
+
+def _fail(message: str, hint: str | None, code: int = 2) -> None:
+    err.print(f"error: {message}", style="bold", markup=False, highlight=False, soft_wrap=True)
+    if hint:
+        err.print(f"try:   {hint}", markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"tenp-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand not in _RUNNING:
+        # Threads that wait for each other by spinning lose whole time slices where others compute
+        # too: three times the CPU seconds and the time, and none gained on an idle machine.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    else:
+        interrupts.leave_to_the_verb()
+
+
+for _verb in (
+    prune.demo,
+    inspect.inspect,
+    inspect.profiles,
+    prune.calibrate,
+    prune.merge,
+    prune.plan,
+    prune.compress,
+    convert.export,
+    evaluate.validate,
+    evaluate.compare,
+    run.run,
+    run.serve,
+    run.bench,
+):
+    app.command()(_verb)
+
+
+if __name__ == "__main__":
+    main()

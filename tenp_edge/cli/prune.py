@@ -1,0 +1,208 @@
+"""The verbs that prune: demo, calibrate, merge, plan and compress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tenp_edge.cli import flags
+from tenp_edge.cli.console import progress, show
+from tenp_edge.cli.report import measured_tables, plan_tables
+from tenp_edge.disk import require_parent
+from tenp_edge.errors import UserError
+from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.verbs import recipe_files
+from tenp_edge.verbs.options import (
+    CalibrationOptions,
+    CompressOptions,
+    ComputeOptions,
+    StatisticsOptions,
+)
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where the demo writes its files.")
+    ] = Path("tenp-edge-demo"),
+    force: flags.Force = False,
+    json_output: flags.Json = False,
+) -> None:
+    """The whole pipeline on the bundled model, offline, in about a minute.
+
+    Plans for a RAM budget that forces real pruning, calibrates, compresses, writes a GGUF and
+    validates it against the uncompressed model.
+
+    Examples:
+
+        tenp-edge demo
+
+        tenp-edge demo -o /tmp/demo --json
+    """
+    progress.step("demo: a plan for the bundled model")
+    from tenp_edge.cli.demo import run_demo
+
+    result = run_demo(output, force, progress)
+    show(result.render(), result.to_json(), json_output, result.closing)
+
+
+@flags.expanded()
+def calibrate(
+    model: flags.Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Directory for the statistics (WORK).")
+    ],
+    options: CalibrationOptions,
+    gradients: Annotated[
+        bool,
+        typer.Option(
+            "--gradients",
+            help="A backward pass too, for --set neuron-score=heapr, heapr-sum or taylor: about "
+            "three more forwards.",
+        ),
+    ] = False,
+    types: flags.Types = False,
+    json_output: flags.Json = False,
+) -> None:
+    """Score experts and neurons on a few samples; one layer in memory at a time.
+
+    The same command continues after a kill. The statistics serve every later plan of this model,
+    for any RAM number. `tenp-edge merge` adds up statistics of several runs.
+
+    With --types, what every tensor type costs this model is measured too (a KL, on text held out):
+    plans then weigh more neurons in fewer bits against fewer in more.
+
+    Examples:
+
+        tenp-edge calibrate MODEL -o WORK
+
+        tenp-edge calibrate MODEL --types -o WORK
+
+        tenp-edge calibrate MODEL --data code=a.jsonl --data prose=b.txt --samples 64 -o WORK
+    """
+    from tenp_edge.calibration.coverage import coverage
+    from tenp_edge.planning.type_costs import load_costs
+    from tenp_edge.verbs.calibrate import run_calibrate
+
+    statistics = run_calibrate(model, output, options, progress, gradients, types)
+    found, costs = coverage(statistics), load_costs(output) if types else None
+    shown = found.to_json() | ({} if costs is None else {"types": costs.to_json()["types"]})
+    show(measured_tables.calibrated(statistics, found, costs), shown, json_output)
+
+
+def merge(
+    statistics: Annotated[list[Path], typer.Argument(help="Two or more statistics directories.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the sum.")],
+    force: flags.Force = False,
+    json_output: flags.Json = False,
+) -> None:
+    """Add up statistics of the same model, domain by domain; the same text is not counted twice.
+
+    Examples:
+
+        tenp-edge merge WORK1 WORK2 -o WORK
+    """
+    from tenp_edge.calibration.coverage import coverage
+    from tenp_edge.verbs.calibrate import run_merge
+
+    merged = run_merge(statistics, output, force)
+    found = coverage(merged)
+    show(measured_tables.coverage(merged, found), found.to_json(), json_output)
+
+
+@flags.expanded(recipes=True)
+def plan(
+    model: flags.Model,
+    options: PlanOptions,
+    known: StatisticsOptions,
+    compute: ComputeOptions,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write plan.json here.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="What plan always does.", hidden=True)
+    ] = False,
+    help_set: flags.HelpSet = False,
+    json_output: flags.Json = False,
+) -> None:
+    """Decide what stays, and show what the RAM is spent on. Runs the model only with --refine.
+
+    Without --calibration it plans by bytes, in the paper's shape. With it, every expert gets the
+    width that its predicted loss is worth, and the plan names the neurons; --refine measures.
+    Without a profile the device is this machine's CPU: per-expert GGUF, context 4096. With --ram
+    and without --quant it chooses the tensor type and says why: by what each costs this model
+    where that was measured (calibrate --types; Q8_0 down to Q2_K), else by a rule (to IQ4_XS).
+
+    Examples:
+
+        tenp-edge plan MODEL --ram 8GiB
+
+        tenp-edge plan MODEL --profile laptop-8gb --context 8192
+
+        tenp-edge plan MODEL --keep 0.6 --calibration WORK -o plan.json
+
+        tenp-edge plan MODEL --ram 8GiB --calibration WORK --refine
+    """
+    from tenp_edge.verbs.plan import run_plan
+
+    if output is not None and not dry_run:
+        require_parent(output)
+    made = run_plan(model, options, known.statistics, compute, progress)
+    if output is not None and not dry_run:
+        made.save(output)
+        asked = CompressOptions(
+            statistics=known.statistics, plan=options, calibration=_calibration(compute)
+        )
+        recipe_files.write_recipe(output.with_suffix(f".{recipe_files.FILE}"), asked)
+    show(plan_tables.plan_report(made), made.to_json(), json_output)
+
+
+def _calibration(compute: ComputeOptions) -> CalibrationOptions:
+    return CalibrationOptions(**vars(compute))
+
+
+@flags.expanded(recipes=True)
+def compress(
+    model: flags.Model,
+    options: CompressOptions,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan, by bytes.")] = False,
+    json_output: flags.Json = False,
+) -> None:
+    """Calibrate, plan, slice, export and validate: a model that fits, with proof.
+
+    The same command continues after a kill. OUT holds plan.json, plan.safetensors, checkpoint/,
+    model.gguf (or onnx/), validation.json and manifest.json. The last lines say whether it fits,
+    how good it is, where it runs and what to type next. For llama.cpp, Ollama or LM Studio:
+    --layout merged.
+
+    Examples:
+
+        tenp-edge compress MODEL --ram 8GiB -o OUT
+
+        tenp-edge compress MODEL --profile laptop-8gb --data chat=prompts.jsonl -o OUT
+
+        tenp-edge compress MODEL --ram 8GiB --layout merged -o OUT
+
+        tenp-edge compress MODEL --ram 8GiB --no-repair -o OUT
+
+        tenp-edge compress MODEL --keep 0.6 --skip-checkpoint --no-validate -o OUT
+    """
+    from tenp_edge.cli.closing import closing
+    from tenp_edge.verbs.compress import run_compress
+    from tenp_edge.verbs.plan import run_plan
+    from tenp_edge.verbs.repair import mend_rules
+
+    output = options.output
+    if output is None:
+        raise UserError("-o is missing: where the model is to be written", "-o OUT")
+    mend_rules(options)
+    if dry_run:
+        made = run_plan(model, options.plan, options.statistics, options.calibration)
+        show(plan_tables.plan_report(made), made.to_json(), json_output)
+        return
+    result = run_compress(model, output, options, progress)
+    found = result.to_json()
+    last = closing(model, output, result.plan, found["validation"])
+    shown = measured_tables.compressed(result.plan, found["validation"])
+    show(shown, found | {"summary": last.to_json()}, json_output, last)

@@ -1,0 +1,199 @@
+"""The verbs that run a file: run, serve and bench. None of them needs torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tenp_edge.cli import flags, lean_flags, run_flags
+from tenp_edge.cli.notes import note
+from tenp_edge.cli.report import rich_tables
+from tenp_edge.units import format_size
+
+_TEMPERATURE: float = lean_flags.TEMPERATURE.default
+_TOP_K: int = lean_flags.TOP_K.default
+_TOP_P: float = lean_flags.TOP_P.default
+_MIN_P: float = lean_flags.MIN_P.default
+_REPEAT_PENALTY: float = lean_flags.REPEAT_PENALTY.default
+
+
+def run(
+    file: run_flags.File,
+    prompt: run_flags.Prompt = None,
+    chat: run_flags.Chat = False,
+    system: run_flags.System = None,
+    max_tokens: run_flags.MaxTokens = None,
+    temperature: run_flags.Temperature = _TEMPERATURE,
+    top_k: run_flags.TopK = _TOP_K,
+    top_p: run_flags.TopP = _TOP_P,
+    min_p: run_flags.MinP = _MIN_P,
+    repeat_penalty: run_flags.RepeatPenalty = _REPEAT_PENALTY,
+    seed: run_flags.Seed = None,
+    context: run_flags.Context = None,
+    threads: run_flags.Threads = None,
+    ubatch: run_flags.Ubatch = None,
+    kv_type: run_flags.KvType = None,
+    gpu_layers: run_flags.GpuLayers = 0,
+    no_prepack: run_flags.NoPrepack = False,
+) -> None:
+    """Generate text with a GGUF file, an ONNX directory or what compress wrote, token by token.
+
+    Per-expert files run in tenp-edge's own runtime, merged and padded ones in llama.cpp, ONNX
+    directories in onnxruntime; stderr says which. The text alone goes to stdout.
+
+    Examples:
+
+        tenp-edge run OUT -p "def fibonacci(n):" -n 100
+
+        tenp-edge run OUT --chat
+
+        tenp-edge run model.gguf --chat -p "What is a router?" --temperature 0
+
+        tenp-edge run OUT/onnx -p "def fibonacci(n):" --no-prepack
+
+        tenp-edge run model.gguf --context 8192 --kv-type Q8_0 < question.txt
+    """
+    given = locals()
+    from tenp_edge.cli import lean_run
+
+    lean_run.run(**given)
+
+
+def serve(
+    file: run_flags.File,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; 0.0.0.0: the whole network.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", help="Port; 0: any free one.", min=0, max=65535)
+    ] = 8080,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The model's name; default: the file's.")
+    ] = None,
+    queue: Annotated[
+        int, typer.Option("--queue", help="Requests that wait; more get a 503.", min=0)
+    ] = 16,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--max-tokens", help="Most tokens per request. Default: the context.", min=1
+        ),
+    ] = None,
+    max_body: Annotated[str, typer.Option("--max-body", help="Largest request, 1MiB.")] = "1MiB",
+    temperature: run_flags.Temperature = _TEMPERATURE,
+    top_k: run_flags.TopK = _TOP_K,
+    top_p: run_flags.TopP = _TOP_P,
+    min_p: run_flags.MinP = _MIN_P,
+    repeat_penalty: run_flags.RepeatPenalty = _REPEAT_PENALTY,
+    seed: run_flags.Seed = None,
+    context: run_flags.Context = None,
+    threads: run_flags.Threads = None,
+    ubatch: run_flags.Ubatch = None,
+    kv_type: run_flags.KvType = None,
+    gpu_layers: run_flags.GpuLayers = 0,
+    no_prepack: run_flags.NoPrepack = False,
+) -> None:
+    """Serve a model with OpenAI's API: /v1/completions, /v1/chat/completions, /v1/models.
+
+    Requests are answered one after the other. There is no password: keep the default host, or
+    put the server behind something that asks for one. The sampling flags are the defaults of
+    requests that do not say otherwise.
+
+    Examples:
+
+        tenp-edge serve OUT
+
+        tenp-edge serve model.gguf --port 8000 --context 8192 --kv-type Q8_0
+
+        curl localhost:8080/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "Hi"}'
+    """
+    from tenp_edge.runtime.locating import runnable
+    from tenp_edge.runtime.opening import RunOptions
+    from tenp_edge.runtime.sampling import SamplingOptions
+    from tenp_edge.serving.server import is_loopback
+    from tenp_edge.serving.server import serve as serve_file
+    from tenp_edge.serving.service import Limits, Service
+    from tenp_edge.units import parse_size
+
+    def started(service: Service, address: str) -> None:
+        note(f"{service.name} on {address}/v1, in {service.runtime}; Ctrl-C ends it")
+        if not is_loopback(host):
+            note(f"anyone who can reach {host} can use it: there is no password")
+
+    serve_file(
+        runnable(file),
+        host=host,
+        port=port,
+        options=RunOptions(
+            context,
+            threads,
+            ubatch,
+            kv_type,
+            gpu_layers=gpu_layers,
+            prepack=not no_prepack,
+            note=note,
+        ),
+        sampling=SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed),
+        limits=Limits(max_tokens, parse_size(max_body), queue),
+        name=name,
+        started=started,
+    )
+
+
+def bench(
+    file: run_flags.File,
+    prompt_tokens: Annotated[
+        int, typer.Option("--prompt-tokens", help="Tokens of the prompt.")
+    ] = 512,
+    generated_tokens: Annotated[
+        int, typer.Option("--generated-tokens", help="Tokens generated after it.")
+    ] = 64,
+    repeats: Annotated[int, typer.Option("--repeats", help="Rounds; medians are shown.")] = 3,
+    context: run_flags.Context = None,
+    threads: run_flags.Threads = None,
+    ubatch: run_flags.Ubatch = None,
+    kv_type: run_flags.KvType = None,
+    gpu_layers: run_flags.GpuLayers = 0,
+    no_prepack: run_flags.NoPrepack = False,
+    json_output: flags.Json = False,
+) -> None:
+    """Tokens per second of a model as it runs here, prompt and generation, and its peak memory.
+
+    Examples:
+
+        tenp-edge bench OUT
+
+        tenp-edge bench model.gguf --threads 4 --prompt-tokens 1024 --json
+    """
+    from tenp_edge.runtime.bench import bench as measure
+    from tenp_edge.runtime.locating import runnable
+    from tenp_edge.runtime.opening import RunOptions
+
+    file = runnable(file)
+    options = RunOptions(
+        context, threads, ubatch, kv_type, gpu_layers=gpu_layers, prepack=not no_prepack, note=note
+    )
+    found = measure(
+        file,
+        options,
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated_tokens,
+        repeats=repeats,
+    )
+    if json_output:
+        print(found.to_json())
+        return
+    rows = {
+        "runtime": f"{found.runtime}, {found.threads} threads, {found.kv_type} cache",
+        "file": format_size(found.file_bytes),
+        "load": f"{found.load_seconds:.2f} s",
+        f"prompt of {prompt_tokens}": f"{found.prefill_tokens_per_second:.1f} tokens/s",
+        f"generation of {generated_tokens}": f"{found.decode_tokens_per_second:.1f} tokens/s",
+        "peak RSS": format_size(found.peak_rss_bytes),
+    }
+    Console(width=None if sys.stdout.isatty() else 110).print(
+        rich_tables.facts(file.name, rows.items())
+    )

@@ -1,0 +1,1 @@
+"""Measuring models against the one they were made of."""

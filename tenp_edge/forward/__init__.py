@@ -1,0 +1,1 @@
+"""The layer-by-layer forward in torch: one decoder layer's weights in memory."""

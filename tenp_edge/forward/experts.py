@@ -1,0 +1,206 @@
+"""Routed experts of any width: what takes the place of transformers' `mlp.experts`.
+
+transformers stacks a layer's experts into one tensor, which needs them equal. Here every expert is
+a module of its own, named as on disk (`experts.{e}.gate_proj.weight`), so a pruned model's state
+dict is its checkpoint. In all supported families the experts are called with the hidden states
+after the block's norm, the chosen experts and the weights that really multiply their outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, pad, silu
+
+from tenp_edge.checkpoint.files import ExpertWeights
+
+# oneDNN compiles a kernel for every new shape of a bf16 or f16 product; groups of tokens are padded
+# to this multiple so that shapes repeat (10-20 times faster on two cores).
+GROUP_MULTIPLE = 64
+_NORM_ROWS = 128
+
+
+class Observer(Protocol):
+    """Sees what each expert received and returned, one expert at a time, then the whole layer."""
+
+    def expert(self, group: ExpertGroup) -> None: ...
+
+    def routed(self, chosen: torch.Tensor, output: torch.Tensor) -> None:
+        """``chosen`` [tokens, top_k] expert numbers (E where skipped); ``output`` their weighted
+        sum, float32 [tokens, hidden]."""
+        ...
+
+
+class ExpertGroup:
+    """The tokens one expert received: rows (token numbers) and slots (which of the top-k).
+
+    x, y: [n, hidden]; m: [n, width]; g: [n]; ``down``: the expert's W_down, (hidden, width).
+    """
+
+    def __init__(
+        self,
+        expert: int,
+        rows: torch.Tensor,
+        slots: torch.Tensor,
+        x: torch.Tensor,
+        m: torch.Tensor,
+        y: torch.Tensor,
+        g: torch.Tensor,
+        down: torch.Tensor,
+    ) -> None:
+        self.expert, self.rows, self.slots = expert, rows, slots
+        self.padded_m, self.padded_y, self.down = m, y, down
+        count = len(rows)
+        self.x, self.m, self.y, self.g = x[:count], m[:count], y[:count], g
+
+    def projected(self) -> torch.Tensor:
+        """y W_down, [n, width]: each neuron's output direction against the expert's output."""
+        return (self.padded_y @ self.down)[: len(self.rows)]
+
+
+class RaggedExpert(nn.Module):
+    """One expert: y = (silu(x W_gate^T) * (x W_up^T)) W_down^T, under its on-disk names."""
+
+    def __init__(self, weights: ExpertWeights, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        for name, matrix in zip(names, (weights.gate, weights.up, weights.down), strict=True):
+            with torch.device("meta"):
+                module = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
+            module.weight = nn.Parameter(matrix, requires_grad=False)
+            self.add_module(name, module)
+
+    def weight(self, projection: int) -> torch.Tensor:
+        """W_gate, W_up or W_down by index."""
+        module = self.get_submodule(self.names[projection])
+        assert isinstance(module, nn.Linear)
+        return module.weight
+
+    def matrices(self, dtype: torch.dtype) -> ExpertWeights:
+        """The three matrices in ``dtype``; converted here where they are kept in a smaller one."""
+        return ExpertWeights(*(self.weight(projection).to(dtype) for projection in range(3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = self.matrices(x.dtype)
+        return linear(neurons(weights, x), weights.down)
+
+
+def neurons(weights: ExpertWeights, x: torch.Tensor) -> torch.Tensor:
+    """m = silu(x W_gate^T) * (x W_up^T), [n, width], from x, [n, hidden]."""
+    return silu(linear(x, weights.gate)) * linear(x, weights.up)
+
+
+class RaggedExperts(nn.Module):
+    """A layer's experts. ``observer`` sees every group; tokens outside ``active`` are skipped."""
+
+    def __init__(self, experts: Sequence[ExpertWeights], names: Sequence[str]) -> None:
+        super().__init__()
+        for number, weights in enumerate(experts):
+            self.add_module(str(number), RaggedExpert(weights, names))
+        self.num_experts = len(experts)
+        self.observer: Observer | None = None
+        self.active: torch.Tensor | None = None  # [tokens] bool; None is all
+        # What an expert adds to every output of its own, by expert: [hidden]. No format stores
+        # it; methods that compensate for what they cut are measured with it.
+        self.offsets: Mapping[int, torch.Tensor] = {}
+
+    def __getitem__(self, expert: int) -> RaggedExpert:
+        module = self.get_submodule(str(expert))
+        assert isinstance(module, RaggedExpert)
+        return module
+
+    def __len__(self) -> int:
+        return self.num_experts
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """(tokens, hidden), (tokens, top_k), (tokens, top_k) -> (tokens, hidden)."""
+        chosen = top_k_index
+        if self.active is not None:
+            chosen = chosen.masked_fill(~self.active[:, None], self.num_experts)
+        # The weighted sum grows in float32: top-k roundings to bf16 would be the larger error.
+        output = torch.zeros_like(hidden_states, dtype=torch.float32)
+        for expert, rows, slots in group_by_expert(chosen, self.num_experts):
+            weights = self[expert].matrices(hidden_states.dtype)
+            x = pad_group(hidden_states.index_select(0, rows))
+            m = neurons(weights, x)
+            y = linear(m, weights.down)
+            if expert in self.offsets:
+                y = y + self.offsets[expert].to(y)
+            g = top_k_weights[rows, slots].float()
+            output.index_add_(0, rows, y[: len(rows)].float() * g[:, None])
+            if self.observer is not None:
+                group = ExpertGroup(expert, rows, slots, x, m, y, g, weights.down)
+                self.observer.expert(group)
+        if self.observer is not None:
+            self.observer.routed(chosen, output)
+        return output.to(hidden_states.dtype)
+
+
+def routed_experts(layer: nn.Module) -> RaggedExperts:
+    """Those of a decoder layer that has some."""
+    experts = layer.get_submodule("mlp.experts")
+    assert isinstance(experts, RaggedExperts)
+    return experts
+
+
+def weight_norms(experts: RaggedExperts) -> dict[str, torch.Tensor]:
+    """Row norms of gate and up, column norms of down: float64 [experts, width] each."""
+    width = experts[0].weight(0).shape[0]
+    names = ("gate_norm", "up_norm", "down_norm")
+    squares = {name: torch.zeros(len(experts), width, dtype=torch.float64) for name in names}
+    for expert in range(len(experts)):
+        for projection, name in enumerate(names):
+            # A few rows at a time: whole float32 copies left the heap full of holes (1 GiB).
+            for rows, block in enumerate(
+                torch.split(experts[expert].weight(projection), _NORM_ROWS)
+            ):
+                part = block.float().square().sum(dim=0 if name == "down_norm" else 1).cpu()
+                start = 0 if name == "down_norm" else rows * _NORM_ROWS
+                squares[name][expert, start : start + len(part)] += part
+    return {name: square.sqrt() for name, square in squares.items()}
+
+
+class ReadExperts(RaggedExperts):
+    """Experts that are read when their turn comes and then forgotten: for weights whose decoded
+    form is several times the stored one."""
+
+    def __init__(
+        self, read: Callable[[int], ExpertWeights], count: int, names: Sequence[str]
+    ) -> None:
+        super().__init__((), names)
+        self._read, self._names, self.num_experts = read, names, count
+
+    def __getitem__(self, expert: int) -> RaggedExpert:
+        return RaggedExpert(self._read(expert), self._names)
+
+
+def group_by_expert(
+    chosen: torch.Tensor, experts: int
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """(expert, rows, slots) for every expert that some token chose; numbers >= experts skipped.
+
+    chosen: [tokens, top_k]; rows ascend within a group, so sums have one order.
+    """
+    top_k = chosen.shape[1]
+    flat = chosen.reshape(-1)
+    order = torch.argsort(flat, stable=True)
+    counts = torch.bincount(flat, minlength=experts)[:experts].tolist()
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            places = order[start : start + count]
+            yield expert, places // top_k, places % top_k
+        start += count
+
+
+def pad_group(x: torch.Tensor) -> torch.Tensor:
+    """``x`` with rows of zeros up to a multiple of GROUP_MULTIPLE where that is faster."""
+    short = -len(x) % GROUP_MULTIPLE
+    if x.dtype == torch.float32 or x.device.type != "cpu" or short == 0 or len(x) == 1:
+        return x
+    return pad(x, (0, 0, 0, short))

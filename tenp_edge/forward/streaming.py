@@ -1,0 +1,198 @@
+"""The layer-by-layer forward: a model of any size, one decoder layer's weights in memory.
+
+transformers' own layers do the arithmetic. The whole model exists on the meta device only; each
+layer is filled with its weights when its turn comes, run over all sequences, and dropped.
+Attention is causal and sequences are padded on the right, so no mask is needed: what a real token
+sees never includes padding.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tenp_edge.checkpoint.files import ExpertWeights
+from tenp_edge.checkpoint.source import WeightSource
+from tenp_edge.errors import UserError
+from tenp_edge.forward.experts import RaggedExperts, ReadExperts
+from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
+
+_VOCAB_CHUNK = 16384
+# Keys of config.json that are not for the model; the last is for those who load it without us.
+_NOT_FOR_MODELS = ("tenp", "auto_map", "model_type", "experts_implementation")
+
+
+def transformers_config(config: ModelConfig) -> Any:
+    """The transformers config of ``config``, with the experts that are left."""
+    # A copy all the way down: transformers writes into the nested rope parameters it is given, and
+    # the raw config is what a checkpoint's fingerprint is made of.
+    raw = copy.deepcopy(config.raw)
+    raw = {k: v for k, v in raw.items() if k not in _NOT_FOR_MODELS}
+    counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
+    raw |= dict.fromkeys(counts or [config.family.experts_key], config.num_experts)
+    try:
+        return AutoConfig.for_model(config.family.model_type, **raw)
+    except Exception as error:  # transformers checks keys that are none of ours, in many ways
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"transformers cannot read config.json: {why}",
+            "the config.json that belongs to the checkpoint",
+        ) from None
+
+
+def skeleton(config: ModelConfig) -> Any:
+    """The whole transformers model without weights (meta device), its rotary tables real."""
+    hf_config = transformers_config(config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="sdpa")
+    # Its frequencies are computed, not stored: on the meta device they would stay empty.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    return model.eval().requires_grad_(False)
+
+
+def name_in_memory(config: ModelConfig, spec: TensorSpec) -> str:
+    """transformers' name for ``spec``: every family's MoE block is called ``mlp`` in memory."""
+    if spec.layer is None:
+        return spec.name
+    moe, prefix = config.moe_prefix(spec.layer), config.layer_prefix(spec.layer)
+    return f"{prefix}mlp.{spec.name.removeprefix(moe)}" if spec.name.startswith(moe) else spec.name
+
+
+def compute_tensor(
+    spec: TensorSpec, tensor: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """``tensor`` as the forward wants it; the router's selection bias stays float32."""
+    own = torch.float32 if spec.role == "router_bias" else dtype
+    return tensor.to(device=device, dtype=own)
+
+
+class StreamingModel:
+    """One layer at a time of the model that ``source`` describes, on ``device`` in ``dtype``."""
+
+    def __init__(
+        self,
+        source: WeightSource,
+        device: torch.device,
+        dtype: torch.dtype,
+        like: StreamingModel | None = None,
+    ) -> None:
+        """``like``: another model of the same number of experts, whose empty layers are shared."""
+        self.source, self.config = source, source.config
+        self.device, self.dtype = device, dtype
+        self._skeleton: Any = skeleton(source.config) if like is None else like._skeleton
+        self._rotary = self._skeleton.model.rotary_emb.to(device)
+
+    def with_source(self, source: WeightSource) -> StreamingModel:
+        """The same forward over another plan of the model; shares what does not depend on it."""
+        same = source.config.num_experts == self.config.num_experts
+        return StreamingModel(source, self.device, self.dtype, like=self if same else None)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[n, seq] int64 -> [n, seq, hidden]; reads the embedding a slice of rows at a time."""
+        ids, places = torch.unique(tokens, return_inverse=True)
+        table = torch.empty(len(ids), self.config.hidden_size, dtype=self.dtype)
+        for start in range(0, self.config.vocab_size, _VOCAB_CHUNK):
+            stop = min(start + _VOCAB_CHUNK, self.config.vocab_size)
+            inside = (ids >= start) & (ids < stop)
+            if inside.any():
+                rows = self.source.read_rows("model.embed_tokens.weight", start, stop)
+                table[inside] = rows[ids[inside] - start].to(self.dtype)
+        return table[places]
+
+    def layer(self, index: int) -> nn.Module:
+        """Decoder layer ``index`` with its weights; drop it before asking for the next."""
+        layer = copy.deepcopy(self._skeleton.model.layers[index])
+        prefix = self.config.layer_prefix(index)
+        state = {
+            name_in_memory(self.config, spec).removeprefix(prefix): compute_tensor(
+                spec, self.source.read(spec.name), self.device, self.dtype
+            )
+            for spec in self.source.tensors.values()
+            if spec.layer == index and spec.expert is None
+        }
+        if index in self.config.expert_widths:
+            layer.mlp.experts = self._experts(index)
+        unexpected = layer.load_state_dict(state, strict=False, assign=True).unexpected_keys
+        assert not unexpected and not any(t.is_meta for t in layer.state_dict().values())
+        return layer.requires_grad_(False)  # type: ignore[no-any-return]
+
+    def _experts(self, layer: int) -> RaggedExperts:
+        """Kept in the smaller of the stored and the computing dtype: half the memory of a bf16
+        layer that is computed in float32, for 2 % of its time. Decoded ones are not kept."""
+        stored, names = self.source.stored_dtype, self.config.family.projections
+        count = len(self.config.expert_widths[layer])
+        if stored is None:
+            return ReadExperts(partial(self._expert, layer, self.dtype), count, names)
+        kept = stored if stored.itemsize < self.dtype.itemsize else self.dtype
+        return RaggedExperts([self._expert(layer, kept, e) for e in range(count)], names)
+
+    def _expert(self, layer: int, dtype: torch.dtype, expert: int) -> ExpertWeights:
+        w = self.source.expert(layer, expert)
+        return ExpertWeights(*(t.to(self.device, dtype) for t in (w.gate, w.up, w.down)))
+
+    @torch.no_grad()
+    def run(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """``layer`` over ``hidden`` [n, seq, hidden], in and out on the device."""
+        return self.forward(layer, hidden)
+
+    def forward(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """`run` with whatever the caller says about gradients."""
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        output = layer(
+            hidden,
+            attention_mask=None,
+            position_ids=positions,
+            position_embeddings=self._rotary(hidden, positions),
+        )
+        assert isinstance(output, torch.Tensor)
+        return output
+
+    def head(self) -> Head:
+        """The final norm and output matrix."""
+        return Head(self, copy.deepcopy(self._skeleton.model.norm))
+
+
+class Head:
+    """Final norm and output matrix, the matrix as it is stored, cast a slice at a time."""
+
+    def __init__(self, model: StreamingModel, norm: nn.Module) -> None:
+        source = model.source
+        tied = model.config.tie_word_embeddings
+        self.dtype, self.device = model.dtype, model.device
+        self.vocab = model.config.vocab_size
+        self.rows = source.held("model.embed_tokens.weight" if tied else "lm_head.weight")
+        scale = source.read("model.norm.weight").to(model.device, model.dtype)
+        norm.load_state_dict({"weight": scale}, assign=True)
+        self.norm = norm
+
+    @torch.no_grad()
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[tokens, hidden] -> float32 logits [tokens, vocab] on the CPU."""
+        normed = self.norm(hidden.to(self.device))
+        logits = torch.empty(len(hidden), self.vocab)
+        for start in range(0, self.vocab, _VOCAB_CHUNK):
+            stop = min(start + _VOCAB_CHUNK, self.vocab)
+            rows = self.rows(start, stop).to(self.device, self.dtype)
+            logits[:, start : start + len(rows)] = linear(normed, rows).float()
+        return logits
+
+
+def check_tokens(config: ModelConfig, tokens: torch.Tensor) -> None:
+    """Raise UserError for tokens or lengths that the model does not have."""
+    if tokens.numel() and int(tokens.max()) >= config.vocab_size:
+        raise UserError(
+            f"token {int(tokens.max())} is outside the model's vocabulary of {config.vocab_size}",
+            "the tokenizer that belongs to this checkpoint",
+        )
+    if tokens.shape[1] > config.max_position_embeddings:
+        raise UserError(
+            f"sequences of {tokens.shape[1]} tokens are longer than the model's "
+            f"{config.max_position_embeddings} positions",
+            f"--seq-len {config.max_position_embeddings} or less",
+        )

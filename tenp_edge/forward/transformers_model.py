@@ -1,0 +1,98 @@
+"""A pruned checkpoint as a transformers model: `generate()` works, names are as stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
+from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.forward.experts import RaggedExperts
+from tenp_edge.forward.streaming import compute_tensor, name_in_memory, skeleton
+from tenp_edge.models import ModelConfig
+
+_CPU = torch.device("cpu")
+
+
+def load_pruned(path: str | Path, dtype: torch.dtype | None = None) -> Any:
+    """The model in ``path`` (a checkpoint, pruned or not, or what `compress` wrote).
+
+    ``dtype`` None keeps the stored one. Every tensor is read once, straight to its place. Raises
+    UserError for a directory that is no usable checkpoint.
+    """
+    checkpoint = Checkpoint(path)
+    return model_of(ModelSource(checkpoint), dtype or checkpoint.dtype)
+
+
+def model_of(source: ModelSource, dtype: torch.dtype) -> Any:
+    """The whole transformers model of ``source`` in memory, on the CPU."""
+    config = source.config
+    model = skeleton(config)
+    for layer in config.expert_widths:
+        model.model.layers[layer].mlp.experts = _experts(source, layer, dtype)
+    for spec in source.tensors.values():
+        if spec.expert is None:
+            tensor = compute_tensor(spec, source.read(spec.name), _CPU, dtype)
+            _assign(model, name_in_memory(config, spec), tensor)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+        _leave_out_alias(model)
+    _rename_blocks(model, config)
+    model.config.dtype = dtype
+    _read_generation_config(model, source.checkpoint.path)
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    return model
+
+
+def _experts(source: ModelSource, layer: int, dtype: torch.dtype) -> RaggedExperts:
+    experts = []
+    for number in range(len(source.config.expert_widths[layer])):
+        w = source.expert(layer, number)
+        experts.append(ExpertWeights(w.gate.to(dtype), w.up.to(dtype), w.down.to(dtype)))
+    return RaggedExperts(experts, source.config.family.projections)
+
+
+def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Put ``tensor`` where the parameter or buffer ``name`` is on the meta device."""
+    parent, _, leaf = name.rpartition(".")
+    module = model.get_submodule(parent)
+    is_parameter = leaf in module._parameters
+    setattr(module, leaf, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
+
+
+def _rename_blocks(model: Any, config: ModelConfig) -> None:
+    """Register each MoE block under its on-disk name (Mixtral's is not ``mlp``).
+
+    The layer's forward still finds it as ``mlp``, as a plain attribute.
+    """
+    block = config.family.moe_block
+    if block != "mlp":
+        for layer in config.expert_widths:
+            module = model.model.layers[layer]
+            moe = module._modules.pop("mlp")
+            module.__dict__["mlp"] = moe
+            module.add_module(block, moe)
+
+
+def _leave_out_alias(model: Any) -> None:
+    """Tied embeddings are stored once: the state dict has no lm_head.weight, loading adds it."""
+
+    def drop(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
+        state.pop(f"{prefix}lm_head.weight", None)
+
+    def add(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+        embedding = state.get(f"{prefix}model.embed_tokens.weight")
+        if embedding is not None:
+            state.setdefault(f"{prefix}lm_head.weight", embedding)
+
+    model._register_state_dict_hook(drop)
+    model.register_load_state_dict_pre_hook(add)
+
+
+def _read_generation_config(model: Any, path: Path) -> None:
+    if (path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)

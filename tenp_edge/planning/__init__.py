@@ -1,0 +1,1 @@
+"""From a checkpoint, a device and a RAM number to a CompressionPlan."""

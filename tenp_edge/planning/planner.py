@@ -1,0 +1,184 @@
+"""The search under the budget: a checkpoint, a device and a RAM number -> CompressionPlan.
+
+The exporter's manifest is the only accounting of weights: every candidate is priced by the files
+that would really be written for it. What the run takes besides is the runtime's own answer, for the
+plan that is returned (``confirm``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from tenp_edge.calibration.storage import Statistics
+from tenp_edge.checkpoint.compression_plan import CompressionPlan
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.errors import UserError
+from tenp_edge.exporters.base import placed_files
+from tenp_edge.planning.allocation import Space
+from tenp_edge.planning.alternatives import refusal
+from tenp_edge.planning.budget import InfeasibleError, Search, make_space, sufficient, whole_widths
+from tenp_edge.planning.describe import make_record, memory_json
+from tenp_edge.planning.devices import DeviceProfile
+from tenp_edge.planning.pricing import Priced, Pricer, draft
+from tenp_edge.planning.probes import best_way
+from tenp_edge.planning.score_tables import Evidence, Scores
+from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.planning.target import PlanSpec, resolve
+from tenp_edge.planning.tensor_types import TypeChoice, applies, choose_by_rule, choose_jointly
+from tenp_edge.planning.trials import Trial
+from tenp_edge.planning.type_costs import TypeCosts
+from tenp_edge.units import format_size
+
+ExtraFiles = Callable[[CompressionPlan], Mapping[str, int]]
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    profile: DeviceProfile,
+    options: PlanOptions,
+    statistics: Statistics | None = None,
+    extra_files: ExtraFiles | None = None,
+    measured: Sequence[Trial] = (),
+    confirm: bool = False,
+    costs: TypeCosts | None = None,
+) -> CompressionPlan:
+    """The largest legal plan of the requested method within the budget or the keep ratio.
+
+    With ``statistics`` the plan names the retained neurons, and method tenp chooses alpha and the
+    trapezoid's shape by predicted loss (`losses.cut_losses`). Without, it plans by bytes with
+    the paper's shape. Where the options name no type, one is chosen: with ``costs``, what each was
+    measured to cost, types and widths together, else by a rule (`tensor_types`).
+    ``extra_files`` adds exact sizes of further weight files (the pruned checkpoint's);
+    ``measured`` are plans of this model that were run: they say what a loss means in nats, and for
+    the default method which way of sharing out width was best near the plan's size (`probes`).
+    ``confirm``: the memory is the runtime's own answer for the very plan; without, it is estimated.
+    Raises UserError when nothing legal fits, with what would.
+    """
+    given = _Given(checkpoint, profile, statistics, measured, confirm, costs)
+    try:
+        search, typed = given.search(options)
+        priced, way = search.largest(confirm, search.near), None
+        given.check_fits(priced, options)
+        if priced.keep_ratio < 1 and (way := best_way(measured, options, priced.keep_ratio)):
+            options = replace(options, **way)
+            search, typed = given.search(options)
+            priced = search.largest(confirm, search.near)
+            given.check_fits(priced, options)
+    except InfeasibleError as found:
+        raise refusal(found, checkpoint, options, given.smallest) from None
+    evidence, record = search.evidence, make_record(checkpoint, search, priced)
+    record = replace(
+        record,
+        type_kl=None if evidence is None else given.type_kl(search.spec),
+        frontier=tuple(search.frontier(priced)) if evidence and options.frontier else (),
+        type_choice=None if typed is None else typed.to_json(),
+        way=way or None,
+    )
+    plan = replace(
+        draft(checkpoint, priced.widths),
+        retained=None if evidence is None else evidence.retained(priced.widths),
+        record=record,
+        memory=memory_json(search, priced),
+        files=placed_files(search.spec.target.exporter, priced.manifest),
+    )
+    if extra_files is None:
+        return plan
+    return replace(plan, files={**plan.files, **extra_files(plan)})
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What plans of one model are made from; what is worked out for one serves all."""
+
+    checkpoint: Checkpoint
+    profile: DeviceProfile
+    statistics: Statistics | None
+    measured: Sequence[Trial]
+    confirm: bool
+    costs: TypeCosts | None
+    _evidence: dict[tuple[Space, Scores], Evidence] = field(default_factory=dict)
+
+    def search(self, options: PlanOptions) -> tuple[Search, TypeChoice | None]:
+        """The search that ``options`` describe, with the type chosen where they leave it open and
+        the trapezoid's shape by predicted loss."""
+        check_model(self.checkpoint, self.statistics)
+        spec, typed = self._typed(options)
+        search = self._plain(spec, typed)
+        if self.confirm and options.keep is None and search.pricer.answer is None:
+            # What the search then assumes of every narrower plan.
+            search.pricer.confirm(whole_widths(search.space))
+        if spec.allocated.shaped and search.evidence is not None:
+            search = search.shaped(search.size(self.confirm))
+        return search, typed
+
+    def smallest(self, options: PlanOptions) -> Priced:
+        """The smallest legal plan that ``options`` allow."""
+        return self._plain(*self._typed(options)).smallest(self.confirm)
+
+    def _plain(self, spec: PlanSpec, typed: TypeChoice | None) -> Search:
+        """With what the runtime said already while the type was chosen."""
+        pricer = Pricer(self.checkpoint, spec.target, None if typed is None else typed.answer)
+        return Search(spec, self._space(spec), self.evidence(spec), pricer, self.measured)
+
+    def _typed(self, options: PlanOptions) -> tuple[PlanSpec, TypeChoice | None]:
+        """The spec, with a type chosen where the options leave it open."""
+        config = self.checkpoint.config
+        spec = resolve(options, self.profile, config.max_position_embeddings)
+        typed = choose_jointly(
+            self.checkpoint, spec, self.evidence, self.costs, self.measured, self.confirm
+        )
+        if typed is None:
+            space = make_space(config, spec.target.width_multiple)
+            typed = choose_by_rule(self.checkpoint, spec, space, self.confirm)
+        spec = spec if typed is None else spec.with_type(typed.quant)
+        spec.target.exporter.check(config, spec.target.options)
+        return spec, typed
+
+    def _space(self, spec: PlanSpec) -> Space:
+        target = spec.target
+        return make_space(self.checkpoint.config, target.width_multiple, target.most_widths)
+
+    def evidence(self, spec: PlanSpec) -> Evidence | None:
+        """The statistics as the spec's method sees them."""
+        if self.statistics is None:
+            return None
+        scores = spec.method.scores(spec.options, self.statistics, spec.options.seed)
+        key = self._space(spec), scores
+        if key not in self._evidence:
+            self._evidence[key] = Evidence(self.statistics, *key)
+        return self._evidence[key]
+
+    def type_kl(self, spec: PlanSpec) -> float | None:
+        """What the type costs by itself, where that was measured for such files."""
+        if self.costs is None or not applies(self.costs, spec):
+            return None
+        return self.costs.kl(spec.target.options.quant)
+
+    def check_fits(self, priced: Priced, options: PlanOptions) -> None:
+        """A pinned ratio must still respect a budget that was given."""
+        if options.budget_bytes is None or priced.memory.headroom_bytes >= 0:
+            return
+        assert options.keep is not None, "the search exceeded its budget"
+        least = self.smallest(replace(options, keep=None)).memory.total_bytes
+        ways = ["leave --keep out"] if least <= options.budget_bytes else []
+        raise UserError(
+            f"--keep {options.keep:g} needs {format_size(priced.memory.total_bytes)}; "
+            f"--ram allows {format_size(priced.memory.budget_bytes)}",
+            ", or ".join([*ways, f"--ram {sufficient(priced.memory.total_bytes)}"]),
+        )
+
+
+def check_model(checkpoint: Checkpoint, statistics: Statistics | None) -> None:
+    """Refuse a model that is pruned already, and statistics of another one."""
+    config = checkpoint.config
+    if any(w != config.moe_intermediate_size for row in config.expert_widths.values() for w in row):
+        raise UserError(
+            f"{checkpoint.path} is pruned already", "the original checkpoint, to plan again from"
+        )
+    if statistics is not None and statistics.fingerprint != checkpoint.fingerprint:
+        raise UserError(
+            f"the statistics belong to another checkpoint ({statistics.fingerprint[:12]}, "
+            f"this one is {checkpoint.fingerprint[:12]})",
+            "calibrate this model",
+        )

@@ -1,0 +1,192 @@
+"""What the statistics say to the planner: rankings, predicted losses, retained neurons.
+
+Everything is read one layer at a time and reduced to [experts, legal widths] tables, so a
+30B-parameter model plans in a few hundred MiB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from tenp_edge.calibration.storage import Statistics
+from tenp_edge.checkpoint.compression_plan import ExpertKey, Widths
+from tenp_edge.planning.allocation import Space
+from tenp_edge.scoring.losses import cut_losses, prior_losses, stream_square, tail_sums
+from tenp_edge.scoring.neuron_scores import neuron_score
+from tenp_edge.scoring.regularisation import NO_INSURANCE, Insurance, insured
+from tenp_edge.scoring.saliency import expert_scores, neuron_scores, ranking_scores, tokens_routed
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Which scores decide. ``shared_ranking``: neurons compete across experts (method free).
+
+    ``insurance``: what is added for text of another kind (method adaptive;
+    `regularisation.insured`).
+    """
+
+    expert: str
+    neuron: str
+    seed: int
+    shared_ranking: bool = False
+    insurance: Insurance = NO_INSURANCE
+
+
+@dataclass(frozen=True)
+class LayerEvidence:
+    """One MoE layer. ``ranking``: experts, best first, those that no token reached last.
+
+    ``losses`` [experts, 1 + legal widths]: predicted loss of removing an expert, then of narrowing
+    it to each legal width; ``gains`` [experts, legal widths]: sum of the neuron scores that are
+    kept; ``insured`` [experts, 1 + legal widths]: ``losses`` with the insurance; ``tokens``
+    [experts]; ``stream``: ||h'||^2 of the layer, by which energies were divided to give losses.
+    """
+
+    ranking: tuple[int, ...]
+    losses: torch.Tensor
+    gains: torch.Tensor
+    insured: torch.Tensor
+    tokens: torch.Tensor
+    stream: float
+
+
+class Evidence:
+    """Statistics of one checkpoint seen through the chosen scores."""
+
+    def __init__(self, statistics: Statistics, space: Space, scores: Scores) -> None:
+        self.statistics, self.space, self.scores = statistics, space, scores
+        with _one_thread():
+            self.layers = {layer: self._layer(layer) for layer in space.layers}
+
+    @property
+    def rankings(self) -> dict[int, tuple[int, ...]]:
+        return {layer: found.ranking for layer, found in self.layers.items()}
+
+    @property
+    def unreached(self) -> list[ExpertKey]:
+        """Experts that no calibration token reached, as (layer, expert)."""
+        return [
+            (layer, expert)
+            for layer, found in self.layers.items()
+            for expert in (found.tokens == 0).nonzero().flatten().tolist()
+        ]
+
+    def super_experts(self) -> frozenset[ExpertKey]:
+        """Experts whose largest output of a neuron stands out: method.md's super-expert guard.
+
+        Above the 99.5th percentile of the experts and above a tenth of the largest, in the first
+        three quarters of the layers: they make the massive activations that attention rests on.
+        """
+        early = self.space.layers[: math.ceil(0.75 * len(self.space.layers))]
+        peaks = {layer: self._peaks(layer) for layer in self.space.layers}
+        everyone = torch.cat(list(peaks.values()))
+        bar = max(float(everyone.quantile(0.995)), float(everyone.max()) / 10)
+        return frozenset(
+            (layer, expert)
+            for layer in early
+            for expert in (peaks[layer] > bar).nonzero().flatten().tolist()
+        )
+
+    def _peaks(self, layer: int) -> torch.Tensor:
+        """max over neurons and tokens of |g m_k| ||w_k||, [experts]."""
+        norms = self.statistics.weight_norms(layer)["down_norm"]
+        found = [
+            (self.statistics.layer(domain, layer)["gated_activation_max"] * norms).amax(dim=1)
+            for domain in self.statistics.domains
+        ]
+        return torch.stack(found).amax(dim=0)
+
+    def predicted_loss(self, widths: Widths) -> float:
+        """Sum of the predicted losses of all cuts (`losses.cut_losses`)."""
+        index = {width: i for i, width in enumerate((0, *self.space.legal_widths))}
+        total = 0.0
+        for layer, row in widths.items():
+            columns = torch.tensor([index[width] for width in row])
+            total += float(self.layers[layer].losses.gather(1, columns[:, None]).sum())
+        return total
+
+    def active_ratio(self, widths: Widths) -> float | None:
+        """R_active: kept width over full width, summed over the routed tokens.
+
+        None without routed tokens. With whole-expert removal the router finds other experts,
+        which are all whole: 1.
+        """
+        kept = full = 0.0
+        for layer, row in widths.items():
+            if 0 in row:
+                return 1.0
+            tokens = self.layers[layer].tokens
+            kept += float((tokens * torch.tensor(row, dtype=tokens.dtype)).sum())
+            full += float(tokens.sum()) * self.space.full
+        return kept / full if full else None
+
+    def retained(self, widths: Widths) -> dict[ExpertKey, torch.Tensor]:
+        """The best neurons of every expert at its width, ascending int32."""
+        kept: dict[ExpertKey, torch.Tensor] = {}
+        with _one_thread():
+            for layer, row in widths.items():
+                order = _descending(self._neuron_scores(layer))
+                for expert, width in enumerate(row):
+                    kept[layer, expert] = order[expert, :width].sort().values.int()
+        return kept
+
+    def _neuron_scores(self, layer: int) -> torch.Tensor:
+        name, seed = self.scores.neuron, self.scores.seed
+        own = neuron_scores(self.statistics, layer, name, seed)
+        score = neuron_score(name)
+        if not self.scores.shared_ranking or not score.comparable:
+            return own
+        reached = tokens_routed(self.statistics, layer) > 0
+        shared = ranking_scores(self.statistics, layer, name, seed)
+        if self.scores.insurance.norms and score.is_loss:
+            prior = prior_losses(self.statistics, layer) * len(self.statistics.domains)
+            shared = shared + self.scores.insurance.norms * prior
+        return torch.where(reached[:, None], shared, own)
+
+    def _losses(self, layer: int, order: torch.Tensor) -> torch.Tensor:
+        """Of keeping each expert's first w neurons of ``order``, [experts, width + 1]: what the
+        joint order was made with, or from the sums of single neurons."""
+        if neuron_score(self.scores.neuron).needs == "elimination":
+            return self.statistics.elimination(layer, self.scores.neuron).losses
+        return cut_losses(self.statistics, layer, order)
+
+    def _layer(self, layer: int) -> LayerEvidence:
+        scores = expert_scores(self.statistics, layer, self.scores.expert, self.scores.seed)
+        tokens = tokens_routed(self.statistics, layer)
+        scores = scores.masked_fill(tokens == 0, -torch.inf)
+        ranking = tuple(_descending(scores).tolist())
+        neuron = self._neuron_scores(layer)
+        order = _descending(neuron)
+        ends = torch.tensor(self.space.legal_widths) - 1
+        columns = [0, *self.space.legal_widths]
+        every_width = self._losses(layer, order)
+        losses = every_width[:, columns]
+        safe = every_width
+        if self.scores.insurance != NO_INSURANCE:
+            prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
+            safe = insured(every_width, prior, tokens, self.scores.insurance)
+        gains = neuron.gather(1, order).cumsum(dim=1)[:, ends]
+        stream = stream_square(self.statistics, layer)
+        return LayerEvidence(ranking, losses, gains, safe[:, columns], tokens, stream)
+
+
+def _descending(values: torch.Tensor) -> torch.Tensor:
+    """Indices from the highest value to the lowest along the last dimension; ties in order."""
+    return values.argsort(dim=-1, descending=True, stable=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch on one thread: a layer's scores are so small that waiting for others costs more
+    (on a busy machine ten times more) than they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,186 @@
+"""What is asked, resolved once: the options merged with a device profile into a plan's spec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import lcm
+
+from tenp_edge.errors import UserError
+from tenp_edge.exporters.base import Exporter, ExportOptions, FixedLengths, WidthLimits, exporter
+from tenp_edge.planning.devices import DeviceProfile
+from tenp_edge.planning.methods import METHODS, Method, method_named
+from tenp_edge.planning.settings import check
+from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.runtime.memory.footprint import MemoryRun
+
+
+@dataclass(frozen=True)
+class Target:
+    """Options and profile merged: the file to be written and the run it is for."""
+
+    profile: DeviceProfile
+    exporter: Exporter
+    options: ExportOptions
+    width_multiple: int
+    most_widths: int | None
+    run: MemoryRun
+    budget_bytes: int
+
+
+@dataclass(frozen=True)
+class PlanSpec:
+    """All that is decided before widths are looked for.
+
+    ``method``: as asked for; ``allocated``: the one that shares out the widths, another where the
+    layout holds one width only. ``positions``: how many tokens the model knows.
+    """
+
+    options: PlanOptions
+    method: Method
+    allocated: Method
+    target: Target
+    positions: int
+
+    def with_type(self, quant: str) -> PlanSpec:
+        """The same with another tensor type."""
+        options = replace(self.options, quant=quant)
+        target = make_target(self.target.profile, options, self.positions)
+        return replace(self, target=target)
+
+    def choosable(self, types: Sequence[str]) -> tuple[str, ...]:
+        """Those of ``types``, the most precise first, that may be chosen: what the device runs,
+        from its default down. None where the user pinned the type or the size."""
+        target, default = self.target, self.target.options.quant
+        pinned = self.options.quant is not None or self.options.keep is not None
+        if pinned or default not in types:
+            return ()
+        own_format = target.exporter.format == target.profile.format
+        runs = target.profile.tensor_types if own_format else types
+        return tuple(quant for quant in types[types.index(default) :] if quant in runs)
+
+
+def resolve(options: PlanOptions, profile: DeviceProfile, positions: int) -> PlanSpec:
+    """The spec of ``options`` on ``profile``, for a model that knows ``positions`` tokens.
+
+    Raises UserError for a value that no model could be planned with, or not this one.
+    """
+    check_options(options)
+    method, target = method_named(options.method), make_target(profile, options, positions)
+    merged = target.options.layout == "merged" and method.one_width
+    allocated = METHODS[method.one_width] if merged and method.one_width else method
+    return PlanSpec(options, method, allocated, target, positions)
+
+
+def check_options(options: PlanOptions) -> None:
+    """Raise UserError for a value that no model could be planned with."""
+    method_named(options.method).check(options)
+    check(options)
+    alpha, keep = options.whole_share, options.keep
+    if alpha is not None and keep is not None and alpha > keep:
+        raise UserError(
+            f"--set whole-share={alpha:g} is more than --keep {keep:g}: the whole experts alone "
+            "would not fit",
+            f"--set whole-share={keep / 2:g}",
+        )
+    if options.shallow == 0 and options.deep == 0:
+        raise UserError("shallow and deep are both 0", "--set shallow=1 --set deep=2")
+
+
+def make_target(profile: DeviceProfile, options: PlanOptions, positions: int) -> Target:
+    """What the options pin, and the profile's choice for everything else.
+
+    ``positions``: how many tokens the model knows. The profile's context ends there; raises
+    UserError where the one asked for does not.
+    """
+    found = exporter(options.format or profile.format)
+    own_format = found.format == profile.format
+    layout = options.layout or (profile.layout if own_format else found.layouts[0])
+    quant = options.quant or (profile.default_tensor_type if own_format else found.default_quant)
+    if layout not in found.layouts:
+        raise UserError(
+            f"format {found.format} has no layout '{layout}'", f"--layout {'|'.join(found.layouts)}"
+        )
+    if quant not in found.quants:
+        raise UserError(
+            f"format {found.format} cannot write {quant}", f"--quant {'|'.join(found.quants)}"
+        )
+    if own_format and quant not in profile.tensor_types:
+        raise UserError(
+            f"{profile.name} cannot run {quant}", f"--quant {'|'.join(profile.tensor_types)}"
+        )
+    imatrix = options.imatrix and quant in found.weighted_quants
+    limits = found.width_limits(ExportOptions(quant, layout))
+    run = MemoryRun(
+        context=_context(profile, options, positions),
+        ubatch=options.ubatch or profile.ubatch,
+        kv_type=_kv_type(found, profile, options),
+        threads=profile.threads,
+    )
+    fixed = layout in found.fixed_layouts
+    if fixed:
+        run = replace(run, ubatch=min(run.ubatch, run.context))
+    elif options.batch is not None or options.targets:
+        flag = "batch" if options.batch is not None else "target"
+        raise UserError(
+            f"{flag} is for fixed shapes; layout {layout} of format {found.format} has none",
+            "--format onnx --mode static",
+        )
+    return Target(
+        profile=profile,
+        exporter=found,
+        options=ExportOptions(
+            quant,
+            layout,
+            imatrix,
+            options.tensor_types,
+            shard_bytes=options.shard_bytes,
+            latent_cache=options.latent_cache,
+            lengths=_fixed_lengths(run, options) if fixed else None,
+            targets=options.targets or (profile.targets if fixed and own_format else ()),
+        ),
+        width_multiple=_width_multiple(limits, profile, options),
+        most_widths=limits.most,
+        run=run,
+        budget_bytes=options.budget_bytes or profile.budget_bytes,
+    )
+
+
+def _context(profile: DeviceProfile, options: PlanOptions, positions: int) -> int:
+    if options.context is None:
+        return min(profile.context, positions)
+    if options.context > positions:
+        raise UserError(
+            f"--context {options.context} is more than the {positions} tokens that the model knows",
+            f"--context {positions}",
+        )
+    return options.context
+
+
+def _fixed_lengths(run: MemoryRun, options: PlanOptions) -> FixedLengths:
+    """The last token of the context need not be stored."""
+    batch = 1 if options.batch is None else options.batch
+    return FixedLengths(batch, run.ubatch, run.context - 1)
+
+
+def _width_multiple(limits: WidthLimits, profile: DeviceProfile, options: PlanOptions) -> int:
+    """The requested multiple, or the smallest one that is legal for profile and format."""
+    wanted = options.width_multiple
+    if wanted is not None and wanted % limits.multiple:
+        raise UserError(
+            f"--set width-multiple={wanted}: the format takes multiples of {limits.multiple}",
+            f"--set width-multiple={limits.multiple}",
+        )
+    return wanted or lcm(profile.width_multiple, limits.multiple)
+
+
+def _kv_type(found: Exporter, profile: DeviceProfile, options: PlanOptions) -> str:
+    """The requested type, or the profile's where the format can have it."""
+    allowed = found.kv_types
+    if options.kv_type is not None and allowed and options.kv_type not in allowed:
+        raise UserError(
+            f"the KV cache of format {found.format} is {allowed[0]}, not {options.kv_type}",
+            f"--kv-type {'|'.join(allowed)}",
+        )
+    wanted = options.kv_type or profile.kv_type
+    return wanted if not allowed or wanted in allowed else allowed[0]

@@ -1,0 +1,104 @@
+"""What each tensor type costs one model, as it was measured: WORK/types.json.
+
+`type_sensitivity` measures and writes it, the planner reads it: with it types and widths are chosen
+together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tenp_edge.disk import read_json, write_text
+from tenp_edge.errors import UserError
+
+FILE = "types.json"
+FORMAT, VERSION = "tenp-edge types", 1
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a type's loss depends on besides the type.
+
+    ``fingerprint`` of the checkpoint, ``slice`` of the text; ``imatrix`` and ``tensor_types`` as in
+    `base.ExportOptions`. A type rounds alike in all layouts of its ``format``.
+    """
+
+    fingerprint: str
+    slice: str
+    format: str
+    imatrix: bool
+    tensor_types: tuple[str, ...] = ()
+
+    def holds(self, format: str, imatrix: bool, tensor_types: tuple[str, ...]) -> bool:
+        """Whether files of these options are like those that were measured."""
+        return (self.format, self.imatrix, self.tensor_types) == (format, imatrix, tensor_types)
+
+
+@dataclass(frozen=True)
+class TypeCost:
+    """The dense model with its weights in one type, on the held-out slice.
+
+    ``kl``: nats per token, of all weights: ``layers_kl`` of the sampled layers times ``scale``,
+    plus ``ends_kl`` of embeddings and output matrix, which is part of ``layers_kl`` where every
+    layer was quantised. ``seconds``: its share of the pass.
+    """
+
+    kl: float
+    layers_kl: float
+    ends_kl: float
+    scale: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TypeCosts:
+    """``layers``: those that were quantised. ``layout`` is for the record."""
+
+    conditions: Conditions
+    layout: str
+    layers: tuple[int, ...]
+    types: Mapping[str, TypeCost] = field(default_factory=dict)
+
+    def kl(self, quant: str) -> float | None:
+        """Nats per token that ``quant`` costs the dense model; None where it was not measured."""
+        found = self.types.get(quant)
+        return None if found is None else found.kl
+
+    def with_types(self, more: Mapping[str, TypeCost]) -> TypeCosts:
+        return replace(self, types={**self.types, **more})
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"kind": FORMAT, "version": VERSION, **asdict(self.conditions)}
+        found |= {"layout": self.layout, "layers": list(self.layers)}
+        return found | {"types": {name: asdict(cost) for name, cost in self.types.items()}}
+
+    def save(self, directory: Path) -> None:
+        """Write types.json, whole or not at all."""
+        write_text(directory / FILE, json.dumps(self.to_json(), indent=1) + "\n")
+
+
+def load_costs(directory: Path) -> TypeCosts | None:
+    """The measurements in ``directory``; None without any, or of another version.
+
+    Raises UserError for a file that is not ours.
+    """
+    file = directory / FILE
+    if not file.is_file():
+        return None
+    found = read_json(file)
+    if found.get("kind") != FORMAT:
+        raise UserError(f"{file} was not written by tenp-edge", "calibrate --types again")
+    if found.get("version") != VERSION:
+        return None
+    try:
+        names = ("fingerprint", "slice", "format", "imatrix")
+        rules = tuple(found["tensor_types"])
+        conditions = Conditions(**{n: found[n] for n in names}, tensor_types=rules)
+        types = {name: TypeCost(**cost) for name, cost in found["types"].items()}
+        return TypeCosts(conditions, found["layout"], tuple(found["layers"]), types)
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{file} is damaged", "delete it, calibrate --types again") from None

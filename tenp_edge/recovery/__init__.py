@@ -1,0 +1,1 @@
+"""What makes a pruned model better again: reconstruction and healing."""

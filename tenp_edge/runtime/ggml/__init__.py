@@ -1,0 +1,1 @@
+"""Per-expert GGUF files on stock ggml."""

@@ -1,0 +1,163 @@
+"""Attention over the KV cache: grouped queries, or the latent form of deepseek2.
+
+    x -> q, k, v (+ bias, norms, rotation) -> k, v into their cache slots
+      -> softmax(q k^T scale + mask) v over all slots -> output matrix
+
+Sizes in comments are as ggml counts, row length first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tenp_edge.runtime.ggml import bindings as ggml
+from tenp_edge.runtime.ggml.weights import Cache, Weights
+from tenp_edge.runtime.gguf.model_metadata import Facts, Mla
+
+
+@dataclass(frozen=True)
+class Step:
+    """One evaluation: ``tokens`` new tokens over ``slots`` cache slots.
+
+    Inputs of the graph: ``positions`` (tokens) int32, ``rows`` (tokens) int64 the slots that are
+    written, ``mask`` (slots, tokens) F16, 0 or -inf.
+    """
+
+    library: ggml.Library
+    context: ggml.Context
+    facts: Facts
+    weights: Weights
+    cache: Cache
+    flash_attention: bool
+    tokens: int
+    slots: int
+    positions: int
+    rows: int
+    mask: int
+
+    def weight(self, layer: int, name: str) -> int:
+        return self.weights[f"blk.{layer}.{name}"]
+
+    def linear(self, layer: int, name: str, x: int) -> int:
+        """``x`` times a matrix, plus its bias where the file has one."""
+        product = self.context.mul_mat(self.weight(layer, f"{name}.weight"), x)
+        bias = self.weights.get(f"blk.{layer}.{name}.bias")
+        return product if bias is None else self.context.add(product, bias)
+
+    def norm(self, layer: int, name: str, x: int) -> int:
+        normed = self.context.rms_norm(x, self.facts.eps)
+        return self.context.mul(normed, self.weight(layer, f"{name}.weight"))
+
+
+def build_attention(step: Step, layer: int, x: int) -> int:
+    """``x`` (hidden, tokens), normed -> (hidden, tokens) before the residual sum."""
+    mla = step.facts.mla
+    mixed = _grouped(step, layer, x) if mla is None else _latent(step, mla, layer, x)
+    return step.linear(layer, "attn_output", mixed)
+
+
+def _grouped(step: Step, layer: int, x: int) -> int:
+    context, facts, tokens = step.context, step.facts, step.tokens
+    size, heads, kv_heads = facts.head_dim, facts.heads, facts.kv_heads
+    q, k, v = (step.linear(layer, f"attn_{name}", x) for name in "qkv")
+    by_row, by_head = (facts.architecture.qk_norm == kind for kind in ("row", "head"))
+    if by_row:
+        q, k = step.norm(layer, "attn_q_norm", q), step.norm(layer, "attn_k_norm", k)
+    q = context.reshape_3d(q, size, heads, tokens)
+    k = context.reshape_3d(k, size, kv_heads, tokens)
+    if by_head:
+        q, k = step.norm(layer, "attn_q_norm", q), step.norm(layer, "attn_k_norm", k)
+    q, k = _rotate(step, q), _rotate(step, k)
+    keys, values = step.cache.layers[layer]
+    _store(step, keys, context.reshape_2d(k, size * kv_heads, tokens))
+    _store(step, values, v)
+    mixed = _attend(
+        step,
+        context.permute(q, 0, 2, 1, 3),
+        _heads_of(step, keys, size, kv_heads),
+        _heads_of(step, values, size, kv_heads),
+    )
+    return context.reshape_2d(mixed, size * heads, tokens)
+
+
+def _latent(step: Step, mla: Mla, layer: int, x: int) -> int:
+    """Queries are multiplied into the latent space (k_b), so that all heads share one cache row."""
+    context, facts, tokens = step.context, step.facts, step.tokens
+    heads, rope, rank = facts.heads, facts.rope.dimensions, mla.kv_rank
+    row = 4 * (mla.nope + rope)
+    q = _queries(step, mla, layer, x)
+    q_nope = context.view_3d(q, mla.nope, heads, tokens, row, row * heads, 0)
+    q_rope = _rotate(step, context.view_3d(q, rope, heads, tokens, row, row * heads, 4 * mla.nope))
+    # (nope, tokens, heads) -> (rank, tokens, heads) -> (rank, heads, tokens)
+    absorbed = context.mul_mat(
+        step.weight(layer, "attn_k_b.weight"), context.permute(q_nope, 0, 2, 1, 3)
+    )
+    q = context.concat(context.permute(absorbed, 0, 2, 1, 3), q_rope, 0)
+
+    both, width = step.linear(layer, "attn_kv_a_mqa", x), 4 * (rank + rope)
+    latent = context.view_2d(both, rank, tokens, width, 0)
+    k_rope = _rotate(step, context.view_3d(both, rope, 1, tokens, width, width, 4 * rank))
+    latent = step.norm(layer, "attn_kv_a_norm", latent)
+    k = context.concat(context.reshape_3d(latent, rank, 1, tokens), k_rope, 0)
+    (cache,) = step.cache.layers[layer]
+    _store(step, cache, context.reshape_2d(k, rank + rope, tokens))
+
+    keys = _heads_of(step, cache, rank + rope, 1)
+    values = _heads_of(step, cache, rank, 1)
+    mixed = _attend(step, context.permute(q, 0, 2, 1, 3), keys, values)
+    # (rank, heads, tokens) -> (rank, tokens, heads) -> (value, tokens, heads)
+    decoded = context.mul_mat(
+        step.weight(layer, "attn_v_b.weight"), context.permute(mixed, 0, 2, 1, 3)
+    )
+    joined = context.cont(context.permute(decoded, 0, 2, 1, 3))
+    return context.reshape_2d(joined, mla.value * heads, tokens)
+
+
+def _queries(step: Step, mla: Mla, layer: int, x: int) -> int:
+    if not mla.q_rank:
+        return step.linear(layer, "attn_q", x)
+    low = step.norm(layer, "attn_q_a_norm", step.linear(layer, "attn_q_a", x))
+    return step.linear(layer, "attn_q_b", low)
+
+
+def _rotate(step: Step, x: int) -> int:
+    """Rotary embedding of (size, heads, tokens)."""
+    rope = step.facts.rope
+    return step.context.rope_ext(
+        x,
+        step.positions,
+        None,
+        rope.dimensions,
+        step.facts.architecture.rope,
+        rope.original_context,
+        rope.base,
+        rope.scale,
+        rope.ext_factor,
+        rope.attention_factor,
+        rope.beta_fast,
+        rope.beta_slow,
+    )
+
+
+def _store(step: Step, cache: int, values: int) -> None:
+    """Write (values, tokens) into the cache slots ``rows``, before anything reads them."""
+    step.context.expand(step.context.set_rows(cache, values, step.rows))
+
+
+def _heads_of(step: Step, cache: int, size: int, heads: int) -> int:
+    """The first slots of a cache tensor as (size, slots, heads)."""
+    head_bytes = step.library.ggml_row_size(step.cache.type, size)
+    row = ggml.tensor(cache).nb[1]
+    return step.context.view_3d(cache, size, step.slots, heads, row, head_bytes, 0)
+
+
+def _attend(step: Step, q: int, keys: int, values: int) -> int:
+    """q (size, tokens, heads), keys and values (size, slots, kv heads) -> (size, heads, tokens)."""
+    context, scale = step.context, step.facts.attention_scale
+    if step.flash_attention:
+        return context.flash_attn_ext(q, keys, values, step.mask, scale, 0.0, 0.0)
+    scores = context.soft_max_ext(context.mul_mat(keys, q), step.mask, scale, 0.0)
+    # (size, slots, kv heads) -> (slots, size, kv heads), a copy: the cache keeps rows of tokens.
+    columns = context.cont(context.transpose(values))
+    mixed = context.mul_mat(columns, scores)
+    return context.cont(context.permute(mixed, 0, 2, 1, 3))

@@ -1,0 +1,197 @@
+"""Experts of any width for many tokens: one branch of stock matrix products per expert.
+
+    ids [top_k, tokens] -> route: for each expert, the rows that chose it
+    for each expert:  x rows -> gate and up -> silu(gate) * up -> down -> rows of y
+    y [hidden, top_k * tokens] * weights -> sum over the slots
+
+How many rows an expert gets is known only after routing, so every branch is built for all tokens
+and `Route` writes the real counts into the shapes while the graph runs. ggml's tiled kernels then
+work on exactly the rows that are needed, at any width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tenp_edge.runtime.ggml import bindings as ggml
+
+Expert = tuple[int, int, int]
+
+
+class Route:
+    """The run-time part of one layer in one graph: who goes where, and the row counts."""
+
+    def __init__(self, context: ggml.Context, experts: int, top_k: int, tokens: int) -> None:
+        self._context = context
+        self._experts, self._top_k, self._tokens = experts, top_k, tokens
+        # Tensor addresses by the place of the row count in their shape, each with its expert: flat
+        # lists, for experts whose matrices take rows of different kinds have different numbers.
+        self._varying: tuple[list[tuple[int, int]], ...] = ([], [])
+        self._branches = 0
+        self._index: npt.NDArray[np.int64] | None = None
+        self._owners: npt.NDArray[np.int64] | None = None
+        self.error: BaseException | None = None
+        self._callback = ggml.CUSTOM_OP(self._run)
+        self.function = ggml.address_of(self._callback)
+
+    def add_branch(self, vectors: Sequence[int], matrices: Sequence[int]) -> None:
+        """The next expert's tensors whose row count varies: 1-D by ne[0], 2-D by ne[1]."""
+        for found, addresses in zip(self._varying, (vectors, matrices), strict=True):
+            found += [(address, self._branches) for address in addresses]
+        self._branches += 1
+
+    def reset(self) -> None:
+        """Full row counts, before ggml plans its work memory from them."""
+        if self._index is None:
+            found = [np.array(pairs, dtype=np.int64).T for pairs in self._varying]
+            indices = [self._context.indices(pairs[0], size) for size, pairs in enumerate(found)]
+            self._index = np.concatenate(indices)
+            self._owners = np.concatenate([pairs[1] for pairs in found])
+        self._context.memory[self._index] = self._tokens
+
+    def _run(self, address: int, _thread: int, _threads: int, _data: int | None) -> None:
+        # ctypes swallows exceptions of a callback: the graph raises it again after the run.
+        try:
+            node = ggml.tensor(address)
+            self._write(ggml.strided(node.src[0]), ggml.array(address, np.int32, self._shape))
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return (2, self._experts, self._tokens)
+
+    def _write(self, chosen: npt.NDArray[np.int32], lists: npt.NDArray[np.int32]) -> None:
+        """``chosen`` [tokens, top_k] -> lists[0]: tokens by expert, lists[1]: their y rows."""
+        flat = chosen.reshape(-1)
+        counts = np.bincount(flat, minlength=self._experts)
+        self._context.memory[self._index] = counts[self._owners]
+        order = np.argsort(flat, kind="stable")
+        experts = flat[order]
+        place = np.arange(len(flat)) - (np.cumsum(counts) - counts)[experts]
+        lists[0, experts, place] = order // self._top_k
+        lists[1, experts, place] = order
+
+
+def build_branches(
+    context: ggml.Context,
+    experts: Sequence[Expert],
+    x: int,
+    ids: int,
+    weights: int,
+    top_k: int,
+) -> tuple[int, Route]:
+    """The weighted sum of the experts' outputs, (hidden, tokens), and what drives it.
+
+    ``x`` (hidden, tokens); ``ids`` and ``weights`` (top_k, tokens); ``experts``: (gate, up, down).
+    """
+    hidden, tokens = ggml.shape(x)
+    inputs_of = _Inputs(context, x)
+    route = Route(context, len(experts), top_k, tokens)
+    size = tokens * len(experts)
+    lists = context.custom(ggml.I32, (size, 2), [ids], route.function, 1)
+    y = context.custom(ggml.F32, (hidden, top_k * tokens), [lists], ggml.NOTHING, 1)
+    for expert, (gate, up, down) in enumerate(experts):
+        rows = context.view_1d(lists, tokens, 4 * tokens * expert)
+        places = context.view_1d(lists, tokens, 4 * (size + tokens * expert))
+        inputs = inputs_of.take(gate, rows)
+        others = inputs if inputs_of.same(gate, up) else inputs_of.take(up, rows)
+        products, inner = _gate_up(context, gate, up, inputs[-1], others[-1])
+        outputs = context.mul_mat(down, inner)
+        y = context.set_rows(y, outputs, places)
+        context.expand(y)
+        route.add_branch((rows, places), (*inputs, *others, *products, inner, outputs))
+    weighted = context.mul(
+        context.reshape_3d(y, hidden, top_k, tokens), context.reshape_3d(weights, 1, top_k, tokens)
+    )
+    return _sum_of_slots(context, weighted, hidden, top_k, tokens), route
+
+
+class _Inputs:
+    """The rows of ``x`` (hidden, tokens) that an expert gets, as the kernels of its type want them.
+
+    A quantised product first quantises what it multiplies: top_k times the same row, once per
+    expert. Here ``x`` is quantised once, and the experts take its packed rows.
+    """
+
+    def __init__(self, context: ggml.Context, x: int) -> None:
+        self._context, self._x = context, x
+        self._hidden, self._tokens = ggml.shape(x)
+        self._packed: dict[int, int] = {}
+
+    def same(self, left: int, right: int) -> bool:
+        """Whether two matrices take the same rows."""
+        return self._kind(left) == self._kind(right)
+
+    def take(self, matrix: int, rows: int) -> tuple[int, ...]:
+        """Tensors of as many rows as ``rows`` has; the last is what ``matrix`` multiplies."""
+        kind, context = self._kind(matrix), self._context
+        if kind == ggml.F32:
+            return (context.get_rows(self._x, rows),)
+        if kind not in self._packed:
+            self._packed[kind] = self._as(context.cast(self._x, kind), ggml.I32)
+        words = context.get_rows(self._packed[kind], rows)
+        return words, self._as(words, kind)
+
+    def _kind(self, matrix: int) -> int:
+        """The type that is taken: F32 where packed rows are no whole words of 4 bytes."""
+        library = self._context.library
+        kind = library.traits(ggml.tensor(matrix).type).vec_dot_type
+        whole = library.ggml_row_size(kind, self._hidden) % 4 == 0
+        return kind if whole and library.ggml_blck_size(kind) > 1 else ggml.F32
+
+    def _as(self, item: int, kind: int) -> int:
+        """The bytes of ``item`` as another type: ggml gathers words, not packed rows."""
+        row, size = ggml.tensor(item).nb[1], self._context.library.ggml_type_size(kind)
+        made = self._context.view_2d(item, 1, self._tokens, row, 0)
+        view = ggml.tensor(made)
+        view.type, view.ne[0] = kind, row // 4 if kind == ggml.I32 else self._hidden
+        view.nb[0] = size
+        view.nb[2] = view.nb[3] = row * self._tokens
+        return made
+
+
+def _gate_up(
+    context: ggml.Context, gate: int, up: int, x: int, up_x: int
+) -> tuple[tuple[int, int], int]:
+    """silu(gate x) * (up x), and the two tensors before it whose rows vary, too.
+
+    Where the file has ``up`` right behind ``gate`` they are one matrix of twice the rows: ggml
+    shares larger products out better.
+    """
+    if not _side_by_side(gate, up):
+        products = context.mul_mat(gate, x), context.mul_mat(up, up_x)
+        return products, context.swiglu_split(*products)
+    left = ggml.tensor(gate)
+    nbytes = left.nb[1] * left.ne[1]
+    both = context.view_2d(gate, left.ne[0], left.ne[1], left.nb[1], 0)
+    whole = ggml.tensor(both)
+    whole.ne[1] *= 2
+    whole.nb[2] = whole.nb[3] = 2 * nbytes
+    product = context.mul_mat(both, x)
+    return (product, product), context.swiglu(product)
+
+
+def _side_by_side(gate: int, up: int) -> bool:
+    """Whether two matrices are the halves of one in memory."""
+    left, right = ggml.tensor(gate), ggml.tensor(up)
+    same = left.type == right.type and left.ne[1] == right.ne[1]
+    return same and bool(left.data + left.nb[1] * left.ne[1] == right.data)
+
+
+def _sum_of_slots(
+    context: ggml.Context, weighted: int, hidden: int, top_k: int, tokens: int
+) -> int:
+    """(hidden, top_k, tokens) -> (hidden, tokens), added slot by slot as llama.cpp does."""
+    stride = 4 * hidden
+    slots = [
+        context.view_2d(weighted, hidden, tokens, stride * top_k, stride * slot)
+        for slot in range(top_k)
+    ]
+    total = slots[0]
+    for slot in slots[1:]:
+        total = context.add(total, slot)
+    return total if top_k > 1 else context.cont(total)

@@ -1,0 +1,218 @@
+"""The whole model as one ggml graph for a number of new tokens and of cache slots.
+
+ids -> embedding -> [ norm, attention, +  norm, experts or MLP, + ] per layer
+    -> norm -> output matrix -> logits of the last token, or of all
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tenp_edge.runtime.ggml import bindings as ggml
+from tenp_edge.runtime.ggml.attention import Step, build_attention
+from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches
+from tenp_edge.runtime.ggml.ragged import MAX_TOKENS, RaggedLayer, RaggedSizes, Scratch, kernels
+from tenp_edge.runtime.ggml.routing import build_router
+from tenp_edge.runtime.ggml.weights import Cache, Weights
+from tenp_edge.runtime.gguf.model_metadata import Facts
+
+_LAYER_NODES, _BRANCH_NODES = 96, 11
+# Lost in any float above 1e-23, and large enough that half of it is still a normal float.
+_GATE_OFFSET = 1e-30
+
+
+@dataclass(frozen=True)
+class GraphShape:
+    """What a graph is built for. ``all_logits``: of every token, else of the last one."""
+
+    tokens: int
+    slots: int
+    all_logits: bool
+
+
+class Model:
+    """Weights and cache, and the graphs over them."""
+
+    def __init__(
+        self,
+        library: ggml.Library,
+        facts: Facts,
+        weights: Weights,
+        cache: Cache,
+        *,
+        flash_attention: bool,
+        use_extension: bool = True,
+    ) -> None:
+        self.library, self.facts = library, facts
+        self.weights, self.cache = weights, cache
+        self.flash_attention = flash_attention
+        self.experts = {
+            layer: [_expert(weights, layer, expert) for expert in range(facts.experts)]
+            for layer in facts.widths
+        }
+        operations = kernels() if use_extension else None
+        self.ragged: dict[int, RaggedLayer] = {}
+        self.scratch_bytes = 0
+        if operations is not None:
+            widest = max(max(row) for row in facts.widths.values())
+            sizes = RaggedSizes(facts.hidden, facts.experts, facts.top_k, widest)
+            scratch = Scratch(library, sizes)
+            self.scratch_bytes = scratch.nbytes
+            self.ragged = {
+                layer: RaggedLayer(library, operations, scratch, experts, facts.top_k)
+                for layer, experts in self.experts.items()
+            }
+
+    def graph(self, shape: GraphShape) -> Graph:
+        return Graph(self, shape)
+
+
+def _expert(weights: Weights, layer: int, expert: int) -> Expert:
+    prefix = f"blk.{layer}.ffn"
+    return (
+        weights[f"{prefix}_gate.{expert}.weight"],
+        weights[f"{prefix}_up.{expert}.weight"],
+        weights[f"{prefix}_down.{expert}.weight"],
+    )
+
+
+class Graph:
+    """A graph that can be run again and again once an allocator has placed it."""
+
+    def __init__(self, model: Model, shape: GraphShape) -> None:
+        self.shape = shape
+        self._model = model
+        self._routes: list[Route] = []
+        facts, tokens = model.facts, shape.tokens
+        few = tokens <= MAX_TOKENS and bool(model.ragged)
+        per_layer = _LAYER_NODES + 2 * facts.top_k + (0 if few else _BRANCH_NODES * facts.experts)
+        nodes = 64 + facts.layers * per_layer
+        self.context = context = ggml.Context(model.library, nodes, graph_nodes=nodes)
+        self._ids = self._input(ggml.I32, tokens)
+        self._step = Step(
+            library=model.library,
+            context=context,
+            facts=facts,
+            weights=model.weights,
+            cache=model.cache,
+            flash_attention=model.flash_attention,
+            tokens=tokens,
+            slots=shape.slots,
+            positions=self._input(ggml.I32, tokens),
+            rows=self._input(ggml.I64, tokens),
+            mask=self._input(ggml.F16, shape.slots, tokens),
+        )
+        self._logits = self._build()
+        model.library.ggml_set_output(self._logits)
+        context.expand(self._logits)
+
+    def _input(self, kind: int, *sizes: int) -> int:
+        new = self.context.new_tensor_1d if len(sizes) == 1 else self.context.new_tensor_2d
+        made = new(kind, *sizes)
+        self._model.library.ggml_set_input(made)
+        return made
+
+    # -- building ------------------------------------------------------------------------------
+
+    def _build(self) -> int:
+        context, facts, weights = self.context, self._model.facts, self._model.weights
+        embedding = weights["token_embd.weight"]
+        x = context.get_rows(embedding, self._ids)
+        for layer in range(facts.layers):
+            x = self._layer(layer, x)
+            context.expand(x)
+        normed = context.mul(context.rms_norm(x, facts.eps), weights["output_norm.weight"])
+        head = weights.get("output.weight")
+        return context.mul_mat(embedding if head is None else head, normed)
+
+    def _layer(self, layer: int, x: int) -> int:
+        """(hidden, tokens) -> the same; the last layer goes on with the last token alone, unless
+        all logits are wanted."""
+        context, step, tokens = self.context, self._step, self.shape.tokens
+        attended = build_attention(step, layer, step.norm(layer, "attn_norm", x))
+        if layer == self._model.facts.layers - 1 and not self.shape.all_logits and tokens > 1:
+            x, attended = self._last(x), self._last(attended)
+            tokens = 1
+        x = context.add(attended, x)
+        normed = step.norm(layer, "ffn_norm", x)
+        routed = layer in self._model.experts
+        mixed = self._moe(layer, normed, tokens) if routed else self._mlp(layer, "", normed)
+        return context.add(mixed, x)
+
+    def _last(self, x: int) -> int:
+        row = 4 * self._model.facts.hidden
+        return self.context.view_2d(
+            x, self._model.facts.hidden, 1, row, row * (self.shape.tokens - 1)
+        )
+
+    def _moe(self, layer: int, x: int, tokens: int) -> int:
+        context, facts, weights = self.context, self._model.facts, self._model.weights
+        bias = weights.get(f"blk.{layer}.exp_probs_b.bias")
+        router = weights[f"blk.{layer}.ffn_gate_inp.weight"]
+        ids, shares = build_router(context, facts, x, router, bias, tokens)
+        context.expand(shares)
+        ragged = self._model.ragged.get(layer)
+        if ragged is not None and tokens <= MAX_TOKENS:
+            mixed = ragged.build(context, x, ids, shares)
+        else:
+            experts = self._model.experts[layer]
+            mixed, route = build_branches(context, experts, x, ids, shares, facts.top_k)
+            self._routes.append(route)
+        context.expand(mixed)
+        if weights.get(f"blk.{layer}.ffn_gate_shexp.weight") is None:
+            return mixed
+        return context.add(mixed, self._shared(layer, x))
+
+    def _shared(self, layer: int, x: int) -> int:
+        shared = self._mlp(layer, "_shexp", x)
+        if not self._model.facts.architecture.shared_gate:
+            return shared
+        return self.context.mul(shared, self._shared_gate(layer, x))
+
+    def _shared_gate(self, layer: int, x: int) -> int:
+        """sigmoid(g) as llama.cpp computes it, silu(g) / g: a rounding away from ggml's sigmoid,
+        which would be seen in every logit. There g = 0 gives 0 / 0; here it is moved aside."""
+        gate = self._step.linear(layer, "ffn_gate_inp_shexp", x)
+        gate = self.context.scale_bias(gate, 1.0, _GATE_OFFSET)
+        return self.context.div(self.context.silu(gate), gate)
+
+    def _mlp(self, layer: int, suffix: str, x: int) -> int:
+        step = self._step
+        gate, up = (step.linear(layer, f"ffn_{name}{suffix}", x) for name in ("gate", "up"))
+        return step.linear(layer, f"ffn_down{suffix}", self.context.swiglu_split(gate, up))
+
+    # -- running -------------------------------------------------------------------------------
+
+    def run(self, backend: ggml.Backend, tokens: Sequence[int], position: int) -> None:
+        """Evaluate ``tokens`` at ``position``..; the cache holds everything before them."""
+        count, slots = self.shape.tokens, self.shape.slots
+        positions = np.arange(position, position + count)
+        # Inputs share memory with later nodes, so each run writes them all.
+        ggml.array(self._ids, np.int32, (count,))[:] = tokens
+        ggml.array(self._step.positions, np.int32, (count,))[:] = positions
+        ggml.array(self._step.rows, np.int64, (count,))[:] = positions
+        mask = ggml.array(self._step.mask, np.float16, (count, slots))
+        mask.fill(0)
+        for row, own in zip(mask, positions, strict=True):  # in place: it is large
+            row[own + 1 :] = -np.inf
+        for route in self._routes:
+            route.reset()
+        backend.compute(self.context.graph)
+        for route in self._routes:
+            if route.error is not None:
+                raise route.error
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Of the last run, (tokens or 1, vocab): a view that the next run overwrites."""
+        rows = self.shape.tokens if self.shape.all_logits else 1
+        view: npt.NDArray[np.float32] = ggml.array(
+            self._logits, np.float32, (rows, self._model.facts.vocab)
+        )
+        return view
+
+    def close(self) -> None:
+        self.context.close()

@@ -1,0 +1,186 @@
+"""Running a per-expert GGUF file on stock ggml: `PerExpertModel`."""
+
+from __future__ import annotations
+
+import mmap
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tenp_edge.errors import UserError
+from tenp_edge.runtime.ggml import bindings as ggml
+from tenp_edge.runtime.ggml.graph import Graph, GraphShape, Model
+from tenp_edge.runtime.ggml.weights import CONTEXT_STEP, Cache, Weights
+from tenp_edge.runtime.gguf.header import Header, mapped, parse_header
+from tenp_edge.runtime.gguf.model_metadata import read_facts
+from tenp_edge.runtime.gguf.tensor_checks import check_tensors
+from tenp_edge.runtime.gguf.tokenizer_file import tokenizer_file
+from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary
+from tenp_edge.runtime.llamacpp.model import LlamaCppModel
+from tenp_edge.runtime.memory.footprint import known_kv_type
+from tenp_edge.runtime.session import Session, check_context, thread_count
+
+# One for prompts and one for single tokens; in a large model a description takes 20 MiB.
+CACHED_GRAPHS = 2
+
+
+@dataclass(frozen=True)
+class RuntimeMemory:
+    """Bytes that a model takes beside the Python process: ``compute`` for a full ubatch at a full
+    context, ``scratch`` of the decode extension, ``graph`` the descriptions of two such graphs, as
+    many as are kept."""
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    scratch_bytes: int
+    graph_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(asdict(self).values())
+
+
+class PerExpertModel(Session):
+    """A per-expert file on the CPU; the same interface as `LlamaCppModel`.
+
+    ``context``: tokens the KV cache holds; ``ubatch``: tokens evaluated at once; ``kv_type``: F32,
+    F16 or Q8_0 (which needs ``flash_attention``). ``use_extension`` False leaves the C extension
+    out: the same numbers for one token and for block types, other roundings of F32 and F16 weights
+    elsewhere. ``weightless``: only to ask for its `memory`; it has no KV cache and cannot compute.
+
+    Use one from one thread at a time; several models may run in as many threads. It does not
+    survive a fork: the OpenMP threads of the parent are missing in the child, which then waits for
+    them, so start processes by spawning. Once closed it cannot be used (KeyError).
+
+    Raises UserError for a file that is damaged, contradicts itself or is not a per-expert file,
+    before any of its weights is touched.
+    """
+
+    runtime = "tenp-edge (per-expert)"
+
+    def __init__(
+        self,
+        file: str | Path,
+        *,
+        context: int = 2048,
+        threads: int | None = None,
+        kv_type: str = "F16",
+        ubatch: int = 512,
+        flash_attention: bool = True,
+        use_extension: bool = True,
+        weightless: bool = False,
+    ) -> None:
+        _check_choices(context, ubatch, kv_type, flash_attention)
+        file = Path(file)
+        with ExitStack() as stack:
+            memory = stack.enter_context(mapped(file))
+            header = parse_header(memory, len(memory), file.name)
+            self.facts = read_facts(header)
+            check_tensors(header, self.facts)
+            check_vocabulary(header)
+            self._weight_bytes = header.weight_bytes
+            library = ggml.library()
+            weights = Weights(library, header, memory)
+            stack.callback(weights.close)
+            self._cache = Cache(library, self.facts, context, kv_type, empty=weightless)
+            stack.callback(self._cache.close)
+            self._model = Model(
+                library,
+                self.facts,
+                weights,
+                self._cache,
+                flash_attention=flash_attention,
+                use_extension=use_extension,
+            )
+            self._allocator = stack.enter_context(ggml.Allocator(library))
+            self._backend = stack.enter_context(ggml.Backend(library, thread_count(threads)))
+            self._graphs: OrderedDict[GraphShape, Graph] = OrderedDict()
+            stack.callback(self._drop_graphs)
+            vocabulary = stack.enter_context(_vocabulary_model(header, memory)).vocabulary
+            super().__init__(vocabulary, context, min(ubatch, context))
+            self.kv_type = kv_type
+            self._stack = stack.pop_all()
+
+    @property
+    def vocab_size(self) -> int:
+        return self.facts.vocab
+
+    def memory(self) -> RuntimeMemory:
+        """What this file needs with these choices, computed without touching a weight: it works
+        on a header whose file was only extended to its full size."""
+        graph = self._model.graph(GraphShape(self.batch_tokens, self._cache.slots, False))
+        try:
+            with ggml.Allocator(ggml.library()) as allocator:
+                compute = allocator.needed(graph.context.graph)
+            graphs = CACHED_GRAPHS * graph.context.used_bytes
+        finally:
+            graph.close()
+        return RuntimeMemory(
+            weights_bytes=self._weight_bytes,
+            kv_bytes=self._cache.nbytes,
+            compute_bytes=compute,
+            scratch_bytes=self._model.scratch_bytes,
+            graph_bytes=graphs,
+        )
+
+    # -- evaluation ----------------------------------------------------------------------------
+
+    def _run(
+        self, tokens: Sequence[int], position: int, all_logits: bool
+    ) -> npt.NDArray[np.float32]:
+        needed = position + len(tokens)
+        slots = min(-(-needed // CONTEXT_STEP) * CONTEXT_STEP, self._cache.slots)
+        graph = self._graph(GraphShape(len(tokens), slots, all_logits))
+        graph.run(self._backend, tokens, position)
+        return graph.logits()
+
+    def _graph(self, shape: GraphShape) -> Graph:
+        """The graph for ``shape``, made or remembered; all of them share one compute buffer."""
+        if shape in self._graphs:
+            self._graphs.move_to_end(shape)
+            return self._graphs[shape]
+        while len(self._graphs) >= CACHED_GRAPHS:
+            self._graphs.popitem(last=False)[1].close()
+        graph = self._model.graph(shape)
+        before = self._allocator.nbytes
+        self._allocator.place(graph.context.graph)
+        if self._allocator.nbytes != before:
+            self._drop_graphs()  # They point into the buffer that has been replaced.
+        self._graphs[shape] = graph
+        return graph
+
+    def _drop_graphs(self) -> None:
+        while self._graphs:
+            self._graphs.popitem()[1].close()
+
+    def assume(self, count: int) -> None:
+        """Take the first ``count`` slots of the cache, which is all zeros, for tokens: to measure
+        what a full context takes without computing it."""
+        self._tokens = [0] * count
+
+    def _forget(self, _keep: int) -> None:
+        """Slots beyond the position are masked: nothing to do."""
+
+    def close(self) -> None:
+        """Free everything; harmless when called again."""
+        self._stack.close()
+
+
+def _vocabulary_model(header: Header, memory: mmap.mmap) -> LlamaCppModel:
+    """The file's tokenizer in llama.cpp."""
+    with tokenizer_file(header, memory) as file:
+        return LlamaCppModel(file, vocab_only=True, name=header.file)
+
+
+def _check_choices(context: int, ubatch: int, kv_type: str, flash_attention: bool) -> None:
+    check_context(context)
+    if ubatch < 1:
+        raise UserError(f"--ubatch is {ubatch}", "--ubatch of 1 or more")
+    if known_kv_type(kv_type).block > 1 and not flash_attention:
+        raise UserError(f"a {kv_type} cache needs flash attention", "--kv-type F16")

@@ -1,0 +1,1 @@
+"""GGUF files: headers and metadata read and checked, before anything is loaded."""

@@ -1,0 +1,403 @@
+"""What a file of ours says about its model: metadata, checked.
+
+`read_facts` turns a header into `Facts` or refuses it; `tensor_checks.check_tensors` then compares
+the tensors with them, and the graph can be built without another question: by us for the per-expert
+layout, by llama.cpp for the stacked ones, which ends the process where we refuse. Architectures are
+rows of a table. Keys and names are llama.cpp's, the ``tenp.*`` keys those of
+docs/formats/gguf-per-expert.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from tenp_edge.errors import UserError, shown
+from tenp_edge.runtime.gguf.header import Header, Value
+
+LAYOUT = "per-expert"
+# Before the architecture's name in a per-expert file. No other program knows such a name, so it
+# says so at once, instead of missing a tensor of the architecture that it thinks it knows.
+OWN = "tenp-"
+STACKED = ("merged", "padded")
+_VERSION = 1
+_PAIRWISE, _NEOX = 0, 2
+_SOFTMAX, _SIGMOID = 1, 2
+_SHOWN = 240
+_LARGEST = 2**24  # No size of a model is larger; keeps products small.
+_FREQUENCY_SCALED = ("linear", "yarn")
+# What llama.cpp has room for.
+_LLAMA_LAYERS = _LLAMA_EXPERTS = 512
+# Keys that we write and that are not read here: the tensors say the same.
+_TOLD_BY_TENSORS = frozenset(
+    "vocab_size feed_forward_length expert_feed_forward_length expert_shared_feed_forward_length "
+    "expert_shared_count rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow".split()
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How llama.cpp computes an architecture.
+
+    ``rope``: pairs (0) or halves (2) are rotated. ``qk_norm``: RMSNorm of each head of q and k, or
+    of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
+    ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
+    """
+
+    rope: int = _NEOX
+    qk_norm: Literal["none", "head", "row"] = "none"
+    norm_topk: bool | None = False
+    attention_bias: bool = False
+    shared_gate: bool = False
+    mla: bool = False
+
+
+ARCHITECTURES = {
+    "qwen2moe": Architecture(attention_bias=True, shared_gate=True),
+    "qwen3moe": Architecture(qk_norm="head", norm_topk=True),
+    "olmoe": Architecture(qk_norm="row"),
+    "llama": Architecture(rope=_PAIRWISE, norm_topk=True),
+    "deepseek2": Architecture(rope=_PAIRWISE, norm_topk=None, mla=True),
+}
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Arguments of ggml_rope_ext, as llama.cpp derives them."""
+
+    dimensions: int
+    base: float
+    scale: float = 1.0
+    original_context: int = 0
+    ext_factor: float = 0.0
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mla:
+    """Multi-head latent attention: the cache holds ``kv_rank`` + rope values per token."""
+
+    q_rank: int
+    kv_rank: int
+    nope: int
+    value: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The model of a file of ours. ``widths``: routed layer -> width of each expert;
+    ``feed_forward``: width of the dense layers, 0 where there are none; ``stacked``: the one width
+    of experts that lie in one tensor, 0 where each has its own."""
+
+    name: str
+    architecture: Architecture
+    layers: int
+    hidden: int
+    vocab: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    rope: Rope
+    attention_scale: float
+    mla: Mla | None
+    experts: int
+    top_k: int
+    norm_topk: bool
+    weights_scale: float
+    sigmoid: bool
+    groups: int
+    groups_used: int
+    widths: dict[int, tuple[int, ...]]
+    feed_forward: int
+    trained_context: int
+    stacked: int = 0
+
+    @property
+    def cache_rows(self) -> tuple[int, ...]:
+        """Values per token of each cache tensor of a layer: K and V, or the one latent row."""
+        if self.mla is not None:
+            return (self.mla.kv_rank + self.rope.dimensions,)
+        return (self.kv_heads * self.head_dim,) * 2
+
+
+def is_per_expert(fields: Mapping[str, Value]) -> bool:
+    """Whether a file with these fields is for our runtime; others are llama.cpp's."""
+    layout = fields.get("tenp.layout")
+    return isinstance(layout, str) and layout == LAYOUT
+
+
+def is_ours(fields: Mapping[str, Value]) -> bool:
+    """Whether a file with these fields says that tenp-edge wrote it, in any layout."""
+    return fields.get("tenp.layout") is not None
+
+
+def read_stacked(header: Header) -> Facts:
+    """The model of a merged or padded file. Raises UserError where llama.cpp would end the process,
+    and for whatever an exporter of ours does not write."""
+    facts, fields = _read(header, STACKED)
+    for broken, why in _llama_limits(facts):
+        if broken:
+            raise fields.error(why)
+    unknown = fields.unread()
+    if unknown:
+        raise fields.error(f"{unknown[0]} is no key of ours")
+    widths = {width for row in facts.widths.values() for width in row}
+    full = fields.integer("tenp.full_width")
+    if fields.text("tenp.layout") == "padded":
+        return replace(facts, stacked=full)
+    if len(widths) != 1:
+        raise fields.error("its merged experts have different widths")
+    return replace(facts, stacked=widths.pop())
+
+
+def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
+    """(whether llama.cpp ends the process, why)."""
+    return (
+        (
+            facts.layers > _LLAMA_LAYERS or facts.experts > _LLAMA_EXPERTS,
+            f"{facts.layers} layers of {facts.experts} experts; llama.cpp takes "
+            f"{_LLAMA_LAYERS} of {_LLAMA_EXPERTS}",
+        ),
+        (
+            facts.mla is None and facts.rope.dimensions != facts.head_dim,
+            f"rope.dimension_count is {facts.rope.dimensions}, a head has {facts.head_dim}",
+        ),
+        (
+            facts.mla is not None and facts.kv_heads != 1,
+            f"latent attention has one KV head, not {facts.kv_heads}",
+        ),
+        (
+            1 < facts.groups <= facts.groups_used,
+            f"{facts.groups_used} of {facts.groups} groups of experts are used",
+        ),
+    )
+
+
+def read_facts(header: Header) -> Facts:
+    """The model of ``header``. Raises UserError when it is not one that we can run."""
+    return _read(header, (LAYOUT,))[0]
+
+
+def _read(header: Header, layouts: tuple[str, ...]) -> tuple[Facts, _Fields]:
+    fields = _Fields(header)
+    version = fields.integer("tenp.version")
+    if version != _VERSION:
+        raise fields.error(f"tenp.version is {version}; this release reads {_VERSION}")
+    layout = fields.text("tenp.layout")
+    if layout not in layouts:
+        raise UserError(f"{header.file} has the layout '{shown(layout)}'", "run it with llama.cpp")
+    fields.prefix = fields.text("general.architecture")
+    name = fields.prefix.removeprefix(OWN)  # Older files and those for llama.cpp have the bare one.
+    if name not in ARCHITECTURES:
+        known = ", ".join(OWN + known for known in sorted(ARCHITECTURES))
+        raise UserError(
+            f"{header.file}: architecture '{shown(fields.prefix)}' is not known", f"known: {known}"
+        )
+    return _facts(fields, name), fields
+
+
+def _facts(fields: _Fields, name: str) -> Facts:
+    row = ARCHITECTURES[name]
+    mla = _mla(fields) if row.mla else None
+    rope = _rope(fields)
+    heads = fields.integer("attention.head_count")
+    kv_heads = fields.integer("attention.head_count_kv", heads)
+    head_dim = fields.integer("attention.key_length")
+    query_dim = head_dim if mla is None else mla.nope + rope.dimensions
+    if heads % kv_heads or (mla is None and fields.integer("attention.value_length") != head_dim):
+        raise fields.error("its attention heads contradict each other")
+    if rope.dimensions > query_dim or rope.dimensions % 2:
+        raise fields.error(f"rope.dimension_count is {rope.dimensions}, a head has {query_dim}")
+    layers, experts = fields.integer("block_count"), fields.integer("expert_count")
+    top_k, groups = fields.integer("expert_used_count"), fields.integer("expert_group_count", 1)
+    groups_used = fields.integer("expert_group_used_count", groups)
+    # A group is scored by its best two experts.
+    divided = groups == 1 or (experts % groups == 0 and experts // groups >= 2)
+    reachable = experts // groups * groups_used
+    if not divided or groups_used > groups or top_k > reachable:
+        raise fields.error(f"{top_k} of {experts} experts in {groups_used} of {groups} groups")
+    norm = bool(fields.flag("expert_weights_norm")) if row.norm_topk is None else row.norm_topk
+    return Facts(
+        name=name,
+        architecture=row,
+        layers=layers,
+        hidden=fields.integer("embedding_length"),
+        vocab=_vocab(fields),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        eps=fields.real("attention.layer_norm_rms_epsilon"),
+        rope=rope,
+        attention_scale=_attention_scale(fields, row, rope, query_dim),
+        mla=mla,
+        experts=experts,
+        top_k=top_k,
+        norm_topk=norm,
+        weights_scale=fields.real("expert_weights_scale", 1.0),
+        sigmoid=_sigmoid(fields),
+        groups=groups,
+        groups_used=groups_used,
+        widths=_widths(fields, layers, experts),
+        feed_forward=_feed_forward(fields),
+        trained_context=fields.integer("context_length"),
+    )
+
+
+def _vocab(fields: _Fields) -> int:
+    """Rows of the embedding: the tensor says it in every architecture."""
+    embedding = fields.header.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2 or embedding.shape[1] > _LARGEST:
+        raise fields.error("it has no token_embd.weight of two dimensions")
+    return embedding.shape[1]
+
+
+def _mla(fields: _Fields) -> Mla:
+    rope = fields.integer("rope.dimension_count")
+    key, rank = fields.integer("attention.key_length_mla"), fields.integer("attention.kv_lora_rank")
+    value = fields.integer("attention.value_length", rank)
+    if key <= rope or fields.integer("attention.key_length") != rank + rope or value != rank:
+        raise fields.error("its latent attention sizes contradict each other")
+    return Mla(
+        q_rank=fields.integer("attention.q_lora_rank", 0),
+        kv_rank=rank,
+        nope=key - rope,
+        value=fields.integer("attention.value_length_mla"),
+    )
+
+
+def _sigmoid(fields: _Fields) -> bool:
+    kind = fields.integer("expert_gating_func", _SOFTMAX)
+    if kind not in (_SOFTMAX, _SIGMOID):
+        raise fields.error(f"expert_gating_func is {kind}; 1 (softmax) and 2 (sigmoid) are known")
+    return kind == _SIGMOID
+
+
+def _rope(fields: _Fields) -> Rope:
+    """YaRN as llama.cpp does it: ggml scales the rotation by 1 + 0.1 ln(factor) on its own, so the
+    attention factor cancels that where latent attention scales the scores instead."""
+    dimensions = fields.integer("rope.dimension_count")
+    base = fields.real("rope.freq_base")
+    kind = fields.text("rope.scaling.type", "none")
+    wanted = fields.real("rope.scaling.attn_factor", 1.0)
+    if kind == "none":
+        return Rope(dimensions, base, attention_factor=wanted)
+    factor = fields.real("rope.scaling.factor")
+    if kind not in _FREQUENCY_SCALED or not factor >= 1.0:
+        raise fields.error(f"rope scaling '{kind}' by {factor:g} is not known")
+    if kind == "linear":
+        return Rope(dimensions, base, scale=1.0 / factor, attention_factor=wanted)
+    magnitude = 1.0 + 0.1 * math.log(factor)
+    cancelled = fields.real("rope.scaling.yarn_log_multiplier", 0.0) != 0.0
+    return Rope(
+        dimensions,
+        base,
+        scale=1.0 / factor,
+        original_context=fields.integer("rope.scaling.original_context_length"),
+        ext_factor=1.0,
+        attention_factor=wanted / magnitude if cancelled else wanted,
+        beta_fast=fields.real("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=fields.real("rope.scaling.yarn_beta_slow", 1.0),
+    )
+
+
+def _attention_scale(fields: _Fields, row: Architecture, rope: Rope, query_dim: int) -> float:
+    """1 / sqrt(head size), times (0.1 mscale_all_dim ln(factor) + 1)^2 in deepseek2."""
+    scale = 1.0 / math.sqrt(query_dim)
+    if not row.mla:
+        return scale
+    spread = math.log(1.0 / rope.scale)
+    original = rope.attention_factor * (1.0 + 0.1 * spread)
+    # The file holds 0.1 mscale_all_dim.
+    multiplier = fields.real("rope.scaling.yarn_log_multiplier", 0.0)
+    magnitude = original * (1.0 + multiplier * spread)
+    return scale * magnitude * magnitude
+
+
+def _feed_forward(fields: _Fields) -> int:
+    dense = fields.integer("leading_dense_block_count", 0)
+    return fields.integer("feed_forward_length") if dense else 0
+
+
+def _widths(fields: _Fields, layers: int, experts: int) -> dict[int, tuple[int, ...]]:
+    routed = fields.integers("tenp.moe_layers")
+    widths = fields.integers("tenp.expert_widths")
+    full = fields.integer("tenp.full_width")
+    dense = fields.integer("leading_dense_block_count", 0)
+    if len(routed) != layers - dense or routed != list(range(dense, layers)):
+        raise fields.error(f"its routed layers are not {dense}..{layers - 1}")
+    if len(widths) != len(routed) * experts:
+        raise fields.error(
+            f"{len(widths)} expert widths for {len(routed)} layers of {experts} experts"
+        )
+    if min(widths, default=0) < 1 or max(widths, default=0) > full:
+        raise fields.error(f"an expert width is not in 1..{full}")
+    return {
+        layer: tuple(widths[index * experts : (index + 1) * experts])
+        for index, layer in enumerate(routed)
+    }
+
+
+class _Fields:
+    """Metadata by key, each with its type and range checked."""
+
+    def __init__(self, header: Header) -> None:
+        self.header, self.prefix = header, ""
+        self._read: set[str] = set()
+
+    def error(self, why: str) -> UserError:
+        return UserError(
+            f"{self.header.file} cannot be run: {shown(why, _SHOWN)}", "export it again"
+        )
+
+    def _value(self, key: str) -> object:
+        fields, own = self.header.fields, f"{self.prefix}.{key}"
+        self._read.add(own)
+        return fields.get(own, fields.get(key))
+
+    def unread(self) -> list[str]:
+        """Keys of the architecture that nobody asked for, and those of a file in parts."""
+        known = self._read | {f"{self.prefix}.{key}" for key in _TOLD_BY_TENSORS}
+        starts = (f"{self.prefix}.", "split.")
+        return [key for key in self.header.fields if key.startswith(starts) and key not in known]
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A size: 1 or more, or 0 where that is the default."""
+        value = self._value(key)
+        value = default if value is None else value
+        least = 0 if default == 0 else 1
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
+            raise self.error(f"{key} is {value!r}, not a size")
+        return value
+
+    def integers(self, key: str) -> list[int]:
+        value = self._value(key)
+        if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, np.integer):
+            raise self.error(f"{key} is not a list of numbers")
+        return [int(item) for item in value.tolist()]
+
+    def real(self, key: str, default: float | None = None) -> float:
+        value = self._value(key)
+        value = default if value is None else value
+        if not isinstance(value, float) or not math.isfinite(value) or value < 0.0:
+            raise self.error(f"{key} is {value!r}, not a number")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self._value(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(f"{key} is {value!r}, not true or false")
+        return bool(value)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._value(key)
+        value = default if value is None else value
+        if not isinstance(value, str):
+            raise self.error(f"{key} is not a text")
+        return value

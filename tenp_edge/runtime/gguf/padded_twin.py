@@ -1,0 +1,229 @@
+"""The padded twin of a per-expert GGUF: the file's own numbers in a layout llama.cpp can load.
+
+    blk.L.ffn_gate.E.weight (width_E, hidden), E < n  ->  blk.L.ffn_gate_exps.weight (n, F, hidden)
+
+Stored blocks are copied as they are and the missing neurons are zero bytes, which decode to zeros
+in every ggml type; so judging the twin is judging the file as written, its quantisation included.
+Only where experts differ in type, or the full width does not fill whole blocks, is a tensor
+decoded to float32. One tensor of one expert is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from tenp_edge.disk import atomic_file, read_range, require_free
+from tenp_edge.errors import UserError
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.runtime.gguf.model_metadata import OWN
+from tenp_edge.runtime.gguf.tokenizer_file import string
+
+TWIN = "padded twin in unmodified llama.cpp"
+
+_EXPERT = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight")
+_ALIGNMENT = 32
+_F32 = 0
+_STRING = 8
+_SUPPORTED_VERSION = 1
+Bytes = npt.NDArray[np.uint8]
+
+
+class GgufFile:
+    """A GGUF opened for its metadata and tensor table. Raises UserError when it is not one."""
+
+    def __init__(self, file: Path) -> None:
+        import gguf
+
+        self.file = file
+        if not file.is_file():
+            raise UserError(f"{file} does not exist", "the path of a GGUF file")
+        try:
+            self.reader: Any = gguf.GGUFReader(file)
+        except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{file.name} is not a GGUF file or is cut short ({file.stat().st_size} bytes)",
+                "export it again",
+            ) from error
+
+    def value(self, key: str) -> Any:
+        """The metadata value of ``key``, None when it is not there."""
+        field = self.reader.fields.get(key)
+        return None if field is None else field.contents()
+
+    def size(self, key: str) -> int | None:
+        """A size under the architecture's prefix ("block_count")."""
+        value = self.value(f"{self.value('general.architecture')}.{key}")
+        return value if isinstance(value, int) else None
+
+    @cached_property
+    def layout(self) -> str | None:
+        """``tenp.layout``; None for a file that another tool wrote."""
+        version = self.value("tenp.version")
+        if version is not None and version > _SUPPORTED_VERSION:
+            raise UserError(
+                f"{self.file.name} has tenp.version {version}; this tenp-edge reads "
+                f"{_SUPPORTED_VERSION}",
+                "a newer tenp-edge",
+            )
+        layout = self.value("tenp.layout")
+        return None if layout is None else str(layout)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A tensor of the twin: ``ne`` as ggml counts (row length first), ``kind`` the ggml type."""
+
+    name: str
+    ne: tuple[int, ...]
+    kind: int
+    nbytes: int
+    sources: tuple[Any, ...]
+
+
+def write_padded_twin(file: GgufFile, target: Path, progress: Progress = QUIET) -> None:
+    """Write the padded twin of per-expert ``file`` as ``target``, streaming."""
+    tensors = _targets(file)
+    head = _header(file, tensors)
+    size = len(head) + sum(_padded(tensor.nbytes) for tensor in tensors)
+    require_free(target.parent, size, f"the padded twin of {file.file.name}")
+    with (
+        atomic_file(target, size) as stream,
+        progress.task(f"padded twin of {file.file.name}", size, "bytes") as task,
+    ):
+        stream.write(head)
+        for tensor in tensors:
+            _write(stream, file.file, tensor)
+            task.advance(_padded(tensor.nbytes))
+
+
+def _targets(file: GgufFile) -> list[_Target]:
+    """The twin's tensors: everything else as it is, the experts of a layer as one."""
+    full = int(file.value("tenp.full_width"))
+    groups: dict[tuple[str, str], list[tuple[int, Any]]] = {}
+    targets = []
+    for tensor in file.reader.tensors:
+        match = _EXPERT.fullmatch(tensor.name)
+        if match is None:
+            ne = tuple(int(size) for size in tensor.shape)
+            kind, nbytes = int(tensor.tensor_type), int(tensor.n_bytes)
+            targets.append(_Target(tensor.name, ne, kind, nbytes, (tensor,)))
+        else:
+            groups.setdefault((match[1], match[2]), []).append((int(match[3]), tensor))
+    for (layer, projection), group in groups.items():
+        experts = [tensor for _, tensor in sorted(group, key=lambda pair: pair[0])]
+        targets.append(_merged(layer, projection, experts, full))
+    return targets
+
+
+def _merged(layer: str, projection: str, experts: Sequence[Any], full: int) -> _Target:
+    hidden = int(experts[0].shape[1 if projection == "down" else 0])
+    row, rows = (full, hidden) if projection == "down" else (hidden, full)
+    kinds = {int(tensor.tensor_type) for tensor in experts}
+    kind = kinds.pop() if len(kinds) == 1 else _F32
+    if row % _block(kind)[0]:
+        kind = _F32
+    name = f"blk.{layer}.ffn_{projection}_exps.weight"
+    nbytes = len(experts) * rows * _row_bytes(kind, row)
+    return _Target(name, (row, rows, len(experts)), kind, nbytes, tuple(experts))
+
+
+def _write(stream: BinaryIO, file: Path, target: _Target) -> None:
+    merged = _EXPERT.fullmatch(target.sources[0].name) is not None
+    for tensor in target.sources:
+        raw = _raw(file, tensor)
+        data = _grown(raw, tensor, target) if merged else raw
+        stream.write(np.ascontiguousarray(data).reshape(-1).data)
+    stream.write(b"\0" * (_padded(target.nbytes) - target.nbytes))
+
+
+def _raw(file: Path, tensor: Any) -> Bytes:
+    """The tensor's stored bytes; read, since pages of the reader's mapping would stay resident."""
+    data = read_range(file, int(tensor.data_offset), int(tensor.n_bytes))
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+def _grown(raw: Bytes, tensor: Any, target: _Target) -> Bytes:
+    """The rows of one expert in the target's type, with zeros up to the target's shape."""
+    row, rows = target.ne[:2]
+    own = _rows(raw, tensor, target.kind)
+    grown = np.zeros((rows, _row_bytes(target.kind, row)), dtype=np.uint8)
+    grown[: own.shape[0], : own.shape[1]] = own
+    return grown
+
+
+def _rows(raw: Bytes, tensor: Any, kind: int) -> Bytes:
+    """[rows, row bytes] of ``tensor`` as stored, or decoded to float32."""
+    by_row = raw.reshape(int(tensor.shape[1]), -1)
+    if int(tensor.tensor_type) == kind:
+        return by_row
+    from gguf.quants import dequantize
+
+    assert kind == _F32
+    # The plain float types are decoded from their own dtype, block types from bytes.
+    own = {"F16": "<f2", "F32": "<f4"}.get(tensor.tensor_type.name)
+    stored = by_row.view(own) if own else by_row
+    decoded = np.ascontiguousarray(dequantize(stored, tensor.tensor_type), dtype="<f4")
+    return decoded.reshape(len(by_row), -1).view(np.uint8)
+
+
+def _block(kind: int) -> tuple[int, int]:
+    """(values, bytes) of one block of ggml type ``kind``."""
+    import gguf
+
+    values, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+    return int(values), int(nbytes)
+
+
+def _row_bytes(kind: int, row: int) -> int:
+    values, nbytes = _block(kind)
+    return row // values * nbytes
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+# -- the header ------------------------------------------------------------------------------------
+
+
+def _header(file: GgufFile, tensors: Sequence[_Target]) -> bytes:
+    """The file's own metadata as a padded file has it, then the twin's tensor table."""
+    fields = list(_raw_fields(file))
+    parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(fields)), *fields]
+    offset = 0
+    for tensor in tensors:
+        parts.append(string(tensor.name))
+        parts.append(struct.pack(f"<I{len(tensor.ne)}Q", len(tensor.ne), *tensor.ne))
+        parts.append(struct.pack("<IQ", tensor.kind, offset))
+        offset += _padded(tensor.nbytes)
+    blob = b"".join(parts)
+    return blob + b"\0" * (_padded(len(blob)) - len(blob))
+
+
+def _raw_fields(file: GgufFile) -> Iterator[bytes]:
+    """Every metadata field (key, type, value): as stored, but for the layout and the name of the
+    architecture, which is llama.cpp's."""
+    own = str(file.value("general.architecture"))
+    stock = own.removeprefix(OWN)
+    changed = {"tenp.layout": "padded", "general.architecture": stock}
+    with file.file.open("rb") as stream:
+        for name, field in file.reader.fields.items():
+            if name.startswith("GGUF."):  # the reader's own names for the counts
+                continue
+            if name in changed:
+                yield string(name) + struct.pack("<I", _STRING) + string(changed[name])
+                continue
+            stream.seek(field.offset)
+            raw = stream.read(sum(int(part.nbytes) for part in field.parts))
+            if name.startswith(f"{own}."):
+                raw = string(stock + name.removeprefix(own)) + raw[len(string(name)) :]
+            yield raw

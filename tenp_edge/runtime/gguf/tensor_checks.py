@@ -1,0 +1,124 @@
+"""Which tensors a file of ours must hold, and with what shapes: the metadata's word against
+the tensor table's, before any weight is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tenp_edge.errors import UserError, shown
+from tenp_edge.runtime.gguf.header import Header, TensorInfo
+from tenp_edge.runtime.gguf.model_metadata import Facts
+
+Shape = tuple[int, ...]
+_SHOWN = 240
+
+
+def check_tensors(header: Header, facts: Facts) -> None:
+    """Raise UserError unless every tensor is there with the shape that the metadata gives it, and
+    no other."""
+    known = set()
+    for name, shape, optional in _expected(facts, header):
+        known.add(name)
+        info = header.tensors.get(name)
+        if info is None:
+            if optional:
+                continue
+            raise _contradiction(header, f"{name} is missing")
+        if info.shape != shape:
+            raise _contradiction(
+                header, f"{name} is {_times(info.shape)}, the metadata says {_times(shape)}"
+            )
+        if len(shape) == 1 and info.type_name != "F32":
+            raise _contradiction(header, f"{name} is {info.type_name}, not F32")
+    unknown = [name for name in header.tensors if name not in known]
+    if unknown:
+        raise _contradiction(header, f"{unknown[0]} belongs to no layer")
+
+
+def _expected(facts: Facts, header: Header) -> Iterator[tuple[str, Shape, bool]]:
+    """(name, shape as ggml counts, whether it may be missing) of every tensor."""
+    hidden = facts.hidden
+    yield "token_embd.weight", (hidden, facts.vocab), False
+    yield "output_norm.weight", (hidden,), False
+    yield "output.weight", (hidden, facts.vocab), True
+    for layer in range(facts.layers):
+        attention = _mla_tensors(facts) if facts.mla else _gqa_tensors(facts)
+        feed_forward = (
+            _routed_tensors(facts, layer, header)
+            if layer in facts.widths
+            else _mlp_tensors(facts, facts.feed_forward, "")
+        )
+        for name, shape, optional in (
+            ("attn_norm.weight", (hidden,), False),
+            ("ffn_norm.weight", (hidden,), False),
+            *attention,
+            *feed_forward,
+        ):
+            yield f"blk.{layer}.{name}", shape, optional
+
+
+def _gqa_tensors(facts: Facts) -> Iterator[tuple[str, Shape, bool]]:
+    hidden, row = facts.hidden, facts.architecture
+    queries, keys = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    for name, size in (("q", queries), ("k", keys), ("v", keys)):
+        yield f"attn_{name}.weight", (hidden, size), False
+        if row.attention_bias:
+            yield f"attn_{name}.bias", (size,), True
+    if row.qk_norm != "none":
+        by_head = row.qk_norm == "head"
+        yield "attn_q_norm.weight", (facts.head_dim if by_head else queries,), False
+        yield "attn_k_norm.weight", (facts.head_dim if by_head else keys,), False
+    yield "attn_output.weight", (queries, hidden), False
+
+
+def _mla_tensors(facts: Facts) -> Iterator[tuple[str, Shape, bool]]:
+    mla, hidden, rope = facts.mla, facts.hidden, facts.rope.dimensions
+    assert mla is not None
+    queries = facts.heads * (mla.nope + rope)
+    if mla.q_rank:
+        yield "attn_q_a.weight", (hidden, mla.q_rank), False
+        yield "attn_q_a_norm.weight", (mla.q_rank,), False
+        yield "attn_q_b.weight", (mla.q_rank, queries), False
+    else:
+        yield "attn_q.weight", (hidden, queries), False
+    yield "attn_kv_a_mqa.weight", (hidden, mla.kv_rank + rope), False
+    yield "attn_kv_a_norm.weight", (mla.kv_rank,), False
+    yield "attn_k_b.weight", (mla.nope, mla.kv_rank, facts.heads), False
+    yield "attn_v_b.weight", (mla.kv_rank, mla.value, facts.heads), False
+    yield "attn_output.weight", (facts.heads * mla.value, hidden), False
+
+
+def _mlp_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str, Shape, bool]]:
+    for name in ("gate", "up"):
+        yield f"ffn_{name}{suffix}.weight", (facts.hidden, width), False
+    yield f"ffn_down{suffix}.weight", (width, facts.hidden), False
+
+
+def _routed_tensors(facts: Facts, layer: int, header: Header) -> Iterator[tuple[str, Shape, bool]]:
+    hidden = facts.hidden
+    yield "ffn_gate_inp.weight", (hidden, facts.experts), False
+    if facts.sigmoid:
+        yield "exp_probs_b.bias", (facts.experts,), True
+    if facts.stacked:
+        for name, shape, optional in _mlp_tensors(facts, facts.stacked, "_exps"):
+            yield name, (*shape, facts.experts), optional
+    for expert, width in enumerate(() if facts.stacked else facts.widths[layer]):
+        yield from _mlp_tensors(facts, width, f".{expert}")
+    shared = _shared_width(header.tensors.get(f"blk.{layer}.ffn_gate_shexp.weight"))
+    if shared:
+        yield from _mlp_tensors(facts, shared, "_shexp")
+        if facts.architecture.shared_gate:
+            yield "ffn_gate_inp_shexp.weight", (hidden, 1), False
+
+
+def _shared_width(gate: TensorInfo | None) -> int:
+    """Width of the shared expert: its own matrix says it, and the other two must agree."""
+    return gate.shape[1] if gate is not None and len(gate.shape) == 2 else 0
+
+
+def _contradiction(header: Header, why: str) -> UserError:
+    return UserError(f"{header.file} contradicts itself: {shown(why, _SHOWN)}", "export it again")
+
+
+def _times(shape: Shape) -> str:
+    return " x ".join(map(str, shape))

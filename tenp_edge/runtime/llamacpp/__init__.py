@@ -1,0 +1,1 @@
+"""Unmodified llama.cpp."""

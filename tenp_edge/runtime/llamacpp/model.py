@@ -1,0 +1,127 @@
+"""Unmodified llama.cpp, through the low-level interface of llama-cpp-python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tenp_edge.errors import UserError
+from tenp_edge.runtime.llamacpp.llama_vocabulary import LlamaVocabulary
+from tenp_edge.runtime.llamacpp.native import forget_log, load_model, native, reason
+from tenp_edge.runtime.memory.footprint import known_kv_type
+from tenp_edge.runtime.session import Logits, Session, check_context, thread_count
+
+_NO_FLASH_ATTENTION, _FLASH_ATTENTION = 0, 1
+
+
+class LlamaCppModel(Session):
+    """A GGUF file in llama.cpp. Close it, or use it in a ``with``.
+
+    ``context``: tokens the KV cache holds; ``ubatch``: tokens evaluated at once; ``kv_type``: F32,
+    F16 or Q8_0 (which needs ``flash_attention``); ``gpu_layers``: how many layers a GPU build puts
+    on the GPU. ``vocab_only`` loads the tokenizer alone. ``name``: what errors call the file.
+    """
+
+    runtime = "llama.cpp"
+
+    def __init__(
+        self,
+        file: str | Path,
+        *,
+        context: int = 2048,
+        threads: int | None = None,
+        kv_type: str = "F16",
+        ubatch: int = 512,
+        flash_attention: bool = False,
+        gpu_layers: int = 0,
+        vocab_only: bool = False,
+        name: str | None = None,
+    ) -> None:
+        check_context(context)
+        self._native = native()
+        self._model: Any = None
+        self._state: Any = None
+        self._model = load_model(
+            Path(file), vocab_only=vocab_only, gpu_layers=gpu_layers, name=name
+        )
+        super().__init__(LlamaVocabulary(self._model), context, min(ubatch, context))
+        self._vocab_size, self.kv_type = self.vocabulary.size, kv_type
+        if not vocab_only:
+            self._state = self._make_state(threads, kv_type, flash_attention)
+
+    def _make_state(self, threads: int | None, kv_type: str, flash_attention: bool) -> Any:
+        stored = known_kv_type(kv_type)
+        params = self._native.llama_context_default_params()
+        params.n_ctx, params.n_batch = self.context, self.batch_tokens
+        params.n_ubatch = self.batch_tokens
+        params.n_threads = params.n_threads_batch = thread_count(threads)
+        params.type_k = params.type_v = stored.ggml_id
+        params.flash_attn_type = _FLASH_ATTENTION if flash_attention else _NO_FLASH_ATTENTION
+        forget_log()
+        made = self._native.llama_init_from_model(self._model, params)
+        if not made:
+            raise UserError(f"llama.cpp cannot make a context of {self.context} tokens: {reason()}")
+        return made
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    # -- evaluation ----------------------------------------------------------------------------
+
+    def _run(self, tokens: Sequence[int], position: int, all_logits: bool) -> Logits:
+        count = len(tokens)
+        self._decode(tokens, position, all_logits)
+        first = 0 if all_logits else count - 1
+        rows = np.empty((count - first, self._vocab_size), dtype=np.float32)
+        for index in range(first, count):
+            pointer = self._native.llama_get_logits_ith(self._state, index)
+            rows[index - first] = np.ctypeslib.as_array(pointer, shape=(self._vocab_size,))
+        return rows
+
+    def _decode(self, tokens: Sequence[int], position: int, all_logits: bool) -> None:
+        count = len(tokens)
+        batch = self._native.llama_batch_init(count, 0, 1)
+        try:
+            batch.n_tokens = count
+            for index, token in enumerate(tokens):
+                batch.token[index] = int(token)
+                batch.pos[index] = position + index
+                batch.n_seq_id[index] = 1
+                batch.seq_id[index][0] = 0
+                batch.logits[index] = all_logits or index == count - 1
+            forget_log()
+            status = self._native.llama_decode(self._state, batch)
+        finally:
+            self._native.llama_batch_free(batch)
+        if status:
+            raise UserError(
+                f"llama.cpp could not evaluate {count} tokens at position {position} "
+                f"(status {status}): {reason()}",
+                "a larger context",
+            )
+
+    def _forget(self, keep: int) -> None:
+        memory = self._native.llama_get_memory(self._state)
+        if keep:
+            self._native.llama_memory_seq_rm(memory, 0, keep, -1)
+        else:
+            self._native.llama_memory_clear(memory, True)
+
+    # -- lifetime ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Free the context and the weights; harmless when called again."""
+        if self._state is not None:
+            self._native.llama_free(self._state)
+            self._state = None
+        if self._model is not None:
+            self._native.llama_model_free(self._model)
+            self._model = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None) is not None:
+            self.close()

@@ -1,0 +1,1 @@
+"""What running a file takes in memory: asked, predicted and measured."""

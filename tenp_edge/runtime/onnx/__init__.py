@@ -1,0 +1,1 @@
+"""ONNX directories in onnxruntime."""

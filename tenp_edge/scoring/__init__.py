@@ -1,0 +1,1 @@
+"""What neurons and experts are worth: pure functions of the statistics."""

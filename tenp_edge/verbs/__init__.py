@@ -1,0 +1,1 @@
+"""The verbs as functions: each starts from files and ends in files."""

@@ -1,0 +1,177 @@
+"""`calibrate` and `merge`: statistics in a directory, and what lies beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tenp_edge.calibration.collect import calibrate
+from tenp_edge.calibration.coverage import coverage
+from tenp_edge.calibration.gradients import collect_gradients
+from tenp_edge.calibration.held_out import keep_slice, load_slice, slice_digest, stored_slice
+from tenp_edge.calibration.merging import merge_statistics
+from tenp_edge.calibration.storage import Statistics, load_statistics
+from tenp_edge.calibration.text.domains import split_at
+from tenp_edge.checkpoint.compression_plan import CompressionPlan
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.locking import one_writer
+from tenp_edge.disk import write_text
+from tenp_edge.errors import UserError
+from tenp_edge.evaluation.refine import measure_on
+from tenp_edge.forward.text_batch import Domain
+from tenp_edge.models.inspection import inspect_model
+from tenp_edge.planning.devices import this_machine
+from tenp_edge.planning.planner import make_plan
+from tenp_edge.planning.probes import KEEPS, WAYS, probe
+from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.planning.trials import Records
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.verbs.measure_types import CHEAP_SECONDS, default_job, exactly, types_into
+from tenp_edge.verbs.options import (
+    CalibrationOptions,
+)
+from tenp_edge.verbs.timing import operations_per_second, shown_seconds
+from tenp_edge.verbs.token_chunks import calibration_domains, most_tokens
+
+_PROBES_IN_CALIBRATIONS = 4  # how much longer than the calibration the probes may take
+
+
+def run_calibrate(
+    model: Path,
+    work: Path,
+    options: CalibrationOptions,
+    progress: Progress = QUIET,
+    gradients: bool = False,
+    types: bool = False,
+) -> Statistics:
+    """Collect statistics of ``model`` into ``work``; resumes, and returns finished work at once.
+
+    ``gradients``: with a backward pass, for the scores that need one. ``types``: what every tensor
+    type of a GGUF costs this model is measured too (`type_sensitivity`).
+    """
+    checkpoint = Checkpoint(model)
+    with one_writer(work):
+        return _run_calibrate(checkpoint, work, options, progress, gradients, types)
+
+
+def _run_calibrate(
+    checkpoint: Checkpoint,
+    work: Path,
+    options: CalibrationOptions,
+    progress: Progress,
+    gradients: bool,
+    types: bool,
+) -> Statistics:
+    drawn = calibration_domains(checkpoint, options, progress, hold_out=True)
+    pairs = [split_at(domain, options.samples) for domain in drawn]
+    domains, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
+    before = finished_at(work)
+    statistics = calibrate_into(checkpoint, domains, work, options, progress, spare)
+    if before and before == finished_at(work):
+        more = "continuing: calibration done" if types or gradients else None
+        progress.note(more or f"nothing to do: {work} is complete")
+    probe_if_short(checkpoint, statistics, work, options, progress)
+    if types:
+        types_into(checkpoint, default_job(), statistics, work, options, progress)
+    if not gradients:
+        return statistics
+    return collect_gradients(
+        checkpoint,
+        domains,
+        statistics,
+        work,
+        device=options.device,
+        dtype=options.dtype,
+        progress=progress,
+    )
+
+
+def run_merge(parts: Sequence[Path], output: Path, force: bool = False) -> Statistics:
+    """The sum of the statistics in ``parts``, in ``output``. Raises UserError where one text would
+    be counted twice, and where ``output`` holds statistics already, unless ``force``."""
+    if output.resolve() in [part.resolve() for part in parts]:
+        raise UserError(f"{output} is one of those that are added up", "another -o")
+    if (output / "statistics.json").is_file() and not force:
+        raise UserError(
+            f"{output} holds statistics already", "another -o, or --force to overwrite it"
+        )
+    found = [load_statistics(part) for part in parts]
+    with one_writer(output):
+        return merge_statistics(found, output)
+
+
+def finished_at(work: Path) -> int:
+    """When the statistics in ``work`` were finished, in nanoseconds; 0 where there are none."""
+    file = work / "statistics.json"
+    return file.stat().st_mtime_ns if file.is_file() else 0
+
+
+def calibrate_into(
+    checkpoint: Checkpoint,
+    domains: list[Domain],
+    work: Path,
+    options: CalibrationOptions,
+    progress: Progress,
+    held_out: Sequence[Domain] = (),
+) -> Statistics:
+    """Statistics in ``work``, and beside them coverage.json: which experts saw too few tokens.
+
+    ``held_out``, where there is any, is kept beside them for `refine`.
+    """
+    statistics = calibrate(
+        checkpoint,
+        domains,
+        work,
+        device=options.device,
+        dtype=options.dtype,
+        seed=options.seed,
+        progress=progress,
+    )
+    write_text(work / "coverage.json", json.dumps(coverage(statistics).to_json(), indent=1) + "\n")
+    if any(len(domain.tokens) for domain in held_out):
+        keep_slice(work, held_out)
+    return statistics
+
+
+def probe_if_short(
+    checkpoint: Checkpoint,
+    statistics: Statistics,
+    directory: Path,
+    compute: CalibrationOptions,
+    progress: Progress,
+) -> None:
+    """Measure the ways of sharing out width (`probes`) on the text held out in ``directory``.
+
+    Where that is a matter of a moment or takes no longer than a few calibrations; nothing where no
+    text was held out. What was measured before is not measured again.
+    """
+    if stored_slice(directory) is None or not statistics.has_elimination:
+        return
+    domains = load_slice(directory)
+    seconds, calibrating = _probing_seconds(checkpoint, domains, compute)
+    if seconds > max(CHEAP_SECONDS, _PROBES_IN_CALIBRATIONS * calibrating):
+        progress.note(
+            "how width is best shared out is not measured, which would take about "
+            f"{shown_seconds(seconds)}; plan --refine measures it at one size"
+        )
+        return
+    device, dtype = exactly(checkpoint, compute)
+
+    def make(asked: PlanOptions) -> CompressionPlan:
+        return make_plan(checkpoint, this_machine(), asked, statistics)
+
+    measure = measure_on(
+        checkpoint, domains, directory, device=device, dtype=dtype, progress=progress
+    )
+    probe(make, Records(directory, slice_digest(domains)), measure, compute.seed)
+
+
+def _probing_seconds(
+    checkpoint: Checkpoint, domains: Sequence[Domain], compute: CalibrationOptions
+) -> tuple[float, float]:
+    """About how long the probes take, and the calibration."""
+    operations = 2 * inspect_model(checkpoint.path).active_parameters
+    per_token = operations / operations_per_second(*exactly(checkpoint, compute))
+    tokens = sum(int(domain.lengths.sum()) for domain in domains)
+    return len(KEEPS) * (1 + len(WAYS)) * tokens * per_token, most_tokens(compute) * per_token

@@ -1,0 +1,235 @@
+"""The verb `compare`: calibrate with several seeds, measure every method, write the tables."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenp_edge.calibration.storage import Statistics
+from tenp_edge.calibration.text.chat_format import ChatWriter
+from tenp_edge.calibration.text.domains import load_tokenizer, split_at
+from tenp_edge.calibration.text.sources import parse_data, texts_of
+from tenp_edge.checkpoint.compression_plan import CompressionPlan
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.locking import one_writer
+from tenp_edge.checkpoint.overlay import Mended
+from tenp_edge.disk import write_text
+from tenp_edge.errors import UserError
+from tenp_edge.evaluation.comparison import lm_eval_tasks, plot
+from tenp_edge.evaluation.comparison.compared_methods import Contender, Mend, choose_methods
+from tenp_edge.evaluation.comparison.grid import MENDED, Job, budget, compare
+from tenp_edge.evaluation.comparison.measures import Arithmetic, Cloze, Measure, TextMeasure
+from tenp_edge.evaluation.comparison.table import markdown
+from tenp_edge.evaluation.refine import known_trials
+from tenp_edge.forward.device import choose_device, choose_dtype
+from tenp_edge.forward.text_batch import Domain
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.recovery.recover import MendRules, mend
+from tenp_edge.verbs.calibrate import run_calibrate
+from tenp_edge.verbs.options import CompareOptions
+from tenp_edge.verbs.run_directory import key_of
+from tenp_edge.verbs.token_chunks import calibration_domains, validation_domains
+
+FILE, PAGE, PICTURE, TASKS = "compare.json", "compare.md", "compare.png", "lm-eval.json"
+
+
+def run_compare(
+    model: Path, output: Path, options: CompareOptions, progress: Progress = QUIET
+) -> dict[str, Any]:
+    """Measure ``options.methods`` on ``model`` into ``output``; JSON values, as in compare.json.
+
+    Continues after a kill, one keep ratio at a time. Raises UserError for what no comparison can
+    be made of, before the first long step.
+    """
+    checkpoint, methods = Checkpoint(model), choose_methods(options.methods)
+    _check(options)
+    with one_writer(output):
+        return _compared(checkpoint, methods, output, options, progress)
+
+
+def _compared(
+    checkpoint: Checkpoint,
+    methods: Sequence[Contender],
+    output: Path,
+    options: CompareOptions,
+    progress: Progress,
+) -> dict[str, Any]:
+    where = choose_device(options.calibration.device)
+    own = options.calibration.dtype
+    # As in validation: bf16's own rounding would be counted as a candidate's loss.
+    dtype = choose_dtype("float32" if own == "auto" else own, where, checkpoint.dtype)
+    measures = _measures(checkpoint, options, progress)
+    statistics = _statistics(checkpoint, output, options, methods, progress)
+    job = Job(
+        checkpoint=checkpoint,
+        methods=methods,
+        ratios=options.ratios,
+        statistics=statistics,
+        trials={seed: known_trials(output / f"calibration-{seed}") for seed in statistics},
+        measures=measures,
+        mend=_menders(checkpoint, output, options, methods, progress),
+        width_multiple=options.width_multiple,
+        about={"width_multiple": options.width_multiple, **_about(options, measures)},
+    )
+    result = compare(job, output / FILE, device=where, dtype=dtype, progress=progress)
+    write_text(output / PAGE, markdown(result))
+    if plot.can_draw():
+        plot.draw(result, output / PICTURE)
+    else:
+        progress.note(plot.MISSING)
+    if options.lm_eval:
+        result["lm_eval"] = _lm_eval(job, output / TASKS, options, dtype, progress)
+    return result
+
+
+def _check(options: CompareOptions) -> None:
+    for keep in options.ratios:
+        if not 0 < keep < 1:
+            raise UserError(f"--keep {keep:g} is not a share of the experts", "--keep 0.6")
+    for flag, value in (("--seeds", options.seeds), ("--width-multiple", options.width_multiple)):
+        if value < 1:
+            raise UserError(f"{flag} {value} is not above zero", f"{flag} 1")
+    if options.lm_eval:
+        lm_eval_tasks.require_lm_eval()
+
+
+def _statistics(
+    checkpoint: Checkpoint,
+    output: Path,
+    options: CompareOptions,
+    methods: Sequence[Contender],
+    progress: Progress,
+) -> dict[int, Statistics]:
+    """One calibration a seed, with a backward pass where a method needs one."""
+    backward, found = any(method.needs_gradients for method in methods), {}
+    for seed in range(options.calibration.seed, options.calibration.seed + options.seeds):
+        chosen = replace(options.calibration, seed=seed)
+        found[seed] = run_calibrate(
+            checkpoint.path, output / f"calibration-{seed}", chosen, progress, backward
+        )
+    return found
+
+
+def _menders(
+    checkpoint: Checkpoint,
+    output: Path,
+    options: CompareOptions,
+    methods: Sequence[Contender],
+    progress: Progress,
+) -> dict[int, Mend]:
+    """By calibration seed, what mends a plan on that calibration's text, if a method does."""
+    if not any(method.mends for method in methods):
+        return {}
+    seeds = range(options.calibration.seed, options.calibration.seed + options.seeds)
+    return {seed: _mender(checkpoint, output, options, seed, progress) for seed in seeds}
+
+
+def _mender(
+    checkpoint: Checkpoint, output: Path, options: CompareOptions, seed: int, progress: Progress
+) -> Mend:
+    chosen = replace(options.calibration, seed=seed)
+
+    @cache
+    def domains() -> list[Domain]:
+        """As `run_calibrate` draws them: the chunks that it holds out are not used."""
+        drawn = calibration_domains(checkpoint, chosen, hold_out=True)
+        return [split_at(domain, chosen.samples)[0] for domain in drawn]
+
+    def build(plan: CompressionPlan, rules: MendRules) -> Mended:
+        name = key_of(seed, plan.digest, asdict(rules))
+        return mend(
+            checkpoint,
+            plan,
+            domains(),
+            output / MENDED / name,
+            rules,
+            seed=seed,
+            device=chosen.device,
+            dtype=chosen.dtype,
+            progress=progress,
+        )
+
+    return build
+
+
+def _measures(
+    checkpoint: Checkpoint, options: CompareOptions, progress: Progress
+) -> dict[str, Sequence[Measure]]:
+    """Held-out text by domain, and the questions made of it."""
+    seed = options.calibration.seed
+    drawn = validation_domains(checkpoint, options.validation, seed, progress)
+    text = [TextMeasure.of(domain) for domain in drawn]
+    found: dict[str, Sequence[Measure]] = {"text": text}
+    if not options.questions:
+        return found
+    tokenizer = load_tokenizer(checkpoint.path)
+    longest = min(options.validation.seq_len, checkpoint.config.max_position_embeddings)
+    cloze: list[Measure] = []
+    sums: list[Measure] = []
+    for name, texts in _texts(options, tokenizer).items():
+        asked = Cloze.of(name, texts, tokenizer, options.questions, seed)
+        cloze += [] if asked is None else [asked]
+        solved = Arithmetic.of(name, texts, tokenizer, options.questions, longest)
+        sums += [] if solved is None else [solved]
+    found |= {"cloze": cloze, "arithmetic": sums}
+    return {kind: row for kind, row in found.items() if row}
+
+
+def _texts(options: CompareOptions, tokenizer: Any) -> Mapping[str, Sequence[str]]:
+    sources, writer = parse_data(options.validation.data), ChatWriter(tokenizer)
+    found = texts_of(sources, "heldout", writer)
+    return {
+        name: [text for kind in kinds.values() for text in kind] for name, kinds in found.items()
+    }
+
+
+def _about(options: CompareOptions, measures: Mapping[str, Sequence[Measure]]) -> dict[str, Any]:
+    """What the result says about its own making."""
+    calibration, validation = options.calibration, options.validation
+    return {
+        "calibration": {
+            "data": list(calibration.data),
+            "samples": calibration.samples,
+            "seq_len": calibration.seq_len,
+        },
+        "evaluation": {
+            "data": list(validation.data),
+            "samples": validation.samples,
+            "seq_len": validation.seq_len,
+            "domains": [measure.block.name for measure in measures["text"]],
+        },
+    }
+
+
+def _lm_eval(
+    job: Job, file: Path, options: CompareOptions, dtype: torch.dtype, progress: Progress
+) -> list[dict[str, Any]]:
+    """lm-eval's tasks for every method and ratio with the first calibration."""
+    case = job.cases()[0]
+    tokenizer, rows = load_tokenizer(job.checkpoint.path), []
+    with progress.task("lm-eval", len(job.ratios) * len(job.methods), "models") as task:
+        for keep in job.ratios:
+            for method in job.methods:
+                cut = method.build(case, budget(case, keep))
+                scores = lm_eval_tasks.task_scores(
+                    job.checkpoint,
+                    cut.candidate,
+                    tokenizer,
+                    options.lm_eval,
+                    options.lm_eval_limit,
+                    dtype,
+                )
+                rows.append(
+                    {"method": method.name, "keep": keep, "seed": case.seed, "tasks": scores}
+                )
+                write_text(file, json.dumps(rows, indent=1) + "\n")
+                task.advance()
+    shutil.rmtree(file.parent / MENDED, ignore_errors=True)
+    return rows

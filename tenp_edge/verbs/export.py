@@ -1,0 +1,106 @@
+"""`export`: a checkpoint, pruned or not, as one file; ranges where it takes them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tenp_edge.calibration.activation_ranges import Ranges, load_ranges
+from tenp_edge.calibration.imatrix import importance_of
+from tenp_edge.calibration.range_measuring import identity, measure_ranges
+from tenp_edge.calibration.storage import load_statistics
+from tenp_edge.checkpoint.compression_plan import load_plan
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.locking import one_writer, one_writer_of
+from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.disk import require_free
+from tenp_edge.exporters.base import ExportData, ExportOptions, Manifest, exporter
+from tenp_edge.forward.device import choose_device, choose_dtype
+from tenp_edge.forward.text_batch import Domain
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.verbs.options import (
+    CalibrationOptions,
+)
+from tenp_edge.verbs.token_chunks import calibration_domains
+
+
+def run_export(
+    model: Path,
+    target: Path,
+    format: str,
+    options: ExportOptions,
+    plan: Path | None = None,
+    progress: Progress = QUIET,
+    dry_run: bool = False,
+    statistics: Path | None = None,
+    calibration: CalibrationOptions | None = None,
+) -> Manifest:
+    """Write ``target`` from a dense or pruned checkpoint, or from a checkpoint and a plan.
+
+    Where activations get fixed scales, their ranges come from the directory ``statistics``, or are
+    measured on the text of ``calibration`` and kept there.
+
+    With ``statistics`` and ``options.imatrix`` it is quantised with an importance matrix, where the
+    type has a use for one. With ``dry_run`` the manifest is returned and nothing is written.
+    """
+    checkpoint, writer = Checkpoint(model), exporter(format)
+    given = None if plan is None else load_plan(plan)
+    weighted = options.quant in writer.weighted_quants or options.imatrix_file is not None
+    importance = None
+    if statistics is not None and options.imatrix and weighted:
+        importance = importance_of(checkpoint, load_statistics(statistics), given)
+    if checkpoint.config.raw.get("tenp"):
+        given = None if importance is not None else given  # it was pruned by this plan already
+    options = replace(options, imatrix=importance is not None)
+    source = ModelSource(checkpoint, given)
+    writer.check(source.config, options)
+    manifest = writer.manifest(checkpoint, source.config, options)
+    if dry_run:
+        return manifest
+    require_free(target.parent, manifest.file_bytes, target.name)
+    with one_writer_of(target):
+        ranges = None
+        if writer.needs_ranges(options):
+            chosen = calibration or CalibrationOptions()
+            ranges = kept_ranges(source, statistics) or ranges_into(
+                source,
+                calibration_domains(checkpoint, chosen, progress),
+                chosen,
+                statistics,
+                progress,
+            )
+        return writer.write(source, options, target, ExportData(importance, ranges), progress)
+
+
+def _ranges_file(directory: Path, source: ModelSource) -> Path:
+    """Statistics serve many plans; every pruned model has ranges of its own."""
+    return directory / f"ranges-{identity(source)[:12]}.json"
+
+
+def kept_ranges(
+    source: ModelSource, directory: Path | None, data: str | None = None
+) -> Ranges | None:
+    """Those of this very model (and ``data``) in ``directory``, measured before."""
+    file = None if directory is None else _ranges_file(directory, source)
+    if file is None or not file.is_file():
+        return None
+    found = load_ranges(file)
+    same = found.model == identity(source) and data in (None, found.data)
+    return found if same else None
+
+
+def ranges_into(
+    source: ModelSource,
+    domains: list[Domain],
+    options: CalibrationOptions,
+    directory: Path | None,
+    progress: Progress,
+) -> Ranges:
+    """The ranges on ``domains``, kept in ``directory`` where there is one."""
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device, source.checkpoint.dtype)
+    found = measure_ranges(source, domains, device=device, dtype=dtype, progress=progress)
+    if directory is not None:
+        with one_writer(directory):
+            found.save(_ranges_file(directory, source))
+    return found

@@ -1,0 +1,122 @@
+"""Measuring what tensor types cost, as a step of the verbs: asked for, or because it is cheap."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from tenp_edge.calibration.held_out import load_slice, stored_slice
+from tenp_edge.calibration.storage import Statistics
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.locking import one_writer
+from tenp_edge.evaluation.type_sensitivity import (
+    TypeJob,
+    measure_types,
+    measuring_seconds,
+    missing_of,
+)
+from tenp_edge.exporters.base import ExportOptions, exporter, measured_quants
+from tenp_edge.forward.device import choose_device, choose_dtype
+from tenp_edge.models.inspection import inspect_model
+from tenp_edge.planning.type_costs import TypeCosts, load_costs
+from tenp_edge.progress import Progress
+from tenp_edge.verbs.options import CalibrationOptions, ComputeOptions
+from tenp_edge.verbs.timing import WORTH_SAYING_SECONDS, operations_per_second, shown_seconds
+from tenp_edge.verbs.token_chunks import most_tokens
+
+# What compress spends on it without being asked.
+CHEAP_SECONDS = 60
+
+
+def exactly(checkpoint: Checkpoint, compute: ComputeOptions) -> tuple[torch.device, torch.dtype]:
+    """In float32 unless asked otherwise, as in validate: bf16 flips near-tied routing."""
+    device = choose_device(compute.device)
+    kind = "float32" if compute.dtype == "auto" else compute.dtype
+    return device, choose_dtype(kind, device, checkpoint.dtype)
+
+
+def default_job() -> TypeJob:
+    """The types that may be chosen for a GGUF, with an importance matrix."""
+    writer = exporter("gguf")
+    options = ExportOptions(writer.default_quant, writer.layouts[0], imatrix=True)
+    return TypeJob(writer, options, measured_quants(writer))
+
+
+def types_into(
+    checkpoint: Checkpoint,
+    job: TypeJob,
+    statistics: Statistics,
+    directory: Path,
+    compute: CalibrationOptions,
+    progress: Progress,
+) -> TypeCosts:
+    """What the types of ``job`` cost, in types.json of ``directory``; says first how long it will
+    take, when that is more than a moment."""
+    seconds, _ = _seconds(checkpoint, job, directory, compute)
+    if seconds >= WORTH_SAYING_SECONDS:
+        progress.note(f"measuring types: about {shown_seconds(seconds)}, by a quick measurement")
+    return _measured(checkpoint, job, statistics, directory, compute, progress)
+
+
+def types_if_cheap(
+    checkpoint: Checkpoint,
+    job: TypeJob,
+    statistics: Statistics,
+    directory: Path,
+    compute: CalibrationOptions,
+    progress: Progress,
+) -> None:
+    """`types_into` where it is a matter of a moment, or short beside the calibration; otherwise one
+    note says how to get it. Nothing is said where there is no held-out text to measure on."""
+    if not job.quants or stored_slice(directory) is None:
+        return
+    seconds, calibrating = _seconds(checkpoint, job, directory, compute)
+    if seconds <= max(CHEAP_SECONDS, calibrating / 5):
+        _measured(checkpoint, job, statistics, directory, compute, progress)
+        return
+    progress.note(
+        "types are chosen by a rule: measuring what each costs would take about "
+        f"{shown_seconds(seconds)}; tenp-edge calibrate MODEL --types -o {directory} does"
+    )
+
+
+def _measured(
+    checkpoint: Checkpoint,
+    job: TypeJob,
+    statistics: Statistics,
+    directory: Path,
+    compute: CalibrationOptions,
+    progress: Progress,
+) -> TypeCosts:
+    device, dtype = exactly(checkpoint, compute)
+    missing = missing_of(job, checkpoint, directory).quants
+    with one_writer(directory) if missing else nullcontext():
+        return measure_types(
+            checkpoint, job, statistics, directory, device=device, dtype=dtype, progress=progress
+        )
+
+
+def _seconds(
+    checkpoint: Checkpoint, job: TypeJob, directory: Path, compute: CalibrationOptions
+) -> tuple[float, float]:
+    """About how long what is missing of ``job`` takes, and a calibration; 0 where all is there."""
+    domains = load_slice(directory)
+    job = missing_of(job, checkpoint, directory)
+    if not job.quants:
+        return 0.0, 0.0
+    device, dtype = exactly(checkpoint, compute)
+    speed = operations_per_second(device, dtype)
+    tokens = sum(int(domain.lengths.sum()) for domain in domains)
+    active = inspect_model(checkpoint.path).active_parameters
+    seconds = measuring_seconds(checkpoint.config, job, tokens, active, speed)
+    return seconds, most_tokens(compute) * 2 * active / speed
+
+
+def costs_of(checkpoint: Checkpoint, directory: Path) -> TypeCosts | None:
+    """What was measured of this checkpoint in ``directory``, on the text that lies there."""
+    costs = load_costs(directory)
+    if costs is None or costs.conditions.fingerprint != checkpoint.fingerprint:
+        return None
+    return costs if costs.conditions.slice == stored_slice(directory) else None

@@ -1,0 +1,243 @@
+"""What the verbs take: frozen dataclasses whose fields are the flags (`settings`). No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tenp_edge.errors import UserError
+from tenp_edge.planning.devices import DeviceProfile, load_profile, load_profile_file, this_machine
+from tenp_edge.planning.settings import Flag
+from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.runtime.memory.footprint import MOST_THREADS, MemoryRun, known_kv_type
+
+CALIBRATION, VALIDATION, COMPUTE = "Calibration", "Validation", "Compute"
+MENDING = "Mending: changes weights that stay"
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """``data``: "name=path" of each domain, or a set that ships; empty means the bundled text."""
+
+    data: Annotated[
+        tuple[str, ...],
+        Flag(
+            "data",
+            "A calibration domain, NAME=FILE (.txt, .md, .json, .jsonl or .parquet) or "
+            "NAME=hf:OWNER/DATASET[:SPLIT]; stdlib: Python's standard library; repeat for more. "
+            "Default: builtin, the text in the package; your own prompts are better.",
+            CALIBRATION,
+        ),
+    ] = ()
+    samples: Annotated[int, Flag("samples", "Calibration chunks per domain.", CALIBRATION)] = 32
+    seq_len: Annotated[int, Flag("seq-len", "Tokens per chunk.", CALIBRATION)] = 512
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """Where this machine computes, in which type; and the seed."""
+
+    seed: Annotated[int, Flag("seed", "Seed of every random choice.", CALIBRATION)] = 0
+    device: Annotated[
+        str, Flag("device", "auto, cpu, cuda or mps; one layer at a time.", COMPUTE)
+    ] = "auto"
+    dtype: Annotated[
+        str,
+        Flag(
+            "dtype",
+            "auto, float32, bfloat16 or float16; validation takes float32 for auto.",
+            COMPUTE,
+        ),
+    ] = "auto"
+
+
+@dataclass(frozen=True)
+class CalibrationOptions(ComputeOptions, TextOptions):
+    """The text that is calibrated on, and how."""
+
+
+@dataclass(frozen=True)
+class HeldOutOptions:
+    """``samples`` chunks of ``seq_len`` tokens per domain; scored on the second half of each."""
+
+    data: Annotated[
+        tuple[str, ...],
+        Flag(
+            "eval-data",
+            "A validation domain, as in --data; repeat for more. Default: held-out chunks of "
+            "--data in compress, otherwise of the text in the package.",
+            VALIDATION,
+        ),
+    ] = ()
+    samples: Annotated[
+        int, Flag("eval-samples", "Validation chunks per domain.", VALIDATION, knob=True)
+    ] = 8
+    seq_len: Annotated[
+        int,
+        Flag(
+            "eval-seq-len",
+            "Tokens per validation chunk; the second half of each is scored.",
+            VALIDATION,
+            knob=True,
+        ),
+    ] = 512
+
+
+@dataclass(frozen=True)
+class ValidationOptions(HeldOutOptions):
+    """``split``: tell pruning, quantisation and the runtime apart."""
+
+    threads: Annotated[
+        int | None,
+        Flag(
+            "threads",
+            "CPU threads of the exported file's run. Default: all cores.",
+            COMPUTE,
+            knob=True,
+            least=1,
+            most=MOST_THREADS,
+        ),
+    ] = None
+    twin: Annotated[
+        bool,
+        Flag(
+            "twin",
+            "Judge a per-expert file by unmodified llama.cpp, through its padded twin.",
+            VALIDATION,
+            knob=True,
+        ),
+    ] = False
+    split: Annotated[
+        bool,
+        Flag(
+            "split",
+            "Tell what pruning, quantisation and the runtime lose; no: faster, one sum.",
+            VALIDATION,
+            knob=True,
+        ),
+    ] = True
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """The run whose peak memory `validate` measures; ``context`` None: 4096 tokens, or as many as
+    the model has."""
+
+    context: int | None = None
+    kv_type: str = MemoryRun.kv_type
+    ubatch: int = MemoryRun.ubatch
+
+    def run(self, limit: int, threads: int) -> MemoryRun:
+        """Of a model of ``limit`` tokens. Raises UserError for what no runtime can run."""
+        known_kv_type(self.kv_type)
+        for name, value in (("context", self.context), ("ubatch", self.ubatch)):
+            if value is not None and value < 1:
+                raise UserError(f"--{name} is {value}", f"--{name} of 1 or more")
+        if self.context is not None and self.context > limit:
+            raise UserError(
+                f"--context {self.context} is more than the {limit} tokens of the model",
+                f"--context {limit}",
+            )
+        context = self.context or min(MemoryRun.context, limit)
+        return MemoryRun(context, self.ubatch, self.kv_type, threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsOptions:
+    """Statistics that there are already."""
+
+    statistics: Annotated[
+        Path | None,
+        Flag("calibration", "Directory of finished statistics.", CALIBRATION),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions(StatisticsOptions):
+    """``repair``, ``repair_ridge`` and ``heal`` change weights that stay (`recover`); where
+    ``repair`` is None, the default method's are repaired. ``output`` is for recipes alone:
+    `run_compress` is told it."""
+
+    output: Annotated[Path | None, Flag("output", "Output directory (OUT).", also=("-o",))] = None
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    successive: Annotated[
+        bool,
+        Flag(
+            "successive",
+            "Plan twice: calibrate later layers again on what the first plan's cuts leave them.",
+            knob=True,
+        ),
+    ] = False
+    repair: Annotated[
+        bool | None,
+        Flag(
+            "repair",
+            "Refit the down projections of cut experts in closed form, so that the neurons that "
+            "stay take over what the cut ones wrote. Default: yes for method adaptive, else no.",
+            MENDING,
+        ),
+    ] = None
+    repair_ridge: Annotated[
+        float | None,
+        Flag(
+            "repair-ridge",
+            "The pull of repair towards the original weights, above 0. Default: 0.1.",
+            knob=True,
+            above=0,
+            example="0.1",
+        ),
+    ] = None
+    heal: Annotated[
+        str | None,
+        Flag(
+            "heal",
+            "A short training of each layer against the original's: routers, or norms (routers and "
+            "the layer's norms).",
+            knob=True,
+            choices=("routers", "norms"),
+        ),
+    ] = None
+    skip_checkpoint: Annotated[
+        bool, Flag("skip-checkpoint", "Export without storing the checkpoint.")
+    ] = False
+    no_validate: Annotated[bool, Flag("no-validate", "Leave the comparison out.")] = False
+    force: Annotated[bool, Flag("force", "Overwrite another run's output.", recorded=False)] = False
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """``calibration.seed`` is the first of ``seeds`` calibrations; ``questions`` of each kind and
+    domain; ``lm_eval`` task names, ``lm_eval_limit`` items of each (None: all)."""
+
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    validation: HeldOutOptions = field(default_factory=HeldOutOptions)
+    ratios: tuple[float, ...] = (0.9, 0.75, 0.6, 0.45, 0.3)
+    methods: tuple[str, ...] = ("table",)
+    seeds: int = 3
+    width_multiple: int = 1
+    questions: int = 16
+    lm_eval: tuple[str, ...] = ()
+    lm_eval_limit: int | None = None
+
+
+def choose_profile(options: PlanOptions) -> DeviceProfile:
+    """The device: named, from a file, or this machine."""
+    if options.profile and options.profile_file:
+        raise UserError("--profile and --profile-file name two devices", "one of them")
+    if options.profile_file:
+        return load_profile_file(options.profile_file)
+    return load_profile(options.profile) if options.profile else this_machine()
+
+
+def require_size(options: PlanOptions) -> None:
+    """Raise UserError unless one size is asked for. --ram is the whole budget, a profile subtracts
+    what its system keeps."""
+    sized = [options.budget_bytes is not None, options.keep is not None]
+    has_profile = bool(options.profile or options.profile_file)
+    if all(sized) or not (any(sized) or has_profile):
+        raise UserError(
+            "one size is needed: --ram, --keep or --profile", "--ram 8GiB, or --keep 0.6"
+        )

@@ -1,0 +1,232 @@
+"""The output directory of ``compress``: which stages are done, and for which inputs.
+
+manifest.json records, per stage, a key (a hash of everything the stage depends on) and the files
+it wrote with their sizes and SHA-256. A stage whose key and files are still there, byte for byte,
+is not run again: that is how a killed run continues. A file that changed is removed and its stage
+runs again, which is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tenp_edge.checkpoint.digests import file_digest, file_digests
+from tenp_edge.checkpoint.locking import LOCK
+from tenp_edge.disk import read_json, write_text
+from tenp_edge.errors import UserError
+from tenp_edge.progress import QUIET, Progress
+
+FILE = "manifest.json"
+FORMAT = "tenp-edge run"
+_OVERWRITE = "another -o, or --force to overwrite it"
+# What a process that was killed at its first file may leave: not somebody else's.
+_FIRST = (LOCK, f"{FILE}.partial")
+# Everything a run may leave in its directory, and so everything --force may delete.
+OUTPUTS = (
+    "calibration",
+    "calibration-pruned",
+    "checkpoint",
+    "mended",
+    "onnx",
+    "model.gguf",
+    "plan.json",
+    "plan.safetensors",
+    "recipe.toml",
+    "validation.json",
+    "onnx.partial",
+    "model.gguf.partial",
+    ".onnx.validation",
+    ".model.gguf.validation",
+    FILE,
+)
+
+
+def key_of(*inputs: object) -> str:
+    """A short hash of JSON-able stage inputs."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class RunDirectory:
+    """One compress run on disk; its caller holds the lock. ``complete``: it ended before, with this
+    very command. Raises UserError when the directory belongs to something else."""
+
+    def __init__(
+        self,
+        path: Path,
+        fingerprint: str,
+        command: str,
+        force: bool = False,
+        progress: Progress = QUIET,
+    ) -> None:
+        self.path, self._progress = path, progress
+        self._state: dict[str, Any] = {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "command": command,
+            "stages": {},
+        }
+        self._whole: dict[str, bool] = {}
+        self.complete = self._same_command = self.worked = False
+        if force and not self._is_unfinished(fingerprint, command):
+            self._clear()
+        elif path.exists():
+            self._adopt(fingerprint, command)
+        path.mkdir(parents=True, exist_ok=True)
+        self._save()
+
+    def done(self, stage: str, key: str) -> bool:
+        """True when ``stage`` ran with these inputs and all its files are as they were written."""
+        return self.has_run(stage, key) and self._is_whole(stage)
+
+    def has_run(self, stage: str, key: str) -> bool:
+        """True when ``stage`` ran with these inputs, whatever became of its files."""
+        record = self._state["stages"].get(stage)
+        return record is not None and record["key"] == key
+
+    def digests(self, stage: str) -> Mapping[str, str]:
+        """SHA-256 of the files of a finished stage, by name."""
+        files = self._state["stages"][stage]["files"]
+        return {name: entry["sha256"] for name, entry in files.items()}
+
+    def done_before(self) -> list[str]:
+        """The stages that an earlier process finished for this very command, files and all."""
+        stages = list(self._state["stages"]) if self._same_command else []
+        return [stage for stage in stages if self._is_whole(stage)]
+
+    def finish(
+        self, stage: str, key: str, files: Iterable[Path], known: Mapping[Path, str] | None = None
+    ) -> None:
+        """Record ``stage`` with the files it wrote; ``known``: digests that need no reading."""
+        listed, known = sorted(files), known or {}
+        unread = [file for file in listed if file not in known]
+        found = {**known, **file_digests(unread, f"hashing the {stage}", self._progress)}
+        entries = {
+            str(file.relative_to(self.path)): {"bytes": _size(file), "sha256": found[file]}
+            for file in listed
+        }
+        self._state["stages"][stage] = {"key": key, "files": entries}
+        self._whole[stage] = self.worked = True
+        self._save()
+
+    def discard(self, stage: str) -> None:
+        """Remove the files that an earlier run of ``stage`` recorded, whole or not."""
+        record = self._state["stages"].get(stage, {"files": {}})
+        for name in record["files"]:
+            file = self.path / name
+            file.unlink(missing_ok=True)
+            while file.parent != self.path and _is_empty(file.parent):
+                file.parent.rmdir()
+                file = file.parent
+
+    def end(self) -> None:
+        """Record that the run has come to its end."""
+        self._state["complete"] = True
+        self._save()
+
+    def _is_whole(self, stage: str) -> bool:
+        """Whether the files are those that were written; what is not is removed, and it is said."""
+        if stage not in self._whole:
+            files = self._state["stages"][stage]["files"]
+            lost = [
+                name for name, entry in files.items() if _size(self.path / name) != entry["bytes"]
+            ]
+            rest = {name: entry for name, entry in files.items() if name not in lost}
+            damaged = self._damaged(stage, rest)
+            for name in damaged:
+                self._progress.note(f"{self.path / name} changed after it was written: made again")
+                (self.path / name).unlink()
+            self._whole[stage] = not lost and not damaged
+        return self._whole[stage]
+
+    def _damaged(self, stage: str, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        total = sum(entry["bytes"] for entry in files.values())
+        with self._progress.task(f"checking the {stage}", total, "bytes") as task:
+            return [
+                name
+                for name, entry in files.items()
+                if file_digest(self.path / name, task.advance) != entry["sha256"]
+            ]
+
+    def _adopt(self, fingerprint: str, command: str) -> None:
+        if all(file.name in _FIRST for file in self.path.iterdir()):
+            return
+        if not (self.path / FILE).is_file():
+            raise UserError(
+                f"{self.path} is not empty and was not written by tenp-edge",
+                "an empty or new directory for -o",
+            )
+        state = read_json(self.path / FILE, _OVERWRITE)
+        if state.get("format") != FORMAT:
+            raise UserError(f"{self.path / FILE} was not written by tenp-edge", "another -o")
+        other = str(state.get("fingerprint"))
+        if other != fingerprint:
+            raise UserError(
+                f"{self.path} belongs to another model "
+                f"({other[:12]}, this one is {fingerprint[:12]})",
+                _OVERWRITE,
+            )
+        self._same_command = state.get("command") == command
+        if state.get("complete") and not self._same_command:
+            raise UserError(
+                f"{self.path} holds a finished run with other settings",
+                f"{self._reuse()}--force to overwrite it",
+            )
+        self.complete = bool(state.get("complete"))
+        self._state["stages"] = _sound_stages(state.get("stages"))
+
+    def _is_unfinished(self, fingerprint: str, command: str) -> bool:
+        """Whether this very command was here and did not come to its end: --force continues it."""
+        try:
+            state = read_json(self.path / FILE)
+        except UserError:
+            return False
+        same = (state.get("fingerprint"), state.get("command")) == (fingerprint, command)
+        return same and not state.get("complete")
+
+    def _reuse(self) -> str:
+        calibration = self.path / "calibration"
+        if not (calibration / "statistics.json").is_file():
+            return "another -o, or "
+        return f"another -o with --calibration {calibration} (it is not made again), or "
+
+    def _clear(self) -> None:
+        """Delete what a run leaves behind, and nothing else."""
+        for name in OUTPUTS:
+            target = self.path / name
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        write_text(self.path / FILE, json.dumps(self._state, indent=1) + "\n")
+
+
+def _is_empty(directory: Path) -> bool:
+    return directory.is_dir() and not any(directory.iterdir())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
+def _sound_stages(stages: Any) -> dict[str, Any]:
+    """The records that say all that is read of them. Older versions recorded sizes alone: such
+    stages run again."""
+    listed = stages.items() if isinstance(stages, dict) else ()
+    return {stage: record for stage, record in listed if _is_sound(record)}
+
+
+def _is_sound(record: Any) -> bool:
+    try:
+        entries = list(record["files"].values())
+        numbers = [entry["bytes"] for entry in entries]
+        names = [record["key"], *(entry["sha256"] for entry in entries)]
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return all(isinstance(n, int) for n in numbers) and all(isinstance(n, str) for n in names)

@@ -1,0 +1,149 @@
+"""The token chunks that a verb works on: of the user's text, or of the text in the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tenp_edge.calibration.held_out import slice_samples
+from tenp_edge.calibration.text.builtin_text import Split
+from tenp_edge.calibration.text.chat_format import ChatWriter
+from tenp_edge.calibration.text.domains import load_tokenizer, make_domains, split_at
+from tenp_edge.calibration.text.sources import (
+    BUILTIN,
+    DEFAULT,
+    Source,
+    is_set,
+    most_tokens_of,
+    parse_data,
+    texts_of,
+)
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.errors import UserError
+from tenp_edge.forward.text_batch import Domain
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.verbs.options import CalibrationOptions, HeldOutOptions
+
+HELD_OUT_SHARE = 5  # with one's own data, at least a fifth of the chunks is kept for validation
+
+
+def calibration_domains(
+    checkpoint: Checkpoint,
+    options: CalibrationOptions,
+    progress: Progress = QUIET,
+    hold_out: bool = False,
+) -> list[Domain]:
+    """The token chunks that ``options`` describe: the user's text, or the bundled one.
+
+    With ``hold_out`` more chunks follow those of each domain where there is text
+    (`held_out.slice_samples`), for plans to be measured on.
+    """
+    _check_counts(checkpoint, options.samples, options.seq_len, "--seq-len")
+    tokenizer = load_tokenizer(checkpoint.path)
+    if not options.data:
+        progress.note(
+            "calibrating on the text in the package; your own prompts give a better model "
+            "(--data name=file.jsonl)"
+        )
+    sources = parse_data(options.data)
+    count = sum(len(source.domains) for source in sources)
+    spare = slice_samples(count, options.samples, options.seq_len) if hold_out else 0
+    return _drawn(sources, "calibration", tokenizer, options, options.seed, progress, spare)
+
+
+def validation_domains(
+    checkpoint: Checkpoint,
+    options: HeldOutOptions,
+    seed: int = 0,
+    progress: Progress = QUIET,
+) -> list[Domain]:
+    """Chunks to validate on: of the user's text, or of the bundled one's held-out part."""
+    _check_counts(checkpoint, options.samples, options.seq_len, "--eval-seq-len")
+    tokenizer = load_tokenizer(checkpoint.path)
+    return _drawn(parse_data(options.data), "heldout", tokenizer, options, seed, progress)
+
+
+def compress_domains(
+    checkpoint: Checkpoint,
+    calibration: CalibrationOptions,
+    validation: HeldOutOptions,
+    progress: Progress = QUIET,
+) -> tuple[list[Domain], list[Domain], list[Domain]]:
+    """Chunks for calibration, for validation, and for plans to be measured on: none in two of them.
+
+    Validation is on ``validation.data``. Without it, a file of the calibration keeps the end of
+    what was drawn for it, and the bundled text or the standard library has a held-out part.
+    """
+    own = tuple(argument for argument in calibration.data if not is_set(argument))
+    if validation.data or not own:
+        drawn = calibration_domains(checkpoint, calibration, progress, hold_out=True)
+        used, rest = _cut(drawn, calibration.samples)
+        held_on = replace(validation, data=validation.data or calibration.data)
+        return used, validation_domains(checkpoint, held_on, calibration.seed), rest
+    parse_data(calibration.data)  # a domain named twice is refused before it is taken apart
+    wanted = calibration.samples + validation.samples
+    chosen = replace(calibration, data=own, samples=wanted)
+    drawn, rest = _cut(calibration_domains(checkpoint, chosen, progress, hold_out=True), wanted)
+    pairs = [split_domain(domain, validation.samples) for domain in drawn]
+    used, held = [first for first, _ in pairs], [last for _, last in pairs]
+    sets = tuple(argument for argument in calibration.data if is_set(argument))
+    if not sets:
+        return used, held, rest
+    more = compress_domains(checkpoint, replace(calibration, data=sets), validation, progress)
+    return used + more[0], held + more[1], rest + more[2]
+
+
+def _cut(domains: Sequence[Domain], count: int) -> tuple[list[Domain], list[Domain]]:
+    pairs = [split_at(domain, count) for domain in domains]
+    return [first for first, _ in pairs], [rest for _, rest in pairs]
+
+
+def most_tokens(options: CalibrationOptions | HeldOutOptions) -> int:
+    """Tokens that will be drawn at most; the sets that ship have several domains each."""
+    split: Split = "calibration" if isinstance(options, CalibrationOptions) else "heldout"
+    wanted = options.samples * options.seq_len
+    return sum(most_tokens_of(argument, split, wanted) for argument in options.data or DEFAULT)
+
+
+def split_domain(domain: Domain, wanted: int) -> tuple[Domain, Domain]:
+    """Cut ``wanted`` chunks (at most a fifth of a short domain) off the end for validation."""
+    held = min(wanted, max(1, len(domain.tokens) // HELD_OUT_SHARE))
+    return split_at(domain, len(domain.tokens) - held)
+
+
+def _drawn(
+    sources: Sequence[Source],
+    split: Split,
+    tokenizer: Any,
+    options: CalibrationOptions | HeldOutOptions,
+    seed: int,
+    progress: Progress,
+    spare: int = 0,
+) -> list[Domain]:
+    writer, found = ChatWriter(tokenizer, progress), []
+    for source in sources:
+        texts = texts_of([source], split, writer, progress)
+        # The default is made for what the package holds: nothing to say where it runs out.
+        usual = source.place == BUILTIN and options.samples <= type(options).samples
+        found += make_domains(
+            texts,
+            tokenizer,
+            options.samples,
+            options.seq_len,
+            seed,
+            QUIET if usual else progress,
+            spare,
+        )
+    return found
+
+
+def _check_counts(checkpoint: Checkpoint, samples: int, seq_len: int, flag: str) -> None:
+    """Refuse before any text is read."""
+    if samples < 1:
+        raise UserError(f"{samples} samples are none", "8 or more; 32 is the default")
+    limit = checkpoint.config.max_position_embeddings
+    if not 2 <= seq_len <= limit:
+        raise UserError(
+            f"{flag} {seq_len} is outside 2..{limit}, the model's context", f"{flag} {limit}"
+        )

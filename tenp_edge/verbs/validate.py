@@ -1,0 +1,51 @@
+"""`validate`: a file against the model it was made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.provenance import PrunedBy
+from tenp_edge.evaluation.validation import ValidationReport, validate
+from tenp_edge.planning.devices import this_machine
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.verbs.options import (
+    ComputeOptions,
+    MeasureOptions,
+    ValidationOptions,
+)
+from tenp_edge.verbs.token_chunks import validation_domains
+
+
+def run_validate(
+    reference: Path,
+    candidate: Path,
+    options: ValidationOptions,
+    compute: ComputeOptions | None = None,
+    progress: Progress = QUIET,
+    pruned_by: PrunedBy | None = None,
+    measure: MeasureOptions | None = None,
+) -> ValidationReport:
+    """Compare ``candidate`` with ``reference`` on text of named domains.
+
+    ``pruned_by``: where the pruned model is, when that is not beside ``candidate``; ``measure``:
+    the run of a GGUF whose peak memory is measured.
+    """
+    compute, checkpoint = compute or ComputeOptions(), Checkpoint(reference)
+    threads = options.threads or this_machine().threads
+    limit = checkpoint.config.max_position_embeddings
+    memory_run = (measure or MeasureOptions()).run(limit, threads)
+    domains = validation_domains(checkpoint, options, compute.seed, progress)
+    return validate(
+        reference,
+        candidate,
+        domains,
+        device=compute.device,
+        dtype=compute.dtype,
+        threads=options.threads,
+        twin=options.twin,
+        split=options.split,
+        pruned_by=pruned_by,
+        memory_run=memory_run,
+        progress=progress,
+    )

@@ -1,0 +1,33 @@
+"""Loading a session stays linear in the number of layers, and blocks of any size compute alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bench_onnx_load import big_config, export, load_seconds
+from random_checkpoint import write_random_checkpoint
+from support.onnx_cases import assert_equal_runs, torch_logits
+
+
+def _seconds(directory: Path, layers: int, block: int) -> float:
+    checkpoint = directory / f"{layers}"
+    if not checkpoint.exists():
+        write_random_checkpoint(checkpoint, big_config(layers, 128, 16, 8))
+    graph = export(checkpoint, directory / f"{layers}-{block}", block)
+    return load_seconds(graph)["cpu_seconds"]
+
+
+def test_blocks_load_in_a_fraction_of_the_time(tmp_path: Path) -> None:
+    """Eight layers: a third to a half of the CPU seconds of an If per expert, by machine and load;
+    the share falls with layers."""
+    blocks = min(_seconds(tmp_path, 8, 16) for _ in range(3))
+    assert 1.5 * blocks < _seconds(tmp_path, 8, 1)
+
+
+@pytest.mark.parametrize("experts", [16, 17, 35])
+def test_blocks_equal_torch(experts: int, tmp_path: Path) -> None:
+    """One block exactly, a block of one expert at the end, three blocks."""
+    checkpoint = write_random_checkpoint(tmp_path / "model", big_config(2, experts))
+    export(checkpoint, tmp_path / "out", 16)
+    assert_equal_runs(tmp_path / "out", torch_logits(checkpoint))

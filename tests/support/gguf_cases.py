@@ -1,0 +1,128 @@
+"""Plans, references and exports that the GGUF tests share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoModelForCausalLM
+
+from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
+from tenp_edge.checkpoint.files import (
+    Checkpoint,
+    TensorEntry,
+    dtype_name,
+    plan_shards,
+    write_shards,
+)
+from tenp_edge.checkpoint.plan_record import PlanRecord
+from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.exporters.base import ExportOptions, Manifest
+from tenp_edge.exporters.gguf import EXPORTER
+from tenp_edge.runtime.llamacpp.model import LlamaCppModel
+
+Logits = npt.NDArray[np.float32]
+TOKENS = torch.randint(1, 370, (96,), generator=torch.Generator().manual_seed(7)).tolist()
+
+
+def random_plan(checkpoint: Checkpoint, kind: str) -> CompressionPlan:
+    """Random neurons; ``kind``: whole, uniform (one width), ragged, or drop (an expert less)."""
+    config, generator = checkpoint.config, torch.Generator().manual_seed(11)
+    full = config.moe_intermediate_size
+
+    def width(expert: int) -> int:
+        if kind == "drop":
+            return 0 if expert == 1 else full
+        choices = {"whole": (full,), "uniform": (full // 2,), "ragged": (32, 40, full)}[kind]
+        return choices[int(torch.randint(len(choices), (1,), generator=generator))]
+
+    widths: Widths = {
+        layer: tuple(width(expert) for expert in range(len(row)))
+        for layer, row in config.expert_widths.items()
+    }
+    retained = {
+        (layer, expert): torch.randperm(full, generator=generator)[:kept].sort().values.int()
+        for layer, row in widths.items()
+        for expert, kept in enumerate(row)
+    }
+    return CompressionPlan(
+        model_type=config.family.model_type,
+        fingerprint=checkpoint.fingerprint,
+        full_width=full,
+        widths=widths,
+        retained=retained,
+        record=PlanRecord(method=kind),
+    )
+
+
+def export(
+    source: ModelSource, file: Path, quant: str = "F32", layout: str | None = None
+) -> Manifest:
+    return EXPORTER.write(source, ExportOptions(quant, layout), file)
+
+
+def llama_logits(file: Path) -> Logits:
+    """Of TOKENS in unmodified llama.cpp, with F32 KV and without flash attention."""
+    with LlamaCppModel(file, context=128, threads=1, kv_type="F32") as model:
+        return model.logits(TOKENS)
+
+
+def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Logits:
+    """Of TOKENS in transformers at float32, with the plan's cut neurons zeroed at full width."""
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    )
+    with torch.no_grad(), _one_thread():
+        if plan is not None:
+            _mask(model, plan)
+        logits: torch.Tensor = model(torch.tensor([TOKENS])).logits[0]
+    return logits.numpy()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small only lose time to a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _mask(model: Any, plan: CompressionPlan) -> None:
+    for (layer, expert), _ in (plan.retained or {}).items():
+        experts = model.model.layers[layer].mlp.experts
+        cut = torch.ones(plan.full_width, dtype=torch.bool)
+        cut[plan.neurons(layer, expert)] = False
+        experts.gate_up_proj[expert][cut.repeat(2)] = 0
+        experts.down_proj[expert][:, cut] = 0
+
+
+def write_dropped(source: ModelSource, directory: Path) -> Path:
+    """``source`` as a checkpoint of its own with fewer experts, for transformers to load."""
+    names = source.tensors
+    stored = source.checkpoint.tensors
+    entries = [
+        TensorEntry(name, stored[name].dtype if name in stored else "F32", spec.shape)
+        for name, spec in names.items()
+    ]
+    directory.mkdir()
+    for entry in write_shards(directory, plan_shards(entries), source.read):
+        assert entry.dtype == dtype_name(source.read(entry.name).dtype)
+    raw = dict(source.config.raw) | {source.config.family.experts_key: source.config.num_experts}
+    (directory / "config.json").write_text(json.dumps(raw))
+    return directory
+
+
+def assert_close(found: Logits, wanted: Logits) -> float:
+    """The project's bar for F32: 1e-4 of the larger of 1 and the logits' spread."""
+    worst = float(np.abs(found - wanted).max())
+    assert worst < 1e-4 * max(1.0, float(wanted.std())), worst
+    return worst

@@ -1,0 +1,81 @@
+"""Sentencepiece tokenizers, and texts that are hard to tokenise."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import sentencepiece
+from tokenizers import Tokenizer, models, normalizers
+
+NASTY = (
+    "Hello, world! It's 12345 o'clock; they'LL say \"don't\".\n\n\tdef f(x):\n        return x**2"
+    "  # 3.14159\r\n\r\nNaïve café, Straße, ΑΒΓ αβγ, Привет мир, 中文字符测试，日本語テキスト。"
+    "한국어 🦙🚀 \u00a0 trailing   spaces   \n  <b>&amp;</b> a_b-c/d\\e {1:[2,3]} $100 50% x²+y³ ½"
+    " ٣٤ CamelCaseWord HTTPServer 2024-01-31T00:00:00Z a1b22c333d4444 ... !!! ?!\n \n   end"
+)
+
+
+def train_sentencepiece(
+    directory: Path, *, byte_fallback: bool = True
+) -> sentencepiece.SentencePieceProcessor:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        # Without the scripts that must fall back to bytes.
+        sentence_iterator=iter((NASTY.replace("🦙🚀", "").replace("한국어", "") * 4).splitlines()),
+        model_writer=model,
+        vocab_size=520,
+        model_type="bpe",
+        byte_fallback=byte_fallback,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        character_coverage=1.0,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    directory.mkdir(exist_ok=True)
+    (directory / "tokenizer.model").write_bytes(model.getvalue())
+    settings = {
+        "add_bos_token": True,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def sentencepiece_json(processor: sentencepiece.SentencePieceProcessor, directory: Path) -> None:
+    """The model as transformers converts it: BPE with byte fallback, Mixtral's tokenizer.json."""
+    vocab = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+    merges = sorted(
+        (-processor.get_score(number), left, piece[len(left) :])
+        for piece, number in vocab.items()
+        for left in (piece[:cut] for cut in range(1, len(piece)))
+        if left in vocab and piece[len(left) :] in vocab and not processor.is_byte(number)
+    )
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocab,
+            merges=[(left, right) for _, left, right in merges],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    directory.mkdir(exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "add_bos_token": True,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))

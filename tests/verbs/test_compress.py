@@ -1,0 +1,214 @@
+"""compress as a whole: what it leaves, that it fits, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from support.command import refused, run
+
+from tenp_edge import load_pruned
+from tenp_edge.checkpoint.compression_plan import load_plan
+from tenp_edge.cli.closing import closing
+from tenp_edge.verbs import options as take
+from tenp_edge.verbs.compress import run_compress
+
+QUICK = ("--samples", "2", "--seq-len", "64", "--set", "eval-samples=1", "--set", "eval-seq-len=64")
+OUTPUTS = {
+    "calibration",
+    "checkpoint",
+    "manifest.json",
+    "mended",
+    "model.gguf",
+    "plan.json",
+    "plan.safetensors",
+    "recipe.toml",
+    "validation.json",
+}
+
+TIMED = ("validation.json", "manifest.json", "mended.json", "refine.json", "recipe.toml")
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """Hash of every file, except what names the run's own times and paths."""
+    return {
+        str(file.relative_to(directory)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(directory.rglob("*"))
+        if file.is_file() and file.name not in TIMED
+    }
+
+
+@pytest.fixture(scope="module")
+def compressed(
+    checkpoint_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An undisturbed run on the tiny qwen3_moe."""
+    out = tmp_path_factory.mktemp("compressed") / "out"
+    done = run("compress", checkpoint_of("qwen3_moe"), "--keep", "0.6", *QUICK, "-o", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_output_is_what_the_manual_says(compressed: Path) -> None:
+    assert {file.name for file in compressed.iterdir()} == OUTPUTS
+    configs = {file.parent.name for file in compressed.rglob("config.json")}
+    assert configs == {"checkpoint"}
+    assert len(list(compressed.rglob("*.gguf"))) == 1
+
+
+def test_planned_bytes_are_the_written_bytes(compressed: Path) -> None:
+    plan = load_plan(compressed / "plan.json")
+    assert set(plan.files) == {"model.gguf", "checkpoint/model.safetensors"}
+    for name, size in plan.files.items():
+        assert (compressed / name).stat().st_size == size
+
+
+def test_plan_names_the_retained_neurons(compressed: Path) -> None:
+    plan = load_plan(compressed / "plan.json")
+    with safe_open(compressed / "plan.safetensors", "pt") as stored:
+        assert set(stored.keys()) == {f"layers.{x}.experts.{e}" for x in range(3) for e in range(8)}
+        for layer, row in plan.widths.items():
+            for expert, width in enumerate(row):
+                assert stored.get_tensor(f"layers.{layer}.experts.{expert}").numel() == width
+
+
+def test_validation_is_recorded(compressed: Path) -> None:
+    report = json.loads((compressed / "validation.json").read_text())
+    assert report["overall"]["mean_kl"] > 0
+    assert report["measured_peak_rss"] > 0 and report["predicted_peak_rss"] > 0
+
+
+@pytest.mark.parametrize("where", ["", "checkpoint"])
+def test_load_pruned_takes_the_output(compressed: Path, where: str) -> None:
+    model = load_pruned(compressed / where)
+    experts = model.model.layers[0].mlp.experts
+    widths = tuple(experts[number].gate_proj.weight.shape[0] for number in range(len(experts)))
+    assert widths == load_plan(compressed / "plan.json").widths[0]
+
+
+def test_the_output_directory_is_enough(
+    compressed: Path, checkpoint_of: Callable[[str], Path]
+) -> None:
+    done = run("run", compressed, "-p", "def", "-n", 2, "--context", 64)
+    assert done.returncode == 0 and "model.gguf, " in done.stderr
+    small = ("--samples", 1, "--seq-len", 64, "--context", 64, "--no-split", "--json")
+    done = run("validate", checkpoint_of("qwen3_moe"), compressed, *small)
+    assert json.loads(done.stdout)["candidate"] == str(compressed / "model.gguf")
+    assert f"validating {compressed / 'model.gguf'}" in done.stderr
+
+
+def test_the_same_command_again_changes_nothing(
+    compressed: Path, checkpoint_of: Callable[[str], Path]
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in compressed.rglob("*.safetensors")}
+    model = checkpoint_of("qwen3_moe")
+    done = run("compress", model, "--keep", "0.6", *QUICK, "-o", compressed)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((compressed / "validation.json").read_text())
+    plan = load_plan(compressed / "plan.json")
+    assert done.stdout.endswith(f"\n{closing(model, compressed, plan, report)}\n")
+    assert before == {file: file.stat().st_mtime_ns for file in compressed.rglob("*.safetensors")}
+
+
+def test_a_finished_run_is_not_overwritten(
+    compressed: Path, checkpoint_of: Callable[[str], Path]
+) -> None:
+    other = ("compress", checkpoint_of("qwen3_moe"), "--keep", "0.8", *QUICK, "-o", compressed)
+    assert refused(*other) == (
+        f"error: {compressed} holds a finished run with other settings\n"
+        f"try:   another -o with --calibration {compressed / 'calibration'} "
+        "(it is not made again), or --force to overwrite it\n"
+    )
+
+
+@pytest.mark.parametrize("method", ["free", "drop", "enp"])
+def test_every_method_goes_the_whole_road(
+    method: str, checkpoint_of: Callable[[str], Path], compressed: Path, tmp_path: Path
+) -> None:
+    """On the statistics that are there: another plan needs no second calibration."""
+    options = take.CompressOptions(
+        plan=take.PlanOptions(keep=0.6, method=method),
+        statistics=compressed / "calibration",
+        skip_checkpoint=True,
+        no_validate=True,
+    )
+    result = run_compress(checkpoint_of("qwen3_moe"), tmp_path / "out", options)
+    assert result.plan.record.method == method
+    assert result.plan.keep_ratio <= 0.625
+    size = (tmp_path / "out" / "model.gguf").stat().st_size
+    assert dict(result.plan.files) == {"model.gguf": size}
+
+
+# Runs compress in a process of its own that kills itself (-9) at its n-th step of progress, and
+# prints how many steps a whole run has.
+DRIVER = """
+import os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+from tenp_edge.verbs import options as take
+from tenp_edge.verbs.compress import run_compress
+
+class Killer:
+    steps = 0
+    def note(self, text): pass
+    @contextmanager
+    def task(self, title, total, unit):
+        yield self
+    def advance(self, amount=1):
+        Killer.steps += 1
+        if Killer.steps == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+options = take.CompressOptions(
+    calibration=take.CalibrationOptions(samples=2, seq_len=64),
+    plan=take.PlanOptions(keep=0.6),
+    validation=take.ValidationOptions(samples=1, seq_len=64),
+)
+run_compress(Path(sys.argv[1]), Path(sys.argv[2]), options, Killer())
+print(Killer.steps)
+"""
+
+
+def drive(model: Path, out: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", DRIVER, str(model), str(out), str(kill_at)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_killed_at_every_stage_the_result_is_the_same(
+    compressed: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model, out = checkpoint_of("qwen3_moe"), tmp_path / "out"
+    for kill_at in (2, 5, 20, 60):
+        assert drive(model, out, kill_at).returncode == -9
+    done = drive(model, out, 0)
+    assert done.returncode == 0, done.stderr
+    assert digests(out) == digests(compressed)
+    assert {file.name for file in out.iterdir()} == OUTPUTS
+
+
+def test_successive_plans_from_what_the_first_plan_leaves(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    flags = (
+        "--keep",
+        "0.6",
+        *QUICK,
+        "--skip-checkpoint",
+        "--no-validate",
+        "--set",
+        "successive=yes",
+    )
+    done = run("compress", checkpoint_of("qwen3_moe"), *flags, "-o", out)
+    assert done.returncode == 0, done.stderr
+    stored = json.loads((out / "calibration-pruned" / "statistics.json").read_text())
+    plan = load_plan(out / "plan.json")
+    assert len(stored["pruned_by"]) == len(plan.digest)
+    assert stored["pruned_by"] != plan.digest
+    assert plan.keep_ratio <= 0.6
