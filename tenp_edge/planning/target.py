@@ -121,7 +121,7 @@ def make_target(profile: DeviceProfile, options: PlanOptions, positions: int) ->
     if fixed:
         run = replace(run, ubatch=min(run.ubatch, run.context))
     elif options.batch is not None or options.targets:
-        flag = "batch" if options.batch is not None else "target"
+        flag = "--set batch" if options.batch is not None else "--set target"
         raise UserError(
             f"{flag} is for fixed shapes; layout {layout} of format {found.format} has none",
             "--format onnx --mode static",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from support.calibrating import domain, run
 from support.synthetic import write_statistics
 
 from tenp_edge.calibration.statistics import SEQUENCE_USE
-from tenp_edge.calibration.storage import Statistics, load_statistics, write_tensors
+from tenp_edge.calibration.storage import DIGEST, Statistics, load_statistics, write_tensors
 from tenp_edge.calibration.text_kind import is_one_kind, use_apart
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.planning.devices import this_machine
@@ -36,7 +37,8 @@ def statistics_with(use: torch.Tensor, checkpoint: Checkpoint, directory: Path) 
     routed = sum(float(found.layer(d, found.layers[0])["tokens"].sum()) for d in found.domains)
     names = {name: found.read(name) for name in found.stored}
     names |= {f"layers.{layer}.{SEQUENCE_USE}": use.float() for layer in found.layers}
-    write_tensors(directory / "statistics.safetensors", names)
+    info = {**found.info, DIGEST: write_tensors(directory / "statistics.safetensors", names)}
+    (directory / "statistics.json").write_text(json.dumps(info))
     domains = {d: {"samples": 1, "tokens": 0} for d in found.domains}
     domains[found.domains[0]]["tokens"] = round(routed / 2)
     written = load_statistics(directory)

@@ -184,7 +184,7 @@ def test_small_types_run_and_stay_near(quant: str, checkpoint_of: Make, tmp_path
 
 
 def test_example_of_the_specification_runs(checkpoint_of: Make, tmp_path: Path) -> None:
-    page = Path(__file__).resolve().parents[3] / "docs" / "gguf-per-expert.md"
+    page = Path(__file__).resolve().parents[3] / "docs" / "formats" / "gguf-per-expert.md"
     code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     checkpoint = Checkpoint(checkpoint_of("deepseek_v2"))
     export(ModelSource(checkpoint, random_plan(checkpoint, "ragged")), tmp_path / "model.gguf")

@@ -90,7 +90,7 @@ def test_flags_go_before_the_profile(checkpoint_of: Make) -> None:
         checkpoint_of("qwen3_moe"), "phone-nnapi", context=128, ubatch=16, batch=2, targets=("qnn",)
     )
     assert plan.record.lengths == {"batch": 2, "length": 16, "past": 127}
-    assert plan.record.targets == ["qnn"]
+    assert plan.record.targets == ("qnn",)
     # 3 layers of 2 heads, keys and values of 32 floats, 127 places, 2 sequences: held once.
     assert plan.memory["kv_bytes"] == 3 * 2 * 2 * 32 * 4 * 127 * 2
 
@@ -106,7 +106,7 @@ def test_free_shapes_have_no_batch(checkpoint_of: Make) -> None:
     with pytest.raises(UserError) as caught:
         planned(checkpoint_of("qwen3_moe"), "laptop-8gb", batch=2)
     assert caught.value.message == (
-        "--batch is for fixed shapes; layout per-expert of format gguf has none"
+        "--set batch is for fixed shapes; layout per-expert of format gguf has none"
     )
     assert caught.value.hint == "--format onnx --mode static"
 

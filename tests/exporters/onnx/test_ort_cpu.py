@@ -290,6 +290,6 @@ def test_a_multiple_that_the_mode_cannot_take(checkpoint_of: Make, tmp_path: Pat
     )
     refuse(
         lambda: run_compress(checkpoint_of("olmoe"), tmp_path / "out", options),
-        "--width-multiple 8: the format takes multiples of 32",
-        "--width-multiple 32",
+        "--set width-multiple=8: the format takes multiples of 32",
+        "--set width-multiple=32",
     )
