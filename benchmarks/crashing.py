@@ -243,13 +243,16 @@ def _report(out: Path, child: int) -> Path:
 
 
 def contents(out: Path) -> dict[str, str]:
-    """SHA-256 of every file in ``out``; of those that record seconds, without them."""
+    """SHA-256 of every file in ``out``; of those that record seconds, without them, and of those
+    that record where they are, without that."""
     files = [file for file in sorted(out.rglob("*")) if file.is_file()]
-    return {str(file.relative_to(out)): _content(file) for file in files}
+    return {str(file.relative_to(out)): _content(file, out) for file in files}
 
 
-def _content(file: Path) -> str:
+def _content(file: Path, out: Path) -> str:
     data = file.read_bytes()
+    if file.name == "recipe.toml":
+        data = data.replace(str(out).encode(), b"OUT")
     if file.name in ("mended.json", "manifest.json", "refine.json", "validation.json"):
         data = json.dumps(_timeless(json.loads(data)), sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()

@@ -50,6 +50,8 @@ def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
 
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A shell starts what it puts in the background with SIGINT ignored.
+    before_int = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with interrupts.stopping():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -59,6 +61,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, before_int)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it ends when its answer is done")
