@@ -11,6 +11,7 @@ What is declared for no dataclass, or differently for one verb, is here as typer
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from inspect import Parameter, signature
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tenp_edge.cli.hub import local_model
+from tenp_edge.errors import UserError
 from tenp_edge.planning.settings import Option, assigned, make, options_of, written_value
 from tenp_edge.planning.spec import (
     BATCH,
@@ -75,7 +77,10 @@ def expanded(recipes: bool = False) -> Callable[[Callable[..., None]], Callable[
             for name, declared in grouped.items():
                 own = options_of(declared)
                 given[name] = make(declared, {k: v for k, v in values.items() if k in own})
-            verb(**given)
+            try:
+                verb(**given)
+            except UserError as error:
+                raise said_here(error, known if recipes else {}) from error
 
         shown = list(_parameters(parameters, recipes))
         called.__name__, called.__doc__ = verb.__name__, verb.__doc__
@@ -84,6 +89,31 @@ def expanded(recipes: bool = False) -> Callable[[Callable[..., None]], Callable[
         return called
 
     return decorate
+
+
+_FLAG = re.compile(r"--(no-)?([a-z][a-z-]*[a-z])(?:[ =]('[^']*'|[^\s,;:()]+))?")
+
+
+def said_here(error: UserError, known: Mapping[str, Option]) -> UserError:
+    """``error`` as this verb's user can type it. What several verbs call says --name VALUE; here
+    knobs of ``known`` are --set name=VALUE."""
+
+    def written(found: re.Match[str]) -> str:
+        no, name, value = found.groups()
+        option = known.get(name)
+        if option is None or not option.flag.knob:
+            return found.group()
+        if option.kind is bool:
+            kept = "" if value is None else f" {value}"
+            return f"--set {name}={'no' if no else 'yes'}{kept}"
+        if value is None:
+            return f"--set {name}"
+        # A word of the sentence is in small letters.
+        is_value = value in option.flag.choices or not value.isalpha() or not value.islower()
+        return f"--set {name}={value}" if is_value else f"--set {name} {value}"
+
+    message = _FLAG.sub(written, error.message)
+    return UserError(message, error.hint and _FLAG.sub(written, error.hint))
 
 
 def _values(given: dict[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:

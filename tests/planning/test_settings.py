@@ -90,6 +90,29 @@ def test_what_is_no_setting(word: str, message: str, hint: str) -> None:
     assert (caught.value.message, caught.value.hint) == (message, hint.format(help=help))
 
 
+@pytest.mark.parametrize(
+    ("said", "typed"),
+    [
+        ("--tensor-type 'a=b' is not", "--set tensor-type='a=b' is not"),
+        ("--no-imatrix, or --keep 0.6", "--set imatrix=no, or --keep 0.6"),
+        ("leave --latent-cache out", "leave --set latent-cache=yes out"),
+        ("--batch 4 and --batch are for", "--set batch=4 and --set batch are for"),
+        ("another --target, --target qnn|nnapi", "another --set target, --set target=qnn|nnapi"),
+        ("--set tilt=0.5; tenp-edge plan --help-set", "--set tilt=0.5; tenp-edge plan --help-set"),
+    ],
+)
+def test_errors_say_what_this_verb_takes(said: str, typed: str) -> None:
+    """Libraries that several verbs call say flags; plan and compress have settings for some."""
+    found = flags.said_here(UserError(said, said), options_of(CompressOptions))
+    assert (found.message, found.hint) == (typed, typed)
+
+
+def test_a_refused_setting_is_said_as_typed(checkpoint_of: Callable[[str], Path]) -> None:
+    said = refused("plan", checkpoint_of("olmoe"), "--keep", "0.6", "--set", "tensor-type=x")
+    assert said.splitlines()[-2] == "error: --set tensor-type='x' is not REGEX=TYPE"
+    assert said.splitlines()[-1] == "try:   --set tensor-type='attn_v=Q8_0'"
+
+
 def test_a_setting_is_given_once() -> None:
     with pytest.raises(UserError) as caught:
         assigned(("tilt=0", "tilt=1"), KNOWN, CompressOptions)
