@@ -4,7 +4,7 @@ Predicted losses order the neurons and rank plans well, but one thing differs fr
 in which unit losses of different layers are compared (models that were trained little want
 energies at deep cuts), and whether layers may be compared at all. So a few ways are measured, once
 a calibration, and every plan made from it takes the one that was best near its size. What was
-measured also says what a predicted loss means in nats for this very model (`frontier`).
+measured also says what a predicted loss means in nats for this very model (`kl_law`).
 """
 
 from __future__ import annotations

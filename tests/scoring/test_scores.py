@@ -145,7 +145,7 @@ NEURON_EQUATIONS: dict[str, Callable[[Tokens], torch.Tensor]] = {
 
 def test_every_score_has_an_equation() -> None:
     assert set(EXPERT_SCORES) == set(EXPERT_EQUATIONS) | {"random"}
-    # test_joint.py has the orders.
+    # calibration/test_elimination.py has the orders.
     computed = {name for name, score in NEURON_SCORES.items() if score.needs != "elimination"}
     assert computed == set(NEURON_EQUATIONS) | {"random"}
 

@@ -30,7 +30,7 @@ from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.exporters.gguf.types import TYPES
 
 Make = Callable[[str], Path]
-QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_K_M")  # test_quant.py has them all
+QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_K_M")  # test_quantisation.py has them all
 
 
 def opened(file: Path) -> dict[str, Any]:
