@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.tokenizers import NASTY, sentencepiece_json, train_sentencepiece
+from support.tokenizer_cases import NASTY, sentencepiece_json, train_sentencepiece
 from transformers import AutoTokenizer
 
 from tenp_edge.errors import UserError

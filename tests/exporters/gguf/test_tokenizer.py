@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tokenizers import NASTY, sentencepiece_json, train_sentencepiece
+from support.tokenizer_cases import NASTY, sentencepiece_json, train_sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tenp_edge.checkpoint.files import Checkpoint
