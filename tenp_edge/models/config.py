@@ -250,6 +250,9 @@ def _refuse_unknown(raw: Mapping[str, Any], family: Family) -> None:
 
 def _moe_layers(config: _Reader, family: Family, layers: int) -> tuple[int, ...]:
     """Which decoder layers route: transformers' rules for dense-first and sparse-step models."""
+    types = config.value("mlp_layer_types")
+    if types is not None:
+        return _sparse_layers(types, layers)
     dense_first = config.integer("first_k_dense_replace", default=0)
     step = config.integer("decoder_sparse_step", default=1)
     dense = config.layers("mlp_only_layers")
@@ -259,8 +262,25 @@ def _moe_layers(config: _Reader, family: Family, layers: int) -> tuple[int, ...]
         if layer >= dense_first and layer not in dense and (layer + 1) % step == 0
     )
     if not chosen:
-        raise UserError("config.json leaves no layer with routed experts", _BELONGS)
+        raise _no_routed_layer()
     return chosen
+
+
+def _sparse_layers(types: object, layers: int) -> tuple[int, ...]:
+    """The layers that a list of "dense" and "sparse" calls sparse."""
+    kinds = ("dense", "sparse")
+    if not isinstance(types, list) or not all(kind in kinds for kind in types):
+        raise malformed("mlp_layer_types", types, "a list of dense and sparse")
+    if len(types) != layers:
+        raise contradiction(f"mlp_layer_types has {len(types)} layers, the model has {layers}")
+    chosen = tuple(layer for layer, kind in enumerate(types) if kind == "sparse")
+    if not chosen:
+        raise _no_routed_layer()
+    return chosen
+
+
+def _no_routed_layer() -> UserError:
+    return UserError("config.json leaves no layer with routed experts", _BELONGS)
 
 
 def _shared_width(config: _Reader, family: Family, width: int) -> int:
