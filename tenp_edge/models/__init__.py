@@ -5,6 +5,7 @@ from __future__ import annotations
 from tenp_edge.models import (
     deepseek_v2,
     deepseek_v3,
+    ernie4_5_moe,
     glm4_moe_lite,
     mixtral,
     olmoe,
@@ -34,6 +35,7 @@ FAMILIES: dict[str, Family] = {
         olmoe,
         mixtral,
         glm4_moe_lite,
+        ernie4_5_moe,
     )
 }
 

@@ -28,6 +28,10 @@ class Family:
     ``projections``: on-disk names of an expert's gate, up and down matrices.
     ``defaults``: what transformers assumes for keys that a config.json may leave out.
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
+    ``rope_pairs``: neighbours of a head are rotated together, not halves.
+    ``router_bias``: the bias that only selects experts, by its name in the MoE block;
+    ``router_bias_row``: stored as [1, experts]. ``in_memory``: (module of the MoE block, the module
+    that has it in transformers' memory).
     ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
     ``runs_as``: the model_type that transformers runs the language model as, if not its own.
     """
@@ -47,7 +51,10 @@ class Family:
     shared_block: str | None = None
     shared_gated: bool = False
     router_score: Literal["softmax", "sigmoid"] = "softmax"
-    router_bias: bool = False
+    router_bias: str | None = None
+    router_bias_row: bool = False
+    in_memory: tuple[tuple[str, str], ...] = ()
+    rope_pairs: bool = False
     always_norm_topk: bool = False
     extra_keys: tuple[str, ...] = ()
     wrapper: Wrapper | None = None
@@ -242,11 +249,10 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
     family, hidden = config.family, config.hidden_size
     prefix = config.moe_prefix(layer)
     widths = config.expert_widths[layer]
-    gate = f"{prefix}gate"
-    yield TensorSpec(f"{gate}.weight", (len(widths), hidden), "router", "router", layer)
+    yield TensorSpec(f"{prefix}gate.weight", (len(widths), hidden), "router", "router", layer)
     if family.router_bias:
-        bias = f"{gate}.e_score_correction_bias"
-        yield TensorSpec(bias, (len(widths),), "router_bias", "router", layer)
+        shape = (1, len(widths)) if family.router_bias_row else (len(widths),)
+        yield TensorSpec(prefix + family.router_bias, shape, "router_bias", "router", layer)
     for expert, width in enumerate(widths if experts else ()):
         for index, projection in enumerate(PROJECTIONS):
             shape = (hidden, width) if projection == "down" else (width, hidden)
