@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tenp_edge.errors import UserError
+from tenp_edge.models.wrapper import Wrapper
 
 Part = Literal[
     "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
@@ -27,6 +28,12 @@ class Family:
     ``projections``: on-disk names of an expert's gate, up and down matrices.
     ``defaults``: what transformers assumes for keys that a config.json may leave out.
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
+    ``rope_pairs``: neighbours of a head are rotated together, not halves.
+    ``router_bias``: the bias that only selects experts, by its name in the MoE block;
+    ``router_bias_row``: stored as [1, experts]. ``in_memory``: (module of the MoE block, the module
+    that has it in transformers' memory).
+    ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
+    ``runs_as``: the model_type that transformers runs the language model as, if not its own.
     """
 
     model_type: str
@@ -44,9 +51,14 @@ class Family:
     shared_block: str | None = None
     shared_gated: bool = False
     router_score: Literal["softmax", "sigmoid"] = "softmax"
-    router_bias: bool = False
+    router_bias: str | None = None
+    router_bias_row: bool = False
+    in_memory: tuple[tuple[str, str], ...] = ()
+    rope_pairs: bool = False
     always_norm_topk: bool = False
     extra_keys: tuple[str, ...] = ()
+    wrapper: Wrapper | None = None
+    runs_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +95,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """config.json, normalised. ``raw`` is the file as read; ``expert_widths`` lists, for each MoE
-    layer, the width of every routed expert (all equal in a model that was not pruned)."""
+    """config.json, normalised. ``raw`` is the file as read, of a wrapped model the language model's
+    part of it; ``expert_widths`` lists, for each MoE layer, the width of every routed expert (all
+    equal in a model that was not pruned). ``stored_prefix``: how the files' names begin where the
+    language model's, here and everywhere else, begin with "model."."""
 
     family: Family
     raw: Mapping[str, Any]
@@ -113,6 +127,7 @@ class ModelConfig:
     mla: MLA | None
     dtype: str
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
+    stored_prefix: str = "model."
 
     @property
     def expert_neurons(self) -> int:
@@ -123,6 +138,16 @@ class ModelConfig:
     def is_uniform(self) -> bool:
         """True when every routed expert of every layer has the same width."""
         return len({w for widths in self.expert_widths.values() for w in widths}) == 1
+
+    @property
+    def transformers_type(self) -> str:
+        """The model_type that transformers runs the language model as."""
+        return self.family.runs_as or str(self.raw["model_type"])
+
+    def stored_name(self, name: str) -> str:
+        """Tensor ``name`` as the files call it."""
+        inside = name.startswith("model.")
+        return self.stored_prefix + name.removeprefix("model.") if inside else name
 
     def layer_prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."
@@ -224,11 +249,10 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
     family, hidden = config.family, config.hidden_size
     prefix = config.moe_prefix(layer)
     widths = config.expert_widths[layer]
-    gate = f"{prefix}gate"
-    yield TensorSpec(f"{gate}.weight", (len(widths), hidden), "router", "router", layer)
+    yield TensorSpec(f"{prefix}gate.weight", (len(widths), hidden), "router", "router", layer)
     if family.router_bias:
-        bias = f"{gate}.e_score_correction_bias"
-        yield TensorSpec(bias, (len(widths),), "router_bias", "router", layer)
+        shape = (1, len(widths)) if family.router_bias_row else (len(widths),)
+        yield TensorSpec(prefix + family.router_bias, shape, "router_bias", "router", layer)
     for expert, width in enumerate(widths if experts else ()):
         for index, projection in enumerate(PROJECTIONS):
             shape = (hidden, width) if projection == "down" else (width, hidden)

@@ -19,11 +19,11 @@ def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     """(batch, query, hidden) -> (batch, query, hidden)."""
     config = c.config
     counts = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
-    rotated = {}
+    rotated, pairs = {}, config.family.rope_pairs
     for role, count in counts.items():
         projected = c.linear(f"{path}/{role}_proj", x, role, layer)
         normed = _normed(c, f"{path}/{role}_norm", projected, role, layer, count)
-        rotated[role] = c.makers.rotary(c, f"{path}/{role}_rotary", normed, count, False)
+        rotated[role] = c.makers.rotary(c, f"{path}/{role}_rotary", normed, count, pairs)
     v = c.linear(f"{path}/v_proj", x, "v", layer)
     heads = Heads(counts["q"], counts["k"], attention_scale(config))
     mixed = c.makers.attend(c, path, rotated["q"], rotated["k"], v, heads, layer)
