@@ -80,6 +80,7 @@ ARCHITECTURES = {
     "mixtral": Architecture("llama", norm_topk=True, own_width=False, permuted=True),
     "deepseek_v2": Architecture("deepseek2", norm_topk=None, leading_dense=True),
     "deepseek_v3": Architecture("deepseek2", norm_topk=None, leading_dense=True),
+    "glm4_moe_lite": Architecture("deepseek2", norm_topk=None, leading_dense=True),
 }
 
 

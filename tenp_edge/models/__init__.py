@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tenp_edge.models import deepseek_v2, deepseek_v3, mixtral, olmoe, qwen2_moe, qwen3_moe
+from tenp_edge.models import (
+    deepseek_v2,
+    deepseek_v3,
+    glm4_moe_lite,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3_moe,
+)
 from tenp_edge.models.config import EXPERT_KEYS, read_config
 from tenp_edge.models.family import (
     MLA,
@@ -18,7 +26,15 @@ from tenp_edge.models.family import (
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.model_type: module.FAMILY
-    for module in (qwen2_moe, qwen3_moe, deepseek_v2, deepseek_v3, olmoe, mixtral)
+    for module in (
+        qwen2_moe,
+        qwen3_moe,
+        deepseek_v2,
+        deepseek_v3,
+        olmoe,
+        mixtral,
+        glm4_moe_lite,
+    )
 }
 
 __all__ = [

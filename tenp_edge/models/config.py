@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tenp_edge.errors import UserError
 from tenp_edge.models.family import MLA, Family, ModelConfig, Rope, refuse
+from tenp_edge.models.wrapper import own_keys, unwrap
 
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -57,6 +59,17 @@ _INERT_KEYS = frozenset(
 def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> ModelConfig:
     """Check ``raw`` (config.json) against its family's table and normalise it."""
     family = _family(raw, families)
+    wrapper = family.wrapper
+    if wrapper is None or raw["model_type"] == wrapper.text_type:
+        return _read_text_config(raw, family)
+    _refuse_unknown(own_keys(raw, wrapper), family)
+    text = unwrap(raw, wrapper) | {"architectures": [family.architecture]}
+    found = _read_text_config(text, family)
+    return replace(found, stored_prefix=wrapper.prefix)
+
+
+def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
+    """`read_config` of a language model's own config."""
     _refuse_quantised(raw)
     _refuse_unknown(raw, family)
     config = _Reader(raw, family)
@@ -194,9 +207,12 @@ def _check_groups(experts: int, groups: int, chosen: int, top_k: int) -> None:
 def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
     model_type = raw.get("model_type")
     supported = ", ".join(sorted(families))
-    if isinstance(model_type, str) and model_type in families:
-        return families[model_type]
-    if not any(key in raw for key in EXPERT_KEYS):
+    for family in families.values():
+        text_type = family.wrapper and family.wrapper.text_type
+        if isinstance(model_type, str) and model_type in (family.model_type, text_type):
+            return family
+    text = raw.get("text_config")
+    if not any(key in raw or (isinstance(text, dict) and key in text) for key in EXPERT_KEYS):
         raise UserError(
             f"{model_type!r} is a dense model: it has no routed experts to prune",
             f"a Mixture-of-Experts checkpoint of one of: {supported}",
@@ -234,6 +250,9 @@ def _refuse_unknown(raw: Mapping[str, Any], family: Family) -> None:
 
 def _moe_layers(config: _Reader, family: Family, layers: int) -> tuple[int, ...]:
     """Which decoder layers route: transformers' rules for dense-first and sparse-step models."""
+    types = config.value("mlp_layer_types")
+    if types is not None:
+        return _sparse_layers(types, layers)
     dense_first = config.integer("first_k_dense_replace", default=0)
     step = config.integer("decoder_sparse_step", default=1)
     dense = config.layers("mlp_only_layers")
@@ -243,8 +262,25 @@ def _moe_layers(config: _Reader, family: Family, layers: int) -> tuple[int, ...]
         if layer >= dense_first and layer not in dense and (layer + 1) % step == 0
     )
     if not chosen:
-        raise UserError("config.json leaves no layer with routed experts", _BELONGS)
+        raise _no_routed_layer()
     return chosen
+
+
+def _sparse_layers(types: object, layers: int) -> tuple[int, ...]:
+    """The layers that a list of "dense" and "sparse" calls sparse."""
+    kinds = ("dense", "sparse")
+    if not isinstance(types, list) or not all(kind in kinds for kind in types):
+        raise malformed("mlp_layer_types", types, "a list of dense and sparse")
+    if len(types) != layers:
+        raise contradiction(f"mlp_layer_types has {len(types)} layers, the model has {layers}")
+    chosen = tuple(layer for layer, kind in enumerate(types) if kind == "sparse")
+    if not chosen:
+        raise _no_routed_layer()
+    return chosen
+
+
+def _no_routed_layer() -> UserError:
+    return UserError("config.json leaves no layer with routed experts", _BELONGS)
 
 
 def _shared_width(config: _Reader, family: Family, width: int) -> int:

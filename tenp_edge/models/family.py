@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tenp_edge.errors import UserError
+from tenp_edge.models.wrapper import Wrapper
 
 Part = Literal[
     "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
@@ -29,6 +30,8 @@ class Family:
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
     ``expert_bias``: gate, up and down of the routed experts have biases.
     ``gate_up_interleaved``: in stacked experts, gate's rows are the even ones, up's the odd ones.
+    ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
+    ``runs_as``: the model_type that transformers runs the language model as, if not its own.
     """
 
     model_type: str
@@ -51,6 +54,8 @@ class Family:
     expert_bias: bool = False
     gate_up_interleaved: bool = False
     extra_keys: tuple[str, ...] = ()
+    wrapper: Wrapper | None = None
+    runs_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """config.json, normalised. ``raw`` is the file as read; ``expert_widths`` lists, for each MoE
-    layer, the width of every routed expert (all equal in a model that was not pruned)."""
+    """config.json, normalised. ``raw`` is the file as read, of a wrapped model the language model's
+    part of it; ``expert_widths`` lists, for each MoE layer, the width of every routed expert (all
+    equal in a model that was not pruned). ``stored_prefix``: how the files' names begin where the
+    language model's, here and everywhere else, begin with "model."."""
 
     family: Family
     raw: Mapping[str, Any]
@@ -117,6 +124,7 @@ class ModelConfig:
     mla: MLA | None
     dtype: str
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
+    stored_prefix: str = "model."
 
     @property
     def expert_neurons(self) -> int:
@@ -127,6 +135,16 @@ class ModelConfig:
     def is_uniform(self) -> bool:
         """True when every routed expert of every layer has the same width."""
         return len({w for widths in self.expert_widths.values() for w in widths}) == 1
+
+    @property
+    def transformers_type(self) -> str:
+        """The model_type that transformers runs the language model as."""
+        return self.family.runs_as or str(self.raw["model_type"])
+
+    def stored_name(self, name: str) -> str:
+        """Tensor ``name`` as the files call it."""
+        inside = name.startswith("model.")
+        return self.stored_prefix + name.removeprefix("model.") if inside else name
 
     def layer_prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."

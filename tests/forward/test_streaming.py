@@ -37,6 +37,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense_layer": ("qwen2_moe", {"mlp_only_layers": [1]}),
     "tied": ("mixtral", {"tie_word_embeddings": True}),
     "fused": ("olmoe", {"fused": True}),
+    "layer_types": ("glm4_moe_lite", {"mlp_layer_types": ["dense", "dense", "sparse"]}),
 }
 
 

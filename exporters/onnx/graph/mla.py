@@ -88,12 +88,17 @@ def _expanded(
     rotary = mla.qk_rope_head_dim
     one = c.g.op(f"{path}/k_rotated", "Reshape", [position, [0, 0, 1, rotary]])
     every = c.g.op(f"{path}/k_rotated", "Concat", [one] * heads, axis=2)
-    size = c.run.cache.value_size
+    size = _value_size(c)
     if size > mla.v_head_dim:
         pads = [0] * 7 + [size - mla.v_head_dim]
         value = c.g.op(f"{path}/v_pad", "Pad", [value, pads])
     value = c.g.op(f"{path}/v", "Reshape", [value, [0, 0, heads * size]])
     return _joined(c, f"{path}/k", plain, every), value
+
+
+def _value_size(c: Context) -> int:
+    """Of an expanded value: as the cache holds it, or its own where the cache is latent."""
+    return c.mla.v_head_dim if c.latent else c.run.cache.value_size
 
 
 def _cut(c: Context, path: str, x: ir.Value, sizes: list[int]) -> tuple[ir.Value, ir.Value]:
@@ -114,11 +119,7 @@ def _joined(c: Context, path: str, plain: ir.Value, rotated: ir.Value) -> ir.Val
 
 def _values_alone(c: Context, path: str, mixed: ir.Value) -> ir.Value:
     """Each head's output without the padding of its values."""
-    heads, size, kept = (
-        c.config.num_attention_heads,
-        c.run.cache.value_size,
-        c.mla.v_head_dim,
-    )
+    heads, size, kept = c.config.num_attention_heads, _value_size(c), c.mla.v_head_dim
     if size == kept:
         return mixed
     by_head = c.g.op(f"{path}/split", "Reshape", [mixed, [0, 0, heads, size]])
