@@ -29,7 +29,7 @@ _FILES = (
     "generation_config.json",
 )
 # Control tokens that stay in the text, where llama.cpp's reader of Gemma's answers looks for them.
-_RENDERED = frozenset(
+_RENDERED: frozenset[str] = frozenset(
     # Control tokens that stay in the text: llama.cpp reads Gemma's answers by them.
 )
 
