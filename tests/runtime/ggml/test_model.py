@@ -203,6 +203,20 @@ def test_fallback_types_are_llamacpps(quant: str, tmp_path: Path) -> None:
     assert_same(*files, kv_type="F32", flash_attention=False)
 
 
+@pytest.mark.parametrize(
+    "kind", ["IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "MXFP4"]
+)
+def test_few_bits_are_llamacpps(kind: str, tmp_path: Path) -> None:
+    """Experts whose gate and up are in the type and whose down is in another."""
+    source = ModelSource(wide(tmp_path / "model", "qwen3_moe", 256))
+    rules = (rf"ffn_(gate|up)_exps={kind}", "ffn_down_exps=Q5_K")
+    for layout in ("per-expert", "merged"):
+        options = ExportOptions("Q4_0", layout, tensor_types=rules)
+        EXPORTER.write(source, options, tmp_path / f"{layout}.gguf")
+    files = tmp_path / "per-expert.gguf", tmp_path / "merged.gguf"
+    assert_same(*files, kv_type="F32", flash_attention=False)
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("quant", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
 def test_ragged_is_padded_in_unmodified_llamacpp(family: str, quant: str, file_of: FileOf) -> None:
