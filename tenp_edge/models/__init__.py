@@ -24,6 +24,7 @@ from tenp_edge.models.family import (
     TensorSpec,
     expected_tensors,
 )
+from tenp_edge.models.layer_attention import LayerAttention
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.model_type: module.FAMILY
@@ -45,6 +46,7 @@ __all__ = [
     "MLA",
     "PROJECTIONS",
     "Family",
+    "LayerAttention",
     "ModelConfig",
     "Part",
     "Rope",

@@ -14,6 +14,7 @@ from typing import Any
 from tenp_edge.errors import UserError
 from tenp_edge.models.family import MLA, Family, ModelConfig, Rope, refuse
 from tenp_edge.models.wrapper import own_keys, unwrap
+from tenp_edge.models.layer_attention import LayerAttention
 
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -24,6 +25,7 @@ _MOST = 2**31 - 1
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 _MOST_REAL = 3e38  # What a float32 holds: files store these numbers as such.
 _SHOWN = 60
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 _ROPE_KINDS = ("default", "linear", "yarn")
 _ROPE_KEYS = frozenset(
     "type rope_type rope_theta factor original_max_position_embeddings attention_factor "
@@ -88,6 +90,8 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     kv_heads = config.integer("num_key_value_heads", default=heads)
     if heads % kv_heads:
         raise contradiction(f"{heads} attention heads do not divide by {kv_heads} key/value heads")
+    head_dim = _head_dim(config, mla, hidden, heads)
+    latent = mla.kv_lora_rank + mla.qk_rope_head_dim if mla else 0
     return ModelConfig(
         family=family,
         raw=dict(raw),
@@ -102,7 +106,7 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         moe_layers=moe_layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=_head_dim(config, mla, hidden, heads),
+        head_dim=head_dim,
         max_position_embeddings=config.integer("max_position_embeddings"),
         rms_norm_eps=config.number("rms_norm_eps", default=1e-6, zero=True),
         tie_word_embeddings=config.flag("tie_word_embeddings"),
@@ -115,6 +119,10 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         rope=_rope(config),
         mla=mla,
         dtype=_dtype(config),
+        attention_layers=tuple(
+            LayerAttention(heads, kv_heads, head_dim, window, latent)
+            for window in _windows(config, family, layers)
+        ),
         expert_widths=_expert_widths(raw, moe_layers, experts, width),
     )
 
@@ -325,6 +333,23 @@ def _head_dim(config: _Reader, mla: MLA | None, hidden: int, heads: int) -> int:
     if explicit is None and hidden % heads:
         raise contradiction(f"hidden_size {hidden} does not divide by {heads} heads")
     return hidden // heads if explicit is None else config.integer("head_dim")
+
+
+def _windows(config: _Reader, family: Family, layers: int) -> list[int | None]:
+    """The window of each layer, None where it looks at everything."""
+    every, types = family.full_attention_every, config.value("layer_types")
+    window = config.value("sliding_window")
+    if not every or window is None:
+        return [None] * layers
+    if types is None:
+        types = [_LAYER_TYPES[(layer + 1) % every != 0] for layer in range(layers)]
+    if not isinstance(types, list) or len(types) != layers:
+        raise malformed("layer_types", types, f"a list of {layers} layers")
+    for kind in types:
+        if kind not in _LAYER_TYPES:
+            raise refuse(f"layer_types with {kind!r}", ", ".join(_LAYER_TYPES))
+    window = config.integer("sliding_window")
+    return [window if kind == "sliding_attention" else None for kind in types]
 
 
 def _rope(config: _Reader) -> Rope:

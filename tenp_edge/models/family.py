@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from tenp_edge.errors import UserError
 from tenp_edge.models.wrapper import Wrapper
+from tenp_edge.models.layer_attention import LayerAttention
 
 Part = Literal[
     "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
@@ -36,6 +37,8 @@ class Family:
     ``gate_up_interleaved``: in stacked experts, gate's rows are the even ones, up's the odd ones.
     ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
     ``runs_as``: the model_type that transformers runs the language model as, if not its own.
+    ``full_attention_every``: where config.json has no ``layer_types``, every so many layers one
+    looks at the whole context and the others at the last ``sliding_window`` tokens; 0: all at all.
     """
 
     model_type: str
@@ -60,6 +63,7 @@ class Family:
     always_norm_topk: bool = False
     expert_bias: bool = False
     gate_up_interleaved: bool = False
+    full_attention_every: int = 0
     extra_keys: tuple[str, ...] = ()
     wrapper: Wrapper | None = None
     runs_as: str | None = None
@@ -130,6 +134,7 @@ class ModelConfig:
     rope: Rope
     mla: MLA | None
     dtype: str
+    attention_layers: tuple[LayerAttention, ...] = field(repr=False)
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
     stored_prefix: str = "model."
 
@@ -152,6 +157,9 @@ class ModelConfig:
         """Tensor ``name`` as the files call it."""
         inside = name.startswith("model.")
         return self.stored_prefix + name.removeprefix("model.") if inside else name
+    def layer_attention(self, layer: int) -> LayerAttention:
+        """Heads, sizes and window of ``layer``: what its tensors and its cache follow from."""
+        return self.attention_layers[layer]
 
     def layer_prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."
@@ -185,7 +193,7 @@ def expected_tensors(
     )
     for layer in range(config.num_hidden_layers):
         prefix = config.layer_prefix(layer)
-        for suffix, shape, role, part in _layer_tensors(config):
+        for suffix, shape, role, part in _layer_tensors(config, layer):
             yield TensorSpec(prefix + suffix, shape, role, part, layer)
         if layer in config.expert_widths:
             yield from _moe_tensors(config, layer, experts=layer not in without_experts)
@@ -201,16 +209,16 @@ def expected_tensors(
 _Row = tuple[str, Shape, str, Part]
 
 
-def _layer_tensors(config: ModelConfig) -> Iterator[_Row]:
+def _layer_tensors(config: ModelConfig, layer: int) -> Iterator[_Row]:
     hidden = (config.hidden_size,)
     yield "input_layernorm.weight", hidden, "input_norm", "norms"
-    yield from _ATTENTION[config.family.attention](config)
+    yield from _ATTENTION[config.family.attention](config, config.layer_attention(layer))
     yield "post_attention_layernorm.weight", hidden, "post_attention_norm", "norms"
 
 
-def _gqa_tensors(config: ModelConfig) -> Iterator[_Row]:
-    hidden, head = config.hidden_size, config.head_dim
-    q_rows, kv_rows = config.num_attention_heads * head, config.num_key_value_heads * head
+def _gqa_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
+    hidden, head = config.hidden_size, own.head_dim
+    q_rows, kv_rows = own.heads * head, own.kv_heads * head
     for name, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
         yield f"self_attn.{name}_proj.weight", (rows, hidden), name, "attention"
         if config.qkv_bias:
@@ -224,10 +232,10 @@ def _gqa_tensors(config: ModelConfig) -> Iterator[_Row]:
         yield "self_attn.k_norm.weight", (kv_rows if whole else head,), "k_norm", "attention"
 
 
-def _mla_tensors(config: ModelConfig) -> Iterator[_Row]:
+def _mla_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
     mla = config.mla
     assert mla is not None
-    hidden, heads = config.hidden_size, config.num_attention_heads
+    hidden, heads = config.hidden_size, own.heads
     q_rows = heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
     kv_a_rows = mla.kv_lora_rank + mla.qk_rope_head_dim
     if mla.q_lora_rank is None:
@@ -250,7 +258,7 @@ def _mla_tensors(config: ModelConfig) -> Iterator[_Row]:
         yield "self_attn.o_proj.bias", (hidden,), "o_bias", "attention"
 
 
-_ATTENTION: dict[str, Callable[[ModelConfig], Iterator[_Row]]] = {
+_ATTENTION: dict[str, Callable[[ModelConfig, LayerAttention], Iterator[_Row]]] = {
     "gqa": _gqa_tensors,
     "mla": _mla_tensors,
 }
