@@ -90,7 +90,7 @@ def _attention(config: ModelConfig) -> _Fields:
             "attention.head_count_kv": u32(own.kv_heads),
             "attention.key_length": u32(own.head_dim),
             "attention.value_length": u32(own.head_dim),
-            "rope.dimension_count": u32(own.head_dim),
+            "rope.dimension_count": u32(config.rotary_size(0)),
         }
         return {**fields, **_window(config)}
     # The absorbed form is multi-query attention: one KV head of lora + rope, V a view of K.

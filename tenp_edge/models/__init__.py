@@ -6,6 +6,7 @@ from tenp_edge.models import (
     deepseek_v2,
     deepseek_v3,
     ernie4_5_moe,
+    glm4_moe,
     glm4_moe_lite,
     mixtral,
     olmoe,
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Family] = {
         olmoe,
         mixtral,
         glm4_moe_lite,
+        glm4_moe,
         ernie4_5_moe,
     )
 }

@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.models.family import MLA, Family, ModelConfig, Rope, refuse
-from tenp_edge.models.wrapper import own_keys, unwrap
+from tenp_edge.models.family import MLA, Family, ModelConfig, QkNorm, Rope, refuse
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.wrapper import own_keys, unwrap
 
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -92,6 +92,9 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         raise contradiction(f"{heads} attention heads do not divide by {kv_heads} key/value heads")
     head_dim = _head_dim(config, mla, hidden, heads)
     latent = mla.kv_lora_rank + mla.qk_rope_head_dim if mla else 0
+    rope = _rope(config)
+    if mla is None and int(head_dim * rope.part) not in range(2, head_dim + 1, 2):
+        raise contradiction(f"{rope.part:g} of a head of {head_dim} is no even number to rotate")
     return ModelConfig(
         family=family,
         raw=dict(raw),
@@ -116,9 +119,10 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         routed_scaling_factor=config.number("routed_scaling_factor", default=1.0),
         n_group=groups,
         topk_group=chosen,
-        rope=_rope(config),
+        rope=rope,
         mla=mla,
         dtype=_dtype(config),
+        qk_norm=_qk_norm(config, family),
         attention_layers=tuple(
             LayerAttention(heads, kv_heads, head_dim, window, latent)
             for window in _windows(config, family, layers)
@@ -131,7 +135,7 @@ class _Reader:
     """Looks a key up in config.json, then in the family's defaults, then refuses."""
 
     def __init__(self, raw: Mapping[str, Any], family: Family) -> None:
-        self.raw, self.defaults = raw, family.defaults
+        self.raw, self.family, self.defaults = raw, family, family.defaults
 
     def value(self, *keys: str, default: Any = None) -> Any:
         for source in (self.raw, self.defaults):
@@ -368,10 +372,26 @@ def _rope(config: _Reader) -> Rope:
     theta = config.value("rope_theta") if stated_theta is None else stated_theta
     if kind not in _ROPE_KINDS:
         raise refuse(f"rope type {kind!r}", ", ".join(_ROPE_KINDS))
-    if scaling.get("partial_rotary_factor", 1.0) not in (None, 1.0):
-        raise refuse(f"partial_rotary_factor = {scaling['partial_rotary_factor']}", "1.0")
+    part = _rotary_part(config, scaling.pop("partial_rotary_factor", None))
     _check_scaling(key, kind, scaling)
-    return Rope(theta=finite("rope_theta", theta), kind=kind, scaling=scaling)
+    return Rope(theta=finite("rope_theta", theta), kind=kind, scaling=scaling, part=part)
+
+
+def _rotary_part(config: _Reader, stated: object) -> float:
+    """The share of a head that is rotated, as ``stated`` among the rope's keys or beside them."""
+    usual, beside = config.family.rotary_part, config.value("partial_rotary_factor")
+    if stated is not None and beside is not None and stated != beside:
+        raise contradiction(f"partial_rotary_factor is {beside} and {stated}")
+    said = stated if stated is not None else beside
+    part = finite("partial_rotary_factor", usual if said is None else said)
+    if part > 1 or (part != 1 and usual == 1):
+        raise refuse(f"partial_rotary_factor = {part}", "1.0")
+    return part
+
+
+def _qk_norm(config: _Reader, family: Family) -> QkNorm:
+    key = family.qk_norm_key
+    return family.qk_norm if key is None or config.flag(key) else "none"
 
 
 def _check_scaling(section: str, kind: str, scaling: Mapping[str, Any]) -> None:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tenp_edge.errors import UserError
-from tenp_edge.models.wrapper import Wrapper
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.wrapper import Wrapper
 
 Part = Literal[
     "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
 ]
+QkNorm = Literal["none", "head", "projection"]
 Shape = tuple[int, ...]
 PROJECTIONS = ("gate", "up", "down")
 
@@ -29,6 +30,8 @@ class Family:
     ``projections``: on-disk names of an expert's gate, up and down matrices.
     ``defaults``: what transformers assumes for keys that a config.json may leave out.
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
+    ``qk_norm_key``: whether there is such a norm, where config.json says so.
+    ``rotary_part``: share of a head that is rotated, if config.json does not say.
     ``rope_pairs``: neighbours of a head are rotated together, not halves.
     ``router_bias``: the bias that only selects experts, by its name in the MoE block;
     ``router_bias_row``: stored as [1, experts]. ``in_memory``: (module of the MoE block, the module
@@ -50,7 +53,8 @@ class Family:
     attention: Literal["gqa", "mla"]
     defaults: Mapping[str, Any]
     allowed: Mapping[str, tuple[Any, ...]]
-    qk_norm: Literal["none", "head", "projection"] = "none"
+    qk_norm: QkNorm = "none"
+    qk_norm_key: str | None = None
     qkv_bias_key: str | None = None
     o_bias_key: str | None = None
     shared_block: str | None = None
@@ -60,6 +64,7 @@ class Family:
     router_bias_row: bool = False
     in_memory: tuple[tuple[str, str], ...] = ()
     rope_pairs: bool = False
+    rotary_part: float = 1.0
     always_norm_topk: bool = False
     expert_bias: bool = False
     gate_up_interleaved: bool = False
@@ -82,11 +87,13 @@ class MLA:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding; ``scaling`` keeps the remaining keys of linear or YaRN scaling."""
+    """Rotary embedding of the first ``part`` of a head; ``scaling`` keeps the remaining keys of
+    linear or YaRN scaling."""
 
     theta: float
     kind: str
     scaling: Mapping[str, Any]
+    part: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,7 @@ class ModelConfig:
     rope: Rope
     mla: MLA | None
     dtype: str
+    qk_norm: QkNorm
     attention_layers: tuple[LayerAttention, ...] = field(repr=False)
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
     stored_prefix: str = "model."
@@ -148,6 +156,12 @@ class ModelConfig:
         """True when every routed expert of every layer has the same width."""
         return len({w for widths in self.expert_widths.values() for w in widths}) == 1
 
+    def rotary_size(self, layer: int) -> int:
+        """Elements of a head that are rotated, the first ones; latent attention's rotary part."""
+        if self.mla is not None:
+            return self.mla.qk_rope_head_dim
+        return int(self.layer_attention(layer).head_dim * self.rope.part)
+
     @property
     def transformers_type(self) -> str:
         """The model_type that transformers runs the language model as."""
@@ -157,6 +171,7 @@ class ModelConfig:
         """Tensor ``name`` as the files call it."""
         inside = name.startswith("model.")
         return self.stored_prefix + name.removeprefix("model.") if inside else name
+
     def layer_attention(self, layer: int) -> LayerAttention:
         """Heads, sizes and window of ``layer``: what its tensors and its cache follow from."""
         return self.attention_layers[layer]
@@ -226,8 +241,8 @@ def _gqa_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
     yield "self_attn.o_proj.weight", (hidden, q_rows), "o", "attention"
     if config.o_bias:
         yield "self_attn.o_proj.bias", (hidden,), "o_bias", "attention"
-    if config.family.qk_norm != "none":
-        whole = config.family.qk_norm == "projection"
+    if config.qk_norm != "none":
+        whole = config.qk_norm == "projection"
         yield "self_attn.q_norm.weight", (q_rows if whole else head,), "q_norm", "attention"
         yield "self_attn.k_norm.weight", (kv_rows if whole else head,), "k_norm", "attention"
 

@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tied": ("mixtral", {"tie_word_embeddings": True}),
     "fused": ("olmoe", {"fused": True}),
     "routed_between": ("ernie4_5_moe", {"moe_layer_end_index": 1, "moe_layer_start_index": 0}),
+    "head_norms": ("glm4_moe", {"use_qk_norm": True, "partial_rotary_factor": 0.25}),
     "layer_types": ("glm4_moe_lite", {"mlp_layer_types": ["dense", "dense", "sparse"]}),
 }
 

@@ -138,6 +138,28 @@ CONFIGS |= {
         "topk_method": "noaux_tc",
         "v_head_dim": 24,
     },
+    "glm4_moe": _COMMON
+    | {
+        "architectures": ["Glm4MoeForCausalLM"],
+        "attention_bias": True,
+        "first_k_dense_replace": 1,
+        "head_dim": 32,
+        "moe_intermediate_size": 96,
+        "n_group": 1,
+        "n_routed_experts": 6,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_experts_per_tok": 3,
+        "num_key_value_heads": 2,
+        "num_nextn_predict_layers": 1,
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "routed_scaling_factor": 1.0,
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+        "use_qk_norm": False,
+    },
     "ernie4_5_moe": _COMMON
     | {
         "architectures": ["Ernie4_5_MoeForCausalLM"],

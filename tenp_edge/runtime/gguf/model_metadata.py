@@ -48,6 +48,8 @@ class Architecture:
     of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
     ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
     ``selection_bias``: softmax scores may have a bias that selects, as sigmoid ones always may.
+    ``qk_norm_optional``: a model may have no such norm. ``partial_rotary``: a part of a head may
+    be all that is rotated. ``ffn_norm``: the name of the norm after the attention.
     ``window_period``: every so many layers one looks at the whole context, the others at a window.
     """
 
@@ -58,6 +60,9 @@ class Architecture:
     shared_gate: bool = False
     mla: bool = False
     selection_bias: bool = False
+    qk_norm_optional: bool = False
+    partial_rotary: bool = False
+    ffn_norm: str = "ffn_norm"
     window_period: int = 0
 
 
@@ -68,6 +73,14 @@ ARCHITECTURES = {
     "llama": Architecture(rope=_PAIRWISE, norm_topk=True),
     "deepseek2": Architecture(rope=_PAIRWISE, norm_topk=None, mla=True),
     "ernie4_5-moe": Architecture(rope=_PAIRWISE, norm_topk=True, selection_bias=True),
+    "glm4moe": Architecture(
+        qk_norm="head",
+        qk_norm_optional=True,
+        norm_topk=None,
+        attention_bias=True,
+        partial_rotary=True,
+        ffn_norm="post_attention_norm",
+    ),
 }
 
 
@@ -165,7 +178,9 @@ def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
             f"{_LLAMA_LAYERS} of {_LLAMA_EXPERTS}",
         ),
         (
-            facts.mla is None and any(facts.rope.dimensions != size for size in heads),
+            facts.mla is None
+            and not facts.architecture.partial_rotary
+            and any(facts.rope.dimensions != size for size in heads),
             f"rope.dimension_count is {facts.rope.dimensions}, a head has {max(heads)}",
         ),
         (
@@ -340,6 +355,8 @@ def _widths(fields: _Fields, layers: int, experts: int) -> dict[int, tuple[int, 
     widths = fields.integers("tenp.expert_widths")
     full = fields.integer("tenp.full_width")
     dense = fields.integer("leading_dense_block_count", 0)
+    if fields.integer("nextn_predict_layers", 0):
+        raise fields.error("it has layers that predict further tokens")
     step = fields.integer("interleave_moe_layer_step", 1)
     if step != 1 or len(routed) != layers - dense or routed != list(range(dense, layers)):
         raise fields.error(f"its routed layers are not {dense}..{layers - 1}")

@@ -43,6 +43,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "groups": ("deepseek_v3", {"n_group": 4, "topk_group": 2}),
     "greedy ignores groups": ("deepseek_v2", {"n_group": 2, "topk_group": 1}),
     "no renormalisation": ("deepseek_v3", {"norm_topk_prob": False}),
+    "norms of heads": ("glm4_moe", {"use_qk_norm": True, "attention_bias": False}),
     "no shared expert": ("ernie4_5_moe", {"moe_num_shared_experts": 0, "moe_layer_start_index": 0}),
 }
 

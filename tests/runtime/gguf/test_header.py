@@ -18,7 +18,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.model import PerExpertModel
 from tenp_edge.runtime.gguf.header import GGML_TYPES, Header, Texts, parse_header, read_header
-from tenp_edge.runtime.gguf.model_metadata import read_facts
+from tenp_edge.runtime.gguf.model_metadata import ARCHITECTURES, read_facts
 from tenp_edge.runtime.gguf.tensor_checks import check_tensors
 from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary
 
@@ -193,9 +193,13 @@ def sound(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: CheckpointOf)
     [
         ({"tenp__version": 2}, "cannot be run: tenp.version is 2; this release reads 1"),
         (
+            {"tenp-deepseek2__nextn_predict_layers": 1},
+            "it has layers that predict further tokens",
+        ),
+        (
             {"general__architecture": "gpt2"},
             "architecture 'gpt2' is not known\n"
-            "try: known: tenp-deepseek2, tenp-llama, tenp-olmoe, tenp-qwen2moe, tenp-qwen3moe",
+            f"try: known: {', '.join('tenp-' + name for name in sorted(ARCHITECTURES))}",
         ),
         (
             {"tenp-deepseek2__expert_count": 9},
