@@ -2,7 +2,7 @@
 
 Facts, each from the config.json of the repository that is its key (Hugging Face hub); keys that
 change no size are left out. `fit_table` checks each by its parameters, in billions, which are what
-the model's own card says.
+the model's own card says; of a model with a vision part, its language model's.
 """
 
 from __future__ import annotations
@@ -192,6 +192,37 @@ PUBLISHED: dict[str, tuple[float, dict[str, Any]]] = {
             "max_position_embeddings": 40960,
             "rope_theta": 1000000.0,
             "vocab_size": 151936,
+        },
+    ),
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": (
+        30.5,
+        {
+            "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+            "model_type": "qwen3_vl_moe",
+            "tie_word_embeddings": False,
+            "text_config": {
+                "model_type": "qwen3_vl_moe_text",
+                "dtype": "bfloat16",
+                "hidden_size": 2048,
+                "intermediate_size": 6144,
+                "num_hidden_layers": 48,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 4,
+                "head_dim": 128,
+                "num_experts": 128,
+                "num_experts_per_tok": 8,
+                "moe_intermediate_size": 768,
+                "norm_topk_prob": True,
+                "max_position_embeddings": 262144,
+                "rope_theta": 5000000.0,
+                "rope_scaling": {
+                    "mrope_interleaved": True,
+                    "mrope_section": [24, 20, 20],
+                    "rope_type": "default",
+                },
+                "vocab_size": 151936,
+            },
+            "vision_config": {"deepstack_visual_indexes": [8, 16, 24]},
         },
     ),
     "mistralai/Mixtral-8x7B-v0.1": (

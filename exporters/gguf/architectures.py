@@ -109,6 +109,7 @@ ARCHITECTURES = {
         shared_width=True,
         constants=(("interleave_moe_layer_step", 1),),
     ),
+    "qwen3_vl_moe": Architecture("qwen3vlmoe", norm_topk=True),
     "glm4_moe": Architecture(
         "glm4moe",
         norm_topk=None,

@@ -12,6 +12,7 @@ from tenp_edge.models import (
     olmoe,
     qwen2_moe,
     qwen3_moe,
+    qwen3_vl_moe,
 )
 from tenp_edge.models.config import EXPERT_KEYS, read_config
 from tenp_edge.models.family import (
@@ -23,6 +24,7 @@ from tenp_edge.models.family import (
     Rope,
     Shape,
     TensorSpec,
+    VisionFacts,
     expected_tensors,
 )
 from tenp_edge.models.layer_attention import LayerAttention
@@ -39,6 +41,7 @@ FAMILIES: dict[str, Family] = {
         glm4_moe_lite,
         glm4_moe,
         ernie4_5_moe,
+        qwen3_vl_moe,
     )
 }
 
@@ -54,6 +57,7 @@ __all__ = [
     "Rope",
     "Shape",
     "TensorSpec",
+    "VisionFacts",
     "expected_tensors",
     "read_config",
 ]

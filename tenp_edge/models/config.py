@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.models.family import MLA, Family, ModelConfig, QkNorm, Rope, refuse
+from tenp_edge.models.family import MLA, Family, ModelConfig, QkNorm, Rope, VisionFacts, refuse
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.wrapper import own_keys, unwrap
+from tenp_edge.models.wrapper import WRAPPED_BY, own_keys, unwrap
 
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -63,7 +63,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
     """Check ``raw`` (config.json) against its family's table and normalise it."""
     family = _family(raw, families)
     wrapper = family.wrapper
-    if wrapper is None or raw["model_type"] == wrapper.text_type:
+    if wrapper is None or raw["model_type"] != family.model_type:
         return _read_text_config(raw, family)
     _refuse_unknown(own_keys(raw, wrapper), family)
     text = unwrap(raw, wrapper) | {"architectures": [family.architecture]}
@@ -123,6 +123,7 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         mla=mla,
         dtype=_dtype(config),
         qk_norm=_qk_norm(config, family),
+        vision=_vision(config, head_dim, layers) if family.rope_sections else None,
         attention_layers=tuple(
             LayerAttention(heads, kv_heads, head_dim, window, latent)
             for window in _windows(config, family, layers)
@@ -218,11 +219,10 @@ def _check_groups(experts: int, groups: int, chosen: int, top_k: int) -> None:
 
 
 def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
-    model_type = raw.get("model_type")
+    model_type = raw.get(WRAPPED_BY, raw.get("model_type"))
     supported = ", ".join(sorted(families))
     for family in families.values():
-        text_type = family.wrapper and family.wrapper.text_type
-        if isinstance(model_type, str) and model_type in (family.model_type, text_type):
+        if isinstance(model_type, str) and model_type in _names(family):
             return family
     text = raw.get("text_config")
     if not any(key in raw or (isinstance(text, dict) and key in text) for key in EXPERT_KEYS):
@@ -231,6 +231,13 @@ def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
             f"a Mixture-of-Experts checkpoint of one of: {supported}",
         )
     raise UserError(f"model family {model_type!r} is not supported", f"supported: {supported}")
+
+
+def _names(family: Family) -> tuple[str, ...]:
+    """What config.json calls a model of ``family``, or the language model in one."""
+    wrapper = family.wrapper
+    alone = wrapper is not None and wrapper.alone_type is None
+    return (family.model_type, wrapper.text_type) if wrapper and alone else (family.model_type,)
 
 
 def _refuse_quantised(raw: Mapping[str, Any]) -> None:
@@ -387,6 +394,21 @@ def _rotary_part(config: _Reader, stated: object) -> float:
     if part > 1 or (part != 1 and usual == 1):
         raise refuse(f"partial_rotary_factor = {part}", "1.0")
     return part
+
+
+def _vision(config: _Reader, head_dim: int, layers: int) -> VisionFacts:
+    sections = config.value("mrope_section")
+    legal = isinstance(sections, list) and len(sections) == 3
+    if not legal or not all(type(size) is int and size > 0 for size in sections):
+        raise malformed("mrope_section", sections, "three numbers above zero")
+    if sum(sections) != head_dim // 2:
+        raise contradiction(
+            f"mrope_section sums to {sum(sections)}, half a head is {head_dim // 2}"
+        )
+    deepstack = config.layers("deepstack_visual_indexes")
+    if len(deepstack) > layers:
+        raise contradiction(f"deepstack_visual_indexes has {len(deepstack)} of {layers} layers")
+    return VisionFacts(tuple(sections), len(deepstack))
 
 
 def _qk_norm(config: _Reader, family: Family) -> QkNorm:

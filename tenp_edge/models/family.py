@@ -32,6 +32,8 @@ class Family:
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
     ``qk_norm_key``: whether there is such a norm, where config.json says so.
     ``rotary_part``: share of a head that is rotated, if config.json does not say.
+    ``rope_sections``: config.json divides a head's frequencies among time, height and width, which
+    are the same number for a text's tokens.
     ``rope_pairs``: neighbours of a head are rotated together, not halves.
     ``router_bias``: the bias that only selects experts, by its name in the MoE block;
     ``router_bias_row``: stored as [1, experts]. ``in_memory``: (module of the MoE block, the module
@@ -39,7 +41,6 @@ class Family:
     ``expert_bias``: gate, up and down of the routed experts have biases.
     ``gate_up_interleaved``: in stacked experts, gate's rows are the even ones, up's the odd ones.
     ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
-    ``runs_as``: the model_type that transformers runs the language model as, if not its own.
     ``full_attention_every``: where config.json has no ``layer_types``, every so many layers one
     looks at the whole context and the others at the last ``sliding_window`` tokens; 0: all at all.
     """
@@ -65,13 +66,13 @@ class Family:
     in_memory: tuple[tuple[str, str], ...] = ()
     rope_pairs: bool = False
     rotary_part: float = 1.0
+    rope_sections: bool = False
     always_norm_topk: bool = False
     expert_bias: bool = False
     gate_up_interleaved: bool = False
     full_attention_every: int = 0
     extra_keys: tuple[str, ...] = ()
     wrapper: Wrapper | None = None
-    runs_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,15 @@ class Rope:
     kind: str
     scaling: Mapping[str, Any]
     part: float = 1.0
+
+
+@dataclass(frozen=True)
+class VisionFacts:
+    """What a language model's file must say for pictures: frequencies of a head for time, height
+    and width, and the number of layers that take features of a picture (deepstack)."""
+
+    rope_sections: tuple[int, ...]
+    deepstack_layers: int
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,7 @@ class ModelConfig:
     mla: MLA | None
     dtype: str
     qk_norm: QkNorm
+    vision: VisionFacts | None
     attention_layers: tuple[LayerAttention, ...] = field(repr=False)
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
     stored_prefix: str = "model."
@@ -161,11 +172,6 @@ class ModelConfig:
         if self.mla is not None:
             return self.mla.qk_rope_head_dim
         return int(self.layer_attention(layer).head_dim * self.rope.part)
-
-    @property
-    def transformers_type(self) -> str:
-        """The model_type that transformers runs the language model as."""
-        return self.family.runs_as or str(self.raw["model_type"])
 
     def stored_name(self, name: str) -> str:
         """Tensor ``name`` as the files call it."""

@@ -170,6 +170,13 @@ CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [
         "supported: 1.0",
     ),
     (
+        "qwen3_vl_moe",
+        {"text_config": {}},
+        "config.json has no text_config: qwen3_vl_moe wraps a language model, and this one has "
+        "none",
+        "the config.json and the weights of the whole model",
+    ),
+    (
         "ernie4_5_moe",
         {"moe_layer_end_index": 3},
         "config.json: moe_layer_end_index is 3, not -1 or a layer of 3",

@@ -50,6 +50,7 @@ class Architecture:
     ``selection_bias``: softmax scores may have a bias that selects, as sigmoid ones always may.
     ``qk_norm_optional``: a model may have no such norm. ``partial_rotary``: a part of a head may
     be all that is rotated. ``ffn_norm``: the name of the norm after the attention.
+    ``sections``: the file divides a head's frequencies among time, height and width.
     ``window_period``: every so many layers one looks at the whole context, the others at a window.
     """
 
@@ -62,6 +63,7 @@ class Architecture:
     selection_bias: bool = False
     qk_norm_optional: bool = False
     partial_rotary: bool = False
+    sections: bool = False
     ffn_norm: str = "ffn_norm"
     window_period: int = 0
 
@@ -69,6 +71,7 @@ class Architecture:
 ARCHITECTURES = {
     "qwen2moe": Architecture(attention_bias=True, shared_gate=True),
     "qwen3moe": Architecture(qk_norm="head", norm_topk=True),
+    "qwen3vlmoe": Architecture(qk_norm="head", norm_topk=True, sections=True),
     "olmoe": Architecture(qk_norm="row"),
     "llama": Architecture(rope=_PAIRWISE, norm_topk=True),
     "deepseek2": Architecture(rope=_PAIRWISE, norm_topk=None, mla=True),
@@ -230,6 +233,8 @@ def _facts(fields: _Fields, name: str) -> Facts:
     if rope.dimensions > query_dim or rope.dimensions % 2:
         raise fields.error(f"rope.dimension_count is {rope.dimensions}, a head has {query_dim}")
     layers, experts = fields.integer("block_count"), fields.integer("expert_count")
+    if row.sections:
+        _check_sections(fields, rope, layers)
     latent = 0 if mla is None else mla.kv_rank + rope.dimensions
     top_k, groups = fields.integer("expert_used_count"), fields.integer("expert_group_count", 1)
     groups_used = fields.integer("expert_group_used_count", groups)
@@ -264,6 +269,17 @@ def _facts(fields: _Fields, name: str) -> Facts:
         feed_forward=_feed_forward(fields),
         trained_context=fields.integer("context_length"),
     )
+
+
+def _check_sections(fields: _Fields, rope: Rope, layers: int) -> None:
+    """What only pictures need, and llama.cpp takes as it is. For a text all positions are one."""
+    sections = fields.integers("rope.dimension_sections")
+    deepstack = fields.integer("n_deepstack_layers", 0)
+    half, total = rope.dimensions // 2, sum(sections)
+    if len(sections) != 4 or min(sections) < 0 or not half <= total <= rope.dimensions:
+        raise fields.error(f"rope.dimension_sections are {sections}, half a head is {half}")
+    if deepstack > layers:
+        raise fields.error(f"{deepstack} of its {layers} layers take pictures")
 
 
 def _vocab(fields: _Fields) -> int:

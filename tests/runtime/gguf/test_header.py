@@ -268,6 +268,29 @@ def test_metadata_that_contradicts_the_tensors(
     assert str(caught.value) == f"model.gguf{separator}{why}{hint}"
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (
+            {"tenp-qwen3vlmoe__rope__dimension_sections": np.array([6, 5, 4, 0], dtype=np.uint32)},
+            "rope.dimension_sections are [6, 5, 4, 0], half a head is 16",
+        ),
+        (
+            {"tenp-qwen3vlmoe__n_deepstack_layers": 4},
+            "4 of its 3 layers take pictures",
+        ),
+    ],
+    ids=("sections", "deepstack"),
+)
+def test_facts_for_pictures_that_llama_cpp_would_not_survive(
+    checkpoint_of: CheckpointOf, tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
+    export_ragged(checkpoint_of("qwen3_vl_moe"), tmp_path / "model.gguf")
+    with pytest.raises(UserError) as caught:
+        check(rewritten((tmp_path / "model.gguf").read_bytes(), **changes))
+    assert str(caught.value) == f"model.gguf cannot be run: {why}\ntry: export it again"
+
+
 def check(header: Header) -> None:
     check_tensors(header, read_facts(header))
     check_vocabulary(header)
