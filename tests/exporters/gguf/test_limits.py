@@ -19,6 +19,7 @@ from tenp_edge.exporters.gguf import EXPORTER
 Make = Callable[[str], Path]
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+SECTIONS = {"rope_type": "default", "mrope_section": [8, 4, 4], "mrope_interleaved": True}
 MSCALE = {"mscale": 1.0, "mscale_all_dim": 1.0}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "yarn": ("qwen3_moe", {"rope_scaling": YARN}),
@@ -43,6 +44,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "groups": ("deepseek_v3", {"n_group": 4, "topk_group": 2}),
     "greedy ignores groups": ("deepseek_v2", {"n_group": 2, "topk_group": 1}),
     "no renormalisation": ("deepseek_v3", {"norm_topk_prob": False}),
+    "norms of heads": ("glm4_moe", {"use_qk_norm": True, "attention_bias": False}),
+    "sections that end early": ("qwen3_vl_moe", {"rope_scaling": SECTIONS, "rope_theta": 100.0}),
     "no shared expert": ("ernie4_5_moe", {"moe_num_shared_experts": 0, "moe_layer_start_index": 0}),
 }
 

@@ -18,7 +18,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.models import FAMILIES
+from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml import branches
 from tenp_edge.runtime.ggml.model import PerExpertModel
@@ -170,7 +170,8 @@ WIDE = {"hidden_size": 256, "num_hidden_layers": 2}
 
 def wide(directory: Path, family: str, width: int = 512) -> Checkpoint:
     row = FAMILIES[family]
-    top_k = next(key for key in ("moe_k", "num_experts_per_tok") if key in tiny.CONFIGS[family])
+    raw = read_config(tiny.CONFIGS[family], FAMILIES).raw
+    top_k = next(key for key in ("moe_k", "num_experts_per_tok") if key in raw)
     changes = WIDE | {row.experts_key: 4, row.width_key: width, top_k: 2}
     return Checkpoint(tiny.make(directory, family, **changes))
 
