@@ -19,18 +19,28 @@ from tenp_edge.exporters.gguf import pretokenizers, sentencepiece, special_token
 from tenp_edge.exporters.gguf.fields import Field, boolean, f32s, i32s, text, texts, u32
 from tenp_edge.exporters.gguf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from tenp_edge.models import ModelConfig
+from tenp_edge.runtime import tiktoken
 
 _FILES = (
     "tokenizer.json",
     "tokenizer.model",
+    "tiktoken.model",
     "tokenizer_config.json",
     "chat_template.jinja",
     "config.json",
     "generation_config.json",
 )
-# Control tokens that stay in the text, where llama.cpp's reader of Gemma's answers looks for them.
-_RENDERED: frozenset[str] = frozenset(
-    # Control tokens that stay in the text: llama.cpp reads Gemma's answers by them.
+# Control tokens that stay in the text: llama.cpp reads Gemma's answers by them.
+_RENDERED = frozenset(
+    [
+        "<|channel>",
+        "<channel|>",
+        "<|tool_call>",
+        "<tool_call|>",
+        "<|tool_response>",
+        "<tool_response|>",
+        '<|"|>',
+    ]
 )
 
 
@@ -53,9 +63,10 @@ def tokenizer_fields(directory: Path, config: ModelConfig) -> tuple[Field, ...]:
 
     Raises UserError when there is no tokenizer, or none that llama.cpp has.
     """
+    files = [*(directory / name for name in _FILES), *sorted(directory.glob(tiktoken.CODE))]
     stamps = tuple(
-        (stat.st_mtime_ns, stat.st_size) if (stat := _stat(directory / name)) else None
-        for name in _FILES
+        (file.name, stat.st_mtime_ns, stat.st_size) if (stat := _stat(file)) else None
+        for file in files
     )
     return _read(directory, config.vocab_size, stamps)
 
@@ -67,7 +78,7 @@ def _stat(file: Path) -> Any:
 @lru_cache(maxsize=4)
 def _read(directory: Path, vocab_size: int, stamps: tuple[object, ...]) -> tuple[Field, ...]:
     del stamps  # part of the key only: a changed file is read again
-    tokenizer = _optional(directory / "tokenizer.json")
+    tokenizer = _tokenizer(directory)
     vocabulary = _resized(_vocabulary(directory, tokenizer), vocab_size)
     _check_bytes(vocabulary)
     settings = _optional(directory / "tokenizer_config.json")
@@ -87,6 +98,13 @@ def _read(directory: Path, vocab_size: int, stamps: tuple[object, ...]) -> tuple
     return (*fields, ("tokenizer.chat_template", text(template))) if template else tuple(fields)
 
 
+def _tokenizer(directory: Path) -> Mapping[str, Any]:
+    """tokenizer.json, or what it would be; nothing for a lone sentencepiece model."""
+    if tiktoken.is_tiktoken(directory):
+        return tiktoken.tokenizer_json(directory)
+    return _optional(directory / "tokenizer.json")
+
+
 def _optional(file: Path) -> Mapping[str, Any]:
     return read_json(file) if file.is_file() else {}
 
@@ -104,7 +122,7 @@ def _vocabulary(directory: Path, tokenizer: Mapping[str, Any]) -> Vocabulary:
         pieces = sentencepiece.from_json(tokenizer)
     else:
         raise UserError(
-            f"{directory} has no tokenizer.json or tokenizer.model, which a GGUF file needs",
+            f"{directory} has no tokenizer.json, tokenizer.model or tiktoken.model for a GGUF",
             "download the tokenizer files of the model",
         )
     vocabulary = Vocabulary(

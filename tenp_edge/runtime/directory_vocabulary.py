@@ -1,6 +1,7 @@
 """The tokenizer and chat template of a model directory, without transformers.
 
-tokenizer.json is read by the ``tokenizers`` package, a lone tokenizer.model by ``sentencepiece``.
+tokenizer.json is read by the ``tokenizers`` package, as is tiktoken.model once it is converted; a
+lone tokenizer.model by ``sentencepiece``.
 Special tokens come from tokenizer_config.json, config.json and generation_config.json.
 """
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.byte_alphabet import BYTE_OF
+from tenp_edge.runtime.tiktoken import RANKS_NAME, is_tiktoken, tokenizer_json
 from tenp_edge.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # Loaded by the vocabularies that need them: GGUF files bring their own.
@@ -33,11 +35,14 @@ _SPACE = "\u2581"  # how sentencepiece writes a space
 
 def open_vocabulary(directory: Path) -> Vocabulary:
     """The tokenizer in ``directory``. Raises UserError when there is none, or a broken one."""
+    if is_tiktoken(directory):
+        return JsonVocabulary(directory, json.dumps(tokenizer_json(directory)))
     for name, kind in ((_TOKENIZER_JSON, JsonVocabulary), (_TOKENIZER_MODEL, PieceVocabulary)):
         if (directory / name).is_file():
             return kind(directory)
     raise UserError(
-        f"{directory} has no tokenizer: neither {_TOKENIZER_JSON} nor {_TOKENIZER_MODEL}", _AGAIN
+        f"{directory} has no tokenizer: no {_TOKENIZER_JSON}, {_TOKENIZER_MODEL} or {RANKS_NAME}",
+        _AGAIN,
     )
 
 
@@ -141,16 +146,24 @@ class DirectoryVocabulary(Vocabulary):
 
 
 class JsonVocabulary(DirectoryVocabulary):
-    """tokenizer.json: any model that ``tokenizers`` knows, byte-level or in sentencepiece style."""
+    """tokenizer.json: any model that ``tokenizers`` knows, byte-level or in sentencepiece style.
 
-    def __init__(self, directory: Path) -> None:
+    ``converted``: what would stand there, where the files are others.
+    """
+
+    def __init__(self, directory: Path, converted: str | None = None) -> None:
         from tokenizers import Tokenizer
 
         super().__init__(directory)
-        file = directory / _TOKENIZER_JSON
-        self._file = file
-        self._tokenizer = _guarded(file, "read", lambda: Tokenizer.from_file(str(file)))
-        self._literal = _guarded(file, "read", lambda: Tokenizer.from_file(str(file)))
+        self._file = file = directory / (_TOKENIZER_JSON if converted is None else RANKS_NAME)
+
+        def load() -> Tokenizer:
+            if converted is None:
+                return Tokenizer.from_file(str(file))
+            return Tokenizer.from_str(converted)
+
+        self._tokenizer = _guarded(file, "read", load)
+        self._literal = _guarded(file, "read", load)
         for tokenizer in (self._tokenizer, self._literal):
             tokenizer.no_truncation()
             tokenizer.no_padding()

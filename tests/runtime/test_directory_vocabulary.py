@@ -88,7 +88,10 @@ def test_directories_without_a_usable_tokenizer(tmp_path: Path) -> None:
             open_vocabulary(tmp_path)
         return caught.value.message
 
-    assert refused() == f"{tmp_path} has no tokenizer: neither tokenizer.json nor tokenizer.model"
+    assert (
+        refused()
+        == f"{tmp_path} has no tokenizer: no tokenizer.json, tokenizer.model or tiktoken.model"
+    )
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
     assert refused() == f"{tmp_path / 'tokenizer.model'} is not a sentencepiece model"
     (tmp_path / "tokenizer.json").write_text('{"model": 1}')

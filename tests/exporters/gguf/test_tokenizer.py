@@ -101,7 +101,7 @@ def test_missing_and_oversized_tokenizers_are_refused(tmp_path: Path, checkpoint
     with pytest.raises(UserError) as caught:
         tokenizer_fields(tmp_path, config)
     assert str(caught.value) == (
-        f"{tmp_path} has no tokenizer.json or tokenizer.model, which a GGUF file needs\n"
+        f"{tmp_path} has no tokenizer.json, tokenizer.model or tiktoken.model for a GGUF\n"
         "try: download the tokenizer files of the model"
     )
     tokenizer = byte_level(tmp_path, "gpt-2")
