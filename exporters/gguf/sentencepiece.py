@@ -6,8 +6,10 @@ forty lines, rather than through a package that would need the protobuf runtime.
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,20 +75,34 @@ def from_json(tokenizer: Mapping[str, Any]) -> Pieces:
     for rank, merge in enumerate(model["merges"]):
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
         ranks.setdefault(left + right, rank)
-    unknown = model.get("unk_token")
-    types = [
-        UNUSED
-        if not token
-        else UNKNOWN
-        if token == unknown
-        else BYTE
-        if _is_byte(token)
-        else NORMAL
-        for token in tokens
-    ]
+    isolated, unknown = _isolated(tokenizer), model.get("unk_token")
+    types = [_type(token, unknown, isolated) for token in tokens]
     # Single characters are never made by a merge; their score is never compared with one.
     scores = [-float(ranks[t]) if t in ranks else -1e6 for t in tokens]
-    return Pieces(tokens, scores, types, _space_prefix(tokenizer), False)
+    return Pieces(tokens, scores, types, space_prefix(tokenizer), False)
+
+
+def _type(token: str, unknown: str | None, isolated: Sequence[re.Pattern[str]]) -> int:
+    if not token:
+        return UNUSED
+    if token == unknown:
+        return UNKNOWN
+    if _is_byte(token):
+        return BYTE
+    return USER_DEFINED if any(pattern.fullmatch(token) for pattern in isolated) else NORMAL
+
+
+def _isolated(tokenizer: Mapping[str, Any]) -> list[re.Pattern[str]]:
+    """What the pre-tokenizer cuts out of a text: sentencepiece's user-defined symbols, which are
+    tokens wherever they stand."""
+    node = tokenizer.get("pre_tokenizer") or {}
+    found = []
+    for part in node.get("pretokenizers", [node]):
+        text = (part.get("pattern") or {}).get("Regex")
+        if part.get("type") == "Split" and part.get("behavior") == "Isolated" and text:
+            with suppress(re.error):
+                found.append(re.compile(text))
+    return found
 
 
 def is_sentencepiece(tokenizer: Mapping[str, Any]) -> bool:
@@ -99,7 +115,8 @@ def _is_byte(token: str) -> bool:
     return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
 
-def _space_prefix(tokenizer: Mapping[str, Any]) -> bool:
+def space_prefix(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether tokenizer.json puts a space in front of a text."""
     nodes = [tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}]
     for node in nodes:
         nodes += node.get("normalizers", []) + node.get("pretokenizers", [])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tenp_edge.disk import read_json
+from tenp_edge.runtime.directory_vocabulary import begins_alone, is_gemma
 
 # GGUF's name of each special token, and Hugging Face's.
 _SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
@@ -73,11 +74,13 @@ def adds(
     """Whether encoding adds the token: the setting, else the post-processor's template."""
     if key not in special:
         return False
+    if key == "bos" and is_gemma(settings):
+        return True
     stated = settings.get(f"add_{key}_token")
     if isinstance(stated, bool):
         return stated
     if not tokenizer:
-        return key == "bos"
+        return key == "bos" and begins_alone(settings)
     processor = tokenizer.get("post_processor") or {}
     for node in processor.get("processors", [processor]):
         template = node.get("single") if node.get("type") == "TemplateProcessing" else None

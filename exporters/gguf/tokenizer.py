@@ -20,6 +20,7 @@ from tenp_edge.exporters.gguf.fields import Field, boolean, f32s, i32s, text, te
 from tenp_edge.exporters.gguf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from tenp_edge.models import ModelConfig
 from tenp_edge.runtime import tiktoken
+from tenp_edge.runtime.directory_vocabulary import is_gemma
 
 _FILES = (
     "tokenizer.json",
@@ -78,10 +79,10 @@ def _stat(file: Path) -> Any:
 @lru_cache(maxsize=4)
 def _read(directory: Path, vocab_size: int, stamps: tuple[object, ...]) -> tuple[Field, ...]:
     del stamps  # part of the key only: a changed file is read again
-    tokenizer = _tokenizer(directory)
-    vocabulary = _resized(_vocabulary(directory, tokenizer), vocab_size)
-    _check_bytes(vocabulary)
     settings = _optional(directory / "tokenizer_config.json")
+    tokenizer = _tokenizer(directory)
+    vocabulary = _resized(_vocabulary(directory, tokenizer, settings), vocab_size)
+    _check_bytes(vocabulary)
     special = special_tokens.special_ids(directory, settings, vocabulary.tokens)
     if vocabulary.model == "gpt2":
         vocabulary = replace(vocabulary, pre=pretokenizers.detect(tokenizer, bos="bos" in special))
@@ -112,12 +113,16 @@ def _optional(file: Path) -> Mapping[str, Any]:
 # -- vocabulary ------------------------------------------------------------------------------------
 
 
-def _vocabulary(directory: Path, tokenizer: Mapping[str, Any]) -> Vocabulary:
+def _vocabulary(
+    directory: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Vocabulary:
     model_file = directory / "tokenizer.model"
     if tokenizer and not sentencepiece.is_sentencepiece(tokenizer):
         return _byte_level(tokenizer)
     if model_file.is_file():
         pieces = sentencepiece.read_model(model_file)
+    elif tokenizer and is_gemma(settings):
+        return _gemma(tokenizer)
     elif tokenizer:
         pieces = sentencepiece.from_json(tokenizer)
     else:
@@ -131,10 +136,47 @@ def _vocabulary(directory: Path, tokenizer: Mapping[str, Any]) -> Vocabulary:
         tokens=pieces.tokens,
         types=pieces.types,
         scores=pieces.scores,
-        add_space_prefix=pieces.add_space_prefix,
+        add_space_prefix=_space_prefix(pieces, tokenizer, settings),
         remove_extra_whitespaces=pieces.remove_extra_whitespaces,
     )
-    return _with_added(vocabulary, tokenizer)
+    return _with_added(vocabulary, tokenizer or {"added_tokens": _added_alone(settings)})
+
+
+def _added_alone(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The added tokens of a lone tokenizer.model."""
+    stated = settings.get("added_tokens_decoder") or {}
+    return [{"special": False, **entry, "id": int(number)} for number, entry in stated.items()]
+
+
+def _space_prefix(
+    pieces: sentencepiece.Pieces, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]
+) -> bool:
+    """Whether a space is put in front of a text: transformers does what tokenizer.json says."""
+    if tokenizer:
+        return sentencepiece.space_prefix(tokenizer)
+    stated = settings.get("add_prefix_space")
+    return stated if isinstance(stated, bool) else pieces.add_space_prefix
+
+
+def _gemma(tokenizer: Mapping[str, Any]) -> Vocabulary:
+    """Pieces as sentencepiece writes them, joined in the order of the merges like byte-level ones:
+    what llama.cpp calls gemma4. It needs no scores, and always begins with the BOS token."""
+    pieces = sentencepiece.from_json(tokenizer)
+    return _with_added(
+        Vocabulary(
+            model="gemma4",
+            pre="gemma4",
+            tokens=pieces.tokens,
+            types=pieces.types,
+            merges=_merges(tokenizer["model"]),
+            add_space_prefix=False,
+        ),
+        tokenizer,
+    )
+
+
+def _merges(model: Mapping[str, Any]) -> list[str]:
+    return [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
 
 
 def _byte_level(tokenizer: Mapping[str, Any]) -> Vocabulary:
@@ -147,9 +189,8 @@ def _byte_level(tokenizer: Mapping[str, Any]) -> Vocabulary:
     tokens = [""] * (max(model["vocab"].values(), default=-1) + 1)
     for token, number in model["vocab"].items():
         tokens[number] = token
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     types = [NORMAL if token else UNUSED for token in tokens]
-    return _with_added(Vocabulary("gpt2", "", tokens, types, merges=merges), tokenizer)
+    return _with_added(Vocabulary("gpt2", "", tokens, types, merges=_merges(model)), tokenizer)
 
 
 def _with_added(vocabulary: Vocabulary, tokenizer: Mapping[str, Any]) -> Vocabulary:
@@ -189,8 +230,9 @@ def _resized(vocabulary: Vocabulary, size: int) -> Vocabulary:
 
 
 def _check_bytes(vocabulary: Vocabulary) -> None:
-    """llama.cpp writes what no piece spells byte by byte, and ends the process where it cannot."""
-    if vocabulary.model != "llama":
+    """llama.cpp writes what no piece spells byte by byte. Where it cannot, it leaves that out
+    (gemma4) or ends the process (llama)."""
+    if vocabulary.model == "gpt2":
         return
     known = set(vocabulary.tokens)
     missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in known]

@@ -61,6 +61,20 @@ def read_settings(file: Path) -> Mapping[str, Any]:
     return found
 
 
+def is_gemma(settings: Mapping[str, Any]) -> bool:
+    """Whether tokenizer_config.json names Gemma's tokenizer. Its models need the BOS token in front
+    of any text, which the files of those for chat leave to their chat template."""
+    return settings.get("tokenizer_class") in ("GemmaTokenizer", "GemmaTokenizerFast")
+
+
+def begins_alone(settings: Mapping[str, Any]) -> bool:
+    """Whether a lone tokenizer.model puts BOS in front of a text: as its settings say, else as
+    Llama's does."""
+    stated = settings.get("add_bos_token")
+    named = str(settings.get("tokenizer_class") or "LlamaTokenizer")
+    return stated if isinstance(stated, bool) else "Llama" in named
+
+
 def _text_of(file: Path) -> str:
     """A small file's text. Raises UserError for one that is too large, ValueError for one that is
     not UTF-8."""
@@ -184,11 +198,13 @@ class JsonVocabulary(DirectoryVocabulary):
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
         tokenizer = self._tokenizer if parse_special else self._literal
-        return _guarded(
+        tokens = _guarded(
             self._file,
             "used",
             lambda: list(tokenizer.encode(text, add_special_tokens=add_special).ids),
         )
+        lacks = add_special and is_gemma(self._settings) and tokens[:1] != [self.bos]
+        return [self.bos, *tokens] if lacks and self.bos is not None else tokens
 
     def piece(self, token: int, special: bool = False) -> bytes:
         added = self._added.get(token)
@@ -248,15 +264,12 @@ class PieceVocabulary(DirectoryVocabulary):
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
         parts = self._split.split(text) if parse_special and self._split else [text]
-        tokens = [self.bos] if add_special and self._adds_bos and self.bos is not None else []
+        begins = add_special and begins_alone(self._settings)
+        tokens = [self.bos] if begins and self.bos is not None else []
         for part in filter(None, parts):
             number = self._special_text.get(part) if parse_special else None
             tokens += self._model.encode(part) if number is None else [number]
         return tokens
-
-    @property
-    def _adds_bos(self) -> bool:
-        return bool(self._settings.get("add_bos_token", True))  # transformers' default for them
 
     def piece(self, token: int, special: bool = False) -> bytes:
         if token in self._special_text.values():

@@ -23,6 +23,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models.headers import read_header
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.runtime.directory_vocabulary import is_gemma, read_settings
 from tenp_edge.runtime.tiktoken import RANKS_NAME, is_tiktoken, tokenizer_json
 
 # A long text is cut into pieces of about this many sequences, so that samples come from all of it.
@@ -43,7 +44,14 @@ def load_tokenizer(directory: Path) -> Any:
     try:
         if is_tiktoken(directory):
             return _converted(directory)
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, **_LOADING)
+        begins = (
+            {"add_bos_token": True}
+            if is_gemma(read_settings(directory / "tokenizer_config.json"))
+            else {}
+        )
+        return AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, **begins, **_LOADING
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
