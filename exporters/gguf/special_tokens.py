@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tenp_edge.disk import read_json
-from tenp_edge.runtime.directory_vocabulary import begins_alone, is_gemma
+from tenp_edge.runtime.directory_vocabulary import begins_alone, flat_config, is_gemma
 
 # GGUF's name of each special token, and Hugging Face's.
 _SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
@@ -47,10 +47,8 @@ def special_ids(
 
 
 def _configs(directory: Path) -> list[Mapping[str, Any]]:
-    """The configs that number special tokens; a wrapper of a text model does it in its part."""
     files = (directory / name for name in ("config.json", "generation_config.json"))
-    found = [read_json(file) for file in files if file.is_file()]
-    return [{**(config.get("text_config") or {}), **config} for config in found]
+    return [flat_config(read_json(file)) for file in files if file.is_file()]
 
 
 def _stated(configs: Sequence[Mapping[str, Any]], key: str, count: int) -> list[int]:

@@ -61,6 +61,13 @@ def read_settings(file: Path) -> Mapping[str, Any]:
     return found
 
 
+def flat_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """config.json with the part about the text model at top level: a wrapper of one numbers the
+    special tokens there."""
+    inner = config.get("text_config")
+    return {**inner, **config} if isinstance(inner, dict) else config
+
+
 def is_gemma(settings: Mapping[str, Any]) -> bool:
     """Whether tokenizer_config.json names Gemma's tokenizer. Its models need the BOS token in front
     of any text, which the files of those for chat leave to their chat template."""
@@ -107,7 +114,8 @@ class DirectoryVocabulary(Vocabulary):
         self._directory = directory
         self._settings = read_settings(directory / "tokenizer_config.json")
         self._configs = [
-            read_settings(directory / name) for name in ("generation_config.json", "config.json")
+            flat_config(read_settings(directory / name))
+            for name in ("generation_config.json", "config.json")
         ]
 
     @abstractmethod

@@ -145,6 +145,34 @@ def test_chat_template_and_special_ids(tmp_path: Path, checkpoint_of: Make) -> N
     assert "tokenizer.ggml.padding_token_id" not in fields
 
 
+def test_all_ends_of_a_generation(tmp_path: Path, checkpoint_of: Make) -> None:
+    """GLM's end with the next user's turn, which llama.cpp does not know by the text."""
+    byte_level(tmp_path, "glm4")
+    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+    count = len(raw["model"]["vocab"]) + 1
+    names = ["<|user|>", "<|observation|>", "<|endoftext|>"]
+    raw["added_tokens"] += [
+        raw["added_tokens"][0] | {"id": count + number, "content": name}
+        for number, name in enumerate(names)
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    ends = {"eos_token_id": [1, count + 2, count, count + 1]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(ends))
+    config = replace(Checkpoint(checkpoint_of("qwen3_moe")).config, vocab_size=700)
+    fields = dict(tokenizer_fields(tmp_path, config))
+    numbers = {
+        key: int.from_bytes(fields[f"tokenizer.ggml.{key}_token_id"][4:], "little")
+        for key in ("eos", "eot", "eom")
+    }
+    assert numbers == {"eos": 1, "eot": count, "eom": count + 1}
+    assert "tokenizer.ggml.bos_token_id" not in fields
+    file = vocabulary_file(tmp_path, checkpoint_of("qwen3_moe"), 700)
+    with LlamaCppModel(file, vocab_only=True) as model:
+        assert model.vocabulary.bos is None
+        ended = [token for token in range(700) if model.vocabulary.ends(token)]
+        assert ended == [1, count, count + 1, count + 2]
+
+
 def test_missing_and_oversized_tokenizers_are_refused(tmp_path: Path, checkpoint_of: Make) -> None:
     config = Checkpoint(checkpoint_of("qwen3_moe")).config
     with pytest.raises(UserError) as caught:
