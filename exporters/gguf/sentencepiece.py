@@ -6,6 +6,7 @@ forty lines, rather than through a package that would need the protobuf runtime.
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tenp_edge.errors import UserError
+from tenp_edge.exporters.gguf.tokenizer_json import steps_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
@@ -68,7 +70,7 @@ def from_json(tokenizer: Mapping[str, Any]) -> Pieces:
     """
     model = tokenizer["model"]
     vocab: dict[str, int] = model["vocab"]
-    tokens = [""] * (max(vocab.values()) + 1)
+    tokens = [""] * (max(vocab.values(), default=-1) + 1)
     for token, number in vocab.items():
         tokens[number] = token
     ranks: dict[str, int] = {}
@@ -95,7 +97,7 @@ def _type(token: str, unknown: str | None, isolated: Sequence[re.Pattern[str]]) 
 def _isolated(tokenizer: Mapping[str, Any]) -> list[re.Pattern[str]]:
     """What the pre-tokenizer cuts out of a text: sentencepiece's user-defined symbols, which are
     tokens wherever they stand."""
-    node = tokenizer.get("pre_tokenizer") or {}
+    node = json.loads(steps_of(tokenizer).to_str())["pre_tokenizer"] or {}
     found = []
     for part in node.get("pretokenizers", [node]):
         text = (part.get("pattern") or {}).get("Regex")
@@ -117,14 +119,12 @@ def _is_byte(token: str) -> bool:
 
 def space_prefix(tokenizer: Mapping[str, Any]) -> bool:
     """Whether tokenizer.json puts a space in front of a text."""
-    nodes = [tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}]
-    for node in nodes:
-        nodes += node.get("normalizers", []) + node.get("pretokenizers", [])
-    return any(
-        node.get("type") == "Prepend"
-        or (node.get("type") == "Metaspace" and node.get("prepend_scheme", "always") != "never")
-        for node in nodes
-    )
+    steps, text = steps_of(tokenizer), "a"
+    if steps.normalizer is not None:
+        text = steps.normalizer.normalize_str(text)
+    if steps.pre_tokenizer is not None:
+        text = "".join(piece for piece, _ in steps.pre_tokenizer.pre_tokenize_str(text))
+    return bool(text.startswith(("▁", " ")))
 
 
 def _message(data: bytes) -> Iterator[tuple[int, Any]]:

@@ -34,7 +34,7 @@ def special_ids(
     for key, hf_key in _SPECIAL.items():
         token = settings.get(f"{hf_key}_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if token in numbers:
+        if isinstance(token, str) and token in numbers:
             found[key] = numbers[token]
         elif ids := _stated(configs, hf_key, len(tokens)):
             found[key] = ids[0]

@@ -18,6 +18,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import pretokenizers, sentencepiece, special_tokens
 from tenp_edge.exporters.gguf.fields import Field, boolean, f32s, i32s, text, texts, u32
 from tenp_edge.exporters.gguf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from tenp_edge.exporters.gguf.tokenizer_json import read_added, read_tokenizer
 from tenp_edge.models import ModelConfig
 from tenp_edge.runtime import tiktoken
 from tenp_edge.runtime.directory_vocabulary import is_gemma
@@ -80,7 +81,7 @@ def _stat(file: Path) -> Any:
 def _read(directory: Path, vocab_size: int, stamps: tuple[object, ...]) -> tuple[Field, ...]:
     del stamps  # part of the key only: a changed file is read again
     settings = _optional(directory / "tokenizer_config.json")
-    tokenizer = _tokenizer(directory)
+    tokenizer = read_tokenizer(directory)
     vocabulary = _resized(_vocabulary(directory, tokenizer, settings), vocab_size)
     _check_bytes(vocabulary)
     special = special_tokens.special_ids(directory, settings, vocabulary.tokens)
@@ -97,13 +98,6 @@ def _read(directory: Path, vocab_size: int, stamps: tuple[object, ...]) -> tuple
         )
     template = special_tokens.chat_template(directory, settings)
     return (*fields, ("tokenizer.chat_template", text(template))) if template else tuple(fields)
-
-
-def _tokenizer(directory: Path) -> Mapping[str, Any]:
-    """tokenizer.json, or what it would be; nothing for a lone sentencepiece model."""
-    if tiktoken.is_tiktoken(directory):
-        return tiktoken.tokenizer_json(directory)
-    return _optional(directory / "tokenizer.json")
 
 
 def _optional(file: Path) -> Mapping[str, Any]:
@@ -130,6 +124,7 @@ def _vocabulary(
             f"{directory} has no tokenizer.json, tokenizer.model or tiktoken.model for a GGUF",
             "download the tokenizer files of the model",
         )
+    added = read_added(directory / "tokenizer_config.json")
     vocabulary = Vocabulary(
         model="llama",
         pre="default",
@@ -139,13 +134,7 @@ def _vocabulary(
         add_space_prefix=_space_prefix(pieces, tokenizer, settings),
         remove_extra_whitespaces=pieces.remove_extra_whitespaces,
     )
-    return _with_added(vocabulary, tokenizer or {"added_tokens": _added_alone(settings)})
-
-
-def _added_alone(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The added tokens of a lone tokenizer.model."""
-    stated = settings.get("added_tokens_decoder") or {}
-    return [{"special": False, **entry, "id": int(number)} for number, entry in stated.items()]
+    return _with_added(vocabulary, tokenizer or {"added_tokens": added})
 
 
 def _space_prefix(
