@@ -1,22 +1,18 @@
-"""Sentencepiece vocabularies: tokenizer.model, or the same thing spelled as tokenizer.json.
+"""Sentencepiece vocabularies: tokenizer.model.
 
-tokenizer.model is a protocol-buffer message of which four fields matter, so it is read here, in
-forty lines, rather than through a package that would need the protobuf runtime.
+It is a protocol-buffer message of which four fields matter, so it is read here, in forty lines,
+rather than through a package that would need the protobuf runtime.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.tokenizer_json import steps_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
@@ -60,71 +56,6 @@ def read_model(file: Path) -> Pieces:
         add_space_prefix=bool(normalizer.get(3, 1)),
         remove_extra_whitespaces=bool(normalizer.get(4, 1)),
     )
-
-
-def from_json(tokenizer: Mapping[str, Any]) -> Pieces:
-    """The same vocabulary out of tokenizer.json (BPE with byte fallback).
-
-    llama.cpp merges the neighbours whose union scores best, so the rank of the merge that first
-    makes a token, negated, is its score: the order of merges is kept exactly.
-    """
-    model = tokenizer["model"]
-    vocab: dict[str, int] = model["vocab"]
-    tokens = [""] * (max(vocab.values(), default=-1) + 1)
-    for token, number in vocab.items():
-        tokens[number] = token
-    ranks: dict[str, int] = {}
-    for rank, merge in enumerate(model["merges"]):
-        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-        ranks.setdefault(left + right, rank)
-    isolated, unknown = _isolated(tokenizer), model.get("unk_token")
-    types = [_type(token, unknown, isolated) for token in tokens]
-    # Single characters are never made by a merge; their score is never compared with one.
-    scores = [-float(ranks[t]) if t in ranks else -1e6 for t in tokens]
-    return Pieces(tokens, scores, types, space_prefix(tokenizer), False)
-
-
-def _type(token: str, unknown: str | None, isolated: Sequence[re.Pattern[str]]) -> int:
-    if not token:
-        return UNUSED
-    if token == unknown:
-        return UNKNOWN
-    if _is_byte(token):
-        return BYTE
-    return USER_DEFINED if any(pattern.fullmatch(token) for pattern in isolated) else NORMAL
-
-
-def _isolated(tokenizer: Mapping[str, Any]) -> list[re.Pattern[str]]:
-    """What the pre-tokenizer cuts out of a text: sentencepiece's user-defined symbols, which are
-    tokens wherever they stand."""
-    node = json.loads(steps_of(tokenizer).to_str())["pre_tokenizer"] or {}
-    found = []
-    for part in node.get("pretokenizers", [node]):
-        text = (part.get("pattern") or {}).get("Regex")
-        if part.get("type") == "Split" and part.get("behavior") == "Isolated" and text:
-            with suppress(re.error):
-                found.append(re.compile(text))
-    return found
-
-
-def is_sentencepiece(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether tokenizer.json is a sentencepiece vocabulary rather than byte-level BPE."""
-    model = tokenizer.get("model") or {}
-    return model.get("type") == "BPE" and bool(model.get("byte_fallback"))
-
-
-def _is_byte(token: str) -> bool:
-    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-
-
-def space_prefix(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether tokenizer.json puts a space in front of a text."""
-    steps, text = steps_of(tokenizer), "a"
-    if steps.normalizer is not None:
-        text = steps.normalizer.normalize_str(text)
-    if steps.pre_tokenizer is not None:
-        text = "".join(piece for piece, _ in steps.pre_tokenizer.pre_tokenize_str(text))
-    return bool(text.startswith(("▁", " ")))
 
 
 def _message(data: bytes) -> Iterator[tuple[int, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf import pretokenizers, sentencepiece, special_tokens
+from tenp_edge.exporters.gguf import pieces_json, pretokenizers, sentencepiece, special_tokens
 from tenp_edge.exporters.gguf.fields import Field, boolean, f32s, i32s, text, texts, u32
 from tenp_edge.exporters.gguf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from tenp_edge.exporters.gguf.tokenizer_json import read_added, read_tokenizer
@@ -111,14 +111,15 @@ def _vocabulary(
     directory: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Vocabulary:
     model_file = directory / "tokenizer.model"
-    if tokenizer and not sentencepiece.is_sentencepiece(tokenizer):
+    if tokenizer and not pieces_json.is_sentencepiece(tokenizer):
         return _byte_level(tokenizer)
     if model_file.is_file():
         pieces = sentencepiece.read_model(model_file)
     elif tokenizer and is_gemma(settings):
         return _gemma(tokenizer)
     elif tokenizer:
-        pieces = sentencepiece.from_json(tokenizer)
+        pieces_json.check_merges(tokenizer)
+        pieces = _checked_pieces(tokenizer)
     else:
         raise UserError(
             f"{directory} has no tokenizer.json, tokenizer.model or tiktoken.model for a GGUF",
@@ -142,7 +143,7 @@ def _space_prefix(
 ) -> bool:
     """Whether a space is put in front of a text: transformers does what tokenizer.json says."""
     if tokenizer:
-        return sentencepiece.space_prefix(tokenizer)
+        return pieces_json.space_prefix(tokenizer)
     stated = settings.get("add_prefix_space")
     return stated if isinstance(stated, bool) else pieces.add_space_prefix
 
@@ -150,7 +151,7 @@ def _space_prefix(
 def _gemma(tokenizer: Mapping[str, Any]) -> Vocabulary:
     """Pieces as sentencepiece writes them, joined in the order of the merges like byte-level ones:
     what llama.cpp calls gemma4. It needs no scores, and always begins with the BOS token."""
-    pieces = sentencepiece.from_json(tokenizer)
+    pieces = _checked_pieces(tokenizer)
     return _with_added(
         Vocabulary(
             model="gemma4",
@@ -162,6 +163,11 @@ def _gemma(tokenizer: Mapping[str, Any]) -> Vocabulary:
         ),
         tokenizer,
     )
+
+
+def _checked_pieces(tokenizer: Mapping[str, Any]) -> sentencepiece.Pieces:
+    pieces_json.check_pieces(tokenizer)
+    return pieces_json.from_json(tokenizer)
 
 
 def _merges(model: Mapping[str, Any]) -> list[str]:
