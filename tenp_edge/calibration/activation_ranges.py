@@ -7,13 +7,12 @@ measures them on calibration text.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tenp_edge.disk import read_json, write_text
+from tenp_edge.disk import read_json, write_json
 from tenp_edge.errors import UserError
 
 FORMAT, VERSION = "tenp-edge ranges", 1
@@ -70,7 +69,7 @@ class Ranges:
             for name, r in self.of.items()
         }
         raw = {"format": FORMAT, "version": VERSION, "model": self.model, "data": self.data}
-        write_text(file, json.dumps(raw | {"tokens": self.tokens, "ranges": named}) + "\n")
+        write_json(file, raw | {"tokens": self.tokens, "ranges": named}, indent=None)
 
 
 def load_ranges(file: Path) -> Ranges:
