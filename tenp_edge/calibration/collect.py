@@ -14,11 +14,9 @@ import torch
 from torch import nn
 
 from tenp_edge.calibration.coverage import coverage, warn_coverage
-from tenp_edge.calibration.elimination import (
-    ORDER_PRIORS,
-)
 from tenp_edge.calibration.expert_observer import observe
 from tenp_edge.calibration.input_observer import InputObserver, matrix_roles
+from tenp_edge.calibration.order_priors import ORDER_PRIORS
 from tenp_edge.calibration.statistics import (
     make_empty,
 )

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from tenp_edge.calibration.elimination import ORDER_PRIORS, Elimination
+from tenp_edge.calibration.elimination import Elimination
+from tenp_edge.calibration.order_priors import ORDER_PRIORS
 from tenp_edge.calibration.statistics import (
     ELIMINATION,
     EXPERT_SUMS,
@@ -129,7 +130,7 @@ class Statistics:
 
     def elimination(self, layer: int, score: str) -> Elimination:
         """The order in which a layer's neurons are best cut, and what that costs; ``score``: one of
-        `elimination.ORDER_PRIORS`."""
+        `order_priors.ORDER_PRIORS`."""
         order, losses = (self.read(f"layers.{layer}.{name}") for name in elimination_names(score))
         return Elimination(order.long(), losses.double())
 
@@ -234,7 +235,7 @@ def gradients_record(directory: Path, info: Mapping[str, Any]) -> JobRecord:
 
 
 def elimination_names(score: str) -> tuple[str, ...]:
-    """Names of a layer's tensors for one of `elimination.ORDER_PRIORS`: the order, the losses."""
+    """Names of a layer's tensors for one of `order_priors.ORDER_PRIORS`: the order, the losses."""
     return tuple(f"{score}_{part}" for part in ELIMINATION)
 
 
