@@ -54,7 +54,7 @@ def test_the_help_names_every_method_and_score() -> None:
 
 
 def test_every_method_is_built() -> None:
-    assert list(BUILDERS) == list(METHODS)
+    assert BUILDERS.keys() == METHODS.keys()
 
 
 def test_names_are_listed() -> None:
