@@ -13,6 +13,7 @@ from typing import Any
 
 from tenp_edge.errors import UserError
 from tenp_edge.models.family import MLA, Family, ModelConfig, Rope, refuse
+from tenp_edge.models.quantization import quantised_layouts
 from tenp_edge.models.wrapper import own_keys, unwrap
 
 _BELONGS = "the config.json that belongs to the checkpoint"
@@ -70,7 +71,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
 
 def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     """`read_config` of a language model's own config."""
-    _refuse_quantised(raw)
+    quantised_layouts(raw)  # refuses what is not known
     _refuse_unknown(raw, family)
     config = _Reader(raw, family)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
@@ -218,17 +219,6 @@ def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
             f"a Mixture-of-Experts checkpoint of one of: {supported}",
         )
     raise UserError(f"model family {model_type!r} is not supported", f"supported: {supported}")
-
-
-def _refuse_quantised(raw: Mapping[str, Any]) -> None:
-    quantization = raw.get("quantization_config")
-    if quantization:
-        known = quantization if isinstance(quantization, dict) else {"quant_method": quantization}
-        method = known.get("quant_method", "unknown")
-        raise UserError(
-            f"the checkpoint is quantised ({method}); pruning needs the original weights",
-            "the bf16, f16 or f32 checkpoint of the same model (dequantise FP8 to bf16 first)",
-        )
 
 
 def _refuse_unknown(raw: Mapping[str, Any], family: Family) -> None:
