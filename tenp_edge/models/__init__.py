@@ -5,6 +5,7 @@ from __future__ import annotations
 from tenp_edge.models import (
     deepseek_v2,
     deepseek_v3,
+    ernie4_5_moe,
     glm4_moe_lite,
     mixtral,
     olmoe,
@@ -23,6 +24,7 @@ from tenp_edge.models.family import (
     TensorSpec,
     expected_tensors,
 )
+from tenp_edge.models.layer_attention import LayerAttention
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.model_type: module.FAMILY
@@ -34,6 +36,7 @@ FAMILIES: dict[str, Family] = {
         olmoe,
         mixtral,
         glm4_moe_lite,
+        ernie4_5_moe,
     )
 }
 
@@ -43,6 +46,7 @@ __all__ = [
     "MLA",
     "PROJECTIONS",
     "Family",
+    "LayerAttention",
     "ModelConfig",
     "Part",
     "Rope",

@@ -13,17 +13,20 @@ from typing import Any
 
 from tenp_edge.errors import UserError
 from tenp_edge.models.family import MLA, Family, ModelConfig, Rope, refuse
+from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.models.quantization import quantised_layouts
 from tenp_edge.models.wrapper import own_keys, unwrap
 
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
-EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_TOP_K_KEYS = ("num_experts_per_tok", "moe_k")
 # No model has more; what is built per layer and expert stays small whatever a file says.
 _MOST = 2**31 - 1
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 _MOST_REAL = 3e38  # What a float32 holds: files store these numbers as such.
 _SHOWN = 60
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 _ROPE_KINDS = ("default", "linear", "yarn")
 _ROPE_KEYS = frozenset(
     "type rope_type rope_theta factor original_max_position_embeddings attention_factor "
@@ -77,7 +80,7 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layers = config.integer("num_hidden_layers", most=_MOST_LAYERS)
     experts = config.integer(*EXPERT_KEYS, most=_MOST_EXPERTS)
-    width, top_k = config.integer(family.width_key), config.integer("num_experts_per_tok")
+    width, top_k = config.integer(family.width_key), config.integer(*_TOP_K_KEYS)
     _refuse_contradictions(raw)
     if top_k > experts:
         raise contradiction(f"num_experts_per_tok is {top_k}, the model has {experts} experts")
@@ -88,6 +91,8 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     kv_heads = config.integer("num_key_value_heads", default=heads)
     if heads % kv_heads:
         raise contradiction(f"{heads} attention heads do not divide by {kv_heads} key/value heads")
+    head_dim = _head_dim(config, mla, hidden, heads)
+    latent = mla.kv_lora_rank + mla.qk_rope_head_dim if mla else 0
     return ModelConfig(
         family=family,
         raw=dict(raw),
@@ -102,7 +107,7 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         moe_layers=moe_layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=_head_dim(config, mla, hidden, heads),
+        head_dim=head_dim,
         max_position_embeddings=config.integer("max_position_embeddings"),
         rms_norm_eps=config.number("rms_norm_eps", default=1e-6, zero=True),
         tie_word_embeddings=config.flag("tie_word_embeddings"),
@@ -115,6 +120,10 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         rope=_rope(config),
         mla=mla,
         dtype=_dtype(config),
+        attention_layers=tuple(
+            LayerAttention(heads, kv_heads, head_dim, window, latent)
+            for window in _windows(config, family, layers)
+        ),
         expert_widths=_expert_widths(raw, moe_layers, experts, width),
     )
 
@@ -186,7 +195,7 @@ def contradiction(what: str) -> UserError:
 
 def _refuse_contradictions(raw: Mapping[str, Any]) -> None:
     """Two spellings of one key must agree."""
-    for keys in (EXPERT_KEYS, ("dtype", "torch_dtype")):
+    for keys in (EXPERT_KEYS, _TOP_K_KEYS, ("dtype", "torch_dtype")):
         said = [(key, raw[key]) for key in keys if raw.get(key) is not None]
         values = {str(value).removeprefix("torch.") for _, value in said}
         if len(values) > 1:
@@ -243,17 +252,25 @@ def _moe_layers(config: _Reader, family: Family, layers: int) -> tuple[int, ...]
     types = config.value("mlp_layer_types")
     if types is not None:
         return _sparse_layers(types, layers)
-    dense_first = config.integer("first_k_dense_replace", default=0)
-    step = config.integer("decoder_sparse_step", default=1)
+    dense_first = config.integer("first_k_dense_replace", "moe_layer_start_index", default=0)
+    step = config.integer("decoder_sparse_step", "moe_layer_interval", default=1)
     dense = config.layers("mlp_only_layers")
     chosen = tuple(
         layer
-        for layer in range(layers)
+        for layer in range(_end_of_routed(config, layers))
         if layer >= dense_first and layer not in dense and (layer + 1) % step == 0
     )
     if not chosen:
         raise _no_routed_layer()
     return chosen
+
+
+def _end_of_routed(config: _Reader, layers: int) -> int:
+    """The layer from which on none routes; -1 as the last that does is the model's last."""
+    last = config.value("moe_layer_end_index", default=-1)
+    if type(last) is not int or not -1 <= last < layers:
+        raise malformed("moe_layer_end_index", last, f"-1 or a layer of {layers}")
+    return layers if last == -1 else last + 1
 
 
 def _sparse_layers(types: object, layers: int) -> tuple[int, ...]:
@@ -278,7 +295,7 @@ def _shared_width(config: _Reader, family: Family, width: int) -> int:
         return 0
     if family.shared_gated:
         return config.integer("shared_expert_intermediate_size", default=0)
-    return width * config.integer("n_shared_experts", default=0)
+    return width * config.integer("n_shared_experts", "moe_num_shared_experts", default=0)
 
 
 def _mla(config: _Reader) -> MLA:
@@ -306,6 +323,23 @@ def _head_dim(config: _Reader, mla: MLA | None, hidden: int, heads: int) -> int:
     if explicit is None and hidden % heads:
         raise contradiction(f"hidden_size {hidden} does not divide by {heads} heads")
     return hidden // heads if explicit is None else config.integer("head_dim")
+
+
+def _windows(config: _Reader, family: Family, layers: int) -> list[int | None]:
+    """The window of each layer, None where it looks at everything."""
+    every, types = family.full_attention_every, config.value("layer_types")
+    window = config.value("sliding_window")
+    if not every or window is None:
+        return [None] * layers
+    if types is None:
+        types = [_LAYER_TYPES[(layer + 1) % every != 0] for layer in range(layers)]
+    if not isinstance(types, list) or len(types) != layers:
+        raise malformed("layer_types", types, f"a list of {layers} layers")
+    for kind in types:
+        if kind not in _LAYER_TYPES:
+            raise refuse(f"layer_types with {kind!r}", ", ".join(_LAYER_TYPES))
+    window = config.integer("sliding_window")
+    return [window if kind == "sliding_attention" else None for kind in types]
 
 
 def _rope(config: _Reader) -> Rope:

@@ -15,7 +15,9 @@ from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.models.inspection import inspect_model
 
 CheckpointOf = Callable[[str], Path]
-SUPPORTED = "deepseek_v2, deepseek_v3, glm4_moe_lite, mixtral, olmoe, qwen2_moe, qwen3_moe"
+SUPPORTED = (
+    "deepseek_v2, deepseek_v3, ernie4_5_moe, glm4_moe_lite, mixtral, olmoe, qwen2_moe, qwen3_moe"
+)
 
 
 CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [
@@ -138,6 +140,24 @@ CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [
         {"torch_dtype": "float8_e4m3fn"},
         "config.json: dtype = 'float8_e4m3fn' is not supported",
         "supported: bfloat16, float16, float32",
+    ),
+    (
+        "ernie4_5_moe",
+        {"moe_layer_end_index": 3},
+        "config.json: moe_layer_end_index is 3, not -1 or a layer of 3",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "ernie4_5_moe",
+        {"num_experts_per_tok": 2},
+        "config.json contradicts itself: num_experts_per_tok is 2, moe_k is 3",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "ernie4_5_moe",
+        {"use_bias": True},
+        "config.json: use_bias = True is not supported",
+        "supported: False, None",
     ),
     (
         "glm4_moe_lite",

@@ -138,6 +138,27 @@ CONFIGS |= {
         "topk_method": "noaux_tc",
         "v_head_dim": 24,
     },
+    "ernie4_5_moe": _COMMON
+    | {
+        "architectures": ["Ernie4_5_MoeForCausalLM"],
+        "head_dim": 16,
+        "moe_capacity": [8, 8, 8],
+        "moe_gate": "topk",
+        "moe_intermediate_size": 96,
+        "moe_k": 3,
+        "moe_layer_end_index": -1,
+        "moe_layer_interval": 1,
+        "moe_layer_start_index": 1,
+        "moe_num_experts": 6,
+        "moe_num_shared_experts": 2,
+        "moe_use_aux_free": True,
+        "num_key_value_heads": 2,
+        "num_nextn_predict_layers": 1,
+        "rope_scaling": None,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "use_bias": False,
+    },
 }
 for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
