@@ -25,7 +25,13 @@ from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
 
 _VOCAB_CHUNK = 16384
 # Keys of config.json that are not for the model; the last is for those who load it without us.
-_NOT_FOR_MODELS = ("tenp", "auto_map", "model_type", "experts_implementation")
+_NOT_FOR_MODELS = (
+    "tenp",
+    "auto_map",
+    "model_type",
+    "quantization_config",
+    "experts_implementation",
+)
 
 
 def transformers_config(config: ModelConfig) -> Any:
