@@ -144,16 +144,16 @@ def _info(
 
 def _finished(job: LayerJob, progress: Progress) -> Statistics | None:
     """The statistics in the directory if they are whole and of these very inputs."""
-    found = job.load_finished(
+    stored = job.load_finished(
         "statistics.json", lambda: load_statistics(job.directory), "calibrating again", progress
     )
-    if found is None:
+    if stored is None:
         return None
-    check_fingerprint(job.directory, found.info, job.info["fingerprint"])
-    if {name: value for name, value in found.info.items() if name != DIGEST} != job.info:
+    check_fingerprint(job.directory, stored.info, job.info["fingerprint"])
+    if {name: value for name, value in stored.info.items() if name != DIGEST} != job.info:
         return None
     job.discard()
-    return found
+    return stored
 
 
 def _open(job: LayerJob) -> None:

@@ -40,8 +40,8 @@ class MoeObserver:
         self.moments = JointMoments(len(experts), first.shape[0], first.device)
         # Every domain counts the same, whatever its length.
         self.shares = {
-            name: 1 / (max(found["tokens"], 1) * len(info["domains"]))
-            for name, found in info["domains"].items()
+            name: 1 / (max(counts["tokens"], 1) * len(info["domains"]))
+            for name, counts in info["domains"].items()
         }
         experts.observer = self
 
@@ -101,8 +101,8 @@ class MoeObserver:
             self.moments.finish(expert, self.experts[expert].weight(2).float())
         logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
         growth = float(torch.stack(logs).mean().exp())
-        own = own_losses(self.moments, growth)
-        unseen = prior(own, *(norms[name] for name in WEIGHT_NORMS))
+        single = own_losses(self.moments, growth)
+        unseen = prior(single, *(norms[name] for name in WEIGHT_NORMS))
         return {
             score: eliminate(self.moments, weight * unseen, growth)
             for score, weight in ORDER_PRIORS.items()

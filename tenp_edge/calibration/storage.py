@@ -95,17 +95,21 @@ class Statistics:
         of_sum: dict[str, tuple[int, ...]] = dict.fromkeys(EXPERT_SUMS, (experts,))
         of_sum |= dict.fromkeys((*NEURON_SUMS, *NEURON_MAXIMA, *GRADIENT_SUMS), (experts, width))
         of_sum |= {INPUT_SUM: (experts, hidden), GROWTH_SUM: (2,)}
-        own: dict[str, tuple[int, ...]] = dict.fromkeys(WEIGHT_NORMS, (experts, width))
+        layer_shapes: dict[str, tuple[int, ...]] = dict.fromkeys(WEIGHT_NORMS, (experts, width))
         if self.has_elimination:
             shapes = ((experts, width), (experts, width + 1))
             for score in ORDER_PRIORS:
-                own |= dict(zip(elimination_names(score), shapes, strict=True))
-        found = {f"layers.{layer}.{name}": own[name] for layer in self.layers for name in own}
+                layer_shapes |= dict(zip(elimination_names(score), shapes, strict=True))
+        all_shapes = {
+            f"layers.{layer}.{name}": layer_shapes[name]
+            for layer in self.layers
+            for name in layer_shapes
+        }
         for domain in self.domains:
             for layer in self.layers:
                 prefix = f"{domain}/layers.{layer}."
-                found |= {prefix + name: of_sum[name] for name in self.names}
-        return found
+                all_shapes |= {prefix + name: of_sum[name] for name in self.names}
+        return all_shapes
 
     @property
     def choices(self) -> int:
@@ -180,9 +184,9 @@ def load_statistics(
         raise UserError(f"{file} is missing", _again(directory))
     if not fresh:
         _require_whole(file, info.get(DIGEST))
-    found = Statistics(info, read_header(file) | _gradients(directory, info, fresh))
-    check_tensors(file, found.stored, found.shapes())
-    return found
+    statistics = Statistics(info, read_header(file) | _gradients(directory, info, fresh))
+    check_tensors(file, statistics.stored, statistics.shapes())
+    return statistics
 
 
 def check_fingerprint(directory: Path, info: Mapping[str, Any], fingerprint: str) -> None:
@@ -221,9 +225,9 @@ def _gradients(
 ) -> dict[str, StoredTensor]:
     """The sums of the backward pass over the same tokens, where one was made."""
     record, file = directory / "gradients.json", directory / "gradients.safetensors"
-    found = read_json(record, _again(directory)) if record.is_file() else {}
-    digest = found.pop(GRADIENTS_DIGEST, None)
-    if found != info:
+    stored = read_json(record, _again(directory)) if record.is_file() else {}
+    digest = stored.pop(GRADIENTS_DIGEST, None)
+    if stored != info:
         return {}
     if not fresh:
         _require_whole(file, digest)
@@ -247,10 +251,10 @@ def layer_tensors(
     if sequence_use is not None:
         named[f"layers.{layer}.{SEQUENCE_USE}"] = sequence_use.float()
     for score, elimination in (eliminations or {}).items():
-        found = (elimination.order, elimination.losses)
+        values = (elimination.order, elimination.losses)
         named |= {
             f"layers.{layer}.{name}": value.float()
-            for name, value in zip(elimination_names(score), found, strict=True)
+            for name, value in zip(elimination_names(score), values, strict=True)
         }
     for domain, stats in domains.items():
         for name, value in stats.sums.items():

@@ -68,8 +68,8 @@ def compute_tensor(
     spec: TensorSpec, tensor: torch.Tensor, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
     """``tensor`` as the forward wants it; the router's selection bias stays float32."""
-    own = torch.float32 if spec.role == "router_bias" else dtype
-    return tensor.to(device=device, dtype=own)
+    tensor_dtype = torch.float32 if spec.role == "router_bias" else dtype
+    return tensor.to(device=device, dtype=tensor_dtype)
 
 
 class StreamingModel:

@@ -129,8 +129,8 @@ def sweep(
 
 def default_batch_tokens(config: ModelConfig) -> int:
     """Tokens that go through a layer of ``config`` at once."""
-    least, most = _BATCH_TOKENS
-    return min(most, max(least, _BATCH_ELEMENTS // config.hidden_size))
+    min_tokens, max_tokens = _BATCH_TOKENS
+    return min(max_tokens, max(min_tokens, _BATCH_ELEMENTS // config.hidden_size))
 
 
 def open_states(

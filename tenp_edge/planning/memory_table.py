@@ -84,8 +84,8 @@ def memory_table(
         overhead = base + vocabulary + header
     else:
         kv, compute = answer.kv_bytes, answer.compute_bytes
-        own = answer.file_process_bytes
-        overhead = answer.process_bytes if constant is None else constant + own
+        of_file = answer.file_process_bytes
+        overhead = answer.process_bytes if constant is None else constant + of_file
     return MemoryTable(
         experts_bytes=experts,
         other_weights_bytes=manifest.weight_bytes - experts,

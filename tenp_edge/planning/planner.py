@@ -160,8 +160,8 @@ class _Given:
         if options.budget_bytes is None or priced.memory.headroom_bytes >= 0:
             return
         assert options.keep is not None, "the search exceeded its budget"
-        least = self.smallest(replace(options, keep=None)).memory.total_bytes
-        ways = ["leave --keep out"] if least <= options.budget_bytes else []
+        min_bytes = self.smallest(replace(options, keep=None)).memory.total_bytes
+        ways = ["leave --keep out"] if min_bytes <= options.budget_bytes else []
         raise UserError(
             f"--keep {options.keep:g} needs {format_size(priced.memory.total_bytes)}; "
             f"--ram allows {format_size(priced.memory.budget_bytes)}",

@@ -104,9 +104,9 @@ def heal_layer(
             trainee.step(loss)
             schedule.step()
         with trainee.as_stored() as stored:
-            found = _held_out_loss(model, layer, text, held, size)
-        if found < best:
-            best, kept = found, stored
+            held_out_loss = _held_out_loss(model, layer, text, held, size)
+        if held_out_loss < best:
+            best, kept = held_out_loss, stored
     return Healed(kept, before, best)
 
 

@@ -50,12 +50,12 @@ def repaired_down(
     retained = down[:, kept].double()
     cut = torch.ones(down.shape[1], dtype=torch.bool)
     cut[kept] = False
-    own = moments[kept][:, kept]
-    scale = float(own.diagonal().mean()) if len(kept) else 0.0
+    kept_moments = moments[kept][:, kept]
+    scale = float(kept_moments.diagonal().mean()) if len(kept) else 0.0
     if not cut.any() or scale == 0.0:
         return retained
-    own = own + ridge * scale * torch.eye(len(kept), dtype=torch.float64)
-    factor, failed = torch.linalg.cholesky_ex(own)
+    kept_moments = kept_moments + ridge * scale * torch.eye(len(kept), dtype=torch.float64)
+    factor, failed = torch.linalg.cholesky_ex(kept_moments)
     if failed:
         raise UserError(
             f"--set repair-ridge={ridge:g} is too small: an expert's moments are singular",
@@ -144,20 +144,20 @@ def repair_layer(
     name, in the stored dtype. One expert's weights and moments in memory at a time."""
     plan, checkpoint, config = source.plan, source.checkpoint, source.config
     assert plan is not None
-    found = {}
+    repaired = {}
     for expert, rows, weights in seen.by_expert(len(config.expert_widths[index])):
         if config.expert_widths[index][expert] == plan.full_width:
             continue
         original = source.original_expert(index, expert)
         whole = checkpoint.expert(index, original)
         gate, up = (w.to(model.device, model.dtype) for w in (whole.gate, whole.up))
-        own = ExpertWeights(gate, up, whole.down)
+        kept_weights = ExpertWeights(gate, up, whole.down)
         moments = Moments(plan.full_width)
         for start in range(0, len(rows), _CHUNK_TOKENS):
             part = slice(start, start + _CHUNK_TOKENS)
-            m = neurons(own, seen.rows(rows[part]).to(model.device))
+            m = neurons(kept_weights, seen.rows(rows[part]).to(model.device))
             moments.add(m, weights[part].to(model.device))
         down = repaired_down(whole.down, plan.neurons(index, original), moments.total, ridge)
         name = config.expert_tensor(index, expert, _DOWN)
-        found[name] = down.to(TORCH_DTYPES[source.dtype(name)])
-    return found
+        repaired[name] = down.to(TORCH_DTYPES[source.dtype(name)])
+    return repaired

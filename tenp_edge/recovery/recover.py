@@ -163,14 +163,14 @@ def _finished(job: LayerJob, progress: Progress) -> Mended | None:
         raw = read_json(job.directory / FILE)
         if {key: raw.get(key) for key in job.info} != job.info:
             return None
-        found = Mended(job.directory)
-        found.check()
-        return found
+        mended = Mended(job.directory)
+        mended.check()
+        return mended
 
-    found = job.load_finished(FILE, load, "mending again", progress)
-    if found is not None:
+    mended = job.load_finished(FILE, load, "mending again", progress)
+    if mended is not None:
         job.discard()
-    return found
+    return mended
 
 
 def _clear(directory: Path) -> None:
