@@ -60,7 +60,7 @@ class JointMoments:
             self.sums[expert, block, :count, :count] += part.t() @ part
 
     def finish(self, expert: int, down: torch.Tensor) -> None:
-        """Multiply by <w_k, w_j>; ``down``: the expert's W_down, (hidden, width). Once an expert,
+        """Multiply by <w_k, w_j>; ``down``: the expert's W_down [hidden, width]. Once an expert,
         after its last token."""
         for block in range(self.sums.shape[1]):
             part = down[:, block * self.size : (block + 1) * self.size]
@@ -111,7 +111,8 @@ def prior(
     direction at experts that are chosen alike. Their mean is the geometric mean of the layer's
     ``single`` losses (`own_losses`, [experts, width]): what an ordinary neuron is worth, where the
     arithmetic mean would be that of the few busiest. Mixed in, it insures neurons that the
-    calibration text did not need but other text may.
+    calibration text did not need but other text may. ``gate``, ``up``, ``down``: WEIGHT_NORMS,
+    [experts, width].
     """
     sizes = (gate * up * down).double().square()
     needed = single[single > 0]

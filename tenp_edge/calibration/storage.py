@@ -154,7 +154,7 @@ class Statistics:
         return {name: self.read(f"layers.{layer}.{name}").double() for name in WEIGHT_NORMS}
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor by its stored name, in the stored dtype."""
+        """A tensor by its stored name, in the stored dtype and shape (`shapes`)."""
         entry = self.stored[name]
         data = read_range(entry.file, entry.offset, entry.nbytes)
         return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).reshape(entry.shape)
@@ -246,7 +246,10 @@ def layer_tensors(
     eliminations: Mapping[str, Elimination] | None = None,
     sequence_use: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """One layer's tensors under their stored names: neuron sums as float32, the rest float64."""
+    """One layer's tensors under their stored names: neuron sums as float32, the rest float64.
+
+    ``norms``: WEIGHT_NORMS, [experts, width]; ``sequence_use``: [sequences, experts].
+    """
     named = {f"layers.{layer}.{name}": value.float() for name, value in norms.items()}
     if sequence_use is not None:
         named[f"layers.{layer}.{SEQUENCE_USE}"] = sequence_use.float()
@@ -266,7 +269,8 @@ def layer_tensors(
 def input_tensors(
     layer: int, domains: Mapping[str, Mapping[str, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
-    """Sums of squared inputs (`Statistics.matrix_inputs`) under their stored names, float32."""
+    """Sums of squared inputs (`Statistics.matrix_inputs`) under their stored names, float32
+    [inputs]; ``domains``: domain -> role -> [inputs]."""
     return {
         f"{domain}/layers.{layer}.inputs.{role}": value.float()
         for domain, sums in domains.items()
@@ -275,7 +279,7 @@ def input_tensors(
 
 
 def write_tensors(file: Path, named: Mapping[str, torch.Tensor]) -> str:
-    """One safetensors file, atomically; returns its SHA-256."""
+    """One safetensors file of tensors of any shape, atomically; returns its SHA-256."""
     entries = tuple(TensorEntry(k, dtype_name(v.dtype), tuple(v.shape)) for k, v in named.items())
     file.unlink(missing_ok=True)
     shards, digests = [Shard(file.name, entries)], dict[str, str]()

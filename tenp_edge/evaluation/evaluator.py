@@ -74,6 +74,7 @@ class LayerCache(Checkpoint):
         self._experts.clear()
 
     def read(self, name: str) -> torch.Tensor:
+        """The tensor ``name`` in its stored shape and dtype: the same one every time."""
         if name not in self._read:
             self._read[name] = super().read(name)
         return self._read[name]

@@ -44,7 +44,7 @@ class LayerObserver:
         return model.run(layer, hidden)
 
     def end(self, run: slice, output: torch.Tensor) -> None:
-        """``output``: of the forward that just ran, on the model's device."""
+        """``output`` [n, seq, hidden]: of the forward that just ran, on the model's device."""
 
     def done(self, layer: nn.Module) -> None:
         """The last run is over; the layer is about to be freed."""
@@ -182,6 +182,7 @@ def streamed(
 def streaming_logits(
     source: WeightSource, tokens: torch.Tensor, **options: Any
 ) -> Iterator[torch.Tensor]:
-    """The logits of `streamed`, once; it has the options."""
+    """The logits of `streamed`, once: float32 [seq - first_position, vocab] of each sequence of
+    ``tokens`` [n, seq]; it has the options."""
     with streamed(source, tokens, **options) as sequences:
         yield from sequences()

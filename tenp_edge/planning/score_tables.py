@@ -126,7 +126,7 @@ class Evidence:
         return kept / full if full else None
 
     def retained(self, widths: Widths) -> dict[ExpertKey, torch.Tensor]:
-        """The best neurons of every expert at its width, ascending int32."""
+        """The best neurons of every expert at its width, ascending, int32 [width]."""
         kept: dict[ExpertKey, torch.Tensor] = {}
         with _one_thread():
             for layer, row in widths.items():

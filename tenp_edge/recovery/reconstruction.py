@@ -39,9 +39,9 @@ class Moments:
 def repaired_down(
     down: torch.Tensor, kept: torch.Tensor, moments: torch.Tensor, ridge: float = RIDGE
 ) -> torch.Tensor:
-    """W' (hidden, len(kept)) in float64, from the whole W_down (hidden, width).
+    """W' [hidden, len(kept)] in float64, from the whole W_down [hidden, width].
 
-    ``kept``: ascending indices; ``moments``: G, (width, width). Nothing cut, or no token: W_S as it
+    ``kept``: ascending indices; ``moments``: G [width, width]. Nothing cut, or no token: W_S as it
     is. The ridge pulls towards W_S, not towards zero: an expert of few tokens, whose G has fewer
     directions than neurons, keeps its own weights in all the directions that the text never used.
     Raises UserError when ``ridge`` is too small for the arithmetic.
@@ -71,9 +71,11 @@ _DOWN = 2
 
 
 class RoutedInputs:
-    """What the routed experts of one layer receive: inputs x, chosen experts, weights g / ||h'||.
+    """What the routed experts of one layer receive: inputs x [tokens, hidden], chosen experts
+    [tokens, top_k], weights g / ||h'|| [tokens, top_k].
 
-    x of all tokens, [tokens, hidden], in memory or in a file of ``work``. `attach` before the
+    ``active`` (bool, a value a token, any shape): False on padding. x of all tokens is in memory,
+    or in a file of ``work`` above ``spill_bytes``. `attach` before the
     layer runs over batches of sequences in order, `finish` after each.
     """
 
@@ -140,8 +142,9 @@ class RoutedInputs:
 def repair_layer(
     model: StreamingModel, source: ModelSource, index: int, seen: RoutedInputs, ridge: float
 ) -> dict[str, torch.Tensor]:
-    """W_down of every cut expert of layer ``index`` that ``seen`` says was reached, by on-disk
-    name, in the stored dtype. One expert's weights and moments in memory at a time."""
+    """W_down [hidden, kept width] of every cut expert of layer ``index`` that ``seen`` says was
+    reached, by on-disk name, in the stored dtype. One expert's weights and moments in memory at a
+    time."""
     plan, checkpoint, config = source.plan, source.checkpoint, source.config
     assert plan is not None
     repaired = {}

@@ -12,7 +12,7 @@ from tenp_edge.calibration.statistics import GROWTH_SUM, LayerStatistics
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.errors import UserError
 
-WeightNorms = Mapping[str, torch.Tensor]
+WeightNorms = Mapping[str, torch.Tensor]  # WEIGHT_NORMS -> float64 [experts, width]
 Equation = Callable[[LayerStatistics, WeightNorms], torch.Tensor]
 Needs = Literal["tokens", "gradients", "elimination", "weights", "seed"]
 
@@ -44,7 +44,8 @@ class Score:
         return " ".join(text.split("\n\n")[0].split())
 
     def evaluate(self, stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
-        """The equation's value on one domain's sums (any, for a score that needs weights alone)."""
+        """The equation's value on one domain's sums (any, for a score that needs weights alone):
+        float64 [experts] or [experts, width], by which of the two it scores."""
         assert self.equation is not None, f"{self.name} is not computed from sums"
         return self.equation(stats, norms)
 
@@ -73,11 +74,13 @@ class Score:
 
 
 def neuron_norm_sq(norms: WeightNorms) -> torch.Tensor:
+    """||gate_k||^2 + ||up_k||^2 + ||w_k||^2 of every neuron k, float64 [experts, width]."""
     return norms["gate_norm"].square() + norms["up_norm"].square() + norms["down_norm"].square()
 
 
 def growth_of(stats: LayerStatistics) -> torch.Tensor:
-    """||h'||^2 / ||h||^2 of an ordinary token: the block's growth of the residual stream."""
+    """||h'||^2 / ||h||^2 of an ordinary token: the block's growth of the residual stream, a
+    float64 scalar without unit (the geometric mean over tokens)."""
     total, count = stats[GROWTH_SUM]
     return torch.exp(total / count.clamp_min(1))
 
