@@ -8,7 +8,6 @@ that has one is complete; until then a marker says whose half-written shards lie
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +17,12 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Shard, TensorEntry, is_written, plan_shards, write_shards
 from tenp_edge.checkpoint.overlay import Mended, settings_of
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.disk import copy_file, read_json, require_free, write_text
+from tenp_edge.disk import copy_file, read_json, require_free, write_json, write_text
 from tenp_edge.errors import UserError
 from tenp_edge.models import EXPERT_KEYS
 from tenp_edge.models.headers import INDEX_NAME
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.resumable import JobRecord
 from tenp_edge.units import format_count, format_size
 from tenp_edge.version import __version__
 
@@ -83,7 +83,7 @@ def write_checkpoint(
         target.parent.mkdir(exist_ok=True)
         copy_file(file, target)
     write_text(directory / "README.md", model_card(source))
-    write_text(directory / "config.json", json.dumps(pruned_json(source), indent=2) + "\n")
+    write_json(directory / "config.json", pruned_json(source), indent=2)
     (directory / MARKER).unlink()
     return digests
 
@@ -122,16 +122,16 @@ def reopen(directory: Path, digest: str | None) -> None:
     """Make the finished checkpoint ``digest`` in ``directory``, of which files are missing, an
     unfinished one: `write_checkpoint` then writes what is missing and keeps the rest."""
     if directory.is_dir():
-        write_text(directory / MARKER, json.dumps({"digest": digest}))
+        _unfinished(directory, digest).write()
 
 
 def _claim(source: ModelSource, directory: Path) -> None:
     """Mark ``directory`` as ours; what an interrupted run for another plan left is removed."""
     directory.mkdir(parents=True, exist_ok=True)
-    marker, mine = directory / MARKER, {"digest": source.digest}
+    record = _unfinished(directory, source.digest)
     files = sorted([*directory.glob("*.safetensors"), *directory.glob(INDEX_NAME)])
-    if marker.is_file():
-        stale = [] if read_json(marker) == mine else files
+    if record.file.is_file():
+        stale = files if record.found() is None else []
         for file in [*stale, *directory.glob("*.partial")]:
             file.unlink()
     elif files and not (directory / "config.json").is_file():
@@ -139,7 +139,12 @@ def _claim(source: ModelSource, directory: Path) -> None:
             f"{directory} holds {files[0].name}, which this run did not write",
             "an empty output directory, or --force to overwrite this one",
         )
-    write_text(marker, json.dumps(mine))
+    record.write()
+
+
+def _unfinished(directory: Path, digest: str | None) -> JobRecord:
+    """Says whose half-written shards lie in ``directory``; a shard that has its name is done."""
+    return JobRecord(directory / MARKER, {"digest": digest})
 
 
 def copied_files(directory: Path) -> Iterator[Path]:

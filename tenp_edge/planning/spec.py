@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tenp_edge.planning.settings import Flag
+from tenp_edge.planning.methods import METHODS
+from tenp_edge.planning.settings import Flag, listed
 from tenp_edge.runtime.memory.footprint import KV_TYPES
+from tenp_edge.scoring.expert_scores import EXPERT_SCORES
+from tenp_edge.scoring.neuron_scores import NEURON_SCORES
+from tenp_edge.scoring.score import names
 
 DEFAULT_METHOD = "adaptive"
 DEFAULT_PROTECTION = "none"
+GRADIENT_SCORES = names(NEURON_SCORES, gradients=True)
 PROTECTIONS = ("none", "little", "much")
 RANKINGS = ("global", "layer", "trapezoid", "coverage")
 GUARDS = ("super", "tail")
@@ -62,8 +67,7 @@ class Knobs:
         str,
         Flag(
             "expert-score",
-            "Order of the experts, for tenp and drop: tenp, frequency, gate, ean, reap, man, msan, "
-            "easy-ep, gated-norm, tenp-residual, magnitude or random.",
+            f"Order of the experts, for tenp and drop: {listed(EXPERT_SCORES)}.",
             knob=True,
         ),
     ] = "tenp"
@@ -71,10 +75,9 @@ class Knobs:
         str | None,
         Flag(
             "neuron-score",
-            "Order of the neurons: enp, enp-abs, enp-sum, energy, relative, joint, joint-insured, "
-            "camera-p, flap, wanda, magnitude or random; after calibrate --gradients also heapr, "
-            "heapr-sum and taylor. Default: enp; energy for --method free, joint for adaptive "
-            "(relative where the statistics were merged).",
+            f"Order of the neurons: {listed(names(NEURON_SCORES))}; after calibrate --gradients "
+            f"also {listed(GRADIENT_SCORES, 'and')}. Default: enp; energy for --method free, joint "
+            "for adaptive (relative where the statistics were merged).",
             knob=True,
         ),
     ] = None
@@ -190,9 +193,7 @@ class PlanOptions(Knobs):
         str,
         Flag(
             "method",
-            "adaptive (own width per expert, by predicted loss), tenp (trapezoid, as published), "
-            "enp (one width for all), free (own widths by neuron scores), drop (whole experts "
-            "removed).",
+            ", ".join(f"{method.name} ({method.about})" for method in METHODS.values()) + ".",
             PLAN,
         ),
     ] = DEFAULT_METHOD
