@@ -75,9 +75,10 @@ def name_in_memory(config: ModelConfig, spec: TensorSpec) -> str:
 def compute_tensor(
     spec: TensorSpec, tensor: torch.Tensor, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """``tensor`` as the forward wants it; the router's selection bias stays float32."""
-    own = torch.float32 if spec.role == "router_bias" else dtype
-    return tensor.to(device=device, dtype=own)
+    """``tensor``, of any shape, as the forward wants it; the router's selection bias stays
+    float32."""
+    tensor_dtype = torch.float32 if spec.role == "router_bias" else dtype
+    return tensor.to(device=device, dtype=tensor_dtype)
 
 
 class StreamingModel:
@@ -150,7 +151,7 @@ class StreamingModel:
         return self.forward(layer, hidden)
 
     def forward(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """`run` with whatever the caller says about gradients."""
+        """`run`, [n, seq, hidden] to the same, with whatever the caller says about gradients."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         output = layer(
             hidden,
@@ -192,7 +193,7 @@ class Head:
 
 
 def check_tokens(config: ModelConfig, tokens: torch.Tensor) -> None:
-    """Raise UserError for tokens or lengths that the model does not have."""
+    """Raise UserError for ``tokens`` [n, seq] or a length that the model does not have."""
     if tokens.numel() and int(tokens.max()) >= config.vocab_size:
         raise UserError(
             f"token {int(tokens.max())} is outside the model's vocabulary of {config.vocab_size}",

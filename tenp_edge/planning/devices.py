@@ -67,8 +67,8 @@ class DeviceProfile:
 
 def profile_names() -> tuple[str, ...]:
     """The bundled profiles, in alphabetical order."""
-    found = (entry.name for entry in files("tenp_edge.profiles").iterdir())
-    return tuple(sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml")))
+    names = (entry.name for entry in files("tenp_edge.profiles").iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
 
 
 def load_profile(name: str) -> DeviceProfile:

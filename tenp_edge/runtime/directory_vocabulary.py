@@ -51,14 +51,14 @@ def read_settings(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(_text_of(file))
+        settings = json.loads(_text_of(file))
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}", "export it again") from None
     except RecursionError:
         raise UserError(f"{file} is not JSON: it is nested too deep", "export it again") from None
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise UserError(f"{file} is not a JSON object", "export it again")
-    return found
+    return settings
 
 
 def flat_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -141,8 +141,8 @@ class DirectoryVocabulary(Vocabulary):
         template = self._settings.get("chat_template")
         if isinstance(template, list):  # several, by name
             named = [entry for entry in template if isinstance(entry, dict)]
-            found = (entry.get("template") for entry in named if entry.get("name") == "default")
-            template = next(found, None)
+            templates = (entry.get("template") for entry in named if entry.get("name") == "default")
+            template = next(templates, None)
         return template if isinstance(template, str) else None
 
     def ends(self, token: int) -> bool:
@@ -199,8 +199,8 @@ class JsonVocabulary(DirectoryVocabulary):
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def id_of(self, text: str) -> int | None:
-        found: int | None = self._tokenizer.token_to_id(text)
-        return found
+        token: int | None = self._tokenizer.token_to_id(text)
+        return token
 
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
@@ -234,8 +234,8 @@ def _decoders(tokenizer: Tokenizer) -> set[str]:
 
 def _plain_bytes(text: str) -> bytes:
     """A sentencepiece token: "<0x0A>" is that byte, a low line is a space."""
-    found = _BYTE.fullmatch(text)
-    return bytes([int(found[1], 16)]) if found else text.replace(_SPACE, " ").encode()
+    match = _BYTE.fullmatch(text)
+    return bytes([int(match[1], 16)]) if match else text.replace(_SPACE, " ").encode()
 
 
 class PieceVocabulary(DirectoryVocabulary):
