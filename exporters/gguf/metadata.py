@@ -37,7 +37,7 @@ class Recipe:
 def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -> list[Field]:
     """Every field but the tokenizer's, in file order."""
     arch = architecture_name(config, layout)
-    groups = (_sizes(config), _attention(config), _experts(config, layout), _rope(config))
+    groups = (_sizes(config), _attention(config), _experts(config, layout), _rope(config, layout))
     return [
         ("general.architecture", text(arch)),
         ("general.type", text("model")),
@@ -150,7 +150,7 @@ def _deepseek(config: ModelConfig, layout: str) -> _Fields:
     return fields
 
 
-def _rope(config: ModelConfig) -> _Fields:
+def _rope(config: ModelConfig, layout: str) -> _Fields:
     rope = config.rope
     fields = {"rope.freq_base": f32(rope.theta)}
     if rope.kind == "default":
@@ -164,6 +164,8 @@ def _rope(config: ModelConfig) -> _Fields:
             original or config.max_position_embeddings
         )
         fields |= _yarn_magnitude(scaling, latent=config.mla is not None)
+        if layout == LAYOUT and scaling.get("truncate") is False:  # llama.cpp has no key for it
+            fields["rope.scaling.yarn_truncate"] = boolean(False)
     return fields
 
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tenp_edge.models import deepseek_v2, deepseek_v3, mixtral, olmoe, qwen2_moe, qwen3_moe
+from tenp_edge.models import (
+    deepseek_v2,
+    deepseek_v3,
+    gpt_oss,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3_moe,
+)
 from tenp_edge.models.config import EXPERT_KEYS, read_config
 from tenp_edge.models.family import (
     MLA,
@@ -19,7 +27,7 @@ from tenp_edge.models.layer_attention import LayerAttention
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.model_type: module.FAMILY
-    for module in (qwen2_moe, qwen3_moe, deepseek_v2, deepseek_v3, olmoe, mixtral)
+    for module in (qwen2_moe, qwen3_moe, deepseek_v2, deepseek_v3, olmoe, mixtral, gpt_oss)
 }
 
 __all__ = [

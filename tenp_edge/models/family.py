@@ -18,7 +18,10 @@ Part = Literal[
     "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
 ]
 Shape = tuple[int, ...]
+# What is made of gate and up: silu(gate) up, or gpt-oss' clamped form (`forward.experts`).
+Activation = Literal["silu", "swiglu_oai"]
 PROJECTIONS = ("gate", "up", "down")
+EXPERT_BIASES = ("gate_bias", "up_bias", "down_bias")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Family:
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
     ``full_attention_every``: where config.json has no ``layer_types``, every so many layers one
     looks at the whole context and the others at the last ``sliding_window`` tokens; 0: all at all.
+    ``router_linear_bias``: the router's logits have a bias. ``router_score``: what the weights are
+    made of; softmax of the chosen counts their logits alone.
+    ``sinks``: each head may look at nothing, to the share of a logit of its own.
     ``expert_bias``: gate, up and down of the routed experts have biases.
     ``gate_up_interleaved``: in stacked experts, gate's rows are the even ones, up's the odd ones.
     """
@@ -48,13 +54,17 @@ class Family:
     o_bias_key: str | None = None
     shared_block: str | None = None
     shared_gated: bool = False
-    router_score: Literal["softmax", "sigmoid"] = "softmax"
+    router_score: Literal["softmax", "sigmoid", "softmax of the chosen"] = "softmax"
     router_bias: bool = False
     always_norm_topk: bool = False
-    full_attention_every: int = 0
     expert_bias: bool = False
     gate_up_interleaved: bool = False
     extra_keys: tuple[str, ...] = ()
+    full_attention_every: int = 0
+    activation: Activation = "silu"
+    router: str = "gate"
+    router_linear_bias: bool = False
+    sinks: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,6 +161,17 @@ class ModelConfig:
         """On-disk name of the bias of one expert matrix, where the family has biases."""
         return f"{self._projection(layer, expert, projection)}.bias"
 
+    @property
+    def expert_parts(self) -> tuple[str, ...]:
+        """What an expert is made of, as `ExpertWeights` names it: matrices, then biases if any."""
+        return PROJECTIONS + (EXPERT_BIASES if self.family.expert_bias else ())
+
+    def expert_tensors(self, layer: int, expert: int) -> list[str]:
+        """On-disk names of `expert_parts`."""
+        names = [self.expert_tensor(layer, expert, index) for index in range(3)]
+        biased = range(3) if self.family.expert_bias else ()
+        return names + [self.expert_bias(layer, expert, index) for index in biased]
+
     def _projection(self, layer: int, expert: int, projection: int) -> str:
         name = self.family.projections[projection]
         return f"{self.moe_prefix(layer)}experts.{expert}.{name}"
@@ -202,6 +223,8 @@ def _gqa_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
     yield "self_attn.o_proj.weight", (hidden, q_rows), "o", "attention"
     if config.o_bias:
         yield "self_attn.o_proj.bias", (hidden,), "o_bias", "attention"
+    if config.family.sinks:
+        yield "self_attn.sinks", (own.heads,), "sinks", "attention"
     if config.family.qk_norm != "none":
         whole = config.family.qk_norm == "projection"
         yield "self_attn.q_norm.weight", (q_rows if whole else head,), "q_norm", "attention"
@@ -244,8 +267,10 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
     family, hidden = config.family, config.hidden_size
     prefix = config.moe_prefix(layer)
     widths = config.expert_widths[layer]
-    gate = f"{prefix}gate"
+    gate = prefix + family.router
     yield TensorSpec(f"{gate}.weight", (len(widths), hidden), "router", "router", layer)
+    if family.router_linear_bias:
+        yield TensorSpec(f"{gate}.bias", (len(widths),), "router_linear_bias", "router", layer)
     if family.router_bias:
         bias = f"{gate}.e_score_correction_bias"
         yield TensorSpec(bias, (len(widths),), "router_bias", "router", layer)

@@ -17,8 +17,10 @@ from typing import Literal
 import numpy as np
 
 from tenp_edge.errors import UserError, shown
+from tenp_edge.models.family import Activation
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.runtime.gguf.header import Header, Value
+from tenp_edge.runtime.gguf.yarn import frequency_divisors
 
 LAYOUT = "per-expert"
 # Before the architecture's name in a per-expert file. No other program knows such a name, so it
@@ -31,6 +33,7 @@ _SOFTMAX, _SIGMOID = 1, 2
 _SHOWN = 240
 _LARGEST = 2**24  # No size of a model is larger; keeps products small.
 _FREQUENCY_SCALED = ("linear", "yarn")
+_BETA_FAST, _BETA_SLOW = 32.0, 1.0  # YaRN's, in llama.cpp
 # What llama.cpp has room for.
 _LLAMA_LAYERS = _LLAMA_EXPERTS = 512
 # Keys that we write and that are not read here: the tensors say the same.
@@ -48,6 +51,10 @@ class Architecture:
     of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
     ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
     ``window_period``: every so many layers one looks at the whole context, the others at a window.
+    ``activation``: what is made of gate and up. ``sinks``: each head has a logit that looks at
+    nothing. ``expert_bias``, ``router_linear_bias``, ``output_bias``: of the routed experts, the
+    router's logits, the attention's output. ``chosen_softmax``: weights are the softmax of the
+    chosen logits. ``ffn_norm``: the name of the norm after the attention.
     """
 
     rope: int = _NEOX
@@ -57,6 +64,13 @@ class Architecture:
     shared_gate: bool = False
     mla: bool = False
     window_period: int = 0
+    activation: Activation = "silu"
+    sinks: bool = False
+    expert_bias: bool = False
+    router_linear_bias: bool = False
+    output_bias: bool = False
+    chosen_softmax: bool = False
+    ffn_norm: str = "ffn_norm"
 
 
 ARCHITECTURES = {
@@ -65,12 +79,24 @@ ARCHITECTURES = {
     "olmoe": Architecture(qk_norm="row"),
     "llama": Architecture(rope=_PAIRWISE, norm_topk=True),
     "deepseek2": Architecture(rope=_PAIRWISE, norm_topk=None, mla=True),
+    "gpt-oss": Architecture(
+        attention_bias=True,
+        window_period=2,
+        activation="swiglu_oai",
+        sinks=True,
+        expert_bias=True,
+        router_linear_bias=True,
+        output_bias=True,
+        chosen_softmax=True,
+        ffn_norm="post_attention_norm",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Arguments of ggml_rope_ext, as llama.cpp derives them."""
+    """Arguments of ggml_rope_ext, as llama.cpp derives them; ``divisors``: of each frequency, where
+    ggml cannot compute them by itself."""
 
     dimensions: int
     base: float
@@ -78,8 +104,9 @@ class Rope:
     original_context: int = 0
     ext_factor: float = 0.0
     attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    beta_fast: float = _BETA_FAST
+    beta_slow: float = _BETA_SLOW
+    divisors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -301,6 +328,14 @@ def _rope(fields: _Fields) -> Rope:
     if kind == "linear":
         return Rope(dimensions, base, scale=1.0 / factor, attention_factor=wanted)
     magnitude = 1.0 + 0.1 * math.log(factor)
+    if not fields.flag("rope.scaling.yarn_truncate", True):
+        original = fields.integer("rope.scaling.original_context_length")
+        own = frequency_divisors(
+            dimensions, base, factor, original, _BETA_FAST, _BETA_SLOW, truncate=False
+        )
+        return Rope(
+            dimensions, base, attention_factor=wanted * magnitude, divisors=tuple(own.tolist())
+        )
     cancelled = fields.real("rope.scaling.yarn_log_multiplier", 0.0) != 0.0
     return Rope(
         dimensions,
@@ -309,8 +344,8 @@ def _rope(fields: _Fields) -> Rope:
         original_context=fields.integer("rope.scaling.original_context_length"),
         ext_factor=1.0,
         attention_factor=wanted / magnitude if cancelled else wanted,
-        beta_fast=fields.real("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=fields.real("rope.scaling.yarn_beta_slow", 1.0),
+        beta_fast=fields.real("rope.scaling.yarn_beta_fast", _BETA_FAST),
+        beta_slow=fields.real("rope.scaling.yarn_beta_slow", _BETA_SLOW),
     )
 
 
@@ -396,11 +431,11 @@ class _Fields:
             raise self.error(f"{key} is {value!r}, not a number")
         return value
 
-    def flag(self, key: str) -> bool:
+    def flag(self, key: str, default: bool = False) -> bool:
         value = self._value(key)
         if value is not None and not isinstance(value, bool):
             raise self.error(f"{key} is {value!r}, not true or false")
-        return bool(value)
+        return default if value is None else value
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self._value(key)
