@@ -67,6 +67,11 @@ class Architecture:
     ``biased``: q, k, v and the attention's output must have biases (``qkv_bias``: q, k, v may).
     ``window_period``: every so many layers one looks at the whole context, the others at a window.
     ``names``: of roles that are called otherwise than in NAMES.
+    ``leading_dense``: layers in front may be dense. ``router_keys``: the router's score, scale and
+    renormalisation have keys. ``shared_needed``: where a family has shared experts, the graph reads
+    them in every model. ``shared_width``: their width has a key; ``shared_count``: it is told as a
+    number of routed experts. ``constants``: keys that llama.cpp asks for and that
+    say the same of every model.
     """
 
     name: str
@@ -80,19 +85,30 @@ class Architecture:
     biased: bool = False
     window_period: int = 0
     names: Mapping[str, str] = field(default_factory=dict)
+    router_keys: bool = False
+    shared_needed: bool = True
+    shared_width: bool = False
+    shared_count: bool = False
+    constants: tuple[tuple[str, int], ...] = ()
 
 
+_DEEPSEEK2 = Architecture(
+    "deepseek2", norm_topk=None, leading_dense=True, router_keys=True, shared_count=True
+)
 ARCHITECTURES = {
     "qwen2_moe": Architecture(
-        "qwen2moe", norm_topk=False, square=True, output_needed=True, qkv_bias=True
+        "qwen2moe",
+        norm_topk=False,
+        square=True,
+        output_needed=True,
+        qkv_bias=True,
+        shared_width=True,
     ),
     "qwen3_moe": Architecture("qwen3moe", norm_topk=True),
     "olmoe": Architecture(
         "olmoe", norm_topk=False, own_width=False, square=True, output_needed=True
     ),
     "mixtral": Architecture("llama", norm_topk=True, own_width=False, permuted=True),
-    "deepseek_v2": Architecture("deepseek2", norm_topk=None, leading_dense=True),
-    "deepseek_v3": Architecture("deepseek2", norm_topk=None, leading_dense=True),
     "gpt_oss": Architecture(
         "gpt-oss",
         norm_topk=False,
@@ -100,6 +116,17 @@ ARCHITECTURES = {
         biased=True,
         window_period=2,
         names={"post_attention_norm": "blk.{layer}.post_attention_norm.weight"},
+    ),
+    "deepseek_v2": _DEEPSEEK2,
+    "deepseek_v3": _DEEPSEEK2,
+    "glm4_moe_lite": _DEEPSEEK2,
+    "ernie4_5_moe": Architecture(
+        "ernie4_5-moe",
+        norm_topk=True,
+        leading_dense=True,
+        shared_needed=False,
+        shared_width=True,
+        constants=(("interleave_moe_layer_step", 1),),
     ),
 }
 
@@ -180,7 +207,9 @@ def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
             "llama.cpp by the sum of the best two",
         ),
         (
-            config.family.shared_block is not None and not config.shared_intermediate_size,
+            row.shared_needed
+            and config.family.shared_block is not None
+            and not config.shared_intermediate_size,
             f"llama.cpp's {row.name} needs a shared expert",
         ),
     )

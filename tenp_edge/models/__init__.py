@@ -5,6 +5,8 @@ from __future__ import annotations
 from tenp_edge.models import (
     deepseek_v2,
     deepseek_v3,
+    ernie4_5_moe,
+    glm4_moe_lite,
     gpt_oss,
     mixtral,
     olmoe,
@@ -27,7 +29,17 @@ from tenp_edge.models.layer_attention import LayerAttention
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.model_type: module.FAMILY
-    for module in (qwen2_moe, qwen3_moe, deepseek_v2, deepseek_v3, olmoe, mixtral, gpt_oss)
+    for module in (
+        qwen2_moe,
+        qwen3_moe,
+        deepseek_v2,
+        deepseek_v3,
+        olmoe,
+        mixtral,
+        glm4_moe_lite,
+        ernie4_5_moe,
+        gpt_oss,
+    )
 }
 
 __all__ = [

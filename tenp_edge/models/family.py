@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from tenp_edge.errors import UserError
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.wrapper import Wrapper
 
 Part = Literal[
     "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
@@ -31,13 +32,20 @@ class Family:
     ``projections``: on-disk names of an expert's gate, up and down matrices.
     ``defaults``: what transformers assumes for keys that a config.json may leave out.
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
-    ``full_attention_every``: where config.json has no ``layer_types``, every so many layers one
-    looks at the whole context and the others at the last ``sliding_window`` tokens; 0: all at all.
-    ``router_linear_bias``: the router's logits have a bias. ``router_score``: what the weights are
-    made of; softmax of the chosen counts their logits alone.
-    ``sinks``: each head may look at nothing, to the share of a logit of its own.
+    ``rope_pairs``: neighbours of a head are rotated together, not halves.
+    ``router_bias``: the bias that only selects experts, by its name in the MoE block;
+    ``router_bias_row``: stored as [1, experts]. ``in_memory``: (module of the MoE block, the module
+    that has it in transformers' memory).
     ``expert_bias``: gate, up and down of the routed experts have biases.
     ``gate_up_interleaved``: in stacked experts, gate's rows are the even ones, up's the odd ones.
+    ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
+    ``runs_as``: the model_type that transformers runs the language model as, if not its own.
+    ``full_attention_every``: where config.json has no ``layer_types``, every so many layers one
+    looks at the whole context and the others at the last ``sliding_window`` tokens; 0: all at all.
+    ``activation``: what is made of gate and up. ``router``: the router's module in the MoE block.
+    ``router_linear_bias``: its logits have a bias. ``router_score``: what the weights are made of;
+    softmax of the chosen counts their logits alone.
+    ``sinks``: each head may look at nothing, to the share of a logit of its own.
     """
 
     model_type: str
@@ -55,12 +63,17 @@ class Family:
     shared_block: str | None = None
     shared_gated: bool = False
     router_score: Literal["softmax", "sigmoid", "softmax of the chosen"] = "softmax"
-    router_bias: bool = False
+    router_bias: str | None = None
+    router_bias_row: bool = False
+    in_memory: tuple[tuple[str, str], ...] = ()
+    rope_pairs: bool = False
     always_norm_topk: bool = False
+    full_attention_every: int = 0
     expert_bias: bool = False
     gate_up_interleaved: bool = False
     extra_keys: tuple[str, ...] = ()
-    full_attention_every: int = 0
+    wrapper: Wrapper | None = None
+    runs_as: str | None = None
     activation: Activation = "silu"
     router: str = "gate"
     router_linear_bias: bool = False
@@ -101,8 +114,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """config.json, normalised. ``raw`` is the file as read; ``expert_widths`` lists, for each MoE
-    layer, the width of every routed expert (all equal in a model that was not pruned)."""
+    """config.json, normalised. ``raw`` is the file as read, of a wrapped model the language model's
+    part of it; ``expert_widths`` lists, for each MoE layer, the width of every routed expert (all
+    equal in a model that was not pruned). ``stored_prefix``: how the files' names begin where the
+    language model's, here and everywhere else, begin with "model."."""
 
     family: Family
     raw: Mapping[str, Any]
@@ -132,6 +147,7 @@ class ModelConfig:
     dtype: str
     attention_layers: tuple[LayerAttention, ...] = field(repr=False)
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
+    stored_prefix: str = "model."
 
     @property
     def expert_neurons(self) -> int:
@@ -142,6 +158,16 @@ class ModelConfig:
     def is_uniform(self) -> bool:
         """True when every routed expert of every layer has the same width."""
         return len({w for widths in self.expert_widths.values() for w in widths}) == 1
+
+    @property
+    def transformers_type(self) -> str:
+        """The model_type that transformers runs the language model as."""
+        return self.family.runs_as or str(self.raw["model_type"])
+
+    def stored_name(self, name: str) -> str:
+        """Tensor ``name`` as the files call it."""
+        inside = name.startswith("model.")
+        return self.stored_prefix + name.removeprefix("model.") if inside else name
 
     def layer_attention(self, layer: int) -> LayerAttention:
         """Heads, sizes and window of ``layer``: what its tensors and its cache follow from."""
@@ -272,8 +298,8 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
     if family.router_linear_bias:
         yield TensorSpec(f"{gate}.bias", (len(widths),), "router_linear_bias", "router", layer)
     if family.router_bias:
-        bias = f"{gate}.e_score_correction_bias"
-        yield TensorSpec(bias, (len(widths),), "router_bias", "router", layer)
+        shape = (1, len(widths)) if family.router_bias_row else (len(widths),)
+        yield TensorSpec(prefix + family.router_bias, shape, "router_bias", "router", layer)
     for expert, width in enumerate(widths if experts else ()):
         yield from _expert_tensors(config, layer, expert, width)
     if family.shared_block and config.shared_intermediate_size:

@@ -68,9 +68,7 @@ def run_compress(
     """
     checkpoint = Checkpoint(model)
     if checkpoint.left_out:
-        progress.note(
-            f"{len(checkpoint.left_out)} tensors of multi-token prediction layers are left out"
-        )
+        progress.note(f"{checkpoint.left_out_text} are left out")
     request = CompressRequest(checkpoint, output, options, progress)
     request.require_disk()
     with one_writer(output):

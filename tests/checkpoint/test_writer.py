@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
 from support.plans import cycled, plan_for, ragged_plan, removal_plan, whole_plan
+from support.stored_layouts import per_expert
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tenp_edge import load_pruned
@@ -41,7 +42,7 @@ def test_whole_plan_changes_no_bit(
 ) -> None:
     checkpoint = Checkpoint(checkpoint_of(family))
     write_checkpoint(ModelSource(checkpoint, whole_plan(checkpoint)), tmp_path / "out")
-    before = load_file(checkpoint.path / "model.safetensors")
+    before = per_expert(checkpoint.path)
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -60,7 +61,7 @@ def test_every_expert_is_its_slice_and_the_rest_is_untouched(
     assert predicted == {
         file.name: file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors")
     }
-    before = load_file(checkpoint.path / "model.safetensors")
+    before = per_expert(checkpoint.path)
     after = load_file(tmp_path / "out" / "model.safetensors")
     for layer in checkpoint.config.moe_layers:
         for expert in range(checkpoint.config.num_experts):
@@ -69,6 +70,9 @@ def test_every_expert_is_its_slice_and_the_rest_is_untouched(
             assert torch.equal(after.pop(gate), before.pop(gate)[kept])
             assert torch.equal(after.pop(up), before.pop(up)[kept])
             assert torch.equal(after.pop(down), before.pop(down)[:, kept])
+            biases = checkpoint.config.expert_tensors(layer, expert)[3:-1]  # but for down's
+            for bias in biases:
+                assert torch.equal(after.pop(bias), before.pop(bias)[kept])
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -126,12 +130,15 @@ def test_removed_experts_leave_the_router_and_the_counts(
     kept = list(range(checkpoint.config.num_experts - keep, checkpoint.config.num_experts))
     layer = config.moe_layers[-1]
     assert config.raw["tenp"]["kept_experts"][str(layer)] == kept
-    router = f"{config.moe_prefix(layer)}gate.weight"
+    router = f"{config.moe_prefix(layer)}{config.family.router}.weight"
     assert torch.equal(pruned.read(router), checkpoint.read(router)[kept])
     assert torch.equal(pruned.expert(layer, 0).down, checkpoint.expert(layer, kept[0]).down)
-    if config.family.router_bias:
-        bias = f"{config.moe_prefix(layer)}gate.e_score_correction_bias"
+    if config.family.router_linear_bias:
+        bias = f"{config.moe_prefix(layer)}{config.family.router}.bias"
         assert torch.equal(pruned.read(bias), checkpoint.read(bias)[kept])
+    if config.family.router_bias:
+        bias = config.moe_prefix(layer) + config.family.router_bias
+        assert torch.equal(pruned.read(bias), checkpoint.read(bias)[..., kept])
 
 
 def test_groups_must_still_divide(checkpoint_of: CheckpointOf) -> None:
@@ -172,7 +179,8 @@ def test_mtp_layers_are_dropped_and_no_longer_announced(tmp_path: Path) -> None:
     write_checkpoint(ModelSource(checkpoint, whole_plan(checkpoint)), tmp_path / "out")
     assert Checkpoint(tmp_path / "out").left_out == ()
     assert read_json(tmp_path / "out" / "config.json")["num_nextn_predict_layers"] == 0
-    assert "left out (1 tensors)" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| left out | 1 tensor of multi-token prediction layers |" in card
 
 
 def test_licence_templates_and_card(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from support.masking import mask_cut_neurons
+from support.neuron_maths import mask_cut_neurons
 from transformers import AutoModelForCausalLM
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths

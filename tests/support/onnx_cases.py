@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
-from support.masking import mask_cut_neurons
+from support.neuron_maths import mask_cut_neurons
 from support.plans import plan_for
 from transformers import AutoModelForCausalLM
 

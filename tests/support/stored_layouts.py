@@ -52,6 +52,24 @@ def stack_experts(
     return rewritten(model, change)
 
 
+def per_expert(model: Path) -> Tensors:
+    """What is stored in ``model``, experts one by one where they are stacked as gpt-oss' are."""
+    config, tensors = Checkpoint(model).config, load_file(model / FILE)
+    for layer in config.moe_layers:
+        prefix = f"{config.moe_prefix(layer)}experts."
+        if f"{prefix}gate_up_proj_bias" not in tensors:
+            continue
+        gate_up, down, gate_up_bias, down_bias = (
+            tensors.pop(prefix + name)
+            for name in ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")
+        )
+        for number in range(config.num_experts):
+            both, bias = gate_up[number].T, gate_up_bias[number]
+            own = (both[::2], both[1::2], down[number].T, bias[::2], bias[1::2], down_bias[number])
+            tensors |= dict(zip(config.expert_tensors(layer, number), own, strict=True))
+    return tensors
+
+
 def _append(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return torch.cat([gate, up])
 

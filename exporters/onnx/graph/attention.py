@@ -19,11 +19,11 @@ def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     """(batch, query, hidden) -> (batch, query, hidden)."""
     own = c.config.layer_attention(layer)
     counts = {"q": own.heads, "k": own.kv_heads}
-    rotated = {}
+    rotated, pairs = {}, c.config.family.rope_pairs
     for role, count in counts.items():
         projected = c.linear(f"{path}/{role}_proj", x, role, layer)
         normed = _normed(c, f"{path}/{role}_norm", projected, role, layer, count)
-        rotated[role] = c.makers.rotary(c, f"{path}/{role}_rotary", normed, count, False)
+        rotated[role] = c.makers.rotary(c, f"{path}/{role}_rotary", normed, count, pairs)
     v = c.linear(f"{path}/v_proj", x, "v", layer)
     scale, sinks = attention_scale(c.config, layer), c.has("sinks", layer)
     heads = Heads(own.heads, own.kv_heads, scale, own.window, sinks)

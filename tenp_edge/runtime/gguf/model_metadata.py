@@ -26,6 +26,8 @@ LAYOUT = "per-expert"
 # Before the architecture's name in a per-expert file. No other program knows such a name, so it
 # says so at once, instead of missing a tensor of the architecture that it thinks it knows.
 OWN = "tenp-"
+# Whether YaRN's range is rounded: llama.cpp always does.
+YARN_TRUNCATE = "rope.scaling.yarn_truncate"
 STACKED = ("merged", "padded")
 _VERSION = 1
 _PAIRWISE, _NEOX = 0, 2
@@ -50,6 +52,7 @@ class Architecture:
     ``rope``: pairs (0) or halves (2) are rotated. ``qk_norm``: RMSNorm of each head of q and k, or
     of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
     ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
+    ``selection_bias``: softmax scores may have a bias that selects, as sigmoid ones always may.
     ``window_period``: every so many layers one looks at the whole context, the others at a window.
     ``activation``: what is made of gate and up. ``sinks``: each head has a logit that looks at
     nothing. ``expert_bias``, ``router_linear_bias``, ``output_bias``: of the routed experts, the
@@ -63,6 +66,7 @@ class Architecture:
     attention_bias: bool = False
     shared_gate: bool = False
     mla: bool = False
+    selection_bias: bool = False
     window_period: int = 0
     activation: Activation = "silu"
     sinks: bool = False
@@ -90,6 +94,7 @@ ARCHITECTURES = {
         chosen_softmax=True,
         ffn_norm="post_attention_norm",
     ),
+    "ernie4_5-moe": Architecture(rope=_PAIRWISE, norm_topk=True, selection_bias=True),
 }
 
 
@@ -328,7 +333,7 @@ def _rope(fields: _Fields) -> Rope:
     if kind == "linear":
         return Rope(dimensions, base, scale=1.0 / factor, attention_factor=wanted)
     magnitude = 1.0 + 0.1 * math.log(factor)
-    if not fields.flag("rope.scaling.yarn_truncate", True):
+    if not fields.flag(YARN_TRUNCATE, True):
         original = fields.integer("rope.scaling.original_context_length")
         own = frequency_divisors(
             dimensions, base, factor, original, _BETA_FAST, _BETA_SLOW, truncate=False
@@ -372,7 +377,8 @@ def _widths(fields: _Fields, layers: int, experts: int) -> dict[int, tuple[int, 
     widths = fields.integers("tenp.expert_widths")
     full = fields.integer("tenp.full_width")
     dense = fields.integer("leading_dense_block_count", 0)
-    if len(routed) != layers - dense or routed != list(range(dense, layers)):
+    step = fields.integer("interleave_moe_layer_step", 1)
+    if step != 1 or len(routed) != layers - dense or routed != list(range(dense, layers)):
         raise fields.error(f"its routed layers are not {dense}..{layers - 1}")
     if len(widths) != len(routed) * experts:
         raise fields.error(

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from tenp_edge.disk import atomic_file, read_range, require_free
 from tenp_edge.errors import UserError
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.runtime.gguf.model_metadata import OWN
+from tenp_edge.runtime.gguf.model_metadata import OWN, YARN_TRUNCATE
 from tenp_edge.runtime.gguf.tokenizer_file import string
 
 TWIN = "padded twin in unmodified llama.cpp"
@@ -220,13 +220,14 @@ def _header(file: GgufFile, tensors: Sequence[_Target]) -> bytes:
 
 def _raw_fields(file: GgufFile) -> Iterator[bytes]:
     """Every metadata field (key, type, value): as stored, but for the layout and the name of the
-    architecture, which is llama.cpp's."""
+    architecture, which is llama.cpp's, and without what llama.cpp has no key for."""
     own = str(file.value("general.architecture"))
     stock = own.removeprefix(OWN)
     changed = {"tenp.layout": "padded", "general.architecture": stock}
     with file.file.open("rb") as stream:
         for name, field in file.reader.fields.items():
-            if name.startswith("GGUF."):  # the reader's own names for the counts
+            # The reader's own names for the counts, and ours.
+            if name.startswith("GGUF.") or name == f"{own}.{YARN_TRUNCATE}":
                 continue
             if name in changed:
                 yield string(name) + struct.pack("<I", _STRING) + string(changed[name])

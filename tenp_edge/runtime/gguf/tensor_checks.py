@@ -105,7 +105,7 @@ def _routed_tensors(facts: Facts, layer: int, header: Header) -> Iterator[tuple[
     yield "ffn_gate_inp.weight", (hidden, facts.experts), False
     if facts.architecture.router_linear_bias:
         yield "ffn_gate_inp.bias", (facts.experts,), False
-    if facts.sigmoid:
+    if facts.sigmoid or facts.architecture.selection_bias:
         yield "exp_probs_b.bias", (facts.experts,), True
     if facts.stacked:
         for name, shape, optional in _expert_tensors(facts, facts.stacked, "_exps"):
