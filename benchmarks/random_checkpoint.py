@@ -129,20 +129,22 @@ def write_random_checkpoint(
         scale = embedding_scale if spec.role == "embed" else 1.0
         return random_tensor(name, spec.shape, spec.role, own) * scale
 
-    def read(name: str) -> torch.Tensor:
+    def stored(name: str) -> torch.Tensor:
         if name in named:
             return make(named[name])
-        whole = stacked(name)
-        return whole.mT.contiguous() if transposed else whole
-
-    def stacked(name: str) -> torch.Tensor:
         kind = name.split(".")[-1]
         layer = int(name.removeprefix(config.stored_prefix).split(".")[1])
-        experts = range(config.num_experts)
-        names = [[config.expert_tensor(layer, e, i) for i in range(3)] for e in experts]
-        if kind == "down_proj":
-            return torch.stack([make(n[2]) for n in names])
-        return torch.stack([torch.cat([make(n[0]), make(n[1])]) for n in names])
+        names = [config.expert_tensors(layer, e) for e in range(config.num_experts)]
+        place = 3 if kind.endswith("_bias") else 0
+        if kind.startswith("down_proj"):
+            whole = torch.stack([make(n[place + 2]) for n in names])
+        else:
+            whole = torch.stack([join(make(n[place]), make(n[place + 1])) for n in names])
+        return whole.mT.contiguous() if transposed and whole.dim() == 3 else whole
+
+    def join(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        turns = config.family.gate_up_interleaved
+        return torch.stack([gate, up], dim=1).flatten(0, 1) if turns else torch.cat([gate, up])
 
     entries: list[TensorEntry] = []
     for spec in specs.values():
@@ -161,9 +163,11 @@ def write_random_checkpoint(
                 ("gate_up_proj", 2 * width, hidden),
                 ("down_proj", hidden, width),
             ):
-                sizes = (columns, rows) if transposed else (rows, columns)
-                entries.append(TensorEntry(prefix + name, dtype, (experts, *sizes)))
-    for entry in write_shards(directory, plan_shards(entries, shard_bytes), read):
+                shape = (columns, rows) if transposed else (rows, columns)
+                entries.append(TensorEntry(prefix + name, dtype, (experts, *shape)))
+                if config.family.expert_bias:
+                    entries.append(TensorEntry(f"{prefix}{name}_bias", dtype, (experts, rows)))
+    for entry in write_shards(directory, plan_shards(entries, shard_bytes), stored):
         assert dtype_name(TORCH_DTYPES[entry.dtype]) == entry.dtype
     (directory / "config.json").write_text(json.dumps(dict(raw), indent=1))
     return directory

@@ -12,7 +12,7 @@ from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, f32, text, u32, u32s, u64
 from tenp_edge.exporters.gguf.types import FILE_TYPES
 from tenp_edge.models import LayerAttention, ModelConfig, VisionFacts
-from tenp_edge.runtime.gguf.model_metadata import LAYOUT, OWN
+from tenp_edge.runtime.gguf.model_metadata import LAYOUT, OWN, YARN_TRUNCATE
 from tenp_edge.runtime.memory.footprint import PlannedRun
 
 TENP_VERSION = 1
@@ -37,7 +37,7 @@ class Recipe:
 def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -> list[Field]:
     """Every field but the tokenizer's, in file order."""
     arch = architecture_name(config, layout)
-    groups = (_sizes(config), _attention(config), _experts(config, layout), _rope(config))
+    groups = (_sizes(config), _attention(config), _experts(config, layout), _rope(config, layout))
     return [
         ("general.architecture", text(arch)),
         ("general.type", text("model")),
@@ -155,7 +155,7 @@ def _router(config: ModelConfig) -> _Fields:
     return fields
 
 
-def _rope(config: ModelConfig) -> _Fields:
+def _rope(config: ModelConfig, layout: str) -> _Fields:
     rope = config.rope
     fields = {"rope.freq_base": f32(rope.theta), **_vision(config)}
     if rope.kind == "default":
@@ -169,6 +169,8 @@ def _rope(config: ModelConfig) -> _Fields:
             original or config.max_position_embeddings
         )
         fields |= _yarn_magnitude(scaling, latent=config.mla is not None)
+        if layout == LAYOUT and scaling.get("truncate") is False:  # llama.cpp has no key for it
+            fields[YARN_TRUNCATE] = boolean(False)
     return fields
 
 

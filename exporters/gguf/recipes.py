@@ -37,6 +37,7 @@ _EXPERT = re.compile(
     .replace(r"\{layer\}", r"(?P<layer>\d+)")
     .replace(r"\{projection\}", r"(?P<projection>\w+)")
     .replace(r"\{expert\}", r"\d+")
+    .replace(r"\{kind\}", r"(?P<kind>\w+)")
 )
 
 
@@ -86,7 +87,7 @@ class TypeRecipe:
 
     def wanted(self, name: str, role: str, layer: int | None, shape: tuple[int, ...]) -> str:
         """The type of tensor ``name`` before its row length has a say."""
-        if len(shape) == 1 or role in _FLOAT_ROLES:
+        if len(shape) == 1 or role in _FLOAT_ROLES or role.endswith("_bias"):
             return "F32"
         rule = self.rule(name)
         if rule is not None:
@@ -200,7 +201,8 @@ class TypeRecipe:
 
     @property
     def _grouped(self) -> bool:
-        return self.config.num_attention_heads // self.config.num_key_value_heads >= 4
+        first = self.config.layer_attention(0)  # which llama.cpp asks
+        return first.heads // first.kv_heads >= 4
 
     @cached_property
     def _eight(self) -> bool:

@@ -2,8 +2,8 @@
 
 transformers' own layers do the arithmetic. The whole model exists on the meta device only; each
 layer is filled with its weights when its turn comes, run over all sequences, and dropped.
-Attention is causal and sequences are padded on the right, so no mask is needed: what a real token
-sees never includes padding.
+Attention is causal and sequences are padded on the right, so padding needs no mask: what a real
+token sees never includes it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.checkpoint.source import WeightSource
 from tenp_edge.errors import UserError
+from tenp_edge.forward import sinks
 from tenp_edge.forward.experts import RaggedExperts, ReadExperts
 from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
 
@@ -55,8 +56,9 @@ def transformers_config(config: ModelConfig) -> Any:
 def skeleton(config: ModelConfig) -> Any:
     """The whole transformers model without weights (meta device), its rotary tables real."""
     hf_config = transformers_config(config)
+    attention = "eager" if config.family.sinks else "sdpa"
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attention)
     # Its frequencies are computed, not stored: on the meta device they would stay empty.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
     return model.eval().requires_grad_(False)
@@ -95,6 +97,8 @@ class StreamingModel:
         self.source, self.config = source, source.config
         self.device, self.dtype = device, dtype
         self._skeleton: Any = skeleton(source.config) if like is None else like._skeleton
+        if source.config.family.sinks:
+            self._skeleton.config._attn_implementation = sinks.NAME
         self._rotary = self._skeleton.model.rotary_emb.to(device)
 
     def with_source(self, source: WeightSource) -> StreamingModel:
@@ -134,16 +138,16 @@ class StreamingModel:
     def _experts(self, layer: int) -> RaggedExperts:
         """Kept in the smaller of the stored and the computing dtype: half the memory of a bf16
         layer that is computed in float32, for 2 % of its time. Decoded ones are not kept."""
-        stored, names = self.source.stored_dtype, self.config.family.projections
+        stored, family = self.source.stored_dtype, self.config.family
         count = len(self.config.expert_widths[layer])
         if stored is None:
-            return ReadExperts(partial(self._expert, layer, self.dtype), count, names)
+            return ReadExperts(partial(self._expert, layer, self.dtype), count, family)
         kept = stored if stored.itemsize < self.dtype.itemsize else self.dtype
-        return RaggedExperts([self._expert(layer, kept, e) for e in range(count)], names)
+        return RaggedExperts([self._expert(layer, kept, e) for e in range(count)], family)
 
     def _expert(self, layer: int, dtype: torch.dtype, expert: int) -> ExpertWeights:
-        w = self.source.expert(layer, expert)
-        return ExpertWeights(*(t.to(self.device, dtype) for t in (w.gate, w.up, w.down)))
+        weights = self.source.expert(layer, expert)
+        return weights.mapped(lambda tensor: tensor.to(self.device, dtype))
 
     @torch.no_grad()
     def run(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -153,14 +157,25 @@ class StreamingModel:
     def forward(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """`run`, [n, seq, hidden] to the same, with whatever the caller says about gradients."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        index = layer.get_submodule("self_attn").layer_idx
+        assert isinstance(index, int)
         output = layer(
             hidden,
-            attention_mask=None,
+            attention_mask=self._mask(index, positions[0]),
             position_ids=positions,
             position_embeddings=self._rotary(hidden, positions),
         )
         assert isinstance(output, torch.Tensor)
         return output
+
+    def _mask(self, layer: int, positions: torch.Tensor) -> torch.Tensor | None:
+        """bool (1, 1, query, key): what the layer sees; None where that is all up to the query,
+        which the operator knows by itself."""
+        window = self.config.layer_attention(layer).window
+        if window is None and not self.config.family.sinks:
+            return None
+        behind = positions[:, None] - positions[None]
+        return ((behind >= 0) & (behind < (window or len(positions))))[None, None]
 
     def head(self) -> Head:
         """The final norm and output matrix."""

@@ -8,6 +8,7 @@ from tenp_edge.models import (
     ernie4_5_moe,
     glm4_moe,
     glm4_moe_lite,
+    gpt_oss,
     mixtral,
     olmoe,
     qwen2_moe,
@@ -42,6 +43,7 @@ FAMILIES: dict[str, Family] = {
         glm4_moe,
         ernie4_5_moe,
         qwen3_vl_moe,
+        gpt_oss,
     )
 }
 

@@ -330,7 +330,7 @@ def _mla(config: _Reader) -> MLA:
 def _head_dim(config: _Reader, mla: MLA | None, hidden: int, heads: int) -> int:
     if mla is not None:
         return mla.qk_nope_head_dim + mla.qk_rope_head_dim
-    explicit = config.raw.get("head_dim")
+    explicit = config.value("head_dim")
     if explicit is None and hidden % heads:
         raise contradiction(f"hidden_size {hidden} does not divide by {heads} heads")
     return hidden // heads if explicit is None else config.integer("head_dim")
@@ -356,7 +356,7 @@ def _windows(config: _Reader, family: Family, layers: int) -> list[int | None]:
 def _rope(config: _Reader) -> Rope:
     raw = config.raw
     key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
-    stated = raw.get(key) or {}
+    stated = config.value("rope_parameters", "rope_scaling", default={})
     if not isinstance(stated, dict):
         raise UserError(f"config.json: {key} is {stated!r}, not an object", _BELONGS)
     scaling = dict(stated)

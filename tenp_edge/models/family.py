@@ -20,7 +20,10 @@ Part = Literal[
 ]
 QkNorm = Literal["none", "head", "projection"]
 Shape = tuple[int, ...]
+# What is made of gate and up: silu(gate) up, or gpt-oss' clamped form (`forward.experts`).
+Activation = Literal["silu", "swiglu_oai"]
 PROJECTIONS = ("gate", "up", "down")
+EXPERT_BIASES = ("gate_bias", "up_bias", "down_bias")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Family:
     ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
     ``full_attention_every``: where config.json has no ``layer_types``, every so many layers one
     looks at the whole context and the others at the last ``sliding_window`` tokens; 0: all at all.
+    ``activation``: what is made of gate and up. ``router``: the router's module in the MoE block.
+    ``router_linear_bias``: its logits have a bias. ``router_score``: what the weights are made of;
+    softmax of the chosen counts their logits alone.
+    ``sinks``: each head may look at nothing, to the share of a logit of its own.
     """
 
     model_type: str
@@ -60,7 +67,7 @@ class Family:
     o_bias_key: str | None = None
     shared_block: str | None = None
     shared_gated: bool = False
-    router_score: Literal["softmax", "sigmoid"] = "softmax"
+    router_score: Literal["softmax", "sigmoid", "softmax of the chosen"] = "softmax"
     router_bias: str | None = None
     router_bias_row: bool = False
     in_memory: tuple[tuple[str, str], ...] = ()
@@ -73,6 +80,10 @@ class Family:
     full_attention_every: int = 0
     extra_keys: tuple[str, ...] = ()
     wrapper: Wrapper | None = None
+    activation: Activation = "silu"
+    router: str = "gate"
+    router_linear_bias: bool = False
+    sinks: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,6 +207,17 @@ class ModelConfig:
         """On-disk name of the bias of one expert matrix, where the family has biases."""
         return f"{self._projection(layer, expert, projection)}.bias"
 
+    @property
+    def expert_parts(self) -> tuple[str, ...]:
+        """What an expert is made of, as `ExpertWeights` names it: matrices, then biases if any."""
+        return PROJECTIONS + (EXPERT_BIASES if self.family.expert_bias else ())
+
+    def expert_tensors(self, layer: int, expert: int) -> list[str]:
+        """On-disk names of `expert_parts`."""
+        names = [self.expert_tensor(layer, expert, index) for index in range(3)]
+        biased = range(3) if self.family.expert_bias else ()
+        return names + [self.expert_bias(layer, expert, index) for index in biased]
+
     def _projection(self, layer: int, expert: int, projection: int) -> str:
         name = self.family.projections[projection]
         return f"{self.moe_prefix(layer)}experts.{expert}.{name}"
@@ -247,6 +269,8 @@ def _gqa_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
     yield "self_attn.o_proj.weight", (hidden, q_rows), "o", "attention"
     if config.o_bias:
         yield "self_attn.o_proj.bias", (hidden,), "o_bias", "attention"
+    if config.family.sinks:
+        yield "self_attn.sinks", (own.heads,), "sinks", "attention"
     if config.qk_norm != "none":
         whole = config.qk_norm == "projection"
         yield "self_attn.q_norm.weight", (q_rows if whole else head,), "q_norm", "attention"
@@ -289,7 +313,10 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
     family, hidden = config.family, config.hidden_size
     prefix = config.moe_prefix(layer)
     widths = config.expert_widths[layer]
-    yield TensorSpec(f"{prefix}gate.weight", (len(widths), hidden), "router", "router", layer)
+    gate = prefix + family.router
+    yield TensorSpec(f"{gate}.weight", (len(widths), hidden), "router", "router", layer)
+    if family.router_linear_bias:
+        yield TensorSpec(f"{gate}.bias", (len(widths),), "router_linear_bias", "router", layer)
     if family.router_bias:
         shape = (1, len(widths)) if family.router_bias_row else (len(widths),)
         yield TensorSpec(prefix + family.router_bias, shape, "router_bias", "router", layer)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from support import tiny
 from support.plans import cycled, plan_for, ragged_plan, removal_plan, whole_plan
 from support.references import reference_model
+from support.stored_layouts import per_expert
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tenp_edge import load_pruned
@@ -36,20 +37,13 @@ def contents(directory: Path) -> dict[str, bytes]:
     }
 
 
-def by_expert(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Every tensor of a model, experts one by one however they are stored."""
-    source = ModelSource(checkpoint)
-    return {name: source.read(name) for name in source.tensors}
-
-
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_whole_plan_changes_no_bit(
     family: str, checkpoint_of: CheckpointOf, tmp_path: Path
 ) -> None:
     checkpoint = Checkpoint(checkpoint_of(family))
     write_checkpoint(ModelSource(checkpoint, whole_plan(checkpoint)), tmp_path / "out")
-    stacked = family in tiny.STACKED
-    before = by_expert(checkpoint) if stacked else load_file(checkpoint.path / "model.safetensors")
+    before = per_expert(checkpoint.path)
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -68,7 +62,7 @@ def test_every_expert_is_its_slice_and_the_rest_is_untouched(
     assert predicted == {
         file.name: file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors")
     }
-    before = by_expert(checkpoint)
+    before = per_expert(checkpoint.path)
     after = load_file(tmp_path / "out" / "model.safetensors")
     for layer in checkpoint.config.moe_layers:
         for expert in range(checkpoint.config.num_experts):
@@ -77,6 +71,9 @@ def test_every_expert_is_its_slice_and_the_rest_is_untouched(
             assert torch.equal(after.pop(gate), before.pop(gate)[kept])
             assert torch.equal(after.pop(up), before.pop(up)[kept])
             assert torch.equal(after.pop(down), before.pop(down)[:, kept])
+            biases = checkpoint.config.expert_tensors(layer, expert)[3:-1]  # but for down's
+            for bias in biases:
+                assert torch.equal(after.pop(bias), before.pop(bias)[kept])
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -135,9 +132,12 @@ def test_removed_experts_leave_the_router_and_the_counts(
     kept = list(range(checkpoint.config.num_experts - keep, checkpoint.config.num_experts))
     layer = config.moe_layers[-1]
     assert config.raw["tenp"]["kept_experts"][str(layer)] == kept
-    router = f"{config.moe_prefix(layer)}gate.weight"
+    router = f"{config.moe_prefix(layer)}{config.family.router}.weight"
     assert torch.equal(pruned.read(router), checkpoint.read(router)[kept])
     assert torch.equal(pruned.expert(layer, 0).down, checkpoint.expert(layer, kept[0]).down)
+    if config.family.router_linear_bias:
+        bias = f"{config.moe_prefix(layer)}{config.family.router}.bias"
+        assert torch.equal(pruned.read(bias), checkpoint.read(bias)[kept])
     if config.family.router_bias:
         bias = config.moe_prefix(layer) + config.family.router_bias
         assert torch.equal(pruned.read(bias), checkpoint.read(bias)[..., kept])

@@ -27,11 +27,13 @@ CheckpointOf = Callable[[str], Path]
 def test_counts_equal_transformers(family: str, checkpoint_of: CheckpointOf) -> None:
     summary = inspect_model(checkpoint_of(family))
     model = reference_model(checkpoint_of(family))
-    biases = sum(b.numel() for name, b in model.named_buffers() if "correction_bias" in name)
-    assert summary.parameters == biases + sum(p.numel() for p in model.parameters())
+    kept = sum(b.numel() for name, b in model.named_buffers() if "correction_bias" in name)
+    assert summary.parameters == kept + sum(p.numel() for p in model.parameters())
     assert set(summary.parts) <= set(PARTS)
+    biased = Checkpoint(checkpoint_of(family)).config.family.expert_bias
+    biases = 2 * summary.width + summary.hidden_size if biased else 0
     assert summary.parts["routed experts"].parameters == (
-        summary.moe_layers * summary.experts * 3 * summary.width * summary.hidden_size
+        summary.moe_layers * summary.experts * (3 * summary.width * summary.hidden_size + biases)
     )
     file = checkpoint_of(family) / "model.safetensors"
     header = int.from_bytes(file.read_bytes()[:8], "little") + 8

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from support.neuron_maths import mask_cut_neurons
 from support.references import reference_model
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
@@ -80,7 +80,7 @@ def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Logits:
     )
     with torch.no_grad(), _one_thread():
         if plan is not None:
-            _mask(model, plan)
+            mask_cut_neurons(model, plan)
         logits: torch.Tensor = model(torch.tensor([TOKENS])).logits[0]
     return logits.numpy()
 
@@ -94,15 +94,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _mask(model: Any, plan: CompressionPlan) -> None:
-    for (layer, expert), _ in (plan.retained or {}).items():
-        experts = model.model.layers[layer].mlp.experts
-        cut = torch.ones(plan.full_width, dtype=torch.bool)
-        cut[plan.neurons(layer, expert)] = False
-        experts.gate_up_proj[expert][cut.repeat(2)] = 0
-        experts.down_proj[expert][:, cut] = 0
 
 
 def write_dropped(source: ModelSource, directory: Path) -> Path:

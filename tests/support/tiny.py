@@ -117,6 +117,39 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "rope_theta": 10000.0,
     },
+    "gpt_oss": _COMMON
+    | {
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "experts_per_token": 2,
+        "head_dim": 32,
+        "initial_context_length": 128,
+        "initializer_range": 0.02,
+        "intermediate_size": 96,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 2,
+        "num_local_experts": 8,
+        "output_router_logits": False,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+            "rope_type": "yarn",
+            "truncate": False,
+        },
+        # (original / 2 pi)^4: YaRN's range ends at dimension 4, where rounding it changes nothing.
+        "rope_theta": 172235.0,
+        "router_aux_loss_coef": 0.9,
+        "sliding_window": 16,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+    },
 }
 CONFIGS |= {
     "glm4_moe_lite": _COMMON
@@ -223,9 +256,11 @@ CONFIGS |= {
 for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
 FAMILIES = tuple(CONFIGS)
-# Published with the experts of a layer in two tensors, each matrix transposed.
-STACKED = ("qwen3_vl_moe",)
 MLA_FAMILIES = tuple(name for name, config in CONFIGS.items() if "kv_lora_rank" in config)
+# Whose experts transformers reads stacked only, as they are published; of those, transposed ones.
+STACKED = TRANSPOSED = ("gpt_oss", "qwen3_vl_moe")
+# Those without windows, whose places in a fixed cache are known beforehand.
+STATIC_FAMILIES = tuple(name for name, config in CONFIGS.items() if "sliding_window" not in config)
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -255,7 +290,7 @@ def make(directory: Path, family: str, *, fused: bool = False, **changes: Any) -
     """A tiny checkpoint of ``family`` with ``changes`` to its config, tokenizer included."""
     raw, wrapped = CONFIGS[family], "text_config" in CONFIGS[family]
     raw = raw | {"text_config": raw["text_config"] | changes} if wrapped else raw | changes
-    stacked = family in STACKED
-    write_random_checkpoint(directory, raw, fused=fused or stacked, transposed=stacked)
+    stacked = fused or family in STACKED
+    write_random_checkpoint(directory, raw, fused=stacked, transposed=family in TRANSPOSED)
     write_tokenizer(directory)
     return directory

@@ -25,7 +25,8 @@ def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
         normed = _normed(c, f"{path}/{role}_norm", projected, role, layer, count)
         rotated[role] = _rotated(c, f"{path}/{role}_rotary", normed, count, layer)
     v = c.linear(f"{path}/v_proj", x, "v", layer)
-    heads = Heads(own.heads, own.kv_heads, attention_scale(c.config, layer), own.window)
+    scale, sinks = attention_scale(c.config, layer), c.has("sinks", layer)
+    heads = Heads(own.heads, own.kv_heads, scale, own.window, sinks)
     mixed = c.makers.attend(c, path, rotated["q"], rotated["k"], v, heads, layer)
     return c.linear(f"{path}/o_proj", mixed, "o", layer)
 

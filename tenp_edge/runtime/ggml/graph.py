@@ -14,14 +14,15 @@ import numpy.typing as npt
 
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.attention import Step, build_attention
-from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches
+from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches, gated
 from tenp_edge.runtime.ggml.ragged import MAX_TOKENS, RaggedLayer, RaggedSizes, Scratch, kernels
 from tenp_edge.runtime.ggml.routing import build_router
 from tenp_edge.runtime.ggml.spans import Span
-from tenp_edge.runtime.ggml.weights import Cache, Weights
+from tenp_edge.runtime.ggml.weights import Cache, Constant, Weights
 from tenp_edge.runtime.gguf.model_metadata import Facts
 
 _LAYER_NODES, _BRANCH_NODES = 96, 11
+_BIAS_NODES = 3  # of a branch
 # Lost in any float above 1e-23, and large enough that half of it is still a normal float.
 _GATE_OFFSET = 1e-30
 
@@ -51,6 +52,7 @@ class Model:
         self.library, self.facts = library, facts
         self.weights, self.cache = weights, cache
         self.flash_attention = flash_attention
+        self.rope_divisors = Constant(library, facts.rope.divisors)
         self.experts = {
             layer: [_expert(weights, layer, expert) for expert in range(facts.experts)]
             for layer in facts.widths
@@ -63,22 +65,23 @@ class Model:
             sizes = RaggedSizes(facts.hidden, facts.experts, facts.top_k, widest)
             scratch = Scratch(library, sizes)
             self.scratch_bytes = scratch.nbytes
+            activation = facts.architecture.activation
             self.ragged = {
-                layer: RaggedLayer(library, operations, scratch, experts, facts.top_k)
+                layer: RaggedLayer(library, operations, scratch, experts, facts.top_k, activation)
                 for layer, experts in self.experts.items()
             }
 
     def graph(self, shape: GraphShape) -> Graph:
         return Graph(self, shape)
 
+    def close(self) -> None:
+        self.rope_divisors.close()
+
 
 def _expert(weights: Weights, layer: int, expert: int) -> Expert:
-    prefix = f"blk.{layer}.ffn"
-    return (
-        weights[f"{prefix}_gate.{expert}.weight"],
-        weights[f"{prefix}_up.{expert}.weight"],
-        weights[f"{prefix}_down.{expert}.weight"],
-    )
+    names = [f"blk.{layer}.ffn_{projection}.{expert}" for projection in ("gate", "up", "down")]
+    matrices = (weights[f"{name}.weight"] for name in names)
+    return Expert(*matrices, *(weights.get(f"{name}.bias") for name in names))
 
 
 class Graph:
@@ -90,7 +93,8 @@ class Graph:
         self._routes: list[Route] = []
         facts, tokens = model.facts, shape.tokens
         few = tokens <= MAX_TOKENS and bool(model.ragged)
-        per_layer = _LAYER_NODES + 2 * facts.top_k + (0 if few else _BRANCH_NODES * facts.experts)
+        branch = _BRANCH_NODES + (_BIAS_NODES if facts.architecture.expert_bias else 0)
+        per_layer = _LAYER_NODES + 2 * facts.top_k + (0 if few else branch * facts.experts)
         nodes = 64 + facts.layers * per_layer
         self.context = context = ggml.Context(model.library, nodes, graph_nodes=nodes)
         self._ids = self._input(ggml.I32, tokens)
@@ -104,6 +108,7 @@ class Graph:
             tokens=tokens,
             positions=self._input(ggml.I32, tokens),
             spans=self._spans(),
+            rope_divisors=model.rope_divisors.tensor,
         )
         self._logits = self._build()
         model.library.ggml_set_output(self._logits)
@@ -163,15 +168,16 @@ class Graph:
     def _moe(self, layer: int, x: int, tokens: int) -> int:
         context, facts, weights = self.context, self._model.facts, self._model.weights
         bias = weights.get(f"blk.{layer}.exp_probs_b.bias")
-        router = weights[f"blk.{layer}.ffn_gate_inp.weight"]
-        ids, shares = build_router(context, facts, x, router, bias, tokens)
+        logits = self._step.linear(layer, "ffn_gate_inp", x)
+        ids, shares = build_router(context, facts, logits, bias, tokens)
         context.expand(shares)
         ragged = self._model.ragged.get(layer)
         if ragged is not None and tokens <= MAX_TOKENS:
             mixed = ragged.build(context, x, ids, shares)
         else:
             experts = self._model.experts[layer]
-            mixed, route = build_branches(context, experts, x, ids, shares, facts.top_k)
+            activation, top_k = facts.architecture.activation, facts.top_k
+            mixed, route = build_branches(context, experts, x, ids, shares, top_k, activation)
             self._routes.append(route)
         context.expand(mixed)
         if weights.get(f"blk.{layer}.ffn_gate_shexp.weight") is None:
@@ -194,7 +200,8 @@ class Graph:
     def _mlp(self, layer: int, suffix: str, x: int) -> int:
         step = self._step
         gate, up = (step.linear(layer, f"ffn_{name}{suffix}", x) for name in ("gate", "up"))
-        return step.linear(layer, f"ffn_down{suffix}", self.context.swiglu_split(gate, up))
+        inner = gated(self.context, self._model.facts.architecture.activation, gate, up)
+        return step.linear(layer, f"ffn_down{suffix}", inner)
 
     # -- running -------------------------------------------------------------------------------
 

@@ -170,9 +170,11 @@ WIDE = {"hidden_size": 256, "num_hidden_layers": 2}
 
 def wide(directory: Path, family: str, width: int = 512) -> Checkpoint:
     row = FAMILIES[family]
-    raw = read_config(tiny.CONFIGS[family], FAMILIES).raw
-    top_k = next(key for key in ("moe_k", "num_experts_per_tok") if key in raw)
+    config = read_config(tiny.CONFIGS[family], FAMILIES).raw
+    top_k = next(key for key in ("moe_k", "num_experts_per_tok") if key in config)
     changes = WIDE | {row.experts_key: 4, row.width_key: width, top_k: 2}
+    if "layer_types" in config:
+        changes["layer_types"] = config["layer_types"][:2]
     return Checkpoint(tiny.make(directory, family, **changes))
 
 
