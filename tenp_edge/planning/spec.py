@@ -28,21 +28,72 @@ LAYOUTS = (
     "GGUF: per-expert, merged (stock llama.cpp) or padded. ONNX: portable (any onnxruntime), "
     "static (NPU compilers) or ort-cpu."
 )
-TENSOR_TYPE = (
-    "REGEX=TYPE: the type of the tensors whose names match, such as attn_v=Q8_0; repeat for more, "
-    "the first that matches counts."
-)
-LATENT_CACHE = (
-    "ONNX of DeepSeek: the KV cache holds the latent, several times smaller and slower to use; "
-    "onnxruntime-genai and optimum cannot."
-)
-SHARD_SIZE = "ONNX: cut the weights into files of this size."
-BATCH = "ONNX --mode static: sequences at once. Default: 1."
-TARGET = (
-    "ONNX --mode static: a compiler that must take every operator: nnapi, coreml, qnn or openvino; "
-    "may be repeated."
-)
 SIZE, PLAN, EXPORT = "Size (one of)", "Plan", "Export"
+STATIC = "ONNX --mode static"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileKnobs:
+    """What may be asked of a file beside its type, when it is planned and when it is written.
+
+    ``tensor_types``: as in `base.ExportOptions`; ``batch`` and ``targets`` are for layouts of fixed
+    shapes.
+    """
+
+    tensor_types: Annotated[
+        tuple[str, ...],
+        Flag(
+            "tensor-type",
+            "REGEX=TYPE: the type of the tensors whose names match, such as attn_v=Q8_0; repeat "
+            "for more, the first that matches counts.",
+            EXPORT,
+            knob=True,
+            example="attn_v=Q8_0",
+        ),
+    ] = ()
+    latent_cache: Annotated[
+        bool,
+        Flag(
+            "latent-cache",
+            "ONNX of DeepSeek: the KV cache holds the latent, several times smaller and slower to "
+            "use; onnxruntime-genai and optimum cannot.",
+            EXPORT,
+            knob=True,
+        ),
+    ] = False
+    shard_bytes: Annotated[
+        int | None,
+        Flag(
+            "shard-size",
+            "ONNX: cut the weights into files of this size.",
+            EXPORT,
+            knob=True,
+            size=True,
+            above=0,
+            example="2GB",
+        ),
+    ] = None
+    batch: Annotated[
+        int | None,
+        Flag(
+            "batch",
+            "ONNX --mode static: sequences at once. Default: 1.",
+            STATIC,
+            knob=True,
+            example="1",
+        ),
+    ] = None
+    targets: Annotated[
+        tuple[str, ...],
+        Flag(
+            "target",
+            "ONNX --mode static: a compiler that must take every operator: nnapi, coreml, qnn or "
+            "openvino; may be repeated.",
+            STATIC,
+            knob=True,
+            example="qnn",
+        ),
+    ] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,14 +200,13 @@ class Knobs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions(Knobs):
+class PlanOptions(FileKnobs, Knobs):
     """The size (``budget_bytes``, a profile or ``keep``) and every choice that can be pinned; None
     leaves it to the profile or the planner.
 
     ``budget_bytes`` is the peak resident memory that the run may reach; ``keep`` (rho) pins the
     size instead. ``imatrix`` is whether the file will be quantised with the importance of its
-    columns, ``tensor_types`` as in `base.ExportOptions`; ``batch`` and ``targets`` are for
-    layouts of fixed shapes. ``frontier`` adds the method's plans at other sizes to the record.
+    columns. ``frontier`` adds the method's plans at other sizes to the record.
     """
 
     budget_bytes: Annotated[
@@ -259,14 +309,5 @@ class PlanOptions(Knobs):
             knob=True,
         ),
     ] = True
-    tensor_types: Annotated[
-        tuple[str, ...], Flag("tensor-type", TENSOR_TYPE, knob=True, example="attn_v=Q8_0")
-    ] = ()
-    latent_cache: Annotated[bool, Flag("latent-cache", LATENT_CACHE, knob=True)] = False
-    shard_bytes: Annotated[
-        int | None, Flag("shard-size", SHARD_SIZE, knob=True, size=True, above=0, example="2GB")
-    ] = None
-    batch: Annotated[int | None, Flag("batch", BATCH, knob=True, example="1")] = None
-    targets: Annotated[tuple[str, ...], Flag("target", TARGET, knob=True, example="qnn")] = ()
     seed: int = 0
     frontier: bool = False
