@@ -141,16 +141,16 @@ def _info(
 
 def _finished(job: LayerJob, progress: Progress) -> Statistics | None:
     """The statistics in the directory if they are whole and of these very inputs."""
-    found = job.load_finished(
+    stored = job.load_finished(
         "statistics.json", lambda: load_statistics(job.directory), "calibrating again", progress
     )
-    if found is None:
+    if stored is None:
         return None
-    check_fingerprint(job.directory, found.info, job.info["fingerprint"])
+    check_fingerprint(job.directory, stored.info, job.info["fingerprint"])
     if _record(job).found() is None:
         return None
     job.discard()
-    return found
+    return stored
 
 
 def _record(job: LayerJob) -> JobRecord:

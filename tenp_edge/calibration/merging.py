@@ -54,9 +54,9 @@ def merge_statistics(parts: Iterable[Statistics], directory: Path) -> Statistics
     for layer in first.layers:
         by_domain = {}
         for name in domains:
-            found = [p.layer(name, layer) for p in parts if name in p.domains]
-            total_stats = found[0]
-            for other in found[1:]:
+            layer_stats = [p.layer(name, layer) for p in parts if name in p.domains]
+            total_stats = layer_stats[0]
+            for other in layer_stats[1:]:
                 total_stats = merge(total_stats, other)
             by_domain[name] = total_stats
         merged |= layer_tensors(layer, by_domain, first.weight_norms(layer))

@@ -71,7 +71,8 @@ class LayerStatistics:
 
     @property
     def growth(self) -> torch.Tensor:
-        """||h'||^2 / ||h||^2 of an ordinary token: the block's growth of the residual stream."""
+        """||h'||^2 / ||h||^2 of an ordinary token: the block's growth of the residual stream, a
+        float64 scalar without unit (the geometric mean over tokens)."""
         total, count = self[GROWTH_SUM]
         return torch.exp(total / count.clamp_min(1))
 
@@ -92,11 +93,11 @@ class Scratch:
         return buffer[: rows.numel()].view(rows.shape)
 
     def copy(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """``rows`` in float32, free to be overwritten."""
+        """``rows`` in float32, of the same shape, free to be overwritten."""
         return self.like(name, rows).copy_(rows)
 
     def float(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """``rows`` in float32, not to be overwritten."""
+        """``rows`` in float32, of the same shape, not to be overwritten."""
         return rows if rows.dtype == torch.float32 else self.copy(name, rows)
 
 
@@ -124,7 +125,9 @@ def accumulate_expert(
     projected: torch.Tensor,
     scratch: Scratch | None = None,
 ) -> torch.Tensor:
-    """Add the tokens routed to one expert, in place; ``projected`` = y W_down, [tokens, width].
+    """Add the tokens routed to one expert, in place: inputs x, residual stream h and outputs y
+    [tokens, hidden], neurons m [tokens, width], gates g [tokens], ``projected`` = y W_down
+    [tokens, width].
 
     Products and partial sums are float32, totals float64. Tokens are taken in blocks that stay in
     the processor's cache: on a CPU these sums are bound by memory traffic. ``scratch`` is for the

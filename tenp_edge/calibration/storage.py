@@ -97,17 +97,21 @@ class Statistics:
         of_sum: dict[str, tuple[int, ...]] = dict.fromkeys(EXPERT_SUMS, (experts,))
         of_sum |= dict.fromkeys((*NEURON_SUMS, *NEURON_MAXIMA, *GRADIENT_SUMS), (experts, width))
         of_sum |= {INPUT_SUM: (experts, hidden), GROWTH_SUM: (2,)}
-        own: dict[str, tuple[int, ...]] = dict.fromkeys(WEIGHT_NORMS, (experts, width))
+        layer_shapes: dict[str, tuple[int, ...]] = dict.fromkeys(WEIGHT_NORMS, (experts, width))
         if self.has_elimination:
             shapes = ((experts, width), (experts, width + 1))
             for score in ORDER_PRIORS:
-                own |= dict(zip(elimination_names(score), shapes, strict=True))
-        found = {f"layers.{layer}.{name}": own[name] for layer in self.layers for name in own}
+                layer_shapes |= dict(zip(elimination_names(score), shapes, strict=True))
+        all_shapes = {
+            f"layers.{layer}.{name}": layer_shapes[name]
+            for layer in self.layers
+            for name in layer_shapes
+        }
         for domain in self.domains:
             for layer in self.layers:
                 prefix = f"{domain}/layers.{layer}."
-                found |= {prefix + name: of_sum[name] for name in self.names}
-        return found
+                all_shapes |= {prefix + name: of_sum[name] for name in self.names}
+        return all_shapes
 
     @property
     def choices(self) -> int:
@@ -152,7 +156,7 @@ class Statistics:
         return {name: self.read(f"layers.{layer}.{name}").double() for name in WEIGHT_NORMS}
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor by its stored name, in the stored dtype."""
+        """A tensor by its stored name, in the stored dtype and shape (`shapes`)."""
         return _read(self.stored[name])
 
 
@@ -180,9 +184,9 @@ def load_statistics(
         raise UserError(f"{file} is missing", _again(directory))
     if not fresh:
         _require_whole(file, info.get(DIGEST))
-    found = Statistics(info, read_header(file) | _gradients(directory, info, fresh))
-    check_tensors(file, found.stored, found.shapes())
-    return found
+    statistics = Statistics(info, read_header(file) | _gradients(directory, info, fresh))
+    check_tensors(file, statistics.stored, statistics.shapes())
+    return statistics
 
 
 def check_fingerprint(directory: Path, info: Mapping[str, Any], fingerprint: str) -> None:
@@ -220,11 +224,11 @@ def _gradients(
     directory: Path, info: Mapping[str, Any], fresh: bool = False
 ) -> dict[str, StoredTensor]:
     """The sums of the backward pass over the same tokens, where one was made."""
-    found, file = gradients_record(directory, info).found(), directory / "gradients.safetensors"
-    if found is None:
+    stored, file = gradients_record(directory, info).found(), directory / "gradients.safetensors"
+    if stored is None:
         return {}
     if not fresh:
-        _require_whole(file, found[GRADIENTS_DIGEST])
+        _require_whole(file, stored[GRADIENTS_DIGEST])
     return read_header(file)
 
 
@@ -246,15 +250,18 @@ def layer_tensors(
     eliminations: Mapping[str, Elimination] | None = None,
     sequence_use: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """One layer's tensors under their stored names: neuron sums as float32, the rest float64."""
+    """One layer's tensors under their stored names: neuron sums as float32, the rest float64.
+
+    ``norms``: WEIGHT_NORMS, [experts, width]; ``sequence_use``: [sequences, experts].
+    """
     named = {f"layers.{layer}.{name}": value.float() for name, value in norms.items()}
     if sequence_use is not None:
         named[f"layers.{layer}.{SEQUENCE_USE}"] = sequence_use.float()
     for score, elimination in (eliminations or {}).items():
-        found = (elimination.order, elimination.losses)
+        values = (elimination.order, elimination.losses)
         named |= {
             f"layers.{layer}.{name}": value.float()
-            for name, value in zip(elimination_names(score), found, strict=True)
+            for name, value in zip(elimination_names(score), values, strict=True)
         }
     for domain, stats in domains.items():
         for name, value in stats.sums.items():
@@ -266,7 +273,8 @@ def layer_tensors(
 def input_tensors(
     layer: int, domains: Mapping[str, Mapping[str, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
-    """Sums of squared inputs (`Statistics.matrix_inputs`) under their stored names, float32."""
+    """Sums of squared inputs (`Statistics.matrix_inputs`) under their stored names, float32
+    [inputs]; ``domains``: domain -> role -> [inputs]."""
     return {
         f"{domain}/layers.{layer}.inputs.{role}": value.float()
         for domain, sums in domains.items()
@@ -275,7 +283,7 @@ def input_tensors(
 
 
 def write_tensors(file: Path, named: Mapping[str, torch.Tensor]) -> str:
-    """One safetensors file, atomically; returns its SHA-256."""
+    """One safetensors file of tensors of any shape, atomically; returns its SHA-256."""
     entries = tuple(TensorEntry(k, dtype_name(v.dtype), tuple(v.shape)) for k, v in named.items())
     return _write(file, entries, lambda name: named[name])
 

@@ -37,6 +37,8 @@ COPIED = (
 ).split()
 # DeepSeek's multi-token-prediction layers are not written, so they must not be announced.
 _MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
+# Code of its own, and how the weights were quantised, which are written decoded.
+_NOT_WRITTEN = ("auto_map", "quantization_config")
 # What transformers names when it refuses the checkpoint: the one key of config.json that it checks
 # before it reads a weight, in words that it repeats. Else it fails at stacking the experts.
 _EXPERTS = "narrower experts; tenp_edge.load_pruned(PATH) loads them"
@@ -157,7 +159,7 @@ def copied_files(directory: Path) -> Iterator[Path]:
 
 def pruned_json(source: ModelSource) -> dict[str, Any]:
     """config.json of the pruned model: the source's, new counts, and the ``tenp`` section."""
-    raw = {key: value for key, value in source.config.raw.items() if key != "auto_map"}
+    raw = {key: value for key, value in source.config.raw.items() if key not in _NOT_WRITTEN}
     for key in _MTP_KEYS:
         if raw.get(key):
             raw[key] = 0
@@ -266,7 +268,7 @@ def _unchanged(source: ModelSource) -> str:
     """What of the original is still there as it was."""
     if not isinstance(source.mended, Mended):
         rest = "Everything else, the router's remaining rows included, is the original's, bit for"
-        return f"{rest}\nbit."
+        return f"{rest}\nbit{_decoded(source)}."
     info, done = source.mended.info, []
     if info["repair"]:
         ridge = f"by ridge least squares ({info['repair_ridge']:g})"
@@ -274,7 +276,16 @@ def _unchanged(source: ModelSource) -> str:
     if info["heal"]:
         what = {"routers": "the routers", "norms": "the routers and the layers' norms"}
         done.append(f"{what[info['heal']]} were trained against the original, layer by layer")
-    return "Then " + " and\n".join(done) + ".\nEverything else is the original's."
+    return (
+        "Then " + " and\n".join(done) + f".\nEverything else is the original's{_decoded(source)}."
+    )
+
+
+def _decoded(source: ModelSource) -> str:
+    """What to add of a quantised original, whose weights are written as the numbers they mean."""
+    weights = source.checkpoint.weights.values()
+    titles = sorted({weight.layout.title for weight in weights if not weight.is_plain})
+    return f", decoded from {' and '.join(titles)}" if titles else ""
 
 
 def _license_lines(directory: Path) -> list[str]:

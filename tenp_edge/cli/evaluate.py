@@ -200,11 +200,11 @@ def validate(
 
     options = ValidationOptions(tuple(data or ()), samples, seq_len, threads, twin, not no_split)
     pruned_by, measure = PrunedBy(checkpoint, plan), MeasureOptions(context, kv_type, ubatch)
-    found = run_validate(
+    report = run_validate(
         reference, candidate, options, compute, progress, pruned_by, measure
     ).to_json()
-    verdict = judge(found["overall"], found["domains"])
-    found |= {"verdict": verdict.to_json()}
+    verdict = judge(report["overall"], report["domains"])
+    report |= {"verdict": verdict.to_json()}
     if output is not None:
-        write_json(output, found)
-    show(measured_tables.validated(found), found, json_output, verdict)
+        write_json(output, report)
+    show(measured_tables.validated(report), report, json_output, verdict)

@@ -75,8 +75,8 @@ def expanded(recipes: bool = False) -> Callable[[Callable[..., None]], Callable[
             replaced = {known[name].flag.instead_of for name in typed}
             values = {k: v for k, v in values.items() if k not in replaced} | typed
             for name, declared in grouped.items():
-                own = options_of(declared)
-                given[name] = make(declared, {k: v for k, v in values.items() if k in own})
+                names = options_of(declared)
+                given[name] = make(declared, {k: v for k, v in values.items() if k in names})
             try:
                 verb(**given)
             except UserError as error:
@@ -98,11 +98,11 @@ def said_here(error: UserError, known: Mapping[str, Option]) -> UserError:
     """``error`` as this verb's user can type it. What several verbs call says --name VALUE; here
     knobs of ``known`` are --set name=VALUE."""
 
-    def written(found: re.Match[str]) -> str:
-        no, name, value = found.groups()
+    def written(match: re.Match[str]) -> str:
+        no, name, value = match.groups()
         option = known.get(name)
         if option is None or not option.flag.knob:
-            return found.group()
+            return match.group()
         if option.kind is bool:
             kept = "" if value is None else f" {value}"
             return f"--set {name}={'no' if no else 'yes'}{kept}"

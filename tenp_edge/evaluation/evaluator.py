@@ -70,6 +70,7 @@ class LayerCache(Checkpoint):
         self._experts.clear()
 
     def read(self, name: str) -> torch.Tensor:
+        """The tensor ``name`` in its stored shape and dtype: the same one every time."""
         if name not in self._read:
             self._read[name] = super().read(name)
         return self._read[name]
@@ -178,8 +179,8 @@ class Evaluator:
     ) -> list[_Stream]:
         """The states after the last layer, a stream per variant; equal variants share theirs."""
         config = self.cache.config
-        most = default_batch_tokens(config)
-        runs = [batches(len(b.tokens), b.tokens.shape[1], most) for b in blocks]
+        max_tokens = default_batch_tokens(config)
+        runs = [batches(len(b.tokens), b.tokens.shape[1], max_tokens) for b in blocks]
         streams = self._embedded(variants, blocks, runs, pool)
         with self.progress.task(title, config.num_hidden_layers * len(variants), "layers") as task:
             for index in range(config.num_hidden_layers):
@@ -222,7 +223,7 @@ class Evaluator:
         waiting = Counter(stream for stream, _ in set(zip(streams, keys, strict=True)))
         after: dict[tuple[_Stream, LayerKey], _Stream] = {}
         for key in dict.fromkeys(keys):
-            members = [number for number, own in enumerate(keys) if own == key]
+            members = [number for number, other in enumerate(keys) if other == key]
             passes = []
             for before in dict.fromkeys(streams[number] for number in members):
                 waiting[before] -= 1
@@ -266,18 +267,18 @@ class Evaluator:
     ) -> list[list[RowScores]]:
         """[variants][rows]: one output matrix at a time beside the reference's, equal streams
         once."""
-        found: dict[tuple[_Stream, LayerKey], list[RowScores]] = {}
+        by_stream: dict[tuple[_Stream, LayerKey], list[RowScores]] = {}
         for key in dict.fromkeys(ends):
             variant = variants[ends.index(key)]
             head = score.reference if key == DENSE else self._head(self._model(variant, key))
-            own = [s for s, end in zip(streams, ends, strict=True) if end == key]
-            distinct = list(dict.fromkeys(own))
-            found |= {(stream, key): [] for stream in distinct}
+            ending = [s for s, end in zip(streams, ends, strict=True) if end == key]
+            distinct = list(dict.fromkeys(ending))
+            by_stream |= {(stream, key): [] for stream in distinct}
             for row in range(len(score.block.tokens)):
                 for stream, scores in zip(distinct, score.row(row, head, distinct), strict=True):
-                    found[stream, key].append(scores)
+                    by_stream[stream, key].append(scores)
                 task.advance()
-        return [found[pair] for pair in zip(streams, ends, strict=True)]
+        return [by_stream[pair] for pair in zip(streams, ends, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -300,10 +301,10 @@ class _Score:
             targets = self.block.tokens[row, places.start + 1 : places.stop + 1]
             dense = self._logits(self.reference, self.dense, row, places)
             reference = ReferenceTokens(dense, targets)
-            for own, stream in zip(parts, streams, strict=True):
+            for part, stream in zip(parts, streams, strict=True):
                 logits = self._logits(head, stream, row, places)
-                own.append(RowScores(reference.score(logits), logits.argmax(dim=-1) == targets))
-        return [joined(own) for own in parts]
+                part.append(RowScores(reference.score(logits), logits.argmax(dim=-1) == targets))
+        return [joined(part) for part in parts]
 
     def _logits(self, head: Head, stream: _Stream, row: int, places: slice) -> torch.Tensor:
         return head(stream.states[self.number].read(row, row + 1)[0, places])

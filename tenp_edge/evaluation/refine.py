@@ -100,7 +100,7 @@ def measure_on(
     """What measures plans together on ``domains``."""
 
     def measure(plans: Sequence[CompressionPlan]) -> list[MeasuredKL]:
-        found = measure_plans(
+        measured = measure_plans(
             checkpoint,
             plans,
             domains,
@@ -109,7 +109,7 @@ def measure_on(
             work=work,
             progress=progress,
         )
-        return [MeasuredKL(one.mean_kl, one.sequence_kl) for one in found]
+        return [MeasuredKL(one.mean_kl, one.sequence_kl) for one in measured]
 
     return measure
 

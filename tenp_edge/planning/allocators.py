@@ -152,8 +152,8 @@ class Free:
         size, widths = self.space.experts, Widths()
         for pool, share in zip(self.pools, self._shares(neurons), strict=True):
             left = min(share, neurons - sum(map(sum, widths.values())))
-            gains, least = self._ranked(pool, left)
-            flat = allocation.free(self.space, left, gains, least).tolist()
+            gains, min_levels = self._ranked(pool, left)
+            flat = allocation.free(self.space, left, gains, min_levels).tolist()
             widths |= {la: tuple(flat[i * size : (i + 1) * size]) for i, la in enumerate(pool)}
         return widths
 
@@ -162,13 +162,14 @@ class Free:
         space, count = self.space, len(self.pools)
         even = self.rules.ranking != "trapezoid"
         weights = [1.0] * count if even or count == 1 else self.rules.shape.weights(count)
-        least = [self._pool_least(pool) for pool in self.pools]
-        most = len(self.pools[0]) * space.experts * space.full
-        steps = max(0, neurons - sum(least)) // space.multiple
-        room = (most - min(least)) // space.multiple + 1
+        minima = [self._pool_least(pool) for pool in self.pools]
+        maximum = len(self.pools[0]) * space.experts * space.full
+        steps = max(0, neurons - sum(minima)) // space.multiple
+        room = (maximum - min(minima)) // space.multiple + 1
         extra = allocation.whole_counts(weights, min(steps, room * count), room)
         shares = [
-            min(low + more * space.multiple, most) for low, more in zip(least, extra, strict=True)
+            min(low + more * space.multiple, maximum)
+            for low, more in zip(minima, extra, strict=True)
         ]
         shares[-1] += max(0, neurons - sum(shares))  # what rounding left
         return shares
@@ -189,24 +190,25 @@ class Free:
         # Last in every ranking, yet finite: they widen only when nothing else can.
         gains[idle] = -1e12 * torch.arange(gains.shape[1], dtype=gains.dtype)
         rare = tokens < MIN_TOKENS if "tail" in self.rules.guards else idle
-        least = torch.where(idle | rare, legal.index(even), 0)
+        min_levels = torch.where(idle | rare, legal.index(even), 0)
         for i, layer in enumerate(pool):
             for expert in range(size):
                 if (layer, expert) in self.super_experts:
-                    least[i * size + expert] = len(legal) - 1
-        if int(torch.tensor(legal)[least].sum()) > neurons:  # the whole ones leave less than even
-            least = torch.where(least == len(legal) - 1, least, 0)
-        return gains, least
+                    min_levels[i * size + expert] = len(legal) - 1
+        taken = int(torch.tensor(legal)[min_levels].sum())
+        if taken > neurons:  # the whole ones leave less than even
+            min_levels = torch.where(min_levels == len(legal) - 1, min_levels, 0)
+        return gains, min_levels
 
     def _gains(self, layer: int) -> torch.Tensor:
         """[experts, legal widths]: value of keeping each expert at each width."""
-        found, rules = self.evidence.layers[layer], self.rules
-        insured = found.insured
-        gains = insured[:, :1] - insured[:, 1:] if rules.by_loss else found.gains.clone()
+        table, rules = self.evidence.layers[layer], self.rules
+        insured = table.insured
+        gains = insured[:, :1] - insured[:, 1:] if rules.by_loss else table.gains.clone()
         if rules.ranking == "coverage":
             gains = gains / gains[:, -1].sum().clamp_min(1e-30)
         depth = self.space.layers.index(layer) / max(len(self.space.layers) - 1, 1)
-        in_unit: float = found.stream ** (rules.unit / 2)
+        in_unit: float = table.stream ** (rules.unit / 2)
         return gains * (math.exp(rules.tilt * (depth - 0.5)) * in_unit)
 
 
@@ -265,8 +267,8 @@ def _losses_by_count(evidence: Evidence, space: Space, narrow: int) -> list[torc
     column = 1 + space.legal_widths.index(narrow)
     tables = []
     for layer in space.layers:
-        found = evidence.layers[layer]
-        lost = found.losses[list(found.ranking), column]
+        table = evidence.layers[layer]
+        lost = table.losses[list(table.ranking), column]
         tables.append(torch.cat([lost.flip(0).cumsum(0).flip(0), torch.zeros(1).double()]))
     return tables
 

@@ -80,15 +80,15 @@ class Evidence:
 
     @property
     def rankings(self) -> dict[int, tuple[int, ...]]:
-        return {layer: found.ranking for layer, found in self.layers.items()}
+        return {layer: table.ranking for layer, table in self.layers.items()}
 
     @property
     def unreached(self) -> list[ExpertKey]:
         """Experts that no calibration token reached, as (layer, expert)."""
         return [
             (layer, expert)
-            for layer, found in self.layers.items()
-            for expert in (found.tokens == 0).nonzero().flatten().tolist()
+            for layer, table in self.layers.items()
+            for expert in (table.tokens == 0).nonzero().flatten().tolist()
         ]
 
     def super_experts(self) -> frozenset[ExpertKey]:
@@ -110,11 +110,11 @@ class Evidence:
     def _peaks(self, layer: int) -> torch.Tensor:
         """max over neurons and tokens of |g m_k| ||w_k||, [experts]."""
         norms = self.statistics.weight_norms(layer)["down_norm"]
-        found = [
+        by_domain = [
             (self.statistics.layer(domain, layer)["gated_activation_max"] * norms).amax(dim=1)
             for domain in self.statistics.domains
         ]
-        return torch.stack(found).amax(dim=0)
+        return torch.stack(by_domain).amax(dim=0)
 
     def predicted_loss(self, widths: Widths) -> float:
         """Sum of the predicted losses of all cuts (`losses.cut_losses`)."""
@@ -141,7 +141,7 @@ class Evidence:
         return kept / full if full else None
 
     def retained(self, widths: Widths) -> dict[ExpertKey, torch.Tensor]:
-        """The best neurons of every expert at its width, ascending int32."""
+        """The best neurons of every expert at its width, ascending, int32 [width]."""
         kept: dict[ExpertKey, torch.Tensor] = {}
         with _one_thread():
             for layer, row in widths.items():
@@ -152,16 +152,16 @@ class Evidence:
 
     def _neuron_scores(self, layer: int) -> torch.Tensor:
         name, seed = self.scores.neuron, self.scores.seed
-        own = neuron_scores(self.statistics, layer, name, seed)
+        scores = neuron_scores(self.statistics, layer, name, seed)
         score = neuron_score(name)
         if not self.scores.shared_ranking or not score.comparable:
-            return own
+            return scores
         reached = tokens_routed(self.statistics, layer) > 0
         shared = ranking_scores(self.statistics, layer, name, seed)
         if self.scores.insurance.norms and score.is_loss:
             prior = prior_losses(self.statistics, layer) * len(self.statistics.domains)
             shared = shared + self.scores.insurance.norms * prior
-        return torch.where(reached[:, None], shared, own)
+        return torch.where(reached[:, None], shared, scores)
 
     def _losses(self, layer: int, order: torch.Tensor) -> torch.Tensor:
         """Of keeping each expert's first w neurons of ``order``, [experts, width + 1]: what the

@@ -162,14 +162,14 @@ def _finished(job: LayerJob, progress: Progress) -> Mended | None:
     def load() -> Mended | None:
         if _record(job).found() is None:
             return None
-        found = Mended(job.directory)
-        found.check()
-        return found
+        mended = Mended(job.directory)
+        mended.check()
+        return mended
 
-    found = job.load_finished(FILE, load, "mending again", progress)
-    if found is not None:
+    mended = job.load_finished(FILE, load, "mending again", progress)
+    if mended is not None:
         job.discard()
-    return found
+    return mended
 
 
 def _record(job: LayerJob) -> JobRecord:

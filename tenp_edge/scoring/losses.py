@@ -54,11 +54,11 @@ def prior_losses(statistics: Statistics, layer: int) -> torch.Tensor:
     domains.
     """
     norms = statistics.weight_norms(layer)
-    own = sum_of(
+    single = sum_of(
         relative(statistics.layer(domain, layer), norms) / domain_tokens(statistics, domain)
         for domain in statistics.domains
     ) / len(statistics.domains)
-    return prior(own, *(norms[name] for name in WEIGHT_NORMS))
+    return prior(single, *(norms[name] for name in WEIGHT_NORMS))
 
 
 def stream_square(statistics: Statistics, layer: int) -> float:

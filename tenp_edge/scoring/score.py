@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the command line's help is made of the tables: no torch bef
     from tenp_edge.calibration.statistics import LayerStatistics
     from tenp_edge.calibration.storage import Statistics
 
-    WeightNorms = Mapping[str, torch.Tensor]
+    WeightNorms = Mapping[str, torch.Tensor]  # WEIGHT_NORMS -> float64 [experts, width]
     Equation = Callable[[LayerStatistics, WeightNorms], torch.Tensor]
 
 Needs = Literal["tokens", "gradients", "elimination", "weights", "seed"]
@@ -47,7 +47,8 @@ class Score:
         return " ".join(text.split("\n\n")[0].split())
 
     def evaluate(self, stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
-        """The equation's value on one domain's sums (any, for a score that needs weights alone)."""
+        """The equation's value on one domain's sums (any, for a score that needs weights alone):
+        float64 [experts] or [experts, width], by which of the two it scores."""
         assert self.equation is not None, f"{self.name} is not computed from sums"
         return self.equation(stats, norms)
 
@@ -76,6 +77,7 @@ class Score:
 
 
 def neuron_norm_sq(norms: WeightNorms) -> torch.Tensor:
+    """||gate_k||^2 + ||up_k||^2 + ||w_k||^2 of every neuron k, float64 [experts, width]."""
     return norms["gate_norm"].square() + norms["up_norm"].square() + norms["down_norm"].square()
 
 
