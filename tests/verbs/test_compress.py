@@ -15,7 +15,7 @@ from support.command import refused, run
 
 from tenp_edge import load_pruned
 from tenp_edge.checkpoint.compression_plan import load_plan
-from tenp_edge.cli.closing import closing
+from tenp_edge.cli.report.closing import closing
 from tenp_edge.verbs import options as take
 from tenp_edge.verbs.compress import run_compress
 
