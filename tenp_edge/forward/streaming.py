@@ -37,7 +37,7 @@ def transformers_config(config: ModelConfig) -> Any:
     counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
     raw |= dict.fromkeys(counts or [config.family.experts_key], config.num_experts)
     try:
-        return AutoConfig.for_model(config.family.model_type, **raw)
+        return AutoConfig.for_model(config.transformers_type, **raw)
     except Exception as error:  # transformers checks keys that are none of ours, in many ways
         why = " ".join(str(error).split())[:200]
         raise UserError(
@@ -58,10 +58,12 @@ def skeleton(config: ModelConfig) -> Any:
 
 def name_in_memory(config: ModelConfig, spec: TensorSpec) -> str:
     """transformers' name for ``spec``: every family's MoE block is called ``mlp`` in memory."""
-    if spec.layer is None:
+    if spec.layer is None or not spec.name.startswith(config.moe_prefix(spec.layer)):
         return spec.name
-    moe, prefix = config.moe_prefix(spec.layer), config.layer_prefix(spec.layer)
-    return f"{prefix}mlp.{spec.name.removeprefix(moe)}" if spec.name.startswith(moe) else spec.name
+    name = spec.name.removeprefix(config.moe_prefix(spec.layer))
+    owner = dict(config.family.in_memory).get(name.partition(".")[0])
+    inner = name if owner is None else f"{owner}.{name}"
+    return f"{config.layer_prefix(spec.layer)}mlp.{inner}"
 
 
 def compute_tensor(

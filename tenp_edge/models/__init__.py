@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from tenp_edge.models import deepseek_v2, deepseek_v3, mixtral, olmoe, qwen2_moe, qwen3_moe
+from tenp_edge.models import (
+    deepseek_v2,
+    deepseek_v3,
+    ernie4_5_moe,
+    glm4_moe_lite,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3_moe,
+)
 from tenp_edge.models.config import EXPERT_KEYS, read_config
 from tenp_edge.models.family import (
     MLA,
@@ -15,10 +24,20 @@ from tenp_edge.models.family import (
     TensorSpec,
     expected_tensors,
 )
+from tenp_edge.models.layer_attention import LayerAttention
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.model_type: module.FAMILY
-    for module in (qwen2_moe, qwen3_moe, deepseek_v2, deepseek_v3, olmoe, mixtral)
+    for module in (
+        qwen2_moe,
+        qwen3_moe,
+        deepseek_v2,
+        deepseek_v3,
+        olmoe,
+        mixtral,
+        glm4_moe_lite,
+        ernie4_5_moe,
+    )
 }
 
 __all__ = [
@@ -27,6 +46,7 @@ __all__ = [
     "MLA",
     "PROJECTIONS",
     "Family",
+    "LayerAttention",
     "ModelConfig",
     "Part",
     "Rope",

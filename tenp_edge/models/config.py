@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tenp_edge.errors import UserError
 from tenp_edge.models.family import MLA, Family, ModelConfig, Rope, refuse
+from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.wrapper import own_keys, unwrap
 
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
-EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_TOP_K_KEYS = ("num_experts_per_tok", "moe_k")
 # No model has more; what is built per layer and expert stays small whatever a file says.
 _MOST = 2**31 - 1
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 _MOST_REAL = 3e38  # What a float32 holds: files store these numbers as such.
 _SHOWN = 60
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 _ROPE_KINDS = ("default", "linear", "yarn")
 _ROPE_KEYS = frozenset(
     "type rope_type rope_theta factor original_max_position_embeddings attention_factor "
@@ -57,13 +62,24 @@ _INERT_KEYS = frozenset(
 def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> ModelConfig:
     """Check ``raw`` (config.json) against its family's table and normalise it."""
     family = _family(raw, families)
+    wrapper = family.wrapper
+    if wrapper is None or raw["model_type"] == wrapper.text_type:
+        return _read_text_config(raw, family)
+    _refuse_unknown(own_keys(raw, wrapper), family)
+    text = unwrap(raw, wrapper) | {"architectures": [family.architecture]}
+    found = _read_text_config(text, family)
+    return replace(found, stored_prefix=wrapper.prefix)
+
+
+def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
+    """`read_config` of a language model's own config."""
     _refuse_quantised(raw)
     _refuse_unknown(raw, family)
     config = _Reader(raw, family)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layers = config.integer("num_hidden_layers", most=_MOST_LAYERS)
     experts = config.integer(*EXPERT_KEYS, most=_MOST_EXPERTS)
-    width, top_k = config.integer(family.width_key), config.integer("num_experts_per_tok")
+    width, top_k = config.integer(family.width_key), config.integer(*_TOP_K_KEYS)
     _refuse_contradictions(raw)
     if top_k > experts:
         raise contradiction(f"num_experts_per_tok is {top_k}, the model has {experts} experts")
@@ -74,6 +90,8 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
     kv_heads = config.integer("num_key_value_heads", default=heads)
     if heads % kv_heads:
         raise contradiction(f"{heads} attention heads do not divide by {kv_heads} key/value heads")
+    head_dim = _head_dim(config, mla, hidden, heads)
+    latent = mla.kv_lora_rank + mla.qk_rope_head_dim if mla else 0
     return ModelConfig(
         family=family,
         raw=dict(raw),
@@ -88,7 +106,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
         moe_layers=moe_layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=_head_dim(config, mla, hidden, heads),
+        head_dim=head_dim,
         max_position_embeddings=config.integer("max_position_embeddings"),
         rms_norm_eps=config.number("rms_norm_eps", default=1e-6, zero=True),
         tie_word_embeddings=config.flag("tie_word_embeddings"),
@@ -101,6 +119,10 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
         rope=_rope(config),
         mla=mla,
         dtype=_dtype(config),
+        attention_layers=tuple(
+            LayerAttention(heads, kv_heads, head_dim, window, latent)
+            for window in _windows(config, family, layers)
+        ),
         expert_widths=_expert_widths(raw, moe_layers, experts, width),
     )
 
@@ -172,7 +194,7 @@ def contradiction(what: str) -> UserError:
 
 def _refuse_contradictions(raw: Mapping[str, Any]) -> None:
     """Two spellings of one key must agree."""
-    for keys in (EXPERT_KEYS, ("dtype", "torch_dtype")):
+    for keys in (EXPERT_KEYS, _TOP_K_KEYS, ("dtype", "torch_dtype")):
         said = [(key, raw[key]) for key in keys if raw.get(key) is not None]
         values = {str(value).removeprefix("torch.") for _, value in said}
         if len(values) > 1:
@@ -194,9 +216,12 @@ def _check_groups(experts: int, groups: int, chosen: int, top_k: int) -> None:
 def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
     model_type = raw.get("model_type")
     supported = ", ".join(sorted(families))
-    if isinstance(model_type, str) and model_type in families:
-        return families[model_type]
-    if not any(key in raw for key in EXPERT_KEYS):
+    for family in families.values():
+        text_type = family.wrapper and family.wrapper.text_type
+        if isinstance(model_type, str) and model_type in (family.model_type, text_type):
+            return family
+    text = raw.get("text_config")
+    if not any(key in raw or (isinstance(text, dict) and key in text) for key in EXPERT_KEYS):
         raise UserError(
             f"{model_type!r} is a dense model: it has no routed experts to prune",
             f"a Mixture-of-Experts checkpoint of one of: {supported}",
@@ -234,17 +259,45 @@ def _refuse_unknown(raw: Mapping[str, Any], family: Family) -> None:
 
 def _moe_layers(config: _Reader, family: Family, layers: int) -> tuple[int, ...]:
     """Which decoder layers route: transformers' rules for dense-first and sparse-step models."""
-    dense_first = config.integer("first_k_dense_replace", default=0)
-    step = config.integer("decoder_sparse_step", default=1)
+    types = config.value("mlp_layer_types")
+    if types is not None:
+        return _sparse_layers(types, layers)
+    dense_first = config.integer("first_k_dense_replace", "moe_layer_start_index", default=0)
+    step = config.integer("decoder_sparse_step", "moe_layer_interval", default=1)
     dense = config.layers("mlp_only_layers")
     chosen = tuple(
         layer
-        for layer in range(layers)
+        for layer in range(_end_of_routed(config, layers))
         if layer >= dense_first and layer not in dense and (layer + 1) % step == 0
     )
     if not chosen:
-        raise UserError("config.json leaves no layer with routed experts", _BELONGS)
+        raise _no_routed_layer()
     return chosen
+
+
+def _end_of_routed(config: _Reader, layers: int) -> int:
+    """The layer from which on none routes; -1 as the last that does is the model's last."""
+    last = config.value("moe_layer_end_index", default=-1)
+    if type(last) is not int or not -1 <= last < layers:
+        raise malformed("moe_layer_end_index", last, f"-1 or a layer of {layers}")
+    return layers if last == -1 else last + 1
+
+
+def _sparse_layers(types: object, layers: int) -> tuple[int, ...]:
+    """The layers that a list of "dense" and "sparse" calls sparse."""
+    kinds = ("dense", "sparse")
+    if not isinstance(types, list) or not all(kind in kinds for kind in types):
+        raise malformed("mlp_layer_types", types, "a list of dense and sparse")
+    if len(types) != layers:
+        raise contradiction(f"mlp_layer_types has {len(types)} layers, the model has {layers}")
+    chosen = tuple(layer for layer, kind in enumerate(types) if kind == "sparse")
+    if not chosen:
+        raise _no_routed_layer()
+    return chosen
+
+
+def _no_routed_layer() -> UserError:
+    return UserError("config.json leaves no layer with routed experts", _BELONGS)
 
 
 def _shared_width(config: _Reader, family: Family, width: int) -> int:
@@ -252,7 +305,7 @@ def _shared_width(config: _Reader, family: Family, width: int) -> int:
         return 0
     if family.shared_gated:
         return config.integer("shared_expert_intermediate_size", default=0)
-    return width * config.integer("n_shared_experts", default=0)
+    return width * config.integer("n_shared_experts", "moe_num_shared_experts", default=0)
 
 
 def _mla(config: _Reader) -> MLA:
@@ -280,6 +333,23 @@ def _head_dim(config: _Reader, mla: MLA | None, hidden: int, heads: int) -> int:
     if explicit is None and hidden % heads:
         raise contradiction(f"hidden_size {hidden} does not divide by {heads} heads")
     return hidden // heads if explicit is None else config.integer("head_dim")
+
+
+def _windows(config: _Reader, family: Family, layers: int) -> list[int | None]:
+    """The window of each layer, None where it looks at everything."""
+    every, types = family.full_attention_every, config.value("layer_types")
+    window = config.value("sliding_window")
+    if not every or window is None:
+        return [None] * layers
+    if types is None:
+        types = [_LAYER_TYPES[(layer + 1) % every != 0] for layer in range(layers)]
+    if not isinstance(types, list) or len(types) != layers:
+        raise malformed("layer_types", types, f"a list of {layers} layers")
+    for kind in types:
+        if kind not in _LAYER_TYPES:
+            raise refuse(f"layer_types with {kind!r}", ", ".join(_LAYER_TYPES))
+    window = config.integer("sliding_window")
+    return [window if kind == "sliding_attention" else None for kind in types]
 
 
 def _rope(config: _Reader) -> Rope:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tenp_edge.errors import UserError
+from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.wrapper import Wrapper
 
 Part = Literal[
     "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
@@ -27,6 +29,16 @@ class Family:
     ``projections``: on-disk names of an expert's gate, up and down matrices.
     ``defaults``: what transformers assumes for keys that a config.json may leave out.
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
+    ``rope_pairs``: neighbours of a head are rotated together, not halves.
+    ``router_bias``: the bias that only selects experts, by its name in the MoE block;
+    ``router_bias_row``: stored as [1, experts]. ``in_memory``: (module of the MoE block, the module
+    that has it in transformers' memory).
+    ``expert_bias``: gate, up and down of the routed experts have biases.
+    ``gate_up_interleaved``: in stacked experts, gate's rows are the even ones, up's the odd ones.
+    ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
+    ``runs_as``: the model_type that transformers runs the language model as, if not its own.
+    ``full_attention_every``: where config.json has no ``layer_types``, every so many layers one
+    looks at the whole context and the others at the last ``sliding_window`` tokens; 0: all at all.
     """
 
     model_type: str
@@ -44,9 +56,17 @@ class Family:
     shared_block: str | None = None
     shared_gated: bool = False
     router_score: Literal["softmax", "sigmoid"] = "softmax"
-    router_bias: bool = False
+    router_bias: str | None = None
+    router_bias_row: bool = False
+    in_memory: tuple[tuple[str, str], ...] = ()
+    rope_pairs: bool = False
     always_norm_topk: bool = False
+    full_attention_every: int = 0
+    expert_bias: bool = False
+    gate_up_interleaved: bool = False
     extra_keys: tuple[str, ...] = ()
+    wrapper: Wrapper | None = None
+    runs_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +103,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """config.json, normalised. ``raw`` is the file as read; ``expert_widths`` lists, for each MoE
-    layer, the width of every routed expert (all equal in a model that was not pruned)."""
+    """config.json, normalised. ``raw`` is the file as read, of a wrapped model the language model's
+    part of it; ``expert_widths`` lists, for each MoE layer, the width of every routed expert (all
+    equal in a model that was not pruned). ``stored_prefix``: how the files' names begin where the
+    language model's, here and everywhere else, begin with "model."."""
 
     family: Family
     raw: Mapping[str, Any]
@@ -112,7 +134,9 @@ class ModelConfig:
     rope: Rope
     mla: MLA | None
     dtype: str
+    attention_layers: tuple[LayerAttention, ...] = field(repr=False)
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
+    stored_prefix: str = "model."
 
     @property
     def expert_neurons(self) -> int:
@@ -124,6 +148,20 @@ class ModelConfig:
         """True when every routed expert of every layer has the same width."""
         return len({w for widths in self.expert_widths.values() for w in widths}) == 1
 
+    @property
+    def transformers_type(self) -> str:
+        """The model_type that transformers runs the language model as."""
+        return self.family.runs_as or str(self.raw["model_type"])
+
+    def stored_name(self, name: str) -> str:
+        """Tensor ``name`` as the files call it."""
+        inside = name.startswith("model.")
+        return self.stored_prefix + name.removeprefix("model.") if inside else name
+
+    def layer_attention(self, layer: int) -> LayerAttention:
+        """Heads, sizes and window of ``layer``: what its tensors and its cache follow from."""
+        return self.attention_layers[layer]
+
     def layer_prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."
 
@@ -132,8 +170,15 @@ class ModelConfig:
 
     def expert_tensor(self, layer: int, expert: int, projection: int) -> str:
         """On-disk name of one expert matrix; ``projection`` indexes gate, up, down."""
+        return f"{self._projection(layer, expert, projection)}.weight"
+
+    def expert_bias(self, layer: int, expert: int, projection: int) -> str:
+        """On-disk name of the bias of one expert matrix, where the family has biases."""
+        return f"{self._projection(layer, expert, projection)}.bias"
+
+    def _projection(self, layer: int, expert: int, projection: int) -> str:
         name = self.family.projections[projection]
-        return f"{self.moe_prefix(layer)}experts.{expert}.{name}.weight"
+        return f"{self.moe_prefix(layer)}experts.{expert}.{name}"
 
 
 def expected_tensors(
@@ -149,7 +194,7 @@ def expected_tensors(
     )
     for layer in range(config.num_hidden_layers):
         prefix = config.layer_prefix(layer)
-        for suffix, shape, role, part in _layer_tensors(config):
+        for suffix, shape, role, part in _layer_tensors(config, layer):
             yield TensorSpec(prefix + suffix, shape, role, part, layer)
         if layer in config.expert_widths:
             yield from _moe_tensors(config, layer, experts=layer not in without_experts)
@@ -165,16 +210,16 @@ def expected_tensors(
 _Row = tuple[str, Shape, str, Part]
 
 
-def _layer_tensors(config: ModelConfig) -> Iterator[_Row]:
+def _layer_tensors(config: ModelConfig, layer: int) -> Iterator[_Row]:
     hidden = (config.hidden_size,)
     yield "input_layernorm.weight", hidden, "input_norm", "norms"
-    yield from _ATTENTION[config.family.attention](config)
+    yield from _ATTENTION[config.family.attention](config, config.layer_attention(layer))
     yield "post_attention_layernorm.weight", hidden, "post_attention_norm", "norms"
 
 
-def _gqa_tensors(config: ModelConfig) -> Iterator[_Row]:
-    hidden, head = config.hidden_size, config.head_dim
-    q_rows, kv_rows = config.num_attention_heads * head, config.num_key_value_heads * head
+def _gqa_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
+    hidden, head = config.hidden_size, own.head_dim
+    q_rows, kv_rows = own.heads * head, own.kv_heads * head
     for name, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
         yield f"self_attn.{name}_proj.weight", (rows, hidden), name, "attention"
         if config.qkv_bias:
@@ -188,10 +233,10 @@ def _gqa_tensors(config: ModelConfig) -> Iterator[_Row]:
         yield "self_attn.k_norm.weight", (kv_rows if whole else head,), "k_norm", "attention"
 
 
-def _mla_tensors(config: ModelConfig) -> Iterator[_Row]:
+def _mla_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
     mla = config.mla
     assert mla is not None
-    hidden, heads = config.hidden_size, config.num_attention_heads
+    hidden, heads = config.hidden_size, own.heads
     q_rows = heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
     kv_a_rows = mla.kv_lora_rank + mla.qk_rope_head_dim
     if mla.q_lora_rank is None:
@@ -214,7 +259,7 @@ def _mla_tensors(config: ModelConfig) -> Iterator[_Row]:
         yield "self_attn.o_proj.bias", (hidden,), "o_bias", "attention"
 
 
-_ATTENTION: dict[str, Callable[[ModelConfig], Iterator[_Row]]] = {
+_ATTENTION: dict[str, Callable[[ModelConfig, LayerAttention], Iterator[_Row]]] = {
     "gqa": _gqa_tensors,
     "mla": _mla_tensors,
 }
@@ -224,16 +269,12 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
     family, hidden = config.family, config.hidden_size
     prefix = config.moe_prefix(layer)
     widths = config.expert_widths[layer]
-    gate = f"{prefix}gate"
-    yield TensorSpec(f"{gate}.weight", (len(widths), hidden), "router", "router", layer)
+    yield TensorSpec(f"{prefix}gate.weight", (len(widths), hidden), "router", "router", layer)
     if family.router_bias:
-        bias = f"{gate}.e_score_correction_bias"
-        yield TensorSpec(bias, (len(widths),), "router_bias", "router", layer)
+        shape = (1, len(widths)) if family.router_bias_row else (len(widths),)
+        yield TensorSpec(prefix + family.router_bias, shape, "router_bias", "router", layer)
     for expert, width in enumerate(widths if experts else ()):
-        for index, projection in enumerate(PROJECTIONS):
-            shape = (hidden, width) if projection == "down" else (width, hidden)
-            name = config.expert_tensor(layer, expert, index)
-            yield TensorSpec(name, shape, f"expert_{projection}", "routed experts", layer, expert)
+        yield from _expert_tensors(config, layer, expert, width)
     if family.shared_block and config.shared_intermediate_size:
         block = f"{prefix}{family.shared_block}."
         width = config.shared_intermediate_size
@@ -241,6 +282,20 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
         if family.shared_gated:
             name = f"{prefix}shared_expert_gate.weight"
             yield TensorSpec(name, (1, hidden), "shared_router", "shared experts", layer)
+
+
+def _expert_tensors(
+    config: ModelConfig, layer: int, expert: int, width: int
+) -> Iterator[TensorSpec]:
+    hidden = config.hidden_size
+    part: Part = "routed experts"
+    for index, projection in enumerate(PROJECTIONS):
+        shape = (hidden, width) if projection == "down" else (width, hidden)
+        name, role = config.expert_tensor(layer, expert, index), f"expert_{projection}"
+        yield TensorSpec(name, shape, role, part, layer, expert)
+        if config.family.expert_bias:
+            name = config.expert_bias(layer, expert, index)
+            yield TensorSpec(name, shape[:1], f"{role}_bias", part, layer, expert)
 
 
 def _mlp_tensors(

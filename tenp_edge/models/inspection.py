@@ -29,7 +29,7 @@ class ModelSummary:
 
     ``active_parameters``: read for one token, at the mean width of the routed experts, the
     embedding counted as the one row it needs. ``left_out``: stored tensors that are no part of the
-    language model (multi-token prediction); their bytes are in ``left_out_bytes`` only.
+    language model (vision, audio, multi-token prediction); their bytes: ``left_out_bytes`` only.
     """
 
     path: str
@@ -105,9 +105,9 @@ def inspect_model(path: str | Path) -> ModelSummary:
 
 def _parts(files: ModelFiles) -> dict[str, PartSize]:
     parameters, stored = Counter[str](), Counter[str]()
-    for name, (_, part) in files.expected.items():
-        parameters[part] += prod(files.tensors[name].shape)
-        stored[part] += files.tensors[name].nbytes
+    for weight in files.weights.values():
+        parameters[weight.part] += prod(weight.shape)
+        stored[weight.part] += sum(files.tensors[name].nbytes for name in weight.tensors.values())
     return {part: PartSize(parameters[part], stored[part]) for part in PARTS if stored[part]}
 
 

@@ -130,8 +130,8 @@ def test_removed_experts_leave_the_router_and_the_counts(
     assert torch.equal(pruned.read(router), checkpoint.read(router)[kept])
     assert torch.equal(pruned.expert(layer, 0).down, checkpoint.expert(layer, kept[0]).down)
     if config.family.router_bias:
-        bias = f"{config.moe_prefix(layer)}gate.e_score_correction_bias"
-        assert torch.equal(pruned.read(bias), checkpoint.read(bias)[kept])
+        bias = config.moe_prefix(layer) + config.family.router_bias
+        assert torch.equal(pruned.read(bias), checkpoint.read(bias)[..., kept])
 
 
 def test_groups_must_still_divide(checkpoint_of: CheckpointOf) -> None:
@@ -172,7 +172,8 @@ def test_mtp_layers_are_dropped_and_no_longer_announced(tmp_path: Path) -> None:
     write_checkpoint(ModelSource(checkpoint, whole_plan(checkpoint)), tmp_path / "out")
     assert Checkpoint(tmp_path / "out").left_out == ()
     assert read_json(tmp_path / "out" / "config.json")["num_nextn_predict_layers"] == 0
-    assert "left out (1 tensors)" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| left out | 1 tensor of multi-token prediction layers |" in card
 
 
 def test_licence_templates_and_card(tmp_path: Path) -> None:
