@@ -108,13 +108,14 @@ def write_random_checkpoint(
     raw: Mapping[str, Any],
     *,
     fused: bool = False,
+    transposed: bool = False,
     shard_bytes: int = 4 * 10**9,
     embedding_scale: float = 1.0,
 ) -> Path:
     """Write config.json and random safetensors for config ``raw``; ``fused`` stacks the experts
-    (gate_up_proj, down_proj) the way transformers 5 saves some models. ``embedding_scale`` above 1
-    lets tokens differ more from each other than attention makes them alike: every expert is then
-    chosen by some."""
+    (gate_up_proj, down_proj) the way transformers 5 saves some models, ``transposed`` each matrix,
+    the way others are published. ``embedding_scale`` above 1 lets tokens differ more from each
+    other than attention makes them alike: every expert is then chosen by some."""
     directory.mkdir(parents=True, exist_ok=True)
     config = read_config(raw, FAMILIES)
     dtype = {v: k for k, v in TORCH_DTYPES.items()}[getattr(torch, config.dtype)]
@@ -128,9 +129,13 @@ def write_random_checkpoint(
         scale = embedding_scale if spec.role == "embed" else 1.0
         return random_tensor(name, spec.shape, spec.role, own) * scale
 
-    def stacked(name: str) -> torch.Tensor:
+    def read(name: str) -> torch.Tensor:
         if name in named:
             return make(named[name])
+        whole = stacked(name)
+        return whole.mT.contiguous() if transposed else whole
+
+    def stacked(name: str) -> torch.Tensor:
         kind = name.split(".")[-1]
         layer = int(name.removeprefix(config.stored_prefix).split(".")[1])
         experts = range(config.num_experts)
@@ -152,11 +157,13 @@ def write_random_checkpoint(
                 config.moe_intermediate_size,
                 config.hidden_size,
             )
-            entries.append(
-                TensorEntry(f"{prefix}gate_up_proj", dtype, (experts, 2 * width, hidden))
-            )
-            entries.append(TensorEntry(f"{prefix}down_proj", dtype, (experts, hidden, width)))
-    for entry in write_shards(directory, plan_shards(entries, shard_bytes), stacked):
+            for name, rows, columns in (
+                ("gate_up_proj", 2 * width, hidden),
+                ("down_proj", hidden, width),
+            ):
+                sizes = (columns, rows) if transposed else (rows, columns)
+                entries.append(TensorEntry(prefix + name, dtype, (experts, *sizes)))
+    for entry in write_shards(directory, plan_shards(entries, shard_bytes), read):
         assert dtype_name(TORCH_DTYPES[entry.dtype]) == entry.dtype
     (directory / "config.json").write_text(json.dumps(dict(raw), indent=1))
     return directory

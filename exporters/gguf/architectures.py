@@ -7,7 +7,8 @@ so that `check` can refuse a model that the file would describe wrongly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
@@ -61,7 +62,7 @@ class Architecture:
     renormalisation have keys. ``shared_needed``: where a family has shared experts, the graph reads
     them in every model. ``shared_width``: their width has a key; ``shared_count``: it is told as a
     number of routed experts. ``constants``: keys that llama.cpp asks for and that
-    say the same of every model.
+    say the same of every model. ``names``: of roles that are called otherwise than in NAMES.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Architecture:
     shared_width: bool = False
     shared_count: bool = False
     constants: tuple[tuple[str, int], ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 _DEEPSEEK2 = Architecture(
@@ -107,6 +109,17 @@ ARCHITECTURES = {
         shared_width=True,
         constants=(("interleave_moe_layer_step", 1),),
     ),
+    "qwen3_vl_moe": Architecture("qwen3vlmoe", norm_topk=True),
+    "glm4_moe": Architecture(
+        "glm4moe",
+        norm_topk=None,
+        qkv_bias=True,
+        leading_dense=True,
+        router_keys=True,
+        shared_count=True,
+        constants=(("nextn_predict_layers", 0),),
+        names={"post_attention_norm": "blk.{layer}.post_attention_norm.weight"},
+    ),
 }
 
 
@@ -119,6 +132,11 @@ def architecture(config: ModelConfig) -> Architecture:
             f"supported: {', '.join(sorted(ARCHITECTURES))}",
         )
     return row
+
+
+def tensor_name(config: ModelConfig, role: str, layer: int | None) -> str:
+    """The file's name of a tensor outside the routed experts."""
+    return architecture(config).names.get(role, NAMES[role]).format(layer=layer)
 
 
 def expert_groups(config: ModelConfig) -> int:
@@ -189,7 +207,7 @@ def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
             f"this model has {heads} x {config.head_dim} = {head_rows} and {config.hidden_size}",
         ),
         (
-            config.family.qk_norm == "projection" and kv_heads != heads,
+            config.qk_norm == "projection" and kv_heads != heads,
             f"llama.cpp's {row.name} needs as many KV heads as heads, "
             f"this model has {kv_heads} and {heads}",
         ),

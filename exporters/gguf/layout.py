@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import ManifestTensor
-from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, NAMES, architecture
+from tenp_edge.exporters.gguf.architectures import (
+    EXPERT_NAME,
+    MERGED_NAME,
+    architecture,
+    tensor_name,
+)
 from tenp_edge.exporters.gguf.metadata import expert_width, shared_count
 from tenp_edge.exporters.gguf.recipes import TypeRecipe
 from tenp_edge.exporters.gguf.types import TYPES
@@ -92,7 +97,7 @@ def _plain(
     config: ModelConfig, layout: str, recipe: TypeRecipe, spec: TensorSpec
 ) -> Iterator[Entry]:
     for role, shape in _targets(config, layout, spec):
-        name = NAMES[role].format(layer=spec.layer)
+        name = tensor_name(config, role, spec.layer)
         wanted, kind = recipe.choose(name, role, spec.layer, shape)
         tensor = ManifestTensor(name, shape, kind, TYPES[kind].nbytes(shape), "other")
         yield Entry(tensor, role, wanted, spec.name, spec.layer)

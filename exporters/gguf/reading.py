@@ -21,7 +21,12 @@ from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.checkpoint.source import Rows
 from tenp_edge.disk import read_range
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, NAMES
+from tenp_edge.exporters.gguf.architectures import (
+    EXPERT_NAME,
+    MERGED_NAME,
+    NAMES,
+    tensor_name,
+)
 from tenp_edge.exporters.gguf.transforms import file_roles, from_file, is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.models import PROJECTIONS, ModelConfig, Shape, TensorSpec, expected_tensors
@@ -69,16 +74,19 @@ class GgufModel:
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``start:stop`` of an embedding or output matrix, in float32."""
-        return self._stored[_name(self.tensors[name])].rows(self.file, start, stop)
+        return self._stored[self._name(self.tensors[name])].rows(self.file, start, stop)
 
     def held(self, name: str) -> Rows:
         """Its stored bytes are kept, rows are decoded when they are asked for."""
-        return self._stored[_name(self.tensors[name])].held(self.file)
+        return self._stored[self._name(self.tensors[name])].held(self.file)
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         return ExpertWeights(*(self._expert_matrix(layer, expert, p) for p in PROJECTIONS))
 
     # Helpers.
+
+    def _name(self, spec: TensorSpec) -> str:
+        return tensor_name(self.config, spec.role, spec.layer)
 
     def _expert_matrix(self, layer: int, expert: int, projection: str) -> torch.Tensor:
         name = MERGED_NAME.format(layer=layer, projection=projection)
@@ -138,7 +146,9 @@ class GgufModel:
         if spec.expert is None:
             whole = torch.empty(spec.shape, device="meta")
             return {
-                NAMES[role].format(layer=spec.layer): tuple(to_file(self.config, role, whole).shape)
+                tensor_name(self.config, role, spec.layer): tuple(
+                    to_file(self.config, role, whole).shape
+                )
                 for role in file_roles(spec.role)
             }
         place: dict[str, Any] = {"layer": spec.layer, "projection": spec.role[len("expert_") :]}
@@ -176,10 +186,6 @@ class _Stored:
             return kind.decode(data[start * row : stop * row], (stop - start, length))
 
         return rows
-
-
-def _name(spec: TensorSpec) -> str:
-    return NAMES[spec.role].format(layer=spec.layer)
 
 
 def _holds(own: Shape, shape: Shape) -> bool:

@@ -21,11 +21,6 @@ import torch
 # Of all experts of a layer together. Where A would be larger, only the cross terms inside blocks of
 # neurons are kept: half of them still gave nine tenths of the gain on the bundled model.
 LIMIT_BYTES = 2**28
-# Weight of the prior in the order, by the neuron score that cuts in it. Without it, neurons that
-# the calibration text did not need are cut in an order that its noise decides. How much is best
-# differs from model to model more than from text to text (docs/results.md), so there are two
-# orders, and `probes` measures which one this model wants.
-ORDER_PRIORS = {"joint": 0.02, "joint-insured": 0.2}
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ GRADIENT_SUMS = (
 # Sum per hidden feature, [experts, hidden]: what an importance matrix of gate and up is made of.
 INPUT_SUM = "input_sq"  # x^2
 # What cutting several neurons of an expert costs (`elimination`), of all domains together, in each
-# order of `elimination.ORDER_PRIORS`: neurons, best first, [experts, width], and the loss of
+# order of `order_priors.ORDER_PRIORS`: neurons, best first, [experts, width], and the loss of
 # keeping the first of them, [experts, width + 1]. No sum: merged statistics lack it.
 ELIMINATION = ("order", "losses")
 # How often each sequence of the text chose each expert, [sequences, experts], in the order of the
@@ -68,6 +68,12 @@ class LayerStatistics:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.sums[name]
+
+    @property
+    def growth(self) -> torch.Tensor:
+        """||h'||^2 / ||h||^2 of an ordinary token: the block's growth of the residual stream."""
+        total, count = self[GROWTH_SUM]
+        return torch.exp(total / count.clamp_min(1))
 
 
 class Scratch:

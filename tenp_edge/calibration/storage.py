@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tenp_edge.calibration.elimination import ORDER_PRIORS, Elimination
+from tenp_edge.calibration.elimination import Elimination
+from tenp_edge.calibration.order_priors import ORDER_PRIORS
 from tenp_edge.calibration.statistics import (
     ELIMINATION,
     EXPERT_SUMS,
@@ -29,6 +30,7 @@ from tenp_edge.disk import read_json, read_range
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
 from tenp_edge.models.headers import StoredTensor, read_header
+from tenp_edge.resumable import JobRecord
 
 VERSION = 2
 # In statistics.json and gradients.json: SHA-256 of the safetensors file beside it.
@@ -128,7 +130,7 @@ class Statistics:
 
     def elimination(self, layer: int, score: str) -> Elimination:
         """The order in which a layer's neurons are best cut, and what that costs; ``score``: one of
-        `elimination.ORDER_PRIORS`."""
+        `order_priors.ORDER_PRIORS`."""
         order, losses = (self.read(f"layers.{layer}.{name}") for name in elimination_names(score))
         return Elimination(order.long(), losses.double())
 
@@ -151,9 +153,7 @@ class Statistics:
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor by its stored name, in the stored dtype."""
-        entry = self.stored[name]
-        data = read_range(entry.file, entry.offset, entry.nbytes)
-        return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).reshape(entry.shape)
+        return _read(self.stored[name])
 
 
 def load_statistics(
@@ -220,18 +220,22 @@ def _gradients(
     directory: Path, info: Mapping[str, Any], fresh: bool = False
 ) -> dict[str, StoredTensor]:
     """The sums of the backward pass over the same tokens, where one was made."""
-    record, file = directory / "gradients.json", directory / "gradients.safetensors"
-    found = read_json(record, _again(directory)) if record.is_file() else {}
-    digest = found.pop(GRADIENTS_DIGEST, None)
-    if found != info:
+    found, file = gradients_record(directory, info).found(), directory / "gradients.safetensors"
+    if found is None:
         return {}
     if not fresh:
-        _require_whole(file, digest)
+        _require_whole(file, found[GRADIENTS_DIGEST])
     return read_header(file)
 
 
+def gradients_record(directory: Path, info: Mapping[str, Any]) -> JobRecord:
+    """gradients.json: of which statistics ``info`` the sums beside it are, and their digest."""
+    empty = {GRADIENTS_DIGEST: None}
+    return JobRecord(directory / "gradients.json", info, empty, _again(directory))
+
+
 def elimination_names(score: str) -> tuple[str, ...]:
-    """Names of a layer's tensors for one of `elimination.ORDER_PRIORS`: the order, the losses."""
+    """Names of a layer's tensors for one of `order_priors.ORDER_PRIORS`: the order, the losses."""
     return tuple(f"{score}_{part}" for part in ELIMINATION)
 
 
@@ -273,8 +277,26 @@ def input_tensors(
 def write_tensors(file: Path, named: Mapping[str, torch.Tensor]) -> str:
     """One safetensors file, atomically; returns its SHA-256."""
     entries = tuple(TensorEntry(k, dtype_name(v.dtype), tuple(v.shape)) for k, v in named.items())
+    return _write(file, entries, lambda name: named[name])
+
+
+def join_files(parts: Iterable[Path], file: Path) -> str:
+    """One safetensors file of the tensors in ``parts``, copied one at a time; its SHA-256."""
+    stored = {name: entry for part in parts for name, entry in read_header(part).items()}
+    entries = tuple(TensorEntry(name, e.dtype, e.shape) for name, e in stored.items())
+    return _write(file, entries, lambda name: _read(stored[name]))
+
+
+def _write(
+    file: Path, entries: tuple[TensorEntry, ...], read: Callable[[str], torch.Tensor]
+) -> str:
     file.unlink(missing_ok=True)
-    shards, digests = [Shard(file.name, entries)], dict[str, str]()
-    for _ in write_shards(file.parent, shards, lambda name: named[name], digests):
+    digests = dict[str, str]()
+    for _ in write_shards(file.parent, [Shard(file.name, entries)], read, digests):
         pass
     return digests[file.name]
+
+
+def _read(entry: StoredTensor) -> torch.Tensor:
+    data = read_range(entry.file, entry.offset, entry.nbytes)
+    return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).reshape(entry.shape)

@@ -194,7 +194,7 @@ def validate(
         require_parent(output)
     progress.step(f"validating {candidate.name} against {reference.name}")
     from tenp_edge.checkpoint.provenance import PrunedBy
-    from tenp_edge.disk import write_text
+    from tenp_edge.disk import write_json
     from tenp_edge.evaluation.verdict import judge
     from tenp_edge.verbs.validate import run_validate
 
@@ -206,5 +206,5 @@ def validate(
     verdict = judge(found["overall"], found["domains"])
     found |= {"verdict": verdict.to_json()}
     if output is not None:
-        write_text(output, json.dumps(found, indent=1) + "\n")
+        write_json(output, found)
     show(measured_tables.validated(found), found, json_output, verdict)

@@ -12,7 +12,8 @@ from tenp_edge.cli.console import progress, show
 from tenp_edge.cli.report import measured_tables, plan_tables
 from tenp_edge.disk import require_parent
 from tenp_edge.errors import UserError
-from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.planning.settings import listed
+from tenp_edge.planning.spec import GRADIENT_SCORES, PlanOptions
 from tenp_edge.verbs import recipe_files
 from tenp_edge.verbs.options import (
     CalibrationOptions,
@@ -58,7 +59,7 @@ def calibrate(
         bool,
         typer.Option(
             "--gradients",
-            help="A backward pass too, for --set neuron-score=heapr, heapr-sum or taylor: about "
+            help=f"A backward pass too, for --set neuron-score={listed(GRADIENT_SCORES)}: about "
             "three more forwards.",
         ),
     ] = False,

@@ -19,22 +19,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.evaluation.divergence import (
-    DomainScores,
     ReferenceTokens,
     TokenScores,
     concatenate,
-    scored_positions,
-    summarise,
 )
 from tenp_edge.evaluation.variants import DENSE, LayerKey, Planned, Variant
 from tenp_edge.forward.hidden_states import SPILL_BYTES, CachedFileStates, MemoryStates, States
 from tenp_edge.forward.streaming import Head, StreamingModel, check_tokens
 from tenp_edge.forward.sweep import LayerObserver, Pass, default_batch_tokens, embed, run_layer
-from tenp_edge.forward.text_batch import Domain, TextBatch, batches
+from tenp_edge.forward.text_batch import batches
 from tenp_edge.progress import QUIET, Progress, Task
 
 STATES = "variants.partial"
@@ -317,83 +313,3 @@ def joined(parts: Sequence[RowScores]) -> RowScores:
     """The scores of all ``parts`` (at least one), in order."""
     scores = concatenate(part.scores for part in parts)
     return RowScores(scores, torch.cat([part.hits for part in parts]))
-
-
-# -- on the text of domains ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One variant against the dense model: a row per domain, and all tokens together."""
-
-    domains: tuple[DomainScores, ...]
-    overall: DomainScores
-    sequence_kl: tuple[float, ...]
-    """Nats per token of every sequence: how sure the mean is."""
-
-    @property
-    def mean_kl(self) -> float:
-        """Nats per token, every domain weighing the same."""
-        return sum(row.mean_kl for row in self.domains) / len(self.domains)
-
-
-def measure_plans(
-    checkpoint: Checkpoint,
-    plans: Sequence[CompressionPlan],
-    domains: Sequence[Domain],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    work: Path | None = None,
-    spill_bytes: int = SPILL_BYTES,
-    progress: Progress = QUIET,
-) -> list[Measured]:
-    """Each of ``plans`` (with neurons) against the dense model on ``domains``, in their order.
-
-    Scored on the second half of every sequence, as `validation` does. Hidden states go to files in
-    ``work`` when those of all plans together are above ``spill_bytes``. Raises UserError for plans
-    of another checkpoint and tokens that the model does not have.
-    """
-    return measure_variants(
-        LayerCache(checkpoint.path),
-        [Planned(plan) for plan in plans],
-        domains,
-        device=device,
-        dtype=dtype,
-        work=work,
-        spill_bytes=spill_bytes,
-        progress=progress,
-    )
-
-
-def measure_variants(
-    cache: LayerCache,
-    variants: Sequence[Variant],
-    domains: Sequence[Domain],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    work: Path | None = None,
-    spill_bytes: int = SPILL_BYTES,
-    progress: Progress = QUIET,
-    what: str = "plans",
-) -> list[Measured]:
-    """`measure_plans` for any ``variants`` of the model in ``cache``."""
-    text = TextBatch.of(domains)
-    spans = tuple(scored_positions(length) for length in text.lengths.tolist())
-    evaluator = Evaluator(
-        cache, device=device, dtype=dtype, work=work, spill_bytes=spill_bytes, progress=progress
-    )
-    block = Block("all domains", text.tokens, spans)
-    title = f"measuring {len(variants)} {what}"
-    ((_, scored),) = evaluator.measure(variants, [block], title)
-    return [_summary(text, [row.scores for row in rows]) for rows in scored]
-
-
-def _summary(text: TextBatch, scores: Sequence[TokenScores]) -> Measured:
-    by_domain = tuple(
-        summarise(name, len(span), concatenate(scores[row] for row in span))
-        for name, span in text.spans.items()
-    )
-    overall = summarise("overall", len(scores), concatenate(scores))
-    return Measured(by_domain, overall, tuple(float(row.kl.mean()) for row in scores))

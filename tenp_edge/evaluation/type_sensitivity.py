@@ -23,7 +23,8 @@ from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource, WeightSource
 from tenp_edge.errors import UserError
-from tenp_edge.evaluation.evaluator import LayerCache, Measured, measure_variants
+from tenp_edge.evaluation.evaluator import LayerCache
+from tenp_edge.evaluation.measured_variants import Measured, measure_variants
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, Exporter, ExportOptions, Requantiser
 from tenp_edge.models import ModelConfig, expected_tensors

@@ -25,7 +25,13 @@ from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
 
 _VOCAB_CHUNK = 16384
 # Keys of config.json that are not for the model; the last is for those who load it without us.
-_NOT_FOR_MODELS = ("tenp", "auto_map", "model_type", "experts_implementation")
+_NOT_FOR_MODELS = (
+    "tenp",
+    "auto_map",
+    "model_type",
+    "quantization_config",
+    "experts_implementation",
+)
 
 
 def transformers_config(config: ModelConfig) -> Any:
@@ -37,7 +43,7 @@ def transformers_config(config: ModelConfig) -> Any:
     counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
     raw |= dict.fromkeys(counts or [config.family.experts_key], config.num_experts)
     try:
-        return AutoConfig.for_model(config.transformers_type, **raw)
+        return AutoConfig.for_model(config.raw["model_type"], **raw)
     except Exception as error:  # transformers checks keys that are none of ours, in many ways
         why = " ".join(str(error).split())[:200]
         raise UserError(

@@ -6,11 +6,13 @@ from tenp_edge.models import (
     deepseek_v2,
     deepseek_v3,
     ernie4_5_moe,
+    glm4_moe,
     glm4_moe_lite,
     mixtral,
     olmoe,
     qwen2_moe,
     qwen3_moe,
+    qwen3_vl_moe,
 )
 from tenp_edge.models.config import EXPERT_KEYS, read_config
 from tenp_edge.models.family import (
@@ -22,6 +24,7 @@ from tenp_edge.models.family import (
     Rope,
     Shape,
     TensorSpec,
+    VisionFacts,
     expected_tensors,
 )
 from tenp_edge.models.layer_attention import LayerAttention
@@ -36,7 +39,9 @@ FAMILIES: dict[str, Family] = {
         olmoe,
         mixtral,
         glm4_moe_lite,
+        glm4_moe,
         ernie4_5_moe,
+        qwen3_vl_moe,
     )
 }
 
@@ -52,6 +57,7 @@ __all__ = [
     "Rope",
     "Shape",
     "TensorSpec",
+    "VisionFacts",
     "expected_tensors",
     "read_config",
 ]

@@ -1,13 +1,14 @@
 """Allocators bound to a model, and the choice of the trapezoid.
 
 An allocator turns a budget of neurons into the largest legal plan of its method within it; `budget`
-looks for the largest neuron budget whose priced plan stays within the bytes.
+looks for the largest neuron budget whose priced plan stays within the bytes. BUILDERS says which
+allocator each method has.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,10 +16,13 @@ import torch
 
 from tenp_edge.calibration.coverage import MIN_TOKENS
 from tenp_edge.checkpoint.compression_plan import Widths
+from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
 from tenp_edge.planning import allocation
 from tenp_edge.planning.allocation import Shape, Space, Trapezoid
+from tenp_edge.planning.methods import Method
 from tenp_edge.planning.score_tables import Evidence
+from tenp_edge.planning.spec import Knobs
 
 # Shares of rho that alpha is searched over, and the shapes: both directions, flat, U and hump.
 ALPHA_SHARES = (0.25, 0.375, 0.5, 0.625, 0.75)
@@ -265,3 +269,100 @@ def _losses_by_count(evidence: Evidence, space: Space, narrow: int) -> list[torc
         lost = found.losses[list(found.ranking), column]
         tables.append(torch.cat([lost.flip(0).cumsum(0).flip(0), torch.zeros(1).double()]))
     return tables
+
+
+# -- what a method builds --------------------------------------------------------------------------
+
+Build = Callable[[Space, ModelConfig, Evidence | None, Knobs], Allocator]
+
+
+def _trapezoid(
+    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
+) -> Allocator:
+    return Tenp(space, evidence, pinned_shape(knobs), PAPER_SHARE, knobs.whole_share)
+
+
+def _uniform(
+    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
+) -> Allocator:
+    return Uniform(space)
+
+
+def _removal(
+    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
+) -> Allocator:
+    return Drop(space, config, evidence)
+
+
+def _by_score(
+    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
+) -> Allocator:
+    assert evidence is not None, "free widths are ranked by scores"
+    return Free(space, evidence, _rules(knobs, by_loss=False))
+
+
+def _by_loss(
+    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
+) -> Allocator:
+    """Without statistics a trapezoid of the same size stands in."""
+    if evidence is None:
+        return _trapezoid(space, config, evidence, knobs)
+    return Free(space, evidence, _rules(knobs, by_loss=True))
+
+
+def _rules(knobs: Knobs, by_loss: bool) -> FreeRules:
+    return FreeRules(
+        by_loss=by_loss,
+        ranking=knobs.ranking or "global",
+        shape=pinned_shape(knobs),
+        tilt=knobs.tilt or 0.0,
+        unit=knobs.unit or 0.0,
+        guards=knobs.guards,
+    )
+
+
+def pinned_shape(knobs: Knobs) -> Shape:
+    """The paper's shape with what is pinned."""
+    return Shape(
+        PAPER_SHAPE.shallow if knobs.shallow is None else knobs.shallow,
+        PAPER_SHAPE.deep if knobs.deep is None else knobs.deep,
+        PAPER_SHAPE.middle if knobs.middle is None else knobs.middle,
+    )
+
+
+# By the name of a row of `methods.METHODS`.
+BUILDERS: Mapping[str, Build] = {
+    "adaptive": _by_loss,
+    "tenp": _trapezoid,
+    "enp": _uniform,
+    "free": _by_score,
+    "drop": _removal,
+}
+
+
+def allocator_of(
+    method: Method, space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
+) -> Allocator:
+    """Before the size is known: a trapezoid in the paper's shape. Raises UserError where the
+    method needs scores and there are none."""
+    if evidence is None and method.needs_statistics:
+        raise UserError(
+            f"--method {method.name} ranks neurons and needs calibration",
+            "--calibration WORK (tenp-edge calibrate), or --method tenp",
+        )
+    return BUILDERS[method.name](space, config, evidence, knobs)
+
+
+def at_size(
+    method: Method, first: Allocator, evidence: Evidence | None, knobs: Knobs, neurons: int
+) -> tuple[Allocator, Choice | None]:
+    """``first``, or for a trapezoid the alpha and shape of the least predicted loss at
+    ``neurons``."""
+    whole = evidence is None or neurons == evidence.space.total_neurons
+    if not method.shaped or evidence is None or whole:
+        return first, None
+    assert isinstance(first, Tenp)
+    candidates = [first.shape, *shapes(knobs.shallow, knobs.deep, knobs.middle)]
+    choice = choose_trapezoid(first, evidence, neurons, candidates)
+    share, pinned = choice.alpha_share, knobs.whole_share
+    return Tenp(evidence.space, evidence, choice.shape, share, pinned), choice

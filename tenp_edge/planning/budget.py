@@ -13,7 +13,7 @@ from tenp_edge.checkpoint.compression_plan import Widths
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
 from tenp_edge.planning.allocation import Space, limited
-from tenp_edge.planning.allocators import Choice, Drop
+from tenp_edge.planning.allocators import Choice, Drop, allocator_of, at_size
 from tenp_edge.planning.kl_law import predicted_kl
 from tenp_edge.planning.pricing import Priced, Pricer
 from tenp_edge.planning.score_tables import Evidence
@@ -53,7 +53,7 @@ class Search:
         self.spec, self.space, self.evidence = spec, space, evidence
         self.pricer, self.measured = pricer, measured
         config = pricer.checkpoint.config
-        self.allocator = spec.allocated.allocator(space, config, evidence, spec.options)
+        self.allocator = allocator_of(spec.allocated, space, config, evidence, spec.options)
         self.choice: Choice | None = None
         self.priced: dict[int, int] = {}  # total bytes, by the sizes of the latest search
         self._widths: dict[int, Widths] = {}
@@ -69,7 +69,7 @@ class Search:
         """With alpha and the trapezoid's shape chosen for plans of about ``neurons``; itself for
         methods without one."""
         method, options = self.spec.allocated, self.spec.options
-        allocator, choice = method.at_size(self.allocator, self.evidence, options, neurons)
+        allocator, choice = at_size(method, self.allocator, self.evidence, options, neurons)
         if choice is None:
             return self
         other = self.for_type(self.spec, self.pricer)

@@ -22,7 +22,7 @@ from tenp_edge.planning.describe import blocks_chosen, blocks_offered, make_reco
 from tenp_edge.planning.devices import DeviceProfile
 from tenp_edge.planning.pricing import Priced, Pricer, draft
 from tenp_edge.planning.probes import best_way
-from tenp_edge.planning.score_tables import Evidence, Scores
+from tenp_edge.planning.score_tables import Evidence, Scores, scores_of
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.planning.target import PlanSpec, resolve
 from tenp_edge.planning.tensor_types import TypeChoice, applies, choose_by_rule, choose_jointly
@@ -190,7 +190,7 @@ class _Given:
         """The statistics as the spec's method sees them."""
         if self.statistics is None:
             return None
-        scores = spec.method.scores(spec.options, self.statistics, spec.options.seed)
+        scores = scores_of(spec.method, spec.options, self.statistics, spec.options.seed)
         key = self._space(spec), scores
         if key not in self._evidence:
             self._evidence[key] = Evidence(self.statistics, *key)

@@ -16,9 +16,11 @@ import torch
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import ExpertKey, Widths
 from tenp_edge.planning.allocation import Space
+from tenp_edge.planning.methods import Method
+from tenp_edge.planning.spec import DEFAULT_PROTECTION, Knobs
 from tenp_edge.scoring.losses import cut_losses, prior_losses, stream_square, tail_sums
 from tenp_edge.scoring.neuron_scores import neuron_score
-from tenp_edge.scoring.regularisation import NO_INSURANCE, Insurance, insured
+from tenp_edge.scoring.regularisation import NO_INSURANCE, PROTECTION, Insurance, insured
 from tenp_edge.scoring.saliency import expert_scores, neuron_scores, ranking_scores, tokens_routed
 
 
@@ -35,6 +37,19 @@ class Scores:
     seed: int
     shared_ranking: bool = False
     insurance: Insurance = NO_INSURANCE
+
+
+def scores_of(method: Method, knobs: Knobs, statistics: Statistics, seed: int) -> Scores:
+    """The scores that ``method`` sees ``statistics`` by: those that ``knobs`` name, or its own."""
+    usable = [name for name in method.neuron_scores if neuron_score(name).is_in(statistics)]
+    protection = knobs.protect or DEFAULT_PROTECTION
+    return Scores(
+        knobs.expert_score,
+        knobs.neuron_score or usable[0],
+        seed,
+        shared_ranking=method.shared_ranking,
+        insurance=PROTECTION[protection] if method.protects else NO_INSURANCE,
+    )
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tenp_edge.planning.settings import Flag
+from tenp_edge.planning.methods import METHODS
+from tenp_edge.planning.settings import Flag, listed
 from tenp_edge.runtime.memory.footprint import KV_TYPES
+from tenp_edge.scoring.expert_scores import EXPERT_SCORES
+from tenp_edge.scoring.neuron_scores import NEURON_SCORES
+from tenp_edge.scoring.score import names
 
 DEFAULT_METHOD = "adaptive"
 DEFAULT_PROTECTION = "none"
+GRADIENT_SCORES = names(NEURON_SCORES, gradients=True)
 PROTECTIONS = ("none", "little", "much")
 RANKINGS = ("global", "layer", "trapezoid", "coverage")
 GUARDS = ("super", "tail")
 QUANTS = (
     "GGUF: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, Q4_0, "
-    "Q3_K_M or Q2_K. ONNX: none, int8 or int4."
+    "MXFP4, Q3_K_M, IQ3_M, IQ3_S, IQ3_XXS, Q2_K, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M or IQ1_S. "
+    "ONNX: none, int8 or int4."
 )
 LAYOUTS = (
     "GGUF: per-expert, merged (stock llama.cpp) or padded. ONNX: portable (any onnxruntime), "
@@ -62,8 +68,7 @@ class Knobs:
         str,
         Flag(
             "expert-score",
-            "Order of the experts, for tenp and drop: tenp, frequency, gate, ean, reap, man, msan, "
-            "easy-ep, gated-norm, tenp-residual, magnitude or random.",
+            f"Order of the experts, for tenp and drop: {listed(EXPERT_SCORES)}.",
             knob=True,
         ),
     ] = "tenp"
@@ -71,10 +76,9 @@ class Knobs:
         str | None,
         Flag(
             "neuron-score",
-            "Order of the neurons: enp, enp-abs, enp-sum, energy, relative, joint, joint-insured, "
-            "camera-p, flap, wanda, magnitude or random; after calibrate --gradients also heapr, "
-            "heapr-sum and taylor. Default: enp; energy for --method free, joint for adaptive "
-            "(relative where the statistics were merged).",
+            f"Order of the neurons: {listed(names(NEURON_SCORES))}; after calibrate --gradients "
+            f"also {listed(GRADIENT_SCORES, 'and')}. Default: enp; energy for --method free, joint "
+            "for adaptive (relative where the statistics were merged).",
             knob=True,
         ),
     ] = None
@@ -190,9 +194,7 @@ class PlanOptions(Knobs):
         str,
         Flag(
             "method",
-            "adaptive (own width per expert, by predicted loss), tenp (trapezoid, as published), "
-            "enp (one width for all), free (own widths by neuron scores), drop (whole experts "
-            "removed).",
+            ", ".join(f"{method.name} ({method.about})" for method in METHODS.values()) + ".",
             PLAN,
         ),
     ] = DEFAULT_METHOD

@@ -6,13 +6,12 @@ together.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tenp_edge.disk import read_json, write_text
+from tenp_edge.disk import read_json, write_json
 from tenp_edge.errors import UserError
 
 FILE = "types.json"
@@ -78,7 +77,7 @@ class TypeCosts:
 
     def save(self, directory: Path) -> None:
         """Write types.json, whole or not at all."""
-        write_text(directory / FILE, json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(directory / FILE, self.to_json())
 
 
 def load_costs(directory: Path) -> TypeCosts | None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from tenp_edge.calibration.statistics import LayerStatistics
-from tenp_edge.scoring.score import Score, WeightNorms, look_up, neuron_norm_sq, table
+from tenp_edge.scoring.score import Score, look_up, neuron_norm_sq, table
+
+if TYPE_CHECKING:
+    import torch
+
+    from tenp_edge.calibration.statistics import LayerStatistics
+    from tenp_edge.scoring.score import WeightNorms
 
 
 def tenp(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:

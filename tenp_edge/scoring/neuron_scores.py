@@ -8,12 +8,16 @@ over the calibration's domains.
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from tenp_edge.calibration.elimination import ORDER_PRIORS
-from tenp_edge.calibration.statistics import GROWTH_SUM, LayerStatistics
-from tenp_edge.errors import UserError
-from tenp_edge.scoring.score import Score, WeightNorms, growth_of, look_up, neuron_norm_sq, table
+from tenp_edge.calibration.order_priors import ORDER_PRIORS
+from tenp_edge.scoring.score import Score, look_up, neuron_norm_sq, table
+
+if TYPE_CHECKING:
+    import torch
+
+    from tenp_edge.calibration.statistics import LayerStatistics
+    from tenp_edge.scoring.score import WeightNorms
 
 CAMERA_ALPHA = 0.9
 
@@ -46,13 +50,7 @@ def relative(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     own unit. ||h'|| is taken as ||h|| times the layer's growth for an ordinary token: a token that
     the block itself makes massive counts with its length before, which guards the experts that do.
     """
-    if GROWTH_SUM not in stats.sums:
-        raise UserError(
-            "the statistics are of an older version, without losses relative to the residual "
-            "stream",
-            "calibrate again, or --method free",
-        )
-    return stats["relative_activation_sq"] * norms["down_norm"].square() / growth_of(stats)
+    return stats["relative_activation_sq"] * norms["down_norm"].square() / stats.growth
 
 
 def camera_p(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support import plans, tiny
-from transformers import AutoModelForCausalLM
+from support.references import reference_model
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tied": ("mixtral", {"tie_word_embeddings": True}),
     "fused": ("olmoe", {"fused": True}),
     "routed_between": ("ernie4_5_moe", {"moe_layer_end_index": 1, "moe_layer_start_index": 0}),
+    "head_norms": ("glm4_moe", {"use_qk_norm": True, "partial_rotary_factor": 0.25}),
     "layer_types": ("glm4_moe_lite", {"mlp_layer_types": ["dense", "dense", "sparse"]}),
 }
 
@@ -65,7 +66,7 @@ def mask_expert(weights: ExpertWeights, neurons: torch.Tensor) -> ExpertWeights:
 @torch.no_grad()
 def whole(path: Path, tokens: torch.Tensor, plan: CompressionPlan | None = None) -> torch.Tensor:
     """transformers' logits; with a plan, of the full model with the cut neurons zeroed."""
-    model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="eager")
+    model = reference_model(path, experts_implementation="eager")
     for layer, expert in plan.retained or {} if plan else ():
         masked = mask_expert(Checkpoint(path).expert(layer, expert), plan.neurons(layer, expert))
         experts = model.model.layers[layer].mlp.experts

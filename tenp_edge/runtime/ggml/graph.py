@@ -149,7 +149,7 @@ class Graph:
             x, attended = self._last(x), self._last(attended)
             tokens = 1
         x = context.add(attended, x)
-        normed = step.norm(layer, "ffn_norm", x)
+        normed = step.norm(layer, self._model.facts.architecture.ffn_norm, x)
         routed = layer in self._model.experts
         mixed = self._moe(layer, normed, tokens) if routed else self._mlp(layer, "", normed)
         return context.add(mixed, x)

@@ -52,7 +52,7 @@ def _expected(facts: Facts, header: Header) -> Iterator[tuple[str, Shape, bool]]
         )
         for name, shape, optional in (
             ("attn_norm.weight", (hidden,), False),
-            ("ffn_norm.weight", (hidden,), False),
+            (f"{facts.architecture.ffn_norm}.weight", (hidden,), False),
             *attention,
             *feed_forward,
         ):
@@ -68,8 +68,9 @@ def _gqa_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape
             yield f"attn_{name}.bias", (size,), True
     if row.qk_norm != "none":
         by_head = row.qk_norm == "head"
-        yield "attn_q_norm.weight", (own.head_dim if by_head else queries,), False
-        yield "attn_k_norm.weight", (own.head_dim if by_head else keys,), False
+        for name, size in (("q", queries), ("k", keys)):
+            shape = (own.head_dim if by_head else size,)
+            yield f"attn_{name}_norm.weight", shape, row.qk_norm_optional
     yield "attn_output.weight", (queries, hidden), False
 
 

@@ -18,7 +18,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.models import FAMILIES
+from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml import branches
 from tenp_edge.runtime.ggml.model import PerExpertModel
@@ -170,7 +170,8 @@ WIDE = {"hidden_size": 256, "num_hidden_layers": 2}
 
 def wide(directory: Path, family: str, width: int = 512) -> Checkpoint:
     row = FAMILIES[family]
-    top_k = next(key for key in ("moe_k", "num_experts_per_tok") if key in tiny.CONFIGS[family])
+    raw = read_config(tiny.CONFIGS[family], FAMILIES).raw
+    top_k = next(key for key in ("moe_k", "num_experts_per_tok") if key in raw)
     changes = WIDE | {row.experts_key: 4, row.width_key: width, top_k: 2}
     return Checkpoint(tiny.make(directory, family, **changes))
 
@@ -178,16 +179,18 @@ def wide(directory: Path, family: str, width: int = 512) -> Checkpoint:
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_uniform_and_ragged_blocks_are_llamacpps(family: str, tmp_path: Path) -> None:
     """Uniform files against their merged form, ragged against padded: the same types, by token bit
-    for bit. A K-quant's down is padded in whole blocks of zeros, which add nothing."""
+    for bit. A K-quant's down is padded in whole blocks of zeros, which add nothing. Ragged Q8_0 is
+    compared by `test_stored_types_are_padded_llamacpp`."""
     checkpoint = wide(tmp_path / "model", family)
     whole = ModelSource(checkpoint)
     ragged = ModelSource(checkpoint, plan_for(checkpoint, cycled(checkpoint, (256, 512))))
-    for quant in ("Q8_0", "Q4_0", "Q4_K_M"):
-        for source, twin in ((whole, "merged"), (ragged, "padded")):
-            for layout in ("per-expert", twin):
-                export(source, tmp_path / f"{layout}.gguf", quant, layout)
-            files = tmp_path / "per-expert.gguf", tmp_path / f"{twin}.gguf"
-            assert_same(*files, kv_type="F32", flash_attention=False)
+    merged = [(quant, whole, "merged") for quant in ("Q8_0", "Q4_K_M")]
+    padded = [(quant, ragged, "padded") for quant in ("Q4_0", "Q4_K_M")]
+    for quant, source, twin in (*merged, *padded):
+        for layout in ("per-expert", twin):
+            export(source, tmp_path / f"{layout}.gguf", quant, layout)
+        files = tmp_path / "per-expert.gguf", tmp_path / f"{twin}.gguf"
+        assert_same(*files, kv_type="F32", flash_attention=False)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +202,20 @@ def test_fallback_types_are_llamacpps(quant: str, tmp_path: Path) -> None:
     source = ModelSource(checkpoint, plan_for(checkpoint, cycled(checkpoint, (96,))))
     for layout in ("per-expert", "merged"):
         export(source, tmp_path / f"{layout}.gguf", quant, layout)
+    files = tmp_path / "per-expert.gguf", tmp_path / "merged.gguf"
+    assert_same(*files, kv_type="F32", flash_attention=False)
+
+
+@pytest.mark.parametrize(
+    "kind", ["IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "MXFP4"]
+)
+def test_few_bits_are_llamacpps(kind: str, tmp_path: Path) -> None:
+    """Experts whose gate and up are in the type and whose down is in another."""
+    source = ModelSource(wide(tmp_path / "model", "qwen3_moe", 256))
+    rules = (rf"ffn_(gate|up)_exps={kind}", "ffn_down_exps=Q5_K")
+    for layout in ("per-expert", "merged"):
+        options = ExportOptions("Q4_0", layout, tensor_types=rules)
+        EXPORTER.write(source, options, tmp_path / f"{layout}.gguf")
     files = tmp_path / "per-expert.gguf", tmp_path / "merged.gguf"
     assert_same(*files, kv_type="F32", flash_attention=False)
 

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from tenp_edge.calibration.elimination import (
-    ORDER_PRIORS,
     Elimination,
     JointMoments,
     eliminate,
     own_losses,
     prior,
 )
+from tenp_edge.calibration.order_priors import ORDER_PRIORS
 from tenp_edge.calibration.statistics import (
     GROWTH_SUM,
     WEIGHT_NORMS,
