@@ -96,7 +96,7 @@ def random_tensor(name: str, shape: tuple[int, ...], role: str, dtype: torch.dty
         repeats = -(-(start + prod(shape)) // _BLOCK)
         return block.repeat(repeats)[start : start + prod(shape)].reshape(shape)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    if role.endswith("norm"):
+    if role.endswith(("norm", "scale")):
         return (1 + 0.1 * noise).to(dtype)
     if role.endswith("bias"):
         return (0.1 * noise).to(dtype)
@@ -144,7 +144,7 @@ def write_random_checkpoint(
             entries.append(TensorEntry(spec.name, own, spec.shape))
     if fused:
         for layer in config.moe_layers:
-            prefix = f"{config.layer_prefix(layer)}mlp.experts."
+            prefix = f"{config.layer_prefix(layer)}{config.family.experts_in_memory}."
             experts, width, hidden = (
                 config.num_experts,
                 config.moe_intermediate_size,

@@ -9,13 +9,15 @@ after the block's norm, the chosen experts and the weights that really multiply 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, pad, silu
+from torch.nn.functional import gelu, linear, pad, silu
 
 from tenp_edge.checkpoint.files import ExpertWeights
+from tenp_edge.models.family import Activation, Family
 
 # oneDNN compiles a kernel for every new shape of a bf16 or f16 product; groups of tokens are padded
 # to this multiple so that shapes repeat (10-20 times faster on two cores).
@@ -62,12 +64,13 @@ class ExpertGroup:
 
 
 class RaggedExpert(nn.Module):
-    """One expert: y = (silu(x W_gate^T) * (x W_up^T)) W_down^T, under its on-disk names."""
+    """One expert: y = (act(x W_gate^T) * (x W_up^T)) W_down^T, under its on-disk names."""
 
-    def __init__(self, weights: ExpertWeights, names: Sequence[str]) -> None:
+    def __init__(self, weights: ExpertWeights, family: Family) -> None:
         super().__init__()
-        self.names = tuple(names)
-        for name, matrix in zip(names, (weights.gate, weights.up, weights.down), strict=True):
+        self.names, self.activation = family.projections, family.activation
+        matrices = (weights.gate, weights.up, weights.down)
+        for name, matrix in zip(self.names, matrices, strict=True):
             with torch.device("meta"):
                 module = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
             module.weight = nn.Parameter(matrix, requires_grad=False)
@@ -85,21 +88,31 @@ class RaggedExpert(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weights = self.matrices(x.dtype)
-        return linear(neurons(weights, x), weights.down)
+        return linear(neurons(weights, x, self.activation), weights.down)
 
 
-def neurons(weights: ExpertWeights, x: torch.Tensor) -> torch.Tensor:
-    """m = silu(x W_gate^T) * (x W_up^T), [n, width], from x, [n, hidden]."""
-    return silu(linear(x, weights.gate)) * linear(x, weights.up)
+# As transformers computes them.
+_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": silu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+}
+
+
+def neurons(
+    weights: ExpertWeights, x: torch.Tensor, activation: Activation = "silu"
+) -> torch.Tensor:
+    """m = act(x W_gate^T) * (x W_up^T), [n, width], from x, [n, hidden]."""
+    return _ACTIVATIONS[activation](linear(x, weights.gate)) * linear(x, weights.up)
 
 
 class RaggedExperts(nn.Module):
     """A layer's experts. ``observer`` sees every group; tokens outside ``active`` are skipped."""
 
-    def __init__(self, experts: Sequence[ExpertWeights], names: Sequence[str]) -> None:
+    def __init__(self, experts: Sequence[ExpertWeights], family: Family) -> None:
         super().__init__()
+        self.family = family
         for number, weights in enumerate(experts):
-            self.add_module(str(number), RaggedExpert(weights, names))
+            self.add_module(str(number), RaggedExpert(weights, family))
         self.num_experts = len(experts)
         self.observer: Observer | None = None
         self.active: torch.Tensor | None = None  # [tokens] bool; None is all
@@ -127,7 +140,7 @@ class RaggedExperts(nn.Module):
         for expert, rows, slots in group_by_expert(chosen, self.num_experts):
             weights = self[expert].matrices(hidden_states.dtype)
             x = pad_group(hidden_states.index_select(0, rows))
-            m = neurons(weights, x)
+            m = neurons(weights, x, self.family.activation)
             y = linear(m, weights.down)
             if expert in self.offsets:
                 y = y + self.offsets[expert].to(y)
@@ -143,9 +156,14 @@ class RaggedExperts(nn.Module):
 
 def routed_experts(layer: nn.Module) -> RaggedExperts:
     """Those of a decoder layer that has some."""
-    experts = layer.get_submodule("mlp.experts")
-    assert isinstance(experts, RaggedExperts)
+    (experts,) = (module for module in layer.modules() if isinstance(module, RaggedExperts))
     return experts
+
+
+def set_experts(layer: nn.Module, family: Family, experts: RaggedExperts) -> None:
+    """Put ``experts`` in the place of transformers' own."""
+    parent, _, name = family.experts_in_memory.rpartition(".")
+    setattr(layer.get_submodule(parent), name, experts)
 
 
 def weight_norms(experts: RaggedExperts) -> dict[str, torch.Tensor]:
@@ -169,14 +187,12 @@ class ReadExperts(RaggedExperts):
     """Experts that are read when their turn comes and then forgotten: for weights whose decoded
     form is several times the stored one."""
 
-    def __init__(
-        self, read: Callable[[int], ExpertWeights], count: int, names: Sequence[str]
-    ) -> None:
-        super().__init__((), names)
-        self._read, self._names, self.num_experts = read, names, count
+    def __init__(self, read: Callable[[int], ExpertWeights], count: int, family: Family) -> None:
+        super().__init__((), family)
+        self._read, self.num_experts = read, count
 
     def __getitem__(self, expert: int) -> RaggedExpert:
-        return RaggedExpert(self._read(expert), self._names)
+        return RaggedExpert(self._read(expert), self.family)
 
 
 def group_by_expert(

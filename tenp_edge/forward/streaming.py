@@ -9,6 +9,7 @@ sees never includes padding.
 from __future__ import annotations
 
 import copy
+import inspect
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.checkpoint.source import WeightSource
 from tenp_edge.errors import UserError
-from tenp_edge.forward.experts import RaggedExperts, ReadExperts
+from tenp_edge.forward.experts import RaggedExperts, ReadExperts, set_experts
 from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
 
 _VOCAB_CHUNK = 16384
@@ -51,14 +52,28 @@ def skeleton(config: ModelConfig) -> Any:
     hf_config = transformers_config(config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="sdpa")
-    # Its frequencies are computed, not stored: on the meta device they would stay empty.
+    # What is computed, not stored, would stay empty on the meta device: rotary frequencies first.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    for module in model.modules():
+        _fill_computed(model, module)
     return model.eval().requires_grad_(False)
+
+
+def _fill_computed(model: Any, module: nn.Module) -> None:
+    """Make the buffers of ``module`` that no checkpoint holds, as transformers does after loading;
+    its weights, on the meta device, are not touched by that."""
+    computed = [
+        name for name in module._non_persistent_buffers_set if module._buffers[name].is_meta
+    ]
+    for name in computed:
+        module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+    if computed:
+        model._init_weights(module)
 
 
 def name_in_memory(config: ModelConfig, spec: TensorSpec) -> str:
     """transformers' name for ``spec``: every family's MoE block is called ``mlp`` in memory."""
-    if spec.layer is None:
+    if spec.layer is None or not config.family.moe_block:
         return spec.name
     moe, prefix = config.moe_prefix(spec.layer), config.layer_prefix(spec.layer)
     return f"{prefix}mlp.{spec.name.removeprefix(moe)}" if spec.name.startswith(moe) else spec.name
@@ -87,6 +102,9 @@ class StreamingModel:
         self.device, self.dtype = device, dtype
         self._skeleton: Any = skeleton(source.config) if like is None else like._skeleton
         self._rotary = self._skeleton.model.rotary_emb.to(device)
+        # Where transformers lets layers share keys and values, a layer may leave its own behind.
+        asked = inspect.signature(self._skeleton.model.layers[0].forward).parameters
+        self._shared = {name: {} for name in ("shared_kv_states",) if name in asked}
 
     def with_source(self, source: WeightSource) -> StreamingModel:
         """The same forward over another plan of the model; shares what does not depend on it."""
@@ -103,6 +121,8 @@ class StreamingModel:
             if inside.any():
                 rows = self.source.read_rows("model.embed_tokens.weight", start, stop)
                 table[inside] = rows[ids[inside] - start].to(self.dtype)
+        if self.config.family.embedding_scale:
+            table *= torch.tensor(self.config.hidden_size**0.5).to(self.dtype)
         return table[places]
 
     def layer(self, index: int) -> nn.Module:
@@ -117,7 +137,7 @@ class StreamingModel:
             if spec.layer == index and spec.expert is None
         }
         if index in self.config.expert_widths:
-            layer.mlp.experts = self._experts(index)
+            set_experts(layer, self.config.family, self._experts(index))
         unexpected = layer.load_state_dict(state, strict=False, assign=True).unexpected_keys
         assert not unexpected and not any(t.is_meta for t in layer.state_dict().values())
         return layer.requires_grad_(False)  # type: ignore[no-any-return]
@@ -125,12 +145,12 @@ class StreamingModel:
     def _experts(self, layer: int) -> RaggedExperts:
         """Kept in the smaller of the stored and the computing dtype: half the memory of a bf16
         layer that is computed in float32, for 2 % of its time. Decoded ones are not kept."""
-        stored, names = self.source.stored_dtype, self.config.family.projections
+        stored, family = self.source.stored_dtype, self.config.family
         count = len(self.config.expert_widths[layer])
         if stored is None:
-            return ReadExperts(partial(self._expert, layer, self.dtype), count, names)
+            return ReadExperts(partial(self._expert, layer, self.dtype), count, family)
         kept = stored if stored.itemsize < self.dtype.itemsize else self.dtype
-        return RaggedExperts([self._expert(layer, kept, e) for e in range(count)], names)
+        return RaggedExperts([self._expert(layer, kept, e) for e in range(count)], family)
 
     def _expert(self, layer: int, dtype: torch.dtype, expert: int) -> ExpertWeights:
         w = self.source.expert(layer, expert)
@@ -144,11 +164,14 @@ class StreamingModel:
     def forward(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """`run` with whatever the caller says about gradients."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        window = self.config.layer_attention(layer.self_attn.layer_idx).window
+        rotary_type = (layer.self_attn.layer_type,) if self.config.family.layer_keys else ()
         output = layer(
             hidden,
-            attention_mask=None,
+            attention_mask=None if window is None else _window_mask(positions[0], window),
             position_ids=positions,
-            position_embeddings=self._rotary(hidden, positions),
+            position_embeddings=self._rotary(hidden, positions, *rotary_type),
+            **self._shared,
         )
         assert isinstance(output, torch.Tensor)
         return output
@@ -158,6 +181,12 @@ class StreamingModel:
         return Head(self, copy.deepcopy(self._skeleton.model.norm))
 
 
+def _window_mask(positions: torch.Tensor, window: int) -> torch.Tensor:
+    """bool (1, 1, query, key): the last ``window`` positions up to the query's own."""
+    behind = positions[:, None] - positions[None]
+    return ((behind >= 0) & (behind < window))[None, None]
+
+
 class Head:
     """Final norm and output matrix, the matrix as it is stored, cast a slice at a time."""
 
@@ -165,6 +194,7 @@ class Head:
         source = model.source
         tied = model.config.tie_word_embeddings
         self.dtype, self.device = model.dtype, model.device
+        self._softcap = model.config.logit_softcap
         self.vocab = model.config.vocab_size
         self.rows = source.held("model.embed_tokens.weight" if tied else "lm_head.weight")
         scale = source.read("model.norm.weight").to(model.device, model.dtype)
@@ -179,8 +209,13 @@ class Head:
         for start in range(0, self.vocab, _VOCAB_CHUNK):
             stop = min(start + _VOCAB_CHUNK, self.vocab)
             rows = self.rows(start, stop).to(self.device, self.dtype)
-            logits[:, start : start + len(rows)] = linear(normed, rows).float()
+            logits[:, start : start + len(rows)] = self.capped(linear(normed, rows)).float()
         return logits
+
+    def capped(self, products: torch.Tensor) -> torch.Tensor:
+        """Logits of what the output matrix gives: within the family's bound where it has one."""
+        bound = self._softcap
+        return products if bound is None else torch.tanh(products / bound) * bound
 
 
 def check_tokens(config: ModelConfig, tokens: torch.Tensor) -> None:

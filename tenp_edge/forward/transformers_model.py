@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.forward.experts import RaggedExperts
+from tenp_edge.forward.experts import RaggedExperts, set_experts
 from tenp_edge.forward.streaming import compute_tensor, name_in_memory, skeleton
 from tenp_edge.models import ModelConfig
 
@@ -33,7 +33,8 @@ def model_of(source: ModelSource, dtype: torch.dtype) -> Any:
     config = source.config
     model = skeleton(config)
     for layer in config.expert_widths:
-        model.model.layers[layer].mlp.experts = _experts(source, layer, dtype)
+        experts = _experts(source, layer, dtype)
+        set_experts(model.model.layers[layer], config.family, experts)
     for spec in source.tensors.values():
         if spec.expert is None:
             tensor = compute_tensor(spec, source.read(spec.name), _CPU, dtype)
@@ -53,7 +54,7 @@ def _experts(source: ModelSource, layer: int, dtype: torch.dtype) -> RaggedExper
     for number in range(len(source.config.expert_widths[layer])):
         w = source.expert(layer, number)
         experts.append(ExpertWeights(w.gate.to(dtype), w.up.to(dtype), w.down.to(dtype)))
-    return RaggedExperts(experts, source.config.family.projections)
+    return RaggedExperts(experts, source.config.family)
 
 
 def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
@@ -70,7 +71,7 @@ def _rename_blocks(model: Any, config: ModelConfig) -> None:
     The layer's forward still finds it as ``mlp``, as a plain attribute.
     """
     block = config.family.moe_block
-    if block != "mlp":
+    if block not in ("", "mlp"):
         for layer in config.expert_widths:
             module = model.model.layers[layer]
             moe = module._modules.pop("mlp")

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tenp_edge.models import deepseek_v2, deepseek_v3, mixtral, olmoe, qwen2_moe, qwen3_moe
+from tenp_edge.models import (
+    deepseek_v2,
+    deepseek_v3,
+    gemma4,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3_moe,
+)
 from tenp_edge.models.config import EXPERT_KEYS, read_config
 from tenp_edge.models.family import (
     MLA,
@@ -15,10 +23,11 @@ from tenp_edge.models.family import (
     TensorSpec,
     expected_tensors,
 )
+from tenp_edge.models.layer_attention import LayerAttention
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.model_type: module.FAMILY
-    for module in (qwen2_moe, qwen3_moe, deepseek_v2, deepseek_v3, olmoe, mixtral)
+    for module in (qwen2_moe, qwen3_moe, deepseek_v2, deepseek_v3, olmoe, mixtral, gemma4)
 }
 
 __all__ = [
@@ -27,6 +36,7 @@ __all__ = [
     "MLA",
     "PROJECTIONS",
     "Family",
+    "LayerAttention",
     "ModelConfig",
     "Part",
     "Rope",

@@ -7,11 +7,14 @@ rope_parameters, num_experts / num_local_experts / n_routed_experts); both spell
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.models.family import MLA, Family, ModelConfig, Rope, refuse
+from tenp_edge.models.family import MLA, Activation, Family, LayerKeys, ModelConfig, Rope, refuse
+from tenp_edge.models.layer_attention import LayerAttention
 
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -21,7 +24,13 @@ _MOST = 2**31 - 1
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 _MOST_REAL = 3e38  # What a float32 holds: files store these numbers as such.
 _SHOWN = 60
-_ROPE_KINDS = ("default", "linear", "yarn")
+_ROPE_KINDS = ("default", "linear", "yarn", "proportional")
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+# Names of the activations that a family's graph is built for.
+_ACTIVATIONS: dict[Activation, tuple[str, ...]] = {
+    "silu": ("silu", "swish"),
+    "gelu_tanh": ("gelu_pytorch_tanh",),
+}
 _ROPE_KEYS = frozenset(
     "type rope_type rope_theta factor original_max_position_embeddings attention_factor "
     "beta_fast beta_slow mscale mscale_all_dim truncate partial_rotary_factor".split()
@@ -63,10 +72,10 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layers = config.integer("num_hidden_layers", most=_MOST_LAYERS)
     experts = config.integer(*EXPERT_KEYS, most=_MOST_EXPERTS)
-    width, top_k = config.integer(family.width_key), config.integer("num_experts_per_tok")
+    width, top_k = config.integer(family.width_key), config.integer(family.top_k_key)
     _refuse_contradictions(raw)
     if top_k > experts:
-        raise contradiction(f"num_experts_per_tok is {top_k}, the model has {experts} experts")
+        raise contradiction(f"{family.top_k_key} is {top_k}, the model has {experts} experts")
     moe_layers = _moe_layers(config, family, layers)
     mla = _mla(config) if family.attention == "mla" else None
     groups, chosen = config.integer("n_group", default=1), config.integer("topk_group", default=1)
@@ -74,6 +83,11 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
     kv_heads = config.integer("num_key_value_heads", default=heads)
     if heads % kv_heads:
         raise contradiction(f"{heads} attention heads do not divide by {kv_heads} key/value heads")
+    head_dim = _head_dim(config, mla, hidden, heads)
+    latent = mla.kv_lora_rank + mla.qk_rope_head_dim if mla else 0
+    windowed = _windowed_layers(config, family, layers)
+    attention = LayerAttention(heads, kv_heads, head_dim, latent=latent)
+    ropes = _ropes(config, family)
     return ModelConfig(
         family=family,
         raw=dict(raw),
@@ -88,7 +102,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
         moe_layers=moe_layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=_head_dim(config, mla, hidden, heads),
+        head_dim=head_dim,
         max_position_embeddings=config.integer("max_position_embeddings"),
         rms_norm_eps=config.number("rms_norm_eps", default=1e-6, zero=True),
         tie_word_embeddings=config.flag("tie_word_embeddings"),
@@ -98,10 +112,13 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
         routed_scaling_factor=config.number("routed_scaling_factor", default=1.0),
         n_group=groups,
         topk_group=chosen,
-        rope=_rope(config),
+        rope=ropes[_FULL],
         mla=mla,
         dtype=_dtype(config),
         expert_widths=_expert_widths(raw, moe_layers, experts, width),
+        attention_layers=_attention_layers(config, family, attention, windowed),
+        layer_ropes=tuple(ropes[_SLIDING if within else _FULL] for within in windowed),
+        logit_softcap=_softcap(config, family),
     )
 
 
@@ -133,6 +150,12 @@ class _Reader:
     def number(self, key: str, default: float | None = None, *, zero: bool = False) -> float:
         """A finite number above zero; ``zero`` is legal where it is said."""
         return finite(key, self.value(key, default=default), zero=zero)
+
+    def with_values(self, values: Mapping[str, Any]) -> _Reader:
+        """The same with ``values`` in the place of what config.json says."""
+        made = copy(self)
+        made.raw = {**self.raw, **values}
+        return made
 
     def flag(self, key: str | None) -> bool:
         """True or false; false where there is no such key."""
@@ -216,11 +239,13 @@ def _refuse_quantised(raw: Mapping[str, Any]) -> None:
 
 
 def _refuse_unknown(raw: Mapping[str, Any], family: Family) -> None:
-    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise refuse(f"hidden_act = {raw['hidden_act']!r}", "silu")
+    names, key = _ACTIVATIONS[family.activation], family.activation_key
+    if raw.get(key, names[0]) not in names:
+        raise refuse(f"{key} = {raw[key]!r}", names[0])
     for key, values in family.allowed.items():
-        if key in raw and raw[key] not in values:
-            raise refuse(f"{key} = {raw[key]!r}", ", ".join(repr(v) for v in values))
+        value = raw.get(key, family.defaults.get(key, values[0]))
+        if value not in values:
+            raise refuse(f"{key} = {value!r}", ", ".join(repr(v) for v in values))
     known = _READ_KEYS | _INERT_KEYS | set(family.allowed) | set(family.extra_keys)
     unknown = sorted(
         key for key in raw if key not in known and raw[key] not in (None, False, [], {})
@@ -276,18 +301,84 @@ def _mla(config: _Reader) -> MLA:
 def _head_dim(config: _Reader, mla: MLA | None, hidden: int, heads: int) -> int:
     if mla is not None:
         return mla.qk_nope_head_dim + mla.qk_rope_head_dim
-    explicit = config.raw.get("head_dim")
+    explicit = config.value("head_dim")
     if explicit is None and hidden % heads:
         raise contradiction(f"hidden_size {hidden} does not divide by {heads} heads")
     return hidden // heads if explicit is None else config.integer("head_dim")
 
 
-def _rope(config: _Reader) -> Rope:
+def _windowed_layers(config: _Reader, family: Family, layers: int) -> list[bool]:
+    """Which layers see a window only; transformers lets the last one see everything."""
+    if family.layer_keys is None:
+        return [False] * layers
+    every, types = family.full_attention_every, config.value("layer_types")
+    if types is None:
+        types = [_FULL if (layer + 1) % every == 0 else _SLIDING for layer in range(layers)]
+    if not isinstance(types, list) or len(types) != layers:
+        raise malformed("layer_types", types, f"a list of {layers} layers")
+    for kind in types:
+        if kind not in (_FULL, _SLIDING):
+            raise refuse(f"layer_types with {kind!r}", f"{_FULL}, {_SLIDING}")
+    return [kind == _SLIDING for kind in types[:-1]] + [False]
+
+
+def _attention_layers(
+    config: _Reader, family: Family, plain: LayerAttention, windowed: Sequence[bool]
+) -> tuple[LayerAttention, ...]:
+    keys = family.layer_keys
+    if keys is None:
+        return (plain,) * len(windowed)
+    window, shared = config.integer("sliding_window"), config.flag(keys.shared_values)
+    layers = []
+    for layer, within in enumerate(windowed):
+        own = _full_layer(config, keys, plain, layer, shared=shared)
+        layers.append(replace(plain, window=window) if within else own)
+    return tuple(layers)
+
+
+def _full_layer(
+    config: _Reader, keys: LayerKeys, plain: LayerAttention, layer: int, *, shared: bool
+) -> LayerAttention:
+    """A layer that sees everything, in either spelling of its geometry."""
+    key, default = keys.head_dim
+    written = config.value(keys.overrides, default={})
+    stated = written.get(str(layer), {}) if isinstance(written, dict) else None
+    if not isinstance(stated, dict):
+        raise malformed(keys.overrides, written, "an object of layers")
+    own = config.with_values(
+        {
+            key: stated.get("head_dim", config.value(key, default=default)),
+            keys.kv_heads: stated.get("num_key_value_heads", config.value(keys.kv_heads)),
+        }
+    )
+    kv_heads = own.integer(keys.kv_heads, default=plain.kv_heads) if shared else plain.kv_heads
+    if plain.heads % kv_heads:
+        raise contradiction(
+            f"{plain.heads} attention heads do not divide by {kv_heads} key/value heads"
+        )
+    return LayerAttention(plain.heads, kv_heads, own.integer(key), own_values=not shared)
+
+
+def _ropes(config: _Reader, family: Family) -> dict[str, Rope]:
+    """The rotary embedding by type of layer; one for all but where the family has two."""
     raw = config.raw
     key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
-    stated = raw.get(key) or {}
+    stated = config.value("rope_parameters", "rope_scaling", default={})
     if not isinstance(stated, dict):
         raise UserError(f"config.json: {key} is {stated!r}, not an object", _BELONGS)
+    if family.layer_keys is None:
+        return dict.fromkeys((_FULL, _SLIDING), _rope(config, key, stated))
+    if set(stated) != {_FULL, _SLIDING} or not all(isinstance(v, dict) for v in stated.values()):
+        raise malformed(key, stated, f"an object of {_FULL} and {_SLIDING}")
+    return {kind: _rope(config, f"{key}.{kind}", stated[kind]) for kind in (_FULL, _SLIDING)}
+
+
+def _softcap(config: _Reader, family: Family) -> float | None:
+    key = family.softcap_key
+    return None if key is None or config.value(key) is None else config.number(key)
+
+
+def _rope(config: _Reader, key: str, stated: Mapping[str, Any]) -> Rope:
     scaling = dict(stated)
     unknown = sorted(set(scaling) - _ROPE_KEYS)
     if unknown:
@@ -298,10 +389,21 @@ def _rope(config: _Reader) -> Rope:
     theta = config.value("rope_theta") if stated_theta is None else stated_theta
     if kind not in _ROPE_KINDS:
         raise refuse(f"rope type {kind!r}", ", ".join(_ROPE_KINDS))
-    if scaling.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+    if kind == "proportional":
+        _check_proportional(key, scaling)
+    elif scaling.get("partial_rotary_factor", 1.0) not in (None, 1.0):
         raise refuse(f"partial_rotary_factor = {scaling['partial_rotary_factor']}", "1.0")
     _check_scaling(key, kind, scaling)
     return Rope(theta=finite("rope_theta", theta), kind=kind, scaling=scaling)
+
+
+def _check_proportional(section: str, scaling: Mapping[str, Any]) -> None:
+    """The first pairs of a head turn, the rest stands: which part turns, and at no other scale."""
+    if scaling.get("factor") not in (None, 1, 1.0):
+        raise refuse(f"{section}.factor = {scaling['factor']} of the type proportional", "1.0")
+    part = scaling.get("partial_rotary_factor")
+    if part is not None and not 0 < finite(f"{section}.partial_rotary_factor", part) <= 1:
+        raise malformed(f"{section}.partial_rotary_factor", part, "a share of a head")
 
 
 def _check_scaling(section: str, kind: str, scaling: Mapping[str, Any]) -> None:
@@ -313,7 +415,7 @@ def _check_scaling(section: str, kind: str, scaling: Mapping[str, Any]) -> None:
     if original is not None and (not isinstance(original, int) or not 0 < original <= _MOST):
         raise malformed(f"{section}.original_max_position_embeddings", original, "a length")
     factor = scaling.get("factor")
-    if kind == "default":
+    if kind in ("default", "proportional"):
         return
     if factor is None:
         raise contradiction(f"{section} of the type {kind} has no factor")

@@ -12,12 +12,30 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tenp_edge.errors import UserError
+from tenp_edge.models.layer_attention import LayerAttention
 
 Part = Literal[
     "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
 ]
 Shape = tuple[int, ...]
+# What is done to gate before it is multiplied by up.
+Activation = Literal["silu", "gelu_tanh"]
 PROJECTIONS = ("gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class LayerKeys:
+    """Keys of config.json for the layers that see everything, where they have another geometry.
+
+    ``head_dim``, ``kv_heads``: theirs, with what transformers assumes; ``shared_values``: whether
+    their values are what the keys' matrix gives (the key of ``kv_heads`` counts only then).
+    ``overrides``: where transformers writes the same by layer.
+    """
+
+    head_dim: tuple[str, int]
+    kv_heads: str
+    shared_values: str
+    overrides: str
 
 
 @dataclass(frozen=True)
@@ -27,6 +45,19 @@ class Family:
     ``projections``: on-disk names of an expert's gate, up and down matrices.
     ``defaults``: what transformers assumes for keys that a config.json may leave out.
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
+    ``moe_block``: where router and experts lie in a layer; empty where they are the layer's own.
+    ``norms_after``: what attention and the feed forward put out is normalised before it is added.
+    ``dense_beside``: a dense MLP runs beside the experts, each with norms of its own.
+    ``residual_router``: the router reads the residual stream, divided by its root mean square and
+    by sqrt(hidden), times a scale of its own.
+    ``expert_scale``: a chosen expert's weight is multiplied by a number of the expert's.
+    ``layer_scale``: a layer's output is multiplied by a number of the layer's.
+    ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
+    ``value_norm``: values are divided by their root mean square.
+    ``full_attention_every``: every so many layers one looks at the whole context and the others at
+    the last ``sliding_window`` tokens, where config.json has no ``layer_types``; 0: all see all.
+    ``layer_keys``: how layers that see everything differ from those of a window.
+    ``attention_scale``: what scores are multiplied by; None is 1 / sqrt(head size).
     """
 
     model_type: str
@@ -47,6 +78,26 @@ class Family:
     router_bias: bool = False
     always_norm_topk: bool = False
     extra_keys: tuple[str, ...] = ()
+    full_attention_every: int = 0
+    layer_keys: LayerKeys | None = None
+    activation: Activation = "silu"
+    activation_key: str = "hidden_act"
+    top_k_key: str = "num_experts_per_tok"
+    router: str = "gate"
+    norms_after: bool = False
+    dense_beside: bool = False
+    residual_router: bool = False
+    expert_scale: bool = False
+    layer_scale: bool = False
+    embedding_scale: bool = False
+    value_norm: bool = False
+    attention_scale: float | None = None
+    softcap_key: str | None = None
+
+    @property
+    def experts_in_memory(self) -> str:
+        """Where transformers keeps a layer's experts: it calls every family's MoE block ``mlp``."""
+        return "mlp.experts" if self.moe_block else "experts"
 
 
 @dataclass(frozen=True)
@@ -112,7 +163,10 @@ class ModelConfig:
     rope: Rope
     mla: MLA | None
     dtype: str
+    attention_layers: tuple[LayerAttention, ...] = field(repr=False)
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
+    layer_ropes: tuple[Rope, ...] = field(repr=False)
+    logit_softcap: float | None = None
 
     @property
     def expert_neurons(self) -> int:
@@ -124,11 +178,16 @@ class ModelConfig:
         """True when every routed expert of every layer has the same width."""
         return len({w for widths in self.expert_widths.values() for w in widths}) == 1
 
+    def layer_attention(self, layer: int) -> LayerAttention:
+        """Heads, sizes and window of ``layer``: what its tensors and its cache follow from."""
+        return self.attention_layers[layer]
+
     def layer_prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."
 
     def moe_prefix(self, layer: int) -> str:
-        return f"model.layers.{layer}.{self.family.moe_block}."
+        block = self.family.moe_block
+        return self.layer_prefix(layer) + (f"{block}." if block else "")
 
     def expert_tensor(self, layer: int, expert: int, projection: int) -> str:
         """On-disk name of one expert matrix; ``projection`` indexes gate, up, down."""
@@ -149,11 +208,12 @@ def expected_tensors(
     )
     for layer in range(config.num_hidden_layers):
         prefix = config.layer_prefix(layer)
-        for suffix, shape, role, part in _layer_tensors(config):
+        for suffix, shape, role, part in _layer_tensors(config, layer):
             yield TensorSpec(prefix + suffix, shape, role, part, layer)
-        if layer in config.expert_widths:
+        routed = layer in config.expert_widths
+        if routed:
             yield from _moe_tensors(config, layer, experts=layer not in without_experts)
-        else:
+        if not routed or config.family.dense_beside:
             yield from _mlp_tensors(
                 config, layer, f"{prefix}mlp.", config.intermediate_size, "mlp", "dense mlp"
             )
@@ -165,19 +225,31 @@ def expected_tensors(
 _Row = tuple[str, Shape, str, Part]
 
 
-def _layer_tensors(config: ModelConfig) -> Iterator[_Row]:
-    hidden = (config.hidden_size,)
+def _layer_tensors(config: ModelConfig, layer: int) -> Iterator[_Row]:
+    hidden, family = (config.hidden_size,), config.family
     yield "input_layernorm.weight", hidden, "input_norm", "norms"
-    yield from _ATTENTION[config.family.attention](config)
-    yield "post_attention_layernorm.weight", hidden, "post_attention_norm", "norms"
+    yield from _ATTENTION[family.attention](config, config.layer_attention(layer))
+    if not family.norms_after:
+        yield "post_attention_layernorm.weight", hidden, "post_attention_norm", "norms"
+    else:
+        yield "post_attention_layernorm.weight", hidden, "attention_out_norm", "norms"
+        yield "pre_feedforward_layernorm.weight", hidden, "post_attention_norm", "norms"
+        yield "post_feedforward_layernorm.weight", hidden, "block_out_norm", "norms"
+    if family.dense_beside:
+        yield "post_feedforward_layernorm_1.weight", hidden, "mlp_out_norm", "norms"
+        yield "pre_feedforward_layernorm_2.weight", hidden, "routed_norm", "norms"
+        yield "post_feedforward_layernorm_2.weight", hidden, "routed_out_norm", "norms"
+    if family.layer_scale:
+        yield "layer_scalar", (1,), "layer_scale", "norms"
 
 
-def _gqa_tensors(config: ModelConfig) -> Iterator[_Row]:
-    hidden, head = config.hidden_size, config.head_dim
-    q_rows, kv_rows = config.num_attention_heads * head, config.num_key_value_heads * head
-    for name, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
-        yield f"self_attn.{name}_proj.weight", (rows, hidden), name, "attention"
-        if config.qkv_bias:
+def _gqa_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
+    hidden, head = config.hidden_size, own.head_dim
+    q_rows, kv_rows = own.heads * head, own.kv_heads * head
+    for name, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows if own.own_values else 0)):
+        if rows:
+            yield f"self_attn.{name}_proj.weight", (rows, hidden), name, "attention"
+        if rows and config.qkv_bias:
             yield f"self_attn.{name}_proj.bias", (rows,), f"{name}_bias", "attention"
     yield "self_attn.o_proj.weight", (hidden, q_rows), "o", "attention"
     if config.o_bias:
@@ -188,10 +260,10 @@ def _gqa_tensors(config: ModelConfig) -> Iterator[_Row]:
         yield "self_attn.k_norm.weight", (kv_rows if whole else head,), "k_norm", "attention"
 
 
-def _mla_tensors(config: ModelConfig) -> Iterator[_Row]:
+def _mla_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
     mla = config.mla
     assert mla is not None
-    hidden, heads = config.hidden_size, config.num_attention_heads
+    hidden, heads = config.hidden_size, own.heads
     q_rows = heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
     kv_a_rows = mla.kv_lora_rank + mla.qk_rope_head_dim
     if mla.q_lora_rank is None:
@@ -214,7 +286,7 @@ def _mla_tensors(config: ModelConfig) -> Iterator[_Row]:
         yield "self_attn.o_proj.bias", (hidden,), "o_bias", "attention"
 
 
-_ATTENTION: dict[str, Callable[[ModelConfig], Iterator[_Row]]] = {
+_ATTENTION: dict[str, Callable[[ModelConfig, LayerAttention], Iterator[_Row]]] = {
     "gqa": _gqa_tensors,
     "mla": _mla_tensors,
 }
@@ -224,11 +296,17 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
     family, hidden = config.family, config.hidden_size
     prefix = config.moe_prefix(layer)
     widths = config.expert_widths[layer]
-    gate = f"{prefix}gate"
+    gate = prefix + family.router
     yield TensorSpec(f"{gate}.weight", (len(widths), hidden), "router", "router", layer)
     if family.router_bias:
         bias = f"{gate}.e_score_correction_bias"
         yield TensorSpec(bias, (len(widths),), "router_bias", "router", layer)
+    if family.residual_router:
+        scale = f"{prefix}router.scale"
+        yield TensorSpec(scale, (hidden,), "router_scale", "norms", layer)
+    if family.expert_scale:
+        scale = f"{prefix}router.per_expert_scale"
+        yield TensorSpec(scale, (len(widths),), "routed_scale", "router", layer)
     for expert, width in enumerate(widths if experts else ()):
         for index, projection in enumerate(PROJECTIONS):
             shape = (hidden, width) if projection == "down" else (width, hidden)

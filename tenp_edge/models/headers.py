@@ -166,8 +166,10 @@ class ModelFiles:
 
     def fused_prefix(self, layer: int) -> str:
         """Fused checkpoints are written by transformers 5, which calls every MoE block ``mlp``."""
-        on_disk = self.config.moe_prefix(layer)
-        in_memory = f"{self.config.layer_prefix(layer)}mlp."
+        on_disk, family = self.config.moe_prefix(layer), self.config.family
+        in_memory = self.config.layer_prefix(layer) + family.experts_in_memory.removesuffix(
+            "experts"
+        )
         return on_disk if f"{on_disk}experts.gate_up_proj" in self.tensors else in_memory
 
     @cached_property

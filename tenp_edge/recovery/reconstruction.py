@@ -14,7 +14,7 @@ from torch import nn
 from tenp_edge.checkpoint.files import TORCH_DTYPES, ExpertWeights
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
-from tenp_edge.forward.experts import group_by_expert, neurons
+from tenp_edge.forward.experts import group_by_expert, neurons, routed_experts
 from tenp_edge.forward.hidden_states import SPILL_BYTES, CachedFileStates, MemoryStates, States
 from tenp_edge.forward.streaming import StreamingModel
 
@@ -98,7 +98,7 @@ class RoutedInputs:
         )
 
     def attach(self, layer: nn.Module) -> None:
-        layer.get_submodule("mlp.experts").register_forward_pre_hook(self._take_down)
+        routed_experts(layer).register_forward_pre_hook(self._take_down)
 
     def _take_down(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Pre-hook: (tokens, hidden), chosen (tokens, top_k), g (tokens, top_k)."""
@@ -155,7 +155,8 @@ def repair_layer(
         moments = Moments(plan.full_width)
         for start in range(0, len(rows), _CHUNK_TOKENS):
             part = slice(start, start + _CHUNK_TOKENS)
-            m = neurons(own, seen.rows(rows[part]).to(model.device))
+            x = seen.rows(rows[part]).to(model.device)
+            m = neurons(own, x, config.family.activation)
             moments.add(m, weights[part].to(model.device))
         down = repaired_down(whole.down, plan.neurons(index, original), moments.total, ridge)
         name = config.expert_tensor(index, expert, _DOWN)

@@ -66,7 +66,7 @@ def whole(path: Path, tokens: torch.Tensor, plan: CompressionPlan | None = None)
     model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="eager")
     for layer, expert in plan.retained or {} if plan else ():
         masked = mask_expert(Checkpoint(path).expert(layer, expert), plan.neurons(layer, expert))
-        experts = model.model.layers[layer].mlp.experts
+        experts = tiny.experts_of(model, layer)
         experts.gate_up_proj[expert] = torch.cat([masked.gate, masked.up])
         experts.down_proj[expert] = masked.down
     return model(tokens).logits

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from support import tiny
 from transformers import AutoModelForCausalLM
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
@@ -98,7 +99,7 @@ def _one_thread() -> Iterator[None]:
 
 def _mask(model: Any, plan: CompressionPlan) -> None:
     for (layer, expert), _ in (plan.retained or {}).items():
-        experts = model.model.layers[layer].mlp.experts
+        experts = tiny.experts_of(model, layer)
         cut = torch.ones(plan.full_width, dtype=torch.bool)
         cut[plan.neurons(layer, expert)] = False
         experts.gate_up_proj[expert][cut.repeat(2)] = 0

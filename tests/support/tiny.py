@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from random_checkpoint import write_random_checkpoint
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from tenp_edge.models import ModelConfig
 
 VOCAB = 384
 _COMMON: dict[str, Any] = {
@@ -117,10 +122,48 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "rope_theta": 10000.0,
     },
+    "gemma4_text": {key: value for key, value in _COMMON.items() if key != "hidden_act"}
+    | {
+        "architectures": ["Gemma4ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attention_k_eq_v": True,
+        "enable_moe_block": True,
+        "final_logit_softcapping": 30.0,
+        "global_head_dim": 32,
+        "head_dim": 16,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 0,
+        "initializer_range": 0.02,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "moe_intermediate_size": 96,
+        "num_experts": 8,
+        "num_global_key_value_heads": 1,
+        "num_key_value_heads": 2,
+        "num_kv_shared_layers": 0,
+        "pad_token_id": 0,
+        "rope_parameters": {
+            "full_attention": {
+                "partial_rotary_factor": 0.25,
+                "rope_theta": 1000000.0,
+                "rope_type": "proportional",
+            },
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+        "sliding_window": 16,
+        "tie_word_embeddings": True,
+        "top_k_experts": 2,
+        "use_bidirectional_attention": "vision",
+        "use_cache": True,
+        "use_double_wide_mlp": False,
+        "vocab_size_per_layer_input": VOCAB,
+    },
 }
 for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
 FAMILIES = tuple(CONFIGS)
+# Whose experts transformers reads stacked only, as they are published.
+STACKED = ("gemma4_text",)
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -148,6 +191,23 @@ def write_tokenizer(directory: Path, vocab_size: int = VOCAB) -> None:
 
 def make(directory: Path, family: str, *, fused: bool = False, **changes: Any) -> Path:
     """A tiny checkpoint of ``family`` with ``changes`` to its config, tokenizer included."""
+    fused = fused or family in STACKED
     write_random_checkpoint(directory, CONFIGS[family] | changes, fused=fused)
     write_tokenizer(directory)
     return directory
+
+
+def experts_of(model: Any, layer: int) -> Any:
+    """The experts' module of a transformers model's layer: the MoE block's, or the layer's own."""
+    found = model.model.layers[layer]
+    return found.experts if hasattr(found, "experts") else found.mlp.experts
+
+
+def activation(config: ModelConfig) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What the family does to gate, written down once more."""
+    return {
+        "silu": lambda x: x * torch.sigmoid(x),
+        "gelu_tanh": lambda x: (
+            0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
+        ),
+    }[config.family.activation]
