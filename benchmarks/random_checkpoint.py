@@ -119,6 +119,7 @@ def write_random_checkpoint(
     config = read_config(raw, FAMILIES)
     dtype = {v: k for k, v in TORCH_DTYPES.items()}[getattr(torch, config.dtype)]
     specs = {spec.name: spec for spec in expected_tensors(config)}
+    named = {config.stored_name(name): name for name in specs}
 
     def make(name: str) -> torch.Tensor:
         spec = specs[name]
@@ -128,9 +129,10 @@ def write_random_checkpoint(
         return random_tensor(name, spec.shape, spec.role, own) * scale
 
     def stacked(name: str) -> torch.Tensor:
-        if name in specs:
-            return make(name)
-        layer, kind = int(name.split(".")[2]), name.split(".")[-1]
+        if name in named:
+            return make(named[name])
+        kind = name.split(".")[-1]
+        layer = int(name.removeprefix(config.stored_prefix).split(".")[1])
         experts = range(config.num_experts)
         names = [[config.expert_tensor(layer, e, i) for i in range(3)] for e in experts]
         if kind == "down_proj":
@@ -141,10 +143,11 @@ def write_random_checkpoint(
     for spec in specs.values():
         if not fused or spec.expert is None:
             own = "F32" if spec.role == "router_bias" else dtype
-            entries.append(TensorEntry(spec.name, own, spec.shape))
+            entries.append(TensorEntry(config.stored_name(spec.name), own, spec.shape))
     if fused:
         for layer in config.moe_layers:
-            prefix = f"{config.layer_prefix(layer)}{config.family.experts_in_memory}."
+            place = f"{config.layer_prefix(layer)}{config.family.experts_in_memory}."
+            prefix = config.stored_name(place)
             experts, width, hidden = (
                 config.num_experts,
                 config.moe_intermediate_size,
@@ -163,7 +166,10 @@ def write_random_checkpoint(
 def write_holes(directory: Path, raw: Mapping[str, Any]) -> Path:
     """The headers of ``raw``'s checkpoint in shards, the weights behind them holes in the files."""
     config = read_config(dict(raw), FAMILIES)
-    entries = [TensorEntry(spec.name, "BF16", spec.shape) for spec in expected_tensors(config)]
+    entries = [
+        TensorEntry(config.stored_name(spec.name), "BF16", spec.shape)
+        for spec in expected_tensors(config)
+    ]
     shards = plan_shards(entries)
     for shard in shards:
         with (directory / shard.name).open("wb") as stream:

@@ -203,6 +203,7 @@ def _special_ids(
     """Ids of the special tokens: tokenizer_config.json names them, else the configs number them."""
     numbers = {token: number for number, token in enumerate(vocabulary.tokens)}
     configs = [_optional(directory / name) for name in ("config.json", "generation_config.json")]
+    configs.append(configs[0].get("text_config") or {})  # of a wrapped language model
     found: dict[str, int] = {}
     for key, hf_key in _SPECIAL.items():
         token = settings.get(f"{hf_key}_token")

@@ -26,7 +26,7 @@ _SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
 def judge(path: Path, request: JudgeRequest) -> Judge:
     """`Exporter.judge` of the directory ``path``."""
     files, config = read_directory(path), request.reference.config
-    require_family(path, config.family.model_type, files.config.get("model_type"))
+    require_family(path, str(config.raw["model_type"]), files.config.get("model_type"))
     require_sizes(path, {name: (getattr(config, name), files.number(name)) for name in _SIZES})
     options = RunOptions(context=request.tokens.shape[1], threads=request.threads)
     # Opened and closed again: what is wrong shows before the long forwards, beside which the

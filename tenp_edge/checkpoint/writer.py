@@ -229,8 +229,8 @@ def _card_text(source: ModelSource, name: str) -> str:
     widths = [width for row in config.expert_widths.values() for width in row]
     total = sum(shard.nbytes for shard in checkpoint_shards(source))
     kept = 3 * config.hidden_size * config.expert_neurons
-    left_out = len(source.checkpoint.left_out)
-    extra = f"| multi-token prediction | left out ({left_out} tensors) |\n" if left_out else ""
+    left_out = source.checkpoint.left_out_text
+    extra = f"| left out | {left_out} |\n" if left_out else ""
     removed = "some of its routed experts" if plan.removes_experts else "neurons of its experts"
     loading = _NARROWED if _is_narrowed(source) else "Load it with:"
     return f"""\

@@ -38,7 +38,7 @@ def transformers_config(config: ModelConfig) -> Any:
     counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
     raw |= dict.fromkeys(counts or [config.family.experts_key], config.num_experts)
     try:
-        return AutoConfig.for_model(config.family.model_type, **raw)
+        return AutoConfig.for_model(config.transformers_type, **raw)
     except Exception as error:  # transformers checks keys that are none of ours, in many ways
         why = " ".join(str(error).split())[:200]
         raise UserError(

@@ -15,6 +15,7 @@ from typing import Any
 from tenp_edge.errors import UserError
 from tenp_edge.models.family import MLA, Activation, Family, LayerKeys, ModelConfig, Rope, refuse
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.wrapper import own_keys, unwrap
 
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -66,6 +67,17 @@ _INERT_KEYS = frozenset(
 def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> ModelConfig:
     """Check ``raw`` (config.json) against its family's table and normalise it."""
     family = _family(raw, families)
+    wrapper = family.wrapper
+    if wrapper is None or raw["model_type"] == wrapper.text_type:
+        return _read_text_config(raw, family)
+    _refuse_unknown(own_keys(raw, wrapper), family)
+    text = unwrap(raw, wrapper) | {"architectures": [family.architecture]}
+    found = _read_text_config(text, family)
+    return replace(found, stored_prefix=wrapper.prefix)
+
+
+def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
+    """`read_config` of a language model's own config."""
     _refuse_quantised(raw)
     _refuse_unknown(raw, family)
     config = _Reader(raw, family)
@@ -217,9 +229,12 @@ def _check_groups(experts: int, groups: int, chosen: int, top_k: int) -> None:
 def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
     model_type = raw.get("model_type")
     supported = ", ".join(sorted(families))
-    if isinstance(model_type, str) and model_type in families:
-        return families[model_type]
-    if not any(key in raw for key in EXPERT_KEYS):
+    for family in families.values():
+        text_type = family.wrapper and family.wrapper.text_type
+        if isinstance(model_type, str) and model_type in (family.model_type, text_type):
+            return family
+    text = raw.get("text_config")
+    if not any(key in raw or (isinstance(text, dict) and key in text) for key in EXPERT_KEYS):
         raise UserError(
             f"{model_type!r} is a dense model: it has no routed experts to prune",
             f"a Mixture-of-Experts checkpoint of one of: {supported}",

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from tenp_edge.errors import UserError
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.wrapper import Wrapper
 
 Part = Literal[
     "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
@@ -58,6 +59,8 @@ class Family:
     the last ``sliding_window`` tokens, where config.json has no ``layer_types``; 0: all see all.
     ``layer_keys``: how layers that see everything differ from those of a window.
     ``attention_scale``: what scores are multiplied by; None is 1 / sqrt(head size).
+    ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
+    ``runs_as``: the model_type that transformers runs the language model as, if not its own.
     """
 
     model_type: str
@@ -93,6 +96,8 @@ class Family:
     value_norm: bool = False
     attention_scale: float | None = None
     softcap_key: str | None = None
+    wrapper: Wrapper | None = None
+    runs_as: str | None = None
 
     @property
     def experts_in_memory(self) -> str:
@@ -134,8 +139,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """config.json, normalised. ``raw`` is the file as read; ``expert_widths`` lists, for each MoE
-    layer, the width of every routed expert (all equal in a model that was not pruned)."""
+    """config.json, normalised. ``raw`` is the file as read, of a wrapped model the language model's
+    part of it; ``expert_widths`` lists, for each MoE layer, the width of every routed expert (all
+    equal in a model that was not pruned). ``stored_prefix``: how the files' names begin where the
+    language model's, here and everywhere else, begin with "model."."""
 
     family: Family
     raw: Mapping[str, Any]
@@ -167,6 +174,7 @@ class ModelConfig:
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
     layer_ropes: tuple[Rope, ...] = field(repr=False)
     logit_softcap: float | None = None
+    stored_prefix: str = "model."
 
     @property
     def expert_neurons(self) -> int:
@@ -181,6 +189,16 @@ class ModelConfig:
     def layer_attention(self, layer: int) -> LayerAttention:
         """Heads, sizes and window of ``layer``: what its tensors and its cache follow from."""
         return self.attention_layers[layer]
+
+    @property
+    def transformers_type(self) -> str:
+        """The model_type that transformers runs the language model as."""
+        return self.family.runs_as or str(self.raw["model_type"])
+
+    def stored_name(self, name: str) -> str:
+        """Tensor ``name`` as the files call it."""
+        inside = name.startswith("model.")
+        return self.stored_prefix + name.removeprefix("model.") if inside else name
 
     def layer_prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."

@@ -5,9 +5,27 @@ larger heads, and values that are their keys before norm and rotation.
 """
 
 from tenp_edge.models.family import Family, LayerKeys
+from tenp_edge.models.wrapper import Wrapper
 
 FAMILY = Family(
-    model_type="gemma4_text",
+    model_type="gemma4",
+    wrapper=Wrapper(
+        "gemma4_text",
+        parts=(
+            "vision_config",
+            "audio_config",
+            "vision_soft_tokens_per_image",
+            "boi_token_id",
+            "eoi_token_id",
+            "image_token_id",
+            "video_token_id",
+            "boa_token_id",
+            "eoa_token_id",
+            "eoa_token_index",
+            "audio_token_id",
+        ),
+        tied=True,
+    ),
     architecture="Gemma4ForCausalLM",
     moe_block="",
     projections=("gate_proj", "up_proj", "down_proj"),

@@ -26,6 +26,7 @@ from tenp_edge.models import (
     expected_tensors,
     read_config,
 )
+from tenp_edge.models.wrapper import kinds_text, left_out_kinds
 
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
@@ -35,6 +36,7 @@ _MAX_HEADER_BYTES = 512 * 2**20
 _MANY_TENSORS = 200_000
 _SAMPLES_PER_FILE = 64
 _AGAIN = "download the file again"
+_PREFIX = "model."  # of the language model's tensors, everywhere but in a wrapped one's files
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class ModelFiles:
     def __init__(self, path: str | Path) -> None:
         self.path = _model_directory(Path(path))
         self.config: ModelConfig = read_config(read_json(self.path / "config.json"), FAMILIES)
-        self.tensors = _read_index(self.path)
+        self.tensors = _named_as_text_model(_read_index(self.path), self.config.stored_prefix)
         self._check_number()
         self._check()
 
@@ -157,8 +159,13 @@ class ModelFiles:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Stored tensors that are not part of the language model (DeepSeek's MTP layers)."""
+        """Stored tensors that are not part of the language model (vision, MTP layers)."""
         return tuple(sorted(name for name in self.tensors if name not in self.expected))
+
+    @property
+    def left_out_text(self) -> str:
+        """`left_out` by kind and number, for people; empty where nothing is."""
+        return kinds_text(left_out_kinds(self.left_out))
 
     def is_fused(self, layer: int) -> bool:
         """Whether the layer's experts are stored stacked (gate_up_proj, down_proj)."""
@@ -230,6 +237,24 @@ class ModelFiles:
                     f"{name} has shape {list(stored.shape)}, config.json implies {list(shape)}",
                     "check that config.json belongs to this checkpoint",
                 )
+
+
+def _named_as_text_model(
+    tensors: Mapping[str, StoredTensor], prefix: str
+) -> Mapping[str, StoredTensor]:
+    """``tensors`` under the names that a wrapped language model has on its own."""
+    if prefix == _PREFIX:
+        return tensors
+    renamed = {}
+    for name, tensor in tensors.items():
+        inside = name.startswith(prefix)
+        renamed[_PREFIX + name.removeprefix(prefix) if inside else name] = tensor
+    if len(renamed) < len(tensors):
+        raise UserError(
+            f"the checkpoint has tensors both of {prefix}* and of {_PREFIX}* by the same names",
+            "the checkpoint as it was published",
+        )
+    return renamed
 
 
 def _model_directory(path: Path) -> Path:

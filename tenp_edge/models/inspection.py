@@ -29,7 +29,7 @@ class ModelSummary:
 
     ``active_parameters``: read for one token, at the mean width of the routed experts, the
     embedding counted as the one row it needs. ``left_out``: stored tensors that are no part of the
-    language model (multi-token prediction); their bytes are in ``left_out_bytes`` only.
+    language model (vision, audio, multi-token prediction); their bytes: ``left_out_bytes`` only.
     """
 
     path: str

@@ -79,9 +79,7 @@ def run_compress(
     """
     checkpoint = Checkpoint(model)
     if checkpoint.left_out:
-        progress.note(
-            f"{len(checkpoint.left_out)} tensors of multi-token prediction layers are left out"
-        )
+        progress.note(f"{checkpoint.left_out_text} are left out")
     run = _Compress(checkpoint, output, options, progress)
     draft = run.draft_plan()
     run.require_disk(draft)

@@ -172,7 +172,8 @@ def test_mtp_layers_are_dropped_and_no_longer_announced(tmp_path: Path) -> None:
     write_checkpoint(ModelSource(checkpoint, whole_plan(checkpoint)), tmp_path / "out")
     assert Checkpoint(tmp_path / "out").left_out == ()
     assert read_json(tmp_path / "out" / "config.json")["num_nextn_predict_layers"] == 0
-    assert "left out (1 tensors)" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| left out | 1 tensor of multi-token prediction layers |" in card
 
 
 def test_licence_templates_and_card(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tenp_edge.models.wrapper import kinds_text, left_out_kinds
 from tenp_edge.units import format_count, format_size
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
@@ -36,8 +37,8 @@ def summary(inspected: ModelSummary) -> RenderableType:
         )
     if inspected.left_out:
         lines.append(
-            f"left out of every output: {len(inspected.left_out)} tensors of multi-token "
-            f"prediction layers ({format_size(inspected.left_out_bytes)})"
+            f"left out of every output: {kinds_text(left_out_kinds(inspected.left_out))} "
+            f"({format_size(inspected.left_out_bytes)})"
         )
     rows = [
         (part, format_count(size.parameters), format_size(size.bytes), _share(size, inspected))
