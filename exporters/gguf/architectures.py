@@ -34,8 +34,17 @@ NAMES = {
     "k_b": "blk.{layer}.attn_k_b.weight",
     "v_b": "blk.{layer}.attn_v_b.weight",
     "post_attention_norm": "blk.{layer}.ffn_norm.weight",
+    "attention_out_norm": "blk.{layer}.post_attention_norm.weight",
+    "block_out_norm": "blk.{layer}.post_ffw_norm.weight",
+    "mlp_out_norm": "blk.{layer}.post_ffw_norm_1.weight",
+    "routed_norm": "blk.{layer}.pre_ffw_norm_2.weight",
+    "routed_out_norm": "blk.{layer}.post_ffw_norm_2.weight",
+    "layer_scale": "blk.{layer}.layer_output_scale.weight",
+    "rope_factors": "rope_freqs.weight",
     "router": "blk.{layer}.ffn_gate_inp.weight",
     "router_bias": "blk.{layer}.exp_probs_b.bias",
+    "router_scale": "blk.{layer}.ffn_gate_inp.scale",
+    "routed_scale": "blk.{layer}.ffn_down_exps.scale",
     "shared_router": "blk.{layer}.ffn_gate_inp_shexp.weight",
     "shared_gate": "blk.{layer}.ffn_gate_shexp.weight",
     "shared_up": "blk.{layer}.ffn_up_shexp.weight",
@@ -57,6 +66,7 @@ class Architecture:
     ``permuted``: q and k rows are interleaved for llama.cpp's pairwise rotary embedding.
     ``square``: attention.key_length x heads must be the hidden size.
     ``output_needed``: a tied model still stores output.weight.
+    ``by_layer``: keys say which layers see a window, and heads and rotation of both kinds.
     """
 
     name: str
@@ -67,6 +77,7 @@ class Architecture:
     output_needed: bool = False
     qkv_bias: bool = False
     leading_dense: bool = False
+    by_layer: bool = False
 
 
 ARCHITECTURES = {
@@ -80,6 +91,7 @@ ARCHITECTURES = {
     "mixtral": Architecture("llama", norm_topk=True, own_width=False, permuted=True),
     "deepseek_v2": Architecture("deepseek2", norm_topk=None, leading_dense=True),
     "deepseek_v3": Architecture("deepseek2", norm_topk=None, leading_dense=True),
+    "gemma4": Architecture("gemma4", norm_topk=True, by_layer=True),
 }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import ManifestTensor
 from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, NAMES, architecture
+from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.metadata import expert_width, shared_count
 from tenp_edge.exporters.gguf.recipes import TypeRecipe
 from tenp_edge.exporters.gguf.types import TYPES
@@ -22,7 +23,8 @@ class Entry:
     """One tensor of the file and where it comes from.
 
     ``role`` says what is done to the source tensor ``name``; experts are named by layer (and
-    ``expert`` in the per-expert layout, None when the tensor stacks them all). ``wanted`` is the
+    ``expert`` in the per-expert layout, None when the tensor stacks them all); what has neither
+    name nor layer is computed. ``wanted`` is the
     type it would have if its row length allowed.
     """
 
@@ -52,8 +54,17 @@ def entries(config: ModelConfig, layout: str, recipe: TypeRecipe) -> list[Entry]
         tied = (config.vocab_size, config.hidden_size)
         spec = TensorSpec("model.embed_tokens.weight", tied, "output", "embeddings")
         found += _plain(config, layout, recipe, spec)
+    found += _computed(config, recipe)
     _check_rules(recipe, found)
     return found
+
+
+def _computed(config: ModelConfig, recipe: TypeRecipe) -> Iterator[Entry]:
+    for role, tensor in computed_tensors(config).items():
+        name, shape = NAMES[role], tuple(tensor.shape)
+        wanted, kind = recipe.choose(name, role, None, shape)
+        entry = ManifestTensor(name, shape, kind, TYPES[kind].nbytes(shape), "other")
+        yield Entry(entry, role, wanted)
 
 
 def _check_rules(recipe: TypeRecipe, found: list[Entry]) -> None:
