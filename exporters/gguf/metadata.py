@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, f32, text, u32, u32s, u64
 from tenp_edge.exporters.gguf.types import FILE_TYPES
-from tenp_edge.models import ModelConfig
+from tenp_edge.models import LayerAttention, ModelConfig
 from tenp_edge.runtime.gguf.model_metadata import LAYOUT, OWN
 from tenp_edge.runtime.memory.footprint import PlannedRun
 
@@ -80,18 +80,19 @@ def _sizes(config: ModelConfig) -> _Fields:
 
 
 def _attention(config: ModelConfig) -> _Fields:
+    own, mla = _one_attention(config), config.mla
     fields = {
-        "attention.head_count": u32(config.num_attention_heads),
+        "attention.head_count": u32(own.heads),
         "attention.layer_norm_rms_epsilon": f32(config.rms_norm_eps),
     }
-    mla = config.mla
     if mla is None:
-        return fields | {
-            "attention.head_count_kv": u32(config.num_key_value_heads),
-            "attention.key_length": u32(config.head_dim),
-            "attention.value_length": u32(config.head_dim),
-            "rope.dimension_count": u32(config.head_dim),
+        fields |= {
+            "attention.head_count_kv": u32(own.kv_heads),
+            "attention.key_length": u32(own.head_dim),
+            "attention.value_length": u32(own.head_dim),
+            "rope.dimension_count": u32(own.head_dim),
         }
+        return {**fields, **_window(config)}
     # The absorbed form is multi-query attention: one KV head of lora + rope, V a view of K.
     return fields | {
         "attention.head_count_kv": u32(1),
@@ -103,6 +104,19 @@ def _attention(config: ModelConfig) -> _Fields:
         "attention.value_length_mla": u32(mla.v_head_dim),
         "rope.dimension_count": u32(mla.qk_rope_head_dim),
     }
+
+
+def _one_attention(config: ModelConfig) -> LayerAttention:
+    """Heads and sizes, the same in every layer of the architectures that are known."""
+    own = config.layer_attention(0)
+    assert all(replace(other, window=own.window) == own for other in config.attention_layers)
+    return own
+
+
+def _window(config: ModelConfig) -> _Fields:
+    """Which layers have one is llama.cpp's own knowledge (`check_architecture` compares)."""
+    windows = [own.window for own in config.attention_layers if own.window is not None]
+    return {"attention.sliding_window": u32(max(windows))} if windows else {}
 
 
 def _experts(config: ModelConfig, layout: str) -> _Fields:

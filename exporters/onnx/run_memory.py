@@ -9,7 +9,7 @@ import torch
 
 from tenp_edge.exporters.base import ExportOptions, FixedLengths
 from tenp_edge.exporters.onnx.files.stored import Stored, as_array
-from tenp_edge.exporters.onnx.graph.cache import cache_shape
+from tenp_edge.exporters.onnx.graph.cache import cache_shapes
 from tenp_edge.exporters.onnx.linear.quantise import Floats, quantise_blocks, quantise_rows
 from tenp_edge.models import ModelConfig
 from tenp_edge.runtime.memory.footprint import MemoryRun, RunMemory
@@ -32,16 +32,16 @@ def run_memory(
     """
     if options.lengths is not None:
         return _fixed_memory(config, options.lengths, weights)
-    cache = cache_shape(config, options.latent_cache)
+    caches = cache_shapes(config, options.latent_cache)
     width = max(max(row) for row in config.expert_widths.values())
     routed = config.num_experts_per_tok * (3 * config.hidden_size + 3 * width)
     dense = 3 * max(config.intermediate_size, config.shared_intermediate_size)
     token = 2 * config.vocab_size + routed + dense + 8 * config.hidden_size
-    cell = 2 * config.num_attention_heads + 2
+    cell = 2 * most_heads(config) + 2
     session = len(weights) * _TENSOR_BYTES
     return RunMemory(
         weights_bytes=sum(stored.nbytes for stored in weights),
-        kv_bytes=2 * cache.bytes_per_token(config.num_hidden_layers) * run.context,
+        kv_bytes=2 * sum(cache.bytes_per_token for cache in caches) * run.context,
         compute_bytes=4 * min(run.ubatch, run.context) * (token + cell * run.context),
         process_bytes=_PROCESS_BYTES + session,
         file_process_bytes=session,
@@ -58,11 +58,11 @@ def _fixed_memory(
     Per token and place: the scores of every head, of which three steps are held at once, and the
     mask. The decoding session adds its nodes.
     """
-    cache = cache_shape(config, pads_values=False).bytes_per_token(config.num_hidden_layers)
+    cache = sum(shape.bytes_per_token for shape in cache_shapes(config, pads_values=False))
     width = max(max(row) for row in config.expert_widths.values())
     widest = max(width, config.intermediate_size, config.shared_intermediate_size)
     token = 2 * config.vocab_size + 4 * widest + 10 * config.hidden_size + 4 * config.num_experts
-    cell = 3 * config.num_attention_heads + 3
+    cell = 3 * most_heads(config) + 3
     tokens, places = lengths.batch * lengths.length, lengths.past + lengths.length
     session = 2 * len(weights) * _TENSOR_BYTES
     return RunMemory(
@@ -72,6 +72,11 @@ def _fixed_memory(
         process_bytes=_PROCESS_BYTES + session,
         file_process_bytes=session,
     )
+
+
+def most_heads(config: ModelConfig) -> int:
+    """Of any layer."""
+    return max(own.heads for own in config.attention_layers)
 
 
 # How a quantisation encodes a matrix; without one it is only laid out as MatMul takes it.

@@ -97,7 +97,7 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         raise contradiction(f"{heads} attention heads do not divide by {kv_heads} key/value heads")
     head_dim = _head_dim(config, mla, hidden, heads)
     latent = mla.kv_lora_rank + mla.qk_rope_head_dim if mla else 0
-    windowed = _windowed_layers(config, family, layers)
+    windows = _windows(config, family, layers)
     attention = LayerAttention(heads, kv_heads, head_dim, latent=latent)
     ropes = _ropes(config, family)
     return ModelConfig(
@@ -128,8 +128,8 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         mla=mla,
         dtype=_dtype(config),
         expert_widths=_expert_widths(raw, moe_layers, experts, width),
-        attention_layers=_attention_layers(config, family, attention, windowed),
-        layer_ropes=tuple(ropes[_SLIDING if within else _FULL] for within in windowed),
+        attention_layers=_attention_layers(config, family, attention, windows),
+        layer_ropes=tuple(ropes[_SLIDING if window else _FULL] for window in windows),
         logit_softcap=_softcap(config, family),
     )
 
@@ -322,33 +322,37 @@ def _head_dim(config: _Reader, mla: MLA | None, hidden: int, heads: int) -> int:
     return hidden // heads if explicit is None else config.integer("head_dim")
 
 
-def _windowed_layers(config: _Reader, family: Family, layers: int) -> list[bool]:
-    """Which layers see a window only; transformers lets the last one see everything."""
-    if family.layer_keys is None:
-        return [False] * layers
+def _windows(config: _Reader, family: Family, layers: int) -> list[int | None]:
+    """The window of each layer, None where it looks at everything."""
     every, types = family.full_attention_every, config.value("layer_types")
+    if not every or config.value("sliding_window") is None:
+        return [None] * layers
     if types is None:
-        types = [_FULL if (layer + 1) % every == 0 else _SLIDING for layer in range(layers)]
+        types = [_SLIDING if (layer + 1) % every else _FULL for layer in range(layers)]
     if not isinstance(types, list) or len(types) != layers:
         raise malformed("layer_types", types, f"a list of {layers} layers")
     for kind in types:
         if kind not in (_FULL, _SLIDING):
             raise refuse(f"layer_types with {kind!r}", f"{_FULL}, {_SLIDING}")
-    return [kind == _SLIDING for kind in types[:-1]] + [False]
+    window = config.integer("sliding_window")
+    windows = [window if kind == _SLIDING else None for kind in types]
+    # transformers lets the last layer of such a family see everything, whatever is said.
+    return windows if family.layer_keys is None else [*windows[:-1], None]
 
 
 def _attention_layers(
-    config: _Reader, family: Family, plain: LayerAttention, windowed: Sequence[bool]
+    config: _Reader, family: Family, plain: LayerAttention, windows: Sequence[int | None]
 ) -> tuple[LayerAttention, ...]:
     keys = family.layer_keys
     if keys is None:
-        return (plain,) * len(windowed)
-    window, shared = config.integer("sliding_window"), config.flag(keys.shared_values)
-    layers = []
-    for layer, within in enumerate(windowed):
-        own = _full_layer(config, keys, plain, layer, shared=shared)
-        layers.append(replace(plain, window=window) if within else own)
-    return tuple(layers)
+        return tuple(replace(plain, window=window) for window in windows)
+    shared = config.flag(keys.shared_values)
+    return tuple(
+        _full_layer(config, keys, plain, layer, shared=shared)
+        if window is None
+        else replace(plain, window=window)
+        for layer, window in enumerate(windows)
+    )
 
 
 def _full_layer(

@@ -14,7 +14,12 @@ from typing import Any
 from tenp_edge.exporters.base import Manifest
 from tenp_edge.models import ModelConfig
 from tenp_edge.planning.devices import THIS_MACHINE_OVERHEAD_BYTES, DeviceProfile
-from tenp_edge.runtime.memory.footprint import MemoryRun, RunMemory, known_kv_type
+from tenp_edge.runtime.memory.footprint import (
+    MemoryRun,
+    RunMemory,
+    cache_places,
+    known_kv_type,
+)
 
 # Token text, hash maps and merges that llama.cpp keeps per entry of the vocabulary: measured 290
 # at 150,000 tokens of 3 to 10 letters.
@@ -102,18 +107,14 @@ def expert_bytes(manifest: Manifest) -> int:
     return sum(tensor.nbytes for tensor in manifest.tensors if tensor.part == "routed experts")
 
 
-def padded_context(context: int) -> int:
-    """llama.cpp rounds a context up to a multiple of 256 cells."""
-    return -(-context // 256) * 256
-
-
 def kv_bytes(config: ModelConfig, run: MemoryRun) -> int:
-    """The whole KV cache: keys and values per head, or MLA's latent and rotary key only."""
-    cells = config.num_hidden_layers * padded_context(run.context)
+    """The whole KV cache, layer by layer: keys and values per head, or MLA's latent and rotary key
+    only, of the whole context or of a window."""
     row_bytes = known_kv_type(run.kv_type).row_bytes
-    if config.mla is not None:
-        return cells * row_bytes(config.mla.kv_lora_rank + config.mla.qk_rope_head_dim)
-    return cells * 2 * row_bytes(config.num_key_value_heads * config.head_dim)
+    return sum(
+        cache_places(run.context, own.window, run.ubatch) * sum(map(row_bytes, own.cache_rows))
+        for own in map(config.layer_attention, range(config.num_hidden_layers))
+    )
 
 
 def compute_bytes(config: ModelConfig, run: MemoryRun) -> int:
@@ -122,9 +123,10 @@ def compute_bytes(config: ModelConfig, run: MemoryRun) -> int:
     With flash attention, as files are run here for every KV type. Per token, in floats:
     the widest MLP (gate, up, their product, four hidden states), or two widths and two outputs of
     every chosen expert (and the shared expert's output); plus one float16 of attention mask per
-    cell. Against llama.cpp's no-alloc projection for Qwen3-30B, Qwen1.5-MoE, DeepSeek-V2-Lite,
-    OLMoE, Mixtral (full and half width) and a 40M model, ubatch 32 to 2048, context 512 to 32768:
-    never below; at most 14 % above but for Qwen3-30B at half width (20 %) and OLMoE (50 %).
+    cell, of each window. Against llama.cpp's no-alloc projection for Qwen3-30B, Qwen1.5-MoE,
+    DeepSeek-V2-Lite, OLMoE, Mixtral (full and half width) and a 40M model, ubatch 32 to 2048,
+    context 512 to 32768: never below; at most 14 % above but for Qwen3-30B at half width (20 %) and
+    OLMoE (50 %).
     """
     hidden, top_k = config.hidden_size, config.num_experts_per_tok
     width = max(max(row) for row in config.expert_widths.values())
@@ -132,7 +134,9 @@ def compute_bytes(config: ModelConfig, run: MemoryRun) -> int:
     mlp = 3 * max(top_k * width, config.shared_intermediate_size, dense) + 4 * hidden
     shared = 2 * hidden if config.shared_intermediate_size else 0
     floats = max(mlp, 2 * top_k * (hidden + width) + shared)
-    cells, tokens = padded_context(run.context), min(run.ubatch, run.context)
+    windows = {own.window for own in config.attention_layers}
+    cells = sum(cache_places(run.context, window, run.ubatch) for window in windows)
+    tokens = min(run.ubatch, run.context)
     return tokens * (4 * floats + 2 * cells + 512)
 
 

@@ -76,6 +76,11 @@ class Session(ABC):
     def _forget(self, keep: int) -> None:
         """Make the cache forget everything from position ``keep`` on."""
 
+    def _can_return_to(self, keep: int) -> bool:
+        """Whether the cache still holds what a token behind the first ``keep`` sees. Layers of a
+        window overwrite what is older."""
+        return True
+
     @abstractmethod
     def close(self) -> None:
         """Free the model."""
@@ -127,12 +132,14 @@ class Session(ABC):
 
     def keep_shared(self, tokens: Sequence[int]) -> int:
         """Go back to what the cache shares with ``tokens``, without the last of them, whose logits
-        are still to come; how many tokens that is."""
+        are still to come; how many tokens that is: none where it cannot go back so far."""
         shared = 0
         for old, new in zip(self._tokens, tokens[:-1], strict=False):
             if old != new:
                 break
             shared += 1
+        if not self._can_return_to(shared):
+            shared = 0
         self.reset(shared)
         return shared
 

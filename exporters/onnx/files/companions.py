@@ -17,7 +17,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.writer import MARKER, copied_files
 from tenp_edge.disk import read_json
 from tenp_edge.exporters.base import FixedLengths
-from tenp_edge.exporters.onnx.graph.cache import cache_shape
+from tenp_edge.exporters.onnx.graph.cache import cache_shapes
 from tenp_edge.models import EXPERT_KEYS, ModelConfig
 from tenp_edge.runtime.memory.footprint import PlannedRun
 from tenp_edge.version import __version__
@@ -121,7 +121,8 @@ def genai_config(
     config: ModelConfig, generation: Mapping[str, Any], genai: Genai
 ) -> dict[str, Any]:
     """For onnxruntime-genai, which knows any decoder by the type "decoder"."""
-    cache = cache_shape(config)
+    # One size for all layers: `Genai` is None where they differ.
+    cache = cache_shapes(config)[0]
     names = {
         "input_ids": "input_ids",
         "attention_mask": "attention_mask",

@@ -17,22 +17,23 @@ from tenp_edge.exporters.onnx.graph.rope import attention_scale
 
 def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     """(batch, query, hidden) -> (batch, query, hidden)."""
-    config = c.config
-    counts = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
+    own = c.config.layer_attention(layer)
+    counts = {"q": own.heads, "k": own.kv_heads}
     rotated = {}
     for role, count in counts.items():
         projected = c.linear(f"{path}/{role}_proj", x, role, layer)
         normed = _normed(c, f"{path}/{role}_norm", projected, role, layer, count)
         rotated[role] = c.makers.rotary(c, f"{path}/{role}_rotary", normed, count, False)
     v = c.linear(f"{path}/v_proj", x, "v", layer)
-    heads = Heads(counts["q"], counts["k"], attention_scale(config))
+    heads = Heads(own.heads, own.kv_heads, attention_scale(c.config, layer), own.window)
     mixed = c.makers.attend(c, path, rotated["q"], rotated["k"], v, heads, layer)
     return c.linear(f"{path}/o_proj", mixed, "o", layer)
 
 
 def _normed(c: Context, path: str, x: ir.Value, role: str, layer: int, heads: int) -> ir.Value:
     """RMSNorm of q or k as the family has it: none, per head, or over all heads at once."""
-    kind, size, epsilon = c.config.family.qk_norm, c.config.head_dim, c.config.rms_norm_eps
+    kind, epsilon = c.config.family.qk_norm, c.config.rms_norm_eps
+    size = c.config.layer_attention(layer).head_dim
     if kind == "none":
         return x
     if kind == "projection":

@@ -37,20 +37,20 @@ class Run:
     """Values that every layer needs.
 
     ``shape``: what rows of tokens are reshaped to, (batch, query, whatever is left).
-    ``mask``: (batch, 1, query, key); bool, True where a query may look, or in a static graph
-    float, what is added to the scores; None where ``keys`` takes its place.
+    ``masks``: by window (batch, 1, query, key); bool, True where a query may look, or in a static
+    graph float, what is added to the scores; empty where ``keys`` takes their place.
     ``cos``, ``sin``: (batch, query, rotary dimensions / 2).
     ``past``: keys and values of each layer, (batch, heads, past, size).
-    ``present``: dimensions of a layer's keys and values after this run.
+    ``present``: dimensions of each layer's keys and values after this run.
     """
 
     shape: ir.Value | list[int]
-    mask: ir.Value | None
+    masks: Mapping[int | None, ir.Value]
     cos: ir.Value
     sin: ir.Value
     past: tuple[tuple[ir.Value, ir.Value], ...]
-    present: tuple[Dims, Dims]
-    cache: CacheShape
+    present: tuple[tuple[Dims, Dims], ...]
+    caches: tuple[CacheShape, ...]
     static: Fixed | None = None
     keys: KeyCounts | None = None
 
@@ -79,11 +79,13 @@ class Rotary(Protocol):
 
 @dataclass(frozen=True)
 class Heads:
-    """Heads of the queries and of the cache, and what scores are multiplied by."""
+    """Heads of the queries and of the cache, what scores are multiplied by, and how many tokens a
+    query sees (None: all before it)."""
 
     query: int
     cached: int
     scale: float
+    window: int | None = None
 
 
 class Attend(Protocol):
@@ -192,6 +194,6 @@ class Context:
         """Announce the kept caches: outputs come after the logits, which callers look for first."""
         for layer, key, value in self._present:
             for name, kept, dims in zip(
-                ("key", "value"), (key, value), self.run.present, strict=True
+                ("key", "value"), (key, value), self.run.present[layer], strict=True
             ):
                 self.g.output(kept, f"present.{layer}.{name}", FLOAT, dims)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.graph.attention import grouped_query
 from tenp_edge.exporters.onnx.graph.builder import FLOAT, GraphBuilder
-from tenp_edge.exporters.onnx.graph.cache import cache_shape
+from tenp_edge.exporters.onnx.graph.cache import cache_shapes
 from tenp_edge.exporters.onnx.graph.context import Context, Makers
 from tenp_edge.exporters.onnx.graph.inputs import Lengths, make_inputs
 from tenp_edge.exporters.onnx.graph.mla import latent_attention
@@ -37,8 +37,8 @@ def build_decoder(
 ) -> None:
     """Everything from input_ids to logits and present, into ``g``."""
     c = Context(g, config, makers, latent)
-    cache = cache_shape(config, latent, makers.pads_values)
-    ids, c.run = make_inputs(g, config, cache, lengths, makers)
+    caches = cache_shapes(config, latent, makers.pads_values)
+    ids, c.run = make_inputs(g, config, caches, lengths, makers)
     embedding = plain_weight(g, c.spec("embed"))
     x = g.op("/model/embed_tokens", "Gather", [embedding, ids], axis=0)
     for layer in range(config.num_hidden_layers):

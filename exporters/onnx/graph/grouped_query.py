@@ -43,6 +43,7 @@ def attend(
         num_heads=heads.query,
         kv_num_heads=heads.cached,
         scale=heads.scale,
+        **({} if heads.window is None else {"local_window_size": heads.window}),
     )
     c.present(layer, key, value)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,31 +39,36 @@ class Lengths:
 
 
 def make_inputs(
-    g: GraphBuilder, config: ModelConfig, cache: CacheShape, lengths: Lengths, makers: Makers
+    g: GraphBuilder,
+    config: ModelConfig,
+    caches: Sequence[CacheShape],
+    lengths: Lengths,
+    makers: Makers,
 ) -> tuple[ir.Value, Run]:
     """input_ids, attention_mask, position_ids and the cache; returns the ids and the `Run`."""
     ids = g.input("input_ids", INT64, [lengths.batch, lengths.query])
     attention = g.input("attention_mask", INT64, [lengths.batch, lengths.total])
     positions = g.input("position_ids", INT64, [lengths.batch, lengths.query])
-    past = past_inputs(g, config, *cache_dims(cache, lengths.batch, lengths.past))
+    past = past_inputs(g, caches, lengths.batch, lengths.past)
     cos, sin = make_rotations(g, config, positions)
-    fixed = lengths.fixed
-    mask, keys = None, None
+    masks: Mapping[int | None, ir.Value] = {}
+    keys = None
     if makers.count_keys is not None and makers.counts_keys(config):
         keys = makers.count_keys(g, attention)
-    elif fixed is None:
-        mask = make_mask(g, ids, attention)
+    elif lengths.fixed is None:
+        windows = sorted({own.window for own in config.attention_layers if own.window})
+        masks = make_masks(g, ids, attention, windows)
     else:
-        mask = static_mask(g, attention, fixed)
+        masks = {None: static_mask(g, attention, lengths.fixed)}
     return ids, Run(
-        shape=_tokens_shape(g, ids, fixed),
-        mask=mask,
+        shape=_tokens_shape(g, ids, lengths.fixed),
+        masks=masks,
         cos=cos,
         sin=sin,
         past=past,
-        present=cache_dims(cache, lengths.batch, lengths.kept),
-        cache=cache,
-        static=fixed,
+        present=tuple(cache_dims(cache, lengths.batch, lengths.kept) for cache in caches),
+        caches=tuple(caches),
+        static=lengths.fixed,
         keys=keys,
     )
 
@@ -75,8 +81,11 @@ def _tokens_shape(g: GraphBuilder, ids: ir.Value, fixed: Fixed | None) -> ir.Val
     return g.op("/model/shape", "Concat", [shape, [-1]], axis=0)
 
 
-def make_mask(g: GraphBuilder, ids: ir.Value, attention: ir.Value) -> ir.Value:
-    """bool (batch, 1, query, key): keys up to the query's own that are not padding.
+def make_masks(
+    g: GraphBuilder, ids: ir.Value, attention: ir.Value, windows: Iterable[int]
+) -> dict[int | None, ir.Value]:
+    """bool (batch, 1, query, key): keys up to the query's own that are not padding, under None; and
+    of those by window the ones that are not too far back.
 
     keys 0..total ──┬── LessOrEqual own ──────────────────── causal ──┐
     own key of each ┤                                                 And ── mask
@@ -97,7 +106,14 @@ def make_mask(g: GraphBuilder, ids: ir.Value, attention: ir.Value) -> ir.Value:
     real = g.op(f"{_PATH}/padding", "Cast", [attention], to=BOOL)
     real = g.op(f"{_PATH}/padding", "Unsqueeze", [real, [1, 2]])  # (batch, 1, 1, key)
     seen = g.op(_PATH, "Or", [real, itself])
-    return g.op(_PATH, "And", [causal, seen])
+    mask = g.op(_PATH, "And", [causal, seen])
+    masks: dict[int | None, ir.Value] = {None: mask}
+    for window in windows:
+        path = f"{_PATH}/window_{window}"
+        oldest = g.op(f"{path}/oldest", "Sub", [own, window - 1])
+        near = g.op(f"{path}/near", "GreaterOrEqual", [keys, oldest])
+        masks[window] = g.op(path, "And", [mask, near])
+    return masks
 
 
 # What is added to a score that does not count: its exponential is 0 in float32 and float16 alike,
@@ -111,7 +127,7 @@ def static_mask(g: GraphBuilder, attention: ir.Value, fixed: Fixed) -> ir.Value:
     attention_mask ── Cast ── Unsqueeze ── Mul earlier ── Add itself ── Sub 1 ── Mul 10,000
 
     Keys are the places of the cache, then the new tokens; ``earlier`` and ``itself`` are constants.
-    A query always sees itself, see `make_mask`.
+    A query always sees itself, see `make_masks`.
     """
     earlier = np.tri(fixed.query, fixed.past + fixed.query, fixed.past - 1, dtype=np.float32)
     itself = np.eye(fixed.query, fixed.past + fixed.query, fixed.past, dtype=np.float32)

@@ -23,34 +23,35 @@ _EPSILON = 1e-6
 
 def latent_attention(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     """(batch, query, hidden) -> (batch, query, hidden)."""
-    count = c.config.num_attention_heads
+    count = c.config.layer_attention(layer).heads
     q = _query(c, path, x, layer)
     latent, position = _low_rank(c, path, x, layer)
     if c.latent:
         latent, position = _with_past(c, f"{path}/cache", latent, position, layer)
-    k, v = _expanded(c, path, latent, position, layer)
-    heads = Heads(count, count, attention_scale(c.config))
+    size = c.run.caches[layer].value_size
+    k, v = _expanded(c, path, latent, position, layer, size)
+    heads = Heads(count, count, attention_scale(c.config, layer))
     mixed = c.makers.attend(c, path, q, k, v, heads, None if c.latent else layer)
-    mixed = _values_alone(c, f"{path}/v_unpad", mixed)
+    mixed = _values_alone(c, f"{path}/v_unpad", mixed, count, size)
     return c.linear(f"{path}/o_proj", mixed, "o", layer)
 
 
 def _query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     """(batch, query, heads x head_dim), the rotary part of each head rotated and last."""
-    mla, heads = c.mla, c.config.num_attention_heads
+    mla, own = c.mla, c.config.layer_attention(layer)
     if mla.q_lora_rank is None:
         q = c.linear(f"{path}/q_proj", x, "q", layer)
     else:
         low = c.linear(f"{path}/q_a_proj", x, "q_a", layer)
         low = c.norm(f"{path}/q_a_norm", low, "q_a_norm", layer, _EPSILON)
         q = c.linear(f"{path}/q_b_proj", low, "q_b", layer)
-    by_head = c.g.op(f"{path}/q_heads", "Reshape", [q, [0, 0, heads, c.config.head_dim]])
+    by_head = c.g.op(f"{path}/q_heads", "Reshape", [q, [0, 0, own.heads, own.head_dim]])
     sizes = [mla.qk_nope_head_dim, mla.qk_rope_head_dim]
     plain, position = _cut(c, f"{path}/q_heads", by_head, sizes)
-    flat = c.g.op(f"{path}/q_flat", "Reshape", [position, [0, 0, heads * sizes[1]]])
-    rotated = c.makers.rotary(c, f"{path}/q_rotary", flat, heads, True)
-    rotated = c.g.op(f"{path}/q_rotated", "Reshape", [rotated, [0, 0, heads, sizes[1]]])
-    return _joined(c, f"{path}/q", plain, rotated)
+    flat = c.g.op(f"{path}/q_flat", "Reshape", [position, [0, 0, own.heads * sizes[1]]])
+    rotated = c.makers.rotary(c, f"{path}/q_rotary", flat, own.heads, True)
+    rotated = c.g.op(f"{path}/q_rotated", "Reshape", [rotated, [0, 0, own.heads, sizes[1]]])
+    return _joined(c, f"{path}/q", plain, rotated, own.heads * own.head_dim)
 
 
 def _low_rank(c: Context, path: str, x: ir.Value, layer: int) -> tuple[ir.Value, ir.Value]:
@@ -77,10 +78,10 @@ def _with_past(
 
 
 def _expanded(
-    c: Context, path: str, latent: ir.Value, position: ir.Value, layer: int
+    c: Context, path: str, latent: ir.Value, position: ir.Value, layer: int, size: int
 ) -> tuple[ir.Value, ir.Value]:
-    """Keys (batch, key, heads x head_dim) and values (batch, key, heads x cached value size)."""
-    mla, heads = c.mla, c.config.num_attention_heads
+    """Keys (batch, key, heads x head_dim) and values (batch, key, heads x cached ``size``)."""
+    mla, heads = c.mla, c.config.layer_attention(layer).heads
     both = c.linear(f"{path}/kv_b_proj", latent, "kv_b", layer)
     sizes = [mla.qk_nope_head_dim, mla.v_head_dim]
     both = c.g.op(f"{path}/kv_heads", "Reshape", [both, [0, 0, heads, sum(sizes)]])
@@ -88,12 +89,12 @@ def _expanded(
     rotary = mla.qk_rope_head_dim
     one = c.g.op(f"{path}/k_rotated", "Reshape", [position, [0, 0, 1, rotary]])
     every = c.g.op(f"{path}/k_rotated", "Concat", [one] * heads, axis=2)
-    size = c.run.cache.value_size
     if size > mla.v_head_dim:
         pads = [0] * 7 + [size - mla.v_head_dim]
         value = c.g.op(f"{path}/v_pad", "Pad", [value, pads])
     value = c.g.op(f"{path}/v", "Reshape", [value, [0, 0, heads * size]])
-    return _joined(c, f"{path}/k", plain, every), value
+    width = heads * c.config.layer_attention(layer).head_dim
+    return _joined(c, f"{path}/k", plain, every, width), value
 
 
 def _cut(c: Context, path: str, x: ir.Value, sizes: list[int]) -> tuple[ir.Value, ir.Value]:
@@ -105,20 +106,15 @@ def _cut(c: Context, path: str, x: ir.Value, sizes: list[int]) -> tuple[ir.Value
     )
 
 
-def _joined(c: Context, path: str, plain: ir.Value, rotated: ir.Value) -> ir.Value:
-    """(batch, n, heads, size) twice -> (batch, n, heads x head_dim)."""
+def _joined(c: Context, path: str, plain: ir.Value, rotated: ir.Value, width: int) -> ir.Value:
+    """(batch, n, heads, size) twice -> (batch, n, heads x head_dim), which is ``width``."""
     whole = c.g.op(path, "Concat", [plain, rotated], axis=-1)
-    width = c.config.num_attention_heads * c.config.head_dim
     return c.g.op(path, "Reshape", [whole, [0, 0, width]])
 
 
-def _values_alone(c: Context, path: str, mixed: ir.Value) -> ir.Value:
-    """Each head's output without the padding of its values."""
-    heads, size, kept = (
-        c.config.num_attention_heads,
-        c.run.cache.value_size,
-        c.mla.v_head_dim,
-    )
+def _values_alone(c: Context, path: str, mixed: ir.Value, heads: int, size: int) -> ir.Value:
+    """Each head's output without the padding of its values, which are ``size`` long."""
+    kept = c.mla.v_head_dim
     if size == kept:
         return mixed
     by_head = c.g.op(f"{path}/split", "Reshape", [mixed, [0, 0, heads, size]])

@@ -38,7 +38,7 @@ def attend(
         "kv_num_heads": heads.cached,
         "scale": heads.scale,
     }
-    given = [q, k, v, c.run.mask]
+    given = [q, k, v, c.run.masks.get(heads.window)]
     if layer is None:
         return c.g.op(path, "Attention", given, **sizes)
     out, key, value = c.g.ops(path, "Attention", [*given, *c.run.past[layer]], 3, **sizes)

@@ -76,9 +76,9 @@ def yarn_mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def attention_scale(config: ModelConfig) -> float:
+def attention_scale(config: ModelConfig, layer: int) -> float:
     """What scores are multiplied by: 1/sqrt(size), and YaRN's mscale squared in DeepSeek's MLA."""
-    scale: float = config.head_dim**-0.5
+    scale: float = config.layer_attention(layer).head_dim ** -0.5
     every = config.rope.scaling.get("mscale_all_dim") or 0
     if config.mla is None or config.rope.kind == "default" or not every:
         return scale

@@ -83,7 +83,8 @@ def attend(
     size): nothing is repeated, nothing of the cache copied or transposed.
     """
     assert layer is not None
-    key_size, value_size = c.run.cache.key_size, c.run.cache.value_size
+    cache = c.run.caches[layer]
+    key_size, value_size = cache.key_size, cache.value_size
     key = _by_head(c, f"{path}/key", k, heads.cached, key_size)
     value = _by_head(c, f"{path}/value", v, heads.cached, value_size)
     c.present(layer, key, value)
@@ -123,7 +124,7 @@ def _weights(
     whole = g.op(path, "Mul", [whole, np.asarray(heads.scale, np.float32)])
     past, query = c.run.fixed.past, c.run.fixed.query
     by_head = g.op(f"{path}/heads", "Reshape", [whole, [0, heads.query, query, past + query]])
-    masked = g.op(f"{path}/masked", "Add", [by_head, c.run.mask])
+    masked = g.op(f"{path}/masked", "Add", [by_head, c.run.masks[heads.window]])
     shares = g.op(path, "Softmax", [masked], axis=-1)
     return g.op(f"{path}/group", "Reshape", [shares, [0, heads.cached, -1, past + query]])
 

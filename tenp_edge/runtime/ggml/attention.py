@@ -8,19 +8,20 @@ Sizes in comments are as ggml counts, row length first.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tenp_edge.runtime.ggml import bindings as ggml
+from tenp_edge.runtime.ggml.spans import Span
 from tenp_edge.runtime.ggml.weights import Cache, Weights
 from tenp_edge.runtime.gguf.model_metadata import Facts, Mla
 
 
 @dataclass(frozen=True)
 class Step:
-    """One evaluation: ``tokens`` new tokens over ``slots`` cache slots.
+    """One evaluation of ``tokens`` new tokens.
 
-    Inputs of the graph: ``positions`` (tokens) int32, ``rows`` (tokens) int64 the slots that are
-    written, ``mask`` (slots, tokens) F16, 0 or -inf.
+    Inputs of the graph: ``positions`` (tokens) int32, and of every window its `Span`.
     """
 
     library: ggml.Library
@@ -30,10 +31,12 @@ class Step:
     cache: Cache
     flash_attention: bool
     tokens: int
-    slots: int
     positions: int
-    rows: int
-    mask: int
+    spans: Mapping[int | None, Span]
+
+    def span(self, layer: int) -> Span:
+        """What ``layer`` writes and sees of its cache."""
+        return self.spans[self.facts.attention[layer].window]
 
     def weight(self, layer: int, name: str) -> int:
         return self.weights[f"blk.{layer}.{name}"]
@@ -58,7 +61,8 @@ def build_attention(step: Step, layer: int, x: int) -> int:
 
 def _grouped(step: Step, layer: int, x: int) -> int:
     context, facts, tokens = step.context, step.facts, step.tokens
-    size, heads, kv_heads = facts.head_dim, facts.heads, facts.kv_heads
+    own = facts.attention[layer]
+    size, heads, kv_heads = own.head_dim, own.heads, own.kv_heads
     q, k, v = (step.linear(layer, f"attn_{name}", x) for name in "qkv")
     by_row, by_head = (facts.architecture.qk_norm == kind for kind in ("row", "head"))
     if by_row:
@@ -69,13 +73,14 @@ def _grouped(step: Step, layer: int, x: int) -> int:
         q, k = step.norm(layer, "attn_q_norm", q), step.norm(layer, "attn_k_norm", k)
     q, k = _rotate(step, q), _rotate(step, k)
     keys, values = step.cache.layers[layer]
-    _store(step, keys, context.reshape_2d(k, size * kv_heads, tokens))
-    _store(step, values, v)
+    _store(step, layer, keys, context.reshape_2d(k, size * kv_heads, tokens))
+    _store(step, layer, values, v)
     mixed = _attend(
         step,
+        layer,
         context.permute(q, 0, 2, 1, 3),
-        _heads_of(step, keys, size, kv_heads),
-        _heads_of(step, values, size, kv_heads),
+        _heads_of(step, layer, keys, size, kv_heads),
+        _heads_of(step, layer, values, size, kv_heads),
     )
     return context.reshape_2d(mixed, size * heads, tokens)
 
@@ -83,7 +88,7 @@ def _grouped(step: Step, layer: int, x: int) -> int:
 def _latent(step: Step, mla: Mla, layer: int, x: int) -> int:
     """Queries are multiplied into the latent space (k_b), so that all heads share one cache row."""
     context, facts, tokens = step.context, step.facts, step.tokens
-    heads, rope, rank = facts.heads, facts.rope.dimensions, mla.kv_rank
+    heads, rope, rank = facts.attention[layer].heads, facts.rope.dimensions, mla.kv_rank
     row = 4 * (mla.nope + rope)
     q = _queries(step, mla, layer, x)
     q_nope = context.view_3d(q, mla.nope, heads, tokens, row, row * heads, 0)
@@ -100,11 +105,11 @@ def _latent(step: Step, mla: Mla, layer: int, x: int) -> int:
     latent = step.norm(layer, "attn_kv_a_norm", latent)
     k = context.concat(context.reshape_3d(latent, rank, 1, tokens), k_rope, 0)
     (cache,) = step.cache.layers[layer]
-    _store(step, cache, context.reshape_2d(k, rank + rope, tokens))
+    _store(step, layer, cache, context.reshape_2d(k, rank + rope, tokens))
 
-    keys = _heads_of(step, cache, rank + rope, 1)
-    values = _heads_of(step, cache, rank, 1)
-    mixed = _attend(step, context.permute(q, 0, 2, 1, 3), keys, values)
+    keys = _heads_of(step, layer, cache, rank + rope, 1)
+    values = _heads_of(step, layer, cache, rank, 1)
+    mixed = _attend(step, layer, context.permute(q, 0, 2, 1, 3), keys, values)
     # (rank, heads, tokens) -> (rank, tokens, heads) -> (value, tokens, heads)
     decoded = context.mul_mat(
         step.weight(layer, "attn_v_b.weight"), context.permute(mixed, 0, 2, 1, 3)
@@ -139,24 +144,24 @@ def _rotate(step: Step, x: int) -> int:
     )
 
 
-def _store(step: Step, cache: int, values: int) -> None:
-    """Write (values, tokens) into the cache slots ``rows``, before anything reads them."""
-    step.context.expand(step.context.set_rows(cache, values, step.rows))
+def _store(step: Step, layer: int, cache: int, values: int) -> None:
+    """Write (values, tokens) into the cache places ``rows``, before anything reads them."""
+    step.context.expand(step.context.set_rows(cache, values, step.span(layer).rows))
 
 
-def _heads_of(step: Step, cache: int, size: int, heads: int) -> int:
+def _heads_of(step: Step, layer: int, cache: int, size: int, heads: int) -> int:
     """The first slots of a cache tensor as (size, slots, heads)."""
     head_bytes = step.library.ggml_row_size(step.cache.type, size)
     row = ggml.tensor(cache).nb[1]
-    return step.context.view_3d(cache, size, step.slots, heads, row, head_bytes, 0)
+    return step.context.view_3d(cache, size, step.span(layer).slots, heads, row, head_bytes, 0)
 
 
-def _attend(step: Step, q: int, keys: int, values: int) -> int:
+def _attend(step: Step, layer: int, q: int, keys: int, values: int) -> int:
     """q (size, tokens, heads), keys and values (size, slots, kv heads) -> (size, heads, tokens)."""
-    context, scale = step.context, step.facts.attention_scale
+    context, scale, mask = step.context, step.facts.attention_scale, step.span(layer).mask
     if step.flash_attention:
-        return context.flash_attn_ext(q, keys, values, step.mask, scale, 0.0, 0.0)
-    scores = context.soft_max_ext(context.mul_mat(keys, q), step.mask, scale, 0.0)
+        return context.flash_attn_ext(q, keys, values, mask, scale, 0.0, 0.0)
+    scores = context.soft_max_ext(context.mul_mat(keys, q), mask, scale, 0.0)
     # (size, slots, kv heads) -> (slots, size, kv heads), a copy: the cache keeps rows of tokens.
     columns = context.cont(context.transpose(values))
     mixed = context.mul_mat(columns, scores)

@@ -17,6 +17,7 @@ from tenp_edge.runtime.ggml.attention import Step, build_attention
 from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches
 from tenp_edge.runtime.ggml.ragged import MAX_TOKENS, RaggedLayer, RaggedSizes, Scratch, kernels
 from tenp_edge.runtime.ggml.routing import build_router
+from tenp_edge.runtime.ggml.spans import Span
 from tenp_edge.runtime.ggml.weights import Cache, Weights
 from tenp_edge.runtime.gguf.model_metadata import Facts
 
@@ -101,14 +102,24 @@ class Graph:
             cache=model.cache,
             flash_attention=model.flash_attention,
             tokens=tokens,
-            slots=shape.slots,
             positions=self._input(ggml.I32, tokens),
-            rows=self._input(ggml.I64, tokens),
-            mask=self._input(ggml.F16, shape.slots, tokens),
+            spans=self._spans(),
         )
         self._logits = self._build()
         model.library.ggml_set_output(self._logits)
         context.expand(self._logits)
+
+    def _spans(self) -> dict[int | None, Span]:
+        """What layers of each window see of their cache."""
+        facts, cache, shape = self._model.facts, self._model.cache, self.shape
+        spans: dict[int | None, Span] = {}
+        for own, places in zip(facts.attention, cache.places, strict=True):
+            if own.window not in spans:
+                slots = min(shape.slots, places)
+                rows = self._input(ggml.I64, shape.tokens)
+                mask = self._input(ggml.F16, slots, shape.tokens)
+                spans[own.window] = Span(own.window, places, slots, rows, mask)
+        return spans
 
     def _input(self, kind: int, *sizes: int) -> int:
         new = self.context.new_tensor_1d if len(sizes) == 1 else self.context.new_tensor_2d
@@ -189,16 +200,13 @@ class Graph:
 
     def run(self, backend: ggml.Backend, tokens: Sequence[int], position: int) -> None:
         """Evaluate ``tokens`` at ``position``..; the cache holds everything before them."""
-        count, slots = self.shape.tokens, self.shape.slots
+        count = self.shape.tokens
         positions = np.arange(position, position + count)
         # Inputs share memory with later nodes, so each run writes them all.
         ggml.array(self._ids, np.int32, (count,))[:] = tokens
         ggml.array(self._step.positions, np.int32, (count,))[:] = positions
-        ggml.array(self._step.rows, np.int64, (count,))[:] = positions
-        mask = ggml.array(self._step.mask, np.float16, (count, slots))
-        mask.fill(0)
-        for row, own in zip(mask, positions, strict=True):  # in place: it is large
-            row[own + 1 :] = -np.inf
+        for span in self._step.spans.values():
+            span.write(positions)
         for route in self._routes:
             route.reset()
         backend.compute(self.context.graph)

@@ -15,14 +15,15 @@ import numpy.typing as npt
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.graph import Graph, GraphShape, Model
-from tenp_edge.runtime.ggml.weights import CONTEXT_STEP, Cache, Weights
+from tenp_edge.runtime.ggml.spans import kept_places
+from tenp_edge.runtime.ggml.weights import Cache, Weights
 from tenp_edge.runtime.gguf.header import Header, mapped, parse_header
 from tenp_edge.runtime.gguf.model_metadata import read_facts
 from tenp_edge.runtime.gguf.tensor_checks import check_tensors
 from tenp_edge.runtime.gguf.tokenizer_file import tokenizer_file
 from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary
 from tenp_edge.runtime.llamacpp.model import LlamaCppModel
-from tenp_edge.runtime.memory.footprint import known_kv_type
+from tenp_edge.runtime.memory.footprint import cache_places, known_kv_type
 from tenp_edge.runtime.session import Session, check_context, thread_count
 
 # One for prompts and one for single tokens; in a large model a description takes 20 MiB.
@@ -88,7 +89,9 @@ class PerExpertModel(Session):
             library = ggml.library()
             weights = Weights(library, header, memory)
             stack.callback(weights.close)
-            self._cache = Cache(library, self.facts, context, kv_type, empty=weightless)
+            self._cache = Cache(
+                library, self.facts, context, kv_type, min(ubatch, context), empty=weightless
+            )
             stack.callback(self._cache.close)
             self._model = Model(
                 library,
@@ -100,6 +103,7 @@ class PerExpertModel(Session):
             )
             self._allocator = stack.enter_context(ggml.Allocator(library))
             self._backend = stack.enter_context(ggml.Backend(library, thread_count(threads)))
+            self._written = 0
             self._graphs: OrderedDict[GraphShape, Graph] = OrderedDict()
             stack.callback(self._drop_graphs)
             vocabulary = stack.enter_context(_vocabulary_model(header, memory)).vocabulary
@@ -135,9 +139,10 @@ class PerExpertModel(Session):
         self, tokens: Sequence[int], position: int, all_logits: bool
     ) -> npt.NDArray[np.float32]:
         needed = position + len(tokens)
-        slots = min(-(-needed // CONTEXT_STEP) * CONTEXT_STEP, self._cache.slots)
+        slots = min(cache_places(needed, None, len(tokens)), self._cache.slots)
         graph = self._graph(GraphShape(len(tokens), slots, all_logits))
         graph.run(self._backend, tokens, position)
+        self._written = max(self._written, needed)
         return graph.logits()
 
     def _graph(self, shape: GraphShape) -> Graph:
@@ -164,8 +169,15 @@ class PerExpertModel(Session):
         what a full context takes without computing it."""
         self._tokens = [0] * count
 
-    def _forget(self, _keep: int) -> None:
-        """Slots beyond the position are masked: nothing to do."""
+    def _forget(self, keep: int) -> None:
+        """Places beyond the position are masked; with an empty cache none holds anything."""
+        self._written = self._written if keep else 0
+
+    def _can_return_to(self, keep: int) -> bool:
+        return all(
+            kept_places(own.window, places, self._written, keep)
+            for own, places in zip(self.facts.attention, self._cache.places, strict=True)
+        )
 
     def close(self) -> None:
         """Free everything; harmless when called again."""

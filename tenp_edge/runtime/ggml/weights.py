@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -10,9 +11,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.gguf.header import Header
 from tenp_edge.runtime.gguf.model_metadata import Facts
-from tenp_edge.runtime.memory.footprint import known_kv_type
-
-CONTEXT_STEP = 256
+from tenp_edge.runtime.memory.footprint import cache_places, known_kv_type
 
 
 class Weights:
@@ -49,10 +48,11 @@ class Weights:
 
 
 class Cache:
-    """Keys and values (or latent rows) of every layer: tensors of (values, slots).
+    """Keys and values (or latent rows) of every layer: tensors of (values, places).
 
-    All of it is resident from the start, as in llama.cpp: what does not fit fails at load, not in
-    the middle of a long answer. ``empty``: sizes and shapes alone, at addresses with nothing there.
+    ``places``: of each layer, for the context or for what a window needs (`cache_places`). All of
+    it is resident from the start, as in llama.cpp: what does not fit fails at load, not in the
+    middle of a long answer. ``empty``: sizes and shapes alone, at addresses with nothing there.
     """
 
     def __init__(
@@ -61,11 +61,12 @@ class Cache:
         facts: Facts,
         context: int,
         kv_type: str,
+        ubatch: int,
         *,
         empty: bool = False,
     ) -> None:
         stored = known_kv_type(kv_type)
-        for values in (*facts.cache_rows, *_head_sizes(facts)):
+        for values in _row_sizes(facts):
             if values % stored.block:
                 raise UserError(
                     f"a {kv_type} cache needs heads that are multiples of {stored.block}, this "
@@ -73,22 +74,26 @@ class Cache:
                     "--kv-type F16",
                 )
         self._library = library
-        self.slots = -(-context // CONTEXT_STEP) * CONTEXT_STEP
+        self.slots = cache_places(context, None, ubatch)
+        self.places = [cache_places(context, own.window, ubatch) for own in facts.attention]
         self.type = stored.ggml_id
-        sizes = [stored.row_bytes(values) * self.slots for values in facts.cache_rows]
-        self.nbytes: int = sum(sizes) * facts.layers
+        shapes = [
+            [(values, places) for values in own.cache_rows]
+            for own, places in zip(facts.attention, self.places, strict=True)
+        ]
+        self.nbytes: int = sum(stored.row_bytes(v) * n for layer in shapes for v, n in layer)
         self._memory = np.empty(64, dtype=np.uint8) if empty else _zeros(self.nbytes)
-        self._context = ggml.Context(library, facts.layers * len(sizes))
+        self._context = ggml.Context(library, sum(map(len, shapes)))
         start = -(-self._memory.ctypes.data // 64) * 64
         self._buffer = library.ggml_backend_cpu_buffer_from_ptr(start, self.nbytes)
         self.layers: list[tuple[int, ...]] = []
-        for _ in range(facts.layers):
+        for shape in shapes:
             layer = []
-            for values, size in zip(facts.cache_rows, sizes, strict=True):
-                item = self._context.new_tensor_2d(self.type, values, self.slots)
+            for values, places in shape:
+                item = self._context.new_tensor_2d(self.type, values, places)
                 library.ggml_backend_tensor_alloc(self._buffer, item, start)
                 layer.append(item)
-                start += size
+                start += stored.row_bytes(values) * places
             self.layers.append(tuple(layer))
 
     def close(self) -> None:
@@ -98,8 +103,11 @@ class Cache:
             self._context.close()
 
 
-def _head_sizes(facts: Facts) -> tuple[int, ...]:
-    return (facts.head_dim,) if facts.mla is None else (facts.mla.kv_rank,)
+def _row_sizes(facts: Facts) -> Iterator[int]:
+    """What must divide into blocks: the rows, and the heads that are viewed in them."""
+    for own in facts.attention:
+        yield from own.cache_rows
+        yield own.head_dim if facts.mla is None else facts.mla.kv_rank
 
 
 def _zeros(count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:

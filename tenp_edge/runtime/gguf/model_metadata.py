@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from tenp_edge.errors import UserError, shown
+from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.runtime.gguf.header import Header, Value
 
 LAYOUT = "per-expert"
@@ -46,6 +47,7 @@ class Architecture:
     ``rope``: pairs (0) or halves (2) are rotated. ``qk_norm``: RMSNorm of each head of q and k, or
     of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
     ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
+    ``window_period``: every so many layers one looks at the whole context, the others at a window.
     """
 
     rope: int = _NEOX
@@ -54,6 +56,7 @@ class Architecture:
     attention_bias: bool = False
     shared_gate: bool = False
     mla: bool = False
+    window_period: int = 0
 
 
 ARCHITECTURES = {
@@ -100,9 +103,7 @@ class Facts:
     layers: int
     hidden: int
     vocab: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    attention: tuple[LayerAttention, ...]
     eps: float
     rope: Rope
     attention_scale: float
@@ -118,13 +119,6 @@ class Facts:
     feed_forward: int
     trained_context: int
     stacked: int = 0
-
-    @property
-    def cache_rows(self) -> tuple[int, ...]:
-        """Values per token of each cache tensor of a layer: K and V, or the one latent row."""
-        if self.mla is not None:
-            return (self.mla.kv_rank + self.rope.dimensions,)
-        return (self.kv_heads * self.head_dim,) * 2
 
 
 def is_per_expert(fields: Mapping[str, Value]) -> bool:
@@ -159,6 +153,8 @@ def read_stacked(header: Header) -> Facts:
 
 def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
     """(whether llama.cpp ends the process, why)."""
+    heads = [own.head_dim for own in facts.attention]
+    kv_heads = {own.kv_heads for own in facts.attention}
     return (
         (
             facts.layers > _LLAMA_LAYERS or facts.experts > _LLAMA_EXPERTS,
@@ -166,12 +162,12 @@ def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
             f"{_LLAMA_LAYERS} of {_LLAMA_EXPERTS}",
         ),
         (
-            facts.mla is None and facts.rope.dimensions != facts.head_dim,
-            f"rope.dimension_count is {facts.rope.dimensions}, a head has {facts.head_dim}",
+            facts.mla is None and any(facts.rope.dimensions != size for size in heads),
+            f"rope.dimension_count is {facts.rope.dimensions}, a head has {max(heads)}",
         ),
         (
-            facts.mla is not None and facts.kv_heads != 1,
-            f"latent attention has one KV head, not {facts.kv_heads}",
+            facts.mla is not None and kv_heads != {1},
+            f"latent attention has one KV head, not {max(kv_heads)}",
         ),
         (
             1 < facts.groups <= facts.groups_used,
@@ -216,6 +212,7 @@ def _facts(fields: _Fields, name: str) -> Facts:
     if rope.dimensions > query_dim or rope.dimensions % 2:
         raise fields.error(f"rope.dimension_count is {rope.dimensions}, a head has {query_dim}")
     layers, experts = fields.integer("block_count"), fields.integer("expert_count")
+    latent = 0 if mla is None else mla.kv_rank + rope.dimensions
     top_k, groups = fields.integer("expert_used_count"), fields.integer("expert_group_count", 1)
     groups_used = fields.integer("expert_group_used_count", groups)
     # A group is scored by its best two experts.
@@ -230,9 +227,10 @@ def _facts(fields: _Fields, name: str) -> Facts:
         layers=layers,
         hidden=fields.integer("embedding_length"),
         vocab=_vocab(fields),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
+        attention=tuple(
+            LayerAttention(heads, kv_heads, head_dim, window, latent)
+            for window in _windows(fields, row, layers)
+        ),
         eps=fields.real("attention.layer_norm_rms_epsilon"),
         rope=rope,
         attention_scale=_attention_scale(fields, row, rope, query_dim),
@@ -270,6 +268,15 @@ def _mla(fields: _Fields) -> Mla:
         nope=key - rope,
         value=fields.integer("attention.value_length_mla"),
     )
+
+
+def _windows(fields: _Fields, row: Architecture, layers: int) -> list[int | None]:
+    """The window of each layer: llama.cpp's period, every so many layers one looks at all."""
+    period = row.window_period
+    if not period:
+        return [None] * layers
+    window = fields.integer("attention.sliding_window")
+    return [window if (layer + 1) % period else None for layer in range(layers)]
 
 
 def _sigmoid(fields: _Fields) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tenp_edge.errors import UserError, shown
+from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.runtime.gguf.header import Header, TensorInfo
 from tenp_edge.runtime.gguf.model_metadata import Facts
 
@@ -42,7 +43,8 @@ def _expected(facts: Facts, header: Header) -> Iterator[tuple[str, Shape, bool]]
     yield "output_norm.weight", (hidden,), False
     yield "output.weight", (hidden, facts.vocab), True
     for layer in range(facts.layers):
-        attention = _mla_tensors(facts) if facts.mla else _gqa_tensors(facts)
+        own = facts.attention[layer]
+        attention = _mla_tensors(facts, own) if facts.mla else _gqa_tensors(facts, own)
         feed_forward = (
             _routed_tensors(facts, layer, header)
             if layer in facts.widths
@@ -57,24 +59,24 @@ def _expected(facts: Facts, header: Header) -> Iterator[tuple[str, Shape, bool]]
             yield f"blk.{layer}.{name}", shape, optional
 
 
-def _gqa_tensors(facts: Facts) -> Iterator[tuple[str, Shape, bool]]:
+def _gqa_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape, bool]]:
     hidden, row = facts.hidden, facts.architecture
-    queries, keys = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    queries, keys = own.heads * own.head_dim, own.kv_heads * own.head_dim
     for name, size in (("q", queries), ("k", keys), ("v", keys)):
         yield f"attn_{name}.weight", (hidden, size), False
         if row.attention_bias:
             yield f"attn_{name}.bias", (size,), True
     if row.qk_norm != "none":
         by_head = row.qk_norm == "head"
-        yield "attn_q_norm.weight", (facts.head_dim if by_head else queries,), False
-        yield "attn_k_norm.weight", (facts.head_dim if by_head else keys,), False
+        yield "attn_q_norm.weight", (own.head_dim if by_head else queries,), False
+        yield "attn_k_norm.weight", (own.head_dim if by_head else keys,), False
     yield "attn_output.weight", (queries, hidden), False
 
 
-def _mla_tensors(facts: Facts) -> Iterator[tuple[str, Shape, bool]]:
+def _mla_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape, bool]]:
     mla, hidden, rope = facts.mla, facts.hidden, facts.rope.dimensions
     assert mla is not None
-    queries = facts.heads * (mla.nope + rope)
+    queries = own.heads * (mla.nope + rope)
     if mla.q_rank:
         yield "attn_q_a.weight", (hidden, mla.q_rank), False
         yield "attn_q_a_norm.weight", (mla.q_rank,), False
@@ -83,9 +85,9 @@ def _mla_tensors(facts: Facts) -> Iterator[tuple[str, Shape, bool]]:
         yield "attn_q.weight", (hidden, queries), False
     yield "attn_kv_a_mqa.weight", (hidden, mla.kv_rank + rope), False
     yield "attn_kv_a_norm.weight", (mla.kv_rank,), False
-    yield "attn_k_b.weight", (mla.nope, mla.kv_rank, facts.heads), False
-    yield "attn_v_b.weight", (mla.kv_rank, mla.value, facts.heads), False
-    yield "attn_output.weight", (facts.heads * mla.value, hidden), False
+    yield "attn_k_b.weight", (mla.nope, mla.kv_rank, own.heads), False
+    yield "attn_v_b.weight", (mla.kv_rank, mla.value, own.heads), False
+    yield "attn_output.weight", (own.heads * mla.value, hidden), False
 
 
 def _mlp_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str, Shape, bool]]:

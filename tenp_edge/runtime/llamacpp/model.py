@@ -60,6 +60,7 @@ class LlamaCppModel(Session):
         params.n_threads = params.n_threads_batch = thread_count(threads)
         params.type_k = params.type_v = stored.ggml_id
         params.flash_attn_type = _FLASH_ATTENTION if flash_attention else _NO_FLASH_ATTENTION
+        params.swa_full = False
         forget_log()
         made = self._native.llama_init_from_model(self._model, params)
         if not made:
@@ -110,6 +111,13 @@ class LlamaCppModel(Session):
             self._native.llama_memory_seq_rm(memory, 0, keep, -1)
         else:
             self._native.llama_memory_clear(memory, True)
+
+    def _can_return_to(self, keep: int) -> bool:
+        """The window before ``keep`` must still be there (llama.cpp's server asks the same)."""
+        window = self._native.llama_model_n_swa(self._model)
+        memory = self._native.llama_get_memory(self._state)
+        oldest = self._native.llama_memory_seq_pos_min(memory, 0)
+        return bool(window == 0 or oldest <= max(0, keep - window))
 
     # -- lifetime ------------------------------------------------------------------------------
 

@@ -45,6 +45,7 @@ def project(file: Path, run: MemoryRun) -> Projection:
     params.n_outputs_max = 1
     params.type_k = params.type_v = known_kv_type(run.kv_type).ggml_id
     params.flash_attn_type = _FLASH_ATTENTION
+    params.swa_full = False  # As `LlamaCppModel` opens it: a window layer keeps its window.
     forget_log()
     state = llama.llama_init_from_model(model, params)
     if not state:

@@ -32,8 +32,25 @@ class KvType:
 
 # What every runtime of GGUF files here keeps a cache in; what is not in it cannot be planned.
 KV_TYPES = {"F32": KvType(0, 1, 4), "F16": KvType(1, 1, 2), "Q8_0": KvType(8, 32, 34)}
+# Caches are rounded up to whole steps of so many places, as in llama.cpp.
+CONTEXT_STEP = 256
 # ggml's GGML_MAX_N_THREADS: it aborts the process above.
 MOST_THREADS = 512
+
+
+def cache_places(context: int, window: int | None, ubatch: int) -> int:
+    """Places of one layer's cache for ``context`` tokens, in llama.cpp and in our own runtime.
+
+    A layer with a ``window`` keeps that and the ``ubatch`` tokens that are computed at once: the
+    first of them still sees the window before it (llama.cpp's llama_kv_cache_iswa).
+    """
+    if window is not None:
+        context = min(_whole_steps(context), window + min(ubatch, context))
+    return _whole_steps(context)
+
+
+def _whole_steps(count: int) -> int:
+    return -(-count // CONTEXT_STEP) * CONTEXT_STEP
 
 
 @dataclass(frozen=True)
