@@ -160,6 +160,7 @@ def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
 def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     head_rows = heads * config.head_dim
+    kinds, windows = set(config.attention_layers), {own.window for own in config.attention_layers}
     low_rank = config.mla is not None and config.mla.q_lora_rank is not None
     return (
         (
@@ -175,6 +176,11 @@ def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
             config.family.qk_norm == "projection" and kv_heads != heads,
             f"llama.cpp's {row.name} needs as many KV heads as heads, "
             f"this model has {kv_heads} and {heads}",
+        ),
+        (
+            row.by_layer and len(kinds) > len(windows),
+            f"llama.cpp's {row.name} has one head size for all layers that see everything, this "
+            "model has several",
         ),
         (
             low_rank and config.num_hidden_layers in (26, 27),

@@ -25,7 +25,8 @@ _MOST = 2**31 - 1
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 _MOST_REAL = 3e38  # What a float32 holds: files store these numbers as such.
 _SHOWN = 60
-_ROPE_KINDS = ("default", "linear", "yarn", "proportional")
+_ROPE_KINDS = ("default", "linear", "yarn")
+_PROPORTIONAL = "proportional"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 # Names of the activations that a family's graph is built for.
 _ACTIVATIONS: dict[Activation, tuple[str, ...]] = {
@@ -386,10 +387,11 @@ def _ropes(config: _Reader, family: Family) -> dict[str, Rope]:
     if not isinstance(stated, dict):
         raise UserError(f"config.json: {key} is {stated!r}, not an object", _BELONGS)
     if family.layer_keys is None:
-        return dict.fromkeys((_FULL, _SLIDING), _rope(config, key, stated))
+        return dict.fromkeys((_FULL, _SLIDING), _rope(config, key, stated, _ROPE_KINDS))
     if set(stated) != {_FULL, _SLIDING} or not all(isinstance(v, dict) for v in stated.values()):
         raise malformed(key, stated, f"an object of {_FULL} and {_SLIDING}")
-    return {kind: _rope(config, f"{key}.{kind}", stated[kind]) for kind in (_FULL, _SLIDING)}
+    kinds = {_FULL: (*_ROPE_KINDS, _PROPORTIONAL), _SLIDING: _ROPE_KINDS}
+    return {kind: _rope(config, f"{key}.{kind}", stated[kind], kinds[kind]) for kind in kinds}
 
 
 def _softcap(config: _Reader, family: Family) -> float | None:
@@ -397,7 +399,7 @@ def _softcap(config: _Reader, family: Family) -> float | None:
     return None if key is None or config.value(key) is None else config.number(key)
 
 
-def _rope(config: _Reader, key: str, stated: Mapping[str, Any]) -> Rope:
+def _rope(config: _Reader, key: str, stated: Mapping[str, Any], kinds: Sequence[str]) -> Rope:
     scaling = dict(stated)
     unknown = sorted(set(scaling) - _ROPE_KEYS)
     if unknown:
@@ -406,9 +408,9 @@ def _rope(config: _Reader, key: str, stated: Mapping[str, Any]) -> Rope:
     scaling.pop("type", None)
     stated_theta = scaling.pop("rope_theta", None)
     theta = config.value("rope_theta") if stated_theta is None else stated_theta
-    if kind not in _ROPE_KINDS:
-        raise refuse(f"rope type {kind!r}", ", ".join(_ROPE_KINDS))
-    if kind == "proportional":
+    if kind not in kinds:
+        raise refuse(f"rope type {kind!r}", ", ".join(kinds))
+    if kind == _PROPORTIONAL:
         _check_proportional(key, scaling)
     elif scaling.get("partial_rotary_factor", 1.0) not in (None, 1.0):
         raise refuse(f"partial_rotary_factor = {scaling['partial_rotary_factor']}", "1.0")
@@ -434,7 +436,7 @@ def _check_scaling(section: str, kind: str, scaling: Mapping[str, Any]) -> None:
     if original is not None and (not isinstance(original, int) or not 0 < original <= _MOST):
         raise malformed(f"{section}.original_max_position_embeddings", original, "a length")
     factor = scaling.get("factor")
-    if kind in ("default", "proportional"):
+    if kind in ("default", _PROPORTIONAL):
         return
     if factor is None:
         raise contradiction(f"{section} of the type {kind} has no factor")

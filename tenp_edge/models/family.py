@@ -47,6 +47,7 @@ class Family:
     ``defaults``: what transformers assumes for keys that a config.json may leave out.
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
     ``moe_block``: where router and experts lie in a layer; empty where they are the layer's own.
+    ``stacked``: transformers reads the experts of a layer as two stacked tensors only.
     ``norms_after``: what attention and the feed forward put out is normalised before it is added.
     ``dense_beside``: a dense MLP runs beside the experts, each with norms of its own.
     ``residual_router``: the router reads the residual stream, divided by its root mean square and
@@ -87,6 +88,7 @@ class Family:
     activation_key: str = "hidden_act"
     top_k_key: str = "num_experts_per_tok"
     router: str = "gate"
+    stacked: bool = False
     norms_after: bool = False
     dense_beside: bool = False
     residual_router: bool = False

@@ -38,6 +38,7 @@ FAMILY = Family(
     activation_key="hidden_activation",
     router="router.proj",
     always_norm_topk=True,
+    stacked=True,
     norms_after=True,
     dense_beside=True,
     residual_router=True,

@@ -19,7 +19,7 @@ def test_experts_equal_transformers(family: str, checkpoint_of: Callable[[str], 
     checkpoint = Checkpoint(checkpoint_of(family))
     model = AutoModelForCausalLM.from_pretrained(checkpoint.path)
     for layer in checkpoint.config.moe_layers:
-        experts = model.model.layers[layer].mlp.experts
+        experts = tiny.experts_of(model, layer)
         for expert in range(checkpoint.config.num_experts):
             ours = checkpoint.expert(layer, expert)
             assert torch.equal(torch.cat([ours.gate, ours.up]), experts.gate_up_proj[expert])

@@ -15,7 +15,7 @@ from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.models.inspection import inspect_model
 
 CheckpointOf = Callable[[str], Path]
-SUPPORTED = "deepseek_v2, deepseek_v3, mixtral, olmoe, qwen2_moe, qwen3_moe"
+SUPPORTED = "deepseek_v2, deepseek_v3, gemma4, mixtral, olmoe, qwen2_moe, qwen3_moe"
 
 
 CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [

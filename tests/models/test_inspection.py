@@ -27,8 +27,9 @@ CheckpointOf = Callable[[str], Path]
 def test_counts_equal_transformers(family: str, checkpoint_of: CheckpointOf) -> None:
     summary = inspect_model(checkpoint_of(family))
     model = AutoModelForCausalLM.from_pretrained(checkpoint_of(family))
-    biases = sum(b.numel() for name, b in model.named_buffers() if "correction_bias" in name)
-    assert summary.parameters == biases + sum(p.numel() for p in model.parameters())
+    kept = model.state_dict()
+    buffers = sum(b.numel() for name, b in model.named_buffers() if name in kept)
+    assert summary.parameters == buffers + sum(p.numel() for p in model.parameters())
     assert set(summary.parts) <= set(PARTS)
     assert summary.parts["routed experts"].parameters == (
         summary.moe_layers * summary.experts * 3 * summary.width * summary.hidden_size
@@ -36,7 +37,8 @@ def test_counts_equal_transformers(family: str, checkpoint_of: CheckpointOf) -> 
     file = checkpoint_of(family) / "model.safetensors"
     header = int.from_bytes(file.read_bytes()[:8], "little") + 8
     assert summary.bytes == file.stat().st_size - header
-    assert not summary.pruned and summary.keep_ratio == 1.0 and not summary.fused_experts
+    assert not summary.pruned and summary.keep_ratio == 1.0
+    assert summary.fused_experts == Checkpoint(checkpoint_of(family)).config.family.stacked
 
 
 def test_active_parameters_of_a_known_model(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from support import tiny
 from transformers import AutoModelForCausalLM
+from transformers.activations import GELUTanh
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
 from tenp_edge.checkpoint.files import (
@@ -75,15 +76,27 @@ def llama_logits(file: Path) -> Logits:
 
 
 def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Logits:
-    """Of TOKENS in transformers at float32, with the plan's cut neurons zeroed at full width."""
+    """Of TOKENS in transformers at float32, with the plan's cut neurons zeroed at full width, and
+    GELU as ggml has it on a CPU."""
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
+    for module in model.modules():
+        if isinstance(getattr(module, "act_fn", None), GELUTanh):
+            module.act_fn = _TableGelu()
     with torch.no_grad(), _one_thread():
         if plan is not None:
             _mask(model, plan)
         logits: torch.Tensor = model(torch.tensor([TOKENS])).logits[0]
     return logits.numpy()
+
+
+class _TableGelu(torch.nn.Module):
+    """ggml's: a table over all float16 numbers, between -10 and 10 (ggml/src/ggml-cpu/vec.h)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rounded = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+        return torch.where(x.abs() < 10, rounded, x.clamp_min(0))
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from random_checkpoint import write_random_checkpoint
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tenp_edge.models import ModelConfig
+from tenp_edge.models import FAMILIES as MODELS
+from tenp_edge.models import ModelConfig, read_config
 
 VOCAB = 384
 _COMMON: dict[str, Any] = {
@@ -162,8 +163,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
 FAMILIES = tuple(CONFIGS)
-# Whose experts transformers reads stacked only, as they are published.
-STACKED = ("gemma4_text",)
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -191,8 +190,9 @@ def write_tokenizer(directory: Path, vocab_size: int = VOCAB) -> None:
 
 def make(directory: Path, family: str, *, fused: bool = False, **changes: Any) -> Path:
     """A tiny checkpoint of ``family`` with ``changes`` to its config, tokenizer included."""
-    fused = fused or family in STACKED
-    write_random_checkpoint(directory, CONFIGS[family] | changes, fused=fused)
+    raw = CONFIGS[family] | changes
+    stacked = read_config(raw, MODELS).family.stacked
+    write_random_checkpoint(directory, raw, fused=fused or stacked)
     write_tokenizer(directory)
     return directory
 

@@ -1,7 +1,7 @@
 """Experts of any width for many tokens: one branch of stock matrix products per expert.
 
     ids [top_k, tokens] -> route: for each expert, the rows that chose it
-    for each expert:  x rows -> gate and up -> silu(gate) * up -> down -> rows of y
+    for each expert:  x rows -> gate and up -> act(gate) * up -> down -> rows of y
     y [hidden, top_k * tokens] * weights -> sum over the slots
 
 How many rows an expert gets is known only after routing, so every branch is built for all tokens
@@ -16,9 +16,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from tenp_edge.models.family import Activation
 from tenp_edge.runtime.ggml import bindings as ggml
 
 Expert = tuple[int, int, int]
+_GATED: dict[Activation, str] = {"silu": "swiglu", "gelu_tanh": "geglu"}
 
 
 class Route:
@@ -83,10 +85,13 @@ def build_branches(
     ids: int,
     weights: int,
     top_k: int,
+    activation: Activation = "silu",
+    scales: int | None = None,
 ) -> tuple[int, Route]:
     """The weighted sum of the experts' outputs, (hidden, tokens), and what drives it.
 
-    ``x`` (hidden, tokens); ``ids`` and ``weights`` (top_k, tokens); ``experts``: (gate, up, down).
+    ``x`` (hidden, tokens); ``ids`` and ``weights`` (top_k, tokens); ``experts``: (gate, up, down);
+    ``scales`` (experts): what each expert's output is multiplied by before its weight.
     """
     hidden, tokens = ggml.shape(x)
     inputs_of = _Inputs(context, x)
@@ -99,14 +104,17 @@ def build_branches(
         places = context.view_1d(lists, tokens, 4 * (size + tokens * expert))
         inputs = inputs_of.take(gate, rows)
         others = inputs if inputs_of.same(gate, up) else inputs_of.take(up, rows)
-        products, inner = _gate_up(context, gate, up, inputs[-1], others[-1])
+        products, inner = _gate_up(context, activation, gate, up, inputs[-1], others[-1])
         outputs = context.mul_mat(down, inner)
         y = context.set_rows(y, outputs, places)
         context.expand(y)
         route.add_branch((rows, places), (*inputs, *others, *products, inner, outputs))
-    weighted = context.mul(
-        context.reshape_3d(y, hidden, top_k, tokens), context.reshape_3d(weights, 1, top_k, tokens)
-    )
+    by_slot = context.reshape_3d(y, hidden, top_k, tokens)
+    if scales is not None:
+        every = context.reshape_3d(scales, 1, len(experts), 1)
+        every = context.repeat_4d(every, 1, len(experts), tokens, 1)
+        by_slot = context.mul(by_slot, context.get_rows(every, ids))
+    weighted = context.mul(by_slot, context.reshape_3d(weights, 1, top_k, tokens))
     return _sum_of_slots(context, weighted, hidden, top_k, tokens), route
 
 
@@ -154,17 +162,25 @@ class _Inputs:
         return made
 
 
+def gated(context: ggml.Context, activation: Activation, gate: int, up: int | None = None) -> int:
+    """act(gate) * up, with ggml's own operator; ``up`` None: the second half of ``gate``'s rows."""
+    name = _GATED[activation]
+    if up is None:
+        return int(getattr(context, name)(gate))
+    return int(getattr(context, f"{name}_split")(gate, up))
+
+
 def _gate_up(
-    context: ggml.Context, gate: int, up: int, x: int, up_x: int
+    context: ggml.Context, activation: Activation, gate: int, up: int, x: int, up_x: int
 ) -> tuple[tuple[int, int], int]:
-    """silu(gate x) * (up x), and the two tensors before it whose rows vary, too.
+    """act(gate x) * (up x), and the two tensors before it whose rows vary, too.
 
     Where the file has ``up`` right behind ``gate`` they are one matrix of twice the rows: ggml
     shares larger products out better.
     """
     if not _side_by_side(gate, up):
         products = context.mul_mat(gate, x), context.mul_mat(up, up_x)
-        return products, context.swiglu_split(*products)
+        return products, gated(context, activation, *products)
     left = ggml.tensor(gate)
     nbytes = left.nb[1] * left.ne[1]
     both = context.view_2d(gate, left.ne[0], left.ne[1], left.nb[1], 0)
@@ -172,7 +188,7 @@ def _gate_up(
     whole.ne[1] *= 2
     whole.nb[2] = whole.nb[3] = 2 * nbytes
     product = context.mul_mat(both, x)
-    return (product, product), context.swiglu(product)
+    return (product, product), gated(context, activation, product)
 
 
 def _side_by_side(gate: int, up: int) -> bool:

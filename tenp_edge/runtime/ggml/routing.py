@@ -37,6 +37,12 @@ def build_router(
     return ids, weights
 
 
+def residual_input(context: Context, facts: Facts, x: int, scale: int) -> int:
+    """What a router of the stream ``x`` (hidden, tokens) multiplies; ``scale`` (hidden)."""
+    smaller = context.scale(context.rms_norm(x, facts.eps), 1.0 / math.sqrt(facts.hidden))
+    return context.mul(smaller, scale)
+
+
 def _best_groups(context: Context, facts: Facts, selection: int, tokens: int) -> int:
     """``selection`` (experts, tokens) with -inf outside the best groups."""
     groups, size = facts.groups, facts.experts // facts.groups

@@ -18,6 +18,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
+from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml import branches
 from tenp_edge.runtime.ggml.model import PerExpertModel
@@ -165,14 +166,14 @@ def test_caches_are_llamacpps(
 
 # Rows of 256 and more fill K-quants' blocks; two layers of four experts keep it quick.
 WIDE = {"hidden_size": 256, "num_hidden_layers": 2}
-EXPERTS = {"qwen3_moe": "num_experts", "qwen2_moe": "num_experts", "olmoe": "num_experts"}
-EXPERTS |= {"mixtral": "num_local_experts"}
 
 
 def wide(directory: Path, family: str, width: int = 512) -> Checkpoint:
-    experts = EXPERTS.get(family, "n_routed_experts")
-    own = "intermediate_size" if family in ("olmoe", "mixtral") else "moe_intermediate_size"
-    changes = WIDE | {experts: 4, own: width, "num_experts_per_tok": 2}
+    row = tiny.CONFIGS[family]
+    keys = read_config(row, FAMILIES).family
+    changes = WIDE | {keys.experts_key: 4, keys.width_key: width, keys.top_k_key: 2}
+    if "layer_types" in row:
+        changes["layer_types"] = row["layer_types"][: WIDE["num_hidden_layers"]]
     return Checkpoint(tiny.make(directory, family, **changes))
 
 
