@@ -8,11 +8,12 @@ from typing import Any
 
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
-from tenp_edge.models.headers import DTYPE_BYTES, StoredTensor
+from tenp_edge.models.headers import StoredTensor
 
 _SIZES = ("experts", "width", "hidden", "seq_len")
 _COUNTS = ("samples", "tokens")
 _MOST = 2**40
+_DTYPES = ("F64", "I64", "F32", "I32", "F16", "BF16")
 
 
 def check_info(file: Path, info: Mapping[str, Any]) -> None:
@@ -48,7 +49,7 @@ def check_tensors(
     """Raise UserError where a ``wanted`` tensor is missing or has another shape."""
     for name, shape in wanted.items():
         found = stored.get(name)
-        if found is None or found.dtype not in DTYPE_BYTES or found.shape != shape:
+        if found is None or found.dtype not in _DTYPES or found.shape != shape:
             raise _damaged(file, f"{name} of the shape {list(shape)} is not there")
 
 

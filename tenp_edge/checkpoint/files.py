@@ -27,6 +27,8 @@ from tenp_edge.models.headers import (
     ModelFiles,
     StoredTensor,
 )
+from tenp_edge.models.layouts import StoredWeight
+from tenp_edge.models.stored_weights import StackedExperts
 
 TORCH_DTYPES = {
     "F32": torch.float32,
@@ -35,6 +37,11 @@ TORCH_DTYPES = {
     "F64": torch.float64,
     "I32": torch.int32,
     "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I8": torch.int8,
+    "U8": torch.uint8,
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -46,11 +53,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """One routed expert: gate and up are (width, hidden), down is (hidden, width)."""
+    """One routed expert: gate and up are (width, hidden), down is (hidden, width); their biases,
+    where the family has some, are (width,), (width,) and (hidden,)."""
 
     gate: torch.Tensor
     up: torch.Tensor
     down: torch.Tensor
+    gate_bias: torch.Tensor | None = None
+    up_bias: torch.Tensor | None = None
+    down_bias: torch.Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -58,40 +69,61 @@ class ExpertWeights:
 
 
 class Checkpoint(ModelFiles):
-    """A model directory whose tensors can be read, one at a time, in their stored dtype.
+    """A model directory whose weights can be read, one at a time, in their stored dtype.
 
-    Nothing but headers is read until ``read``, ``read_rows`` or ``expert`` asks for a tensor.
+    Nothing but headers is read until ``read``, ``read_rows`` or ``expert`` asks for a weight.
     """
 
     def read(self, name: str) -> torch.Tensor:
-        """The whole tensor in its stored dtype."""
-        stored = self.tensors[name]
+        """The whole weight in its stored dtype."""
+        stored = self.tensors[self._tensor(name)]
         return self._read_bytes(stored, stored.offset, stored.nbytes).reshape(stored.shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Entries ``start:stop`` of the first dimension, reading only their bytes."""
-        stored = self.tensors[name]
+        stored = self.tensors[self._tensor(name)]
         row = stored.nbytes // stored.shape[0]
         flat = self._read_bytes(stored, stored.offset + start * row, (stop - start) * row)
         return flat.reshape(stop - start, *stored.shape[1:])
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
-        """One routed expert, whether stored per expert or fused (gate_up_proj, down_proj)."""
-        if self.is_fused(layer):
-            prefix = f"{self.fused_prefix(layer)}experts."
-            gate, up = self.read_rows(f"{prefix}gate_up_proj", expert, expert + 1)[0].chunk(2)
-            down = self.read_rows(f"{prefix}down_proj", expert, expert + 1)[0]
-            return ExpertWeights(gate, up, down)
-        names = (self.config.expert_tensor(layer, expert, index) for index in range(3))
+        """One routed expert, whether stored per expert or stacked (gate_up_proj, down_proj)."""
+        stacked = self.stacked.get(layer)
+        if stacked is not None:
+            return self._stacked_expert(stacked, expert)
+        names = [self.config.expert_tensor(layer, expert, index) for index in range(3)]
+        if self.config.family.expert_bias:
+            names += [self.config.expert_bias(layer, expert, index) for index in range(3)]
         return ExpertWeights(*(self.read(name) for name in names))
 
-    def expert_dtype(self, layer: int, expert: int, projection: str) -> str:
-        """The stored dtype ("BF16") of one expert matrix; ``projection`` gate, up or down."""
-        if self.is_fused(layer):
-            fused = "down_proj" if projection == "down" else "gate_up_proj"
-            return self.tensors[f"{self.fused_prefix(layer)}experts.{fused}"].dtype
-        name = self.config.expert_tensor(layer, expert, PROJECTIONS.index(projection))
+    def _stacked_expert(self, stacked: StackedExperts, expert: int) -> ExpertWeights:
+        gate_up, down, *biases = (self._entry(weight, expert) for weight in stacked.weights)
+        gate, up = _halves(gate_up, interleaved=stacked.interleaved)
+        if not biases:
+            return ExpertWeights(gate, up, down)
+        halves = _halves(biases[0], interleaved=stacked.interleaved)
+        return ExpertWeights(gate, up, down, *halves, biases[1])
+
+    def _entry(self, weight: StoredWeight, expert: int) -> torch.Tensor:
+        """One expert's part of a stacked weight, (rows, columns)."""
+        entry = self.read_rows(weight.name, expert, expert + 1)[0]
+        return entry.T.contiguous() if weight.transposed else entry
+
+    def expert_dtype(self, layer: int, expert: int, tensor: str) -> str:
+        """The stored dtype ("BF16") of one tensor of an expert, by its name in `ExpertWeights`."""
+        projection, _, bias = tensor.partition("_")
+        if layer in self.stacked:
+            stacked, index = self.stacked[layer], int(projection == "down")
+            weight = stacked.biases[index] if bias else stacked.weights[index]
+            return self.tensors[weight.tensors["weight"]].dtype
+        name_of = self.config.expert_bias if bias else self.config.expert_tensor
+        name = name_of(layer, expert, PROJECTIONS.index(projection))
         return self.tensors[name].dtype
+
+    def _tensor(self, name: str) -> str:
+        """The tensor of a weight that is stored as one."""
+        weight = self.weights.get(name)
+        return name if weight is None else weight.tensors["weight"]
 
     def _read_bytes(self, stored: StoredTensor, offset: int, nbytes: int) -> torch.Tensor:
         buffer = read_range(stored.file, offset, nbytes)
@@ -101,6 +133,14 @@ class Checkpoint(ModelFiles):
     def dtype(self) -> torch.dtype:
         """The dtype the experts are stored in; what a pruned checkpoint is written in."""
         return TORCH_DTYPES[self.tensors["model.embed_tokens.weight"].dtype]
+
+
+def _halves(both: torch.Tensor, *, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gate's and up's rows of ``both``, (2 width, ...)."""
+    if interleaved:
+        return both[::2].contiguous(), both[1::2].contiguous()
+    gate, up = both.chunk(2)
+    return gate, up
 
 
 @dataclass(frozen=True)

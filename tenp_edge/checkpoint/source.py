@@ -19,7 +19,7 @@ from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
 from tenp_edge.checkpoint.overlay import Overlay, model_digest
 from tenp_edge.checkpoint.slicing import kept_experts, slice_expert
 from tenp_edge.errors import UserError
-from tenp_edge.models import ModelConfig, TensorSpec, expected_tensors
+from tenp_edge.models import PROJECTIONS, ModelConfig, TensorSpec, expected_tensors
 from tenp_edge.runtime.memory.footprint import PlannedRun
 
 BLOCK_BYTES = 64 * 2**20
@@ -151,8 +151,7 @@ class ModelSource:
         if spec.expert is None or spec.layer is None:
             return self.checkpoint.tensors[name].dtype
         original = self.original_expert(spec.layer, spec.expert)
-        projection = spec.role.removeprefix("expert_")
-        return self.checkpoint.expert_dtype(spec.layer, original, projection)
+        return self.checkpoint.expert_dtype(spec.layer, original, _expert_part(spec))
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         """All three matrices of one routed expert of the pruned model.
@@ -167,8 +166,12 @@ class ModelSource:
     def _read_expert(self, layer: int, expert: int) -> ExpertWeights:
         original = self.original_expert(layer, expert)
         weights = self.checkpoint.expert(layer, original)
-        for index, matrix in enumerate((weights.gate, weights.up, weights.down)):
-            check_finite(self.config.expert_tensor(layer, original, index), matrix)
+        for index, projection in enumerate(PROJECTIONS):
+            name = self.config.expert_tensor(layer, original, index)
+            check_finite(name, getattr(weights, projection))
+            bias = getattr(weights, f"{projection}_bias")
+            if bias is not None:
+                check_finite(self.config.expert_bias(layer, original, index), bias)
         if self.plan is None or self.plan.widths[layer][original] == self.plan.full_width:
             return weights
         sliced = slice_expert(weights, self.plan.neurons(layer, original))
@@ -201,12 +204,14 @@ class ModelSource:
 
     def _expert_tensor(self, spec: TensorSpec) -> torch.Tensor:
         assert spec.layer is not None and spec.expert is not None
-        weights = self.expert(spec.layer, spec.expert)
-        return {
-            "expert_gate": weights.gate,
-            "expert_up": weights.up,
-            "expert_down": weights.down,
-        }[spec.role]
+        tensor = getattr(self.expert(spec.layer, spec.expert), _expert_part(spec))
+        assert isinstance(tensor, torch.Tensor), spec.name
+        return tensor
+
+
+def _expert_part(spec: TensorSpec) -> str:
+    """The name in `ExpertWeights` of a routed expert's tensor."""
+    return spec.role.removeprefix("expert_")
 
 
 def pruned_config(config: ModelConfig, plan: CompressionPlan) -> ModelConfig:

@@ -62,6 +62,8 @@ class Family:
     ``attention_scale``: what scores are multiplied by; None is 1 / sqrt(head size).
     ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
     ``runs_as``: the model_type that transformers runs the language model as, if not its own.
+    ``expert_bias``: gate, up and down of the routed experts have biases.
+    ``gate_up_interleaved``: in stacked experts, gate's rows are the even ones, up's the odd ones.
     """
 
     model_type: str
@@ -81,6 +83,8 @@ class Family:
     router_score: Literal["softmax", "sigmoid"] = "softmax"
     router_bias: bool = False
     always_norm_topk: bool = False
+    expert_bias: bool = False
+    gate_up_interleaved: bool = False
     extra_keys: tuple[str, ...] = ()
     full_attention_every: int = 0
     layer_keys: LayerKeys | None = None
@@ -211,8 +215,15 @@ class ModelConfig:
 
     def expert_tensor(self, layer: int, expert: int, projection: int) -> str:
         """On-disk name of one expert matrix; ``projection`` indexes gate, up, down."""
+        return f"{self._projection(layer, expert, projection)}.weight"
+
+    def expert_bias(self, layer: int, expert: int, projection: int) -> str:
+        """On-disk name of the bias of one expert matrix, where the family has biases."""
+        return f"{self._projection(layer, expert, projection)}.bias"
+
+    def _projection(self, layer: int, expert: int, projection: int) -> str:
         name = self.family.projections[projection]
-        return f"{self.moe_prefix(layer)}experts.{expert}.{name}.weight"
+        return f"{self.moe_prefix(layer)}experts.{expert}.{name}"
 
 
 def expected_tensors(
@@ -328,10 +339,7 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
         scale = f"{prefix}router.per_expert_scale"
         yield TensorSpec(scale, (len(widths),), "routed_scale", "router", layer)
     for expert, width in enumerate(widths if experts else ()):
-        for index, projection in enumerate(PROJECTIONS):
-            shape = (hidden, width) if projection == "down" else (width, hidden)
-            name = config.expert_tensor(layer, expert, index)
-            yield TensorSpec(name, shape, f"expert_{projection}", "routed experts", layer, expert)
+        yield from _expert_tensors(config, layer, expert, width)
     if family.shared_block and config.shared_intermediate_size:
         block = f"{prefix}{family.shared_block}."
         width = config.shared_intermediate_size
@@ -339,6 +347,20 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
         if family.shared_gated:
             name = f"{prefix}shared_expert_gate.weight"
             yield TensorSpec(name, (1, hidden), "shared_router", "shared experts", layer)
+
+
+def _expert_tensors(
+    config: ModelConfig, layer: int, expert: int, width: int
+) -> Iterator[TensorSpec]:
+    hidden = config.hidden_size
+    part: Part = "routed experts"
+    for index, projection in enumerate(PROJECTIONS):
+        shape = (hidden, width) if projection == "down" else (width, hidden)
+        name, role = config.expert_tensor(layer, expert, index), f"expert_{projection}"
+        yield TensorSpec(name, shape, role, part, layer, expert)
+        if config.family.expert_bias:
+            name = config.expert_bias(layer, expert, index)
+            yield TensorSpec(name, shape[:1], f"{role}_bias", part, layer, expert)
 
 
 def _mlp_tensors(

@@ -105,9 +105,9 @@ def inspect_model(path: str | Path) -> ModelSummary:
 
 def _parts(files: ModelFiles) -> dict[str, PartSize]:
     parameters, stored = Counter[str](), Counter[str]()
-    for name, (_, part) in files.expected.items():
-        parameters[part] += prod(files.tensors[name].shape)
-        stored[part] += files.tensors[name].nbytes
+    for weight in files.weights.values():
+        parameters[weight.part] += prod(weight.shape)
+        stored[weight.part] += sum(files.tensors[name].nbytes for name in weight.tensors.values())
     return {part: PartSize(parameters[part], stored[part]) for part in PARTS if stored[part]}
 
 

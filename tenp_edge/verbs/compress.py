@@ -1,4 +1,4 @@
-"""``compress``: all the verbs in a row, in a directory that knows which of them are done."""
+"""``compress``: the verbs in a row, in a directory that knows which of them are done."""
 
 from __future__ import annotations
 
@@ -19,38 +19,27 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.checkpoint.overlay import DIRECTORY, Mended
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.checkpoint.writer import (
-    checkpoint_files,
-    is_other_checkpoint,
-    reopen,
-    write_checkpoint,
-)
-from tenp_edge.disk import require_free, write_text
+from tenp_edge.checkpoint.writer import is_other_checkpoint, reopen, write_checkpoint
+from tenp_edge.disk import write_text
 from tenp_edge.evaluation.type_sensitivity import TypeJob
-from tenp_edge.evaluation.validation import ValidationReport, load_report, validate
-from tenp_edge.exporters.base import ExportData, ExportOptions, FixedLengths, exporter, placed_files
-from tenp_edge.forward.device import choose_device, choose_dtype
+from tenp_edge.evaluation.validation import ValidationReport, load_report
+from tenp_edge.exporters.base import exporter, placed_files
 from tenp_edge.forward.text_batch import Domain
-from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.methods import method_named
-from tenp_edge.planning.pricing import Priced, Pricer
-from tenp_edge.planning.spec import PlanOptions
-from tenp_edge.planning.target import make_target, resolve
 from tenp_edge.planning.tensor_types import measurable
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.recovery.recover import mended_bytes
-from tenp_edge.runtime.memory.footprint import MemoryRun
 from tenp_edge.verbs.calibrate import calibrate_into, finished_at, probe_if_short
-from tenp_edge.verbs.export import kept_ranges, ranges_into
+from tenp_edge.verbs.compress_request import CompressRequest
+from tenp_edge.verbs.export import export_into, kept_ranges, ranges_into
 from tenp_edge.verbs.measure_types import costs_of, types_if_cheap
-from tenp_edge.verbs.options import CompressOptions, choose_profile, require_size
-from tenp_edge.verbs.plan import run_plan
+from tenp_edge.verbs.options import CompressOptions
 from tenp_edge.verbs.recipe_files import FILE as RECIPE
 from tenp_edge.verbs.recipe_files import write_recipe
-from tenp_edge.verbs.repair import mend_into, mend_rules
+from tenp_edge.verbs.repair import mend_into
 from tenp_edge.verbs.run_directory import RunDirectory, key_of
-from tenp_edge.verbs.timing import WORTH_SAYING_SECONDS, estimate
-from tenp_edge.verbs.token_chunks import compress_domains, most_tokens
+from tenp_edge.verbs.timing import WORTH_SAYING_SECONDS
+from tenp_edge.verbs.token_chunks import compress_domains
+from tenp_edge.verbs.validate import validate_on
 
 
 @dataclass(frozen=True)
@@ -72,7 +61,7 @@ class CompressResult:
 def run_compress(
     model: Path, output: Path, options: CompressOptions, progress: Progress = QUIET
 ) -> CompressResult:
-    """Calibrate, plan, slice, export and validate ``model`` into ``output``; resumes.
+    """Calibrate, plan, repair, cut, export and validate ``model`` into ``output``; resumes.
 
     Everything that can be refused is refused before the first long step: the budget is planned by
     bytes alone, the disk is checked, and the exporter is asked whether it can write this model.
@@ -80,322 +69,211 @@ def run_compress(
     checkpoint = Checkpoint(model)
     if checkpoint.left_out:
         progress.note(f"{checkpoint.left_out_text} are left out")
-    run = _Compress(checkpoint, output, options, progress)
-    draft = run.draft_plan()
-    run.require_disk(draft)
+    request = CompressRequest(checkpoint, output, options, progress)
+    request.require_disk()
     with one_writer(output):
-        return _run_stages(run, draft)
-
-
-def _run_stages(run: _Compress, draft: CompressionPlan) -> CompressResult:
-    run.open()
-    run.draw_text()
-    run.note_time(draft)
-    checkpoint, options = run.checkpoint, run.options
-    statistics = run.statistics()
-    run.measure_types(statistics)
-    plan = run.plan(statistics)
-    importance = Importance(statistics, plan) if plan.record.imatrix else None
-    mended = run.mend(plan)
-    source = ModelSource(checkpoint, plan, mended=mended)
-    if not options.skip_checkpoint:
+        run = _Run(request, progress)
+        statistics = run.calibrate()
+        run.measure_types(statistics)
+        plan = run.plan(statistics)
+        mended = run.repair(plan)
+        source = ModelSource(checkpoint, plan, mended=mended)
         run.write_checkpoint(source)
-    run.export(plan, source, importance)
-    report = None if options.no_validate else run.validate(plan, source)
-    run.end()
-    return CompressResult(run.output, plan, report, mended)
+        run.export(plan, source, statistics)
+        report = run.validate(plan, source)
+        run.end()
+    return CompressResult(output, plan, report, mended)
 
 
-class _Compress:
-    """The stages of one run: what each depends on is its key, what it wrote is its record."""
+class _Run:
+    """The stages of one run, each the verb of its name on what the run has: what a stage depends on
+    is its key, what it wrote is its record in the directory, and what is done is not done again."""
 
-    directory: RunDirectory
-    _calibrated: int
-
-    def __init__(
-        self, checkpoint: Checkpoint, output: Path, options: CompressOptions, progress: Progress
-    ) -> None:
-        self.checkpoint, self.output, self.options = checkpoint, output, options
-        self.progress = progress
-        self.profile = choose_profile(options.plan)
-        require_size(options.plan)
-        self.request = replace(options.plan, seed=options.calibration.seed, frontier=True)
-        self.rules = mend_rules(options)
-
-    # What is decided before anything is written.
-
-    def draft_plan(self) -> CompressionPlan:
-        """A plan by bytes alone. Free widths need scores; a trapezoid of their size stands in."""
-        method = method_named(self.request.method)
-        return self._planned(
-            None, replace(self.request, method=method.draft or method.name, refine=False)
+    def __init__(self, request: CompressRequest, progress: Progress) -> None:
+        self._request, self._progress = request, progress
+        self._checkpoint, self._output = request.checkpoint, request.output
+        self._options = request.options
+        command = key_of(asdict(replace(self._options, force=False, output=None)))
+        self._directory = RunDirectory(
+            self._output, self._checkpoint.fingerprint, command, self._options.force, progress
         )
+        write_recipe(self._output / RECIPE, self._options, output=self._output)
+        self._calibrated = finished_at(request.statistics_directory)
+        self._say_what_is_done()
+        self._draw_text()
+        self._say_how_long()
 
-    def require_disk(self, draft: CompressionPlan) -> None:
-        """UserError unless everything not yet written fits, a twin for the validation included."""
-        missing = self._missing(draft)
-        with_twin = self.options.validation.twin and not self.options.no_validate
-        twin = self._padded(draft).manifest.file_bytes if with_twin else 0
-        what = f"this run ({', '.join((*missing, 'the padded twin') if twin else missing)})"
-        mending = 0 if self.rules is None else mended_bytes(self.checkpoint, draft, self.rules)
-        require_free(self.output, sum(missing.values()) + twin + mending, what)
+    # -- the stages ------------------------------------------------------------------------------
 
-    def note_time(self, draft: CompressionPlan) -> None:
-        """Say how long it will take, when that is more than a moment."""
-        if self.directory.complete:
-            return
-        options, checkpoint = self.options, self.checkpoint
-        summary, missing = inspect_model(checkpoint.path), self._missing(draft)
-        device = choose_device(options.calibration.device)
-        writer = exporter(draft.record.format)
-        exported = all(name.startswith("checkpoint/") for name in missing)
-        kept = round(draft.record.model_retention * summary.parameters)
-        expected = estimate(
-            active_parameters=summary.active_parameters,
-            model_bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
-            written_bytes=sum(missing.values()),
-            calibration_tokens=0 if self._calibrated else most_tokens(options.calibration),
-            validation_tokens=0 if options.no_validate else most_tokens(options.validation),
-            validation_forwards=4 if options.validation.split else 2,
-            quantised_parameters=0 if exported else kept,
-            encoding_speed=writer.encoding_speed(self._export_options(draft)),
-            device=device,
-            dtype=choose_dtype(options.calibration.dtype, device, checkpoint.dtype),
-            mending_forwards=0 if self.rules is None else self.rules.forwards,
-            mended_tokens=most_tokens(options.calibration),
-        )
-        if expected.total >= WORTH_SAYING_SECONDS:
-            self.progress.note(str(expected))
-
-    def _missing(self, draft: CompressionPlan) -> dict[str, int]:
-        """Bytes of every planned file that is not there yet."""
-        return {k: size for k, size in draft.files.items() if not self._is_there(k, size)}
-
-    def _is_there(self, name: str, size: int) -> bool:
-        file = self.output / name
-        return file.is_file() and file.stat().st_size == size
-
-    def open(self) -> None:
-        command = key_of(asdict(replace(self.options, force=False, output=None)))
-        force, progress = self.options.force, self.progress
-        found = RunDirectory(self.output, self.checkpoint.fingerprint, command, force, progress)
-        self.directory = found
-        write_recipe(self.output / RECIPE, self.options, output=self.output)
-        self._calibrated = finished_at(self._calibration)
-        done = ["calibration"] if self._calibrated and not self.options.statistics else []
-        done += found.done_before()
-        if done and not found.complete:
-            progress.note(f"continuing: {', '.join(f'{stage} done' for stage in done)}")
-
-    def draw_text(self) -> None:
-        """Read the text before anything is promised: what is wrong with it is said first."""
-        if self.options.statistics is None or not self.options.no_validate:
-            self._domains  # noqa: B018
-
-    def end(self) -> None:
-        calibrated = finished_at(self._calibration) != self._calibrated
-        if self.directory.complete and not self.directory.worked and not calibrated:
-            self.progress.note(f"nothing to do: {self.output} is complete")
-        self.directory.end()
-
-    # The stages.
-
-    def statistics(self) -> Statistics:
-        if self.options.statistics is not None:
-            checkpoint = self.checkpoint
-            return load_statistics(
-                self.options.statistics, checkpoint.fingerprint, checkpoint.config
-            )
+    def calibrate(self) -> Statistics:
+        options, checkpoint = self._options, self._checkpoint
+        if options.statistics is not None:
+            return load_statistics(options.statistics, checkpoint.fingerprint, checkpoint.config)
         domains, _, spare = self._domains
-        options = self.options.calibration
-        work = self.output / "calibration"
-        found = calibrate_into(self.checkpoint, domains, work, options, self.progress, spare)
-        if method_named(self.request.method).probed:
-            probe_if_short(self.checkpoint, found, work, options, self.progress)
-        return found
+        work, compute = self._request.statistics_directory, options.calibration
+        statistics = calibrate_into(checkpoint, domains, work, compute, self._progress, spare)
+        if method_named(options.plan.method).probed:
+            probe_if_short(checkpoint, statistics, work, compute, self._progress)
+        return statistics
 
     def measure_types(self, statistics: Statistics) -> None:
         """What the types cost, where one is to be chosen and it is quickly measured."""
-        positions = self.checkpoint.config.max_position_embeddings
-        spec = resolve(self.request, self.profile, positions)
-        options = replace(spec.target.options, imatrix=self.request.imatrix)
-        job = TypeJob(spec.target.exporter, options, measurable(spec))
-        where, compute = self._calibration, self.options.calibration
-        types_if_cheap(self.checkpoint, job, statistics, where, compute, self.progress)
+        spec, request = self._request.spec(), self._request
+        export_options = replace(spec.target.options, imatrix=request.plan_options.imatrix)
+        job = TypeJob(spec.target.exporter, export_options, measurable(spec))
+        where, compute = request.statistics_directory, self._options.calibration
+        types_if_cheap(self._checkpoint, job, statistics, where, compute, self._progress)
 
     def plan(self, statistics: Statistics) -> CompressionPlan:
-        file, options = self.output / "plan.json", self.options
+        file, options, request = self._output / "plan.json", self._options, self._request
         # By what it is made from: the process that its memory counts differs by pages each time.
-        inputs = asdict(self.request), asdict(self.profile), statistics.info
-        costs = costs_of(self.checkpoint, self._calibration)
+        inputs = asdict(request.plan_options), asdict(request.profile), statistics.info
+        costs = costs_of(self._checkpoint, request.statistics_directory)
         types = () if costs is None else (costs.to_json(),)
         key = key_of(
             *inputs, options.skip_checkpoint, options.plan.refine, options.successive, *types
         )
-        if self.directory.done("plan", key):
+        if self._directory.done("plan", key):
             return load_plan(file)
-        plan = self._planned(statistics, self.request)
+        plan = request.planned(statistics)
         if options.successive and plan.keep_ratio < 1:
-            plan = self._planned(self._after(plan), self.request)
+            plan = request.planned(self._calibrate_after(plan))
         plan.save(file)
-        self.directory.finish("plan", key, [file, file.with_suffix(".safetensors")])
+        self._directory.finish("plan", key, [file, file.with_suffix(".safetensors")])
         return plan
 
-    def _after(self, plan: CompressionPlan) -> Statistics:
-        """The calibration again, every layer on what ``plan`` leaves of the layers before it."""
-        domains, _, _ = self._domains
-        options = self.options.calibration
-        return calibrate(
-            self.checkpoint,
-            domains,
-            self.output / "calibration-pruned",
-            device=options.device,
-            dtype=options.dtype,
-            seed=options.seed,
-            progress=self.progress,
-            plan=plan,
-        )
-
-    def mend(self, plan: CompressionPlan) -> Mended | None:
-        if self.rules is None:
+    def repair(self, plan: CompressionPlan) -> Mended | None:
+        rules = self._request.rules
+        if rules is None:
             return None
-        directory, options = self.output / DIRECTORY, self.options.calibration
-        key = key_of(plan.digest, asdict(self.rules), asdict(options))
-        if self.directory.done("mending", key):
+        directory, compute = self._output / DIRECTORY, self._options.calibration
+        key = key_of(plan.digest, asdict(rules), asdict(compute))
+        if self._directory.done("mending", key):
             with one_writer(directory):  # which takes the lock of a killed process away
                 return Mended(directory)
         domains, _, _ = self._domains
-        found = mend_into(
-            self.checkpoint, plan, domains, directory, self.rules, options, self.progress
+        mended = mend_into(
+            self._checkpoint, plan, domains, directory, rules, compute, self._progress
         )
-        if found is not None:
-            self.directory.finish("mending", key, found.files)
-        return found
+        if mended is not None:
+            self._directory.finish("mending", key, mended.files)
+        return mended
 
     def write_checkpoint(self, source: ModelSource) -> None:
-        target, key = self.output / "checkpoint", key_of(source.digest)
-        if self.directory.done("checkpoint", key):
+        target, key = self._output / "checkpoint", key_of(source.digest)
+        if self._options.skip_checkpoint or self._directory.done("checkpoint", key):
             return
-        if self.directory.has_run("checkpoint", key):  # and has lost files since
+        if self._directory.has_run("checkpoint", key):  # and has lost files since
             reopen(target, source.digest)
         elif is_other_checkpoint(target, source.digest):  # an unfinished run's, other settings
             shutil.rmtree(target)
-        digests = write_checkpoint(source, target, self.progress)
+        digests = write_checkpoint(source, target, self._progress)
         files = [file for file in target.rglob("*") if file.is_file()]
         known = {target / name: digest for name, digest in digests.items()}
-        self.directory.finish("checkpoint", key, files, known)
+        self._directory.finish("checkpoint", key, files, known)
 
-    def export(
-        self, plan: CompressionPlan, source: ModelSource, importance: Importance | None
-    ) -> None:
-        target, options = self._target(plan), self._export_options(plan)
-
-        def write() -> list[Path]:
-            writer = exporter(plan.record.format)
-            ranges = self._ranges(source) if writer.needs_ranges(options) else None
-            data = ExportData(importance, ranges)
-            manifest = writer.write(source, options, target, data, self.progress)
-            return [self.output / name for name in placed_files(writer, manifest)]
-
+    def export(self, plan: CompressionPlan, source: ModelSource, statistics: Statistics) -> None:
+        importance = Importance(statistics, plan) if plan.record.imatrix else None
+        options, format = self._request.export_options(plan), plan.record.format
         matrix = None if importance is None else importance.digest
         planned = source.planned_run
-        run = None if planned is None else planned.to_json()
-        key = key_of(source.digest, asdict(options), matrix, run)
-        if not self.directory.done("export", key):
-            self.directory.discard("export")
-            self.directory.finish("export", key, write())
+        memory_run = None if planned is None else planned.to_json()
+        key = key_of(source.digest, asdict(options), matrix, memory_run)
+        if self._directory.done("export", key):
+            return
+        self._directory.discard("export")
+        manifest = export_into(
+            self._request.target(plan),
+            source,
+            format,
+            options,
+            importance,
+            lambda: self._ranges(source),
+            self._progress,
+        )
+        names = placed_files(exporter(format), manifest)
+        self._directory.finish("export", key, [self._output / name for name in names])
 
-    def validate(self, plan: CompressionPlan, source: ModelSource) -> ValidationReport:
-        file = self.output / "validation.json"
-        options = self.options
-        exported = dict(self.directory.digests("export"))
+    def validate(self, plan: CompressionPlan, source: ModelSource) -> ValidationReport | None:
+        file, options, request = self._output / "validation.json", self._options, self._request
+        if options.no_validate:
+            return None
+        exported = dict(self._directory.digests("export"))
         key = key_of(
             source.digest, exported, asdict(options.validation), asdict(options.calibration)
         )
-        if self.directory.done("validation", key):
+        if self._directory.done("validation", key):
             return load_report(file)
         _, held_out, _ = self._domains
-        report = validate(
-            self.checkpoint.path,
-            self._target(plan),
+        report = validate_on(
             held_out,
-            device=options.calibration.device,
-            dtype=options.calibration.dtype,
-            threads=options.validation.threads,
-            twin=options.validation.twin,
-            split=options.validation.split,
-            predicted_peak_rss=self._predicted_peak_rss(plan),
-            memory_run=self._memory_run(plan),
-            work=self.output,
-            progress=self.progress,
+            self._checkpoint.path,
+            request.target(plan),
+            options.validation,
+            options.calibration,
+            self._progress,
+            memory_run=request.memory_run(plan),
+            predicted_peak_rss=request.predicted_peak_rss(plan),
+            work=self._output,
         )
         write_text(file, json.dumps(report.to_json(), indent=1) + "\n")
-        self.directory.finish("validation", key, [file])
+        self._directory.finish("validation", key, [file])
         return report
 
-    # Helpers.
+    def end(self) -> None:
+        calibrated = finished_at(self._request.statistics_directory) != self._calibrated
+        if self._directory.complete and not self._directory.worked and not calibrated:
+            self._progress.note(f"nothing to do: {self._output} is complete")
+        self._directory.end()
 
-    def _planned(self, statistics: Statistics | None, options: PlanOptions) -> CompressionPlan:
-        return run_plan(
-            self.checkpoint,
-            options,
-            statistics,
-            self.options.calibration,
-            self.progress,
-            beside=None if statistics is None else self._calibration,
-            extra_files=None if self.options.skip_checkpoint else self._checkpoint_files,
-        )
+    # -- said and read before the first stage ------------------------------------------------------
 
-    @property
-    def _calibration(self) -> Path:
-        return self.options.statistics or self.output / "calibration"
+    def _say_what_is_done(self) -> None:
+        done = ["calibration"] if self._calibrated and not self._options.statistics else []
+        done += self._directory.done_before()
+        if done and not self._directory.complete:
+            self._progress.note(f"continuing: {', '.join(f'{stage} done' for stage in done)}")
 
-    def _checkpoint_files(self, plan: CompressionPlan) -> dict[str, int]:
-        """Exact size of every weight file of the pruned checkpoint."""
-        files = checkpoint_files(ModelSource(self.checkpoint, plan))
-        return {f"checkpoint/{name}": size for name, size in files.items()}
+    def _draw_text(self) -> None:
+        """Read the text before anything is promised: what is wrong with it is said first."""
+        if self._options.statistics is None or not self._options.no_validate:
+            self._domains  # noqa: B018
 
-    def _target(self, plan: CompressionPlan) -> Path:
-        return self.output / exporter(plan.record.format).target
+    def _say_how_long(self) -> None:
+        """When that is more than a moment."""
+        if self._directory.complete:
+            return
+        expected = self._request.expected_time(calibrated=bool(self._calibrated))
+        if expected.total >= WORTH_SAYING_SECONDS:
+            self._progress.note(str(expected))
 
-    def _export_options(self, plan: CompressionPlan) -> ExportOptions:
-        record = plan.record
-        return ExportOptions(
-            record.quant,
-            record.layout,
-            record.imatrix,
-            record.tensor_types,
-            shard_bytes=record.shard_bytes,
-            latent_cache=record.latent_cache,
-            lengths=None if record.lengths is None else FixedLengths(**record.lengths),
-            targets=record.targets,
-        )
-
-    def _ranges(self, source: ModelSource) -> Ranges:
-        directory = self.options.statistics or self.output / "calibration"
-        domains, _, _ = self._domains
-        return kept_ranges(source, directory, measured_text(domains).digest) or ranges_into(
-            source, domains, self.options.calibration, directory, self.progress
-        )
-
-    def _predicted_peak_rss(self, plan: CompressionPlan) -> int | None:
-        """Of the run that validation measures, which is on this machine."""
-        measured_here = self.profile.runtime_overhead_bytes is None
-        return int(plan.memory["total_bytes"]) if measured_here else None
-
-    def _padded(self, plan: CompressionPlan) -> Priced:
-        request = replace(self.request, layout="padded", quant=plan.record.quant)
-        positions = self.checkpoint.config.max_position_embeddings
-        return Pricer(self.checkpoint, make_target(self.profile, request, positions))(plan.widths)
-
-    def _memory_run(self, plan: CompressionPlan) -> MemoryRun:
-        chosen = {name: plan.memory[name] for name in ("context", "ubatch", "kv_type")}
-        threads = self.options.validation.threads or self.profile.threads
-        return MemoryRun(**chosen, threads=threads)
+    # -- what several stages take ------------------------------------------------------------------
 
     @cached_property
     def _domains(self) -> tuple[list[Domain], list[Domain], list[Domain]]:
         """Chunks for calibration, for validation, and for refining: none in two of them."""
-        options = self.options
-        progress = QUIET if self._calibrated else self.progress
-        return compress_domains(self.checkpoint, options.calibration, options.validation, progress)
+        options = self._options
+        progress = QUIET if self._calibrated else self._progress
+        return compress_domains(self._checkpoint, options.calibration, options.validation, progress)
+
+    def _ranges(self, source: ModelSource) -> Ranges:
+        directory = self._request.statistics_directory
+        domains, _, _ = self._domains
+        return kept_ranges(source, directory, measured_text(domains).digest) or ranges_into(
+            source, domains, self._options.calibration, directory, self._progress
+        )
+
+    def _calibrate_after(self, plan: CompressionPlan) -> Statistics:
+        """The calibration again, every layer on what ``plan`` leaves of the layers before it."""
+        domains, _, _ = self._domains
+        compute = self._options.calibration
+        return calibrate(
+            self._checkpoint,
+            domains,
+            self._output / "calibration-pruned",
+            device=compute.device,
+            dtype=compute.dtype,
+            seed=compute.seed,
+            progress=self._progress,
+            plan=plan,
+        )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from tenp_edge.calibration.activation_ranges import Ranges, load_ranges
-from tenp_edge.calibration.imatrix import importance_of
+from tenp_edge.calibration.imatrix import Importance, importance_of
 from tenp_edge.calibration.range_measuring import identity, measure_ranges
 from tenp_edge.calibration.storage import load_statistics
 from tenp_edge.checkpoint.compression_plan import load_plan
@@ -58,18 +59,30 @@ def run_export(
     if dry_run:
         return manifest
     require_free(target.parent, manifest.file_bytes, target.name)
+    chosen = calibration or CalibrationOptions()
+
+    def ranges() -> Ranges:
+        return kept_ranges(source, statistics) or ranges_into(
+            source, calibration_domains(checkpoint, chosen, progress), chosen, statistics, progress
+        )
+
     with one_writer_of(target):
-        ranges = None
-        if writer.needs_ranges(options):
-            chosen = calibration or CalibrationOptions()
-            ranges = kept_ranges(source, statistics) or ranges_into(
-                source,
-                calibration_domains(checkpoint, chosen, progress),
-                chosen,
-                statistics,
-                progress,
-            )
-        return writer.write(source, options, target, ExportData(importance, ranges), progress)
+        return export_into(target, source, format, options, importance, ranges, progress)
+
+
+def export_into(
+    target: Path,
+    source: ModelSource,
+    format: str,
+    options: ExportOptions,
+    importance: Importance | None,
+    ranges: Callable[[], Ranges],
+    progress: Progress,
+) -> Manifest:
+    """Write ``source`` to ``target``; ``ranges`` is called where activations get fixed scales."""
+    writer = exporter(format)
+    data = ExportData(importance, ranges() if writer.needs_ranges(options) else None)
+    return writer.write(source, options, target, data, progress)
 
 
 def _ranges_file(directory: Path, source: ModelSource) -> Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.provenance import PrunedBy
 from tenp_edge.evaluation.validation import ValidationReport, validate
+from tenp_edge.forward.text_batch import Domain
 from tenp_edge.planning.devices import this_machine
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.runtime.memory.footprint import MemoryRun
 from tenp_edge.verbs.options import (
     ComputeOptions,
     MeasureOptions,
@@ -36,6 +39,32 @@ def run_validate(
     limit = checkpoint.config.max_position_embeddings
     memory_run = (measure or MeasureOptions()).run(limit, threads)
     domains = validation_domains(checkpoint, options, compute.seed, progress)
+    return validate_on(
+        domains,
+        reference,
+        candidate,
+        options,
+        compute,
+        progress,
+        pruned_by=pruned_by,
+        memory_run=memory_run,
+    )
+
+
+def validate_on(
+    domains: Sequence[Domain],
+    reference: Path,
+    candidate: Path,
+    options: ValidationOptions,
+    compute: ComputeOptions,
+    progress: Progress,
+    *,
+    memory_run: MemoryRun,
+    predicted_peak_rss: int | None = None,
+    pruned_by: PrunedBy | None = None,
+    work: Path | None = None,
+) -> ValidationReport:
+    """`validate` as the options say, on ``domains`` (which they do not choose here)."""
     return validate(
         reference,
         candidate,
@@ -47,5 +76,7 @@ def run_validate(
         split=options.split,
         pruned_by=pruned_by,
         memory_run=memory_run,
+        predicted_peak_rss=predicted_peak_rss,
+        work=work,
         progress=progress,
     )

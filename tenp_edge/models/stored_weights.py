@@ -1,0 +1,125 @@
+"""Finds every weight that config.json implies among the tensors of the files. No torch in here.
+
+Routed experts are stored one by one, or stacked in two tensors a layer, gate_up_proj and down_proj:
+as transformers 5 writes them (experts, rows, columns) or transposed, as Qwen3-VL and gpt-oss are
+published. Which of the two it is, the shapes of both tensors say together: gate_up_proj alone could
+be either where twice the width is the hidden size, down_proj alone where the width is; never both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from tenp_edge.models.family import ModelConfig, Part, Shape, expected_tensors
+from tenp_edge.models.layouts import PLAIN, Layout, Layouts, StoredWeight
+from tenp_edge.models.safetensors_header import StoredTensor
+
+
+@dataclass(frozen=True)
+class StackedExperts:
+    """A layer's experts in stacked tensors. ``gate_up``: (experts, 2 width, hidden), gate's rows
+    first, or the even ones where ``interleaved``; ``down``: (experts, hidden, width).
+    ``biases``: (experts, 2 width) and (experts, hidden), or none."""
+
+    gate_up: StoredWeight
+    down: StoredWeight
+    interleaved: bool
+    biases: tuple[StoredWeight, ...]
+
+    @property
+    def weights(self) -> tuple[StoredWeight, ...]:
+        return (self.gate_up, self.down, *self.biases)
+
+
+class WeightIndex:
+    """``weights``: every weight in file order, stacked experts under their stacked names."""
+
+    def __init__(
+        self, config: ModelConfig, tensors: Mapping[str, StoredTensor], layouts: Layouts
+    ) -> None:
+        self._config, self._tensors, self._layouts = config, tensors, layouts
+        self.stacked = dict(self._stacked_layers())
+
+    @cached_property
+    def weights(self) -> dict[str, StoredWeight]:
+        found = {}
+        for spec in expected_tensors(self._config, without_experts=self.stacked):
+            found[spec.name] = self._find(spec.name, spec.shape, spec.part)
+        for layer in sorted(self.stacked):
+            found |= {weight.name: weight for weight in self.stacked[layer].weights}
+        return found
+
+    def _find(
+        self, name: str, shape: Shape, part: Part, *, transposed: bool = False
+    ) -> StoredWeight:
+        """Weight ``name``; as a plain one, which may be missing, where no layout fits."""
+        module = name.removesuffix(".weight")
+        for layout in self._layouts(module) if len(shape) > 1 else ():
+            matrix = shape[-1:-3:-1] if transposed else shape[-2:]
+            found = layout.find(module, matrix, self._tensors)
+            if found is not None and self._has_codes(layout, found):
+                return StoredWeight(name, shape, part, layout, found, transposed)
+        plain = name if name in self._tensors else f"{module}.weight"
+        stored = plain if plain in self._tensors else name
+        return StoredWeight(name, shape, part, PLAIN, {"weight": stored}, transposed)
+
+    def _has_codes(self, layout: Layout, found: Mapping[str, str]) -> bool:
+        """Whether the tensor of the codes holds such: another layout may use the same names."""
+        part, rule = next(iter(layout.rules((1, 1)).items()))
+        return self._tensors[found[part]].dtype in rule.dtypes
+
+    # -- stacked experts -----------------------------------------------------------------------
+
+    def _stacked_layers(self) -> Iterator[tuple[int, StackedExperts]]:
+        for layer in self._config.expert_widths:
+            prefix = self._stacked_prefix(layer)
+            if prefix is not None:
+                yield layer, self._stacked(layer, prefix)
+
+    def _stacked_prefix(self, layer: int) -> str | None:
+        """Transformers 5 calls every MoE block ``mlp``, whatever the family's own name is."""
+        config = self._config
+        in_memory = config.family.experts_in_memory.removesuffix("experts")
+        for block in (config.moe_prefix(layer), config.layer_prefix(layer) + in_memory):
+            module = f"{block}experts.gate_up_proj"
+            layouts = (PLAIN, *self._layouts(module))
+            if any(module + s in self._tensors for own in layouts for s in own.first_suffixes):
+                return f"{block}experts."
+        return None
+
+    def _stacked(self, layer: int, prefix: str) -> StackedExperts:
+        """As the shapes say; as transformers 5 writes them where neither orientation fits."""
+        config = self._config
+        widths, hidden = config.expert_widths[layer], config.hidden_size
+        count, rows = len(widths), 2 * widths[0]
+        shapes = {"gate_up_proj": (count, rows, hidden), "down_proj": (count, hidden, widths[0])}
+        gate_up, down = self._oriented(prefix, shapes)
+        biases = {"gate_up_proj_bias": (count, rows), "down_proj_bias": (count, hidden)}
+        return StackedExperts(
+            gate_up,
+            down,
+            config.family.gate_up_interleaved,
+            tuple(
+                StoredWeight(f"{prefix}{n}", shape, "routed experts", PLAIN, {"weight": prefix + n})
+                for n, shape in (biases if config.family.expert_bias else {}).items()
+            ),
+        )
+
+    def _oriented(self, prefix: str, shapes: Mapping[str, Shape]) -> list[StoredWeight]:
+        candidates = [
+            [
+                self._find(prefix + name, shape, "routed experts", transposed=transposed)
+                for name, shape in shapes.items()
+            ]
+            for transposed in (False, True)
+        ]
+        fitting = (pair for pair in candidates if all(map(self._fits, pair)))
+        return next(fitting, candidates[0])
+
+    def _fits(self, weight: StoredWeight) -> bool:
+        return all(
+            name in self._tensors and self._tensors[name].shape in rule.shapes
+            for name, rule in weight.parts()
+        )

@@ -1,0 +1,61 @@
+"""Tiny checkpoints rewritten as others store them: experts stacked, weights quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tenp_edge.checkpoint.files import Checkpoint
+
+Tensors = dict[str, torch.Tensor]
+FILE = "model.safetensors"
+
+
+def rewritten(model: Path, change: Callable[[Tensors], Tensors]) -> Path:
+    """``model``, its tensors changed in place."""
+    tensors = change(load_file(model / FILE))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, model / FILE)
+    return model
+
+
+def stack_experts(
+    model: Path, *, transposed: bool = False, interleaved: bool = False, suffix: str = ""
+) -> Path:
+    """The routed experts of every layer in two tensors, their biases (if any) in two more."""
+    config = Checkpoint(model).config
+
+    def change(tensors: Tensors) -> Tensors:
+        for layer in config.moe_layers:
+            prefix = f"{config.moe_prefix(layer)}experts."
+            own = [
+                [tensors.pop(config.expert_tensor(layer, expert, index)) for index in range(3)]
+                for expert in range(config.num_experts)
+            ]
+            join = _interleave if interleaved else _append
+            gate_up = torch.stack([join(gate, up) for gate, up, _ in own])
+            down = torch.stack([row[2] for row in own])
+            for name, matrix in (("gate_up_proj", gate_up), ("down_proj", down)):
+                tensors[prefix + name + suffix] = matrix.mT if transposed else matrix
+            if config.family.expert_bias:
+                names = [
+                    [config.expert_bias(layer, expert, index) for index in range(3)]
+                    for expert in range(config.num_experts)
+                ]
+                biases = [[tensors.pop(name) for name in row] for row in names]
+                tensors[f"{prefix}gate_up_proj_bias"] = torch.stack([join(*b[:2]) for b in biases])
+                tensors[f"{prefix}down_proj_bias"] = torch.stack([b[2] for b in biases])
+        return tensors
+
+    return rewritten(model, change)
+
+
+def _append(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return torch.cat([gate, up])
+
+
+def _interleave(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Row 2 i is gate's row i, row 2 i + 1 is up's."""
+    return torch.stack([gate, up], dim=1).flatten(0, 1)
