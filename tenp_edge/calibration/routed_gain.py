@@ -43,8 +43,9 @@ class RoutedGain:
         routed, part = self._seen["routed_out_norm"]
         if self._norm is not None:
             whole, _ = self._seen["block_out_norm"]
-            mean = whole.square().mean(dim=-1, keepdim=True) + self._norm.eps
-            part = part * self._norm.weight.float() * mean.rsqrt()
+            norm: Any = self._norm
+            mean = whole.square().mean(dim=-1, keepdim=True) + norm.eps
+            part = part * norm.weight.float() * mean.rsqrt()
         if self._scale is not None:
             part = part * self._scale.float()
         return part.square().sum(-1) / routed.square().sum(-1).clamp_min(_LEAST)

@@ -9,7 +9,6 @@ after the block's norm, the chosen experts and the weights that really multiply 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -91,18 +90,26 @@ class RaggedExpert(nn.Module):
         return linear(neurons(weights, x, self.activation), weights.down)
 
 
+def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return silu(gate) * up
+
+
+def _geglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return gelu(gate, approximate="tanh") * up
+
+
 # As transformers computes them.
-_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": silu,
-    "gelu_tanh": partial(gelu, approximate="tanh"),
+_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "silu": _swiglu,
+    "gelu_tanh": _geglu,
 }
 
 
 def neurons(
     weights: ExpertWeights, x: torch.Tensor, activation: Activation = "silu"
 ) -> torch.Tensor:
-    """m = act(x W_gate^T) * (x W_up^T), [n, width], from x, [n, hidden]."""
-    return _ACTIVATIONS[activation](linear(x, weights.gate)) * linear(x, weights.up)
+    """m = act(x W_gate^T, x W_up^T), [n, width], from x, [n, hidden]."""
+    return _ACTIVATIONS[activation](linear(x, weights.gate), linear(x, weights.up))
 
 
 class RaggedExperts(nn.Module):

@@ -62,11 +62,11 @@ def skeleton(config: ModelConfig) -> Any:
 def _fill_computed(model: Any, module: nn.Module) -> None:
     """Make the buffers of ``module`` that no checkpoint holds, as transformers does after loading;
     its weights, on the meta device, are not touched by that."""
-    computed = [
-        name for name in module._non_persistent_buffers_set if module._buffers[name].is_meta
-    ]
+    computed = [name for name, _ in module.named_buffers(recurse=False)]
+    computed = [name for name in computed if name in module._non_persistent_buffers_set]
+    computed = [name for name in computed if getattr(module, name).is_meta]
     for name in computed:
-        module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+        setattr(module, name, torch.empty_like(getattr(module, name), device="cpu"))
     if computed:
         model._init_weights(module)
 
@@ -104,7 +104,9 @@ class StreamingModel:
         self._rotary = self._skeleton.model.rotary_emb.to(device)
         # Where transformers lets layers share keys and values, a layer may leave its own behind.
         asked = inspect.signature(self._skeleton.model.layers[0].forward).parameters
-        self._shared = {name: {} for name in ("shared_kv_states",) if name in asked}
+        self._shared: dict[str, Any] = (
+            {"shared_kv_states": {}} if "shared_kv_states" in asked else {}
+        )
 
     def with_source(self, source: WeightSource) -> StreamingModel:
         """The same forward over another plan of the model; shares what does not depend on it."""
@@ -164,27 +166,37 @@ class StreamingModel:
     def forward(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """`run` with whatever the caller says about gradients."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        window = self.config.layer_attention(layer.self_attn.layer_idx).window
-        rotary_type = (layer.self_attn.layer_type,) if self.config.family.layer_keys else ()
+        index = int(layer.self_attn.layer_idx)  # type: ignore[union-attr, arg-type]
         output = layer(
             hidden,
-            attention_mask=None if window is None else _window_mask(positions[0], window),
+            attention_mask=self._mask(index, positions[0]),
             position_ids=positions,
-            position_embeddings=self._rotary(hidden, positions, *rotary_type),
+            position_embeddings=self._rotations(index, hidden, positions),
             **self._shared,
         )
         assert isinstance(output, torch.Tensor)
         return output
 
+    def _mask(self, layer: int, positions: torch.Tensor) -> torch.Tensor | None:
+        """bool (1, 1, query, key): what the layer sees; None where that is all up to the query,
+        which the operator knows by itself."""
+        window = self.config.layer_attention(layer).window
+        if window is None:
+            return None
+        behind = positions[:, None] - positions[None]
+        return ((behind >= 0) & (behind < window))[None, None]
+
+    def _rotations(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
+        """Cosines and sines of ``positions``; a family of two rotations is asked for one of them
+        by the layer's type."""
+        if self.config.family.layer_keys is None:
+            return self._rotary(hidden, positions)
+        kind = self._skeleton.config.layer_types[layer]
+        return self._rotary(hidden, positions, kind)
+
     def head(self) -> Head:
         """The final norm and output matrix."""
         return Head(self, copy.deepcopy(self._skeleton.model.norm))
-
-
-def _window_mask(positions: torch.Tensor, window: int) -> torch.Tensor:
-    """bool (1, 1, query, key): the last ``window`` positions up to the query's own."""
-    behind = positions[:, None] - positions[None]
-    return ((behind >= 0) & (behind < window))[None, None]
 
 
 class Head:

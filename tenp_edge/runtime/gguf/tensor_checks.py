@@ -64,9 +64,9 @@ def _expected(facts: Facts, header: Header) -> Iterator[tuple[str, Shape, bool]]
 
 def _more_norms(facts: Facts) -> Iterator[tuple[str, Shape, bool]]:
     row = facts.architecture
-    names = ("post_attention_norm", "post_ffw_norm") if row.norms_after else ()
+    names = ["post_attention_norm", "post_ffw_norm"] if row.norms_after else []
     if row.dense_beside:
-        names += ("post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
+        names += ["post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2"]
     for name in names:
         yield f"{name}.weight", (facts.hidden,), False
     if row.scales:
