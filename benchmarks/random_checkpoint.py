@@ -126,6 +126,8 @@ def write_random_checkpoint(
         # The router's selection bias stays float32 in every published checkpoint.
         own = torch.float32 if spec.role == "router_bias" else TORCH_DTYPES[dtype]
         scale = embedding_scale if spec.role == "embed" else 1.0
+        if spec.role == "embed" and config.family.embedding_scale:  # the model does it itself
+            scale /= config.hidden_size**0.5
         return random_tensor(name, spec.shape, spec.role, own) * scale
 
     def stacked(name: str) -> torch.Tensor:

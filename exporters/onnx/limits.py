@@ -15,6 +15,7 @@ def check_model(config: ModelConfig, options: ExportOptions) -> None:
     """Raise UserError with the reason where the graph would compute something else."""
     _check_options(config, options)
     _check_rope(config)
+    _check_activation(config, options)
     if way_of(options).static:
         _check_static(config, options)
     _check_widths(config, options)
@@ -73,6 +74,16 @@ def _check_static(config: ModelConfig, options: ExportOptions) -> None:
             "--mode static keeps keys and values: expanding a latent cache anew for every token is "
             "no work for an NPU",
             "leave --latent-cache out",
+        )
+
+
+def _check_activation(config: ModelConfig, options: ExportOptions) -> None:
+    activation = config.family.activation
+    if activation not in way_of(options).activations:
+        raise UserError(
+            f"--mode {mode_of(options)} cannot hold {config.family.model_type}: its operators have "
+            f"no experts of {activation}",
+            "--mode portable",
         )
 
 

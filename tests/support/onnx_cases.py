@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
+from support import tiny
 from support.plans import plan_for
 from transformers import AutoModelForCausalLM
 
@@ -56,7 +57,7 @@ def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Floats:
             assert plan is not None
             cut = torch.ones(plan.full_width, dtype=torch.bool)
             cut[plan.neurons(layer, expert)] = False
-            experts = model.model.layers[layer].mlp.experts
+            experts = tiny.experts_of(model, layer)
             experts.gate_up_proj[expert][cut.repeat(2)] = 0
             experts.down_proj[expert][:, cut] = 0
         given = {"attention_mask": MASK, "position_ids": POSITIONS}

@@ -1,7 +1,7 @@
 """The router: which experts a token goes to, and with what weights.
 
     x ── MatMul ── Softmax | Sigmoid ──┬── (+ bias) ── (best groups) ── TopK ── ids
-                                       └── weights of the ids ── (renormalise) ── (scale)
+                                       └── weights of the ids ── (renormalise) ── (scales)
 
 As transformers computes it. A group's score is its best expert (deepseek_v2) or the sum of its
 best two (deepseek_v3). Router weights are never quantised.
@@ -39,7 +39,12 @@ def chosen_experts(c: Context, path: str, x: ir.Value, layer: int) -> tuple[ir.V
     weights, ids = g.ops(path, "TopK", [selection, top_k], 2, axis=-1, largest=1, sorted=1)
     if selection is not scores:
         weights = g.op(f"{path}/weights", "GatherElements", [scores, ids], axis=1)
-    return ids, _normalised(c, f"{path}/weights", weights)
+    weights = _normalised(c, f"{path}/weights", weights)
+    if c.has("routed_scale", layer):
+        scales = plain_weight(g, c.spec("routed_scale", layer))
+        own = g.op(f"{path}/scales", "Gather", [scales, ids], axis=0)
+        weights = g.op(f"{path}/scaled", "Mul", [weights, own])
+    return ids, weights
 
 
 def expert_groups(config: ModelConfig) -> int:
