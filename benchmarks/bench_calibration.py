@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from random_checkpoint import write_random_checkpoint
+from records import Table, add_record_flag, write_record
 from transformers import AutoModelForCausalLM
 
 from tenp_edge.calibration.collect import calibrate
@@ -60,6 +61,23 @@ BIG = SHAPE | {
     "moe_intermediate_size": 1408,
 }
 
+Row = dict[str, Any]
+SPEEDS = (
+    ("model", "{model}"),
+    ("dtype", "{dtype}"),
+    ("of transformers' default (grouped_mm)", "{grouped_mm:.2f}"),
+    ("of its eager experts", "{eager:.2f}"),
+)
+PEAKS = (
+    ("model", "{model}"),
+    ("dtype", "{dtype}"),
+    ("checkpoint", "{checkpoint_gb:.2f} GB"),
+    ("peak RSS", "{peak:size}"),
+    ("of it imports", "{imports:size}"),
+    ("of it hidden states", "{states:size}"),
+    ("seconds", "{seconds:.1f}"),
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -72,6 +90,8 @@ def main() -> None:
     parser.add_argument("--cpu-seconds", action="store_true", help="processor time, not wall time")
     parser.add_argument("--peak", action="store_true", help="peak RSS instead of speed")
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "OUT"), help=argparse.SUPPRESS)
+    parser.add_argument("--label", default="random", help="the model's name in the table")
+    add_record_flag(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.worker:
@@ -81,8 +101,13 @@ def main() -> None:
         model = args.model or write_random_checkpoint(
             Path(scratch) / "model", BIG if args.peak else SHAPE
         )
+        table = Table(PEAKS if args.peak else SPEEDS)
+        print(table.head)
         for dtype in args.dtype:
-            (measure_peak if args.peak else measure_speed)(args, model, Path(scratch), dtype)
+            measure = measure_peak if args.peak else measure_speed
+            row = measure(args, model, Path(scratch), dtype)
+            print(table.add({"model": args.label, "dtype": dtype, **row}), flush=True)
+    write_record(args.record, **{"peaks" if args.peak else "speeds": table})
 
 
 def random_domains(checkpoint: Checkpoint, samples: int, seq_len: int) -> list[Domain]:
@@ -92,7 +117,8 @@ def random_domains(checkpoint: Checkpoint, samples: int, seq_len: int) -> list[D
     return [Domain("random", tokens, torch.full((samples,), seq_len))]
 
 
-def measure_speed(args: argparse.Namespace, path: Path, scratch: Path, dtype: str) -> None:
+def measure_speed(args: argparse.Namespace, path: Path, scratch: Path, dtype: str) -> Row:
+    """Tokens a second of calibration and of the plain forwards, and its share of theirs."""
     clock = time.process_time if args.cpu_seconds else time.perf_counter
     checkpoint = Checkpoint(path)
     domains = random_domains(checkpoint, args.samples, args.seq_len)
@@ -112,16 +138,10 @@ def measure_speed(args: argparse.Namespace, path: Path, scratch: Path, dtype: st
         seconds = timed(lambda out=out: calibrate(checkpoint, domains, out, dtype=dtype), clock)
         ours = min(ours, seconds)
     count = args.samples * args.seq_len
-    best = min(plain.values())
-    row = {f"plain {name} tokens/s": round(count / value) for name, value in plain.items()}
-    print(
-        json.dumps(
-            {"clock": clock.__name__, "dtype": dtype, "threads": args.threads, "tokens": count}
-            | row
-            | {"calibration tokens/s": round(count / ours), "ratio": round(best / ours, 3)}
-        ),
-        flush=True,
-    )
+    row: dict[str, Any] = {"tokens": count, "tokens_per_second": count / ours}
+    for name, seconds in plain.items():
+        row |= {f"{name}_tokens_per_second": count / seconds, name: seconds / ours}
+    return row
 
 
 def timed(run: Any, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -136,13 +156,14 @@ def plain_forward(model: Any, tokens: torch.Tensor) -> None:
         model.model(tokens[part], use_cache=False)
 
 
-def measure_peak(args: argparse.Namespace, path: Path, scratch: Path, dtype: str) -> None:
-    """Run calibration in a process of its own and print its peak RSS."""
+def measure_peak(args: argparse.Namespace, path: Path, scratch: Path, dtype: str) -> Row:
+    """Peak RSS of a calibration in a process of its own."""
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     command = [sys.executable, __file__, "--worker", str(path), str(scratch / f"peak-{dtype}")]
     options = ["--samples", args.samples, "--seq-len", args.seq_len, "--threads", args.threads]
-    subprocess.run([*command, *map(str, options), "--dtype", dtype], check=True)
-    print(json.dumps({"checkpoint GB": round(size / 1e9, 2)}), flush=True)
+    command += [*map(str, options), "--dtype", dtype]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return {"checkpoint_gb": size / 1e9, **json.loads(done.stdout)}
 
 
 def peak_worker(args: argparse.Namespace) -> None:
@@ -153,11 +174,10 @@ def peak_worker(args: argparse.Namespace) -> None:
     seconds = timed(lambda: calibrate(checkpoint, domains, out, dtype=args.dtype[0]))
     states = args.samples * args.seq_len * checkpoint.config.hidden_size
     row = {
-        "dtype": args.dtype[0],
-        "peak GiB": round(peak_bytes() / 2**30, 3),
-        "imports GiB": round(before / 2**30, 3),
-        "hidden states GiB": round(states * getattr(torch, args.dtype[0]).itemsize / 2**30, 3),
-        "seconds": round(seconds, 1),
+        "peak": peak_bytes(),
+        "imports": before,
+        "states": states * getattr(torch, args.dtype[0]).itemsize,
+        "seconds": seconds,
     }
     print(json.dumps(row), flush=True)
 

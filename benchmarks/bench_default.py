@@ -18,17 +18,18 @@ import argparse
 import gzip
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from records import Table, add_record_flag, write_record
 from rich.console import Console
 
 from tenp_edge.cli.terminal import TerminalProgress
 from tenp_edge.verbs.compare import run_compare
 from tenp_edge.verbs.options import CalibrationOptions, CompareOptions, ValidationOptions
 
-DEFAULT, REPAIRED = "adaptive", "adaptive+repair"
+CUT, REPAIRED = "adaptive", "adaptive+repair"  # REPAIRED is what `compress` writes
 RIVALS = ("adaptive-uninsured", "free", "layer-energy", "layer-camera-p", "global-heapr-sum")
 OTHERS = ("adaptive-insured", "tenp", "drop-easy-ep", "tenp+repair")
 KEEPS = (0.9, 0.75, 0.6, 0.45, 0.3)
@@ -51,10 +52,10 @@ def write_mixed(calibration: Mapping[str, Path], file: Path) -> None:
     """Equal parts of every kind, their documents shuffled."""
     documents: list[str] = []
     for path in calibration.values():
-        own = [text[:DOCUMENT_CHARS] for text in texts_of(path)]
-        random.Random(0).shuffle(own)
+        beginnings = [text[:DOCUMENT_CHARS] for text in texts_of(path)]
+        random.Random(0).shuffle(beginnings)
         size = 0
-        for text in own:
+        for text in beginnings:
             if size >= MIXED_CHARS:
                 break
             documents.append(text)
@@ -64,36 +65,42 @@ def write_mixed(calibration: Mapping[str, Path], file: Path) -> None:
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def rows(name: str, result: Mapping[str, Any], calibrated: Sequence[str]) -> list[list[str]]:
-    """A row a ratio: the default, its best rival and their ratio on the ``calibrated`` kinds."""
-    found = []
+COLUMNS = (
+    ("model", "{model}"),
+    ("calibrated on", "{calibrated_on}"),
+    ("keep", "{keep:g}"),
+    ("default, not repaired", "{cut:.3g}"),
+    ("best rival", "{rival} {rival_kl:.3g}"),
+    ("ratio", "{ratio:.3f}{mark}"),
+    ("`--protect much`", "{much:.3g}"),
+    ("experts removed (EASY-EP)", "{removed:.3g}"),
+    ("default", "{default:.3g}"),
+    (
+        "other text: not repaired / much / EASY-EP / default",
+        "{other_cut:.3g} / {other_much:.3g} / {other_removed:.3g} / {other_default:.3g}",
+    ),
+)
+SHOWN = {"cut": CUT, "much": "adaptive-insured", "removed": "drop-easy-ep", "default": REPAIRED}
+
+
+def rows(result: Mapping[str, Any], calibrated: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """For each ratio the default, its best rival and their ratio: KL in nats on the ``calibrated``
+    kinds, and on the others (None where there are none)."""
     for keep in dict.fromkeys(row["keep"] for row in result["rows"]):
         here = [row for row in result["rows"] if row["keep"] == keep]
         kl = {row["method"]: mean_kl(row, calibrated) for row in here}
-        others = {row["method"]: mean_kl(row, calibrated, others=True) for row in here}
-        best = min(RIVALS, key=lambda rival: kl[rival])
-        ratio = kl[DEFAULT] / kl[best]
-        mark = "" if ratio <= ALLOWED else " **above**"
-        found.append(
-            [
-                name,
-                f"{keep:g}",
-                shown(kl[DEFAULT]),
-                f"{best} {shown(kl[best])}",
-                f"{ratio:.3f}{mark}",
-                shown(kl["adaptive-insured"]),
-                shown(kl["drop-easy-ep"]),
-                shown(kl[REPAIRED]),
-                "" if others[DEFAULT] is None else _other(others),
-            ]
-        )
-    return found
-
-
-def _other(kl: Mapping[str, float]) -> str:
-    """KL of other text: the default, with much protection, experts removed, repaired."""
-    wanted = (DEFAULT, "adaptive-insured", "drop-easy-ep", REPAIRED)
-    return " / ".join(shown(kl[method]) for method in wanted)
+        other_kl = {row["method"]: mean_kl(row, calibrated, others=True) for row in here}
+        rival = min(RIVALS, key=lambda name: kl[name])
+        ratio = kl[CUT] / kl[rival]
+        yield {
+            "keep": keep,
+            **{key: kl[method] for key, method in SHOWN.items()},
+            "rival": rival,
+            "rival_kl": kl[rival],
+            "ratio": ratio,
+            "mark": "" if ratio <= ALLOWED else " **above**",
+            **{f"other_{key}": other_kl[method] for key, method in SHOWN.items()},
+        }
 
 
 def mean_kl(row: Mapping[str, Any], calibrated: Sequence[str], others: bool = False) -> Any:
@@ -104,23 +111,6 @@ def mean_kl(row: Mapping[str, Any], calibrated: Sequence[str], others: bool = Fa
         if (domain in calibrated) is not others
     ]
     return sum(values) / len(values) if values else None
-
-
-def shown(value: float) -> str:
-    return f"{value:.3g}"
-
-
-HEAD = (
-    "calibrated on",
-    "keep",
-    "default",
-    "best rival",
-    "default / rival",
-    "--protect much",
-    "experts removed (EASY-EP)",
-    "default, repaired",
-    "other text: default / much / EASY-EP / repaired",
-)
 
 
 def main() -> None:
@@ -136,7 +126,10 @@ def main() -> None:
     parser.add_argument("--eval-samples", type=int, default=16)
     parser.add_argument("--keep", type=float, nargs="+", default=list(KEEPS))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--label", help="the model's name in the table (default: its directory's)")
+    add_record_flag(parser)
     arguments = parser.parse_args()
+    label = arguments.label or arguments.model.resolve().name
     arguments.output.mkdir(parents=True, exist_ok=True)
     calibration, held_out = (kinds(arguments.text / split) for split in ("calibration", "heldout"))
     mixed = arguments.output / "mixed.jsonl"
@@ -146,7 +139,7 @@ def main() -> None:
         "all kinds, named": calibration,
         f"{arguments.one} alone": {arguments.one: calibration[arguments.one]},
     }
-    table = [list(HEAD), ["---"] * len(HEAD)]
+    table = Table(COLUMNS)
     for name, data in cases.items():
         result = run_compare(
             arguments.model,
@@ -155,10 +148,11 @@ def main() -> None:
             TerminalProgress(Console(stderr=True)),
         )
         of_calibrated = list(held_out) if len(data) > 1 or "mixed" in data else list(data)
-        table += rows(name, result, of_calibrated)
-    page = "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
-    (arguments.output / "default.md").write_text(page, encoding="utf-8")
-    print(page)
+        for row in rows(result, of_calibrated):
+            table.add({"model": label, "calibrated_on": name, **row})
+    (arguments.output / "default.md").write_text(f"{table}\n", encoding="utf-8")
+    print(table)
+    write_record(arguments.record, cells=table)
 
 
 def _options(
@@ -175,7 +169,7 @@ def _options(
             arguments.seq_len,
         ),
         ratios=tuple(arguments.keep),
-        methods=(DEFAULT, *RIVALS, *OTHERS, REPAIRED),
+        methods=(CUT, *RIVALS, *OTHERS, REPAIRED),
         seeds=arguments.seeds,
         questions=0,
     )

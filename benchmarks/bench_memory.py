@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from random_checkpoint import write_random_checkpoint
 from random_tokenizer import write_full_tokenizer
+from records import Table, add_record_flag, write_record
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
@@ -36,7 +37,6 @@ from tenp_edge.planning.planner import make_plan
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.runtime.memory.footprint import MemoryRun
 from tenp_edge.runtime.memory.peak import DECODE_STEPS, measure_peak_rss, predict_peak
-from tenp_edge.units import format_size
 
 _QWEN3: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -202,46 +202,61 @@ class Point:
         above = max(TOLERANCE_RATIO * self.measured, TOLERANCE_BYTES)
         return 0 <= self.error <= above
 
-    def __str__(self) -> str:
+    @property
+    def row(self) -> dict[str, Any]:
         run = self.setting.run
-        cells = (
-            self.setting.layout,
-            self.setting.quant,
-            format_size(self.file),
-            run.context,
-            self.prompt,
-            run.kv_type,
-            run.ubatch,
-            format_size(self.predicted),
-            format_size(self.measured),
-            f"{self.error / 2**20:+.1f} MiB",
-            f"{100 * self.error / self.measured:+.1f} %",
-        )
-        return f"| {' | '.join(map(str, cells))} |"
+        return {
+            "layout": self.setting.layout,
+            "type": self.setting.quant,
+            "file": self.file,
+            "context": run.context,
+            "prompt": self.prompt,
+            "kv": run.kv_type,
+            "ubatch": run.ubatch,
+            "predicted": self.predicted,
+            "measured": self.measured,
+            "above_mib": self.error / 2**20,
+            "above_percent": 100 * self.error / self.measured,
+        }
+
+
+COLUMNS = (
+    ("layout", "{layout}"),
+    ("type", "{type}"),
+    ("file", "{file:size}"),
+    ("context", "{context}"),
+    ("prompt", "{prompt}"),
+    ("KV", "{kv}"),
+    ("ubatch", "{ubatch}"),
+    ("predicted", "{predicted:size}"),
+    ("measured", "{measured:size}"),
+    ("above", "{above_mib:+.1f} MiB"),
+    ("", "{above_percent:+.1f} %"),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where the files may lie")
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    add_record_flag(parser)
     args = parser.parse_args()
     require_free(args.dir, 6 * 10**9 if "large" in args.models else 10**9, "this benchmark")
-    print(
-        "| layout | type | file | context | prompt | KV | ubatch | predicted | measured | above | |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    found = []
+    table = Table(COLUMNS)
+    print(table.head)
+    points = []
     for name in args.models:
         settings = [setting for setting in SETTINGS if setting.model == name]
         with tempfile.TemporaryDirectory(dir=args.dir, prefix="bench-memory-") as directory:
             model = make_model(Path(directory) / "model", SHAPES[name])
             for _file, group in groupby(settings, key=lambda setting: setting.file):
                 for point in sweep(model, Path(directory), list(group)):
-                    print(point, flush=True)
-                    found.append(point)
-    errors = sorted(100 * point.error / point.measured for point in found)
-    print(f"\n{len(found)} runs, prediction {errors[0]:+.1f} % to {errors[-1]:+.1f} % of the peak")
-    wrong = [point for point in found if not point.holds]
+                    print(table.add(point.row), flush=True)
+                    points.append(point)
+    write_record(args.record, peaks=table)
+    errors = sorted(100 * point.error / point.measured for point in points)
+    print(f"\n{len(points)} runs, prediction {errors[0]:+.1f} % to {errors[-1]:+.1f} % of the peak")
+    wrong = [point for point in points if not point.holds]
     if wrong:
         sys.exit(f"{len(wrong)} predictions are below the peak, or 3 % and 4 MiB above it")
 

@@ -28,6 +28,7 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from random_checkpoint import write_random_checkpoint
+from records import Table, add_record_flag, write_record
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
 from tenp_edge.checkpoint.files import Checkpoint
@@ -68,6 +69,17 @@ WAYS = (
 # (rows, past, inputs, rounds); another token at decode hits other experts
 STEPS = {"1": (1, PAST, 8, 8), "128": (128, 0, 1, 5), "512": (512, 0, 1, 3)}
 
+COLUMNS = (
+    ("mode", "{mode}"),
+    ("widths", "{widths}"),
+    ("1 token", "{1:.3f}"),
+    ("128", "{128:.3f}"),
+    ("512", "{512:.3f}"),
+    ("of ideal: 1", "{1 ideal:.0%}"),
+    ("128", "{128 ideal:.0%}"),
+    ("512", "{512 ideal:.0%}"),
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -75,20 +87,22 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="export, do not time")
     parser.add_argument("--ways", default="all", help="mode/quant, separated by commas")
     parser.add_argument("--threads", type=int, default=2)
+    add_record_flag(parser)
     args = parser.parse_args()
     ways = [way for way in WAYS if args.ways == "all" or "/".join(way) in args.ways.split(",")]
     if args.prepare:
         prepare(args.dir, ways)
         return
-    print("| mode | widths | 1 token | 128 | 512 | of ideal at 1 | 128 | 512 |")
-    print("|---|---|---|---|---|---|---|---|")
+    table = Table(COLUMNS)
+    print(table.head)
     for mode, quant in ways:
         base = args.dir / mode / quant
         times = measure({plan: base / plan for plan in widths_by_name()}, args.threads)
-        for plan, found in times.items():
-            cells = [f"{found[step]:.3f}" for step in STEPS]
-            cells += [f"{share:.0%}" for share in of_ideal(times, plan).values()]
-            print(f"| {mode} {quant} | {plan} | {' | '.join(cells)} |", flush=True)
+        for plan, taken in times.items():
+            row: dict[str, Any] = {"mode": f"{mode} {quant}", "widths": plan, **taken}
+            row |= {f"{step} ideal": share for step, share in of_ideal(times, plan).items()}
+            print(table.add(row), flush=True)
+    write_record(args.record, layers=table)
 
 
 def widths_by_name() -> dict[str, Widths]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from random_checkpoint import write_random_checkpoint
+from records import Table, add_record_flag, write_record
 
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
@@ -99,24 +100,31 @@ def _peak_mib() -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
+COLUMNS = (
+    ("experts per `If`", "{block}"),
+    ("options", "{options}"),
+    ("CPU seconds", "{cpu_seconds:.1f}"),
+    ("peak MiB", "{rss_mib:.0f}"),
+)
+
+
 def table(
     directory: Path, layers: int, experts: int, blocks: Sequence[int], options: Sequence[str]
-) -> None:
+) -> Table:
     checkpoint = directory / f"{layers}x{experts}"
     if not (checkpoint / "config.json").exists():
         write_random_checkpoint(checkpoint, big_config(layers, experts))
-    print("| experts per If | options | CPU seconds | peak MiB |\n|---|---|---|---|")
+    table = Table(COLUMNS)
+    print(table.head)
     for block in blocks:
         target = directory / f"{layers}x{experts}-{block}"
         graph = target / "model.onnx"
         if not (target / "tenp.json").exists():
             export(checkpoint, target, block)
         for name in options:
-            found = load_seconds(graph, name)
-            print(
-                f"| {block} | {name} | {found['cpu_seconds']:.1f} | {found['rss_mib']:.0f} |",
-                flush=True,
-            )
+            row = {"block": block, "options": name, **load_seconds(graph, name)}
+            print(table.add(row), flush=True)
+    return table
 
 
 def main() -> None:
@@ -127,11 +135,13 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 8, 16, 32])
     parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS))
     parser.add_argument("--load", type=Path, help="only open this graph and print what it took")
+    add_record_flag(parser)
     args = parser.parse_args()
     if args.load:
         print(json.dumps(_load(args.load, args.options[0])))
     else:
-        table(args.dir, args.layers, args.experts, args.blocks, args.options)
+        made = table(args.dir, args.layers, args.experts, args.blocks, args.options)
+        write_record(args.record, loading=made)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bench_scale import Stage, stage
+from bench_scale import Stage, stage, stage_table
 from random_checkpoint import SHAPES, write_holes
 from random_tokenizer import write_full_tokenizer
+from records import add_record_flag, write_record
 
 from tenp_edge.calibration.elimination import Elimination
 from tenp_edge.calibration.statistics import WEIGHT_NORMS, make_empty
@@ -93,6 +95,7 @@ def main() -> None:
     )
     parser.add_argument("--ram", nargs="+", default=["16GiB", "12GiB"])
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where 3 GB may lie")
+    add_record_flag(parser)
     arguments = parser.parse_args()
     stages: list[Stage] = []
     with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="bench-plan-") as directory:
@@ -103,10 +106,11 @@ def main() -> None:
         write_statistics(model, work)
         for ram in arguments.ram:
             plan = ["plan", str(model), "--ram", ram, "--calibration", str(work)]
-            stages.append(stage([*plan, "-o", str(Path(directory) / f"plan-{ram}.json")]))
-    print("\n| --ram | seconds | peak RSS |\n|---|---|---|")
-    for ram, done in zip(arguments.ram, stages, strict=True):
-        print(f"| {ram} | {done.seconds:.1f} | {format_size(done.peak_bytes)} |")
+            done = stage([*plan, "-o", str(Path(directory) / f"plan-{ram}.json")])
+            stages.append(replace(done, name=ram))
+    table = stage_table(stages, "`--ram`")
+    print(f"\n{table}")
+    write_record(arguments.record, budgets=table)
     if any(s.seconds > LIMIT_SECONDS or s.peak_bytes > LIMIT_BYTES for s in stages):
         sys.exit(f"above {LIMIT_SECONDS} s or {format_size(LIMIT_BYTES)}")
 

@@ -23,6 +23,7 @@ import gguf
 import numpy as np
 import torch
 from random_checkpoint import write_random_checkpoint
+from records import Table, add_record_flag, write_record
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from support.llama_quantize import Floats, quantize
@@ -61,6 +62,21 @@ SHAPE: dict[str, Any] = {
 BIG = SHAPE | {"num_hidden_layers": 14, "num_experts": 32, "moe_intermediate_size": 1408}
 BIG |= {"hidden_size": 1024, "vocab_size": 32000}
 
+SPEEDS = (
+    ("", "{what}"),
+    ("llama.cpp", "{theirs:#.3g} s"),
+    ("ours", "{ours:#.3g} s"),
+    ("ratio", "{ratio:.2f}"),
+)
+PEAKS = (
+    ("type", "{quant}"),
+    ("layout", "{layout}"),
+    ("checkpoint", "{checkpoint:size}"),
+    ("file", "{file:size}"),
+    ("seconds", "{seconds:.1f}"),
+    ("peak RSS", "{peak:size}"),
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -69,6 +85,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peak", action="store_true", help="peak RSS on the 4 GB checkpoint")
     parser.add_argument("--work", type=Path, help="where temporary files go")
+    add_record_flag(parser)
     parser.add_argument("--export", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -78,8 +95,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.work) as name:
         work, quants = Path(name), given.quants.split(",")
         rows = _peak(work, quants) if given.peak else _speed(work, quants, given)
-        for row in rows:
-            print(json.dumps(row), flush=True)
+        table = Table(PEAKS if given.peak else SPEEDS, rows)
+        print(table)
+        write_record(given.record, **{"peaks" if given.peak else "speeds": table})
 
 
 def _prepare(work: Path, config: dict[str, Any]) -> Checkpoint:
@@ -114,11 +132,10 @@ def _speed(work: Path, quants: list[str], given: argparse.Namespace) -> list[dic
                 ours.append(time.perf_counter() - start)
             rows.append(
                 {
-                    "quant": quant,
-                    "imatrix": imatrix,
-                    "ours_seconds": round(min(ours), 2),
-                    "llama_cpp_seconds": round(min(theirs), 2),
-                    "speed_ratio": round(min(theirs) / min(ours), 2),
+                    "what": f"{quant}, importance matrix" if imatrix else quant,
+                    "theirs": min(theirs),
+                    "ours": min(ours),
+                    "ratio": min(theirs) / min(ours),
                 }
             )
             print(rows[-1], file=sys.stderr, flush=True)
@@ -127,13 +144,13 @@ def _speed(work: Path, quants: list[str], given: argparse.Namespace) -> list[dic
 
 def _means(file: Path) -> dict[str, Floats]:
     stored = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
-    found: dict[str, Floats] = {}
+    means: dict[str, Floats] = {}
     for name, sums in stored.items():
         if name.endswith(".in_sum2"):
             name = name.removesuffix(".in_sum2")
             counts = np.maximum(stored[f"{name}.counts"].reshape(-1, 1), 1)
-            found[name] = sums.reshape(len(counts), -1) / counts
-    return found
+            means[name] = sums.reshape(len(counts), -1) / counts
+    return means
 
 
 def _peak(work: Path, quants: list[str]) -> list[dict[str, Any]]:
@@ -159,18 +176,18 @@ def _export_alone(model: str, statistics: str, quant: str, layout: str) -> dict[
     return {
         "quant": quant,
         "layout": layout,
-        "checkpoint_bytes": sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
-        "file_bytes": manifest.file_bytes,
-        "seconds": round(time.perf_counter() - start, 1),
-        "peak_rss_mib": _peak_rss_mib(),
+        "checkpoint": sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        "file": manifest.file_bytes,
+        "seconds": time.perf_counter() - start,
+        "peak": _peak_rss_bytes(),
     }
 
 
-def _peak_rss_mib() -> int:
+def _peak_rss_bytes() -> int:
     """VmHWM of this process: ru_maxrss would count what the parent held when it started us."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) >> 10
+    return int(line.split()[1]) << 10
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from record_comparison import mean_and_spread, side_by_side
+from records import Table, add_record_flag, write_record
 from rich.console import Console
 
 from tenp_edge.calibration.storage import load_statistics
@@ -27,9 +28,10 @@ from tenp_edge.cli.terminal import TerminalProgress
 from tenp_edge.evaluation.comparison.compared_methods import choose_methods
 from tenp_edge.evaluation.comparison.table import Line, lines, predictions
 from tenp_edge.scoring.saliency import ranking_scores
-from tenp_edge.units import nats
 from tenp_edge.verbs.compare import run_compare
 from tenp_edge.verbs.options import CalibrationOptions, CompareOptions, ValidationOptions
+
+Results = Mapping[str, Mapping[str, Mapping[str, Any]]]  # model -> run -> comparison
 
 NAMES = ("qwen3_moe", "qwen2_moe", "deepseek_v3")
 DEFAULT = "adaptive"
@@ -97,21 +99,39 @@ def kind(method: str) -> str:
     return "neurons"
 
 
-def bars(name: str, result: Mapping[str, Any]) -> Iterator[str]:
-    """Rows of the summary: the default, the best neuron method, the best whole-expert method."""
-    found = lines(result)
-    for keep in dict.fromkeys(line.keep for line in found):
-        here = [line for line in found if line.keep == keep]
-        own = next(line for line in here if line.method == DEFAULT)
-        neurons = _best(here, "neurons")
-        experts = _best(here, "whole experts")
-        outside = own.kl.high < neurons.kl.low
+RIVALS = (
+    ("model", "{model}"),
+    ("kept", "{keep:g}"),
+    ("default", "{default:nats}"),
+    ("best neuron method", "{neurons} {neurons_kl:nats}"),
+    ("outside the spread", "{outside}"),
+    ("ahead in each calibration", "{ahead_min:.1f} % to {ahead_max:.1f} %"),
+    ("best whole-expert method", "{experts} {experts_kl:nats}"),
+    ("share of it", "{share:.0%}"),
+)
+
+
+def rivals(name: str, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of `RIVALS`: the default, the best neuron method, the best whole-expert method."""
+    measured = lines(result)
+    for keep in dict.fromkeys(line.keep for line in measured):
+        here = [line for line in measured if line.keep == keep]
+        default = next(line for line in here if line.method == DEFAULT)
+        neurons, experts = _best(here, "neurons"), _best(here, "whole experts")
         ahead = [100 * lead for lead in leads(result, keep)]
-        yield (
-            f"| {name} | {keep:g} | {own.kl} | {neurons.method} {neurons.kl} | "
-            f"{'yes' if outside else 'no'} | {min(ahead):.1f} % to {max(ahead):.1f} % | "
-            f"{experts.method} {experts.kl} | {100 * own.kl.mean / experts.kl.mean:.0f} % |"
-        )
+        yield {
+            "model": name,
+            "keep": keep,
+            "default": mean_and_spread(default.kl),
+            "neurons": neurons.method,
+            "neurons_kl": mean_and_spread(neurons.kl),
+            "outside": "yes" if default.kl.high < neurons.kl.low else "no",
+            "ahead_min": min(ahead),
+            "ahead_max": max(ahead),
+            "experts": experts.method,
+            "experts_kl": mean_and_spread(experts.kl),
+            "share": default.kl.mean / experts.kl.mean,
+        }
 
 
 def leads(result: Mapping[str, Any], keep: float) -> list[float]:
@@ -126,39 +146,32 @@ def leads(result: Mapping[str, Any], keep: float) -> list[float]:
     return ahead
 
 
-def _best(found: Sequence[Line], wanted: str) -> Line:
-    return min((line for line in found if kind(line.method) == wanted), key=lambda x: x.kl.mean)
+def _best(measured: Sequence[Line], wanted: str) -> Line:
+    return min((line for line in measured if kind(line.method) == wanted), key=lambda x: x.kl.mean)
 
 
-def split_rows(name: str, split: str, result: Mapping[str, Any]) -> Iterator[str]:
+ONE_DOMAIN = (
+    ("model", "{model}"),
+    ("calibrated on", "{calibrated_on}"),
+    ("kept", "{keep:g}"),
+    ("method", "{method}"),
+    ("its own KL", "{its_kl:nats}"),
+    ("the other four", "{others_kl:nats}"),
+)
+
+
+def one_domain(name: str, split: str, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """KL of the domain that was calibrated on, and the mean of the others."""
     for line in lines(result):
         others = [kl.mean for domain, kl in line.kl_by_domain.items() if domain != split]
-        yield (
-            f"| {name} | {split} | {line.keep:g} | {line.method} | "
-            f"{nats(line.kl_by_domain[split].mean)} | {nats(sum(others) / len(others))} |"
-        )
-
-
-def side_by_side(results: Mapping[str, Mapping[str, Mapping[str, Any]]], run: str) -> list[str]:
-    """KL of every method at every ratio of ``run``, a column for each model and ratio; best mean
-    (over the columns' logarithms) first."""
-    found: dict[str, dict[tuple[str, float], Line]] = {}
-    for name, by_run in results.items():
-        for line in lines(by_run[run]):
-            found.setdefault(line.method, {})[name, line.keep] = line
-    columns = list(dict.fromkeys(key for row in found.values() for key in row))
-    columns.sort(key=lambda column: -column[1])
-
-    def order(method: str) -> float:
-        return sum(math.log(max(line.kl.mean, 1e-9)) for line in found[method].values())
-
-    head = ["method", *(f"{name} {keep:g}" for name, keep in columns)]
-    rows = [
-        [method, *(str(found[method][column].kl) for column in columns)]
-        for method in sorted(found, key=order)
-    ]
-    return [_cells(head), "|" + "---|" * len(head), *map(_cells, rows)]
+        yield {
+            "model": name,
+            "calibrated_on": split,
+            "keep": line.keep,
+            "method": line.method,
+            "its_kl": line.kl_by_domain[split].mean,
+            "others_kl": sum(others) / len(others),
+        }
 
 
 def cheapest_share(calibration: Path, share: float = 0.4) -> tuple[float, float]:
@@ -177,50 +190,146 @@ def cheapest_share(calibration: Path, share: float = 0.4) -> tuple[float, float]
     return part(neurons), part(experts)
 
 
-def mended_rows(name: str, result: Mapping[str, Any]) -> Iterator[str]:
-    """What repair and healing make of the same cuts."""
-    for line in lines(result):
-        yield _cells([name, f"{line.keep:g}", line.method, str(line.kl)])
+SPARE = (
+    ("model", "{model}"),
+    ("training", "{training}"),
+    ("cheapest 40 % of neurons", "{neurons:.3g} %"),
+    ("of experts", "{experts:.3g} %"),
+    ("ratio", "{share_ratio:.2f}"),
+    ("KL of the default", "{default:.4g}"),
+    ("of the best removal", "{removal:.4g}"),
+    ("ratio", "{kl_ratio:.2g}"),
+)
 
 
-def _cells(values: Sequence[str]) -> str:
-    return f"| {' | '.join(values)} |"
+def spare(name: str, trained: str, calibration: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `SPARE`: how much a model has to spare, beside the KL at 0.6."""
+    neurons, experts = cheapest_share(calibration)
+    here = [line for line in lines(result) if line.keep == 0.6]
+    default = next(line.kl.mean for line in here if line.method == DEFAULT)
+    removal = _best(here, "whole experts").kl.mean
+    return {
+        "model": name,
+        "training": trained,
+        "neurons": 100 * neurons,
+        "experts": 100 * experts,
+        "share_ratio": neurons / experts,
+        "default": default,
+        "removal": removal,
+        "kl_ratio": default / removal,
+    }
 
 
-def summary(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """The page, from model -> run -> comparison."""
-    head = ["model", "keep", "default", "best of neurons", "outside the spread"]
-    head += ["ahead in each calibration", "best of whole experts", "share of it"]
-    parts = [_cells(head), "|" + "---|" * len(head)]
-    for name, found in results.items():
-        parts += bars(name, found["table"])
-    parts += ["", "| model | calibrated on | keep | method | its KL | other domains |"]
-    parts += ["|---|---|---|---|---|---|"]
-    for name, found in results.items():
+def repaired(results: Results) -> Table:
+    """What repair and healing make of the same cuts, a column for each method."""
+    methods = list(dict.fromkeys(line.method for _, line in _all_lines(results, "mended")))
+    cells = [(method, f"{{{method}:nats}}") for method in methods]
+    table = Table([("model", "{model}"), ("kept", "{keep:g}"), *cells])
+    rows: dict[tuple[str, float], dict[str, Any]] = {}
+    for name, line in _all_lines(results, "mended"):
+        row = rows.setdefault((name, line.keep), {"model": name, "keep": line.keep})
+        row[line.method] = line.kl.mean
+    table.rows.extend(rows.values())
+    return table
+
+
+def few_samples(results: Results, keep: float = 0.6) -> Table:
+    """KL by the number of calibration chunks of each domain, a row for each model and method."""
+    by_run = {f"{samples} chunks": f"samples-{samples}" for samples in FEW_SAMPLES}
+    by_run[f"{SAMPLES} chunks"] = "table"
+    table = Table([(f"KL at {keep:g}", "{what}"), *((key, f"{{{key}:nats}}") for key in by_run)])
+    rows: dict[str, dict[str, Any]] = {}
+    for key, run in by_run.items():
+        for name, line in _all_lines(results, run):
+            if line.keep == keep and line.method in SAMPLE_METHODS:
+                what = f"{name}, {line.method}"
+                rows.setdefault(what, {"what": what})[key] = mean_and_spread(line.kl)
+    table.rows.extend(rows.values())
+    return table
+
+
+QUESTIONS = (
+    ("model", "{model}"),
+    ("kept", "{keep}"),
+    ("method", "{method}"),
+    ("arithmetic exact answers", "{arithmetic:.1f} %"),
+    ("cloze accuracy", "{cloze:.1f} %"),
+)
+
+
+def questions(name: str, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of `QUESTIONS`, the whole model's first."""
+    shares = {"whole": {"dense": result["dense"]["overall"]}}
+    for row in result["rows"]:
+        shares.setdefault(row["keep"], {})[row["method"]] = row["overall"]
+    for keep, by_method in shares.items():
+        for method, overall in by_method.items():
+            yield {
+                "model": name,
+                "keep": keep,
+                "method": method,
+                "arithmetic": 100 * overall["arithmetic_exact_answers"],
+                "cloze": 100 * overall["cloze_accuracy"],
+            }
+
+
+PREDICTED = (
+    ("model", "{model}"),
+    ("run", "{run}"),
+    ("kept", "{keep}"),
+    ("plans", "{plans}"),
+    ("rank correlation", "{rank_correlation:.3f}"),
+)
+
+
+def predicted(name: str, run: str, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of `PREDICTED`, a ratio each, then all of them together."""
+    for found in predictions(result):
+        yield {
+            "model": name,
+            "run": run,
+            "keep": found.keep or "all",
+            "plans": found.plans,
+            "rank_correlation": found.rank_correlation,
+        }
+
+
+def _all_lines(results: Results, run: str) -> Iterator[tuple[str, Line]]:
+    for name, by_run in results.items():
+        for line in lines(by_run[run]):
+            yield name, line
+
+
+def tables(results: Results, work: Path, output: Path) -> dict[str, Table]:
+    """Every table, from model -> run -> comparison."""
+    made = {
+        "rivals": Table(RIVALS, [row for n, r in results.items() for row in rivals(n, r["table"])]),
+        "one_domain": Table(ONE_DOMAIN),
+        "spare": Table(SPARE),
+        "questions": Table(QUESTIONS),
+        "predicted": Table(PREDICTED),
+        "repaired": repaired(results),
+        "few_samples": few_samples(results),
+    }
+    for name, by_run in results.items():
         for split in SPLITS:
-            parts += split_rows(name, split, found[f"calibrated-on-{split}"])
-    parts += ["", "| model | keep | method | KL |", "|---|---|---|---|"]
-    for name, found in results.items():
-        parts += mended_rows(name, found["mended"])
-    parts += ["", "| model | run | keep | plans | rank correlation |", "|---|---|---|---|---|"]
-    for name, found in results.items():
+            made["one_domain"].rows.extend(
+                one_domain(name, split, by_run[f"calibrated-on-{split}"])
+            )
+        calibration, trained = output / name / "table" / "calibration-0", trained_on(work / name)
+        made["spare"].add(spare(name, trained, calibration, by_run["table"]))
+        made["questions"].rows.extend(questions(name, by_run["tasks"]))
         for run in CUTS:
-            parts += [
-                f"| {name} | {run} | {p.keep or 'all'} | {p.plans} | {p.rank_correlation:.3f} |"
-                for p in predictions(found[run])
-            ]
+            made["predicted"].rows.extend(predicted(name, run, by_run[run]))
     for run in CUTS:
-        parts += ["", *side_by_side(results, run)]
-    return "\n".join(parts) + "\n"
+        made[run] = side_by_side({name: by_run[run] for name, by_run in results.items()})
+    return made
 
 
-def cheap_page(output: Path, models: Iterable[str]) -> str:
-    """`cheapest_share` of every model's first calibration."""
-    rows = ["", "| model | cheapest 40 % of the neurons | of the experts |", "|---|---|---|"]
-    for name in models:
-        neurons, experts = cheapest_share(output / name / "table" / "calibration-0")
-        rows.append(_cells([name, f"{100 * neurons:.2f} %", f"{100 * experts:.1f} %"]))
-    return "\n".join(rows) + "\n"
+def trained_on(directory: Path) -> str:
+    """How much text a model of train_reference.py saw: "36.9 M tokens"."""
+    log = json.loads((directory / "log.json").read_text())
+    return f"{log[-1]['tokens'] / 1e6:.1f} M tokens"
 
 
 def main() -> None:
@@ -231,6 +340,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--seeds", type=int, default=3)
+    add_record_flag(parser)
     arguments = parser.parse_args()
     progress = TerminalProgress(Console(stderr=True))
     for name in arguments.models:
@@ -240,9 +350,11 @@ def main() -> None:
                 _share_calibrations(arguments.output / name / "table", where)
             run_compare(arguments.work / name / "model", where, options, progress)
     results = dict(_finished(arguments.work, arguments.output))
-    page = summary(results) + cheap_page(arguments.output, results)
-    (arguments.output / "summary.md").write_text(page)
+    made = tables(results, arguments.work, arguments.output)
+    page = "\n\n".join(map(str, made.values()))
+    (arguments.output / "summary.md").write_text(f"{page}\n")
     print(page)
+    write_record(arguments.record, **made)
 
 
 def _share_calibrations(known: Path, where: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from records import Table, add_record_flag, write_record
 
 from tenp_edge.calibration.collect import calibrate
 from tenp_edge.calibration.text.sources import STDLIB
@@ -39,21 +40,38 @@ def main() -> None:
     parser.add_argument("--keeps", type=float, nargs="+", default=[0.6, 0.45])
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=256)
-    asked = parser.parse_args()
-    checkpoint = Checkpoint(asked.model)
-    sizes = CalibrationOptions((STDLIB,), asked.samples, asked.seq_len)
+    add_record_flag(parser)
+    arguments = parser.parse_args()
+    checkpoint = Checkpoint(arguments.model)
+    sizes = CalibrationOptions((STDLIB,), arguments.samples, arguments.seq_len)
     domains = calibration_domains(checkpoint, sizes)
-    held = ValidationOptions((STDLIB,), asked.samples, asked.seq_len)
+    held = ValidationOptions((STDLIB,), arguments.samples, arguments.seq_len)
     parts = [TextMeasure.of(domain) for domain in validation_domains(checkpoint, held)]
-    shown = " | ".join(f"{ridge:g}" for ridge in asked.ridges)
-    print(f"| calibrated on | keep | measured on | cut | {shown} |")
-    print("|" + "---|" * (4 + len(asked.ridges)))
+    table = Table(columns(arguments.ridges))
+    print(table.head)
     for name, chosen in [("both", domains), *((domain.name, [domain]) for domain in domains)]:
-        for keep in asked.keeps:
-            rows = measure(checkpoint, chosen, asked.method, keep, asked.ridges, parts)
-            for part, row in zip(parts, rows, strict=True):
-                cells = " | ".join(f"{value:.4f}"[1:] for value in row)
-                print(f"| {name} | {keep:g} | {part.block.name} | {cells} |", flush=True)
+        for keep in arguments.keeps:
+            measured = measure(checkpoint, chosen, arguments.method, keep, arguments.ridges, parts)
+            for part, kl in zip(parts, measured, strict=True):
+                keys = ["cut", *map(ridge_key, arguments.ridges)]
+                about = {"calibrated_on": name, "keep": keep, "measured_on": part.block.name}
+                print(table.add(about | dict(zip(keys, kl, strict=True))), flush=True)
+    write_record(arguments.record, ridges=table)
+
+
+def columns(ridges: Sequence[float]) -> list[tuple[str, str]]:
+    """KL in nats of the cut, and of each ridge's repair of it."""
+    return [
+        ("calibrated on", "{calibrated_on}"),
+        ("keep", "{keep:g}"),
+        ("measured on", "{measured_on}"),
+        ("cut", "{cut:.4f}"),
+        *((ridge_key(ridge), f"{{{ridge_key(ridge)}:.4f}}") for ridge in ridges),
+    ]
+
+
+def ridge_key(ridge: float) -> str:
+    return f"ridge {ridge:g}"
 
 
 def measure(
@@ -74,8 +92,8 @@ def measure(
         candidates = [cut]
         for number, ridge in enumerate(ridges):
             rules = MendRules(repair_ridge=ridge)
-            found = mend(checkpoint, cut.plan, domains, work / f"mended-{number}", rules)
-            candidates.append(Planned(cut.plan, found))
+            mended = mend(checkpoint, cut.plan, domains, work / f"mended-{number}", rules)
+            candidates.append(Planned(cut.plan, mended))
         evaluator = Evaluator(
             LayerCache(checkpoint.path), device=torch.device("cpu"), dtype=torch.float32
         )

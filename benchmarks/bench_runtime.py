@@ -24,9 +24,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
+from records import Table, add_record_flag, write_record
 
 from tenp_edge.exporters.gguf.fields import f32, header, padded, text, u32, u32s
 from tenp_edge.exporters.gguf.quantiser import quantize_rows
@@ -70,6 +72,7 @@ def main() -> None:
         for kind in arguments.types:
             results += _bench_type(kind, Path(scratch), arguments)
     _report(results, arguments.layers)
+    write_record(arguments.record, speeds=beside_full(results, arguments.threads))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(row) for row in results], indent=2) + "\n")
 
@@ -85,6 +88,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--files", type=Path, help="make the files here and keep them")
     parser.add_argument("--make-files", action="store_true", help="only make them, measure nothing")
     parser.add_argument("--json", type=Path)
+    add_record_flag(parser)
     parser.add_argument("--first-token", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -279,6 +283,25 @@ def active(model: str, layers: int, kind: str) -> tuple[float, float]:
         nbytes += share * _nbytes(shape, stored)
         products += share * float(np.prod(shape)) * (name != "output.weight")
     return nbytes, products
+
+
+COLUMNS = (
+    ("threads", "{threads}"),
+    ("type", "{type}"),
+    ("prefill of 256: uniform / ragged", "{prefill_uniform:.2f} / {prefill_ragged:.2f}"),
+    ("decode: uniform / ragged", "{decode_uniform:.2f} / {decode_ragged:.2f}"),
+)
+
+
+def beside_full(results: list[Speeds], threads: int) -> Table:
+    """A row a type: speeds over those of the full model in llama.cpp."""
+    rows: dict[str, dict[str, Any]] = {}
+    for speeds in results:
+        row = rows.setdefault(speeds.type, {"threads": str(threads), "type": speeds.type})
+        row[f"prefill_{speeds.model}"] = speeds.prefill_x_full
+        row[f"decode_{speeds.model}"] = speeds.decode_x_full
+        row[f"first_token_seconds_{speeds.model}"] = speeds.first_token_seconds
+    return Table(COLUMNS, list(rows.values()))
 
 
 def _report(results: list[Speeds], layers: int) -> None:

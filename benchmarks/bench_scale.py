@@ -24,6 +24,7 @@ from typing import Any
 
 from random_checkpoint import SHAPES, write_random_checkpoint
 from random_tokenizer import write_full_tokenizer
+from records import Table, add_record_flag, write_record
 
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2, help="calibration samples per domain")
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--repair", action="store_true", help="compress again, repaired")
+    add_record_flag(parser)
     args = parser.parse_args()
     shape = dict(SHAPES["qwen1.5-moe-14b"])
     if args.quarter:
@@ -74,7 +76,12 @@ def main() -> None:
         title, stages = run(
             Path(directory), model, ["--ram", ram, "--quant", args.quant], few, args.repair
         )
-        print_table(title + made, stages)
+        table = stage_table(stages)
+        print(f"{title}{made}\n\n{table}")
+        write_record(args.record, stages=table)
+    above = [done.name for done in stages if done.peak_bytes > LIMIT_BYTES]
+    if above:
+        sys.exit(f"above {format_size(LIMIT_BYTES)}: {', '.join(above)}")
 
 
 def generate(model: Path, shape: dict[str, Any]) -> float:
@@ -145,13 +152,13 @@ def checkpoint_bytes(shape: dict[str, Any]) -> int:
     return total
 
 
-def print_table(title: str, stages: Sequence[Stage]) -> None:
-    print(f"{title}\n\n| stage | seconds | peak RSS |\n|---|---|---|")
-    for done in stages:
-        print(f"| {done.name} | {done.seconds:.1f} | {format_size(done.peak_bytes)} |")
-    above = [done.name for done in stages if done.peak_bytes > LIMIT_BYTES]
-    if above:
-        sys.exit(f"above {format_size(LIMIT_BYTES)}: {', '.join(above)}")
+def stage_table(stages: Sequence[Stage], what: str = "stage") -> Table:
+    """``what``: the heading of the stages' names."""
+    cells = [(what, "{stage}"), ("seconds", "{seconds:.1f}"), ("peak RSS", "{peak_bytes:size}")]
+    return Table(
+        cells,
+        [{"stage": s.name, "seconds": s.seconds, "peak_bytes": s.peak_bytes} for s in stages],
+    )
 
 
 if __name__ == "__main__":

@@ -22,10 +22,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from records import Table, add_record_flag, write_record
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from support.serving_cases import Server, make_files, serving, together
 
+COLUMNS = (
+    ("requests", "{requests:,}"),
+    ("seconds", "{seconds:.0f}"),
+    ("resident memory", "{rss:size}"),
+)
 Request = Callable[[Server, int, int], int]
 
 
@@ -46,6 +53,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--allowed-growth", type=float, default=1.0, help="MiB")
+    add_record_flag(parser)
     return parser.parse_args()
 
 
@@ -53,19 +61,23 @@ def _measure(server: Server, arguments: argparse.Namespace) -> int:
     """Bytes by which the resident memory grew in the second half of the requests."""
     kinds = cycle((_complete, _stream, _chat, _four_at_once, _refused, _leaves))
     done, warm, seconds, started = 0, 0, list[float](), time.perf_counter()
-    step = arguments.requests // 10
+    step, table = arguments.requests // 10, Table(COLUMNS)
+    print(table.head)
     for number, kind in enumerate(kinds):
         begun = time.perf_counter()
         done += kind(server, number, arguments.max_tokens)
         seconds.append(time.perf_counter() - begun)
         if done >= step:
-            print(f"{done:>8} requests, RSS {server.rss_bytes() / 2**20:.2f} MiB", flush=True)
+            taken = time.perf_counter() - started
+            row = {"requests": done, "seconds": taken, "rss": server.rss_bytes()}
+            print(table.add(row), flush=True)
             if not warm and 2 * done >= arguments.requests:
                 warm = server.rss_bytes()
             step += arguments.requests // 10
         if done >= arguments.requests:
             break
     elapsed, growth = time.perf_counter() - started, server.rss_bytes() - warm
+    write_record(arguments.record, requests=table)
     print(f"{done} requests in {elapsed:.1f} s, median {1000 * median(seconds):.1f} ms")
     print(f"RSS growth in the second half: {growth / 2**20:.2f} MiB")
     return growth

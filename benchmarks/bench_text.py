@@ -10,11 +10,11 @@ neither. The same call continues.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from records import Table, add_record_flag, write_record
 from rich.console import Console
 
 from tenp_edge.cli.terminal import TerminalProgress
@@ -22,17 +22,18 @@ from tenp_edge.verbs.compare import run_compare
 from tenp_edge.verbs.options import CalibrationOptions, CompareOptions, ValidationOptions
 
 DOMAINS = {"builtin": 4, "stdlib": 2}
+LABELS = {"adaptive": "default, not repaired", "adaptive+repair": "default"}
 
 
 def kl_by_domain(result: Mapping[str, Any]) -> dict[tuple[float, str, str], float]:
     """(keep, method, domain) -> mean KL over the seeds, with the mean of the domains as "mean"."""
-    found: dict[tuple[float, str, str], list[float]] = {}
+    by_seed: dict[tuple[float, str, str], list[float]] = {}
     for row in result["rows"]:
         kls = {domain: scores["mean_kl"] for domain, scores in row["text"].items()}
         kls["mean"] = sum(kls.values()) / len(kls)
         for domain, kl in kls.items():
-            found.setdefault((row["keep"], row["method"], domain), []).append(kl)
-    return {key: sum(values) / len(values) for key, values in found.items()}
+            by_seed.setdefault((row["keep"], row["method"], domain), []).append(kl)
+    return {key: sum(values) / len(values) for key, values in by_seed.items()}
 
 
 def main() -> None:
@@ -48,7 +49,10 @@ def main() -> None:
     parser.add_argument("--keep", type=float, nargs="+", default=[0.6, 0.45])
     parser.add_argument("--method", nargs="+", default=["adaptive", "adaptive+repair"])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--label", help="the model's name in the table (default: its directory's)")
+    add_record_flag(parser)
     arguments = parser.parse_args()
+    label = arguments.label or arguments.model.resolve().name
     by_text = {}
     for text, domains in DOMAINS.items():
         samples = arguments.tokens // (domains * arguments.seq_len)
@@ -65,14 +69,27 @@ def main() -> None:
         progress = TerminalProgress(Console(stderr=True))
         output = arguments.output / text
         by_text[text] = kl_by_domain(run_compare(arguments.model, output, options, progress))
-    first, second = by_text
-    lines = [f"| keep | method | text | {first} | {second} | ratio |", "|" + "---|" * 6]
-    for key in by_text[first]:
-        own, other = by_text[first][key], by_text[second][key]
-        ratio = own / other if other else math.nan
-        keep, method, domain = key
-        lines.append(f"| {keep:g} | {method} | {domain} | {own:.3g} | {other:.3g} | {ratio:.2f} |")
-    print("\n".join(lines))
+    table = rows(by_text, label)
+    print(table)
+    write_record(arguments.record, kl=table)
+
+
+def rows(by_text: Mapping[str, Mapping[tuple[float, str, str], float]], label: str) -> Table:
+    """A row a ratio and method: KL by calibration text, in nats, a column for each domain."""
+    keys = list(dict.fromkeys(key for measured in by_text.values() for key in measured))
+    domains = dict.fromkeys(domain for _, _, domain in keys)
+    cells = [
+        (domain, " / ".join(f"{{{domain} {text}:.3g}}" for text in by_text)) for domain in domains
+    ]
+    table = Table([("model", "{model}"), ("keep", "{keep:g}"), ("method", "{method}"), *cells])
+    for keep, method in dict.fromkeys(key[:2] for key in keys):
+        kl = {
+            f"{domain} {text}": measured[keep, method, domain]
+            for text, measured in by_text.items()
+            for domain in domains
+        }
+        table.add({"model": label, "keep": keep, "method": LABELS.get(method, method), **kl})
+    return table
 
 
 if __name__ == "__main__":

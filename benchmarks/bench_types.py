@@ -18,8 +18,10 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from records import Table, add_record_flag, write_record
 
 import tenp_edge
 from tenp_edge.calibration.imatrix import Importance
@@ -77,6 +79,7 @@ def main() -> None:
         "--calibration", type=Path, help="kept from run to run (default: made anew)"
     )
     parser.add_argument("--files", action="store_true", help="write each file and run it")
+    add_record_flag(parser)
     args = parser.parse_args()
     checkpoint = Checkpoint(args.model)
     held = ValidationOptions((STDLIB,), args.eval_samples, args.seq_len)
@@ -89,7 +92,7 @@ def main() -> None:
         costs = types_into(checkpoint, job, statistics, work, options, QUIET)
         scratch_or_none = Path(scratch) if args.files else None
         bench = _Bench(checkpoint, statistics, costs, held_out, args.method, scratch_or_none)
-        bench.table(args.types, args.keeps)
+        write_record(args.record, types=bench.table(args.types, args.keeps))
 
 
 class _Bench:
@@ -107,20 +110,21 @@ class _Bench:
         self.held_out, self.method, self.work = held_out, method, work
         self._known: dict[tuple[str, str], float] = {}
 
-    def table(self, types: Sequence[str], keeps: Sequence[float]) -> None:
-        print(f"method {self.method}; cells: KL measured / predicted (neurons kept)\n")
-        print("| file |", " | ".join(types), "|")
-        print("|---|" + "---|" * len(types))
-        print("| whole |", " | ".join(f"- / {self.costs.kl(q):.4f}" for q in types), "|")
-        everything: list[Cell] = []
+    def table(self, types: Sequence[str], keeps: Sequence[float]) -> Table:
+        """A row a budget; cells: KL measured / predicted (neurons kept)."""
+        whole = ", ".join(f"{quant} {self.costs.kl(quant):.4f}" for quant in types)
+        print(f"method {self.method}; predicted KL of the whole model: {whole}\n")
+        table, everything = Table(columns(types)), list[Cell]()
+        print(table.head)
         for keep in keeps:
             budget, size = _budget(self.checkpoint, self.statistics, self.method, keep)
             cells = self._cells(types, budget)
             chosen = self._plan(budget, None).record.quant
-            shown = " | ".join(_shown(cell, cells, chosen) for cell in cells)
-            print(f"| {size / 2**20:.2f} MiB | {shown} |", flush=True)
-            everything += [cell for cell in cells if cell is not None]
+            there = [cell for cell in cells if cell is not None]
+            print(table.add({"keep": keep, "file": size, **_row(there, chosen)}), flush=True)
+            everything += there
         print(f"\nSpearman of predicted and measured, {len(everything)} cells:", _rank(everything))
+        return table
 
     def _plan(self, budget: int, quant: str | None) -> CompressionPlan:
         request = PlanOptions(budget_bytes=budget, method=self.method, quant=quant, context=CONTEXT)
@@ -170,13 +174,23 @@ def _options(plan: CompressionPlan) -> ExportOptions:
     return ExportOptions(plan.record.quant, plan.record.layout, plan.record.imatrix)
 
 
-def _shown(cell: Cell | None, cells: Sequence[Cell | None], chosen: str) -> str:
-    if cell is None:
-        return "does not fit"
-    least = min(other.measured for other in cells if other is not None)
-    kl = f"**{cell.measured:.4f}**" if cell.measured == least else f"{cell.measured:.4f}"
-    star = "*" if cell.quant == chosen else ""
-    return f"{kl}{star} / {cell.predicted:.4f} ({100 * cell.keep_ratio:.0f} %)"
+def columns(types: Sequence[str]) -> list[tuple[str, str]]:
+    """A type that does not fit leaves its cell empty."""
+    cells = [
+        (q, f"{{{q}:.4f}}{{{q} mark}} / {{{q} predicted:.4f}} ({{{q} kept:keep}})") for q in types
+    ]
+    return [("Q8_0 at", "{keep:.0%}"), ("file", "{file:size}"), *cells]
+
+
+def _row(cells: Sequence[Cell], chosen: str) -> dict[str, Any]:
+    best = min(cells, key=lambda cell: cell.measured)
+    row: dict[str, Any] = {"bold": [best.quant]}
+    for cell in cells:
+        row[cell.quant] = cell.measured
+        row[f"{cell.quant} mark"] = "*" if cell.quant == chosen else ""
+        row[f"{cell.quant} predicted"] = cell.predicted
+        row[f"{cell.quant} kept"] = cell.keep_ratio
+    return row
 
 
 def _rank(cells: Sequence[Cell]) -> str:

@@ -16,13 +16,14 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from published_configs import PUBLISHED
 from random_checkpoint import write_holes
 from random_tokenizer import write_full_tokenizer
+from records import Table, add_record_flag, write_record
 
 from tenp_edge import PlanOptions, UserError, inspect_model, run_plan
 
@@ -33,16 +34,14 @@ PRUNED = 0.6
 SAME = 0.01  # How far the parameters may be from what the card says, as a share.
 
 
-@dataclass(frozen=True)
-class Row:
-    """One model; ``cells``: what fits each profile, in words."""
-
-    name: str
-    parameters: int
-    stored_bytes: int
-    whole_bytes: int
-    pruned_bytes: int
-    cells: tuple[str, ...]
+COLUMNS = (
+    ("model", "{model}"),
+    ("parameters", "{billions:.1f} B"),
+    ("bf16 file", "{stored:.1f} GiB"),
+    (f"{FOUR_BITS}, whole", "{whole:.1f} GiB"),
+    (f"{FOUR_BITS}, {100 * PRUNED:.0f} %", "{pruned:.1f} GiB"),
+    *((memory, f"{{{memory}}}") for memory in PROFILES),
+)
 
 
 def main() -> None:
@@ -51,18 +50,18 @@ def main() -> None:
     )
     parser.add_argument("--configs", type=Path, help="a directory of config.json files")
     parser.add_argument("--dir", type=Path, help="where 300 MB may lie (holes, vocabularies)")
+    add_record_flag(parser)
     arguments = parser.parse_args()
-    print(
-        f"| model | parameters | bf16 file | {FOUR_BITS}, whole | {FOUR_BITS}, "
-        f"{100 * PRUNED:.0f} % | {' | '.join(PROFILES)} |"
-    )
-    print(f"|{'---|' * (5 + len(PROFILES))}")
+    table = Table(COLUMNS)
+    print(table.head)
     for name, stated, raw in chosen(arguments.configs):
         with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="fit-") as directory:
-            found = planned(name, raw, Path(directory))
-        if stated and abs(found.parameters / 1e9 / stated - 1) > SAME:
-            sys.exit(f"{name} has {found.parameters / 1e9:.2f} B parameters, its card {stated} B")
-        print(shown(found), flush=True)
+            row = planned(name, raw, Path(directory))
+        billions = row["parameters"] / 1e9
+        if stated and abs(billions / stated - 1) > SAME:
+            sys.exit(f"{name} has {billions:.2f} B parameters, its card {stated} B")
+        print(table.add(row), flush=True)
+    write_record(arguments.record, fits=table)
 
 
 def chosen(configs: Path | None) -> Iterator[tuple[str, float | None, Mapping[str, Any]]]:
@@ -75,20 +74,24 @@ def chosen(configs: Path | None) -> Iterator[tuple[str, float | None, Mapping[st
         yield file.stem, None, json.loads(file.read_text(encoding="utf-8"))
 
 
-def planned(name: str, raw: Mapping[str, Any], directory: Path) -> Row:
+def planned(name: str, raw: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """The row of the model with config ``raw``, whose headers are written to ``directory``."""
     write_holes(directory, raw)
     write_full_tokenizer(directory, raw["vocab_size"])
     summary = inspect_model(directory)
     four = PlanOptions(quant=FOUR_BITS, context=CONTEXT, keep=1.0)
-    return Row(
-        name=name,
-        parameters=summary.parameters,
-        stored_bytes=summary.bytes,
-        whole_bytes=run_plan(directory, four).memory["total_bytes"],
-        pruned_bytes=run_plan(directory, replace(four, keep=PRUNED)).memory["total_bytes"],
-        cells=tuple(fitting(directory, profile) for profile in PROFILES.values()),
-    )
+    sizes = {
+        "stored": summary.bytes,
+        "whole": run_plan(directory, four).memory["total_bytes"],
+        "pruned": run_plan(directory, replace(four, keep=PRUNED)).memory["total_bytes"],
+    }
+    return {
+        "model": name,
+        "parameters": summary.parameters,
+        "billions": summary.parameters / 1e9,
+        **{key: size / 2**30 for key, size in sizes.items()},
+        **{memory: fitting(directory, profile) for memory, profile in PROFILES.items()},
+    }
 
 
 def fitting(directory: Path, profile: str) -> str:
@@ -99,13 +102,6 @@ def fitting(directory: Path, profile: str) -> str:
         return "does not fit"
     kept = "whole" if plan.keep_ratio == 1 else f"{100 * plan.keep_ratio:.0f} %"
     return f"{plan.record.quant}, {kept}"
-
-
-def shown(row: Row) -> str:
-    """One line of the table."""
-    sizes = (row.stored_bytes, row.whole_bytes, row.pruned_bytes)
-    cells = [row.name, f"{row.parameters / 1e9:.1f} B", *(f"{s / 2**30:.1f} GiB" for s in sizes)]
-    return f"| {' | '.join([*cells, *row.cells])} |"
 
 
 if __name__ == "__main__":

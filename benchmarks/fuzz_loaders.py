@@ -27,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from fuzz_targets import Loader, make_loaders
+from records import Table, add_record_flag, write_record
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.chat_template import TemplateError
@@ -35,10 +36,17 @@ from tenp_edge.serving.refusal import RefusalError
 _REFUSALS = (UserError, RefusalError, TemplateError)
 _OUTCOMES = ("refused", "accepted", "failed")
 _PER_PROCESS = 500
+COLUMNS = (
+    ("loader", "{loader}"),
+    ("inputs", "{inputs:,}"),
+    ("refused", "{refused:,}"),
+    ("accepted", "{accepted:,}"),
+    ("tracebacks, crashes, hangs", "{failed}"),
+)
 
 
 def main() -> None:
-    arguments = _arguments()
+    arguments, table = _arguments(), Table(COLUMNS)
     with tempfile.TemporaryDirectory() as scratch:
         loaders = make_loaders(Path(scratch))
         chosen = arguments.only.split(",") if arguments.only else list(loaders)
@@ -55,6 +63,11 @@ def main() -> None:
                 "{:<14} {:>7} {:>8} {:>9} {:>7} {:>6.1f}".format(name, inputs, *shown), flush=True
             )
             failures += counts["failed"]
+            table.add({"loader": name, "inputs": inputs, **{o: counts[o] for o in _OUTCOMES}})
+    table.add(
+        {"loader": "all"} | {k: sum(r[k] for r in table.rows) for k in ("inputs", *_OUTCOMES)}
+    )
+    write_record(arguments.record, loaders=table)
     print(f"failures: {failures}")
     sys.exit(1 if failures else 0)
 
@@ -67,6 +80,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="that one input may take")
     parser.add_argument("--only", help="loaders, with commas between them")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"))
+    add_record_flag(parser)
     return parser.parse_args()
 
 

@@ -24,28 +24,37 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import crashing
+from records import Table, add_record_flag, write_record
 
 KILLED = -9
+
+COLUMNS = (
+    ("job", "{job}"),
+    ("operations on files, each killed before", "{kills}"),
+    ("other bytes afterwards", "{wrong}"),
+)
 
 
 def main() -> None:
     arguments = _arguments()
-    failures = 0
+    failures, table = 0, Table(COLUMNS)
     with tempfile.TemporaryDirectory() as scratch:
         model = crashing.write_model(Path(scratch) / "model")
         crashing.load_all(model, Path(scratch))
         for name in arguments.job or ("compress", "repair", "calibrate", "onnx"):
             started = time.monotonic()
-            found = list(
+            results = list(
                 killed(
                     name, model, Path(scratch), arguments.points, arguments.twice, arguments.seed
                 )
             )
-            bad = [line for line in found if line]
+            bad = [line for line in results if line]
+            table.add({"job": name, "kills": len(results), "wrong": len(bad)})
             seconds = time.monotonic() - started
-            print(f"{name:>10}: {len(found)} kills, {len(bad)} failures, {seconds:.0f} s")
+            print(f"{name:>10}: {len(results)} kills, {len(bad)} failures, {seconds:.0f} s")
             print("".join(f"            {line}\n" for line in bad), end="", flush=True)
             failures += len(bad)
+    write_record(arguments.record, kills=table)
     sys.exit(1 if failures else 0)
 
 
@@ -55,6 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--points", type=int, help="kills per job, evenly spread; default: all")
     parser.add_argument("--twice", action="store_true", help="kill the rerun once too")
     parser.add_argument("--seed", type=int, default=0)
+    add_record_flag(parser)
     return parser.parse_args()
 
 
@@ -101,8 +111,9 @@ def _wrong(
         return f"{what}: the killed run ended with {ended}"
     if again.code:
         return f"{what}: the rerun ended with {again.code}: {again.said}"
-    found = crashing.contents(out)
-    differing = sorted(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))
+    written = crashing.contents(out)
+    names = written.keys() | wanted.keys()
+    differing = sorted(name for name in names if written.get(name) != wanted.get(name))
     return f"{what}: {', '.join(differing)} differ" if differing else ""
 
 

@@ -17,8 +17,11 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from records import Table, add_record_flag, write_record
 
 from tenp_edge.calibration.text.builtin_text import DOMAINS, Split, bundled_records
 from tenp_edge.calibration.text.file_formats import Placed
@@ -48,23 +51,25 @@ class Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--beside", type=Path, help="a directory of natural text to compare with")
-    beside = parser.parse_args().beside
-    print("| text | documents or excerpts | KB | gzip ratio | distinct 5-grams | in all |")
-    print("|---|---|---|---|---|---|")
+    add_record_flag(parser)
+    arguments = parser.parse_args()
+    table = Table(COLUMNS)
+    print(table.head)
     everything: list[str] = []
     for domain in DOMAINS:
         whole: list[str] = []
         for kind in bundled_records("calibration")[domain]:
             texts = kind_texts(domain, kind)
-            print(row(f"{domain}: {kind}", measure(texts)), flush=True)
+            print(table.add(row(f"{domain}: {kind}", texts)), flush=True)
             whole += texts
-        print(row(f"**{domain}**", measure(whole)), flush=True)
+        print(table.add(row(domain, whole, bold=True)), flush=True)
         everything += whole
-    print(row("**the bundled text**", measure(everything)), flush=True)
+    print(table.add(row("the bundled text", everything, bold=True)), flush=True)
     for name, kinds in stdlib_texts("calibration").items():
-        print(row(f"standard library: {name}", measure(sampled(kinds[""]))), flush=True)
-    for name, texts in natural_texts(beside):
-        print(row(f"natural: {name}", measure(texts)), flush=True)
+        print(table.add(row(f"standard library: {name}", sampled(kinds[""]))), flush=True)
+    for name, texts in natural_texts(arguments.beside):
+        print(table.add(row(f"natural: {name}", texts)), flush=True)
+    write_record(arguments.record, texts=table)
 
 
 def kind_texts(
@@ -90,13 +95,13 @@ def sampled(texts: Sequence[str]) -> list[str]:
     measure: a window in one long document repeats its names."""
     starts = [(n, at) for n, text in enumerate(texts) for at in range(0, len(text), EXCERPT_CHARS)]
     random.Random(0).shuffle(starts)
-    found, size = [], 0
+    excerpts, size = [], 0
     for number, at in starts:
-        found.append(texts[number][at : at + EXCERPT_CHARS])
-        size += len(found[-1])
+        excerpts.append(texts[number][at : at + EXCERPT_CHARS])
+        size += len(excerpts[-1])
         if size >= SAMPLE_BYTES:
             break
-    return found
+    return excerpts
 
 
 def measure(texts: Sequence[str]) -> Measured:
@@ -126,11 +131,20 @@ def distinct_grams(text: str) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def row(name: str, found: Measured) -> str:
-    return (
-        f"| {name} | {found.documents} | {found.size / 1000:.0f} | {found.gzip_ratio:.2f} "
-        f"| {found.distinct:.3f} | {found.distinct_in_all:.3f} |"
-    )
+COLUMNS = (
+    ("text", "{text}"),
+    ("documents or excerpts", "{documents}"),
+    ("KB", "{kb:.0f}"),
+    ("gzip ratio", "{gzip_ratio:.2f}"),
+    ("distinct 5-grams", "{distinct:.3f}"),
+    ("in all", "{distinct_in_all:.3f}"),
+)
+
+
+def row(name: str, texts: Sequence[str], bold: bool = False) -> dict[str, Any]:
+    measured = measure(texts)
+    marks = {"bold": ["text"]} if bold else {}
+    return {"text": name, "kb": measured.size / 1000, **asdict(measured), **marks}
 
 
 def _plain(placed: Placed) -> str:
@@ -147,8 +161,8 @@ def _windows(text: str) -> Iterator[str]:
 
 
 def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
+    listed = list(values)
+    return sum(listed) / len(listed)
 
 
 if __name__ == "__main__":

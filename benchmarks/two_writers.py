@@ -22,22 +22,33 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import crashing
+from records import Table, add_record_flag, write_record
 
 _LONGEST_DELAY = 1.5
+_ONE_REFUSED = f"exit 0 and exit {crashing.REFUSED}"
+COLUMNS = (
+    ("job", "{job}"),
+    ("pairs of writers", "{pairs}"),
+    ("one refused", "{refused}"),
+    ("wrong files", "{wrong}"),
+)
 
 
 def main() -> None:
     arguments = _arguments()
-    failures = 0
+    failures, table = 0, Table(COLUMNS)
     with tempfile.TemporaryDirectory() as scratch:
         model = crashing.write_model(Path(scratch) / "model")
         crashing.load_all(model, Path(scratch))
         for name in arguments.job or ("compress", "repair", "calibrate"):
             counts, bad = pairs(name, model, Path(scratch), arguments.pairs, arguments.seed)
+            refused = counts[_ONE_REFUSED]
+            table.add({"job": name, "pairs": counts.total(), "refused": refused, "wrong": len(bad)})
             told = ", ".join(f"{count} x {what}" for what, count in sorted(counts.items()))
             print(f"{name:>10}: {told}; {len(bad)} failures")
             print("".join(f"            {line}\n" for line in bad), end="", flush=True)
             failures += len(bad)
+    write_record(arguments.record, pairs=table)
     sys.exit(1 if failures else 0)
 
 
@@ -46,6 +57,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--job", choices=crashing.JOBS, action="append")
     parser.add_argument("--pairs", type=int, default=40, help="pairs per job")
     parser.add_argument("--seed", type=int, default=0)
+    add_record_flag(parser)
     return parser.parse_args()
 
 
@@ -71,16 +83,16 @@ def pairs(
 
 
 def _wrong(ended: list[crashing.Ended], wanted: dict[str, str], out: Path) -> list[str]:
-    found = []
+    wrong = []
     for process in ended:
         refused = process.code == crashing.REFUSED and "another tenp-edge process" in process.said
         if process.code and not refused:
-            found.append(f"a process ended with {process.code}: {process.said}")
+            wrong.append(f"a process ended with {process.code}: {process.said}")
     if all(process.code for process in ended):
-        found.append("both were refused")
+        wrong.append("both were refused")
     if crashing.contents(out) != wanted:
-        found.append("the files are not those of an undisturbed run")
-    return found
+        wrong.append("the files are not those of an undisturbed run")
+    return wrong
 
 
 if __name__ == "__main__":

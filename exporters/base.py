@@ -51,10 +51,12 @@ def fixed_lengths(batch: int | None, length: int | None, past: int | None) -> Fi
 @dataclass(frozen=True)
 class WidthLimits:
     """Expert widths that a layout can hold: multiples of ``multiple`` (the full width included), in
-    the whole model at most ``most`` different ones."""
+    the whole model at most ``most`` different ones. Rows of a width that is no multiple of
+    ``block`` take a larger type than the one asked for."""
 
     multiple: int = 1
     most: int | None = None
+    block: int = 1
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import make_results
 import pytest
+from records import load
 
 import tenp_edge
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RESULTS = ROOT / "docs" / "results"
+TEMPLATE = RESULTS / "template.md"
+DOCS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page != TEMPLATE]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 MOST_README_LINES = 130
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -43,6 +48,23 @@ def test_every_page_can_be_found_from_the_index() -> None:
     here = {(ROOT / "docs" / link).resolve() for link in listed}
     missing = [page.name for page in PAGES[1:] if page.resolve() not in here]
     assert missing == ["index.md"]
+
+
+def test_the_results_are_those_of_the_records() -> None:
+    written = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert written == make_results.render(), "run: python docs/make_results.py"
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
+def test_a_record_says_what_was_run_and_is_shown(file: Path) -> None:
+    record = load(file)
+    assert re.match(r"(python benchmarks/\w+\.py|tenp-edge compare)( |$)", record.command)
+    assert record.date or "older run" in record.note
+    assert not re.search(r'[" =]/\w', file.read_text(encoding="utf-8")), "a path"
+    template = TEMPLATE.read_text(encoding="utf-8")
+    for table in record.tables:
+        shown = rf"\{{\{{table [^}}]*\b{re.escape(f'{file.stem}.{table}')}[ }}]"
+        assert re.search(shown, template), table
 
 
 def test_the_readme_is_short() -> None:

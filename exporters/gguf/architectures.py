@@ -67,6 +67,11 @@ class Architecture:
     ``square``: attention.key_length x heads must be the hidden size.
     ``output_needed``: a tied model still stores output.weight.
     ``by_layer``: keys say which layers see a window, and heads and rotation of both kinds.
+    ``leading_dense``: layers in front may be dense. ``router_keys``: the router's score, scale and
+    renormalisation have keys. ``shared_needed``: where a family has shared experts, the graph reads
+    them in every model. ``shared_width``: their width has a key; ``shared_count``: it is told as a
+    number of routed experts. ``constants``: keys that llama.cpp asks for and that
+    say the same of every model.
     """
 
     name: str
@@ -78,19 +83,41 @@ class Architecture:
     qkv_bias: bool = False
     leading_dense: bool = False
     by_layer: bool = False
+    router_keys: bool = False
+    shared_needed: bool = True
+    shared_width: bool = False
+    shared_count: bool = False
+    constants: tuple[tuple[str, int], ...] = ()
 
 
+_DEEPSEEK2 = Architecture(
+    "deepseek2", norm_topk=None, leading_dense=True, router_keys=True, shared_count=True
+)
 ARCHITECTURES = {
     "qwen2_moe": Architecture(
-        "qwen2moe", norm_topk=False, square=True, output_needed=True, qkv_bias=True
+        "qwen2moe",
+        norm_topk=False,
+        square=True,
+        output_needed=True,
+        qkv_bias=True,
+        shared_width=True,
     ),
     "qwen3_moe": Architecture("qwen3moe", norm_topk=True),
     "olmoe": Architecture(
         "olmoe", norm_topk=False, own_width=False, square=True, output_needed=True
     ),
     "mixtral": Architecture("llama", norm_topk=True, own_width=False, permuted=True),
-    "deepseek_v2": Architecture("deepseek2", norm_topk=None, leading_dense=True),
-    "deepseek_v3": Architecture("deepseek2", norm_topk=None, leading_dense=True),
+    "deepseek_v2": _DEEPSEEK2,
+    "deepseek_v3": _DEEPSEEK2,
+    "glm4_moe_lite": _DEEPSEEK2,
+    "ernie4_5_moe": Architecture(
+        "ernie4_5-moe",
+        norm_topk=True,
+        leading_dense=True,
+        shared_needed=False,
+        shared_width=True,
+        constants=(("interleave_moe_layer_step", 1),),
+    ),
     "gemma4": Architecture("gemma4", norm_topk=True, by_layer=True),
 }
 
@@ -151,7 +178,9 @@ def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
             "llama.cpp by the sum of the best two",
         ),
         (
-            config.family.shared_block is not None and not config.shared_intermediate_size,
+            row.shared_needed
+            and config.family.shared_block is not None
+            and not config.shared_intermediate_size,
             f"llama.cpp's {row.name} needs a shared expert",
         ),
     )

@@ -66,8 +66,8 @@ class GgufExporter:
     target = "model.gguf"
 
     def width_limits(self, options: ExportOptions) -> WidthLimits:
-        """None: a type that rows do not fit falls back to one that they do."""
-        return WidthLimits()
+        """Any width: a type whose blocks rows do not fill falls back to one that they do."""
+        return WidthLimits(block=TYPES[FILE_TYPES[options.quant].default].block)
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, layout or type cannot be written."""

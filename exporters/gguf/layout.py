@@ -118,7 +118,9 @@ def _targets(config: ModelConfig, layout: str, spec: TensorSpec) -> list[tuple[s
             ("k_b", (heads, rank, mla.qk_nope_head_dim)),
             ("v_b", (heads, mla.v_head_dim, rank)),
         ]
-    if spec.part == "shared experts" and architecture(config).leading_dense:
+    if spec.role == "router_bias":
+        return [(spec.role, spec.shape[-1:])]
+    if spec.part == "shared experts" and architecture(config).shared_count:
         width = shared_count(config, layout) * expert_width(config, layout)
         shape = (
             (config.hidden_size, width) if spec.role == "shared_down" else (width, spec.shape[1])

@@ -158,18 +158,23 @@ def _experts(config: ModelConfig, layout: str) -> _Fields:
     }
     if row.own_width:
         fields["expert_feed_forward_length"] = u32(width)
-    if config.family.shared_gated:
+    if row.shared_width:
         fields["expert_shared_feed_forward_length"] = u32(config.shared_intermediate_size)
     if row.leading_dense:
-        fields |= _deepseek(config, layout)
+        dense = config.num_hidden_layers - len(config.moe_layers)
+        fields["leading_dense_block_count"] = u32(dense)
+    if row.shared_count:
+        fields["expert_shared_count"] = u32(shared_count(config, layout))
+    if row.router_keys:
+        fields |= _router(config)
+    for key, value in row.constants:
+        fields[key] = u32(value)
     return fields
 
 
-def _deepseek(config: ModelConfig, layout: str) -> _Fields:
+def _router(config: ModelConfig) -> _Fields:
     sigmoid = config.family.router_score == "sigmoid"
     fields = {
-        "leading_dense_block_count": u32(config.num_hidden_layers - len(config.moe_layers)),
-        "expert_shared_count": u32(shared_count(config, layout)),
         "expert_weights_scale": f32(config.routed_scaling_factor),
         "expert_weights_norm": boolean(config.norm_topk_prob),
         "expert_gating_func": u32(_SIGMOID if sigmoid else _SOFTMAX),

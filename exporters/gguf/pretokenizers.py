@@ -1,123 +1,147 @@
 """tokenizer.json's way of splitting text -> llama.cpp's name for it (tokenizer.ggml.pre).
 
-llama.cpp has one hard-coded splitter per name, so an unknown one is refused: a file with the wrong
-name loads and then tokenises wrongly in silence. The patterns are those of the published models.
+The tokenizer splits a probe text, and the name is that of the known way that gives the same pieces:
+how the expression is spelled does not matter. What splits otherwise is refused: a file with the
+wrong name loads and then tokenises wrongly in silence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import takewhile
 from typing import Any
 
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+
 from tenp_edge.errors import UserError
+from tenp_edge.exporters.gguf.merging import rebuilt_ratio
+from tenp_edge.exporters.gguf.splitters import SPLITTERS
+from tenp_edge.runtime.byte_alphabet import BYTE_OF
 
-Step = tuple[str, str]
-
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-QWEN2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
-LLAMA3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
-DEEPSEEK_V3 = (
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
-    r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+# Every two ways that differ at all differ here; a test asks for it.
+PROBE = (
+    "We'll say: it's 'tis don't I'M they'RE HE'D x'y 's'T!?\n\nAnd\n\n\tif (a1 != 12) {\r\n    b = "
+    "12345;\r\n}  \n //é\n/* Ünï-cödé */ getElementById HTTPServer iPhone x²½ ٣٤٥٦ १२३४५ ÀÉ straße "
+    "Ωμέγα ПРИВЕТмир हिन्दी ภาษาไทย שָׁלוֹם 中文abc中文，漢字。 ひらがなカタカナ 한국어 🦙👍🏽 \u00a0 "
+    "\u3000 <a_b>$5.00 don’t 100% a/b\\c http://x.y/z  tail \n \n   .end...   "
 )
-# The letters of deepseek-llm fill half a page; published copies differ in Unicode normalisation.
-_DEEPSEEK_LETTERS = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿ"
-_BYTES: Step = ("bytes", "")
-_GPT2_BYTES: Step = ("bytes", "gpt2 words")
-
-_TABLE: tuple[tuple[str, bool | None, tuple[Step, ...]], ...] = (
-    # name, ignore_merges (None: either, it changes nothing there), steps
-    ("qwen2", False, (("split", QWEN2), _BYTES)),
-    ("llama-bpe", True, (("split", LLAMA3), _BYTES)),
-    ("smaug-bpe", False, (("split", LLAMA3), _BYTES)),
-    (
-        "deepseek-llm",
-        False,
-        (
-            ("split", r"[\r\n]"),
-            ("split", _DEEPSEEK_LETTERS),
-            ("split", "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+"),
-            ("split", r"\s+$"),
-            ("split", "[一-龥ࠀ-一가-\ud7ff]+"),
-            ("digits", "single"),
-            _BYTES,
-        ),
-    ),
-    (
-        "deepseek-v3",
-        False,
-        (
-            ("split", r"\p{N}{1,3}"),
-            ("split", "[一-龥\u3040-ゟ゠-ヿ]+"),
-            ("split", DEEPSEEK_V3),
-            _BYTES,
-        ),
-    ),
-    ("starcoder", False, (("digits", "single"), _GPT2_BYTES)),
-    ("gpt-2", False, (_GPT2_BYTES,)),
-)
+_NOT_COMPOSED = "e\u0301"
 
 
-def detect(tokenizer: Mapping[str, Any]) -> str:
+def detect(tokenizer: Mapping[str, Any], bos: bool = True) -> str:
     """llama.cpp's name for the splitter in ``tokenizer`` (tokenizer.json of a byte-level BPE).
 
-    Raises UserError when it matches none.
+    ``bos``: whether the model has such a token. Raises UserError when it splits as none does.
     """
-    normalizer = _normalizers(tokenizer.get("normalizer"))
-    if not normalizer <= {"NFC"}:
-        raise _unknown(f"normalizer {', '.join(sorted(normalizer))}")
-    steps = tuple(_steps(tokenizer.get("pre_tokenizer") or {}))
-    ignore_merges = bool(tokenizer["model"].get("ignore_merges", False))
-    for name, ignores, wanted in _TABLE:
-        if ignores == ignore_merges and _same(steps, wanted):
-            # OLMo splits as GPT-2 does, after Unicode normalisation.
-            return "olmo" if name == "gpt-2" and "NFC" in normalizer else name
-    raise _unknown(" + ".join(f"{kind}({what[:60]})" for kind, what in steps) or "none")
-
-
-def _same(steps: tuple[Step, ...], wanted: tuple[Step, ...]) -> bool:
-    return len(steps) == len(wanted) and all(
-        kind == kind_wanted
-        and (what == pattern or (pattern is _DEEPSEEK_LETTERS and what.startswith(pattern)))
-        for (kind, what), (kind_wanted, pattern) in zip(steps, wanted, strict=True)
+    parts = _parts(tokenizer)
+    composes = _composes(parts)
+    pieces = _pieces(parts)
+    alike = [splitter for splitter in SPLITTERS if _expected(splitter.expressions) == pieces]
+    if not alike:
+        raise _other_pieces(pieces)
+    ignores = bool(tokenizer["model"].get("ignore_merges", False))
+    best = max(
+        alike,
+        key=lambda splitter: (
+            splitter.ignores_merges == ignores,
+            splitter.nfc in (None, composes),
+            splitter.default_bos == bos,
+        ),
     )
+    if best.ignores_merges != ignores:
+        _check_merges(best.name, tokenizer["model"])
+    return best.name
 
 
-def _steps(node: Mapping[str, Any]) -> Iterator[Step]:
-    kind = node.get("type")
-    if kind == "Sequence":
-        for child in node["pretokenizers"]:
-            yield from _steps(child)
-    elif kind == "Split":
-        usual = node["behavior"] == "Isolated" and not node.get("invert", False)
-        inverted = node["behavior"] == "Removed" and node.get("invert", False)
-        pattern = node["pattern"].get("Regex") or str(node["pattern"])
-        # "Removed, inverted" keeps the matches alone; these patterns match everything.
-        kind = "split" if usual or inverted else f"split {node['behavior']}"
-        # Some files escape line ends in the pattern, some hold the characters themselves.
-        yield kind, pattern.replace("\r", r"\r").replace("\n", r"\n")
-    elif kind == "Digits":
-        yield "digits", "single" if node["individual_digits"] else "runs"
-    elif kind == "ByteLevel":
-        prefix = "prefix space " if node.get("add_prefix_space") else ""
-        yield "bytes", prefix + ("gpt2 words" if node.get("use_regex", True) else "")
-    elif kind is not None:
-        yield str(kind), ""
+# -- what the tokenizer does -----------------------------------------------------------------------
 
 
-def _normalizers(node: Mapping[str, Any] | None) -> set[str]:
-    if not node:
-        return set()
-    if node["type"] == "Sequence":
-        return set().union(*(_normalizers(child) for child in node["normalizers"]))
-    return {str(node["type"])}
+def _parts(tokenizer: Mapping[str, Any]) -> Tokenizer:
+    """Its normalizer and pre-tokenizer, without the vocabulary."""
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    kept = {key: tokenizer.get(key) for key in ("normalizer", "pre_tokenizer")}
+    try:
+        return Tokenizer.from_str(json.dumps({"version": "1.0", "model": empty, **kept}))
+    except Exception as error:  # plain Exceptions are all that tokenizers raises
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"tokenizer.json cannot be read: {why}", "download the tokenizer files again"
+        ) from None
 
 
-def _unknown(what: str) -> UserError:
-    known = ", ".join(sorted({name for name, _, _ in _TABLE} | {"olmo"}))
+def _composes(parts: Tokenizer) -> bool:
+    """Whether text is made NFC first. Raises UserError when it is changed in any other way."""
+    if parts.normalizer is None:
+        return False
+    changed = next((word for word in PROBE.split(" ") if _normal(parts, word) != word), None)
+    if changed is not None:
+        raise UserError(
+            f"tokenizer.json changes text before it splits it, as llama.cpp does not: {changed!r} "
+            f"becomes {_normal(parts, changed)!r}",
+            "the tokenizer of the original model",
+        )
+    return _normal(parts, _NOT_COMPOSED) != _NOT_COMPOSED
+
+
+def _normal(parts: Tokenizer, text: str) -> str:
+    return str(parts.normalizer.normalize_str(text))
+
+
+def _pieces(parts: Tokenizer) -> tuple[str, ...]:
+    """The probe as the tokenizer splits it: in bytes, each written as GPT-2's alphabet has it."""
+    if parts.pre_tokenizer is None:
+        return (PROBE,)
+    return tuple(piece for piece, _ in parts.pre_tokenizer.pre_tokenize_str(PROBE))
+
+
+@cache
+def _expected(expressions: tuple[str, ...]) -> tuple[str, ...]:
+    """The probe as llama.cpp splits it with these expressions."""
+    splits = [pre_tokenizers.Split(Regex(text), behavior="isolated") for text in expressions]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    found = pre_tokenizers.Sequence([*splits, to_bytes]).pre_tokenize_str(PROBE)
+    return tuple(piece for piece, _ in found)
+
+
+# -- what does not fit -----------------------------------------------------------------------------
+
+
+def _check_merges(name: str, model: Mapping[str, Any]) -> None:
+    """llama.cpp follows the merges where the tokenizer takes a word that is a token for that token,
+    or the other way round: the same, if the merges make the tokens. A few exceptions are let pass;
+    `validate` finds out whether they matter."""
+    ratio = rebuilt_ratio(model)
+    if ratio < 0.99:
+        raise UserError(
+            f"tokenizer.json splits text as llama.cpp's {name} does, but its merges make only "
+            f"{100 * ratio:.0f} % of its tokens, so that llama.cpp would find others",
+            "the tokenizer of the original model",
+        )
+
+
+def _other_pieces(pieces: Sequence[str]) -> UserError:
+    known = {splitter.name: _expected(splitter.expressions) for splitter in SPLITTERS}
+    name = max(known, key=lambda name: _common(pieces, known[name]))
+    at = _common(pieces, known[name])
+    found, wanted = (shown[at] if at < len(shown) else "" for shown in (pieces, known[name]))
     return UserError(
-        f"tokenizer.json splits text in a way that llama.cpp is not known to have: {what}",
-        f"the tokenizer of the original model; known: {known}, sentencepiece",
+        "tokenizer.json splits text in a way that llama.cpp is not known to have: "
+        f"{_text(found)!r} is a piece, where {name}, which comes nearest, has {_text(wanted)!r}",
+        f"the tokenizer of the original model; known: {', '.join(sorted(known))}, sentencepiece",
     )
+
+
+def _common(left: Sequence[str], right: Sequence[str]) -> int:
+    """How many pieces they begin with alike."""
+    return sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False))
+    )
+
+
+def _text(piece: str) -> str:
+    """A piece of bytes as text again; one that is no bytes as it is."""
+    if any(character not in BYTE_OF for character in piece):
+        return piece[:40]
+    return bytes(BYTE_OF[character] for character in piece).decode(errors="replace")[:40]

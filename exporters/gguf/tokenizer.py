@@ -15,7 +15,7 @@ from typing import Any
 
 from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf import pretokenizers, sentencepiece
+from tenp_edge.exporters.gguf import pretokenizers, sentencepiece, special_tokens
 from tenp_edge.exporters.gguf.fields import Field, boolean, f32s, i32s, text, texts, u32
 from tenp_edge.exporters.gguf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from tenp_edge.models import ModelConfig
@@ -28,8 +28,10 @@ _FILES = (
     "config.json",
     "generation_config.json",
 )
-# GGUF's name of each special token, and Hugging Face's.
-_SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+# Control tokens that stay in the text, where llama.cpp's reader of Gemma's answers looks for them.
+_RENDERED: frozenset[str] = frozenset(
+    # Control tokens that stay in the text: llama.cpp reads Gemma's answers by them.
+)
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,19 @@ def _read(directory: Path, vocab_size: int, stamps: tuple[object, ...]) -> tuple
     vocabulary = _resized(_vocabulary(directory, tokenizer), vocab_size)
     _check_bytes(vocabulary)
     settings = _optional(directory / "tokenizer_config.json")
-    special = _special_ids(directory, settings, vocabulary)
+    special = special_tokens.special_ids(directory, settings, vocabulary.tokens)
+    if vocabulary.model == "gpt2":
+        vocabulary = replace(vocabulary, pre=pretokenizers.detect(tokenizer, bos="bos" in special))
     fields = _vocabulary_fields(vocabulary)
     fields += [(f"tokenizer.ggml.{key}_token_id", u32(value)) for key, value in special.items()]
     for key in ("bos", "eos"):
         fields.append(
-            (f"tokenizer.ggml.add_{key}_token", boolean(_adds(key, settings, tokenizer, special)))
+            (
+                f"tokenizer.ggml.add_{key}_token",
+                boolean(special_tokens.adds(key, settings, tokenizer, special)),
+            )
         )
-    template = _chat_template(directory, settings)
+    template = special_tokens.chat_template(directory, settings)
     return (*fields, ("tokenizer.chat_template", text(template))) if template else tuple(fields)
 
 
@@ -119,13 +126,12 @@ def _byte_level(tokenizer: Mapping[str, Any]) -> Vocabulary:
             f"tokenizer.json holds a {model.get('type')} model, GGUF needs BPE or sentencepiece",
             "the tokenizer of the original model",
         )
-    pre = pretokenizers.detect(tokenizer)
     tokens = [""] * (max(model["vocab"].values(), default=-1) + 1)
     for token, number in model["vocab"].items():
         tokens[number] = token
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     types = [NORMAL if token else UNUSED for token in tokens]
-    return _with_added(Vocabulary("gpt2", pre, tokens, types, merges=merges), tokenizer)
+    return _with_added(Vocabulary("gpt2", "", tokens, types, merges=merges), tokenizer)
 
 
 def _with_added(vocabulary: Vocabulary, tokenizer: Mapping[str, Any]) -> Vocabulary:
@@ -141,7 +147,8 @@ def _with_added(vocabulary: Vocabulary, tokenizer: Mapping[str, Any]) -> Vocabul
         number = added["id"]
         tokens[number] = added["content"]
         if types[number] in (NORMAL, UNUSED):
-            types[number] = CONTROL if added["special"] else USER_DEFINED
+            hidden = added["special"] and added["content"] not in _RENDERED
+            types[number] = CONTROL if hidden else USER_DEFINED
     return replace(vocabulary, tokens=tokens, types=types, scores=scores)
 
 
@@ -192,62 +199,3 @@ def _vocabulary_fields(vocabulary: Vocabulary) -> list[Field]:
         if value is not None:
             fields.append((f"tokenizer.ggml.{key}", boolean(value)))
     return fields
-
-
-# -- special tokens and chat template --------------------------------------------------------------
-
-
-def _special_ids(
-    directory: Path, settings: Mapping[str, Any], vocabulary: Vocabulary
-) -> dict[str, int]:
-    """Ids of the special tokens: tokenizer_config.json names them, else the configs number them."""
-    numbers = {token: number for number, token in enumerate(vocabulary.tokens)}
-    configs = [_optional(directory / name) for name in ("config.json", "generation_config.json")]
-    configs.append(configs[0].get("text_config") or {})  # of a wrapped language model
-    found: dict[str, int] = {}
-    for key, hf_key in _SPECIAL.items():
-        token = settings.get(f"{hf_key}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if token in numbers:
-            found[key] = numbers[token]
-            continue
-        for config in configs:
-            value = config.get(f"{hf_key}_token_id")
-            value = value[0] if isinstance(value, list) and value else value
-            if isinstance(value, int) and 0 <= value < len(vocabulary.tokens):
-                found.setdefault(key, value)
-    return found
-
-
-def _adds(
-    key: str,
-    settings: Mapping[str, Any],
-    tokenizer: Mapping[str, Any],
-    special: Mapping[str, int],
-) -> bool:
-    """Whether encoding adds the token: the setting, else the post-processor's template."""
-    if key not in special:
-        return False
-    stated = settings.get(f"add_{key}_token")
-    if isinstance(stated, bool):
-        return stated
-    if not tokenizer:
-        return key == "bos"
-    processor = tokenizer.get("post_processor") or {}
-    for node in processor.get("processors", [processor]):
-        template = node.get("single") if node.get("type") == "TemplateProcessing" else None
-        if template:
-            edge = template[0 if key == "bos" else -1]
-            return "SpecialToken" in edge
-    return False
-
-
-def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default", next(iter(named.values()), None))
-    return template if isinstance(template, str) else None

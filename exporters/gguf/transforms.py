@@ -3,6 +3,7 @@
     role          source tensor               tensors of the file
     q, k          rows of a head in halves    rows of a head in pairs (arch llama only)
     kv_b          (heads (nope + v), rank)    k_b (heads, rank, nope), v_b (heads, v, rank)
+    router_bias   (1, experts) or (experts,)  (experts,)
     any other     as it is                    as it is
 
 `file_roles` names the file's tensors of a role, `to_file` gives one of them, `from_file` puts them
@@ -26,13 +27,16 @@ def file_roles(role: str) -> tuple[str, ...]:
 
 def is_transformed(config: ModelConfig, file_role: str) -> bool:
     """Whether `to_file` changes what it is given, and so needs the whole tensor at once."""
-    return file_role in _LATENT or _rotated_heads(config, file_role) is not None
+    flattened = file_role == "router_bias" and config.family.router_bias_row
+    return flattened or file_role in _LATENT or _rotated_heads(config, file_role) is not None
 
 
 def to_file(config: ModelConfig, file_role: str, tensor: torch.Tensor) -> torch.Tensor:
     """The file's tensor ``file_role`` of the source tensor that it is made from."""
     if file_role in _LATENT:
         return _split_latent(config, file_role, tensor)
+    if file_role == "router_bias" and config.family.router_bias_row:
+        return tensor.reshape(-1)
     heads = _rotated_heads(config, file_role)
     return tensor if heads is None else _halves_to_pairs(tensor, heads)
 
@@ -42,6 +46,8 @@ def from_file(config: ModelConfig, role: str, *parts: torch.Tensor) -> torch.Ten
     if role == "kv_b":
         return _join_latent(*parts)
     (tensor,) = parts
+    if role == "router_bias" and config.family.router_bias_row:
+        return tensor.reshape(1, -1)
     heads = _rotated_heads(config, role)
     return tensor if heads is None else _pairs_to_halves(tensor, heads)
 

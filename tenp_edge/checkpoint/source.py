@@ -111,7 +111,8 @@ class ModelSource:
             return check_finite(name, self._mended(name))
         tensor = self.checkpoint.read(name)
         if spec.part == "router" and spec.layer in self._kept:
-            tensor = tensor[self._kept[spec.layer]]
+            experts = self._kept[spec.layer]
+            tensor = tensor[..., experts] if spec.role == "router_bias" else tensor[experts]
         return check_finite(name, tensor)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:

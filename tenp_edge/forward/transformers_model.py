@@ -66,17 +66,23 @@ def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def _rename_blocks(model: Any, config: ModelConfig) -> None:
-    """Register each MoE block under its on-disk name (Mixtral's is not ``mlp``).
-
-    The layer's forward still finds it as ``mlp``, as a plain attribute.
-    """
+    """Register what lies elsewhere in memory under its on-disk name: each MoE block (Mixtral's is
+    not ``mlp``) and modules in it."""
     block = config.family.moe_block
-    if block not in ("", "mlp"):
-        for layer in config.expert_widths:
-            module = model.model.layers[layer]
-            moe = module._modules.pop("mlp")
-            module.__dict__["mlp"] = moe
-            module.add_module(block, moe)
+    for layer in config.expert_widths if block else ():
+        module = model.model.layers[layer]
+        for name, owner in config.family.in_memory:
+            _move(module.mlp.get_submodule(owner), name, module.mlp, name)
+        if block != "mlp":
+            _move(module, "mlp", module, block)
+
+
+def _move(owner: nn.Module, name: str, home: nn.Module, new_name: str) -> None:
+    """Register ``owner.name`` in ``home``; the owner's forward still finds it, as a plain
+    attribute."""
+    moved = owner._modules.pop(name)
+    owner.__dict__[name] = moved
+    home.add_module(new_name, moved)
 
 
 def _leave_out_alias(model: Any) -> None:

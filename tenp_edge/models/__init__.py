@@ -5,7 +5,9 @@ from __future__ import annotations
 from tenp_edge.models import (
     deepseek_v2,
     deepseek_v3,
+    ernie4_5_moe,
     gemma4,
+    glm4_moe_lite,
     mixtral,
     olmoe,
     qwen2_moe,
@@ -27,7 +29,17 @@ from tenp_edge.models.layer_attention import LayerAttention
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.model_type: module.FAMILY
-    for module in (qwen2_moe, qwen3_moe, deepseek_v2, deepseek_v3, olmoe, mixtral, gemma4)
+    for module in (
+        qwen2_moe,
+        qwen3_moe,
+        deepseek_v2,
+        deepseek_v3,
+        olmoe,
+        mixtral,
+        glm4_moe_lite,
+        ernie4_5_moe,
+        gemma4,
+    )
 }
 
 __all__ = [

@@ -19,7 +19,8 @@ from tenp_edge.models.wrapper import own_keys, unwrap
 
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
-EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_TOP_K_KEYS = ("num_experts_per_tok", "moe_k", "top_k_experts")
 # No model has more; what is built per layer and expert stays small whatever a file says.
 _MOST = 2**31 - 1
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
@@ -85,10 +86,10 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layers = config.integer("num_hidden_layers", most=_MOST_LAYERS)
     experts = config.integer(*EXPERT_KEYS, most=_MOST_EXPERTS)
-    width, top_k = config.integer(family.width_key), config.integer(family.top_k_key)
+    width, top_k = config.integer(family.width_key), config.integer(*_TOP_K_KEYS)
     _refuse_contradictions(raw)
     if top_k > experts:
-        raise contradiction(f"{family.top_k_key} is {top_k}, the model has {experts} experts")
+        raise contradiction(f"num_experts_per_tok is {top_k}, the model has {experts} experts")
     moe_layers = _moe_layers(config, family, layers)
     mla = _mla(config) if family.attention == "mla" else None
     groups, chosen = config.integer("n_group", default=1), config.integer("topk_group", default=1)
@@ -208,7 +209,7 @@ def contradiction(what: str) -> UserError:
 
 def _refuse_contradictions(raw: Mapping[str, Any]) -> None:
     """Two spellings of one key must agree."""
-    for keys in (EXPERT_KEYS, ("dtype", "torch_dtype")):
+    for keys in (EXPERT_KEYS, _TOP_K_KEYS, ("dtype", "torch_dtype")):
         said = [(key, raw[key]) for key in keys if raw.get(key) is not None]
         values = {str(value).removeprefix("torch.") for _, value in said}
         if len(values) > 1:
@@ -275,17 +276,45 @@ def _refuse_unknown(raw: Mapping[str, Any], family: Family) -> None:
 
 def _moe_layers(config: _Reader, family: Family, layers: int) -> tuple[int, ...]:
     """Which decoder layers route: transformers' rules for dense-first and sparse-step models."""
-    dense_first = config.integer("first_k_dense_replace", default=0)
-    step = config.integer("decoder_sparse_step", default=1)
+    types = config.value("mlp_layer_types")
+    if types is not None:
+        return _sparse_layers(types, layers)
+    dense_first = config.integer("first_k_dense_replace", "moe_layer_start_index", default=0)
+    step = config.integer("decoder_sparse_step", "moe_layer_interval", default=1)
     dense = config.layers("mlp_only_layers")
     chosen = tuple(
         layer
-        for layer in range(layers)
+        for layer in range(_end_of_routed(config, layers))
         if layer >= dense_first and layer not in dense and (layer + 1) % step == 0
     )
     if not chosen:
-        raise UserError("config.json leaves no layer with routed experts", _BELONGS)
+        raise _no_routed_layer()
     return chosen
+
+
+def _end_of_routed(config: _Reader, layers: int) -> int:
+    """The layer from which on none routes; -1 as the last that does is the model's last."""
+    last = config.value("moe_layer_end_index", default=-1)
+    if type(last) is not int or not -1 <= last < layers:
+        raise malformed("moe_layer_end_index", last, f"-1 or a layer of {layers}")
+    return layers if last == -1 else last + 1
+
+
+def _sparse_layers(types: object, layers: int) -> tuple[int, ...]:
+    """The layers that a list of "dense" and "sparse" calls sparse."""
+    kinds = ("dense", "sparse")
+    if not isinstance(types, list) or not all(kind in kinds for kind in types):
+        raise malformed("mlp_layer_types", types, "a list of dense and sparse")
+    if len(types) != layers:
+        raise contradiction(f"mlp_layer_types has {len(types)} layers, the model has {layers}")
+    chosen = tuple(layer for layer, kind in enumerate(types) if kind == "sparse")
+    if not chosen:
+        raise _no_routed_layer()
+    return chosen
+
+
+def _no_routed_layer() -> UserError:
+    return UserError("config.json leaves no layer with routed experts", _BELONGS)
 
 
 def _shared_width(config: _Reader, family: Family, width: int) -> int:
@@ -293,7 +322,7 @@ def _shared_width(config: _Reader, family: Family, width: int) -> int:
         return 0
     if family.shared_gated:
         return config.integer("shared_expert_intermediate_size", default=0)
-    return width * config.integer("n_shared_experts", default=0)
+    return width * config.integer("n_shared_experts", "moe_num_shared_experts", default=0)
 
 
 def _mla(config: _Reader) -> MLA:

@@ -18,7 +18,7 @@ FAMILY = Family(
     o_bias_key="attention_bias",
     shared_block="shared_experts",
     router_score="sigmoid",
-    router_bias=True,
+    router_bias="gate.e_score_correction_bias",
     defaults={
         "n_routed_experts": 256,
         "n_shared_experts": 1,

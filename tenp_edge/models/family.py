@@ -48,6 +48,17 @@ class Family:
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
     ``moe_block``: where router and experts lie in a layer; empty where they are the layer's own.
     ``stacked``: transformers reads the experts of a layer as two stacked tensors only.
+    ``rope_pairs``: neighbours of a head are rotated together, not halves.
+    ``router_bias``: the bias that only selects experts, by its name in the MoE block;
+    ``router_bias_row``: stored as [1, experts]. ``in_memory``: (module of the MoE block, the module
+    that has it in transformers' memory).
+    ``expert_bias``: gate, up and down of the routed experts have biases.
+    ``gate_up_interleaved``: in stacked experts, gate's rows are the even ones, up's the odd ones.
+    ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
+    ``runs_as``: the model_type that transformers runs the language model as, if not its own.
+    ``full_attention_every``: where config.json has no ``layer_types``, every so many layers one
+    looks at the whole context and the others at the last ``sliding_window`` tokens; 0: all at all.
+    ``layer_keys``: how layers that see everything differ from those of a window.
     ``norms_after``: what attention and the feed forward put out is normalised before it is added.
     ``dense_beside``: a dense MLP runs beside the experts, each with norms of its own.
     ``residual_router``: the router reads the residual stream, divided by its root mean square and
@@ -56,14 +67,7 @@ class Family:
     ``layer_scale``: a layer's output is multiplied by a number of the layer's.
     ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
     ``value_norm``: values are divided by their root mean square.
-    ``full_attention_every``: every so many layers one looks at the whole context and the others at
-    the last ``sliding_window`` tokens, where config.json has no ``layer_types``; 0: all see all.
-    ``layer_keys``: how layers that see everything differ from those of a window.
     ``attention_scale``: what scores are multiplied by; None is 1 / sqrt(head size).
-    ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
-    ``runs_as``: the model_type that transformers runs the language model as, if not its own.
-    ``expert_bias``: gate, up and down of the routed experts have biases.
-    ``gate_up_interleaved``: in stacked experts, gate's rows are the even ones, up's the odd ones.
     """
 
     model_type: str
@@ -81,7 +85,10 @@ class Family:
     shared_block: str | None = None
     shared_gated: bool = False
     router_score: Literal["softmax", "sigmoid"] = "softmax"
-    router_bias: bool = False
+    router_bias: str | None = None
+    router_bias_row: bool = False
+    in_memory: tuple[tuple[str, str], ...] = ()
+    rope_pairs: bool = False
     always_norm_topk: bool = False
     expert_bias: bool = False
     gate_up_interleaved: bool = False
@@ -90,7 +97,6 @@ class Family:
     layer_keys: LayerKeys | None = None
     activation: Activation = "silu"
     activation_key: str = "hidden_act"
-    top_k_key: str = "num_experts_per_tok"
     router: str = "gate"
     stacked: bool = False
     norms_after: bool = False
@@ -327,11 +333,11 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
     family, hidden = config.family, config.hidden_size
     prefix = config.moe_prefix(layer)
     widths = config.expert_widths[layer]
-    gate = prefix + family.router
-    yield TensorSpec(f"{gate}.weight", (len(widths), hidden), "router", "router", layer)
+    router = prefix + family.router
+    yield TensorSpec(f"{router}.weight", (len(widths), hidden), "router", "router", layer)
     if family.router_bias:
-        bias = f"{gate}.e_score_correction_bias"
-        yield TensorSpec(bias, (len(widths),), "router_bias", "router", layer)
+        shape = (1, len(widths)) if family.router_bias_row else (len(widths),)
+        yield TensorSpec(prefix + family.router_bias, shape, "router_bias", "router", layer)
     if family.residual_router:
         scale = f"{prefix}router.scale"
         yield TensorSpec(scale, (hidden,), "router_scale", "norms", layer)

@@ -31,7 +31,6 @@ FAMILY = Family(
     projections=("gate_proj", "up_proj", "down_proj"),
     width_key="moe_intermediate_size",
     experts_key="num_experts",
-    top_k_key="top_k_experts",
     attention="gqa",
     qk_norm="head",
     activation="gelu_tanh",

@@ -222,8 +222,15 @@ class Search:
         return [points[keep] for keep in sorted(points, reverse=True)]
 
 
-def make_space(config: ModelConfig, width_multiple: int, most_widths: int | None = None) -> Space:
+def make_space(
+    config: ModelConfig,
+    width_multiple: int,
+    most_widths: int | None = None,
+    in_blocks: bool = False,
+) -> Space:
+    """``in_blocks``: the widest legal width is a multiple too, where the model's own is none."""
     full = config.moe_intermediate_size
+    full -= full % width_multiple if in_blocks else 0
     return Space(config.moe_layers, config.num_experts, full, width_multiple, most_widths)
 
 

@@ -14,6 +14,7 @@ from tenp_edge.planning.allocators import Tenp
 from tenp_edge.planning.budget import Search
 from tenp_edge.planning.memory_table import decode_tokens_per_second
 from tenp_edge.planning.pricing import Priced
+from tenp_edge.units import format_size
 
 
 def memory_json(search: Search, priced: Priced) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def _speed(search: Search, priced: Priced) -> float:
     if target.options.layout in target.exporter.fixed_layouts:
         relative = priced.config.num_experts / priced.config.num_experts_per_tok
     elif search.evidence is not None and not priced.config.is_uniform:
-        active = search.evidence.active_ratio(priced.widths)
+        active = search.evidence.active_ratio(priced.widths, priced.full_width)
         relative = 1.0 if active is None else active / priced.keep_ratio
     return decode_tokens_per_second(
         priced.config, priced.manifest, target.profile, target.run, relative
@@ -77,7 +78,7 @@ def make_record(checkpoint: Checkpoint, search: Search, priced: Priced) -> PlanR
         model_retention=_parameters(priced.config) / _parameters(checkpoint.config),
         trapezoid=trapezoid,
         chosen_by=None if trapezoid is None else _chosen_by(search),
-        active_ratio=None if evidence is None else evidence.active_ratio(widths),
+        active_ratio=None if evidence is None else evidence.active_ratio(widths, priced.full_width),
         predicted_loss=None if evidence is None else evidence.predicted_loss(widths),
         predicted_kl=None if evidence is None else search.kl_of(widths),
         unreached=() if evidence is None else tuple(evidence.unreached),
@@ -143,6 +144,31 @@ def _notes(search: Search, priced: Priced) -> list[str]:
             "more for others, at the cost of this one"
         )
     return notes
+
+
+def blocks_chosen(plain: Priced, blocks: Priced, multiple: int) -> tuple[str, ...]:
+    """Said of a plan in whole ``blocks``: what as many neurons take at the bytes a neuron of the
+    ``plain`` one, whose widths are smaller multiples."""
+    per_neuron = plain.memory.experts_bytes / plain.keep_ratio
+    saved = round(per_neuron * blocks.keep_ratio) - blocks.memory.experts_bytes
+    return (
+        f"widths are multiples of {multiple}, whole blocks of {blocks.manifest.quant}, which saves "
+        f"{format_size(saved)}: {blocks.keep_ratio:.1%} of the neurons fit, of other widths "
+        f"{plain.keep_ratio:.1%}",
+    )
+
+
+def blocks_offered(plain: Search, blocks: Search) -> tuple[str, ...]:
+    """Said where the whole model fits: what experts of whole blocks would save."""
+    full, width = plain.space.full, blocks.space.full
+    if full == width:
+        return ()
+    whole, narrower = (s.pricer(s.widths(s.total)).memory.weights_bytes for s in (plain, blocks))
+    return (
+        f"experts of {full} neurons are no whole blocks of {plain.spec.target.options.quant}: with "
+        f"{width} ({width / full:.1%}) the weights take {format_size(whole - narrower)} less; "
+        f"--method enp --keep {math.ceil(1e4 * width / full) / 1e4} cuts them so",
+    )
 
 
 def _parameters(config: ModelConfig) -> int:

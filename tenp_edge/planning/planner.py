@@ -18,7 +18,7 @@ from tenp_edge.exporters.base import placed_files
 from tenp_edge.planning.allocation import Space
 from tenp_edge.planning.alternatives import refusal
 from tenp_edge.planning.budget import InfeasibleError, Search, make_space, sufficient, whole_widths
-from tenp_edge.planning.describe import make_record, memory_json
+from tenp_edge.planning.describe import blocks_chosen, blocks_offered, make_record, memory_json
 from tenp_edge.planning.devices import DeviceProfile
 from tenp_edge.planning.pricing import Priced, Pricer, draft
 from tenp_edge.planning.probes import best_way
@@ -57,19 +57,18 @@ def make_plan(
     """
     given = _Given(checkpoint, profile, statistics, measured, confirm, costs)
     try:
-        search, typed = given.search(options)
-        priced, way = search.largest(confirm, search.near), None
-        given.check_fits(priced, options)
-        if priced.keep_ratio < 1 and (way := best_way(measured, options, priced.keep_ratio)):
+        found, way = given.largest(options), None
+        keep = found.priced.keep_ratio
+        if keep < 1 and (way := best_way(measured, options, keep)):
             options = replace(options, **way)
-            search, typed = given.search(options)
-            priced = search.largest(confirm, search.near)
-            given.check_fits(priced, options)
-    except InfeasibleError as found:
-        raise refusal(found, checkpoint, options, given.smallest) from None
+            found = given.largest(options)
+    except InfeasibleError as infeasible:
+        raise refusal(infeasible, checkpoint, options, given.smallest) from None
+    search, priced, typed = found.search, found.priced, found.typed
     evidence, record = search.evidence, make_record(checkpoint, search, priced)
     record = replace(
         record,
+        notes=(*record.notes, *found.notes),
         type_kl=None if evidence is None else given.type_kl(search.spec),
         frontier=tuple(search.frontier(priced)) if evidence and options.frontier else (),
         type_choice=None if typed is None else typed.to_json(),
@@ -88,6 +87,22 @@ def make_plan(
 
 
 @dataclass(frozen=True)
+class _Found:
+    """The largest plan of one search, and what a reader should know about how it was chosen."""
+
+    search: Search
+    priced: Priced
+    typed: TypeChoice | None
+    notes: tuple[str, ...] = ()
+
+    def rank(self) -> float:
+        """Predicted nats, or without statistics the share that is cut: the less the better."""
+        if self.search.evidence is None:
+            return 1 - self.priced.keep_ratio
+        return self.search.kl_of(self.priced.widths)
+
+
+@dataclass(frozen=True)
 class _Given:
     """What plans of one model are made from; what is worked out for one serves all."""
 
@@ -98,6 +113,36 @@ class _Given:
     confirm: bool
     costs: TypeCosts | None
     _evidence: dict[tuple[Space, Scores], Evidence] = field(default_factory=dict)
+
+    def largest(self, options: PlanOptions) -> _Found:
+        """The best of the largest plans that ``options`` describe: with every legal width, or with
+        whole blocks of the tensor type alone, where that buys more."""
+        search, typed = self.search(options)
+        found = _Found(search, search.largest(self.confirm, search.near), typed)
+        self.check_fits(found.priced, options)
+        blocks = self._in_blocks(search)
+        if blocks is None:
+            return found
+        if found.priced.keep_ratio == 1.0:
+            return replace(found, notes=blocks_offered(search, blocks))
+        try:
+            other = replace(found, search=blocks, priced=blocks.largest(self.confirm, blocks.near))
+        except InfeasibleError:
+            return found
+        if found.rank() <= other.rank():
+            return found
+        said = blocks_chosen(found.priced, other.priced, blocks.space.multiple)
+        return replace(other, notes=said)
+
+    def _in_blocks(self, search: Search) -> Search | None:
+        """``search`` with widths of whole blocks; None where every width is, and none would be."""
+        spec = search.spec.whole_blocks()
+        if spec is None or self._space(spec).full == 0:
+            return None
+        pricer = Pricer(self.checkpoint, spec.target, search.pricer.answer)
+        other = Search(spec, self._space(spec), self.evidence(spec), pricer, self.measured)
+        shaped = spec.allocated.shaped and other.evidence is not None
+        return other.shaped(other.size(self.confirm)) if shaped else other
 
     def search(self, options: PlanOptions) -> tuple[Search, TypeChoice | None]:
         """The search that ``options`` describe, with the type chosen where they leave it open and
@@ -137,7 +182,9 @@ class _Given:
 
     def _space(self, spec: PlanSpec) -> Space:
         target = spec.target
-        return make_space(self.checkpoint.config, target.width_multiple, target.most_widths)
+        return make_space(
+            self.checkpoint.config, target.width_multiple, target.most_widths, spec.in_blocks
+        )
 
     def evidence(self, spec: PlanSpec) -> Evidence | None:
         """The statistics as the spec's method sees them."""

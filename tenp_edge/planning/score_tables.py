@@ -110,7 +110,7 @@ class Evidence:
             total += float(self.layers[layer].losses.gather(1, columns[:, None]).sum())
         return total
 
-    def active_ratio(self, widths: Widths) -> float | None:
+    def active_ratio(self, widths: Widths, full_width: int) -> float | None:
         """R_active: kept width over full width, summed over the routed tokens.
 
         None without routed tokens. With whole-expert removal the router finds other experts,
@@ -122,7 +122,7 @@ class Evidence:
                 return 1.0
             tokens = self.layers[layer].tokens
             kept += float((tokens * torch.tensor(row, dtype=tokens.dtype)).sum())
-            full += float(tokens.sum()) * self.space.full
+            full += float(tokens.sum()) * full_width
         return kept / full if full else None
 
     def retained(self, widths: Widths) -> dict[ExpertKey, torch.Tensor]:

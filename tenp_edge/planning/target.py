@@ -33,7 +33,8 @@ class PlanSpec:
     """All that is decided before widths are looked for.
 
     ``method``: as asked for; ``allocated``: the one that shares out the widths, another where the
-    layout holds one width only. ``positions``: how many tokens the model knows.
+    layout holds one width only. ``positions``: how many tokens the model knows. ``in_blocks``: no
+    expert keeps a width that is no multiple of the target's, not even the full one.
     """
 
     options: PlanOptions
@@ -41,12 +42,24 @@ class PlanSpec:
     allocated: Method
     target: Target
     positions: int
+    in_blocks: bool = False
+
+    def whole_blocks(self) -> PlanSpec | None:
+        """The same with widths that are whole blocks of the tensor type (``in_blocks``); None where
+        they are so anyway, and where the user pinned widths or the size."""
+        target = self.target
+        block = target.exporter.width_limits(target.options).block
+        pinned = self.options.width_multiple is not None or self.options.keep is not None
+        if pinned or target.width_multiple % block == 0:
+            return None
+        multiple = lcm(target.width_multiple, block)
+        return replace(self, target=replace(target, width_multiple=multiple), in_blocks=True)
 
     def with_type(self, quant: str) -> PlanSpec:
         """The same with another tensor type."""
         options = replace(self.options, quant=quant)
         target = make_target(self.target.profile, options, self.positions)
-        return replace(self, target=target)
+        return replace(self, target=target, in_blocks=False)
 
     def choosable(self, types: Sequence[str]) -> tuple[str, ...]:
         """Those of ``types``, the most precise first, that may be chosen: what the device runs,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenp_edge.errors import UserError
+from tenp_edge.runtime.byte_alphabet import BYTE_OF
 from tenp_edge.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # Loaded by the vocabularies that need them: GGUF files bring their own.
@@ -184,7 +185,7 @@ class JsonVocabulary(DirectoryVocabulary):
         if text is None:  # rows of the output matrix beyond the tokenizer's own
             return b""
         if self._byte_level:
-            return bytes(_BYTE_OF[character] for character in text if character in _BYTE_OF)
+            return bytes(BYTE_OF[character] for character in text if character in BYTE_OF)
         return _plain_bytes(text)
 
 
@@ -198,20 +199,6 @@ def _plain_bytes(text: str) -> bytes:
     """A sentencepiece token: "<0x0A>" is that byte, a low line is a space."""
     found = _BYTE.fullmatch(text)
     return bytes([int(found[1], 16)]) if found else text.replace(_SPACE, " ").encode()
-
-
-def _byte_characters() -> dict[str, int]:
-    """GPT-2's alphabet: the character that stands for each byte -> that byte.
-
-    Printable bytes stand for themselves, the other 68 for the characters from U+0100 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(0x100 + number): byte for number, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_characters()
 
 
 class PieceVocabulary(DirectoryVocabulary):

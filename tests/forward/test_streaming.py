@@ -37,6 +37,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense_layer": ("qwen2_moe", {"mlp_only_layers": [1]}),
     "tied": ("mixtral", {"tie_word_embeddings": True}),
     "fused": ("olmoe", {"fused": True}),
+    "routed_between": ("ernie4_5_moe", {"moe_layer_end_index": 1, "moe_layer_start_index": 0}),
+    "layer_types": ("glm4_moe_lite", {"mlp_layer_types": ["dense", "dense", "sparse"]}),
 }
 
 

@@ -15,7 +15,10 @@ from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.models.inspection import inspect_model
 
 CheckpointOf = Callable[[str], Path]
-SUPPORTED = "deepseek_v2, deepseek_v3, gemma4, mixtral, olmoe, qwen2_moe, qwen3_moe"
+SUPPORTED = (
+    "deepseek_v2, deepseek_v3, ernie4_5_moe, gemma4, glm4_moe_lite, mixtral, olmoe, qwen2_moe, "
+    "qwen3_moe"
+)
 
 
 CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [
@@ -150,6 +153,48 @@ CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [
         {"torch_dtype": "float8_e4m3fn"},
         "config.json: dtype = 'float8_e4m3fn' is not supported",
         "supported: bfloat16, float16, float32",
+    ),
+    (
+        "ernie4_5_moe",
+        {"moe_layer_end_index": 3},
+        "config.json: moe_layer_end_index is 3, not -1 or a layer of 3",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "ernie4_5_moe",
+        {"num_experts_per_tok": 2},
+        "config.json contradicts itself: num_experts_per_tok is 2, moe_k is 3",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "ernie4_5_moe",
+        {"use_bias": True},
+        "config.json: use_bias = True is not supported",
+        "supported: False, None",
+    ),
+    (
+        "glm4_moe_lite",
+        {"mlp_layer_types": ["dense", "moe", "moe"]},
+        "config.json: mlp_layer_types is ['dense', 'moe', 'moe'], not a list of dense and sparse",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "glm4_moe_lite",
+        {"mlp_layer_types": ["dense", "sparse"]},
+        "config.json contradicts itself: mlp_layer_types has 2 layers, the model has 3",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "glm4_moe_lite",
+        {"mlp_layer_types": ["dense"] * 3},
+        "config.json leaves no layer with routed experts",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "glm4_moe_lite",
+        {"first_k_dense_replace": 2},
+        "config.json: first_k_dense_replace = 2 is not supported",
+        "supported: 1, None",
     ),
     (
         "qwen3_moe",

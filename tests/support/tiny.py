@@ -160,9 +160,52 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size_per_layer_input": VOCAB,
     },
 }
+CONFIGS |= {
+    "glm4_moe_lite": _COMMON
+    | _MLA
+    | {
+        "architectures": ["Glm4MoeLiteForCausalLM"],
+        "attention_bias": False,
+        "n_group": 1,
+        "n_routed_experts": 6,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_nextn_predict_layers": 1,
+        "partial_rotary_factor": 1.0,
+        "q_lora_rank": 48,
+        "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+        "routed_scaling_factor": 1.8,
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+        "topk_method": "noaux_tc",
+        "v_head_dim": 24,
+    },
+    "ernie4_5_moe": _COMMON
+    | {
+        "architectures": ["Ernie4_5_MoeForCausalLM"],
+        "head_dim": 16,
+        "moe_capacity": [8, 8, 8],
+        "moe_gate": "topk",
+        "moe_intermediate_size": 96,
+        "moe_k": 3,
+        "moe_layer_end_index": -1,
+        "moe_layer_interval": 1,
+        "moe_layer_start_index": 1,
+        "moe_num_experts": 6,
+        "moe_num_shared_experts": 2,
+        "moe_use_aux_free": True,
+        "num_key_value_heads": 2,
+        "num_nextn_predict_layers": 1,
+        "rope_scaling": None,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "use_bias": False,
+    },
+}
 for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
 FAMILIES = tuple(CONFIGS)
+MLA_FAMILIES = tuple(name for name, config in CONFIGS.items() if "kv_lora_rank" in config)
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"

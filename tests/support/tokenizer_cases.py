@@ -16,6 +16,35 @@ NASTY = (
     " ٣٤ CamelCaseWord HTTPServer 2024-01-31T00:00:00Z a1b22c333d4444 ... !!! ?!\n \n   end"
 )
 
+# A line of every script that matters, with what makes it hard: marks, capitals, joiners, digits.
+SCRIPTS = {
+    "Latin": "Ça va, Straße! ÀÉÎ naïve coöperation ñandú Łódź İstanbul ıssız ﬁn Ａｂｃ ªº",
+    "Latin, not composed": "cafe\u0301 man\u0303ana A\u030angstro\u0308m e\u0302\u0301",
+    "Greek": "Καλημέρα κόσμε, ΑΒΓ αβγ ὦ ἄνδρες Ἀθηναῖοι ΚαλημέραΚόσμε",
+    "Cyrillic": "Привет, мир! ПриветМир ЁЛКА й Ћирилица їжак",
+    "Arabic": "مرحبا بالعالم، مُحَمَّدٌ ٣٤٥٦ ‏اللغة ـــ",
+    "Hebrew": "שלום עולם שָׁלוֹם בְּרֵאשִׁית",
+    "Devanagari": "नमस्ते दुनिया, हिन्दी १२३४५ क्षत्रिय।",
+    "Bengali": "বাংলা ভাষা ১২৩ কোথায়",
+    "Tamil": "தமிழ் மொழி கொடுக்கிறேன்",
+    "Thai": "สวัสดีชาวโลก ภาษาไทย ๑๒๓๔ กำลัง",
+    "Khmer": "ភាសាខ្មែរ សួស្តី ១២៣",
+    "Myanmar": "မြန်မာဘာသာ ၁၂၃",
+    "Georgian": "ქართული ენა ᲥᲐᲠᲗᲣᲚᲘ",
+    "Armenian": "Հայերեն լեզու ԲԱՐԵՎ և",
+    "Ethiopic": "አማርኛ ቋንቋ ፩፪፫",
+    "Chinese": "简体中文字符测试，繁體中文測試。混合abc中文Def漢字 二〇二六年 人々 ⺀ 𠀀 x 中",
+    "Japanese": "日本語テキスト、ひらがな カタカナ ー ヶ月 か\u3099",
+    "Korean": "한국어 텍스트 ᄒᆞᆫ 1시간",
+    "emoji": "🦙🚀👩‍👩‍👧‍👦👍🏽🇩🇪☺️ 5️⃣ 🏴\U000e0067\U000e0062\U000e007f",
+    "numbers": "12345 1234567 ½ ² Ⅻ ① ٣٤ १२ 1,000.00 a1b22c333 0x1F ᠑᠒",
+    "spaces": "a  b   c\td\t\te \u00a0 \u3000 \u2003x\u0085y\u200bz\n\n\nf \n  \n g\r\n\r\nh  \n",
+    "contractions": "It's we'll THEY'RE I'M he'd 'tis don’t x's'S 'Ve 'T '' rock'n'roll o'clock",
+    "code": "getElementById XMLHttpRequest iPhone14 a_b f(x)=>{a:[1]}; //c\n/* d */\n#!/bin/sh",
+    "marks": '!!! ?! ... (a) [b] <c/> "d" `e` ~f^g| $5 50% a@b.c #h http://x.y/?q=1&r=2 — « » „x“',
+}
+HARD = NASTY + "".join(f"\n{line} " for line in SCRIPTS.values())
+
 
 def train_sentencepiece(
     directory: Path, *, byte_fallback: bool = True

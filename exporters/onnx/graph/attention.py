@@ -23,11 +23,11 @@ def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     """(batch, query, hidden) -> (batch, query, hidden)."""
     own = c.config.layer_attention(layer)
     counts = {"q": own.heads, "k": own.kv_heads}
-    rotated, projected = {}, {}
+    rotated, projected, pairs = {}, {}, c.config.family.rope_pairs
     for role, count in counts.items():
         projected[role] = c.linear(f"{path}/{role}_proj", x, role, layer)
         normed = _normed(c, f"{path}/{role}_norm", projected[role], role, layer, count)
-        rotated[role] = c.makers.rotary(c, f"{path}/{role}_rotary", normed, count, False, layer)
+        rotated[role] = c.makers.rotary(c, f"{path}/{role}_rotary", normed, count, pairs, layer)
     v = c.linear(f"{path}/v_proj", x, "v", layer) if own.own_values else projected["k"]
     if c.config.family.value_norm:
         v = _by_head(c, f"{path}/v_norm", v, own.kv_heads, own.head_dim, unit_norm)

@@ -28,7 +28,8 @@ def latent_attention(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value
     latent, position = _low_rank(c, path, x, layer)
     if c.latent:
         latent, position = _with_past(c, f"{path}/cache", latent, position, layer)
-    size = c.run.caches[layer].value_size
+    # As the cache holds it, or its own where the cache is latent.
+    size = c.mla.v_head_dim if c.latent else c.run.caches[layer].value_size
     k, v = _expanded(c, path, latent, position, layer, size)
     heads = Heads(count, count, attention_scale(c.config, layer))
     mixed = c.makers.attend(c, path, q, k, v, heads, None if c.latent else layer)

@@ -106,7 +106,7 @@ class Contender:
 def planned(case: Case, evidence: Evidence, widths: Widths) -> Cut:
     """The plan of ``widths`` with the best neurons by ``evidence``."""
     plan = replace(draft(case.checkpoint, widths), retained=evidence.retained(widths))
-    kept, active = plan.keep_ratio, evidence.active_ratio(widths)
+    kept, active = plan.keep_ratio, evidence.active_ratio(widths, plan.full_width)
     return Cut(Planned(plan), kept, kept, active, evidence.predicted_loss(widths))
 
 

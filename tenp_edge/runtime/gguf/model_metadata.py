@@ -49,6 +49,7 @@ class Architecture:
     ``rope``: pairs (0) or halves (2) are rotated. ``qk_norm``: RMSNorm of each head of q and k, or
     of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
     ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
+    ``selection_bias``: softmax scores may have a bias that selects, as sigmoid ones always may.
     ``window_period``: every so many layers one looks at the whole context, the others at a window.
     ``by_layer``: keys say which do, and heads and rotation of both kinds; a layer without attn_v
     takes its keys' matrix for values. ``activation``: what is done to gate. ``value_norm``: values
@@ -66,6 +67,7 @@ class Architecture:
     attention_bias: bool = False
     shared_gate: bool = False
     mla: bool = False
+    selection_bias: bool = False
     window_period: int = 0
     by_layer: bool = False
     activation: Activation = "silu"
@@ -84,6 +86,7 @@ ARCHITECTURES = {
     "olmoe": Architecture(qk_norm="row"),
     "llama": Architecture(rope=_PAIRWISE, norm_topk=True),
     "deepseek2": Architecture(rope=_PAIRWISE, norm_topk=None, mla=True),
+    "ernie4_5-moe": Architecture(rope=_PAIRWISE, norm_topk=True, selection_bias=True),
     "gemma4": Architecture(
         qk_norm="head",
         norm_topk=True,
@@ -406,7 +409,8 @@ def _widths(fields: _Fields, layers: int, experts: int) -> dict[int, tuple[int, 
     widths = fields.integers("tenp.expert_widths")
     full = fields.integer("tenp.full_width")
     dense = fields.integer("leading_dense_block_count", 0)
-    if len(routed) != layers - dense or routed != list(range(dense, layers)):
+    step = fields.integer("interleave_moe_layer_step", 1)
+    if step != 1 or len(routed) != layers - dense or routed != list(range(dense, layers)):
         raise fields.error(f"its routed layers are not {dense}..{layers - 1}")
     if len(widths) != len(routed) * experts:
         raise fields.error(

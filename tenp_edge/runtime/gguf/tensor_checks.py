@@ -114,7 +114,7 @@ def _mlp_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str, S
 def _routed_tensors(facts: Facts, layer: int, header: Header) -> Iterator[tuple[str, Shape, bool]]:
     hidden = facts.hidden
     yield "ffn_gate_inp.weight", (hidden, facts.experts), False
-    if facts.sigmoid:
+    if facts.sigmoid or facts.architecture.selection_bias:
         yield "exp_probs_b.bias", (facts.experts,), True
     if facts.architecture.residual_router:
         yield "ffn_gate_inp.scale", (hidden,), False

@@ -43,6 +43,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "groups": ("deepseek_v3", {"n_group": 4, "topk_group": 2}),
     "greedy ignores groups": ("deepseek_v2", {"n_group": 2, "topk_group": 1}),
     "no renormalisation": ("deepseek_v3", {"norm_topk_prob": False}),
+    "no shared expert": ("ernie4_5_moe", {"moe_num_shared_experts": 0, "moe_layer_start_index": 0}),
 }
 
 
@@ -78,6 +79,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "qwen3_moe",
         {"mlp_only_layers": [1]},
         "layer 1 is dense, and llama.cpp's qwen3moe routes in every layer",
+    ),
+    "dense behind": (
+        "ernie4_5_moe",
+        {"moe_layer_end_index": 1},
+        "layer 0, 2 is dense, and llama.cpp's ernie4_5-moe has dense layers only in front",
     ),
     "sparse step": (
         "qwen2_moe",

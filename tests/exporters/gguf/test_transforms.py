@@ -17,6 +17,8 @@ TRANSFORMED = {
     "mixtral": {"q", "k"},
     "deepseek_v2": {"kv_b"},
     "deepseek_v3": {"kv_b"},
+    "glm4_moe_lite": {"kv_b"},
+    "ernie4_5_moe": {"router_bias"},
 }
 
 

@@ -43,7 +43,6 @@ from tenp_edge.verbs.compress import run_compress
 from tenp_edge.verbs.options import CalibrationOptions, CompressOptions
 
 Make = Callable[[str], Path]
-MLA_FAMILIES = ("deepseek_v2", "deepseek_v3")
 
 
 def graphs(graph: Any) -> Iterator[Any]:
@@ -183,7 +182,7 @@ def test_equals_torch_when_every_width_differs(
     assert_equal_runs(tmp_path / "out", torch_logits(checkpoint.path, plan))
 
 
-@pytest.mark.parametrize("family", MLA_FAMILIES)
+@pytest.mark.parametrize("family", tiny.MLA_FAMILIES)
 def test_latent_cache_equals_torch(family: str, checkpoint_of: Make, tmp_path: Path) -> None:
     checkpoint = Checkpoint(checkpoint_of(family))
     manifest = export(ModelSource(checkpoint), tmp_path / "out", latent_cache=True)

@@ -40,7 +40,6 @@ from tenp_edge.verbs.compress import run_compress
 from tenp_edge.verbs.options import CalibrationOptions, CompressOptions
 
 Make = Callable[[str], Path]
-MLA_FAMILIES = ("deepseek_v2", "deepseek_v3")
 
 
 def tiered_plan(checkpoint: Checkpoint) -> CompressionPlan:
@@ -74,7 +73,7 @@ def test_float_equals_torch(family: str, checkpoint_of: Make, tmp_path: Path) ->
     assert written(tmp_path / "out") == dict(manifest.files)
     wanted = torch_logits(checkpoint.path, plan)
     assert_equal_cpu_runs(tmp_path / "out", wanted)
-    if family in MLA_FAMILIES:
+    if family in tiny.MLA_FAMILIES:
         assert_equal_runs(tmp_path / "out", wanted)
 
 

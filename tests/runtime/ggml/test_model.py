@@ -171,7 +171,8 @@ WIDE = {"hidden_size": 256, "num_hidden_layers": 2}
 def wide(directory: Path, family: str, width: int = 512) -> Checkpoint:
     row = tiny.CONFIGS[family]
     keys = read_config(row, FAMILIES).family
-    changes = WIDE | {keys.experts_key: 4, keys.width_key: width, keys.top_k_key: 2}
+    top_k = next(key for key in ("moe_k", "num_experts_per_tok", "top_k_experts") if key in row)
+    changes = WIDE | {keys.experts_key: 4, keys.width_key: width, top_k: 2}
     if "layer_types" in row:
         changes["layer_types"] = row["layer_types"][: WIDE["num_hidden_layers"]]
     return Checkpoint(tiny.make(directory, family, **changes))
