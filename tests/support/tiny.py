@@ -254,3 +254,8 @@ def activation(config: ModelConfig) -> Callable[[torch.Tensor], torch.Tensor]:
             0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
         ),
     }[config.family.activation]
+
+
+def is_looked_up(family: str) -> bool:
+    """Whether ggml has the family's activation in a table of float16 numbers."""
+    return read_config(CONFIGS[family], MODELS).family.activation == "gelu_tanh"
