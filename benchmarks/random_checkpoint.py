@@ -108,13 +108,14 @@ def write_random_checkpoint(
     raw: Mapping[str, Any],
     *,
     fused: bool = False,
+    transposed: bool = False,
     shard_bytes: int = 4 * 10**9,
     embedding_scale: float = 1.0,
 ) -> Path:
     """Write config.json and random safetensors for config ``raw``; ``fused`` stacks the experts
-    (gate_up_proj, down_proj) the way transformers 5 saves some models. ``embedding_scale`` above 1
-    lets tokens differ more from each other than attention makes them alike: every expert is then
-    chosen by some."""
+    (gate_up_proj, down_proj) the way transformers 5 saves some models, ``transposed`` the way it
+    saves others. ``embedding_scale`` above 1 lets tokens differ more from each other than attention
+    makes them alike: every expert is then chosen by some."""
     directory.mkdir(parents=True, exist_ok=True)
     config = read_config(raw, FAMILIES)
     dtype = {v: k for k, v in TORCH_DTYPES.items()}[getattr(torch, config.dtype)]
@@ -135,11 +136,17 @@ def write_random_checkpoint(
             return make(named[name])
         kind = name.split(".")[-1]
         layer = int(name.removeprefix(config.stored_prefix).split(".")[1])
-        experts = range(config.num_experts)
-        names = [[config.expert_tensor(layer, e, i) for i in range(3)] for e in experts]
-        if kind == "down_proj":
-            return torch.stack([make(n[2]) for n in names])
-        return torch.stack([torch.cat([make(n[0]), make(n[1])]) for n in names])
+        names = [config.expert_tensors(layer, e) for e in range(config.num_experts)]
+        place = 3 if kind.endswith("_bias") else 0
+        if kind.startswith("down_proj"):
+            whole = torch.stack([make(n[place + 2]) for n in names])
+        else:
+            whole = torch.stack([join(make(n[place]), make(n[place + 1])) for n in names])
+        return whole.mT.contiguous() if transposed and whole.dim() == 3 else whole
+
+    def join(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        turns = config.family.gate_up_interleaved
+        return torch.stack([gate, up], dim=1).flatten(0, 1) if turns else torch.cat([gate, up])
 
     entries: list[TensorEntry] = []
     for spec in specs.values():
@@ -155,10 +162,14 @@ def write_random_checkpoint(
                 config.moe_intermediate_size,
                 config.hidden_size,
             )
-            entries.append(
-                TensorEntry(f"{prefix}gate_up_proj", dtype, (experts, 2 * width, hidden))
-            )
-            entries.append(TensorEntry(f"{prefix}down_proj", dtype, (experts, hidden, width)))
+            for name, rows, columns in (
+                ("gate_up_proj", 2 * width, hidden),
+                ("down_proj", hidden, width),
+            ):
+                shape = (columns, rows) if transposed else (rows, columns)
+                entries.append(TensorEntry(f"{prefix}{name}", dtype, (experts, *shape)))
+                if config.family.expert_bias:
+                    entries.append(TensorEntry(f"{prefix}{name}_bias", dtype, (experts, rows)))
     for entry in write_shards(directory, plan_shards(entries, shard_bytes), stacked):
         assert dtype_name(TORCH_DTYPES[entry.dtype]) == entry.dtype
     (directory / "config.json").write_text(json.dumps(dict(raw), indent=1))

@@ -12,7 +12,7 @@ from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, booleans, f32, text, u32, u32s, u64
 from tenp_edge.exporters.gguf.types import FILE_TYPES
 from tenp_edge.models import LayerAttention, ModelConfig
-from tenp_edge.runtime.gguf.model_metadata import LAYOUT, OWN
+from tenp_edge.runtime.gguf.model_metadata import LAYOUT, OWN, YARN_TRUNCATE
 from tenp_edge.runtime.memory.footprint import PlannedRun
 
 TENP_VERSION = 1
@@ -41,7 +41,7 @@ def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -
         _sizes(config),
         _attention(config),
         _experts(config, layout),
-        _rope(config),
+        _rope(config, layout),
         _output(config),
     )
     return [
@@ -185,7 +185,7 @@ def _router(config: ModelConfig) -> _Fields:
     return fields
 
 
-def _rope(config: ModelConfig) -> _Fields:
+def _rope(config: ModelConfig, layout: str) -> _Fields:
     rope = config.rope
     fields = {"rope.freq_base": f32(rope.theta)}
     if architecture(config).by_layer:
@@ -203,6 +203,8 @@ def _rope(config: ModelConfig) -> _Fields:
             original or config.max_position_embeddings
         )
         fields |= _yarn_magnitude(scaling, latent=config.mla is not None)
+        if layout == LAYOUT and scaling.get("truncate") is False:  # llama.cpp has no key for it
+            fields[YARN_TRUNCATE] = boolean(False)
     return fields
 
 

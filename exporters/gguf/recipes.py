@@ -28,6 +28,7 @@ _EXPERT = re.compile(
     .replace(r"\{layer\}", r"(?P<layer>\d+)")
     .replace(r"\{projection\}", r"(?P<projection>\w+)")
     .replace(r"\{expert\}", r"\d+")
+    .replace(r"\{kind\}", r"(?P<kind>\w+)")
 )
 
 
@@ -77,7 +78,7 @@ class TypeRecipe:
 
     def wanted(self, name: str, role: str, layer: int | None, shape: tuple[int, ...]) -> str:
         """The type of tensor ``name`` before its row length has a say."""
-        if len(shape) == 1 or role in _FLOAT_ROLES:
+        if len(shape) == 1 or role in _FLOAT_ROLES or role.endswith("_bias"):
             return "F32"
         rule = self.rule(name)
         if rule is not None:
@@ -117,7 +118,8 @@ class TypeRecipe:
     def _attention_v(self, layer: int) -> str | None:
         if self._eight:
             return "Q8_0"
-        grouped = self.config.num_attention_heads // self.config.num_key_value_heads >= 4
+        own = self.config.layer_attention(layer)
+        grouped = own.heads // own.kv_heads >= 4
         more = self._more_bits(layer)
         return {
             "Q2_K": "Q4_K" if grouped else "Q3_K",

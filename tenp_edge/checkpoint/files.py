@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ class ExpertWeights:
     def width(self) -> int:
         return self.gate.shape[0]
 
+    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> ExpertWeights:
+        """``change`` of every tensor that is there."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ExpertWeights(**{name: change(t) for name, t in found.items() if t is not None})
+
 
 class Checkpoint(ModelFiles):
     """A model directory whose weights can be read, one at a time, in their stored dtype.
@@ -91,10 +96,7 @@ class Checkpoint(ModelFiles):
         stacked = self.stacked.get(layer)
         if stacked is not None:
             return self._stacked_expert(stacked, expert)
-        names = [self.config.expert_tensor(layer, expert, index) for index in range(3)]
-        if self.config.family.expert_bias:
-            names += [self.config.expert_bias(layer, expert, index) for index in range(3)]
-        return ExpertWeights(*(self.read(name) for name in names))
+        return ExpertWeights(*map(self.read, self.config.expert_tensors(layer, expert)))
 
     def _stacked_expert(self, stacked: StackedExperts, expert: int) -> ExpertWeights:
         gate_up, down, *biases = (self._entry(weight, expert) for weight in stacked.weights)

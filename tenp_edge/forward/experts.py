@@ -38,7 +38,8 @@ class Observer(Protocol):
 class ExpertGroup:
     """The tokens one expert received: rows (token numbers) and slots (which of the top-k).
 
-    x, y: [n, hidden]; m: [n, width]; g: [n]; ``down``: the expert's W_down, (hidden, width).
+    x, y: [n, hidden]; m: [n, width]; g: [n]; ``down``: the expert's W_down, (hidden, width). y is
+    what the neurons give, W_down m: a bias of the expert's output is no neuron's and not in it.
     """
 
     def __init__(
@@ -63,31 +64,39 @@ class ExpertGroup:
 
 
 class RaggedExpert(nn.Module):
-    """One expert: y = (act(x W_gate^T) * (x W_up^T)) W_down^T, under its on-disk names."""
+    """One expert: y = W_down m + its bias (see `neurons`), under its on-disk names."""
 
     def __init__(self, weights: ExpertWeights, family: Family) -> None:
         super().__init__()
         self.names, self.activation = family.projections, family.activation
         matrices = (weights.gate, weights.up, weights.down)
-        for name, matrix in zip(self.names, matrices, strict=True):
+        biases = (weights.gate_bias, weights.up_bias, weights.down_bias)
+        for name, matrix, bias in zip(self.names, matrices, biases, strict=True):
             with torch.device("meta"):
-                module = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
+                module = nn.Linear(matrix.shape[1], matrix.shape[0], bias=bias is not None)
             module.weight = nn.Parameter(matrix, requires_grad=False)
+            if bias is not None:
+                module.bias = nn.Parameter(bias, requires_grad=False)
             self.add_module(name, module)
 
     def weight(self, projection: int) -> torch.Tensor:
         """W_gate, W_up or W_down by index."""
-        module = self.get_submodule(self.names[projection])
-        assert isinstance(module, nn.Linear)
-        return module.weight
+        return self._linear(projection).weight
 
     def matrices(self, dtype: torch.dtype) -> ExpertWeights:
-        """The three matrices in ``dtype``; converted here where they are kept in a smaller one."""
-        return ExpertWeights(*(self.weight(projection).to(dtype) for projection in range(3)))
+        """The weights in ``dtype``; converted here where they are kept in a smaller one."""
+        modules = [self._linear(projection) for projection in range(3)]
+        biases = (None if m.bias is None else m.bias.to(dtype) for m in modules)
+        return ExpertWeights(*(m.weight.to(dtype) for m in modules), *biases)
+
+    def _linear(self, projection: int) -> nn.Linear:
+        module = self.get_submodule(self.names[projection])
+        assert isinstance(module, nn.Linear)
+        return module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weights = self.matrices(x.dtype)
-        return linear(neurons(weights, x, self.activation), weights.down)
+        return linear(neurons(weights, x, self.activation), weights.down, weights.down_bias)
 
 
 def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -98,18 +107,26 @@ def _geglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return gelu(gate, approximate="tanh") * up
 
 
+def _swiglu_oai(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """gpt-oss': (u + 1) g sigmoid(1.702 g), g = min(gate, 7), u = up within -7 and 7."""
+    gate, up = gate.clamp(max=7.0), up.clamp(min=-7.0, max=7.0)
+    return (up + 1) * (gate * torch.sigmoid(gate * 1.702))
+
+
 # As transformers computes them.
 _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "silu": _swiglu,
     "gelu_tanh": _geglu,
+    "swiglu_oai": _swiglu_oai,
 }
 
 
 def neurons(
     weights: ExpertWeights, x: torch.Tensor, activation: Activation = "silu"
 ) -> torch.Tensor:
-    """m = act(x W_gate^T, x W_up^T), [n, width], from x, [n, hidden]."""
-    return _ACTIVATIONS[activation](linear(x, weights.gate), linear(x, weights.up))
+    """m = act(x W_gate^T + b_gate, x W_up^T + b_up), [n, width], from x, [n, hidden]."""
+    gate = linear(x, weights.gate, weights.gate_bias)
+    return _ACTIVATIONS[activation](gate, linear(x, weights.up, weights.up_bias))
 
 
 class RaggedExperts(nn.Module):
@@ -152,7 +169,8 @@ class RaggedExperts(nn.Module):
             if expert in self.offsets:
                 y = y + self.offsets[expert].to(y)
             g = top_k_weights[rows, slots].float()
-            output.index_add_(0, rows, y[: len(rows)].float() * g[:, None])
+            whole = y if weights.down_bias is None else y + weights.down_bias
+            output.index_add_(0, rows, whole[: len(rows)].float() * g[:, None])
             if self.observer is not None:
                 group = ExpertGroup(expert, rows, slots, x, m, y, g, weights.down)
                 self.observer.expert(group)

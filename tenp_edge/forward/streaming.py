@@ -2,8 +2,8 @@
 
 transformers' own layers do the arithmetic. The whole model exists on the meta device only; each
 layer is filled with its weights when its turn comes, run over all sequences, and dropped.
-Attention is causal and sequences are padded on the right, so no mask is needed: what a real token
-sees never includes padding.
+Attention is causal and sequences are padded on the right, so padding needs no mask: what a real
+token sees never includes it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.checkpoint.source import WeightSource
 from tenp_edge.errors import UserError
+from tenp_edge.forward import sinks
 from tenp_edge.forward.experts import RaggedExperts, ReadExperts, set_experts
 from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
 
@@ -50,8 +51,9 @@ def transformers_config(config: ModelConfig) -> Any:
 def skeleton(config: ModelConfig) -> Any:
     """The whole transformers model without weights (meta device), its rotary tables real."""
     hf_config = transformers_config(config)
+    attention = "eager" if config.family.sinks else "sdpa"
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attention)
     # What is computed, not stored, would stay empty on the meta device: rotary frequencies first.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
     for module in model.modules():
@@ -104,6 +106,8 @@ class StreamingModel:
         self.source, self.config = source, source.config
         self.device, self.dtype = device, dtype
         self._skeleton: Any = skeleton(source.config) if like is None else like._skeleton
+        if source.config.family.sinks:
+            self._skeleton.config._attn_implementation = sinks.NAME
         self._rotary = self._skeleton.model.rotary_emb.to(device)
         # Where transformers lets layers share keys and values, a layer may leave its own behind.
         asked = inspect.signature(self._skeleton.model.layers[0].forward).parameters
@@ -158,8 +162,8 @@ class StreamingModel:
         return RaggedExperts([self._expert(layer, kept, e) for e in range(count)], family)
 
     def _expert(self, layer: int, dtype: torch.dtype, expert: int) -> ExpertWeights:
-        w = self.source.expert(layer, expert)
-        return ExpertWeights(*(t.to(self.device, dtype) for t in (w.gate, w.up, w.down)))
+        weights = self.source.expert(layer, expert)
+        return weights.mapped(lambda tensor: tensor.to(self.device, dtype))
 
     @torch.no_grad()
     def run(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -169,7 +173,8 @@ class StreamingModel:
     def forward(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """`run` with whatever the caller says about gradients."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        index = int(layer.self_attn.layer_idx)  # type: ignore[union-attr, arg-type]
+        index = layer.get_submodule("self_attn").layer_idx
+        assert isinstance(index, int)
         output = layer(
             hidden,
             attention_mask=self._mask(index, positions[0]),
@@ -184,10 +189,10 @@ class StreamingModel:
         """bool (1, 1, query, key): what the layer sees; None where that is all up to the query,
         which the operator knows by itself."""
         window = self.config.layer_attention(layer).window
-        if window is None:
+        if window is None and not self.config.family.sinks:
             return None
         behind = positions[:, None] - positions[None]
-        return ((behind >= 0) & (behind < window))[None, None]
+        return ((behind >= 0) & (behind < (window or len(positions))))[None, None]
 
     def _rotations(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
         """Cosines and sines of ``positions``; a family of two rotations is asked for one of them

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
+from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.forward.experts import RaggedExperts, set_experts
 from tenp_edge.forward.streaming import compute_tensor, name_in_memory, skeleton
@@ -52,8 +52,8 @@ def model_of(source: ModelSource, dtype: torch.dtype) -> Any:
 def _experts(source: ModelSource, layer: int, dtype: torch.dtype) -> RaggedExperts:
     experts = []
     for number in range(len(source.config.expert_widths[layer])):
-        w = source.expert(layer, number)
-        experts.append(ExpertWeights(w.gate.to(dtype), w.up.to(dtype), w.down.to(dtype)))
+        weights = source.expert(layer, number)
+        experts.append(weights.mapped(lambda tensor: tensor.to(dtype)))
     return RaggedExperts(experts, source.config.family)
 
 

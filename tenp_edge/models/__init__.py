@@ -8,6 +8,7 @@ from tenp_edge.models import (
     ernie4_5_moe,
     gemma4,
     glm4_moe_lite,
+    gpt_oss,
     mixtral,
     olmoe,
     qwen2_moe,
@@ -38,6 +39,7 @@ FAMILIES: dict[str, Family] = {
         mixtral,
         glm4_moe_lite,
         ernie4_5_moe,
+        gpt_oss,
         gemma4,
     )
 }

@@ -29,10 +29,11 @@ _SHOWN = 60
 _ROPE_KINDS = ("default", "linear", "yarn")
 _PROPORTIONAL = "proportional"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-# Names of the activations that a family's graph is built for.
+# What config.json calls the activation that a family's graph is built for.
 _ACTIVATIONS: dict[Activation, tuple[str, ...]] = {
     "silu": ("silu", "swish"),
     "gelu_tanh": ("gelu_pytorch_tanh",),
+    "swiglu_oai": ("silu", "swish"),
 }
 _ROPE_KEYS = frozenset(
     "type rope_type rope_theta factor original_max_position_embeddings attention_factor "

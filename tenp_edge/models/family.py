@@ -19,9 +19,11 @@ Part = Literal[
     "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
 ]
 Shape = tuple[int, ...]
-# What is done to gate before it is multiplied by up.
-Activation = Literal["silu", "gelu_tanh"]
+# What is made of gate and up: silu(gate) up, gelu(gate) up, or gpt-oss' clamped form
+# (`forward.experts`).
+Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
 PROJECTIONS = ("gate", "up", "down")
+EXPERT_BIASES = ("gate_bias", "up_bias", "down_bias")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Family:
     ``runs_as``: the model_type that transformers runs the language model as, if not its own.
     ``full_attention_every``: where config.json has no ``layer_types``, every so many layers one
     looks at the whole context and the others at the last ``sliding_window`` tokens; 0: all at all.
+    ``activation``: what is made of gate and up. ``router``: the router's module in the MoE block.
+    ``router_linear_bias``: its logits have a bias. ``router_score``: what the weights are made of;
+    softmax of the chosen counts their logits alone.
+    ``sinks``: each head may look at nothing, to the share of a logit of its own.
     ``layer_keys``: how layers that see everything differ from those of a window.
     ``norms_after``: what attention and the feed forward put out is normalised before it is added.
     ``dense_beside``: a dense MLP runs beside the experts, each with norms of its own.
@@ -84,7 +90,7 @@ class Family:
     o_bias_key: str | None = None
     shared_block: str | None = None
     shared_gated: bool = False
-    router_score: Literal["softmax", "sigmoid"] = "softmax"
+    router_score: Literal["softmax", "sigmoid", "softmax of the chosen"] = "softmax"
     router_bias: str | None = None
     router_bias_row: bool = False
     in_memory: tuple[tuple[str, str], ...] = ()
@@ -110,6 +116,8 @@ class Family:
     softcap_key: str | None = None
     wrapper: Wrapper | None = None
     runs_as: str | None = None
+    router_linear_bias: bool = False
+    sinks: bool = False
 
     @property
     def experts_in_memory(self) -> str:
@@ -227,6 +235,17 @@ class ModelConfig:
         """On-disk name of the bias of one expert matrix, where the family has biases."""
         return f"{self._projection(layer, expert, projection)}.bias"
 
+    @property
+    def expert_parts(self) -> tuple[str, ...]:
+        """What an expert is made of, as `ExpertWeights` names it: matrices, then biases if any."""
+        return PROJECTIONS + (EXPERT_BIASES if self.family.expert_bias else ())
+
+    def expert_tensors(self, layer: int, expert: int) -> list[str]:
+        """On-disk names of `expert_parts`."""
+        names = [self.expert_tensor(layer, expert, index) for index in range(3)]
+        biased = range(3) if self.family.expert_bias else ()
+        return names + [self.expert_bias(layer, expert, index) for index in biased]
+
     def _projection(self, layer: int, expert: int, projection: int) -> str:
         name = self.family.projections[projection]
         return f"{self.moe_prefix(layer)}experts.{expert}.{name}"
@@ -291,6 +310,8 @@ def _gqa_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
     yield "self_attn.o_proj.weight", (hidden, q_rows), "o", "attention"
     if config.o_bias:
         yield "self_attn.o_proj.bias", (hidden,), "o_bias", "attention"
+    if config.family.sinks:
+        yield "self_attn.sinks", (own.heads,), "sinks", "attention"
     if config.family.qk_norm != "none":
         whole = config.family.qk_norm == "projection"
         yield "self_attn.q_norm.weight", (q_rows if whole else head,), "q_norm", "attention"
@@ -335,6 +356,8 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
     widths = config.expert_widths[layer]
     router = prefix + family.router
     yield TensorSpec(f"{router}.weight", (len(widths), hidden), "router", "router", layer)
+    if family.router_linear_bias:
+        yield TensorSpec(f"{router}.bias", (len(widths),), "router_linear_bias", "router", layer)
     if family.router_bias:
         shape = (1, len(widths)) if family.router_bias_row else (len(widths),)
         yield TensorSpec(prefix + family.router_bias, shape, "router_bias", "router", layer)

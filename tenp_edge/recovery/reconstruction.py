@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from tenp_edge.checkpoint.files import TORCH_DTYPES, ExpertWeights
+from tenp_edge.checkpoint.files import TORCH_DTYPES
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
 from tenp_edge.forward.experts import group_by_expert, neurons, routed_experts
@@ -150,13 +150,11 @@ def repair_layer(
             continue
         original = source.original_expert(index, expert)
         whole = checkpoint.expert(index, original)
-        gate, up = (w.to(model.device, model.dtype) for w in (whole.gate, whole.up))
-        own = ExpertWeights(gate, up, whole.down)
+        own = whole.mapped(lambda tensor: tensor.to(model.device, model.dtype))
         moments = Moments(plan.full_width)
         for start in range(0, len(rows), _CHUNK_TOKENS):
             part = slice(start, start + _CHUNK_TOKENS)
-            x = seen.rows(rows[part]).to(model.device)
-            m = neurons(own, x, config.family.activation)
+            m = neurons(own, seen.rows(rows[part]).to(model.device), config.family.activation)
             moments.add(m, weights[part].to(model.device))
         down = repaired_down(whole.down, plan.neurons(index, original), moments.total, ridge)
         name = config.expert_tensor(index, expert, _DOWN)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import plans, tiny
 from support.calibrating import domain, run, two_domains
+from support.neuron_maths import activations
 from transformers import AutoModelForCausalLM
 
 from tenp_edge.calibration import statistics
@@ -66,12 +67,13 @@ def add_layer(
     routed = torch.zeros_like(x)
     for e in range(checkpoint.config.num_experts):
         weights = checkpoint.expert(layer, e)
-        gate, up, down = (w.double() for w in (weights.gate, weights.up, weights.down))
+        down, family = weights.down.double(), checkpoint.config.family
+        bias = 0.0 if weights.down_bias is None else weights.down_bias.double()
         for t, slot in (index == e).nonzero().tolist():
             g = gates[t, slot]
-            m = tiny.activation(checkpoint.config)(x[t] @ gate.T) * (x[t] @ up.T)
+            m = activations(family, weights, x[t])
             y = m @ down.T
-            routed[t] += g * y
+            routed[t] += g * (y + bias)
             outputs.append((e, t, g * y.norm()))
             add_token(sums, e, h[t], x[t], m, y, g, down)
     for e, t, gated_norm in outputs:

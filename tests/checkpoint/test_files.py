@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny
+from support.neuron_maths import weights_in
 from transformers import AutoModelForCausalLM
 
 from tenp_edge.checkpoint.files import Checkpoint
@@ -19,11 +20,11 @@ def test_experts_equal_transformers(family: str, checkpoint_of: Callable[[str], 
     checkpoint = Checkpoint(checkpoint_of(family))
     model = AutoModelForCausalLM.from_pretrained(checkpoint.path)
     for layer in checkpoint.config.moe_layers:
-        experts = tiny.experts_of(model, layer)
         for expert in range(checkpoint.config.num_experts):
             ours = checkpoint.expert(layer, expert)
-            assert torch.equal(torch.cat([ours.gate, ours.up]), experts.gate_up_proj[expert])
-            assert torch.equal(ours.down, experts.down_proj[expert])
+            theirs = weights_in(model, checkpoint.config.family, layer, expert)
+            for part in checkpoint.config.expert_parts:
+                assert torch.equal(getattr(ours, part), getattr(theirs, part))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

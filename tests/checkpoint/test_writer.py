@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
 from support.plans import cycled, plan_for, ragged_plan, removal_plan, whole_plan
+from support.stored_layouts import per_expert
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tenp_edge import load_pruned
@@ -37,20 +38,13 @@ def contents(directory: Path) -> dict[str, bytes]:
     }
 
 
-def by_expert(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Every tensor of a model, experts one by one however they are stored."""
-    source = ModelSource(checkpoint)
-    return {name: source.read(name) for name in source.tensors}
-
-
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_whole_plan_changes_no_bit(
     family: str, checkpoint_of: CheckpointOf, tmp_path: Path
 ) -> None:
     checkpoint = Checkpoint(checkpoint_of(family))
     write_checkpoint(ModelSource(checkpoint, whole_plan(checkpoint)), tmp_path / "out")
-    before = load_file(checkpoint.path / "model.safetensors")
-    after = load_file(tmp_path / "out" / "model.safetensors")
+    before, after = per_expert(checkpoint.path), per_expert(tmp_path / "out")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert tensor.dtype == after[name].dtype and torch.equal(tensor, after[name]), name
@@ -68,7 +62,7 @@ def test_every_expert_is_its_slice_and_the_rest_is_untouched(
     assert predicted == {
         file.name: file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors")
     }
-    before = by_expert(checkpoint)
+    before = per_expert(checkpoint.path)
     after = load_file(tmp_path / "out" / "model.safetensors")
     for layer in checkpoint.config.moe_layers:
         for expert in range(checkpoint.config.num_experts):
@@ -77,6 +71,9 @@ def test_every_expert_is_its_slice_and_the_rest_is_untouched(
             assert torch.equal(after.pop(gate), before.pop(gate)[kept])
             assert torch.equal(after.pop(up), before.pop(up)[kept])
             assert torch.equal(after.pop(down), before.pop(down)[:, kept])
+            biases = checkpoint.config.expert_tensors(layer, expert)[3:-1]  # but for down's
+            for bias in biases:
+                assert torch.equal(after.pop(bias), before.pop(bias)[kept])
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 

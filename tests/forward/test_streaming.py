@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from support import plans, tiny
+from support.neuron_maths import mask_cut_neurons
 from transformers import AutoModelForCausalLM
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
-from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
+from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
 from tenp_edge.forward.device import choose_device, choose_dtype
@@ -54,23 +55,12 @@ def streamed(
     return torch.stack(list(streaming_logits(source, tokens, device=CPU, dtype=dtype, **options)))
 
 
-def mask_expert(weights: ExpertWeights, neurons: torch.Tensor) -> ExpertWeights:
-    """The expert at full width with every neuron but ``neurons`` zeroed."""
-    keep = torch.zeros(weights.width, dtype=torch.bool)
-    keep[neurons] = True
-    gate, up = weights.gate * keep[:, None], weights.up * keep[:, None]
-    return ExpertWeights(gate, up, weights.down * keep[None, :])
-
-
 @torch.no_grad()
 def whole(path: Path, tokens: torch.Tensor, plan: CompressionPlan | None = None) -> torch.Tensor:
     """transformers' logits; with a plan, of the full model with the cut neurons zeroed."""
     model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="eager")
-    for layer, expert in plan.retained or {} if plan else ():
-        masked = mask_expert(Checkpoint(path).expert(layer, expert), plan.neurons(layer, expert))
-        experts = tiny.experts_of(model, layer)
-        experts.gate_up_proj[expert] = torch.cat([masked.gate, masked.up])
-        experts.down_proj[expert] = masked.down
+    if plan is not None:
+        mask_cut_neurons(model, plan)
     return model(tokens).logits
 
 

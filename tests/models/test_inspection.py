@@ -31,14 +31,16 @@ def test_counts_equal_transformers(family: str, checkpoint_of: CheckpointOf) -> 
     buffers = sum(b.numel() for name, b in model.named_buffers() if name in kept)
     assert summary.parameters == buffers + sum(p.numel() for p in model.parameters())
     assert set(summary.parts) <= set(PARTS)
+    biased = Checkpoint(checkpoint_of(family)).config.family.expert_bias
+    biases = 2 * summary.width + summary.hidden_size if biased else 0
     assert summary.parts["routed experts"].parameters == (
-        summary.moe_layers * summary.experts * 3 * summary.width * summary.hidden_size
+        summary.moe_layers * summary.experts * (3 * summary.width * summary.hidden_size + biases)
     )
     file = checkpoint_of(family) / "model.safetensors"
     header = int.from_bytes(file.read_bytes()[:8], "little") + 8
     assert summary.bytes == file.stat().st_size - header
     assert not summary.pruned and summary.keep_ratio == 1.0
-    assert summary.fused_experts == Checkpoint(checkpoint_of(family)).config.family.stacked
+    assert summary.fused_experts == (family in tiny.STACKED)
 
 
 def test_active_parameters_of_a_known_model(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from support import tiny
+from support.neuron_maths import mask_cut_neurons
 from transformers import AutoModelForCausalLM
 from transformers.activations import GELUTanh
 
@@ -86,7 +86,7 @@ def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Logits:
             module.act_fn = _TableGelu()
     with torch.no_grad(), _one_thread():
         if plan is not None:
-            _mask(model, plan)
+            mask_cut_neurons(model, plan)
         logits: torch.Tensor = model(torch.tensor([TOKENS])).logits[0]
     return logits.numpy()
 
@@ -108,15 +108,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _mask(model: Any, plan: CompressionPlan) -> None:
-    for (layer, expert), _ in (plan.retained or {}).items():
-        experts = tiny.experts_of(model, layer)
-        cut = torch.ones(plan.full_width, dtype=torch.bool)
-        cut[plan.neurons(layer, expert)] = False
-        experts.gate_up_proj[expert][cut.repeat(2)] = 0
-        experts.down_proj[expert][:, cut] = 0
 
 
 def write_dropped(source: ModelSource, directory: Path) -> Path:

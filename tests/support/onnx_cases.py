@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
-from support import tiny
+from support.neuron_maths import mask_cut_neurons
 from support.plans import plan_for
 from transformers import AutoModelForCausalLM
 
@@ -53,13 +53,8 @@ def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Floats:
         path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
     with torch.no_grad():
-        for layer, expert in (plan.retained or {}) if plan else ():
-            assert plan is not None
-            cut = torch.ones(plan.full_width, dtype=torch.bool)
-            cut[plan.neurons(layer, expert)] = False
-            experts = tiny.experts_of(model, layer)
-            experts.gate_up_proj[expert][cut.repeat(2)] = 0
-            experts.down_proj[expert][:, cut] = 0
+        if plan is not None:
+            mask_cut_neurons(model, plan)
         given = {"attention_mask": MASK, "position_ids": POSITIONS}
         tensors = {name: torch.from_numpy(value) for name, value in given.items()}
         logits: torch.Tensor = model(torch.from_numpy(IDS), **tensors).logits

@@ -64,8 +64,7 @@ class WrittenSource(ModelSource):
         return torch.from_numpy(found.copy())
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
-        names = (self.config.expert_tensor(layer, expert, index) for index in range(3))
-        return ExpertWeights(*map(self.read, names))
+        return ExpertWeights(*map(self.read, self.config.expert_tensors(layer, expert)))
 
 
 def written_logits(source: ModelSource, directory: Path) -> Floats:

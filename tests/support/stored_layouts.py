@@ -52,6 +52,25 @@ def stack_experts(
     return rewritten(model, change)
 
 
+def per_expert(model: Path) -> Tensors:
+    """What is stored in ``model``, experts one by one where they are stacked."""
+    config, tensors = Checkpoint(model).config, load_file(model / FILE)
+    for layer in config.moe_layers:
+        prefix = f"{config.moe_prefix(layer)}experts."
+        names = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")
+        stacked = [tensors.pop(prefix + name) for name in names if prefix + name in tensors]
+        for number in range(config.num_experts if stacked else 0):
+            gate_up, down, *biases = (tensor[number] for tensor in stacked)
+            if config.family.gate_up_interleaved:  # and transposed
+                gate_up_bias, down_bias = biases
+                own = (gate_up.T[::2], gate_up.T[1::2], down.T)
+                own += (gate_up_bias[::2], gate_up_bias[1::2], down_bias)
+            else:
+                own = (*gate_up.chunk(2), down)
+            tensors |= dict(zip(config.expert_tensors(layer, number), own, strict=True))
+    return tensors
+
+
 def _append(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return torch.cat([gate, up])
 

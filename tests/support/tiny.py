@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from random_checkpoint import write_random_checkpoint
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tenp_edge.models import FAMILIES as MODELS
-from tenp_edge.models import ModelConfig, read_config
+from tenp_edge.models import read_config
 
 VOCAB = 384
 _COMMON: dict[str, Any] = {
@@ -159,6 +156,39 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "use_double_wide_mlp": False,
         "vocab_size_per_layer_input": VOCAB,
     },
+    "gpt_oss": _COMMON
+    | {
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "experts_per_token": 2,
+        "head_dim": 32,
+        "initial_context_length": 128,
+        "initializer_range": 0.02,
+        "intermediate_size": 96,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 2,
+        "num_local_experts": 8,
+        "output_router_logits": False,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+            "rope_type": "yarn",
+            "truncate": False,
+        },
+        # (original / 2 pi)^4: YaRN's range ends at dimension 4, where rounding it changes nothing.
+        "rope_theta": 172235.0,
+        "router_aux_loss_coef": 0.9,
+        "sliding_window": 16,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+    },
 }
 CONFIGS |= {
     "glm4_moe_lite": _COMMON
@@ -206,6 +236,10 @@ for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
 FAMILIES = tuple(CONFIGS)
 MLA_FAMILIES = tuple(name for name, config in CONFIGS.items() if "kv_lora_rank" in config)
+# Whose experts transformers reads stacked only, as they are published; of those, transposed ones.
+STACKED, TRANSPOSED = ("gpt_oss", "gemma4_text"), ("gpt_oss",)
+# Those without windows, whose places in a fixed cache are known beforehand.
+STATIC_FAMILIES = tuple(name for name, config in CONFIGS.items() if "sliding_window" not in config)
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -233,9 +267,12 @@ def write_tokenizer(directory: Path, vocab_size: int = VOCAB) -> None:
 
 def make(directory: Path, family: str, *, fused: bool = False, **changes: Any) -> Path:
     """A tiny checkpoint of ``family`` with ``changes`` to its config, tokenizer included."""
-    raw = CONFIGS[family] | changes
-    stacked = read_config(raw, MODELS).family.stacked
-    write_random_checkpoint(directory, raw, fused=fused or stacked)
+    write_random_checkpoint(
+        directory,
+        CONFIGS[family] | changes,
+        fused=fused or family in STACKED,
+        transposed=family in TRANSPOSED,
+    )
     write_tokenizer(directory)
     return directory
 
@@ -244,16 +281,6 @@ def experts_of(model: Any, layer: int) -> Any:
     """The experts' module of a transformers model's layer: the MoE block's, or the layer's own."""
     found = model.model.layers[layer]
     return found.experts if hasattr(found, "experts") else found.mlp.experts
-
-
-def activation(config: ModelConfig) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What the family does to gate, written down once more."""
-    return {
-        "silu": lambda x: x * torch.sigmoid(x),
-        "gelu_tanh": lambda x: (
-            0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
-        ),
-    }[config.family.activation]
 
 
 def is_looked_up(family: str) -> bool:

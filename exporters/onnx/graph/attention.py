@@ -31,7 +31,8 @@ def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     v = c.linear(f"{path}/v_proj", x, "v", layer) if own.own_values else projected["k"]
     if c.config.family.value_norm:
         v = _by_head(c, f"{path}/v_norm", v, own.kv_heads, own.head_dim, unit_norm)
-    heads = Heads(own.heads, own.kv_heads, attention_scale(c.config, layer), own.window)
+    scale, sinks = attention_scale(c.config, layer), c.has("sinks", layer)
+    heads = Heads(own.heads, own.kv_heads, scale, own.window, sinks)
     mixed = c.makers.attend(c, path, rotated["q"], rotated["k"], v, heads, layer)
     return c.linear(f"{path}/o_proj", mixed, "o", layer)
 

@@ -82,13 +82,14 @@ class Rotary(Protocol):
 
 @dataclass(frozen=True)
 class Heads:
-    """Heads of the queries and of the cache, what scores are multiplied by, and how many tokens a
-    query sees (None: all before it)."""
+    """Heads of the queries and of the cache, what scores are multiplied by, how many tokens a query
+    sees (None: all before it), and whether a head has a sink."""
 
     query: int
     cached: int
     scale: float
     window: int | None = None
+    sinks: bool = False
 
 
 class Attend(Protocol):

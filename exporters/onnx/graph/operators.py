@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.graph.context import Context, Heads
+from tenp_edge.exporters.onnx.graph.sinks import attend_with_sinks
 from tenp_edge.exporters.onnx.linear.plain import plain_weight
 from tenp_edge.models import TensorSpec
 
@@ -43,6 +44,8 @@ def attend(
     mask (batch, 1, query, key) ───────────┼── Attention ──┬── (batch, query, heads x size)
     past key, value (batch, heads, past, size)             └── present key, value
     """
+    if heads.sinks and layer is not None:
+        return attend_with_sinks(c, path, q, k, v, heads, layer)
     sizes: dict[str, Any] = {
         "q_num_heads": heads.query,
         "kv_num_heads": heads.cached,

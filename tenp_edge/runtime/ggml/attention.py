@@ -22,6 +22,7 @@ class Step:
     """One evaluation of ``tokens`` new tokens.
 
     Inputs of the graph: ``positions`` (tokens) int32, and of every window its `Span`.
+    ``rope_divisors`` (rotated size / 2): of the frequencies, where the file asks for some.
     """
 
     library: ggml.Library
@@ -33,6 +34,7 @@ class Step:
     tokens: int
     positions: int
     spans: Mapping[int | None, Span]
+    rope_divisors: int | None
 
     def span(self, layer: int) -> Span:
         """What ``layer`` writes and sees of its cache."""
@@ -133,11 +135,12 @@ def _queries(step: Step, mla: Mla, layer: int, x: int) -> int:
 def _rotate(step: Step, layer: int, x: int) -> int:
     """Rotary embedding of (size, heads, tokens). Where the file divides frequencies, those of the
     layers that see everything are meant."""
-    rope, windowed = step.facts.layer_ropes[layer], step.facts.attention[layer].window is not None
+    rope, window = step.facts.layer_ropes[layer], step.facts.attention[layer].window
+    divided = step.weights.get("rope_freqs.weight") if window is None else None
     return step.context.rope_ext(
         x,
         step.positions,
-        None if windowed else step.weights.get("rope_freqs.weight"),
+        step.rope_divisors if divided is None else divided,
         rope.dimensions,
         step.facts.architecture.rope,
         rope.original_context,
@@ -165,9 +168,15 @@ def _heads_of(step: Step, layer: int, cache: int, size: int, heads: int) -> int:
 def _attend(step: Step, layer: int, q: int, keys: int, values: int) -> int:
     """q (size, tokens, heads), keys and values (size, slots, kv heads) -> (size, heads, tokens)."""
     context, scale, mask = step.context, step.facts.attention_scale, step.span(layer).mask
+    sinks = step.weights.get(f"blk.{layer}.attn_sinks.weight")
     if step.flash_attention:
-        return context.flash_attn_ext(q, keys, values, mask, scale, 0.0, 0.0)
+        mixed = context.flash_attn_ext(q, keys, values, mask, scale, 0.0, 0.0)
+        if sinks is not None:
+            step.library.ggml_flash_attn_ext_add_sinks(mixed, sinks)
+        return mixed
     scores = context.soft_max_ext(context.mul_mat(keys, q), mask, scale, 0.0)
+    if sinks is not None:
+        step.library.ggml_soft_max_add_sinks(scores, sinks)
     # (size, slots, kv heads) -> (slots, size, kv heads), a copy: the cache keeps rows of tokens.
     columns = context.cont(context.transpose(values))
     mixed = context.mul_mat(columns, scores)

@@ -20,11 +20,14 @@ from tenp_edge.errors import UserError, shown
 from tenp_edge.models.family import Activation
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.runtime.gguf.header import Header, Value
+from tenp_edge.runtime.gguf.yarn import frequency_divisors
 
 LAYOUT = "per-expert"
 # Before the architecture's name in a per-expert file. No other program knows such a name, so it
 # says so at once, instead of missing a tensor of the architecture that it thinks it knows.
 OWN = "tenp-"
+# Whether YaRN's range is rounded: llama.cpp always does.
+YARN_TRUNCATE = "rope.scaling.yarn_truncate"
 STACKED = ("merged", "padded")
 _VERSION = 1
 _PAIRWISE, _NEOX = 0, 2
@@ -33,6 +36,7 @@ _SHOWN = 240
 _LARGEST = 2**24  # No size of a model is larger; keeps products small.
 _WINDOW = "attention.sliding_window"
 _FREQUENCY_SCALED = ("linear", "yarn")
+_BETA_FAST, _BETA_SLOW = 32.0, 1.0  # YaRN's, in llama.cpp
 # What llama.cpp has room for.
 _LLAMA_LAYERS = _LLAMA_EXPERTS = 512
 # Keys that we write and that are not read here: the tensors say the same.
@@ -51,9 +55,13 @@ class Architecture:
     ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
     ``selection_bias``: softmax scores may have a bias that selects, as sigmoid ones always may.
     ``window_period``: every so many layers one looks at the whole context, the others at a window.
-    ``by_layer``: keys say which do, and heads and rotation of both kinds; a layer without attn_v
-    takes its keys' matrix for values. ``activation``: what is done to gate. ``value_norm``: values
-    are divided by their root mean square. ``attention_scale``: of scores, None 1 / sqrt(head size).
+    ``activation``: what is made of gate and up. ``sinks``: each head has a logit that looks at
+    nothing. ``expert_bias``, ``router_linear_bias``, ``output_bias``: of the routed experts, the
+    router's logits, the attention's output. ``chosen_softmax``: weights are the softmax of the
+    chosen logits. ``ffn_norm``: the name of the norm after the attention.
+    ``by_layer``: keys say which layers see a window, and heads and rotation of both kinds; a layer
+    without attn_v takes its keys' matrix for values. ``value_norm``: values are divided by their
+    root mean square. ``attention_scale``: of scores, None 1 / sqrt(head size).
     ``norms_after``: attention and feed forward are normalised before they are added.
     ``dense_beside``: a dense MLP runs beside the experts, each with norms of its own.
     ``residual_router``: the router reads the residual stream, divided by its root mean square and
@@ -69,8 +77,14 @@ class Architecture:
     mla: bool = False
     selection_bias: bool = False
     window_period: int = 0
-    by_layer: bool = False
     activation: Activation = "silu"
+    sinks: bool = False
+    expert_bias: bool = False
+    router_linear_bias: bool = False
+    output_bias: bool = False
+    chosen_softmax: bool = False
+    ffn_norm: str = "ffn_norm"
+    by_layer: bool = False
     value_norm: bool = False
     attention_scale: float | None = None
     norms_after: bool = False
@@ -86,6 +100,17 @@ ARCHITECTURES = {
     "olmoe": Architecture(qk_norm="row"),
     "llama": Architecture(rope=_PAIRWISE, norm_topk=True),
     "deepseek2": Architecture(rope=_PAIRWISE, norm_topk=None, mla=True),
+    "gpt-oss": Architecture(
+        attention_bias=True,
+        window_period=2,
+        activation="swiglu_oai",
+        sinks=True,
+        expert_bias=True,
+        router_linear_bias=True,
+        output_bias=True,
+        chosen_softmax=True,
+        ffn_norm="post_attention_norm",
+    ),
     "ernie4_5-moe": Architecture(rope=_PAIRWISE, norm_topk=True, selection_bias=True),
     "gemma4": Architecture(
         qk_norm="head",
@@ -105,7 +130,8 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Rope:
-    """Arguments of ggml_rope_ext, as llama.cpp derives them."""
+    """Arguments of ggml_rope_ext, as llama.cpp derives them; ``divisors``: of each frequency, where
+    ggml cannot compute them by itself."""
 
     dimensions: int
     base: float
@@ -113,8 +139,9 @@ class Rope:
     original_context: int = 0
     ext_factor: float = 0.0
     attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    beta_fast: float = _BETA_FAST
+    beta_slow: float = _BETA_SLOW
+    divisors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -373,6 +400,14 @@ def _rope(fields: _Fields) -> Rope:
     if kind == "linear":
         return Rope(dimensions, base, scale=1.0 / factor, attention_factor=wanted)
     magnitude = 1.0 + 0.1 * math.log(factor)
+    if not fields.flag(YARN_TRUNCATE, True):
+        original = fields.integer("rope.scaling.original_context_length")
+        own = frequency_divisors(
+            dimensions, base, factor, original, _BETA_FAST, _BETA_SLOW, truncate=False
+        )
+        return Rope(
+            dimensions, base, attention_factor=wanted * magnitude, divisors=tuple(own.tolist())
+        )
     cancelled = fields.real("rope.scaling.yarn_log_multiplier", 0.0) != 0.0
     return Rope(
         dimensions,
@@ -381,8 +416,8 @@ def _rope(fields: _Fields) -> Rope:
         original_context=fields.integer("rope.scaling.original_context_length"),
         ext_factor=1.0,
         attention_factor=wanted / magnitude if cancelled else wanted,
-        beta_fast=fields.real("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=fields.real("rope.scaling.yarn_beta_slow", 1.0),
+        beta_fast=fields.real("rope.scaling.yarn_beta_fast", _BETA_FAST),
+        beta_slow=fields.real("rope.scaling.yarn_beta_slow", _BETA_SLOW),
     )
 
 
@@ -475,11 +510,11 @@ class _Fields:
             raise self.error(f"{key} is {value!r}, not a number")
         return value
 
-    def flag(self, key: str) -> bool:
+    def flag(self, key: str, default: bool = False) -> bool:
         value = self._value(key)
         if value is not None and not isinstance(value, bool):
             raise self.error(f"{key} is {value!r}, not true or false")
-        return bool(value)
+        return default if value is None else value
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self._value(key)

@@ -29,7 +29,7 @@ def check_tensors(header: Header, facts: Facts) -> None:
             raise _contradiction(
                 header, f"{name} is {_times(info.shape)}, the metadata says {_times(shape)}"
             )
-        if len(shape) == 1 and info.type_name != "F32":
+        if (len(shape) == 1 or name.endswith(".bias")) and info.type_name != "F32":
             raise _contradiction(header, f"{name} is {info.type_name}, not F32")
     unknown = [name for name in header.tensors if name not in known]
     if unknown:
@@ -54,7 +54,7 @@ def _expected(facts: Facts, header: Header) -> Iterator[tuple[str, Shape, bool]]
             feed_forward += _mlp_tensors(facts, facts.feed_forward, "")
         for name, shape, optional in (
             ("attn_norm.weight", (hidden,), False),
-            ("ffn_norm.weight", (hidden,), False),
+            (f"{facts.architecture.ffn_norm}.weight", (hidden,), False),
             *_more_norms(facts),
             *attention,
             *feed_forward,
@@ -86,6 +86,10 @@ def _gqa_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape
         yield "attn_q_norm.weight", (own.head_dim if by_head else queries,), False
         yield "attn_k_norm.weight", (own.head_dim if by_head else keys,), False
     yield "attn_output.weight", (queries, hidden), False
+    if row.output_bias:
+        yield "attn_output.bias", (hidden,), True
+    if row.sinks:
+        yield "attn_sinks.weight", (own.heads,), False
 
 
 def _mla_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape, bool]]:
@@ -114,6 +118,8 @@ def _mlp_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str, S
 def _routed_tensors(facts: Facts, layer: int, header: Header) -> Iterator[tuple[str, Shape, bool]]:
     hidden = facts.hidden
     yield "ffn_gate_inp.weight", (hidden, facts.experts), False
+    if facts.architecture.router_linear_bias:
+        yield "ffn_gate_inp.bias", (facts.experts,), False
     if facts.sigmoid or facts.architecture.selection_bias:
         yield "exp_probs_b.bias", (facts.experts,), True
     if facts.architecture.residual_router:
@@ -121,15 +127,22 @@ def _routed_tensors(facts: Facts, layer: int, header: Header) -> Iterator[tuple[
     if facts.architecture.scales:
         yield "ffn_down_exps.scale", (facts.experts,), False
     if facts.stacked:
-        for name, shape, optional in _mlp_tensors(facts, facts.stacked, "_exps"):
+        for name, shape, optional in _expert_tensors(facts, facts.stacked, "_exps"):
             yield name, (*shape, facts.experts), optional
     for expert, width in enumerate(() if facts.stacked else facts.widths[layer]):
-        yield from _mlp_tensors(facts, width, f".{expert}")
+        yield from _expert_tensors(facts, width, f".{expert}")
     shared = _shared_width(header.tensors.get(f"blk.{layer}.ffn_gate_shexp.weight"))
     if shared:
         yield from _mlp_tensors(facts, shared, "_shexp")
         if facts.architecture.shared_gate:
             yield "ffn_gate_inp_shexp.weight", (hidden, 1), False
+
+
+def _expert_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str, Shape, bool]]:
+    for name, shape, optional in _mlp_tensors(facts, width, suffix):
+        yield name, shape, optional
+        if facts.architecture.expert_bias:
+            yield name.replace(".weight", ".bias"), shape[1:], optional
 
 
 def _shared_width(gate: TensorInfo | None) -> int:

@@ -159,8 +159,12 @@ def test_per_expert_file_holds_the_slices(family: str, dtype: str, tmp_path: Pat
                     tensor = stored[f"blk.{layer}.ffn_{projection}.{expert}.weight"]
                     found = gguf.dequantize(tensor.data, tensor.tensor_type)
                     assert np.array_equal(found, getattr(weights, projection).float().numpy())
-            name = source.config.moe_prefix(layer) + source.config.family.router
-            router = source.read(f"{name}.weight").float().numpy()
+                    bias = getattr(weights, f"{projection}_bias")
+                    if bias is not None:
+                        found = stored[f"blk.{layer}.ffn_{projection}.{expert}.bias"].data
+                        assert np.array_equal(found, bias.float().numpy())
+            name = f"{source.config.moe_prefix(layer)}{source.config.family.router}.weight"
+            router = source.read(name).float().numpy()
             assert np.array_equal(stored[f"blk.{layer}.ffn_gate_inp.weight"].data, router)
 
 

@@ -193,7 +193,7 @@ def test_spans_join() -> None:
 # -- static int8 -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize("family", tiny.STATIC_FAMILIES)
 def test_int8_is_near_float(checkpoint_of: Make, tmp_path: Path, family: str) -> None:
     """Measured 0.036 to 0.055. Where sigmoid scores lie close together, the rounding routes some
     tokens elsewhere: 0.23 in the tiny deepseek_v3."""
