@@ -9,15 +9,22 @@ from tenp_edge.exporters.onnx.graph.router import expert_groups
 from tenp_edge.exporters.onnx.modes import mode_of, way_of
 from tenp_edge.exporters.onnx.targets import targets_of
 from tenp_edge.models import ModelConfig
+from tenp_edge.models.family import Activation
+
+_ACTIVATIONS: dict[Activation, str] = {
+    "silu": "SwiGLU",
+    "gelu_tanh": "GELU",
+    "swiglu_oai": "clamped SwiGLU",
+}
 
 
 def check_model(config: ModelConfig, options: ExportOptions) -> None:
     """Raise UserError with the reason where the graph would compute something else."""
     _check_options(config, options)
     _check_rope(config)
-    _check_activation(config, options)
     if way_of(options).static:
         _check_static(config, options)
+    _check_activation(config, options)
     _check_widths(config, options)
     groups = expert_groups(config)
     if config.family.router_score == "sigmoid" and 1 < groups == config.num_experts:
@@ -81,8 +88,8 @@ def _check_activation(config: ModelConfig, options: ExportOptions) -> None:
     activation = config.family.activation
     if activation not in way_of(options).activations:
         raise UserError(
-            f"--mode {mode_of(options)} cannot hold {config.family.model_type}: its operators have "
-            f"no experts of {activation}",
+            f"--mode {mode_of(options)} cannot hold {config.family.model_type}: its operators for "
+            f"experts have no {_ACTIVATIONS[activation]}",
             "--mode portable",
         )
 

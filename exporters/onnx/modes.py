@@ -32,6 +32,7 @@ OPSET, IR_VERSION = 23, 11
 MOST_WIDTHS = 8
 ANY_WIDTH = WidthLimits()
 _ANY_ACTIVATION: frozenset[Activation] = frozenset(get_args(Activation))
+_TIER_ACTIVATIONS: frozenset[Activation] = frozenset({"silu", "swiglu_oai"})
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def _tiers(makers: Makers, maker: TierMaker) -> Makers:
 
 def _quantised_ort_cpu(bits: int) -> Way:
     makers = _blocks(_tiers(_ORT_CPU, QuantisedTier(bits)), bits)
-    return Way(makers, _WITH_CONTRIB, widths=WidthLimits(BLOCK, MOST_WIDTHS))
+    widths = WidthLimits(BLOCK, MOST_WIDTHS)
+    return Way(makers, _WITH_CONTRIB, widths=widths, activations=_TIER_ACTIVATIONS)
 
 
 # (mode, quantisation) -> way; the first of each is the default.
@@ -100,7 +102,10 @@ WAYS: dict[tuple[str, str], Way] = {
         replace(_STATIC, linear=QdqLinear()), {"": OPSET}, static=True, calibrated=True
     ),
     ("ort-cpu", "none"): Way(
-        _tiers(_ORT_CPU, FloatTier()), _WITH_CONTRIB, widths=WidthLimits(most=MOST_WIDTHS)
+        _tiers(_ORT_CPU, FloatTier()),
+        _WITH_CONTRIB,
+        widths=WidthLimits(most=MOST_WIDTHS),
+        activations=_TIER_ACTIVATIONS,
     ),
     ("ort-cpu", "int8"): _quantised_ort_cpu(8),
     ("ort-cpu", "int4"): _quantised_ort_cpu(4),

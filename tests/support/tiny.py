@@ -240,6 +240,8 @@ MLA_FAMILIES = tuple(name for name, config in CONFIGS.items() if "kv_lora_rank" 
 STACKED, TRANSPOSED = ("gpt_oss", "gemma4_text"), ("gpt_oss",)
 # Those without windows, whose places in a fixed cache are known beforehand.
 STATIC_FAMILIES = tuple(name for name, config in CONFIGS.items() if "sliding_window" not in config)
+# Those whose experts onnxruntime's own operators compute.
+CPU_FAMILIES = tuple(name for name in FAMILIES if name != "gemma4_text")
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
