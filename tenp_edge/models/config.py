@@ -73,7 +73,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
     wrapper = family.wrapper
     if wrapper is None or raw["model_type"] == wrapper.text_type:
         return _read_text_config(raw, family)
-    _refuse_unknown(own_keys(raw, wrapper), family)
+    _refuse_unknown(own_keys(raw, wrapper), family, {})
     text = unwrap(raw, wrapper) | {"architectures": [family.architecture]}
     found = _read_text_config(text, family)
     return replace(found, stored_prefix=wrapper.prefix)
@@ -82,7 +82,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
 def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     """`read_config` of a language model's own config."""
     _refuse_quantised(raw)
-    _refuse_unknown(raw, family)
+    _refuse_unknown(raw, family, family.defaults)
     config = _Reader(raw, family)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layers = config.integer("num_hidden_layers", most=_MOST_LAYERS)
@@ -256,12 +256,13 @@ def _refuse_quantised(raw: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_unknown(raw: Mapping[str, Any], family: Family) -> None:
+def _refuse_unknown(raw: Mapping[str, Any], family: Family, defaults: Mapping[str, Any]) -> None:
+    """``defaults``: what a key that is not there means."""
     names, key = _ACTIVATIONS[family.activation], family.activation_key
     if raw.get(key, names[0]) not in names:
         raise refuse(f"{key} = {raw[key]!r}", names[0])
     for key, values in family.allowed.items():
-        value = raw.get(key, family.defaults.get(key, values[0]))
+        value = raw.get(key, defaults.get(key, values[0]))
         if value not in values:
             raise refuse(f"{key} = {value!r}", ", ".join(repr(v) for v in values))
     known = _READ_KEYS | _INERT_KEYS | set(family.allowed) | set(family.extra_keys)

@@ -288,6 +288,7 @@ def _facts(fields: _Fields, name: str) -> Facts:
     if not divided or groups_used > groups or top_k > reachable:
         raise fields.error(f"{top_k} of {experts} experts in {groups_used} of {groups} groups")
     norm = bool(fields.flag("expert_weights_norm")) if row.norm_topk is None else row.norm_topk
+    widths = _widths(fields, layers, experts)  # first: lists of any length are compared with it
     plain = LayerAttention(heads, kv_heads, head_dim, latent=latent)
     attention = tuple(replace(plain, window=window) for window in _windows(fields, row, layers))
     ropes = (rope,) * layers
@@ -311,7 +312,7 @@ def _facts(fields: _Fields, name: str) -> Facts:
         sigmoid=_sigmoid(fields),
         groups=groups,
         groups_used=groups_used,
-        widths=_widths(fields, layers, experts),
+        widths=widths,
         feed_forward=_feed_forward(fields, row),
         trained_context=fields.integer("context_length"),
         layer_ropes=ropes,
