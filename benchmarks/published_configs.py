@@ -110,6 +110,38 @@ PUBLISHED: dict[str, tuple[float, dict[str, Any]]] = {
             "vocab_size": 163840,
         },
     ),
+    "openai/gpt-oss-20b": (
+        20.9,
+        _DTYPE
+        | {
+            "architectures": ["GptOssForCausalLM"],
+            "model_type": "gpt_oss",
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "num_local_experts": 32,
+            "num_experts_per_tok": 4,
+            "attention_bias": True,
+            "layer_types": ["sliding_attention", "full_attention"] * 12,
+            "sliding_window": 128,
+            "swiglu_limit": 7.0,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 131072,
+            "rope_theta": 150000,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "original_max_position_embeddings": 4096,
+                "truncate": False,
+            },
+            "vocab_size": 201088,
+        },
+    ),
     "baidu/ERNIE-4.5-21B-A3B-PT": (
         21.8,
         _DTYPE

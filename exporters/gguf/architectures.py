@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
 from tenp_edge.runtime.gguf.yarn import frequency_divisors
@@ -273,7 +275,7 @@ def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
 
 def _rope_limits(config: ModelConfig, row: Architecture) -> _Limits:
     kind, scaling = config.rope.kind, config.rope.scaling
-    fast, slow = scaling.get("beta_fast") or 32.0, scaling.get("beta_slow") or 1.0
+    fast, slow = scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1
     one, every = scaling.get("mscale"), scaling.get("mscale_all_dim")
     equal = bool(one) and one == every and not scaling.get("attention_factor")
     return (
@@ -304,19 +306,21 @@ def rounding_notes(config: ModelConfig) -> tuple[str, ...]:
     rope, scaling = config.rope, config.rope.scaling
     if rope.kind != "yarn" or scaling.get("truncate") is not False:
         return ()
-    size, original = config.layer_attention(0).head_dim, scaling["original_max_position_embeddings"]
+    size = config.layer_attention(0).head_dim
+    original = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
     own, rounded = (
         frequency_divisors(
             size, rope.theta, scaling["factor"], original, *_BETAS, truncate=truncate
         )
         for truncate in (False, True)
     )
-    other = abs(own / rounded - 1) > _SAME_FREQUENCY
-    if not other.any():
+    apart = np.maximum(own / rounded, rounded / own) - 1
+    other = int((apart > _SAME_FREQUENCY).sum())
+    if not other:
         return ()
     return (
-        f"llama.cpp rounds YaRN's range, the model does not (truncate = false): {other.sum()} of "
-        f"{len(other)} rotations differ there, by up to {abs(own / rounded - 1).max():.0%}; "
+        f"llama.cpp rounds YaRN's range, the model does not (truncate = false): {other} of "
+        f"{len(apart)} rotations differ there, by up to {apart.max():.0%}; "
         "--layout per-expert is exact",
     )
 

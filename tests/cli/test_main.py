@@ -94,7 +94,7 @@ def test_dense_model(refuse: Callable[..., str], tmp_path: Path) -> None:
     assert refuse("inspect", tmp_path) == (
         "error: 'llama' is a dense model: it has no routed experts to prune\n"
         "try:   a Mixture-of-Experts checkpoint of one of: "
-        "deepseek_v2, deepseek_v3, ernie4_5_moe, gemma4, glm4_moe_lite, mixtral, olmoe, "
+        "deepseek_v2, deepseek_v3, ernie4_5_moe, gemma4, glm4_moe_lite, gpt_oss, mixtral, olmoe, "
         "qwen2_moe, qwen3_moe"
     )
 

@@ -16,7 +16,8 @@ from tenp_edge.models.inspection import inspect_model
 
 CheckpointOf = Callable[[str], Path]
 SUPPORTED = (
-    "deepseek_v2, deepseek_v3, ernie4_5_moe, gemma4, glm4_moe_lite, mixtral, olmoe, qwen2_moe, "
+    "deepseek_v2, deepseek_v3, ernie4_5_moe, gemma4, glm4_moe_lite, gpt_oss, mixtral, olmoe, "
+    "qwen2_moe, "
     "qwen3_moe"
 )
 

@@ -128,6 +128,23 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"rope_scaling": {"type": "linear", "factor": 2.0}},
         "llama.cpp's deepseek2 does not scale its rotary embedding linearly",
     ),
+    "windows in other layers": (
+        "gpt_oss",
+        {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        "in llama.cpp's gpt-oss every 2nd layer looks at the whole context and the others at a "
+        "window, in this model layer 0, 2 do",
+    ),
+    "no windows": (
+        "gpt_oss",
+        {"layer_types": ["full_attention"] * 3},
+        "in llama.cpp's gpt-oss every 2nd layer looks at the whole context and the others at a "
+        "window, in this model layer 0, 1, 2 do",
+    ),
+    "no attention biases": (
+        "gpt_oss",
+        {"attention_bias": False},
+        "llama.cpp's gpt-oss needs attention biases",
+    ),
     "no shared expert": (
         "qwen2_moe",
         {"shared_expert_intermediate_size": 0},

@@ -142,3 +142,12 @@ def test_lengths_that_cannot_be(checkpoint_of: Make, options: ExportOptions, mes
     with pytest.raises(UserError) as caught:
         EXPORTER.check(config, options)
     assert caught.value.message == message
+
+
+def test_windows_have_no_fixed_places(checkpoint_of: Make) -> None:
+    with pytest.raises(UserError) as caught:
+        EXPORTER.check(Checkpoint(checkpoint_of("gpt_oss")).config, OPTIONS)
+    assert str(caught.value) == (
+        "--mode static cannot hold gpt_oss: which places of a fixed cache a window covers changes "
+        "from token to token\ntry: --mode portable"
+    )
