@@ -195,8 +195,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: CheckpointOf)
         (
             {"general__architecture": "gpt2"},
             "architecture 'gpt2' is not known\n"
-            "try: known: tenp-deepseek2, tenp-ernie4_5-moe, tenp-gpt-oss, tenp-llama, tenp-olmoe, "
-            "tenp-qwen2moe, tenp-qwen3moe",
+            "try: known: tenp-deepseek2, tenp-ernie4_5-moe, tenp-gemma4, tenp-gpt-oss, tenp-llama, "
+            "tenp-olmoe, tenp-qwen2moe, tenp-qwen3moe",
         ),
         (
             {"tenp-deepseek2__expert_count": 9},
