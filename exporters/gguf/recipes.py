@@ -118,15 +118,16 @@ class TypeRecipe:
     def _attention_v(self, layer: int) -> str | None:
         if self._eight:
             return "Q8_0"
-        own = self.config.layer_attention(layer)
-        grouped = own.heads // own.kv_heads >= 4
-        more = self._more_bits(layer)
+        first, layers = self.config.layer_attention(0), self._with_values
+        grouped = first.heads // first.kv_heads >= 4
+        place = layers.index(layer)
+        more = _more_bits(place, len(layers))
         return {
             "Q2_K": "Q4_K" if grouped else "Q3_K",
-            "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
+            "Q3_K_M": "Q5_K" if place < 2 else "Q4_K",
             "IQ4_NL": "Q5_K" if grouped else None,
             "IQ4_XS": "Q5_K" if grouped else None,
-            "Q4_K_S": "Q5_K" if layer < 4 else None,
+            "Q4_K_S": "Q5_K" if place < 4 else None,
             "Q4_K_M": "Q6_K" if more else None,
             "Q5_K_M": "Q6_K" if more else None,
         }.get(self.quant)
@@ -134,7 +135,7 @@ class TypeRecipe:
     def _down(self, layer: int) -> str | None:
         """ffn_down: a routed expert's, a shared expert's or a dense layer's."""
         layers = self.config.num_hidden_layers
-        first, more = layer < layers // 8, self._more_bits(layer)
+        first, more = layer < layers // 8, _more_bits(layer, layers)
         return {
             "Q2_K": "Q3_K",
             "Q3_K_M": "Q5_K" if layer < layers // 16 else "Q4_K",
@@ -146,11 +147,11 @@ class TypeRecipe:
             "Q4_0": "Q4_1" if first and self.imatrix else None,
         }.get(self.quant)
 
-    def _more_bits(self, layer: int) -> bool:
-        """The first and last eighth of the layers, and every third between."""
-        layers = self.config.num_hidden_layers
-        eighth = layers // 8
-        return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+    @cached_property
+    def _with_values(self) -> tuple[int, ...]:
+        """Layers that have a matrix for values: llama.cpp counts those matrices, not layers."""
+        layers = enumerate(self.config.attention_layers)
+        return tuple(layer for layer, own in layers if own.own_values)
 
     @cached_property
     def _eight(self) -> bool:
@@ -159,6 +160,12 @@ class TypeRecipe:
     @cached_property
     def _tied(self) -> bool:
         return self.config.tie_word_embeddings and not architecture(self.config).output_needed
+
+
+def _more_bits(place: int, count: int) -> bool:
+    """The first and last eighth of ``count`` layers, and every third between."""
+    eighth = count // 8
+    return place < eighth or place >= 7 * count // 8 or (place - eighth) % 3 == 2
 
 
 def _merged_names(name: str) -> tuple[str, ...]:

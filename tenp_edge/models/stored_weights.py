@@ -81,7 +81,8 @@ class WeightIndex:
     def _stacked_prefix(self, layer: int) -> str | None:
         """Transformers 5 calls every MoE block ``mlp``, whatever the family's own name is."""
         config = self._config
-        for block in (config.moe_prefix(layer), f"{config.layer_prefix(layer)}mlp."):
+        in_memory = config.family.experts_in_memory.removesuffix("experts")
+        for block in (config.moe_prefix(layer), config.layer_prefix(layer) + in_memory):
             module = f"{block}experts.gate_up_proj"
             layouts = (PLAIN, *self._layouts(module))
             if any(module + s in self._tensors for own in layouts for s in own.first_suffixes):
