@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, pad, silu
+from torch.nn.functional import gelu, linear, pad, silu
 
 from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.models.family import Activation, Family
@@ -103,6 +103,10 @@ def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return silu(gate) * up
 
 
+def _geglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return gelu(gate, approximate="tanh") * up
+
+
 def _swiglu_oai(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """gpt-oss': (u + 1) g sigmoid(1.702 g), g = min(gate, 7), u = up within -7 and 7."""
     gate, up = gate.clamp(max=7.0), up.clamp(min=-7.0, max=7.0)
@@ -112,6 +116,7 @@ def _swiglu_oai(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 # As transformers computes them.
 _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "silu": _swiglu,
+    "gelu_tanh": _geglu,
     "swiglu_oai": _swiglu_oai,
 }
 
@@ -188,9 +193,14 @@ class RaggedExperts(nn.Module):
 
 def routed_experts(layer: nn.Module) -> RaggedExperts:
     """Those of a decoder layer that has some."""
-    experts = layer.get_submodule("mlp.experts")
-    assert isinstance(experts, RaggedExperts)
+    (experts,) = (module for module in layer.modules() if isinstance(module, RaggedExperts))
     return experts
+
+
+def set_experts(layer: nn.Module, family: Family, experts: RaggedExperts) -> None:
+    """Put ``experts`` in the place of transformers' own."""
+    parent, _, name = family.experts_in_memory.rpartition(".")
+    setattr(layer.get_submodule(parent), name, experts)
 
 
 def weight_norms(experts: RaggedExperts) -> dict[str, torch.Tensor]:

@@ -65,6 +65,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("olmoe", DEEP | {"num_experts": 4}),
     "mixtral": ("mixtral", DEEP | {"num_local_experts": 8}),
     "deepseek_v2": ("deepseek_v2", WIDE | {"num_hidden_layers": 17, "head_dim": None}),
+    # Five of six layers have an attn_v.
+    "gemma4": ("gemma4_text", DEEP | {"num_experts": 5, "layer_types": None}),
+    "gemma4, grouped": (
+        "gemma4_text",
+        DEEP | {"num_experts": 5, "num_key_value_heads": 1, "layer_types": None},
+    ),
     "deepseek_v3": ("deepseek_v3", WIDE | {"num_hidden_layers": 17, "head_dim": None}),
 }
 
