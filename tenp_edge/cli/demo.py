@@ -118,9 +118,9 @@ def run_demo(output: Path, force: bool = False, progress: Progress = QUIET) -> D
         )
         result = run_compress(model, output, options, progress)
         last = closing(Path(DEMO), output, result.plan, result.to_json()["validation"])
-    own = "your own model", "tenp-edge compress PATH/TO/YOUR/MODEL --ram 8GiB -o OUT"
+    another = "your own model", "tenp-edge compress PATH/TO/YOUR/MODEL --ram 8GiB -o OUT"
     made = DemoResult(result, whole, ram, time.monotonic() - start, last)
-    last = replace(last, commands=(*last.commands, ("the same by hand", made.command), own))
+    last = replace(last, commands=(*last.commands, ("the same by hand", made.command), another))
     return replace(made, closing=last)
 
 

@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.models.family import MLA, Family, ModelConfig, Rope, refuse
+from tenp_edge.models.family import MLA, Family, ModelConfig, QkNorm, Rope, VisionFacts, refuse
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.wrapper import own_keys, unwrap
+from tenp_edge.models.quantization import quantised_layouts
+from tenp_edge.models.wrapper import WRAPPED_BY, own_keys, unwrap
 
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -63,7 +64,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
     """Check ``raw`` (config.json) against its family's table and normalise it."""
     family = _family(raw, families)
     wrapper = family.wrapper
-    if wrapper is None or raw["model_type"] == wrapper.text_type:
+    if wrapper is None or raw["model_type"] != family.model_type:
         return _read_text_config(raw, family)
     _refuse_unknown(own_keys(raw, wrapper), family)
     text = unwrap(raw, wrapper) | {"architectures": [family.architecture]}
@@ -73,7 +74,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
 
 def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     """`read_config` of a language model's own config."""
-    _refuse_quantised(raw)
+    quantised_layouts(raw)  # refuses what is not known
     _refuse_unknown(raw, family)
     config = _Reader(raw, family)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
@@ -92,6 +93,9 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         raise contradiction(f"{heads} attention heads do not divide by {kv_heads} key/value heads")
     head_dim = _head_dim(config, mla, hidden, heads)
     latent = mla.kv_lora_rank + mla.qk_rope_head_dim if mla else 0
+    rope = _rope(config)
+    if mla is None and int(head_dim * rope.part) not in range(2, head_dim + 1, 2):
+        raise contradiction(f"{rope.part:g} of a head of {head_dim} is no even number to rotate")
     return ModelConfig(
         family=family,
         raw=dict(raw),
@@ -116,9 +120,11 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         routed_scaling_factor=config.number("routed_scaling_factor", default=1.0),
         n_group=groups,
         topk_group=chosen,
-        rope=_rope(config),
+        rope=rope,
         mla=mla,
         dtype=_dtype(config),
+        qk_norm=_qk_norm(config, family),
+        vision=_vision(config, head_dim, layers) if family.rope_sections else None,
         attention_layers=tuple(
             LayerAttention(heads, kv_heads, head_dim, window, latent)
             for window in _windows(config, family, layers)
@@ -131,7 +137,7 @@ class _Reader:
     """Looks a key up in config.json, then in the family's defaults, then refuses."""
 
     def __init__(self, raw: Mapping[str, Any], family: Family) -> None:
-        self.raw, self.defaults = raw, family.defaults
+        self.raw, self.family, self.defaults = raw, family, family.defaults
 
     def value(self, *keys: str, default: Any = None) -> Any:
         for source in (self.raw, self.defaults):
@@ -214,11 +220,10 @@ def _check_groups(experts: int, groups: int, chosen: int, top_k: int) -> None:
 
 
 def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
-    model_type = raw.get("model_type")
+    model_type = raw.get(WRAPPED_BY, raw.get("model_type"))
     supported = ", ".join(sorted(families))
     for family in families.values():
-        text_type = family.wrapper and family.wrapper.text_type
-        if isinstance(model_type, str) and model_type in (family.model_type, text_type):
+        if isinstance(model_type, str) and model_type in _names(family):
             return family
     text = raw.get("text_config")
     if not any(key in raw or (isinstance(text, dict) and key in text) for key in EXPERT_KEYS):
@@ -229,15 +234,11 @@ def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
     raise UserError(f"model family {model_type!r} is not supported", f"supported: {supported}")
 
 
-def _refuse_quantised(raw: Mapping[str, Any]) -> None:
-    quantization = raw.get("quantization_config")
-    if quantization:
-        known = quantization if isinstance(quantization, dict) else {"quant_method": quantization}
-        method = known.get("quant_method", "unknown")
-        raise UserError(
-            f"the checkpoint is quantised ({method}); pruning needs the original weights",
-            "the bf16, f16 or f32 checkpoint of the same model (dequantise FP8 to bf16 first)",
-        )
+def _names(family: Family) -> tuple[str, ...]:
+    """What config.json calls a model of ``family``, or the language model in one."""
+    wrapper = family.wrapper
+    alone = wrapper is not None and wrapper.alone_type is None
+    return (family.model_type, wrapper.text_type) if wrapper and alone else (family.model_type,)
 
 
 def _refuse_unknown(raw: Mapping[str, Any], family: Family) -> None:
@@ -368,10 +369,41 @@ def _rope(config: _Reader) -> Rope:
     theta = config.value("rope_theta") if stated_theta is None else stated_theta
     if kind not in _ROPE_KINDS:
         raise refuse(f"rope type {kind!r}", ", ".join(_ROPE_KINDS))
-    if scaling.get("partial_rotary_factor", 1.0) not in (None, 1.0):
-        raise refuse(f"partial_rotary_factor = {scaling['partial_rotary_factor']}", "1.0")
+    part = _rotary_part(config, scaling.pop("partial_rotary_factor", None))
     _check_scaling(key, kind, scaling)
-    return Rope(theta=finite("rope_theta", theta), kind=kind, scaling=scaling)
+    return Rope(theta=finite("rope_theta", theta), kind=kind, scaling=scaling, part=part)
+
+
+def _rotary_part(config: _Reader, stated: object) -> float:
+    """The share of a head that is rotated, as ``stated`` among the rope's keys or beside them."""
+    usual, beside = config.family.rotary_part, config.value("partial_rotary_factor")
+    if stated is not None and beside is not None and stated != beside:
+        raise contradiction(f"partial_rotary_factor is {beside} and {stated}")
+    said = stated if stated is not None else beside
+    part = finite("partial_rotary_factor", usual if said is None else said)
+    if part > 1 or (part != 1 and usual == 1):
+        raise refuse(f"partial_rotary_factor = {part}", "1.0")
+    return part
+
+
+def _vision(config: _Reader, head_dim: int, layers: int) -> VisionFacts:
+    sections = config.value("mrope_section")
+    legal = isinstance(sections, list) and len(sections) == 3
+    if not legal or not all(type(size) is int and size > 0 for size in sections):
+        raise malformed("mrope_section", sections, "three numbers above zero")
+    if sum(sections) != head_dim // 2:
+        raise contradiction(
+            f"mrope_section sums to {sum(sections)}, half a head is {head_dim // 2}"
+        )
+    deepstack = config.layers("deepstack_visual_indexes")
+    if len(deepstack) > layers:
+        raise contradiction(f"deepstack_visual_indexes has {len(deepstack)} of {layers} layers")
+    return VisionFacts(tuple(sections), len(deepstack))
+
+
+def _qk_norm(config: _Reader, family: Family) -> QkNorm:
+    key = family.qk_norm_key
+    return family.qk_norm if key is None or config.flag(key) else "none"
 
 
 def _check_scaling(section: str, kind: str, scaling: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,7 +19,7 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.checkpoint.overlay import Mended
-from tenp_edge.disk import write_text
+from tenp_edge.disk import write_json, write_text
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.comparison import lm_eval_tasks, plot
 from tenp_edge.evaluation.comparison.compared_methods import Contender, Mend, choose_methods
@@ -229,7 +228,7 @@ def _lm_eval(
                 rows.append(
                     {"method": method.name, "keep": keep, "seed": case.seed, "tasks": scores}
                 )
-                write_text(file, json.dumps(rows, indent=1) + "\n")
+                write_json(file, rows)
                 task.advance()
     shutil.rmtree(file.parent / MENDED, ignore_errors=True)
     return rows

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
 from support.plans import cycled, plan_for, ragged_plan, removal_plan, whole_plan
+from support.references import reference_model
 from support.stored_layouts import per_expert
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -106,7 +107,8 @@ def test_plain_transformers_says_how_to_load_narrower_experts(
     """At once, in words of ours that it repeats; config and tokenizer are as ever."""
     checkpoint, out = Checkpoint(checkpoint_of(family)), tmp_path / "out"
     write_checkpoint(ModelSource(checkpoint, plan_for(checkpoint, cycled(checkpoint, widths))), out)
-    assert AutoConfig.from_pretrained(out).model_type == family
+    own = checkpoint.config.raw["model_type"]  # of a wrapped model, the language model's
+    assert AutoConfig.from_pretrained(out).model_type == own
     AutoTokenizer.from_pretrained(out)
     with pytest.raises(ValueError) as caught:
         AutoModelForCausalLM.from_pretrained(out)
@@ -114,7 +116,7 @@ def test_plain_transformers_says_how_to_load_narrower_experts(
         'Specified `experts_implementation="narrower experts; '
         'tenp_edge.load_pruned(PATH) loads them"` is not supported.'
     )
-    assert load_pruned(out).config.model_type == family
+    assert load_pruned(out).config.model_type == own
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -139,6 +141,23 @@ def test_removed_experts_leave_the_router_and_the_counts(
     if config.family.router_bias:
         bias = config.moe_prefix(layer) + config.family.router_bias
         assert torch.equal(pruned.read(bias), checkpoint.read(bias)[..., kept])
+
+
+def test_a_wrapped_language_model_is_written_alone(
+    checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    """transformers loads it as the language model that it is; we still know where it comes from."""
+    checkpoint = Checkpoint(checkpoint_of("qwen3_vl_moe"))
+    write_checkpoint(ModelSource(checkpoint, whole_plan(checkpoint)), tmp_path / "out")
+    raw, written = read_json(tmp_path / "out" / "config.json"), Checkpoint(tmp_path / "out")
+    assert (raw["model_type"], raw["wrapped_by"]) == ("qwen3_moe", "qwen3_vl_moe")
+    assert raw["rope_scaling"] == {"rope_type": "default"} and "vision_config" not in raw
+    assert written.config.family == checkpoint.config.family
+    assert written.config.vision == checkpoint.config.vision
+    tokens = torch.arange(40)[None]
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(alone(tokens).logits, reference_model(checkpoint.path)(tokens).logits)
 
 
 def test_groups_must_still_divide(checkpoint_of: CheckpointOf) -> None:

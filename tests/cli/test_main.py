@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from support import tiny
 from support.command import refused, run
 
+from tenp_edge.models import FAMILIES
 from tenp_edge.version import __version__
 
 TINY = ("--samples", "1", "--seq-len", "64")
@@ -93,9 +94,7 @@ def test_dense_model(refuse: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert refuse("inspect", tmp_path) == (
         "error: 'llama' is a dense model: it has no routed experts to prune\n"
-        "try:   a Mixture-of-Experts checkpoint of one of: "
-        "deepseek_v2, deepseek_v3, ernie4_5_moe, glm4_moe_lite, gpt_oss, mixtral, olmoe, "
-        "qwen2_moe, qwen3_moe"
+        "try:   a Mixture-of-Experts checkpoint of one of: " + ", ".join(sorted(FAMILIES))
     )
 
 

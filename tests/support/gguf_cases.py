@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from support.neuron_maths import mask_cut_neurons
-from transformers import AutoModelForCausalLM
+from support.references import reference_model
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
 from tenp_edge.checkpoint.files import (
@@ -75,7 +75,7 @@ def llama_logits(file: Path) -> Logits:
 
 def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Logits:
     """Of TOKENS in transformers at float32, with the plan's cut neurons zeroed at full width."""
-    model = AutoModelForCausalLM.from_pretrained(
+    model = reference_model(
         path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
     with torch.no_grad(), _one_thread():

@@ -24,8 +24,8 @@ _PATH = "/model/rotary"
 
 
 def rotary_size(config: ModelConfig) -> int:
-    """Dimensions of a head that are rotated: all of them, or MLA's rotary part."""
-    return config.head_dim if config.mla is None else config.mla.qk_rope_head_dim
+    """Dimensions of a head that are rotated: all of them, the first, or MLA's rotary part."""
+    return config.rotary_size(0)
 
 
 def frequencies(config: ModelConfig) -> tuple[Floats, float]:

@@ -17,7 +17,6 @@ import torch
 
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.disk import read_json, write_text
 from tenp_edge.evaluation.comparison.compared_methods import Case, Contender, Cut, Mend
 from tenp_edge.evaluation.comparison.measures import Measure
 from tenp_edge.evaluation.evaluator import Evaluator, LayerCache
@@ -25,6 +24,7 @@ from tenp_edge.evaluation.variants import Planned, Variant
 from tenp_edge.planning.allocators import Drop
 from tenp_edge.planning.trials import Trial
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.resumable import JobRecord
 
 FORMAT, VERSION = "tenp-edge comparison", 1
 MENDED = "mended.partial"  # beside compare.json: weights of the ratio that is being measured
@@ -95,7 +95,8 @@ def compare(
         work=file.parent,
         progress=progress,
     )
-    result = _begun(job, file, f"{device}", str(dtype).removeprefix("torch."))
+    record = _record(job, file, f"{device}", str(dtype).removeprefix("torch."))
+    result = record.state()
     cases = job.cases()
     done = [keep for keep in job.ratios if any(row["keep"] == keep for row in result["rows"])]
     if done:
@@ -115,7 +116,7 @@ def compare(
             {"method": m.name, "keep": keep, "seed": case.seed, **_facts(case, cut), **scores}
             for (m, case, cut), scores in zip(cuts, found[1:], strict=True)
         ]
-        write_text(file, json.dumps(result, indent=1) + "\n")
+        record.write(result)
         # Mended weights serve one ratio, and are a good part of a model each.
         shutil.rmtree(file.parent / MENDED, ignore_errors=True)
     return result
@@ -175,17 +176,10 @@ def _facts(case: Case, cut: Cut) -> dict[str, Any]:
     }
 
 
-def _begun(job: Job, file: Path, device: str, dtype: str) -> dict[str, Any]:
-    """What ``file`` holds of this very comparison, or an empty one."""
-    if file.is_file():
-        found = read_json(file, f"another -o, or delete {file}")
-        if found.get("format") == FORMAT and found.get("key") == job.key:
-            return dict(found)
+def _record(job: Job, file: Path, device: str, dtype: str) -> JobRecord:
+    """compare.json: what is compared, and the rows that are done."""
     config = job.checkpoint.config
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "key": job.key,
+    empty = {
         "model": str(job.checkpoint.path),
         "model_type": config.family.model_type,
         "fingerprint": job.checkpoint.fingerprint,
@@ -198,3 +192,5 @@ def _begun(job: Job, file: Path, device: str, dtype: str) -> dict[str, Any]:
         "dense": {},
         "rows": [],
     }
+    identity = {"format": FORMAT, "version": VERSION, "key": job.key}
+    return JobRecord(file, identity, empty, f"another -o, or delete {file}")

@@ -212,6 +212,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention biases": ("olmoe", {"attention_bias": True}),
     "attention biases of MLA": ("deepseek_v3", {"attention_bias": True}),
     "no renormalising": ("deepseek_v3", {"norm_topk_prob": False}),
+    "norms of heads": ("glm4_moe", {"use_qk_norm": True, "partial_rotary_factor": 0.25}),
     "no shared expert": ("qwen2_moe", {"decoder_sparse_step": 2, "tie_word_embeddings": True}),
     "linear": ("mixtral", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
     "yarn": ("qwen3_moe", {"rope_parameters": _YARN, "rope_theta": None}),

@@ -18,7 +18,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.models import FAMILIES
+from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml import branches
 from tenp_edge.runtime.ggml.model import PerExpertModel
@@ -170,7 +170,7 @@ WIDE = {"hidden_size": 256, "num_hidden_layers": 2}
 
 def wide(directory: Path, family: str, width: int = 512) -> Checkpoint:
     row = FAMILIES[family]
-    config = tiny.CONFIGS[family]
+    config = read_config(tiny.CONFIGS[family], FAMILIES).raw
     top_k = next(key for key in ("moe_k", "num_experts_per_tok") if key in config)
     changes = WIDE | {row.experts_key: 4, row.width_key: width, top_k: 2}
     if "layer_types" in config:
@@ -202,6 +202,20 @@ def test_fallback_types_are_llamacpps(quant: str, tmp_path: Path) -> None:
     source = ModelSource(checkpoint, plan_for(checkpoint, cycled(checkpoint, (96,))))
     for layout in ("per-expert", "merged"):
         export(source, tmp_path / f"{layout}.gguf", quant, layout)
+    files = tmp_path / "per-expert.gguf", tmp_path / "merged.gguf"
+    assert_same(*files, kv_type="F32", flash_attention=False)
+
+
+@pytest.mark.parametrize(
+    "kind", ["IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "MXFP4"]
+)
+def test_few_bits_are_llamacpps(kind: str, tmp_path: Path) -> None:
+    """Experts whose gate and up are in the type and whose down is in another."""
+    source = ModelSource(wide(tmp_path / "model", "qwen3_moe", 256))
+    rules = (rf"ffn_(gate|up)_exps={kind}", "ffn_down_exps=Q5_K")
+    for layout in ("per-expert", "merged"):
+        options = ExportOptions("Q4_0", layout, tensor_types=rules)
+        EXPORTER.write(source, options, tmp_path / f"{layout}.gguf")
     files = tmp_path / "per-expert.gguf", tmp_path / "merged.gguf"
     assert_same(*files, kv_type="F32", flash_attention=False)
 
