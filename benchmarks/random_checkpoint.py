@@ -113,9 +113,9 @@ def write_random_checkpoint(
     embedding_scale: float = 1.0,
 ) -> Path:
     """Write config.json and random safetensors for config ``raw``; ``fused`` stacks the experts
-    (gate_up_proj, down_proj) the way transformers 5 saves some models, ``transposed`` the way it
-    saves others. ``embedding_scale`` above 1 lets tokens differ more from each other than attention
-    makes them alike: every expert is then chosen by some."""
+    (gate_up_proj, down_proj) the way transformers 5 saves some models, ``transposed`` each matrix,
+    the way others are published. ``embedding_scale`` above 1 lets tokens differ more from each
+    other than attention makes them alike: every expert is then chosen by some."""
     directory.mkdir(parents=True, exist_ok=True)
     config = read_config(raw, FAMILIES)
     dtype = {v: k for k, v in TORCH_DTYPES.items()}[getattr(torch, config.dtype)]
@@ -131,7 +131,7 @@ def write_random_checkpoint(
             scale /= config.hidden_size**0.5
         return random_tensor(name, spec.shape, spec.role, own) * scale
 
-    def stacked(name: str) -> torch.Tensor:
+    def stored(name: str) -> torch.Tensor:
         if name in named:
             return make(named[name])
         kind = name.split(".")[-1]
@@ -167,10 +167,10 @@ def write_random_checkpoint(
                 ("down_proj", hidden, width),
             ):
                 shape = (columns, rows) if transposed else (rows, columns)
-                entries.append(TensorEntry(f"{prefix}{name}", dtype, (experts, *shape)))
+                entries.append(TensorEntry(prefix + name, dtype, (experts, *shape)))
                 if config.family.expert_bias:
                     entries.append(TensorEntry(f"{prefix}{name}_bias", dtype, (experts, rows)))
-    for entry in write_shards(directory, plan_shards(entries, shard_bytes), stacked):
+    for entry in write_shards(directory, plan_shards(entries, shard_bytes), stored):
         assert dtype_name(TORCH_DTYPES[entry.dtype]) == entry.dtype
     (directory / "config.json").write_text(json.dumps(dict(raw), indent=1))
     return directory

@@ -82,8 +82,8 @@ class Architecture:
     ``leading_dense``: layers in front may be dense. ``router_keys``: the router's score, scale and
     renormalisation have keys. ``shared_needed``: where a family has shared experts, the graph reads
     them in every model. ``shared_width``: their width has a key; ``shared_count``: it is told as a
-    number of routed experts. ``constants``: keys that llama.cpp asks for and that
-    say the same of every model.
+    number of routed experts. ``constants``: keys that llama.cpp asks for and that say the same of
+    every model.
     """
 
     name: str
@@ -140,6 +140,17 @@ ARCHITECTURES = {
         shared_needed=False,
         shared_width=True,
         constants=(("interleave_moe_layer_step", 1),),
+    ),
+    "qwen3_vl_moe": Architecture("qwen3vlmoe", norm_topk=True),
+    "glm4_moe": Architecture(
+        "glm4moe",
+        norm_topk=None,
+        qkv_bias=True,
+        leading_dense=True,
+        router_keys=True,
+        shared_count=True,
+        constants=(("nextn_predict_layers", 0),),
+        names={"post_attention_norm": "blk.{layer}.post_attention_norm.weight"},
     ),
     "gemma4": Architecture("gemma4", norm_topk=True, by_layer=True),
 }
@@ -256,7 +267,7 @@ def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
             f"this model has {heads} x {config.head_dim} = {head_rows} and {config.hidden_size}",
         ),
         (
-            config.family.qk_norm == "projection" and kv_heads != heads,
+            config.qk_norm == "projection" and kv_heads != heads,
             f"llama.cpp's {row.name} needs as many KV heads as heads, "
             f"this model has {kv_heads} and {heads}",
         ),

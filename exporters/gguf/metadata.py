@@ -11,7 +11,7 @@ from typing import Any
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, booleans, f32, text, u32, u32s, u64
 from tenp_edge.exporters.gguf.types import FILE_TYPES
-from tenp_edge.models import LayerAttention, ModelConfig
+from tenp_edge.models import LayerAttention, ModelConfig, VisionFacts
 from tenp_edge.runtime.gguf.model_metadata import LAYOUT, OWN, YARN_TRUNCATE
 from tenp_edge.runtime.memory.footprint import PlannedRun
 
@@ -99,7 +99,7 @@ def _attention(config: ModelConfig) -> _Fields:
             "attention.head_count_kv": u32(own.kv_heads),
             "attention.key_length": u32(own.head_dim),
             "attention.value_length": u32(own.head_dim),
-            "rope.dimension_count": u32(own.head_dim),
+            "rope.dimension_count": u32(config.rotary_size(0)),
         }
         return {**fields, **_window(config)}
     # The absorbed form is multi-query attention: one KV head of lora + rope, V a view of K.
@@ -187,7 +187,7 @@ def _router(config: ModelConfig) -> _Fields:
 
 def _rope(config: ModelConfig, layout: str) -> _Fields:
     rope = config.rope
-    fields = {"rope.freq_base": f32(rope.theta)}
+    fields = {"rope.freq_base": f32(rope.theta), **_vision(config)}
     if architecture(config).by_layer:
         windows = zip(config.attention_layers, config.layer_ropes, strict=True)
         within = next((own for layer, own in windows if layer.window is not None), rope)
@@ -206,6 +206,26 @@ def _rope(config: ModelConfig, layout: str) -> _Fields:
         if layout == LAYOUT and scaling.get("truncate") is False:  # llama.cpp has no key for it
             fields[YARN_TRUNCATE] = boolean(False)
     return fields
+
+
+def _vision(config: ModelConfig) -> _Fields:
+    """What llama.cpp needs to look at pictures with a vision model's file beside this one."""
+    if config.vision is None:
+        return {}
+    return {
+        "rope.dimension_sections": u32s([*_sections(config, config.vision), 0]),
+        "n_deepstack_layers": u32(config.vision.deepstack_layers),
+    }
+
+
+def _sections(config: ModelConfig, vision: VisionFacts) -> list[int]:
+    """Frequency i turns with time, height or width as i % 3 is 0, 1 or 2, up to three times the
+    section; beyond it llama.cpp leaves it standing where transformers turns it with time. Sections
+    that reach the last frequency make a text exact, and a picture closer: Qwen3-VL's 24, 20, 20
+    would leave two of 64 standing."""
+    half = config.rotary_size(0) // 2
+    reaching = (-(-(half - kind) // 3) for kind in range(3))
+    return [max(pair) for pair in zip(vision.rope_sections, reaching, strict=True)]
 
 
 def _output(config: ModelConfig) -> _Fields:

@@ -7,12 +7,14 @@ from tenp_edge.models import (
     deepseek_v3,
     ernie4_5_moe,
     gemma4,
+    glm4_moe,
     glm4_moe_lite,
     gpt_oss,
     mixtral,
     olmoe,
     qwen2_moe,
     qwen3_moe,
+    qwen3_vl_moe,
 )
 from tenp_edge.models.config import EXPERT_KEYS, read_config
 from tenp_edge.models.family import (
@@ -24,6 +26,7 @@ from tenp_edge.models.family import (
     Rope,
     Shape,
     TensorSpec,
+    VisionFacts,
     expected_tensors,
 )
 from tenp_edge.models.layer_attention import LayerAttention
@@ -38,7 +41,9 @@ FAMILIES: dict[str, Family] = {
         olmoe,
         mixtral,
         glm4_moe_lite,
+        glm4_moe,
         ernie4_5_moe,
+        qwen3_vl_moe,
         gpt_oss,
         gemma4,
     )
@@ -56,6 +61,7 @@ __all__ = [
     "Rope",
     "Shape",
     "TensorSpec",
+    "VisionFacts",
     "expected_tensors",
     "read_config",
 ]

@@ -13,9 +13,20 @@ from dataclasses import replace
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.models.family import MLA, Activation, Family, LayerKeys, ModelConfig, Rope, refuse
+from tenp_edge.models.family import (
+    MLA,
+    Activation,
+    Family,
+    LayerKeys,
+    ModelConfig,
+    QkNorm,
+    Rope,
+    VisionFacts,
+    refuse,
+)
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.wrapper import own_keys, unwrap
+from tenp_edge.models.quantization import quantised_layouts
+from tenp_edge.models.wrapper import WRAPPED_BY, own_keys, unwrap
 
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -71,7 +82,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
     """Check ``raw`` (config.json) against its family's table and normalise it."""
     family = _family(raw, families)
     wrapper = family.wrapper
-    if wrapper is None or raw["model_type"] == wrapper.text_type:
+    if wrapper is None or raw["model_type"] != family.model_type:
         return _read_text_config(raw, family)
     _refuse_unknown(own_keys(raw, wrapper), family, {})
     text = unwrap(raw, wrapper) | {"architectures": [family.architecture]}
@@ -81,7 +92,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
 
 def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     """`read_config` of a language model's own config."""
-    _refuse_quantised(raw)
+    quantised_layouts(raw)  # refuses what is not known
     _refuse_unknown(raw, family, family.defaults)
     config = _Reader(raw, family)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
@@ -103,6 +114,9 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     windows = _windows(config, family, layers)
     attention = LayerAttention(heads, kv_heads, head_dim, latent=latent)
     ropes = _ropes(config, family)
+    if mla is None and int(head_dim * ropes[_FULL].part) not in range(2, head_dim + 1, 2):
+        part = ropes[_FULL].part
+        raise contradiction(f"{part:g} of a head of {head_dim} is no even number to rotate")
     return ModelConfig(
         family=family,
         raw=dict(raw),
@@ -130,6 +144,8 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         rope=ropes[_FULL],
         mla=mla,
         dtype=_dtype(config),
+        qk_norm=_qk_norm(config, family),
+        vision=_vision(config, head_dim, layers) if family.rope_sections else None,
         expert_widths=_expert_widths(raw, moe_layers, experts, width),
         attention_layers=_attention_layers(config, family, attention, windows),
         layer_ropes=tuple(ropes[_SLIDING if window else _FULL] for window in windows),
@@ -141,7 +157,7 @@ class _Reader:
     """Looks a key up in config.json, then in the family's defaults, then refuses."""
 
     def __init__(self, raw: Mapping[str, Any], family: Family) -> None:
-        self.raw, self.defaults = raw, family.defaults
+        self.raw, self.family, self.defaults = raw, family, family.defaults
 
     def value(self, *keys: str, default: Any = None) -> Any:
         for source in (self.raw, self.defaults):
@@ -230,11 +246,10 @@ def _check_groups(experts: int, groups: int, chosen: int, top_k: int) -> None:
 
 
 def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
-    model_type = raw.get("model_type")
+    model_type = raw.get(WRAPPED_BY, raw.get("model_type"))
     supported = ", ".join(sorted(families))
     for family in families.values():
-        text_type = family.wrapper and family.wrapper.text_type
-        if isinstance(model_type, str) and model_type in (family.model_type, text_type):
+        if isinstance(model_type, str) and model_type in _names(family):
             return family
     text = raw.get("text_config")
     if not any(key in raw or (isinstance(text, dict) and key in text) for key in EXPERT_KEYS):
@@ -245,15 +260,11 @@ def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
     raise UserError(f"model family {model_type!r} is not supported", f"supported: {supported}")
 
 
-def _refuse_quantised(raw: Mapping[str, Any]) -> None:
-    quantization = raw.get("quantization_config")
-    if quantization:
-        known = quantization if isinstance(quantization, dict) else {"quant_method": quantization}
-        method = known.get("quant_method", "unknown")
-        raise UserError(
-            f"the checkpoint is quantised ({method}); pruning needs the original weights",
-            "the bf16, f16 or f32 checkpoint of the same model (dequantise FP8 to bf16 first)",
-        )
+def _names(family: Family) -> tuple[str, ...]:
+    """What config.json calls a model of ``family``, or the language model in one."""
+    wrapper = family.wrapper
+    alone = wrapper is not None and wrapper.alone_type is None
+    return (family.model_type, wrapper.text_type) if wrapper and alone else (family.model_type,)
 
 
 def _refuse_unknown(raw: Mapping[str, Any], family: Family, defaults: Mapping[str, Any]) -> None:
@@ -441,12 +452,45 @@ def _rope(config: _Reader, key: str, stated: Mapping[str, Any], kinds: Sequence[
     theta = config.value("rope_theta") if stated_theta is None else stated_theta
     if kind not in kinds:
         raise refuse(f"rope type {kind!r}", ", ".join(kinds))
+    part = 1.0
     if kind == _PROPORTIONAL:
         _check_proportional(key, scaling)
-    elif scaling.get("partial_rotary_factor", 1.0) not in (None, 1.0):
-        raise refuse(f"partial_rotary_factor = {scaling['partial_rotary_factor']}", "1.0")
+    else:
+        part = _rotary_part(config, scaling.pop("partial_rotary_factor", None))
     _check_scaling(key, kind, scaling)
-    return Rope(theta=finite("rope_theta", theta), kind=kind, scaling=scaling)
+    return Rope(theta=finite("rope_theta", theta), kind=kind, scaling=scaling, part=part)
+
+
+def _rotary_part(config: _Reader, stated: object) -> float:
+    """The share of a head that is rotated, as ``stated`` among the rope's keys or beside them."""
+    usual, beside = config.family.rotary_part, config.value("partial_rotary_factor")
+    if stated is not None and beside is not None and stated != beside:
+        raise contradiction(f"partial_rotary_factor is {beside} and {stated}")
+    said = stated if stated is not None else beside
+    part = finite("partial_rotary_factor", usual if said is None else said)
+    if part > 1 or (part != 1 and usual == 1):
+        raise refuse(f"partial_rotary_factor = {part}", "1.0")
+    return part
+
+
+def _vision(config: _Reader, head_dim: int, layers: int) -> VisionFacts:
+    sections = config.value("mrope_section")
+    legal = isinstance(sections, list) and len(sections) == 3
+    if not legal or not all(type(size) is int and size > 0 for size in sections):
+        raise malformed("mrope_section", sections, "three numbers above zero")
+    if sum(sections) != head_dim // 2:
+        raise contradiction(
+            f"mrope_section sums to {sum(sections)}, half a head is {head_dim // 2}"
+        )
+    deepstack = config.layers("deepstack_visual_indexes")
+    if len(deepstack) > layers:
+        raise contradiction(f"deepstack_visual_indexes has {len(deepstack)} of {layers} layers")
+    return VisionFacts(tuple(sections), len(deepstack))
+
+
+def _qk_norm(config: _Reader, family: Family) -> QkNorm:
+    key = family.qk_norm_key
+    return family.qk_norm if key is None or config.flag(key) else "none"
 
 
 def _check_proportional(section: str, scaling: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from tenp_edge.models.wrapper import Wrapper
 Part = Literal[
     "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
 ]
+QkNorm = Literal["none", "head", "projection"]
 Shape = tuple[int, ...]
 # What is made of gate and up: silu(gate) up, gelu(gate) up, or gpt-oss' clamped form
 # (`forward.experts`).
@@ -50,6 +51,10 @@ class Family:
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
     ``moe_block``: where router and experts lie in a layer; empty where they are the layer's own.
     ``stacked``: transformers reads the experts of a layer as two stacked tensors only.
+    ``qk_norm_key``: whether there is such a norm, where config.json says so.
+    ``rotary_part``: share of a head that is rotated, if config.json does not say.
+    ``rope_sections``: config.json divides a head's frequencies among time, height and width, which
+    are the same number for a text's tokens.
     ``rope_pairs``: neighbours of a head are rotated together, not halves.
     ``router_bias``: the bias that only selects experts, by its name in the MoE block;
     ``router_bias_row``: stored as [1, experts]. ``in_memory``: (module of the MoE block, the module
@@ -57,7 +62,6 @@ class Family:
     ``expert_bias``: gate, up and down of the routed experts have biases.
     ``gate_up_interleaved``: in stacked experts, gate's rows are the even ones, up's the odd ones.
     ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
-    ``runs_as``: the model_type that transformers runs the language model as, if not its own.
     ``full_attention_every``: where config.json has no ``layer_types``, every so many layers one
     looks at the whole context and the others at the last ``sliding_window`` tokens; 0: all at all.
     ``activation``: what is made of gate and up. ``router``: the router's module in the MoE block.
@@ -85,7 +89,8 @@ class Family:
     attention: Literal["gqa", "mla"]
     defaults: Mapping[str, Any]
     allowed: Mapping[str, tuple[Any, ...]]
-    qk_norm: Literal["none", "head", "projection"] = "none"
+    qk_norm: QkNorm = "none"
+    qk_norm_key: str | None = None
     qkv_bias_key: str | None = None
     o_bias_key: str | None = None
     shared_block: str | None = None
@@ -95,11 +100,13 @@ class Family:
     router_bias_row: bool = False
     in_memory: tuple[tuple[str, str], ...] = ()
     rope_pairs: bool = False
+    rotary_part: float = 1.0
+    rope_sections: bool = False
     always_norm_topk: bool = False
     expert_bias: bool = False
     gate_up_interleaved: bool = False
-    extra_keys: tuple[str, ...] = ()
     full_attention_every: int = 0
+    extra_keys: tuple[str, ...] = ()
     layer_keys: LayerKeys | None = None
     activation: Activation = "silu"
     activation_key: str = "hidden_act"
@@ -115,7 +122,6 @@ class Family:
     attention_scale: float | None = None
     softcap_key: str | None = None
     wrapper: Wrapper | None = None
-    runs_as: str | None = None
     router_linear_bias: bool = False
     sinks: bool = False
 
@@ -138,11 +144,22 @@ class MLA:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding; ``scaling`` keeps the remaining keys of linear or YaRN scaling."""
+    """Rotary embedding of the first ``part`` of a head; ``scaling`` keeps the remaining keys of
+    linear or YaRN scaling."""
 
     theta: float
     kind: str
     scaling: Mapping[str, Any]
+    part: float = 1.0
+
+
+@dataclass(frozen=True)
+class VisionFacts:
+    """What a language model's file must say for pictures: frequencies of a head for time, height
+    and width, and the number of layers that take features of a picture (deepstack)."""
+
+    rope_sections: tuple[int, ...]
+    deepstack_layers: int
 
 
 @dataclass(frozen=True)
@@ -190,6 +207,8 @@ class ModelConfig:
     rope: Rope
     mla: MLA | None
     dtype: str
+    qk_norm: QkNorm
+    vision: VisionFacts | None
     attention_layers: tuple[LayerAttention, ...] = field(repr=False)
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
     layer_ropes: tuple[Rope, ...] = field(repr=False)
@@ -206,14 +225,15 @@ class ModelConfig:
         """True when every routed expert of every layer has the same width."""
         return len({w for widths in self.expert_widths.values() for w in widths}) == 1
 
+    def rotary_size(self, layer: int) -> int:
+        """Elements of a head that are rotated, the first ones; latent attention's rotary part."""
+        if self.mla is not None:
+            return self.mla.qk_rope_head_dim
+        return int(self.layer_attention(layer).head_dim * self.layer_ropes[layer].part)
+
     def layer_attention(self, layer: int) -> LayerAttention:
         """Heads, sizes and window of ``layer``: what its tensors and its cache follow from."""
         return self.attention_layers[layer]
-
-    @property
-    def transformers_type(self) -> str:
-        """The model_type that transformers runs the language model as."""
-        return self.family.runs_as or str(self.raw["model_type"])
 
     def stored_name(self, name: str) -> str:
         """Tensor ``name`` as the files call it."""
@@ -312,8 +332,8 @@ def _gqa_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
         yield "self_attn.o_proj.bias", (hidden,), "o_bias", "attention"
     if config.family.sinks:
         yield "self_attn.sinks", (own.heads,), "sinks", "attention"
-    if config.family.qk_norm != "none":
-        whole = config.family.qk_norm == "projection"
+    if config.qk_norm != "none":
+        whole = config.qk_norm == "projection"
         yield "self_attn.q_norm.weight", (q_rows if whole else head,), "q_norm", "attention"
         yield "self_attn.k_norm.weight", (kv_rows if whole else head,), "k_norm", "attention"
 

@@ -11,10 +11,10 @@ import torch
 from support import plans, tiny
 from support.calibrating import domain, run, two_domains
 from support.neuron_maths import activations
-from transformers import AutoModelForCausalLM
+from support.references import reference_model
 
 from tenp_edge.calibration import statistics
-from tenp_edge.calibration.matrix_inputs import matrix_roles
+from tenp_edge.calibration.input_observer import matrix_roles
 from tenp_edge.calibration.merging import merge_statistics
 from tenp_edge.calibration.statistics import EXPERT_SUMS, INPUT_SUM, NEURON_MAXIMA, NEURON_SUMS
 from tenp_edge.calibration.storage import Statistics
@@ -27,7 +27,7 @@ NAMES = (*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA)
 def hooked_sums(path: Path, data: Domain) -> dict[int, dict[str, torch.Tensor]]:
     """Every sum of method.md, written down once more: hooks on the whole model, float64."""
     checkpoint = Checkpoint(path)
-    model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="eager")
+    model = reference_model(path, experts_implementation="eager")
     seen: dict[int, dict[str, Any]] = {layer: {} for layer in checkpoint.config.moe_layers}
     for layer, found in seen.items():
         block = model.model.layers[layer]
@@ -141,7 +141,7 @@ def test_streaming_equals_hooks(
 
 def hooked_inputs(path: Path, data: Domain) -> dict[str, torch.Tensor]:
     """Sums of squares at every matrix, by its name, and at each expert ("1.0": layer.expert)."""
-    model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="eager")
+    model = reference_model(path, experts_implementation="eager")
     sums: dict[str, Any] = {}
 
     def add(name: str, rows: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import tiny
 from support.neuron_maths import weights_in
-from transformers import AutoModelForCausalLM
+from support.references import reference_model
 
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
@@ -18,7 +18,7 @@ from tenp_edge.checkpoint.source import ModelSource
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_experts_equal_transformers(family: str, checkpoint_of: Callable[[str], Path]) -> None:
     checkpoint = Checkpoint(checkpoint_of(family))
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path)
+    model = reference_model(checkpoint.path)
     for layer in checkpoint.config.moe_layers:
         for expert in range(checkpoint.config.num_experts):
             ours = checkpoint.expert(layer, expert)

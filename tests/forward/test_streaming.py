@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import plans, tiny
 from support.neuron_maths import mask_cut_neurons
-from transformers import AutoModelForCausalLM
+from support.references import reference_model
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
@@ -39,6 +39,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tied": ("mixtral", {"tie_word_embeddings": True}),
     "fused": ("olmoe", {"fused": True}),
     "routed_between": ("ernie4_5_moe", {"moe_layer_end_index": 1, "moe_layer_start_index": 0}),
+    "head_norms": ("glm4_moe", {"use_qk_norm": True, "partial_rotary_factor": 0.25}),
     "layer_types": ("glm4_moe_lite", {"mlp_layer_types": ["dense", "dense", "sparse"]}),
 }
 
@@ -58,7 +59,7 @@ def streamed(
 @torch.no_grad()
 def whole(path: Path, tokens: torch.Tensor, plan: CompressionPlan | None = None) -> torch.Tensor:
     """transformers' logits; with a plan, of the full model with the cut neurons zeroed."""
-    model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="eager")
+    model = reference_model(path, experts_implementation="eager")
     if plan is not None:
         mask_cut_neurons(model, plan)
     return model(tokens).logits

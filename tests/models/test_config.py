@@ -15,11 +15,7 @@ from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.models.inspection import inspect_model
 
 CheckpointOf = Callable[[str], Path]
-SUPPORTED = (
-    "deepseek_v2, deepseek_v3, ernie4_5_moe, gemma4, glm4_moe_lite, gpt_oss, mixtral, olmoe, "
-    "qwen2_moe, "
-    "qwen3_moe"
-)
+SUPPORTED = ", ".join(sorted(FAMILIES))
 
 
 _TURNING = {"rope_type": "default", "rope_theta": 1e4}
@@ -35,18 +31,6 @@ CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [
         {"model_type": "granitemoe"},
         "model family 'granitemoe' is not supported",
         f"supported: {SUPPORTED}",
-    ),
-    (
-        "qwen3_moe",
-        {"quantization_config": {"quant_method": "fp8"}},
-        "the checkpoint is quantised (fp8); pruning needs the original weights",
-        "the bf16, f16 or f32 checkpoint of the same model (dequantise FP8 to bf16 first)",
-    ),
-    (
-        "qwen3_moe",
-        {"quantization_config": "awq"},
-        "the checkpoint is quantised (awq); pruning needs the original weights",
-        "the bf16, f16 or f32 checkpoint of the same model (dequantise FP8 to bf16 first)",
     ),
     (
         "qwen3_moe",
@@ -155,6 +139,31 @@ CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [
         {"torch_dtype": "float8_e4m3fn"},
         "config.json: dtype = 'float8_e4m3fn' is not supported",
         "supported: bfloat16, float16, float32",
+    ),
+    (
+        "glm4_moe",
+        {"partial_rotary_factor": 0.3},
+        "config.json contradicts itself: 0.3 of a head of 32 is no even number to rotate",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "glm4_moe",
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}},
+        "config.json contradicts itself: partial_rotary_factor is 0.5 and 0.25",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "qwen3_moe",
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        "config.json: partial_rotary_factor = 0.5 is not supported",
+        "supported: 1.0",
+    ),
+    (
+        "qwen3_vl_moe",
+        {"text_config": {}},
+        "config.json has no text_config: qwen3_vl_moe wraps a language model, and this one has "
+        "none",
+        "the config.json and the weights of the whole model",
     ),
     (
         "ernie4_5_moe",

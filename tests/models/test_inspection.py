@@ -13,7 +13,7 @@ from random_checkpoint import SHAPES, write_holes
 from safetensors.torch import load_file, save_file
 from support import tiny
 from support.plans import ragged_plan
-from transformers import AutoModelForCausalLM
+from support.references import reference_model
 
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
@@ -26,7 +26,7 @@ CheckpointOf = Callable[[str], Path]
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_counts_equal_transformers(family: str, checkpoint_of: CheckpointOf) -> None:
     summary = inspect_model(checkpoint_of(family))
-    model = AutoModelForCausalLM.from_pretrained(checkpoint_of(family))
+    model = reference_model(checkpoint_of(family))
     kept = model.state_dict()
     buffers = sum(b.numel() for name, b in model.named_buffers() if name in kept)
     assert summary.parameters == buffers + sum(p.numel() for p in model.parameters())

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from support import tiny
 from support.neuron_maths import mask_cut_neurons
-from transformers import AutoModelForCausalLM
+from support.references import reference_model
 from transformers.activations import GELUTanh
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
@@ -78,7 +78,7 @@ def llama_logits(file: Path) -> Logits:
 def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Logits:
     """Of TOKENS in transformers at float32, with the plan's cut neurons zeroed at full width, and
     GELU as ggml has it on a CPU."""
-    model = AutoModelForCausalLM.from_pretrained(
+    model = reference_model(
         path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
     for module in model.modules():

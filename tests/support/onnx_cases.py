@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from support.neuron_maths import mask_cut_neurons
 from support.plans import plan_for
-from transformers import AutoModelForCausalLM
+from support.references import reference_model
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
@@ -49,7 +49,7 @@ def export(source: ModelSource, directory: Path, **options: Any) -> Manifest:
 
 def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Floats:
     """Of IDS in transformers at float32, the plan's cut neurons zeroed: (4, 24, vocabulary)."""
-    model = AutoModelForCausalLM.from_pretrained(
+    model = reference_model(
         path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
     with torch.no_grad():

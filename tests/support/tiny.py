@@ -210,6 +210,66 @@ CONFIGS |= {
         "topk_method": "noaux_tc",
         "v_head_dim": 24,
     },
+    "qwen3_vl_moe": {
+        "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+        "image_token_id": 5,
+        "text_config": _COMMON
+        | {
+            "attention_bias": False,
+            "decoder_sparse_step": 1,
+            "head_dim": 32,
+            "mlp_only_layers": [],
+            "model_type": "qwen3_vl_moe_text",
+            "moe_intermediate_size": 96,
+            "norm_topk_prob": True,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "num_key_value_heads": 2,
+            "rope_scaling": {
+                "mrope_interleaved": True,
+                "mrope_section": [6, 5, 5],
+                "rope_type": "default",
+            },
+            "rope_theta": 5000000.0,
+        },
+        "tie_word_embeddings": False,
+        "video_token_id": 6,
+        "vision_config": {
+            "deepstack_visual_indexes": [0, 1],
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "model_type": "qwen3_vl_moe",
+            "num_heads": 2,
+            "num_position_embeddings": 16,
+            "out_hidden_size": 64,
+            "patch_size": 4,
+        },
+        "vision_end_token_id": 8,
+        "vision_start_token_id": 7,
+    },
+    "glm4_moe": _COMMON
+    | {
+        "architectures": ["Glm4MoeForCausalLM"],
+        "attention_bias": True,
+        "first_k_dense_replace": 1,
+        "head_dim": 32,
+        "moe_intermediate_size": 96,
+        "n_group": 1,
+        "n_routed_experts": 6,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_experts_per_tok": 3,
+        "num_key_value_heads": 2,
+        "num_nextn_predict_layers": 1,
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "routed_scaling_factor": 1.0,
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+        "use_qk_norm": False,
+    },
     "ernie4_5_moe": _COMMON
     | {
         "architectures": ["Ernie4_5_MoeForCausalLM"],
@@ -237,7 +297,7 @@ for _name, _config in CONFIGS.items():
 FAMILIES = tuple(CONFIGS)
 MLA_FAMILIES = tuple(name for name, config in CONFIGS.items() if "kv_lora_rank" in config)
 # Whose experts transformers reads stacked only, as they are published; of those, transposed ones.
-STACKED, TRANSPOSED = ("gpt_oss", "gemma4_text"), ("gpt_oss",)
+STACKED, TRANSPOSED = ("gpt_oss", "qwen3_vl_moe", "gemma4_text"), ("gpt_oss", "qwen3_vl_moe")
 # Those without windows, whose places in a fixed cache are known beforehand.
 STATIC_FAMILIES = tuple(name for name, config in CONFIGS.items() if "sliding_window" not in config)
 # Those whose experts onnxruntime's own operators compute.
@@ -269,12 +329,10 @@ def write_tokenizer(directory: Path, vocab_size: int = VOCAB) -> None:
 
 def make(directory: Path, family: str, *, fused: bool = False, **changes: Any) -> Path:
     """A tiny checkpoint of ``family`` with ``changes`` to its config, tokenizer included."""
-    write_random_checkpoint(
-        directory,
-        CONFIGS[family] | changes,
-        fused=fused or family in STACKED,
-        transposed=family in TRANSPOSED,
-    )
+    raw, wrapped = CONFIGS[family], "text_config" in CONFIGS[family]
+    raw = raw | {"text_config": raw["text_config"] | changes} if wrapped else raw | changes
+    stacked = fused or family in STACKED
+    write_random_checkpoint(directory, raw, fused=stacked, transposed=family in TRANSPOSED)
     write_tokenizer(directory)
     return directory
 

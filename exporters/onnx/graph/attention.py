@@ -23,11 +23,11 @@ def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     """(batch, query, hidden) -> (batch, query, hidden)."""
     own = c.config.layer_attention(layer)
     counts = {"q": own.heads, "k": own.kv_heads}
-    rotated, projected, pairs = {}, {}, c.config.family.rope_pairs
+    rotated, projected = {}, {}
     for role, count in counts.items():
         projected[role] = c.linear(f"{path}/{role}_proj", x, role, layer)
         normed = _normed(c, f"{path}/{role}_norm", projected[role], role, layer, count)
-        rotated[role] = c.makers.rotary(c, f"{path}/{role}_rotary", normed, count, pairs, layer)
+        rotated[role] = _rotated(c, f"{path}/{role}_rotary", normed, count, layer)
     v = c.linear(f"{path}/v_proj", x, "v", layer) if own.own_values else projected["k"]
     if c.config.family.value_norm:
         v = _by_head(c, f"{path}/v_norm", v, own.kv_heads, own.head_dim, unit_norm)
@@ -37,9 +37,29 @@ def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     return c.linear(f"{path}/o_proj", mixed, "o", layer)
 
 
+def _rotated(c: Context, path: str, x: ir.Value, heads: int, layer: int) -> ir.Value:
+    """Each head of ``x``, (batch, query, heads x size), rotated, or its first part and the rest.
+
+    x ── Reshape ──┬── Slice ── rotary ──┬── Concat ── Reshape
+                   └── Slice ────────────┘
+    """
+    pairs, size = c.config.family.rope_pairs, c.config.layer_attention(layer).head_dim
+    part = c.config.rotary_size(layer)
+    if part == size:
+        return c.makers.rotary(c, path, x, heads, pairs, layer)
+    by_head = c.g.op(f"{path}/heads", "Reshape", [x, [0, 0, heads, size]])
+    first = c.g.op(f"{path}/first", "Slice", [by_head, [0], [part], [-1]])
+    rest = c.g.op(f"{path}/rest", "Slice", [by_head, [part], [size], [-1]])
+    flat = c.g.op(f"{path}/flat", "Reshape", [first, [0, 0, heads * part]])
+    turned = c.makers.rotary(c, f"{path}/part", flat, heads, pairs, layer)
+    turned = c.g.op(f"{path}/turned", "Reshape", [turned, [0, 0, heads, part]])
+    whole = c.g.op(path, "Concat", [turned, rest], axis=-1)
+    return c.g.op(path, "Reshape", [whole, [0, 0, heads * size]])
+
+
 def _normed(c: Context, path: str, x: ir.Value, role: str, layer: int, heads: int) -> ir.Value:
     """RMSNorm of q or k as the family has it: none, per head, or over all heads at once."""
-    kind, epsilon = c.config.family.qk_norm, c.config.rms_norm_eps
+    kind, epsilon = c.config.qk_norm, c.config.rms_norm_eps
     size = c.config.layer_attention(layer).head_dim
     if kind == "none":
         return x

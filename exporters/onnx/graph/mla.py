@@ -28,7 +28,7 @@ def latent_attention(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value
     latent, position = _low_rank(c, path, x, layer)
     if c.latent:
         latent, position = _with_past(c, f"{path}/cache", latent, position, layer)
-    # As the cache holds it, or its own where the cache is latent.
+    # A latent cache holds no values: what they expand to is as long as the model says.
     size = c.mla.v_head_dim if c.latent else c.run.caches[layer].value_size
     k, v = _expanded(c, path, latent, position, layer, size)
     heads = Heads(count, count, attention_scale(c.config, layer))

@@ -25,9 +25,8 @@ _PATH = "/model/rotary"
 
 
 def rotary_size(config: ModelConfig, layer: int) -> int:
-    """Dimensions of a head that are rotated: all of them, or MLA's rotary part."""
-    own = config.layer_attention(layer)
-    return own.head_dim if config.mla is None else config.mla.qk_rope_head_dim
+    """Dimensions of a head that are rotated: all of them, the first, or MLA's rotary part."""
+    return config.rotary_size(layer)
 
 
 def frequencies(config: ModelConfig, layer: int = 0) -> tuple[Floats, float]:

@@ -53,6 +53,11 @@ class Step:
         normed = self.context.rms_norm(x, self.facts.eps)
         return self.context.mul(normed, self.weight(layer, f"{name}.weight"))
 
+    def norm_if_any(self, layer: int, name: str, x: int) -> int:
+        """`norm` where the file has one of that name; `check_tensors` knows where it must."""
+        there = self.weights.get(f"blk.{layer}.{name}.weight") is not None
+        return self.norm(layer, name, x) if there else x
+
 
 def build_attention(step: Step, layer: int, x: int) -> int:
     """``x`` (hidden, tokens), normed -> (hidden, tokens) before the residual sum."""
@@ -73,7 +78,7 @@ def _grouped(step: Step, layer: int, x: int) -> int:
     q = context.reshape_3d(q, size, heads, tokens)
     k = context.reshape_3d(k, size, kv_heads, tokens)
     if by_head:
-        q, k = step.norm(layer, "attn_q_norm", q), step.norm(layer, "attn_k_norm", k)
+        q, k = step.norm_if_any(layer, "attn_q_norm", q), step.norm_if_any(layer, "attn_k_norm", k)
     if facts.architecture.value_norm:
         by_size = context.reshape_3d(v, size, kv_heads, tokens)
         v = context.reshape_2d(context.rms_norm(by_size, facts.eps), size * kv_heads, tokens)

@@ -54,6 +54,8 @@ class Architecture:
     of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
     ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
     ``selection_bias``: softmax scores may have a bias that selects, as sigmoid ones always may.
+    ``qk_norm_optional``: a model may have no such norm. ``partial_rotary``: a part of a head may
+    be all that is rotated. ``sections``: the file divides frequencies among time, height, width.
     ``window_period``: every so many layers one looks at the whole context, the others at a window.
     ``activation``: what is made of gate and up. ``sinks``: each head has a logit that looks at
     nothing. ``expert_bias``, ``router_linear_bias``, ``output_bias``: of the routed experts, the
@@ -76,6 +78,10 @@ class Architecture:
     shared_gate: bool = False
     mla: bool = False
     selection_bias: bool = False
+    qk_norm_optional: bool = False
+    partial_rotary: bool = False
+    sections: bool = False
+    ffn_norm: str = "ffn_norm"
     window_period: int = 0
     activation: Activation = "silu"
     sinks: bool = False
@@ -83,7 +89,6 @@ class Architecture:
     router_linear_bias: bool = False
     output_bias: bool = False
     chosen_softmax: bool = False
-    ffn_norm: str = "ffn_norm"
     by_layer: bool = False
     value_norm: bool = False
     attention_scale: float | None = None
@@ -97,6 +102,7 @@ class Architecture:
 ARCHITECTURES = {
     "qwen2moe": Architecture(attention_bias=True, shared_gate=True),
     "qwen3moe": Architecture(qk_norm="head", norm_topk=True),
+    "qwen3vlmoe": Architecture(qk_norm="head", norm_topk=True, sections=True),
     "olmoe": Architecture(qk_norm="row"),
     "llama": Architecture(rope=_PAIRWISE, norm_topk=True),
     "deepseek2": Architecture(rope=_PAIRWISE, norm_topk=None, mla=True),
@@ -112,6 +118,14 @@ ARCHITECTURES = {
         ffn_norm="post_attention_norm",
     ),
     "ernie4_5-moe": Architecture(rope=_PAIRWISE, norm_topk=True, selection_bias=True),
+    "glm4moe": Architecture(
+        qk_norm="head",
+        qk_norm_optional=True,
+        norm_topk=None,
+        attention_bias=True,
+        partial_rotary=True,
+        ffn_norm="post_attention_norm",
+    ),
     "gemma4": Architecture(
         qk_norm="head",
         norm_topk=True,
@@ -229,7 +243,9 @@ def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
             f"{_LLAMA_LAYERS} of {_LLAMA_EXPERTS}",
         ),
         (
-            facts.mla is None and any(rope.dimensions != size for size, rope in sizes),
+            facts.mla is None
+            and not facts.architecture.partial_rotary
+            and any(rope.dimensions != size for size, rope in sizes),
             f"rope.dimension_count is {facts.rope.dimensions}, a head has {max(sizes)[0]}",
         ),
         (
@@ -279,6 +295,8 @@ def _facts(fields: _Fields, name: str) -> Facts:
     if rope.dimensions > query_dim or rope.dimensions % 2:
         raise fields.error(f"rope.dimension_count is {rope.dimensions}, a head has {query_dim}")
     layers, experts = fields.integer("block_count"), fields.integer("expert_count")
+    if row.sections:
+        _check_sections(fields, rope, layers)
     latent = 0 if mla is None else mla.kv_rank + rope.dimensions
     top_k, groups = fields.integer("expert_used_count"), fields.integer("expert_group_count", 1)
     groups_used = fields.integer("expert_group_used_count", groups)
@@ -318,6 +336,17 @@ def _facts(fields: _Fields, name: str) -> Facts:
         layer_ropes=ropes,
         softcap=fields.real("final_logit_softcapping", 0.0),
     )
+
+
+def _check_sections(fields: _Fields, rope: Rope, layers: int) -> None:
+    """What only pictures need, and llama.cpp takes as it is. For a text all positions are one."""
+    sections = fields.integers("rope.dimension_sections")
+    deepstack = fields.integer("n_deepstack_layers", 0)
+    half, total = rope.dimensions // 2, sum(sections)
+    if len(sections) != 4 or min(sections) < 0 or not half <= total <= rope.dimensions:
+        raise fields.error(f"rope.dimension_sections are {sections}, half a head is {half}")
+    if deepstack > layers:
+        raise fields.error(f"{deepstack} of its {layers} layers take pictures")
 
 
 def _vocab(fields: _Fields) -> int:
@@ -445,6 +474,8 @@ def _widths(fields: _Fields, layers: int, experts: int) -> dict[int, tuple[int, 
     widths = fields.integers("tenp.expert_widths")
     full = fields.integer("tenp.full_width")
     dense = fields.integer("leading_dense_block_count", 0)
+    if fields.integer("nextn_predict_layers", 0):
+        raise fields.error("it has layers that predict further tokens")
     step = fields.integer("interleave_moe_layer_step", 1)
     if step != 1 or len(routed) != layers - dense or routed != list(range(dense, layers)):
         raise fields.error(f"its routed layers are not {dense}..{layers - 1}")

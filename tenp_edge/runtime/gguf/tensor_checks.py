@@ -83,8 +83,9 @@ def _gqa_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape
             yield f"attn_{name}.bias", (size,), True
     if row.qk_norm != "none":
         by_head = row.qk_norm == "head"
-        yield "attn_q_norm.weight", (own.head_dim if by_head else queries,), False
-        yield "attn_k_norm.weight", (own.head_dim if by_head else keys,), False
+        for name, size in (("q", queries), ("k", keys)):
+            shape = (own.head_dim if by_head else size,)
+            yield f"attn_{name}_norm.weight", shape, row.qk_norm_optional
     yield "attn_output.weight", (queries, hidden), False
     if row.output_bias:
         yield "attn_output.bias", (hidden,), True

@@ -13,11 +13,10 @@ import pytest
 import torch
 from support import tiny
 from support.onnx_directories import ragged_source, torch_logits
+from support.references import reference_model
 from support.static_graphs import BATCH, LENGTH, PAST, in_chunks, left_padded
-from transformers import AutoModelForCausalLM
 
-from tenp_edge.calibration.activation_ranges import Ranges, Span, load_ranges
-from tenp_edge.calibration.range_measuring import measure_ranges
+from tenp_edge.calibration.activation_ranges import Ranges, Span, load_ranges, measure_ranges
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
@@ -129,7 +128,7 @@ def test_ranges_are_those_of_transformers(checkpoint_of: Make) -> None:
     """Hooks on the whole model in transformers see the same extremes; biases are told apart."""
     path, text = checkpoint_of("qwen2_moe"), domain()
     ranges = measure_ranges(ModelSource(Checkpoint(path)), [text], device=CPU, dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model = reference_model(path, dtype=torch.float32).eval()
     names = [
         "model.layers.1.self_attn.q_proj",
         "model.layers.2.self_attn.o_proj",

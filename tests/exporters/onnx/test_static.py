@@ -11,8 +11,8 @@ import pytest
 import torch
 from support import tiny
 from support.plans import ragged_plan
+from support.references import reference_model
 from support.static_graphs import BATCH, LENGTH, PAST, in_chunks, left_padded
-from transformers import AutoModelForCausalLM
 
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
@@ -48,9 +48,7 @@ def test_whole_and_ragged_models_equal_transformers(
     write_checkpoint(pruned, tmp_path / "pruned", QUIET)
     eager = {"attn_implementation": "eager", "dtype": torch.float32}
     models = {
-        "whole": AutoModelForCausalLM.from_pretrained(
-            base.path, experts_implementation="eager", **eager
-        ),
+        "whole": reference_model(base.path, experts_implementation="eager", **eager),
         "ragged": load_pruned(tmp_path / "pruned", torch.float32),
     }
     for (name, model), source in zip(models.items(), (ModelSource(base), pruned), strict=True):
