@@ -31,7 +31,8 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
-from tenp_edge.evaluation.evaluator import LayerCache, measure_variants
+from tenp_edge.evaluation.evaluator import LayerCache
+from tenp_edge.evaluation.measured_variants import measure_variants
 from tenp_edge.evaluation.validation import validate
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, ExportOptions, Requantiser, exporter

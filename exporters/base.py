@@ -316,11 +316,11 @@ class Requantiser(Protocol):
 
 def exporter(name: str) -> Exporter:
     """The exporter for format ``name`` ("gguf"); UserError with the list when there is none."""
-    found = _installed()
-    if name not in found:
-        formats = ", ".join(sorted(found)) or "none is installed"
+    installed = _installed()
+    if name not in installed:
+        formats = ", ".join(sorted(installed)) or "none is installed"
         raise UserError(f"no exporter for format '{name}'", f"--format {formats}")
-    loaded: Exporter = found[name].load()
+    loaded: Exporter = installed[name].load()
     return loaded
 
 
@@ -331,9 +331,9 @@ def recognise(path: Path) -> tuple[Path, Exporter] | None:
     for point in _installed().values():
         writer: Exporter = point.load()
         for place in (path, path / writer.target) if output else (path,):
-            found = writer.recognise(place)
-            if found is not None:
-                return found, writer
+            recognised = writer.recognise(place)
+            if recognised is not None:
+                return recognised, writer
     return None
 
 

@@ -17,10 +17,10 @@ _TOKENIZER_SAMPLE = 256
 _HINT = "the reference that this model was pruned from"
 
 
-def require_family(path: Path, wanted: str, found: object) -> None:
+def require_family(path: Path, reference: str, stored: object) -> None:
     """UserError unless the model types are the same."""
-    if wanted != found:
-        raise UserError(f"{path} is another model: {found}, the reference is {wanted}", _HINT)
+    if reference != stored:
+        raise UserError(f"{path} is another model: {stored}, the reference is {reference}", _HINT)
 
 
 def require_sizes(path: Path, sizes: Mapping[str, tuple[int, int | None]]) -> None:

@@ -178,3 +178,8 @@ def write_text(file: Path, text: str) -> None:
     data = text.encode()
     with atomic_file(file, len(data)) as stream:
         stream.write(data)
+
+
+def write_json(file: Path, value: object, indent: int | None = 1) -> None:
+    """Write JSON ``value`` as `write_text` does."""
+    write_text(file, json.dumps(value, indent=indent) + "\n")

@@ -16,7 +16,7 @@ class UserError(Exception):
         self.hint = hint
 
 
-def shown(text: str, most: int = 80) -> str:
+def shown(text: str, max_chars: int = 80) -> str:
     """What a file says (a name, a key, a reason with one in it), fit for a line of a terminal."""
     clean = text if text.isprintable() else ascii(text)[1:-1]
-    return clean if len(clean) <= most else f"{clean[:most]}..."
+    return clean if len(clean) <= max_chars else f"{clean[:max_chars]}..."

@@ -75,6 +75,11 @@ class GgufExporter:
             raise UserError(
                 f"GGUF has no tensor type '{options.quant}'", f"--quant {', '.join(self.quants)}"
             )
+        if TYPES[FILE_TYPES[options.quant].default].needs_importance and not options.imatrix:
+            raise UserError(
+                f"{options.quant} needs an importance matrix",
+                "--calibration WORK (tenp-edge calibrate), or --quant Q2_K",
+            )
         layout = self.layout(config, options)
         if layout not in self.layouts:
             raise UserError(f"GGUF has no layout '{layout}'", f"--layout {', '.join(self.layouts)}")

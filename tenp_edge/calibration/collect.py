@@ -6,7 +6,6 @@ layer. Finished, DIR holds statistics.safetensors and .json.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ import torch
 from torch import nn
 
 from tenp_edge.calibration.coverage import coverage, warn_coverage
-from tenp_edge.calibration.elimination import (
-    ORDER_PRIORS,
-)
-from tenp_edge.calibration.layer_observer import observe
-from tenp_edge.calibration.matrix_inputs import InputObserver, matrix_roles
+from tenp_edge.calibration.expert_observer import observe
+from tenp_edge.calibration.input_observer import InputObserver, matrix_roles
+from tenp_edge.calibration.order_priors import ORDER_PRIORS
 from tenp_edge.calibration.statistics import (
     make_empty,
 )
@@ -29,15 +26,15 @@ from tenp_edge.calibration.storage import (
     Statistics,
     check_fingerprint,
     input_tensors,
+    join_files,
     layer_tensors,
     load_statistics,
     write_tensors,
 )
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
-from tenp_edge.checkpoint.files import Checkpoint, Shard, TensorEntry, write_shards
+from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.disk import read_range, write_text
 from tenp_edge.errors import UserError
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.experts import routed_experts, weight_norms
@@ -46,8 +43,8 @@ from tenp_edge.forward.layer_job import LayerJob, Streams
 from tenp_edge.forward.streaming import StreamingModel, check_tokens
 from tenp_edge.forward.sweep import LayerObserver, Pass, default_batch_tokens, embed, run_layer
 from tenp_edge.forward.text_batch import Domain, TextBatch
-from tenp_edge.models.headers import StoredTensor, read_header
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.resumable import JobRecord
 
 _STATES = "hidden"
 
@@ -144,27 +141,32 @@ def _info(
 
 def _finished(job: LayerJob, progress: Progress) -> Statistics | None:
     """The statistics in the directory if they are whole and of these very inputs."""
-    found = job.load_finished(
+    stored = job.load_finished(
         "statistics.json", lambda: load_statistics(job.directory), "calibrating again", progress
     )
-    if found is None:
+    if stored is None:
         return None
-    check_fingerprint(job.directory, found.info, job.info["fingerprint"])
-    if {name: value for name, value in found.info.items() if name != DIGEST} != job.info:
+    check_fingerprint(job.directory, stored.info, job.info["fingerprint"])
+    if _record(job).found() is None:
         return None
     job.discard()
-    return found
+    return stored
+
+
+def _record(job: LayerJob) -> JobRecord:
+    """statistics.json: what the sums are of, and the digest of their file."""
+    return JobRecord(job.directory / "statistics.json", job.info, {DIGEST: None})
 
 
 def _open(job: LayerJob) -> None:
     """Continue the calibration of these inputs, or clear another one's remains and begin."""
-    begun = job.begun
+    begun = job.record.read()
     if begun is not None and begun.get("fingerprint") != job.info["fingerprint"]:
         raise UserError(
             f"{job.directory} holds the unfinished calibration of another checkpoint",
             "another output directory, or delete this one",
         )
-    if begun != job.info:
+    if job.record.found() is None:
         job.begin(2 * job.states_bytes + _sums_bytes(job.info), "calibration")
 
 
@@ -258,25 +260,10 @@ class _Collector(LayerObserver):
 
 
 def _finish(job: LayerJob) -> Statistics:
-    """One file of all layers, copied tensor by tensor; then the JSON; then nothing partial."""
-    stored: dict[str, StoredTensor] = {}
-    for layer in range(job.layers):
-        stored |= read_header(job.result(layer))
-
-    def read(name: str) -> torch.Tensor:
-        entry = stored[name]
-        data = read_range(entry.file, entry.offset, entry.nbytes)
-        kind = torch.float64 if entry.dtype == "F64" else torch.float32
-        return torch.frombuffer(data, dtype=kind).reshape(entry.shape)
-
+    """One file of all layers; then the JSON; then nothing partial."""
     # Old statistics lose their JSON first: a pair of different runs must never be read as one.
-    (job.directory / "statistics.json").unlink(missing_ok=True)
-    (job.directory / "statistics.safetensors").unlink(missing_ok=True)
-    entries = tuple(TensorEntry(name, e.dtype, e.shape) for name, e in stored.items())
-    shard, digests = Shard("statistics.safetensors", entries), dict[str, str]()
-    for _ in write_shards(job.directory, [shard], read, digests):
-        pass
-    info = {**job.info, DIGEST: digests[shard.name]}
-    write_text(job.directory / "statistics.json", json.dumps(info, indent=1) + "\n")
+    record = _record(job)
+    record.file.unlink(missing_ok=True)
+    record.write({DIGEST: join_files(job.results, job.directory / "statistics.safetensors")})
     job.discard()
     return load_statistics(job.directory, fresh=True)

@@ -21,11 +21,6 @@ import torch
 # Of all experts of a layer together. Where A would be larger, only the cross terms inside blocks of
 # neurons are kept: half of them still gave nine tenths of the gain on the bundled model.
 LIMIT_BYTES = 2**28
-# Weight of the prior in the order, by the neuron score that cuts in it. Without it, neurons that
-# the calibration text did not need are cut in an order that its noise decides. How much is best
-# differs from model to model more than from text to text (docs/results.md), so there are two
-# orders, and `probes` measures which one this model wants.
-ORDER_PRIORS = {"joint": 0.02, "joint-insured": 0.2}
 
 
 @dataclass(frozen=True)
@@ -43,8 +38,8 @@ class JointMoments:
     def __init__(
         self, experts: int, width: int, device: torch.device, limit_bytes: int = LIMIT_BYTES
     ) -> None:
-        most = max(1, limit_bytes // (4 * experts * width))
-        blocks = -(-width // most)
+        max_rows = max(1, limit_bytes // (4 * experts * width))
+        blocks = -(-width // max_rows)
         self.width, self.size = width, -(-width // blocks)
         shape = (experts, blocks, self.size, self.size)
         self.sums = torch.zeros(shape, dtype=torch.float32, device=device)
@@ -60,7 +55,7 @@ class JointMoments:
             self.sums[expert, block, :count, :count] += part.t() @ part
 
     def finish(self, expert: int, down: torch.Tensor) -> None:
-        """Multiply by <w_k, w_j>; ``down``: the expert's W_down, (hidden, width). Once an expert,
+        """Multiply by <w_k, w_j>; ``down``: the expert's W_down [hidden, width]. Once an expert,
         after its last token."""
         for block in range(self.sums.shape[1]):
             part = down[:, block * self.size : (block + 1) * self.size]
@@ -103,17 +98,18 @@ def own_losses(moments: JointMoments, growth: float) -> torch.Tensor:
 
 
 def prior(
-    own: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+    single: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
 ) -> torch.Tensor:
     """What cutting neurons would cost if text said nothing about them, float64 [experts, width].
 
     In proportion to (||gate_k|| ||up_k|| ||w_k||)^2, a neuron's mean square output for inputs of no
     direction at experts that are chosen alike. Their mean is the geometric mean of the layer's
-    ``own`` losses (`own_losses`, [experts, width]): what an ordinary neuron is worth, where the
+    ``single`` losses (`own_losses`, [experts, width]): what an ordinary neuron is worth, where the
     arithmetic mean would be that of the few busiest. Mixed in, it insures neurons that the
-    calibration text did not need but other text may.
+    calibration text did not need but other text may. ``gate``, ``up``, ``down``: WEIGHT_NORMS,
+    [experts, width].
     """
     sizes = (gate * up * down).double().square()
-    needed = own[own > 0]
-    typical = needed.log().mean().exp() if len(needed) else own.new_zeros(())
+    needed = single[single > 0]
+    typical = needed.log().mean().exp() if len(needed) else single.new_zeros(())
     return sizes * (typical / sizes.mean().clamp_min(torch.finfo(torch.float64).tiny))

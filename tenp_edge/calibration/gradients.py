@@ -11,8 +11,6 @@ two domains of a 48-layer model with 2,048 features in bfloat16: 6.7 GB).
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,23 +23,26 @@ from tenp_edge.calibration.statistics import GRADIENT_SUMS, LayerStatistics
 from tenp_edge.calibration.storage import (
     GRADIENTS_DIGEST,
     Statistics,
+    gradients_record,
+    join_files,
     load_statistics,
     write_tensors,
 )
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.disk import require_free, write_text
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.experts import ExpertGroup, RaggedExperts, routed_experts
-from tenp_edge.forward.hidden_states import FileStates
+from tenp_edge.forward.hidden_states import FileStates, whole_file
+from tenp_edge.forward.layer_job import LayerJob, Streams
 from tenp_edge.forward.streaming import StreamingModel
-from tenp_edge.forward.sweep import LayerObserver, Pass, embed, run_layer
+from tenp_edge.forward.sweep import LayerObserver, Pass, each_layer, embed, run_layer
 from tenp_edge.forward.text_batch import Domain, TextBatch
 from tenp_edge.progress import QUIET, Progress
 
 # A layer's activations are kept for its backward: about a hundred times the hidden states.
 BATCH_TOKENS = 1024
 _HEAD_ELEMENTS = 2**24
+_GRADIENT = "gradient"
 
 
 def collect_gradients(
@@ -56,75 +57,88 @@ def collect_gradients(
 ) -> Statistics:
     """``statistics`` (in ``directory``, of the same ``domains``) with the sums of a backward pass.
 
-    Writes DIR/gradients.safetensors and .json; returns at once when they are there.
+    Writes DIR/gradients.safetensors and .json, and continues after a kill; returns at once when
+    they are there.
     """
-    work = directory / "gradients.partial"
-    shutil.rmtree(work, ignore_errors=True)  # of a killed run, finished or not
+    where, config = choose_device(device), checkpoint.config
+    chosen = choose_dtype(dtype, where, checkpoint.dtype)
+    text, layers = TextBatch.of(domains), config.num_hidden_layers
+    info = {"statistics": dict(statistics.info), "dtype": str(chosen).removeprefix("torch.")}
+    shape, result = (*text.tokens.shape, config.hidden_size), ".safetensors"
+    job = LayerJob(directory, "gradients", info, layers, (_GRADIENT,), shape, chosen, result)
     if statistics.has_gradients:
+        job.discard()  # of a run that was killed when all else was done
         return statistics
-    where = choose_device(device)
-    model = StreamingModel(
-        ModelSource(checkpoint), where, choose_dtype(dtype, where, checkpoint.dtype)
-    )
-    layers = checkpoint.config.num_hidden_layers
-    space = _Space(work, TextBatch.of(domains), model)
-    require_free(directory, (layers + 2) * space.states(0).nbytes, "the backward pass")
-    work.mkdir(parents=True)
-    embed(model, space.text.tokens, space.runs, space.states(0))
-    with progress.task("backward pass", 3 * layers, "layers") as task:
-        for index in range(layers):
-            run_layer(
-                model, index, [Pass(space.runs, space.states(index), space.states(index + 1))]
-            )
-            task.advance()
-        _loss_gradient(model, space, space.states(layers))
-        named: dict[str, torch.Tensor] = {}
-        for index in reversed(range(layers)):
-            named |= _backward(model, index, space)
-            task.advance(2)
+    if job.record.found() is None:
+        job.begin((layers + 2) * job.states_bytes, "the backward pass")
+    model = StreamingModel(ModelSource(checkpoint), where, chosen)
+    walk = _Walk(job, model, text, progress)
+    done = "through the backward pass"
+    job.run(walk.forward, walk.backward, "backward pass", done, progress)
+    record = gradients_record(directory, statistics.info)
     # Old sums lose their JSON first: it must never stand beside those of another pass.
-    (directory / "gradients.json").unlink(missing_ok=True)
-    digest = write_tensors(directory / "gradients.safetensors", named)
-    info = {**statistics.info, GRADIENTS_DIGEST: digest}
-    write_text(directory / "gradients.json", json.dumps(info, indent=1) + "\n")
-    shutil.rmtree(work)
+    record.file.unlink(missing_ok=True)
+    digest = join_files(job.results, directory / "gradients.safetensors")
+    record.write({GRADIENTS_DIGEST: digest})
+    job.discard()
     return load_statistics(directory, fresh=True)
 
 
 @dataclass(frozen=True)
-class _Space:
-    """The hidden states of every layer, and the gradient with regard to them, on disk."""
+class _Walk:
+    """Down through all layers, then up again. What enters a layer stays on the disk until the
+    gradient has passed it; the job's layers are counted in the gradient's order."""
 
-    work: Path
-    text: TextBatch
+    job: LayerJob
     model: StreamingModel
+    text: TextBatch
+    progress: Progress
 
     def states(self, layer: int) -> FileStates:
         """What enters ``layer``; after the last one, what the output matrix is given."""
-        return self._file(f"hidden-{layer}.bin")
-
-    @property
-    def gradient(self) -> FileStates:
-        return self._file("gradient.bin")
-
-    def _file(self, name: str) -> FileStates:
-        shape = (*self.text.tokens.shape, self.model.config.hidden_size)
-        return FileStates(self.work / name, shape, self.model.dtype)
+        return FileStates(self.job.partial / f"hidden-{layer}.bin", self.job.shape, self.job.dtype)
 
     @property
     def runs(self) -> list[slice]:
         return self.text.domain_runs(BATCH_TOKENS)
 
+    def forward(self, gradient: FileStates) -> None:
+        """The hidden states that are not there yet, and the gradient of the last."""
 
-def _loss_gradient(model: StreamingModel, space: _Space, states: FileStates) -> None:
+        def layer(index: int) -> None:
+            if not self.states(index + 1).file.is_file():
+                with whole_file(self.states(index + 1)) as after:
+                    run_layer(self.model, index, [Pass(self.runs, self.states(index), after)])
+
+        if not self.states(0).file.is_file():
+            with whole_file(self.states(0)) as states:
+                embed(self.model, self.text.tokens, self.runs, states)
+        each_layer(self.job.layers, layer, "forward pass", self.progress)
+        _loss_gradient(self.model, self.text, self.states(self.job.layers), gradient)
+
+    def backward(self, number: int, before: Streams, after: Streams) -> None:
+        """The gradient through the layer that is ``number`` from the end, and its sums."""
+        index = self.job.layers - 1 - number
+        self.states(index + 1).file.unlink(missing_ok=True)
+        outer, named = before[_GRADIENT], dict[str, torch.Tensor]()
+
+        def attach(layer: nn.Module) -> LayerObserver:
+            return _Backward(self.model, layer, index, self.text, outer, named)
+
+        run_layer(
+            self.model, index, [Pass(self.runs, self.states(index), after[_GRADIENT])], attach
+        )
+        write_tensors(self.job.result(number), named)
+
+
+def _loss_gradient(
+    model: StreamingModel, text: TextBatch, states: FileStates, gradient: FileStates
+) -> None:
     """dL/dh of the last hidden states h: through the final norm and the output matrix."""
     head = model.head()
     weight = head.rows(0, head.vocab).to(model.device, model.dtype)
     step = max(1, _HEAD_ELEMENTS // len(weight))
-    gradient = space.gradient
-    for row, (tokens, length) in enumerate(
-        zip(space.text.tokens, space.text.lengths.tolist(), strict=True)
-    ):
+    for row, (tokens, length) in enumerate(zip(text.tokens, text.lengths.tolist(), strict=True)):
         hidden = states.read(row, row + 1)[0].to(model.device)
         found = torch.zeros_like(hidden)
         for start in range(0, length - 1, step):
@@ -138,42 +152,35 @@ def _loss_gradient(model: StreamingModel, space: _Space, states: FileStates) -> 
         gradient.write(row, found[None].cpu())
 
 
-def _backward(model: StreamingModel, index: int, space: _Space) -> dict[str, torch.Tensor]:
-    """Take the gradient through layer ``index``; its sums under their stored names."""
-    states, named = space.states(index), dict[str, torch.Tensor]()
-
-    def attach(layer: nn.Module) -> LayerObserver:
-        return _Backward(layer, space, index, named)
-
-    run_layer(model, index, [Pass(space.runs, states, space.gradient)], attach)
-    states.file.unlink()
-    return named
-
-
 class _Backward(LayerObserver):
-    """dL/d(input) of a layer from dL/d(output), [n, seq, hidden], instead of its output; on the way
-    the sums of its experts, which go to ``named``."""
+    """dL/d(input) of a layer from dL/d(output), ``outer`` [n, seq, hidden], instead of its output;
+    on the way the sums of its experts, which go to ``named``."""
 
     def __init__(
-        self, layer: nn.Module, space: _Space, index: int, named: dict[str, torch.Tensor]
+        self,
+        model: StreamingModel,
+        layer: nn.Module,
+        index: int,
+        text: TextBatch,
+        outer: FileStates,
+        named: dict[str, torch.Tensor],
     ) -> None:
-        config = space.model.config
-        self.space, self.index, self.named = space, index, named
+        config, self.device = model.config, model.device
+        self.index, self.text, self.outer, self.named = index, text, outer, named
         self.experts: RaggedExperts | None = None
         self.sums: dict[str, GradientObserver] = {}
         if index in config.moe_layers:
             self.experts = routed_experts(layer)
             self.sums = {
                 domain: GradientObserver(len(self.experts), config.moe_intermediate_size)
-                for domain in space.text.spans
+                for domain in text.spans
             }
 
     def begin(self, run: slice) -> None:
-        device = self.space.model.device
-        self.outer = self.space.gradient.read(run.start, run.stop).to(device)
+        self.gradient = self.outer.read(run.start, run.stop).to(self.device)
         if self.experts is not None:
-            self.experts.observer = self.sums[self.space.text.domain_of(run)]
-            self.experts.active = self.space.text.active[run].reshape(-1).to(device)
+            self.experts.observer = self.sums[self.text.domain_of(run)]
+            self.experts.active = self.text.active[run].reshape(-1).to(self.device)
 
     def forward(
         self, model: StreamingModel, layer: nn.Module, hidden: torch.Tensor
@@ -181,7 +188,7 @@ class _Backward(LayerObserver):
         hidden = hidden.requires_grad_()
         with torch.enable_grad():
             output = model.forward(layer, hidden)
-        return torch.autograd.grad(output, hidden, self.outer)[0]
+        return torch.autograd.grad(output, hidden, self.gradient)[0]
 
     def done(self, layer: nn.Module) -> None:
         for domain, observer in self.sums.items():

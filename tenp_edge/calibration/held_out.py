@@ -31,13 +31,13 @@ def keep_slice(directory: Path, domains: Sequence[Domain]) -> None:
 
 def load_slice(directory: Path) -> list[Domain]:
     """The held-out slice that `calibrate` left in ``directory``. Raises UserError without one."""
-    found = _slice_in(directory)
-    if not found:
+    domains = _slice_in(directory)
+    if not domains:
         raise UserError(
             f"{directory} holds no text to refine on: the calibration took all there was",
             "tenp-edge calibrate again, with more text or fewer --samples",
         )
-    return found
+    return domains
 
 
 def stored_slice(directory: Path) -> str | None:
@@ -45,8 +45,8 @@ def stored_slice(directory: Path) -> str | None:
 
     None where none of it is long enough to tell anything.
     """
-    found = _slice_in(directory)
-    return slice_digest(found) if found else None
+    domains = _slice_in(directory)
+    return slice_digest(domains) if domains else None
 
 
 def _slice_in(directory: Path) -> list[Domain]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tenp_edge.calibration.storage import (
     load_statistics,
     write_tensors,
 )
-from tenp_edge.disk import write_text
+from tenp_edge.disk import write_json
 from tenp_edge.errors import UserError
 
 # In the JSON of merged statistics: the `data_sha256` of all that were added up.
@@ -55,9 +54,9 @@ def merge_statistics(parts: Iterable[Statistics], directory: Path) -> Statistics
     for layer in first.layers:
         by_domain = {}
         for name in domains:
-            found = [p.layer(name, layer) for p in parts if name in p.domains]
-            total_stats = found[0]
-            for other in found[1:]:
+            layer_stats = [p.layer(name, layer) for p in parts if name in p.domains]
+            total_stats = layer_stats[0]
+            for other in layer_stats[1:]:
                 total_stats = merge(total_stats, other)
             by_domain[name] = total_stats
         merged |= layer_tensors(layer, by_domain, first.weight_norms(layer))
@@ -71,7 +70,7 @@ def merge_statistics(parts: Iterable[Statistics], directory: Path) -> Statistics
         MERGED: [source for part in parts for source in _sources(part)],
         DIGEST: digest,
     }
-    write_text(directory / "statistics.json", json.dumps(info, indent=1) + "\n")
+    write_json(directory / "statistics.json", info)
     return load_statistics(directory, fresh=True)
 
 

@@ -47,7 +47,7 @@ GRADIENT_SUMS = (
 # Sum per hidden feature, [experts, hidden]: what an importance matrix of gate and up is made of.
 INPUT_SUM = "input_sq"  # x^2
 # What cutting several neurons of an expert costs (`elimination`), of all domains together, in each
-# order of `elimination.ORDER_PRIORS`: neurons, best first, [experts, width], and the loss of
+# order of `order_priors.ORDER_PRIORS`: neurons, best first, [experts, width], and the loss of
 # keeping the first of them, [experts, width + 1]. No sum: merged statistics lack it.
 ELIMINATION = ("order", "losses")
 # How often each sequence of the text chose each expert, [sequences, experts], in the order of the
@@ -69,6 +69,13 @@ class LayerStatistics:
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.sums[name]
 
+    @property
+    def growth(self) -> torch.Tensor:
+        """||h'||^2 / ||h||^2 of an ordinary token: the block's growth of the residual stream, a
+        float64 scalar without unit (the geometric mean over tokens)."""
+        total, count = self[GROWTH_SUM]
+        return torch.exp(total / count.clamp_min(1))
+
 
 class Scratch:
     """Float32 buffers by name, kept between calls: fresh ones cost more in page faults than the
@@ -86,11 +93,11 @@ class Scratch:
         return buffer[: rows.numel()].view(rows.shape)
 
     def copy(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """``rows`` in float32, free to be overwritten."""
+        """``rows`` in float32, of the same shape, free to be overwritten."""
         return self.like(name, rows).copy_(rows)
 
     def float(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """``rows`` in float32, not to be overwritten."""
+        """``rows`` in float32, of the same shape, not to be overwritten."""
         return rows if rows.dtype == torch.float32 else self.copy(name, rows)
 
 
@@ -118,7 +125,9 @@ def accumulate_expert(
     projected: torch.Tensor,
     scratch: Scratch | None = None,
 ) -> torch.Tensor:
-    """Add the tokens routed to one expert, in place; ``projected`` = y W_down, [tokens, width].
+    """Add the tokens routed to one expert, in place: inputs x, residual stream h and outputs y
+    [tokens, hidden], neurons m [tokens, width], gates g [tokens], ``projected`` = y W_down
+    [tokens, width].
 
     Products and partial sums are float32, totals float64. Tokens are taken in blocks that stay in
     the processor's cache: on a CPU these sums are bound by memory traffic. ``scratch`` is for the

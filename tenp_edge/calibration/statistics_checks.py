@@ -48,8 +48,8 @@ def check_tensors(
 ) -> None:
     """Raise UserError where a ``wanted`` tensor is missing or has another shape."""
     for name, shape in wanted.items():
-        found = stored.get(name)
-        if found is None or found.dtype not in _DTYPES or found.shape != shape:
+        entry = stored.get(name)
+        if entry is None or entry.dtype not in _DTYPES or entry.shape != shape:
             raise _damaged(file, f"{name} of the shape {list(shape)} is not there")
 
 
@@ -63,8 +63,8 @@ def _is_domain(counts: Any) -> bool:
     return isinstance(counts, dict) and all(_is_count(counts.get(key), 0) for key in _COUNTS)
 
 
-def _is_count(value: Any, least: int) -> bool:
-    return type(value) is int and least <= value < _MOST
+def _is_count(value: Any, minimum: int) -> bool:
+    return type(value) is int and minimum <= value < _MOST
 
 
 def _damaged(file: Path, why: str) -> UserError:

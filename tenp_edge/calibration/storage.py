@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tenp_edge.calibration.elimination import ORDER_PRIORS, Elimination
+from tenp_edge.calibration.elimination import Elimination
+from tenp_edge.calibration.order_priors import ORDER_PRIORS
 from tenp_edge.calibration.statistics import (
     ELIMINATION,
     EXPERT_SUMS,
@@ -29,6 +30,7 @@ from tenp_edge.disk import read_json, read_range
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
 from tenp_edge.models.headers import StoredTensor, read_header
+from tenp_edge.resumable import JobRecord
 
 VERSION = 2
 # In statistics.json and gradients.json: SHA-256 of the safetensors file beside it.
@@ -95,17 +97,21 @@ class Statistics:
         of_sum: dict[str, tuple[int, ...]] = dict.fromkeys(EXPERT_SUMS, (experts,))
         of_sum |= dict.fromkeys((*NEURON_SUMS, *NEURON_MAXIMA, *GRADIENT_SUMS), (experts, width))
         of_sum |= {INPUT_SUM: (experts, hidden), GROWTH_SUM: (2,)}
-        own: dict[str, tuple[int, ...]] = dict.fromkeys(WEIGHT_NORMS, (experts, width))
+        layer_shapes: dict[str, tuple[int, ...]] = dict.fromkeys(WEIGHT_NORMS, (experts, width))
         if self.has_elimination:
             shapes = ((experts, width), (experts, width + 1))
             for score in ORDER_PRIORS:
-                own |= dict(zip(elimination_names(score), shapes, strict=True))
-        found = {f"layers.{layer}.{name}": own[name] for layer in self.layers for name in own}
+                layer_shapes |= dict(zip(elimination_names(score), shapes, strict=True))
+        all_shapes = {
+            f"layers.{layer}.{name}": layer_shapes[name]
+            for layer in self.layers
+            for name in layer_shapes
+        }
         for domain in self.domains:
             for layer in self.layers:
                 prefix = f"{domain}/layers.{layer}."
-                found |= {prefix + name: of_sum[name] for name in self.names}
-        return found
+                all_shapes |= {prefix + name: of_sum[name] for name in self.names}
+        return all_shapes
 
     @property
     def choices(self) -> int:
@@ -128,7 +134,7 @@ class Statistics:
 
     def elimination(self, layer: int, score: str) -> Elimination:
         """The order in which a layer's neurons are best cut, and what that costs; ``score``: one of
-        `elimination.ORDER_PRIORS`."""
+        `order_priors.ORDER_PRIORS`."""
         order, losses = (self.read(f"layers.{layer}.{name}") for name in elimination_names(score))
         return Elimination(order.long(), losses.double())
 
@@ -150,10 +156,8 @@ class Statistics:
         return {name: self.read(f"layers.{layer}.{name}").double() for name in WEIGHT_NORMS}
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor by its stored name, in the stored dtype."""
-        entry = self.stored[name]
-        data = read_range(entry.file, entry.offset, entry.nbytes)
-        return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).reshape(entry.shape)
+        """A tensor by its stored name, in the stored dtype and shape (`shapes`)."""
+        return _read(self.stored[name])
 
 
 def load_statistics(
@@ -180,9 +184,9 @@ def load_statistics(
         raise UserError(f"{file} is missing", _again(directory))
     if not fresh:
         _require_whole(file, info.get(DIGEST))
-    found = Statistics(info, read_header(file) | _gradients(directory, info, fresh))
-    check_tensors(file, found.stored, found.shapes())
-    return found
+    statistics = Statistics(info, read_header(file) | _gradients(directory, info, fresh))
+    check_tensors(file, statistics.stored, statistics.shapes())
+    return statistics
 
 
 def check_fingerprint(directory: Path, info: Mapping[str, Any], fingerprint: str) -> None:
@@ -220,18 +224,22 @@ def _gradients(
     directory: Path, info: Mapping[str, Any], fresh: bool = False
 ) -> dict[str, StoredTensor]:
     """The sums of the backward pass over the same tokens, where one was made."""
-    record, file = directory / "gradients.json", directory / "gradients.safetensors"
-    found = read_json(record, _again(directory)) if record.is_file() else {}
-    digest = found.pop(GRADIENTS_DIGEST, None)
-    if found != info:
+    stored, file = gradients_record(directory, info).found(), directory / "gradients.safetensors"
+    if stored is None:
         return {}
     if not fresh:
-        _require_whole(file, digest)
+        _require_whole(file, stored[GRADIENTS_DIGEST])
     return read_header(file)
 
 
+def gradients_record(directory: Path, info: Mapping[str, Any]) -> JobRecord:
+    """gradients.json: of which statistics ``info`` the sums beside it are, and their digest."""
+    empty = {GRADIENTS_DIGEST: None}
+    return JobRecord(directory / "gradients.json", info, empty, _again(directory))
+
+
 def elimination_names(score: str) -> tuple[str, ...]:
-    """Names of a layer's tensors for one of `elimination.ORDER_PRIORS`: the order, the losses."""
+    """Names of a layer's tensors for one of `order_priors.ORDER_PRIORS`: the order, the losses."""
     return tuple(f"{score}_{part}" for part in ELIMINATION)
 
 
@@ -242,15 +250,18 @@ def layer_tensors(
     eliminations: Mapping[str, Elimination] | None = None,
     sequence_use: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """One layer's tensors under their stored names: neuron sums as float32, the rest float64."""
+    """One layer's tensors under their stored names: neuron sums as float32, the rest float64.
+
+    ``norms``: WEIGHT_NORMS, [experts, width]; ``sequence_use``: [sequences, experts].
+    """
     named = {f"layers.{layer}.{name}": value.float() for name, value in norms.items()}
     if sequence_use is not None:
         named[f"layers.{layer}.{SEQUENCE_USE}"] = sequence_use.float()
     for score, elimination in (eliminations or {}).items():
-        found = (elimination.order, elimination.losses)
+        values = (elimination.order, elimination.losses)
         named |= {
             f"layers.{layer}.{name}": value.float()
-            for name, value in zip(elimination_names(score), found, strict=True)
+            for name, value in zip(elimination_names(score), values, strict=True)
         }
     for domain, stats in domains.items():
         for name, value in stats.sums.items():
@@ -262,7 +273,8 @@ def layer_tensors(
 def input_tensors(
     layer: int, domains: Mapping[str, Mapping[str, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
-    """Sums of squared inputs (`Statistics.matrix_inputs`) under their stored names, float32."""
+    """Sums of squared inputs (`Statistics.matrix_inputs`) under their stored names, float32
+    [inputs]; ``domains``: domain -> role -> [inputs]."""
     return {
         f"{domain}/layers.{layer}.inputs.{role}": value.float()
         for domain, sums in domains.items()
@@ -271,10 +283,28 @@ def input_tensors(
 
 
 def write_tensors(file: Path, named: Mapping[str, torch.Tensor]) -> str:
-    """One safetensors file, atomically; returns its SHA-256."""
+    """One safetensors file of tensors of any shape, atomically; returns its SHA-256."""
     entries = tuple(TensorEntry(k, dtype_name(v.dtype), tuple(v.shape)) for k, v in named.items())
+    return _write(file, entries, lambda name: named[name])
+
+
+def join_files(parts: Iterable[Path], file: Path) -> str:
+    """One safetensors file of the tensors in ``parts``, copied one at a time; its SHA-256."""
+    stored = {name: entry for part in parts for name, entry in read_header(part).items()}
+    entries = tuple(TensorEntry(name, e.dtype, e.shape) for name, e in stored.items())
+    return _write(file, entries, lambda name: _read(stored[name]))
+
+
+def _write(
+    file: Path, entries: tuple[TensorEntry, ...], read: Callable[[str], torch.Tensor]
+) -> str:
     file.unlink(missing_ok=True)
-    shards, digests = [Shard(file.name, entries)], dict[str, str]()
-    for _ in write_shards(file.parent, shards, lambda name: named[name], digests):
+    digests = dict[str, str]()
+    for _ in write_shards(file.parent, [Shard(file.name, entries)], read, digests):
         pass
     return digests[file.name]
+
+
+def _read(entry: StoredTensor) -> torch.Tensor:
+    data = read_range(entry.file, entry.offset, entry.nbytes)
+    return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).reshape(entry.shape)

@@ -35,14 +35,14 @@ def is_one_kind(statistics: Statistics) -> bool:
 def _layer_share(use: torch.Tensor, choices: int) -> float:
     """``use`` [sequences, experts]: counts; ``choices``: experts a token."""
     use = use[use.sum(dim=1) > 0]
-    most = math.log2(use.shape[1] / choices)
-    if len(use) < 2 or most <= 0:
+    max_bits = math.log2(use.shape[1] / choices)
+    if len(use) < 2 or max_bits <= 0:
         return 0.0
     shares = use / use.sum(dim=1, keepdim=True)
     apart = _entropy_bits(shares.mean(dim=0)) - _entropy_bits(shares).mean()
     reached = int((use.sum(dim=0) > 0).sum())
     noise = ((reached - 1) / use.sum(dim=1) / (2 * math.log(2))).mean()
-    return max(float(apart - noise), 0.0) / most
+    return max(float(apart - noise), 0.0) / max_bits
 
 
 def _entropy_bits(shares: torch.Tensor) -> torch.Tensor:

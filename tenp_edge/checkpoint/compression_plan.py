@@ -20,7 +20,7 @@ import torch
 
 from tenp_edge.checkpoint.files import Shard, TensorEntry, write_shards
 from tenp_edge.checkpoint.plan_record import PlanRecord, record_of
-from tenp_edge.disk import read_json, read_range, write_text
+from tenp_edge.disk import read_json, read_range, write_json
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
 from tenp_edge.models.headers import read_header
@@ -102,7 +102,7 @@ class CompressionPlan:
             file.with_suffix(".safetensors").unlink(missing_ok=True)
             for _ in write_shards(file.parent, [shard], lambda name: names[name].int()):
                 pass
-        write_text(file, json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(file, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from tenp_edge.checkpoint.digests import HashedStream
+from tenp_edge.checkpoint.stored import DECODERS
 from tenp_edge.disk import atomic_file, read_range, write_text
 from tenp_edge.models import PROJECTIONS, Shape
 from tenp_edge.models.headers import (
@@ -76,20 +78,23 @@ class ExpertWeights:
 class Checkpoint(ModelFiles):
     """A model directory whose weights can be read, one at a time, in their stored dtype.
 
-    Nothing but headers is read until ``read``, ``read_rows`` or ``expert`` asks for a weight.
+    Quantised weights are decoded, as the reference decoder of their layout does bit for bit, and
+    given in `dtype`. Nothing but headers is read until a weight is asked for.
     """
 
     def read(self, name: str) -> torch.Tensor:
         """The whole weight in its stored dtype."""
-        stored = self.tensors[self._tensor(name)]
-        return self._read_bytes(stored, stored.offset, stored.nbytes).reshape(stored.shape)
+        weight = self.weights.get(name)
+        if weight is None or weight.is_plain:
+            return self._tensor(name if weight is None else weight.tensors["weight"])
+        return self._decoded(weight, 0, weight.shape[0])
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Entries ``start:stop`` of the first dimension, reading only their bytes."""
-        stored = self.tensors[self._tensor(name)]
-        row = stored.nbytes // stored.shape[0]
-        flat = self._read_bytes(stored, stored.offset + start * row, (stop - start) * row)
-        return flat.reshape(stop - start, *stored.shape[1:])
+        weight = self.weights.get(name)
+        if weight is None or weight.is_plain:
+            return self._rows(name if weight is None else weight.tensors["weight"], start, stop)
+        return self._decoded(weight, start, stop)
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         """One routed expert, whether stored per expert or stacked (gate_up_proj, down_proj)."""
@@ -108,33 +113,79 @@ class Checkpoint(ModelFiles):
 
     def _entry(self, weight: StoredWeight, expert: int) -> torch.Tensor:
         """One expert's part of a stacked weight, (rows, columns)."""
-        entry = self.read_rows(weight.name, expert, expert + 1)[0]
+        names = weight.tensors.items()
+        parts = {part: self._rows(name, expert, expert + 1)[0] for part, name in names}
+        if weight.is_plain:
+            entry = parts["weight"]
+        else:
+            entry = self._decode(weight, parts, weight.stored_shape[1:])
         return entry.T.contiguous() if weight.transposed else entry
 
+    def _decoded(self, weight: StoredWeight, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start:stop`` of a quantised matrix, reading whole blocks of rows; all of them
+        where the rows are not apart in the file."""
+        rows, columns = weight.shape
+        rules = weight.rules
+        step = max(rules[part].rows for part in weight.tensors)
+        first = start // step * step if step else 0
+        last = min(-(-stop // step) * step, rows) if step else rows
+        parts = {
+            part: self._rows(name, first // rules[part].rows, -(-last // rules[part].rows))
+            if rules[part].rows and self.tensors[name].shape
+            else self._tensor(name)
+            for part, name in weight.tensors.items()
+        }
+        decoded = self._decode(weight, parts, (last - first, columns))
+        return decoded[start - first : stop - first]
+
+    def _decode(
+        self, weight: StoredWeight, parts: Mapping[str, torch.Tensor], shape: Shape
+    ) -> torch.Tensor:
+        layout, (rows, columns) = weight.layout, shape
+        return DECODERS[layout.name](parts, (rows, columns), layout.facts).to(self.dtype)
+
+    def dtype_of(self, name: str) -> str:
+        """The safetensors name ("BF16") of the dtype that `read` gives the weight in."""
+        weight = self.weights.get(name)
+        if weight is not None and not weight.is_plain:
+            return dtype_name(self.dtype)
+        return self.tensors[name if weight is None else weight.tensors["weight"]].dtype
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of the weight as `read` gives it."""
+        return prod(self.weights[name].shape) * DTYPE_BYTES[self.dtype_of(name)]
+
     def expert_dtype(self, layer: int, expert: int, tensor: str) -> str:
-        """The stored dtype ("BF16") of one tensor of an expert, by its name in `ExpertWeights`."""
+        """The dtype ("BF16") of one tensor of an expert, by its name in `ExpertWeights`."""
         projection, _, bias = tensor.partition("_")
         if layer in self.stacked:
             stacked, index = self.stacked[layer], int(projection == "down")
-            weight = stacked.biases[index] if bias else stacked.weights[index]
-            return self.tensors[weight.tensors["weight"]].dtype
+            return self.dtype_of((stacked.biases if bias else stacked.weights)[index].name)
         name_of = self.config.expert_bias if bias else self.config.expert_tensor
-        name = name_of(layer, expert, PROJECTIONS.index(projection))
-        return self.tensors[name].dtype
+        return self.dtype_of(name_of(layer, expert, PROJECTIONS.index(projection)))
 
-    def _tensor(self, name: str) -> str:
-        """The tensor of a weight that is stored as one."""
-        weight = self.weights.get(name)
-        return name if weight is None else weight.tensors["weight"]
+    def _tensor(self, name: str) -> torch.Tensor:
+        stored = self.tensors[name]
+        return self._read_bytes(stored, stored.offset, stored.nbytes).reshape(stored.shape)
+
+    def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        stored = self.tensors[name]
+        row = stored.nbytes // stored.shape[0]
+        flat = self._read_bytes(stored, stored.offset + start * row, (stop - start) * row)
+        return flat.reshape(stop - start, *stored.shape[1:])
 
     def _read_bytes(self, stored: StoredTensor, offset: int, nbytes: int) -> torch.Tensor:
         buffer = read_range(stored.file, offset, nbytes)
         return torch.frombuffer(buffer, dtype=TORCH_DTYPES[stored.dtype])
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        """The dtype the experts are stored in; what a pruned checkpoint is written in."""
-        return TORCH_DTYPES[self.tensors["model.embed_tokens.weight"].dtype]
+        """The dtype the embedding is stored in, or that the config names where it is quantised:
+        what experts are read in and a pruned checkpoint is written in."""
+        embedding = self.weights["model.embed_tokens.weight"]
+        if not embedding.is_plain:
+            return cast(torch.dtype, getattr(torch, self.config.dtype))
+        return TORCH_DTYPES[self.tensors[embedding.tensors["weight"]].dtype]
 
 
 def _halves(both: torch.Tensor, *, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:

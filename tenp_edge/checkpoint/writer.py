@@ -8,7 +8,6 @@ that has one is complete; until then a marker says whose half-written shards lie
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +20,12 @@ from tenp_edge.checkpoint.files import Shard, TensorEntry, is_written, plan_shar
 from tenp_edge.checkpoint.overlay import Mended, settings_of
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.stacked import StackedExperts
-from tenp_edge.disk import copy_file, read_json, require_free, write_text
+from tenp_edge.disk import copy_file, read_json, require_free, write_json, write_text
 from tenp_edge.errors import UserError
 from tenp_edge.models import EXPERT_KEYS
 from tenp_edge.models.headers import INDEX_NAME
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.resumable import JobRecord
 from tenp_edge.units import format_count, format_size
 from tenp_edge.version import __version__
 
@@ -40,6 +40,8 @@ COPIED = (
 ).split()
 # DeepSeek's multi-token-prediction layers are not written, so they must not be announced.
 _MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
+# Code of its own, and how the weights were quantised, which are written decoded.
+_NOT_WRITTEN = ("auto_map", "quantization_config")
 # What transformers names when it refuses the checkpoint: the one key of config.json that it checks
 # before it reads a weight, in words that it repeats. Else it fails at stacking the experts.
 _EXPERTS = "narrower experts; tenp_edge.load_pruned(PATH) loads them"
@@ -98,7 +100,7 @@ def write_checkpoint(
         target.parent.mkdir(exist_ok=True)
         copy_file(file, target)
     write_text(directory / "README.md", model_card(source))
-    write_text(directory / "config.json", json.dumps(pruned_json(source), indent=2) + "\n")
+    write_json(directory / "config.json", pruned_json(source), indent=2)
     (directory / MARKER).unlink()
     return digests
 
@@ -137,16 +139,16 @@ def reopen(directory: Path, digest: str | None) -> None:
     """Make the finished checkpoint ``digest`` in ``directory``, of which files are missing, an
     unfinished one: `write_checkpoint` then writes what is missing and keeps the rest."""
     if directory.is_dir():
-        write_text(directory / MARKER, json.dumps({"digest": digest}))
+        _unfinished(directory, digest).write()
 
 
 def _claim(source: ModelSource, directory: Path) -> None:
     """Mark ``directory`` as ours; what an interrupted run for another plan left is removed."""
     directory.mkdir(parents=True, exist_ok=True)
-    marker, mine = directory / MARKER, {"digest": source.digest}
+    record = _unfinished(directory, source.digest)
     files = sorted([*directory.glob("*.safetensors"), *directory.glob(INDEX_NAME)])
-    if marker.is_file():
-        stale = [] if read_json(marker) == mine else files
+    if record.file.is_file():
+        stale = files if record.found() is None else []
         for file in [*stale, *directory.glob("*.partial")]:
             file.unlink()
     elif files and not (directory / "config.json").is_file():
@@ -154,7 +156,12 @@ def _claim(source: ModelSource, directory: Path) -> None:
             f"{directory} holds {files[0].name}, which this run did not write",
             "an empty output directory, or --force to overwrite this one",
         )
-    write_text(marker, json.dumps(mine))
+    record.write()
+
+
+def _unfinished(directory: Path, digest: str | None) -> JobRecord:
+    """Says whose half-written shards lie in ``directory``; a shard that has its name is done."""
+    return JobRecord(directory / MARKER, {"digest": digest})
 
 
 def copied_files(directory: Path) -> Iterator[Path]:
@@ -167,7 +174,7 @@ def copied_files(directory: Path) -> Iterator[Path]:
 
 def pruned_json(source: ModelSource) -> dict[str, Any]:
     """config.json of the pruned model: the source's, new counts, and the ``tenp`` section."""
-    raw = {key: value for key, value in source.config.raw.items() if key != "auto_map"}
+    raw = {key: value for key, value in source.config.raw.items() if key not in _NOT_WRITTEN}
     for key in _MTP_KEYS:
         if raw.get(key):
             raw[key] = 0
@@ -276,7 +283,7 @@ def _unchanged(source: ModelSource) -> str:
     """What of the original is still there as it was."""
     if not isinstance(source.mended, Mended):
         rest = "Everything else, the router's remaining rows included, is the original's, bit for"
-        return f"{rest}\nbit."
+        return f"{rest}\nbit{_decoded(source)}."
     info, done = source.mended.info, []
     if info["repair"]:
         ridge = f"by ridge least squares ({info['repair_ridge']:g})"
@@ -284,7 +291,16 @@ def _unchanged(source: ModelSource) -> str:
     if info["heal"]:
         what = {"routers": "the routers", "norms": "the routers and the layers' norms"}
         done.append(f"{what[info['heal']]} were trained against the original, layer by layer")
-    return "Then " + " and\n".join(done) + ".\nEverything else is the original's."
+    return (
+        "Then " + " and\n".join(done) + f".\nEverything else is the original's{_decoded(source)}."
+    )
+
+
+def _decoded(source: ModelSource) -> str:
+    """What to add of a quantised original, whose weights are written as the numbers they mean."""
+    weights = source.checkpoint.weights.values()
+    titles = sorted({weight.layout.title for weight in weights if not weight.is_plain})
+    return f", decoded from {' and '.join(titles)}" if titles else ""
 
 
 def _license_lines(directory: Path) -> list[str]:

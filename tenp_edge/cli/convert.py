@@ -11,11 +11,7 @@ from tenp_edge.cli import flags
 from tenp_edge.cli.console import progress, show
 from tenp_edge.cli.report import rich_tables
 from tenp_edge.errors import UserError
-from tenp_edge.units import parse_size
-from tenp_edge.verbs.options import (
-    CalibrationOptions,
-    TextOptions,
-)
+from tenp_edge.verbs.options import CalibrationOptions, FileOptions
 
 
 @flags.expanded()
@@ -24,32 +20,7 @@ def export(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The file (ONNX: the directory) to write.")
     ],
-    format: Annotated[str, typer.Option("--format", help="gguf or onnx.")] = "gguf",
-    layout: flags.Layout = None,
-    quant: flags.ExportQuant = None,
-    tensor_types: flags.TensorTypes = None,
-    latent_cache: flags.LatentCache = False,
-    shard_size: flags.ShardSize = None,
-    batch: flags.Batch = None,
-    length: flags.Length = None,
-    past: flags.Past = None,
-    targets: flags.Targets = None,
-    calibration: flags.Calibration = None,
-    *,
-    text: TextOptions,
-    no_imatrix: flags.NoImatrix = False,
-    imatrix_out: Annotated[
-        Path | None,
-        typer.Option("--imatrix-out", help="Write the importance matrix too, as llama.cpp's GGUF."),
-    ] = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option(
-            "--plan",
-            help="Prune by this plan.json while exporting; for a pruned checkpoint, the plan that "
-            "made it (default: plan.json beside its directory).",
-        ),
-    ] = None,
+    options: FileOptions,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the exact size.")] = False,
     force: flags.Force = False,
     json_output: flags.Json = False,
@@ -77,27 +48,20 @@ def export(
 
         tenp-edge export OUT/checkpoint --format onnx --mode static --target qnn -o npu
     """
-    from tenp_edge.exporters.base import ExportOptions, exporter, fixed_lengths
-    from tenp_edge.verbs.export import run_export
+    from tenp_edge.verbs.export import export_options, run_export
 
     if output.exists() and not (force or dry_run):
         raise UserError(f"{output} exists", "--force to overwrite it")
-    if imatrix_out is not None and (calibration is None or no_imatrix):
-        raise UserError("--imatrix-out has no importance matrix to write", "--calibration WORK")
-    options = ExportOptions(
-        quant or exporter(format).default_quant,
-        layout,
-        imatrix=not no_imatrix,
-        tensor_types=tuple(tensor_types or ()),
-        imatrix_file=None if imatrix_out is None else str(imatrix_out),
-        shard_bytes=None if shard_size is None else parse_size(shard_size),
-        latent_cache=latent_cache,
-        lengths=fixed_lengths(batch, length, past),
-        targets=tuple(targets or ()),
-    )
-    measured = CalibrationOptions(**vars(text))
     manifest = run_export(
-        checkpoint, output, format, options, plan, progress, dry_run, calibration, measured
+        checkpoint,
+        output,
+        options.format,
+        export_options(options),
+        options.plan,
+        progress,
+        dry_run,
+        options.known.statistics,
+        CalibrationOptions(**vars(options.text)),
     )
     rows: dict[str, Any] = {
         "format": manifest.format,

@@ -12,9 +12,9 @@ from rich.console import Group, RenderableType
 
 from tenp_edge.calibration.text.sources import STDLIB
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
-from tenp_edge.cli.closing import Closing, closing
 from tenp_edge.cli.hub import DEMO
 from tenp_edge.cli.report import measured_tables, plan_tables, rich_tables
+from tenp_edge.cli.report.closing import Closing, closing
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.units import format_size, parse_size
@@ -118,9 +118,9 @@ def run_demo(output: Path, force: bool = False, progress: Progress = QUIET) -> D
         )
         result = run_compress(model, output, options, progress)
         last = closing(Path(DEMO), output, result.plan, result.to_json()["validation"])
-    own = "your own model", "tenp-edge compress PATH/TO/YOUR/MODEL --ram 8GiB -o OUT"
+    another = "your own model", "tenp-edge compress PATH/TO/YOUR/MODEL --ram 8GiB -o OUT"
     made = DemoResult(result, whole, ram, time.monotonic() - start, last)
-    last = replace(last, commands=(*last.commands, ("the same by hand", made.command), own))
+    last = replace(last, commands=(*last.commands, ("the same by hand", made.command), another))
     return replace(made, closing=last)
 
 

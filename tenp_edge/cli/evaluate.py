@@ -16,15 +16,11 @@ from tenp_edge.cli.report import measured_tables
 from tenp_edge.cli.terminal import TerminalProgress
 from tenp_edge.disk import require_parent
 from tenp_edge.verbs.options import (
-    CalibrationOptions,
     CompareOptions,
     ComputeOptions,
-    HeldOutOptions,
     MeasureOptions,
     ValidationOptions,
 )
-
-_COMPARE = "Comparison"
 
 
 @flags.expanded()
@@ -33,64 +29,7 @@ def compare(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Directory for compare.json, .md and .png.")
     ],
-    methods: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--method",
-            help="A method, a pattern such as 'drop-*', or a set: short, table, claims, uniform, "
-            "mended or all; repeat for more. Default: table.",
-            rich_help_panel=_COMPARE,
-        ),
-    ] = None,
-    ratios: Annotated[
-        list[float] | None,
-        typer.Option(
-            "--keep",
-            help="Share of the routed-expert parameters kept; repeat for more. "
-            "Default: 0.9, 0.75, 0.6, 0.45 and 0.3.",
-            rich_help_panel=_COMPARE,
-        ),
-    ] = None,
-    seeds: Annotated[
-        int,
-        typer.Option(
-            "--seeds", help="Calibrations, each with its own sample.", rich_help_panel=_COMPARE
-        ),
-    ] = 3,
-    width_multiple: Annotated[
-        int,
-        typer.Option(
-            "--width-multiple",
-            help="Cut widths are multiples of this; 1 makes every method's bytes equal.",
-            rich_help_panel=_COMPARE,
-        ),
-    ] = 1,
-    questions: Annotated[
-        int,
-        typer.Option(
-            "--questions",
-            help="Cloze questions and worked sums per domain; 0 leaves them out.",
-            rich_help_panel=_COMPARE,
-        ),
-    ] = 16,
-    lm_eval: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--lm-eval",
-            help="A task of lm-eval (needs tenp-edge[lm-eval] and the task's data), run with every "
-            "method; repeat for more.",
-            rich_help_panel=_COMPARE,
-        ),
-    ] = None,
-    lm_eval_limit: Annotated[
-        int | None,
-        typer.Option(
-            "--lm-eval-limit", help="Items of each lm-eval task.", rich_help_panel=_COMPARE
-        ),
-    ] = None,
-    *,
-    calibration: CalibrationOptions,
-    held_out: HeldOutOptions,
+    options: CompareOptions,
     json_output: flags.Json = False,
 ) -> None:
     """Methods side by side at equal bytes: KL, perplexity, agreement and questions by domain.
@@ -112,18 +51,6 @@ def compare(
     from tenp_edge.evaluation.comparison.table import lines, predictions
     from tenp_edge.verbs.compare import run_compare
 
-    defaults = CompareOptions()
-    options = CompareOptions(
-        calibration=calibration,
-        validation=held_out,
-        ratios=tuple(ratios or defaults.ratios),
-        methods=tuple(methods or defaults.methods),
-        seeds=seeds,
-        width_multiple=width_multiple,
-        questions=questions,
-        lm_eval=tuple(lm_eval or ()),
-        lm_eval_limit=lm_eval_limit,
-    )
     result = run_compare(model, output, options, TerminalProgress(Console(stderr=True)))
     if json_output:
         print(json.dumps(result, indent=1))
@@ -160,9 +87,7 @@ def validate(
         Path | None,
         typer.Option("--checkpoint", help="The pruned checkpoint that the file was made from."),
     ] = None,
-    context: flags.MeasuredContext = None,
-    kv_type: flags.MeasuredKvType = "F16",
-    ubatch: flags.MeasuredUbatch = 512,
+    measured: MeasureOptions,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the report here (JSON).")
     ] = None,
@@ -194,17 +119,17 @@ def validate(
         require_parent(output)
     progress.step(f"validating {candidate.name} against {reference.name}")
     from tenp_edge.checkpoint.provenance import PrunedBy
-    from tenp_edge.disk import write_text
+    from tenp_edge.disk import write_json
     from tenp_edge.evaluation.verdict import judge
     from tenp_edge.verbs.validate import run_validate
 
     options = ValidationOptions(tuple(data or ()), samples, seq_len, threads, twin, not no_split)
-    pruned_by, measure = PrunedBy(checkpoint, plan), MeasureOptions(context, kv_type, ubatch)
-    found = run_validate(
-        reference, candidate, options, compute, progress, pruned_by, measure
+    pruned_by = PrunedBy(checkpoint, plan)
+    report = run_validate(
+        reference, candidate, options, compute, progress, pruned_by, measured
     ).to_json()
-    verdict = judge(found["overall"], found["domains"])
-    found |= {"verdict": verdict.to_json()}
+    verdict = judge(report["overall"], report["domains"])
+    report |= {"verdict": verdict.to_json()}
     if output is not None:
-        write_text(output, json.dumps(found, indent=1) + "\n")
-    show(measured_tables.validated(found), found, json_output, verdict)
+        write_json(output, report)
+    show(measured_tables.validated(report), report, json_output, verdict)

@@ -25,16 +25,6 @@ from rich.table import Table
 from tenp_edge.cli.hub import local_model
 from tenp_edge.errors import UserError
 from tenp_edge.planning.settings import Option, assigned, make, options_of, written_value
-from tenp_edge.planning.spec import (
-    BATCH,
-    EXPORT,
-    LATENT_CACHE,
-    LAYOUTS,
-    QUANTS,
-    SHARD_SIZE,
-    TARGET,
-    TENSOR_TYPE,
-)
 from tenp_edge.runtime.memory.footprint import MOST_THREADS
 from tenp_edge.verbs.options import CALIBRATION, COMPUTE, VALIDATION, CompressOptions
 from tenp_edge.verbs.recipe_files import read_recipe
@@ -75,8 +65,8 @@ def expanded(recipes: bool = False) -> Callable[[Callable[..., None]], Callable[
             replaced = {known[name].flag.instead_of for name in typed}
             values = {k: v for k, v in values.items() if k not in replaced} | typed
             for name, declared in grouped.items():
-                own = options_of(declared)
-                given[name] = make(declared, {k: v for k, v in values.items() if k in own})
+                names = options_of(declared)
+                given[name] = make(declared, {k: v for k, v in values.items() if k in names})
             try:
                 verb(**given)
             except UserError as error:
@@ -98,11 +88,11 @@ def said_here(error: UserError, known: Mapping[str, Option]) -> UserError:
     """``error`` as this verb's user can type it. What several verbs call says --name VALUE; here
     knobs of ``known`` are --set name=VALUE."""
 
-    def written(found: re.Match[str]) -> str:
-        no, name, value = found.groups()
+    def written(match: re.Match[str]) -> str:
+        no, name, value = match.groups()
         option = known.get(name)
         if option is None or not option.flag.knob:
-            return found.group()
+            return match.group()
         if option.kind is bool:
             kept = "" if value is None else f" {value}"
             return f"--set {name}={'no' if no else 'yes'}{kept}"
@@ -164,7 +154,7 @@ def _parameter(option: Option) -> Parameter:
     if option.kind is bool and option.default is None:
         names = [f"--{flag.name}/--no-{flag.name}"]
     nothing = option.default is None or option.default is False or option.default == ()
-    shown = "" if nothing else f" Default: {written_value(option, option.default)}."
+    shown = "" if nothing else f" Default: {_shown(option)}."
     info = _flag(*names, help=flag.help + shown, panel=flag.panel or None, show_default=False)
     hint: Any = list[kind] if option.many else kind  # type: ignore[valid-type]
     return Parameter(
@@ -173,6 +163,11 @@ def _parameter(option: Option) -> Parameter:
         default=None,
         annotation=Annotated[hint | None, info],
     )
+
+
+def _shown(option: Option) -> str:
+    value = written_value(option, option.default)
+    return ", ".join(map(str, value)) if option.many else str(value)
 
 
 def settings_rows() -> list[tuple[str, str, str, str]]:
@@ -230,10 +225,6 @@ HelpSet = Annotated[
 ProfileFile = Annotated[
     Path | None, typer.Option("--profile-file", help="Your own profile (TOML).")
 ]
-Calibration = Annotated[
-    Path | None,
-    _flag("--calibration", help="Directory of finished statistics.", panel=CALIBRATION),
-]
 Types = Annotated[
     bool,
     _flag(
@@ -254,46 +245,6 @@ Threads = Annotated[
     ),
 ]
 
-Layout = Annotated[str | None, _flag("--layout", "--mode", help=LAYOUTS, panel=EXPORT)]
-ExportQuant = Annotated[
-    str | None, _flag("--quant", help=f"{QUANTS} Default: Q8_0, none.", panel=EXPORT)
-]
-NoImatrix = Annotated[
-    bool,
-    _flag(
-        "--no-imatrix",
-        help="Quantise without the importance matrix that calibration gives.",
-        panel=EXPORT,
-    ),
-]
-TensorTypes = Annotated[list[str] | None, _flag("--tensor-type", help=TENSOR_TYPE, panel=EXPORT)]
-LatentCache = Annotated[bool, _flag("--latent-cache", help=LATENT_CACHE, panel=EXPORT)]
-ShardSize = Annotated[str | None, _flag("--shard-size", help=SHARD_SIZE, panel=EXPORT)]
-_STATIC = "ONNX --mode static"
-Batch = Annotated[int | None, _flag("--batch", help=BATCH, panel=_STATIC)]
-Length = Annotated[
-    int | None, _flag("--length", help="Prompt tokens at once. Default: 128.", panel=_STATIC)
-]
-Past = Annotated[
-    int | None,
-    _flag("--past", help="Places of the KV cache: context - 1. Default: 1023.", panel=_STATIC),
-]
-Targets = Annotated[list[str] | None, _flag("--target", help=TARGET, panel=_STATIC)]
-
-MeasuredContext = Annotated[
-    int | None,
-    typer.Option(
-        "--context",
-        help="Tokens of the KV cache when a GGUF's peak memory is measured. "
-        "Default: 4096, or the model's.",
-    ),
-]
-MeasuredKvType = Annotated[
-    str, typer.Option("--kv-type", help="Type of that cache: F16, F32 or Q8_0.")
-]
-MeasuredUbatch = Annotated[
-    int, typer.Option("--ubatch", help="Prompt tokens evaluated at once in that measurement.")
-]
 NoSplit = Annotated[
     bool,
     typer.Option(

@@ -23,8 +23,8 @@ def inspect(model: flags.Model, json_output: flags.Json = False) -> None:
     """
     from tenp_edge.models.inspection import inspect_model
 
-    found = inspect_model(model)
-    show(model_tables.summary(found), found.to_json(), json_output)
+    summary = inspect_model(model)
+    show(model_tables.summary(summary), summary.to_json(), json_output)
 
 
 def profiles(

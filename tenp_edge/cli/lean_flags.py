@@ -37,11 +37,11 @@ class Flag:
 
     def value(self, text: str) -> Any:
         """``text`` as a value. Raises ValueError for what is none."""
-        found = self.kind(text)
+        parsed = self.kind(text)
         low, high = self.least, self.most
-        if (low is not None and found < low) or (high is not None and found > high):
+        if (low is not None and parsed < low) or (high is not None and parsed > high):
             raise ValueError(text)
-        return found
+        return parsed
 
 
 PROMPT = Flag(("-p", "--prompt"), str, "Text to continue; default: what is piped in.")

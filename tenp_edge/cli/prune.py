@@ -12,7 +12,8 @@ from tenp_edge.cli.console import progress, show
 from tenp_edge.cli.report import measured_tables, plan_tables
 from tenp_edge.disk import require_parent
 from tenp_edge.errors import UserError
-from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.planning.settings import listed
+from tenp_edge.planning.spec import GRADIENT_SCORES, PlanOptions
 from tenp_edge.verbs import recipe_files
 from tenp_edge.verbs.options import (
     CalibrationOptions,
@@ -58,7 +59,7 @@ def calibrate(
         bool,
         typer.Option(
             "--gradients",
-            help="A backward pass too, for --set neuron-score=heapr, heapr-sum or taylor: about "
+            help=f"A backward pass too, for --set neuron-score={listed(GRADIENT_SCORES)}: about "
             "three more forwards.",
         ),
     ] = False,
@@ -86,9 +87,9 @@ def calibrate(
     from tenp_edge.verbs.calibrate import run_calibrate
 
     statistics = run_calibrate(model, output, options, progress, gradients, types)
-    found, costs = coverage(statistics), load_costs(output) if types else None
-    shown = found.to_json() | ({} if costs is None else {"types": costs.to_json()["types"]})
-    show(measured_tables.calibrated(statistics, found, costs), shown, json_output)
+    covered, costs = coverage(statistics), load_costs(output) if types else None
+    shown = covered.to_json() | ({} if costs is None else {"types": costs.to_json()["types"]})
+    show(measured_tables.calibrated(statistics, covered, costs), shown, json_output)
 
 
 def merge(
@@ -107,8 +108,8 @@ def merge(
     from tenp_edge.verbs.calibrate import run_merge
 
     merged = run_merge(statistics, output, force)
-    found = coverage(merged)
-    show(measured_tables.coverage(merged, found), found.to_json(), json_output)
+    covered = coverage(merged)
+    show(measured_tables.coverage(merged, covered), covered.to_json(), json_output)
 
 
 @flags.expanded(recipes=True)
@@ -188,7 +189,7 @@ def compress(
 
         tenp-edge compress MODEL --keep 0.6 --skip-checkpoint --no-validate -o OUT
     """
-    from tenp_edge.cli.closing import closing
+    from tenp_edge.cli.report.closing import closing
     from tenp_edge.verbs.compress import run_compress
     from tenp_edge.verbs.plan import run_plan
     from tenp_edge.verbs.repair import mend_rules
@@ -202,7 +203,7 @@ def compress(
         show(plan_tables.plan_report(made), made.to_json(), json_output)
         return
     result = run_compress(model, output, options, progress)
-    found = result.to_json()
-    last = closing(model, output, result.plan, found["validation"])
-    shown = measured_tables.compressed(result.plan, found["validation"])
-    show(shown, found | {"summary": last.to_json()}, json_output, last)
+    written = result.to_json()
+    last = closing(model, output, result.plan, written["validation"])
+    shown = measured_tables.compressed(result.plan, written["validation"])
+    show(shown, written | {"summary": last.to_json()}, json_output, last)

@@ -176,7 +176,7 @@ def bench(
     options = RunOptions(
         context, threads, ubatch, kv_type, gpu_layers=gpu_layers, prepack=not no_prepack, note=note
     )
-    found = measure(
+    speeds = measure(
         file,
         options,
         prompt_tokens=prompt_tokens,
@@ -184,15 +184,15 @@ def bench(
         repeats=repeats,
     )
     if json_output:
-        print(found.to_json())
+        print(speeds.to_json())
         return
     rows = {
-        "runtime": f"{found.runtime}, {found.threads} threads, {found.kv_type} cache",
-        "file": format_size(found.file_bytes),
-        "load": f"{found.load_seconds:.2f} s",
-        f"prompt of {prompt_tokens}": f"{found.prefill_tokens_per_second:.1f} tokens/s",
-        f"generation of {generated_tokens}": f"{found.decode_tokens_per_second:.1f} tokens/s",
-        "peak RSS": format_size(found.peak_rss_bytes),
+        "runtime": f"{speeds.runtime}, {speeds.threads} threads, {speeds.kv_type} cache",
+        "file": format_size(speeds.file_bytes),
+        "load": f"{speeds.load_seconds:.2f} s",
+        f"prompt of {prompt_tokens}": f"{speeds.prefill_tokens_per_second:.1f} tokens/s",
+        f"generation of {generated_tokens}": f"{speeds.decode_tokens_per_second:.1f} tokens/s",
+        "peak RSS": format_size(speeds.peak_rss_bytes),
     }
     Console(width=None if sys.stdout.isatty() else 110).print(
         rich_tables.facts(file.name, rows.items())

@@ -23,7 +23,8 @@ _ROWS = 16
 
 @dataclass(frozen=True)
 class TokenScores:
-    """One entry per scored token, float64 [tokens] (``same_top`` bool)."""
+    """One entry per scored token, float64 [tokens] (``same_top`` bool). ``kl`` and the negative
+    log-likelihoods in nats, ``delta_p`` a difference of probabilities."""
 
     kl: torch.Tensor
     reference_nll: torch.Tensor
@@ -85,8 +86,8 @@ def score_tokens(
 
 
 class ReferenceTokens:
-    """The reference's side of the comparison, for many candidates: logits [tokens, vocab] and the
-    true next tokens [tokens]. Holds float64 tables of that size twice."""
+    """The reference's side of the comparison, for many candidates: ``logits`` [tokens, vocab] and
+    the true next tokens ``targets`` [tokens]. Holds float64 tables of that size twice."""
 
     def __init__(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
         self.targets = targets

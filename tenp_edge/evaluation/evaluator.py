@@ -19,22 +19,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.evaluation.divergence import (
-    DomainScores,
     ReferenceTokens,
     TokenScores,
     concatenate,
-    scored_positions,
-    summarise,
 )
 from tenp_edge.evaluation.variants import DENSE, LayerKey, Planned, Variant
 from tenp_edge.forward.hidden_states import SPILL_BYTES, CachedFileStates, MemoryStates, States
 from tenp_edge.forward.streaming import Head, StreamingModel, check_tokens
 from tenp_edge.forward.sweep import LayerObserver, Pass, default_batch_tokens, embed, run_layer
-from tenp_edge.forward.text_batch import Domain, TextBatch, batches
+from tenp_edge.forward.text_batch import batches
 from tenp_edge.progress import QUIET, Progress, Task
 
 STATES = "variants.partial"
@@ -74,6 +70,7 @@ class LayerCache(Checkpoint):
         self._experts.clear()
 
     def read(self, name: str) -> torch.Tensor:
+        """The tensor ``name`` in its stored shape and dtype: the same one every time."""
         if name not in self._read:
             self._read[name] = super().read(name)
         return self._read[name]
@@ -182,8 +179,8 @@ class Evaluator:
     ) -> list[_Stream]:
         """The states after the last layer, a stream per variant; equal variants share theirs."""
         config = self.cache.config
-        most = default_batch_tokens(config)
-        runs = [batches(len(b.tokens), b.tokens.shape[1], most) for b in blocks]
+        max_tokens = default_batch_tokens(config)
+        runs = [batches(len(b.tokens), b.tokens.shape[1], max_tokens) for b in blocks]
         streams = self._embedded(variants, blocks, runs, pool)
         with self.progress.task(title, config.num_hidden_layers * len(variants), "layers") as task:
             for index in range(config.num_hidden_layers):
@@ -226,7 +223,7 @@ class Evaluator:
         waiting = Counter(stream for stream, _ in set(zip(streams, keys, strict=True)))
         after: dict[tuple[_Stream, LayerKey], _Stream] = {}
         for key in dict.fromkeys(keys):
-            members = [number for number, own in enumerate(keys) if own == key]
+            members = [number for number, other in enumerate(keys) if other == key]
             passes = []
             for before in dict.fromkeys(streams[number] for number in members):
                 waiting[before] -= 1
@@ -270,18 +267,18 @@ class Evaluator:
     ) -> list[list[RowScores]]:
         """[variants][rows]: one output matrix at a time beside the reference's, equal streams
         once."""
-        found: dict[tuple[_Stream, LayerKey], list[RowScores]] = {}
+        by_stream: dict[tuple[_Stream, LayerKey], list[RowScores]] = {}
         for key in dict.fromkeys(ends):
             variant = variants[ends.index(key)]
             head = score.reference if key == DENSE else self._head(self._model(variant, key))
-            own = [s for s, end in zip(streams, ends, strict=True) if end == key]
-            distinct = list(dict.fromkeys(own))
-            found |= {(stream, key): [] for stream in distinct}
+            ending = [s for s, end in zip(streams, ends, strict=True) if end == key]
+            distinct = list(dict.fromkeys(ending))
+            by_stream |= {(stream, key): [] for stream in distinct}
             for row in range(len(score.block.tokens)):
                 for stream, scores in zip(distinct, score.row(row, head, distinct), strict=True):
-                    found[stream, key].append(scores)
+                    by_stream[stream, key].append(scores)
                 task.advance()
-        return [found[pair] for pair in zip(streams, ends, strict=True)]
+        return [by_stream[pair] for pair in zip(streams, ends, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -304,10 +301,10 @@ class _Score:
             targets = self.block.tokens[row, places.start + 1 : places.stop + 1]
             dense = self._logits(self.reference, self.dense, row, places)
             reference = ReferenceTokens(dense, targets)
-            for own, stream in zip(parts, streams, strict=True):
+            for part, stream in zip(parts, streams, strict=True):
                 logits = self._logits(head, stream, row, places)
-                own.append(RowScores(reference.score(logits), logits.argmax(dim=-1) == targets))
-        return [joined(own) for own in parts]
+                part.append(RowScores(reference.score(logits), logits.argmax(dim=-1) == targets))
+        return [joined(part) for part in parts]
 
     def _logits(self, head: Head, stream: _Stream, row: int, places: slice) -> torch.Tensor:
         return head(stream.states[self.number].read(row, row + 1)[0, places])
@@ -317,83 +314,3 @@ def joined(parts: Sequence[RowScores]) -> RowScores:
     """The scores of all ``parts`` (at least one), in order."""
     scores = concatenate(part.scores for part in parts)
     return RowScores(scores, torch.cat([part.hits for part in parts]))
-
-
-# -- on the text of domains ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One variant against the dense model: a row per domain, and all tokens together."""
-
-    domains: tuple[DomainScores, ...]
-    overall: DomainScores
-    sequence_kl: tuple[float, ...]
-    """Nats per token of every sequence: how sure the mean is."""
-
-    @property
-    def mean_kl(self) -> float:
-        """Nats per token, every domain weighing the same."""
-        return sum(row.mean_kl for row in self.domains) / len(self.domains)
-
-
-def measure_plans(
-    checkpoint: Checkpoint,
-    plans: Sequence[CompressionPlan],
-    domains: Sequence[Domain],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    work: Path | None = None,
-    spill_bytes: int = SPILL_BYTES,
-    progress: Progress = QUIET,
-) -> list[Measured]:
-    """Each of ``plans`` (with neurons) against the dense model on ``domains``, in their order.
-
-    Scored on the second half of every sequence, as `validation` does. Hidden states go to files in
-    ``work`` when those of all plans together are above ``spill_bytes``. Raises UserError for plans
-    of another checkpoint and tokens that the model does not have.
-    """
-    return measure_variants(
-        LayerCache(checkpoint.path),
-        [Planned(plan) for plan in plans],
-        domains,
-        device=device,
-        dtype=dtype,
-        work=work,
-        spill_bytes=spill_bytes,
-        progress=progress,
-    )
-
-
-def measure_variants(
-    cache: LayerCache,
-    variants: Sequence[Variant],
-    domains: Sequence[Domain],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    work: Path | None = None,
-    spill_bytes: int = SPILL_BYTES,
-    progress: Progress = QUIET,
-    what: str = "plans",
-) -> list[Measured]:
-    """`measure_plans` for any ``variants`` of the model in ``cache``."""
-    text = TextBatch.of(domains)
-    spans = tuple(scored_positions(length) for length in text.lengths.tolist())
-    evaluator = Evaluator(
-        cache, device=device, dtype=dtype, work=work, spill_bytes=spill_bytes, progress=progress
-    )
-    block = Block("all domains", text.tokens, spans)
-    title = f"measuring {len(variants)} {what}"
-    ((_, scored),) = evaluator.measure(variants, [block], title)
-    return [_summary(text, [row.scores for row in rows]) for rows in scored]
-
-
-def _summary(text: TextBatch, scores: Sequence[TokenScores]) -> Measured:
-    by_domain = tuple(
-        summarise(name, len(span), concatenate(scores[row] for row in span))
-        for name, span in text.spans.items()
-    )
-    overall = summarise("overall", len(scores), concatenate(scores))
-    return Measured(by_domain, overall, tuple(float(row.kl.mean()) for row in scores))

@@ -18,7 +18,7 @@ from tenp_edge.calibration.held_out import load_slice, slice_digest, stored_slic
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.errors import UserError
-from tenp_edge.evaluation.evaluator import measure_plans
+from tenp_edge.evaluation.measured_variants import measure_plans
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.planning.methods import Axes, method_named
 from tenp_edge.planning.spec import PlanOptions
@@ -100,7 +100,7 @@ def measure_on(
     """What measures plans together on ``domains``."""
 
     def measure(plans: Sequence[CompressionPlan]) -> list[MeasuredKL]:
-        found = measure_plans(
+        measured = measure_plans(
             checkpoint,
             plans,
             domains,
@@ -109,7 +109,7 @@ def measure_on(
             work=work,
             progress=progress,
         )
-        return [MeasuredKL(one.mean_kl, one.sequence_kl) for one in found]
+        return [MeasuredKL(one.mean_kl, one.sequence_kl) for one in measured]
 
     return measure
 

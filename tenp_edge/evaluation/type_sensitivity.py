@@ -23,7 +23,8 @@ from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource, WeightSource
 from tenp_edge.errors import UserError
-from tenp_edge.evaluation.evaluator import LayerCache, Measured, measure_variants
+from tenp_edge.evaluation.evaluator import LayerCache
+from tenp_edge.evaluation.measured_variants import Measured, measure_variants
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, Exporter, ExportOptions, Requantiser
 from tenp_edge.models import ModelConfig, expected_tensors
@@ -103,7 +104,7 @@ def measure_types(
     started = time.monotonic()
     sources = [writer.requantised(source, job.options_of(quant), data) for quant in missing]
     whole = len(known.layers) == checkpoint.config.num_hidden_layers
-    found = measure_variants(
+    measured = measure_variants(
         cached,
         _variants(sources, missing, None if whole else known.layers),
         domains,
@@ -115,7 +116,9 @@ def measure_types(
     )
     seconds = round((time.monotonic() - started) / len(missing), 2)
     scale = _scale(checkpoint.config, known.layers)
-    costs = known.with_types(dict(zip(missing, _costs(found, whole, scale, seconds), strict=True)))
+    costs = known.with_types(
+        dict(zip(missing, _costs(measured, whole, scale, seconds), strict=True))
+    )
     costs.save(directory)
     return costs
 
@@ -129,9 +132,9 @@ def missing_of(job: TypeJob, checkpoint: Checkpoint, directory: Path) -> TypeJob
 def _known(job: TypeJob, checkpoint: Checkpoint, directory: Path, text: str) -> TypeCosts:
     """What ``directory`` has of the very same measurement, or nothing yet."""
     conditions = job.conditions(checkpoint.fingerprint, text)
-    layers, found = job.chosen_layers(checkpoint.config), load_costs(directory)
-    if found is not None and found.conditions == conditions and found.layers == layers:
-        return found
+    layers, stored = job.chosen_layers(checkpoint.config), load_costs(directory)
+    if stored is not None and stored.conditions == conditions and stored.layers == layers:
+        return stored
     return TypeCosts(conditions, job.options.layout or job.writer.layouts[0], layers)
 
 
@@ -149,8 +152,10 @@ def _variants(
     return made
 
 
-def _costs(found: Sequence[Measured], whole: bool, scale: float, seconds: float) -> list[TypeCost]:
-    kls = [measured.mean_kl for measured in found]
+def _costs(
+    variants: Sequence[Measured], whole: bool, scale: float, seconds: float
+) -> list[TypeCost]:
+    kls = [measured.mean_kl for measured in variants]
     if whole:
         return [TypeCost(kl, kl, 0.0, 1.0, seconds) for kl in kls]
     return [

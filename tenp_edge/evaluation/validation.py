@@ -226,20 +226,22 @@ def _candidate_model(path: Path, progress: Progress) -> tuple[Path, Exporter | N
     found in a directory is said."""
     known: tuple[Path, Exporter | None] | None = recognise(path)
     if known is None:
-        found = locate(path)
-        known = found.path, None if found.kind == "checkpoint" else exporter(found.kind)
+        located = locate(path)
+        known = located.path, None if located.kind == "checkpoint" else exporter(located.kind)
     if path.is_dir() and known[0] != path:
         progress.note(f"validating {known[0]}")
     return known
 
 
-def _fitting(domains: Sequence[Domain], most: int | None, progress: Progress) -> Sequence[Domain]:
-    """``domains`` cut to sequences of ``most`` tokens, which the file can hold."""
-    if most is None or all(domain.tokens.shape[1] <= most for domain in domains):
+def _fitting(
+    domains: Sequence[Domain], max_tokens: int | None, progress: Progress
+) -> Sequence[Domain]:
+    """``domains`` cut to sequences of ``max_tokens`` tokens, which the file can hold."""
+    if max_tokens is None or all(domain.tokens.shape[1] <= max_tokens for domain in domains):
         return domains
-    progress.note(f"the file holds {most} tokens: longer sequences are cut there")
+    progress.note(f"the file holds {max_tokens} tokens: longer sequences are cut there")
     return [
-        Domain(domain.name, domain.tokens[:, :most], domain.lengths.clamp(max=most))
+        Domain(domain.name, domain.tokens[:, :max_tokens], domain.lengths.clamp(max=max_tokens))
         for domain in domains
     ]
 

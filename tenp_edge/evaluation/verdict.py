@@ -76,14 +76,14 @@ class Verdict:
 def judge(overall: Mapping[str, Any], domains: Iterable[Mapping[str, Any]] = ()) -> Verdict:
     """The verdict on ``overall``, a row of a validation report, and on its ``domains``."""
     number = _level(overall)
-    found = {str(row["domain"]): _level(row) for row in domains}
+    levels = {str(row["domain"]): _level(row) for row in domains}
     return Verdict(
         LEVELS[number].word,
         LEVELS[number].like,
         overall["mean_kl"],
         overall["same_top"],
         overall["tokens"],
-        {name: LEVELS[level].word for name, level in found.items() if level > number},
+        {name: LEVELS[level].word for name, level in levels.items() if level > number},
     )
 
 

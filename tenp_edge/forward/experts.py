@@ -162,21 +162,33 @@ class RaggedExperts(nn.Module):
         # The weighted sum grows in float32: top-k roundings to bf16 would be the larger error.
         output = torch.zeros_like(hidden_states, dtype=torch.float32)
         for expert, rows, slots in group_by_expert(chosen, self.num_experts):
-            weights = self[expert].matrices(hidden_states.dtype)
-            x = pad_group(hidden_states.index_select(0, rows))
-            m = neurons(weights, x, self.family.activation)
-            y = linear(m, weights.down)
-            if expert in self.offsets:
-                y = y + self.offsets[expert].to(y)
             g = top_k_weights[rows, slots].float()
-            whole = y if weights.down_bias is None else y + weights.down_bias
-            output.index_add_(0, rows, whole[: len(rows)].float() * g[:, None])
-            if self.observer is not None:
-                group = ExpertGroup(expert, rows, slots, x, m, y, g, weights.down)
-                self.observer.expert(group)
+            # In a function, so that an expert's converted weights are gone before the next one's.
+            y = self._output(expert, rows, slots, hidden_states, g)
+            output.index_add_(0, rows, y * g[:, None])
         if self.observer is not None:
             self.observer.routed(chosen, output)
         return output.to(hidden_states.dtype)
+
+    def _output(
+        self,
+        expert: int,
+        rows: torch.Tensor,
+        slots: torch.Tensor,
+        hidden_states: torch.Tensor,
+        g: torch.Tensor,
+    ) -> torch.Tensor:
+        """What one expert makes of its tokens, float32 [n, hidden]; shown to the observer."""
+        weights = self[expert].matrices(hidden_states.dtype)
+        x = pad_group(hidden_states.index_select(0, rows))
+        m = neurons(weights, x, self.family.activation)
+        y = linear(m, weights.down)
+        if expert in self.offsets:
+            y = y + self.offsets[expert].to(y)
+        if self.observer is not None:
+            self.observer.expert(ExpertGroup(expert, rows, slots, x, m, y, g, weights.down))
+        whole = y if weights.down_bias is None else y + weights.down_bias
+        return whole[: len(rows)].float()
 
 
 def routed_experts(layer: nn.Module) -> RaggedExperts:

@@ -23,9 +23,13 @@ SPILL_BYTES = 2**30
 class States(Protocol):
     """Reads and writes runs of whole sequences."""
 
-    def read(self, start: int, stop: int) -> torch.Tensor: ...
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Sequences ``start`` to ``stop`` - 1, [stop - start, seq, hidden], on the CPU."""
+        ...
 
-    def write(self, start: int, hidden: torch.Tensor) -> None: ...
+    def write(self, start: int, hidden: torch.Tensor) -> None:
+        """``hidden`` [n, seq, hidden] becomes sequences ``start`` to ``start`` + n - 1."""
+        ...
 
     def __enter__(self) -> Self: ...
 
@@ -38,7 +42,7 @@ class States(Protocol):
 
 
 class MemoryStates:
-    """All states in one tensor."""
+    """All states in one tensor, ``hidden`` [sequences, seq, hidden]; `read` gives views of it."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         self.hidden = hidden
@@ -57,7 +61,8 @@ class MemoryStates:
 
 
 class FileStates:
-    """All states in one raw file; ``temporary`` deletes it at the end of the ``with``."""
+    """All states, of ``shape`` [sequences, seq, hidden], in one raw file; ``temporary`` deletes it
+    at the end of the ``with``."""
 
     def __init__(
         self, file: Path, shape: tuple[int, int, int], dtype: torch.dtype, temporary: bool = False
@@ -75,7 +80,7 @@ class FileStates:
         return torch.frombuffer(data, dtype=self.dtype).reshape(-1, *self.shape[1:])
 
     def write(self, start: int, hidden: torch.Tensor) -> None:
-        """In place; the file grows as it is written."""
+        """As `States.write`, in place; the file grows as it is written."""
         mode = "r+b" if self.file.exists() else "wb"
         with told_when_full(self.file, self.nbytes), self.file.open(mode) as stream:
             stream.seek(start * self._sequence_bytes)

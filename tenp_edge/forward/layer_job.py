@@ -1,7 +1,6 @@
-"""A computation that takes a text through a model layer by layer, on disk, so that a killed one
-continues.
+"""A computation that takes a text through a model layer by layer, on disk (`resumable`).
 
-DIR/NAME.partial holds job.json (what is being made), the hidden states between two layers, and a
+DIR/NAME.partial holds job.json (which job it is), the hidden states between two layers, and a
 result of every finished layer. A layer is done when its result and what enters the next layer are
 there under their final names: the same call after a kill repeats at most one layer and ends with
 the same bytes.
@@ -9,7 +8,6 @@ the same bytes.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -19,11 +17,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from tenp_edge.disk import read_json, require_free, write_text
+from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.forward.hidden_states import FileStates, whole_file
 from tenp_edge.forward.sweep import each_layer
 from tenp_edge.progress import Progress
+from tenp_edge.resumable import JobRecord
 
 Found = TypeVar("Found")
 Streams = Mapping[str, FileStates]
@@ -69,17 +68,21 @@ class LayerJob:
         return self.partial / f"layer-{layer}{self.suffix}"
 
     @property
-    def begun(self) -> Mapping[str, Any] | None:
-        """What an unfinished job in the directory is of."""
-        file = self.partial / "job.json"
-        return read_json(file) if file.is_file() else None
+    def results(self) -> list[Path]:
+        """Of all layers, in their order."""
+        return [self.result(layer) for layer in range(self.layers)]
+
+    @property
+    def record(self) -> JobRecord:
+        """Of which job the work in progress is."""
+        return JobRecord(self.partial / "job.json", self.info)
 
     def begin(self, needed_bytes: int, what: str) -> None:
         """Forget any unfinished job. Raises UserError without ``needed_bytes`` on the disk."""
         self.discard()
         require_free(self.directory, needed_bytes, what)
         self.partial.mkdir(parents=True)
-        write_text(self.partial / "job.json", json.dumps(self.info, indent=1) + "\n")
+        self.record.write()
 
     def discard(self) -> None:
         """Remove work in progress."""

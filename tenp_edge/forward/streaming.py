@@ -27,7 +27,13 @@ from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
 
 _VOCAB_CHUNK = 16384
 # Keys of config.json that are not for the model; the last is for those who load it without us.
-_NOT_FOR_MODELS = ("tenp", "auto_map", "model_type", "experts_implementation")
+_NOT_FOR_MODELS = (
+    "tenp",
+    "auto_map",
+    "model_type",
+    "quantization_config",
+    "experts_implementation",
+)
 
 
 def transformers_config(config: ModelConfig) -> Any:
@@ -87,9 +93,10 @@ def name_in_memory(config: ModelConfig, spec: TensorSpec) -> str:
 def compute_tensor(
     spec: TensorSpec, tensor: torch.Tensor, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """``tensor`` as the forward wants it; the router's selection bias stays float32."""
-    own = torch.float32 if spec.role == "router_bias" else dtype
-    return tensor.to(device=device, dtype=own)
+    """``tensor``, of any shape, as the forward wants it; the router's selection bias stays
+    float32."""
+    tensor_dtype = torch.float32 if spec.role == "router_bias" else dtype
+    return tensor.to(device=device, dtype=tensor_dtype)
 
 
 class StreamingModel:
@@ -171,7 +178,7 @@ class StreamingModel:
         return self.forward(layer, hidden)
 
     def forward(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """`run` with whatever the caller says about gradients."""
+        """`run`, [n, seq, hidden] to the same, with whatever the caller says about gradients."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         index = layer.get_submodule("self_attn").layer_idx
         assert isinstance(index, int)
@@ -239,7 +246,7 @@ class Head:
 
 
 def check_tokens(config: ModelConfig, tokens: torch.Tensor) -> None:
-    """Raise UserError for tokens or lengths that the model does not have."""
+    """Raise UserError for ``tokens`` [n, seq] or a length that the model does not have."""
     if tokens.numel() and int(tokens.max()) >= config.vocab_size:
         raise UserError(
             f"token {int(tokens.max())} is outside the model's vocabulary of {config.vocab_size}",

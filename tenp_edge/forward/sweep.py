@@ -44,7 +44,7 @@ class LayerObserver:
         return model.run(layer, hidden)
 
     def end(self, run: slice, output: torch.Tensor) -> None:
-        """``output``: of the forward that just ran, on the model's device."""
+        """``output`` [n, seq, hidden]: of the forward that just ran, on the model's device."""
 
     def done(self, layer: nn.Module) -> None:
         """The last run is over; the layer is about to be freed."""
@@ -129,8 +129,8 @@ def sweep(
 
 def default_batch_tokens(config: ModelConfig) -> int:
     """Tokens that go through a layer of ``config`` at once."""
-    least, most = _BATCH_TOKENS
-    return min(most, max(least, _BATCH_ELEMENTS // config.hidden_size))
+    min_tokens, max_tokens = _BATCH_TOKENS
+    return min(max_tokens, max(min_tokens, _BATCH_ELEMENTS // config.hidden_size))
 
 
 def open_states(
@@ -182,6 +182,7 @@ def streamed(
 def streaming_logits(
     source: WeightSource, tokens: torch.Tensor, **options: Any
 ) -> Iterator[torch.Tensor]:
-    """The logits of `streamed`, once; it has the options."""
+    """The logits of `streamed`, once: float32 [seq - first_position, vocab] of each sequence of
+    ``tokens`` [n, seq]; it has the options."""
     with streamed(source, tokens, **options) as sequences:
         yield from sequences()

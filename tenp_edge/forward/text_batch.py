@@ -40,18 +40,19 @@ class TextBatch:
     spans: Mapping[str, range]
 
     @classmethod
-    def of(cls, domains: Sequence[Domain], most: int | None = None) -> TextBatch:
-        """``domains`` (at least one); of each no more than its first ``most`` sequences."""
+    def of(cls, domains: Sequence[Domain], max_sequences: int | None = None) -> TextBatch:
+        """``domains`` (at least one); of each no more than its first ``max_sequences``."""
         width = max(domain.tokens.shape[1] for domain in domains)
         tokens = [
-            pad(domain.tokens[:most], (0, width - domain.tokens.shape[1])) for domain in domains
+            pad(domain.tokens[:max_sequences], (0, width - domain.tokens.shape[1]))
+            for domain in domains
         ]
         spans: dict[str, range] = {}
         start = 0
         for domain, rows in zip(domains, tokens, strict=True):
             spans[domain.name] = range(start, start + len(rows))
             start += len(rows)
-        lengths = torch.cat([domain.lengths[:most] for domain in domains])
+        lengths = torch.cat([domain.lengths[:max_sequences] for domain in domains])
         return cls(torch.cat(tokens), lengths, spans)
 
     def __len__(self) -> int:

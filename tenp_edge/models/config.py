@@ -25,6 +25,7 @@ from tenp_edge.models.family import (
     refuse,
 )
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.quantization import quantised_layouts
 from tenp_edge.models.wrapper import WRAPPED_BY, own_keys, unwrap
 
 _BELONGS = "the config.json that belongs to the checkpoint"
@@ -91,7 +92,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
 
 def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     """`read_config` of a language model's own config."""
-    _refuse_quantised(raw)
+    quantised_layouts(raw)  # refuses what is not known
     _refuse_unknown(raw, family, family.defaults)
     config = _Reader(raw, family)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
@@ -264,17 +265,6 @@ def _names(family: Family) -> tuple[str, ...]:
     wrapper = family.wrapper
     alone = wrapper is not None and wrapper.alone_type is None
     return (family.model_type, wrapper.text_type) if wrapper and alone else (family.model_type,)
-
-
-def _refuse_quantised(raw: Mapping[str, Any]) -> None:
-    quantization = raw.get("quantization_config")
-    if quantization:
-        known = quantization if isinstance(quantization, dict) else {"quant_method": quantization}
-        method = known.get("quant_method", "unknown")
-        raise UserError(
-            f"the checkpoint is quantised ({method}); pruning needs the original weights",
-            "the bf16, f16 or f32 checkpoint of the same model (dequantise FP8 to bf16 first)",
-        )
 
 
 def _refuse_unknown(raw: Mapping[str, Any], family: Family, defaults: Mapping[str, Any]) -> None:

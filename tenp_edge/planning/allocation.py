@@ -120,24 +120,24 @@ def pinned_trapezoid(space: Space, neurons: int, whole_share: float) -> Trapezoi
     return Trapezoid(whole, max((w for w in space.cut_widths if w <= beta), default=space.multiple))
 
 
-def whole_counts(weights: Sequence[float], total: int, most: int) -> list[int]:
+def whole_counts(weights: Sequence[float], total: int, max_count: int) -> list[int]:
     """``total`` whole experts shared out by ``weights``, largest remainders first.
 
-    0 <= count <= ``most`` in every layer; what a full layer cannot take goes to the others in
+    0 <= count <= ``max_count`` in every layer; what a full layer cannot take goes to the others in
     proportion to their weights. The counts sum exactly to ``total``.
     """
-    assert 0 <= total <= most * len(weights)
+    assert 0 <= total <= max_count * len(weights)
     counts, open_layers, left = [0] * len(weights), list(range(len(weights))), total
     while left:
         mass = sum(weights[i] for i in open_layers)
         share = {i: weights[i] / mass if mass else 1 / len(open_layers) for i in open_layers}
-        capped = [i for i in open_layers if share[i] * left >= most]
+        capped = [i for i in open_layers if share[i] * left >= max_count]
         if not capped:
             for index, extra in zip(open_layers, _round(list(share.values()), left), strict=True):
                 counts[index] = extra
             return counts
         for index in capped:
-            counts[index] = most
+            counts[index] = max_count
         open_layers = [i for i in open_layers if i not in capped]
         left = total - sum(counts)
     return counts
@@ -174,8 +174,8 @@ def drop_count(experts: int, keep: float, top_k: int, groups: int, topk_group: i
     """
     if groups == 1:
         return min(max(round(keep * experts), top_k), experts)
-    least = max(2, -(-top_k // topk_group))
-    return groups * min(max(round(keep * experts / groups), least), experts // groups)
+    min_in_group = max(2, -(-top_k // topk_group))
+    return groups * min(max(round(keep * experts / groups), min_in_group), experts // groups)
 
 
 def drop(space: Space, kept: int, ranking: Mapping[int, Sequence[int]], groups: int = 1) -> Widths:
@@ -192,17 +192,17 @@ def drop(space: Space, kept: int, ranking: Mapping[int, Sequence[int]], groups: 
 
 
 def free(
-    space: Space, neurons: int, gains: torch.Tensor, least: torch.Tensor | None = None
+    space: Space, neurons: int, gains: torch.Tensor, min_levels: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Every expert its own legal width by the marginal gain of its next step; int64 [experts].
 
     ``gains`` [experts, legal widths]: value of keeping an expert's best neurons at that width,
-    over as many experts as share one ranking (a layer's or the model's). ``least`` (indices into
-    the legal widths, default 0) is where each expert starts. Steps are taken in the order of gain
-    per neuron and skipped when they do not fit, each expert's in sequence.
+    over as many experts as share one ranking (a layer's or the model's). ``min_levels`` (indices
+    into the legal widths, default 0) is where each expert starts. Steps are taken in the order of
+    gain per neuron and skipped when they do not fit, each expert's in sequence.
     """
     legal = torch.tensor(space.legal_widths)
-    level = [0] * len(gains) if least is None else least.tolist()
+    level = [0] * len(gains) if min_levels is None else min_levels.tolist()
     left = neurons - int(legal[level].sum())
     sizes = legal.diff().tolist()
     # A wider step can be worth more per neuron than the one before it (signed scores): a running
@@ -216,23 +216,23 @@ def free(
     return legal[level]
 
 
-def limit_widths(widths: Widths, most: int) -> Widths:
-    """``widths`` with at most ``most`` different ones; removed experts (0) do not count.
+def limit_widths(widths: Widths, max_widths: int) -> Widths:
+    """``widths`` with at most ``max_widths`` different ones; removed experts (0) do not count.
 
     Every width that goes becomes the next smaller one that stays. Which ones stay is the choice
     that loses the fewest neurons (dynamic programming over the sorted widths).
     """
     flat = [width for row in widths.values() for width in row if width]
     sizes, counts = torch.unique(torch.tensor(flat), return_counts=True)
-    if len(sizes) <= most:
+    if len(sizes) <= max_widths:
         return widths
-    kept = _best_levels(sizes, counts, most)
+    kept = _best_levels(sizes, counts, max_widths)
     below = {w: max(k for k in kept if k <= w) for w in sizes.tolist()} | {0: 0}
     return {layer: tuple(below[width] for width in row) for layer, row in widths.items()}
 
 
-def _best_levels(sizes: torch.Tensor, counts: torch.Tensor, most: int) -> list[int]:
-    """``most`` of the ascending ``sizes``, the smallest among them, that lose the least.
+def _best_levels(sizes: torch.Tensor, counts: torch.Tensor, max_levels: int) -> list[int]:
+    """``max_levels`` of the ascending ``sizes``, the smallest among them, that lose the least.
 
     loss[i, j]: neurons lost when sizes i up to j become sizes[i]. best[j]: the least loss of the
     first j sizes with as many levels as rounds so far.
@@ -243,7 +243,7 @@ def _best_levels(sizes: torch.Tensor, counts: torch.Tensor, most: int) -> list[i
     ends, starts = torch.arange(len(sizes) + 1), torch.arange(len(sizes))
     loss = torch.where(ends > starts[:, None], loss.double(), torch.inf)
     best, came = loss[0], []
-    for _ in range(most - 1):
+    for _ in range(max_levels - 1):
         step = (best[:-1, None] + loss).min(dim=0)
         best = step.values
         came.append(step.indices)
@@ -258,23 +258,23 @@ def _best_levels(sizes: torch.Tensor, counts: torch.Tensor, most: int) -> list[i
 _OFFERS = 4
 
 
-def limited(make: Callable[[int], Widths], neurons: int, most: int | None) -> Widths:
-    """``make(neurons)`` with at most ``most`` different widths, within ``neurons``.
+def limited(make: Callable[[int], Widths], neurons: int, max_widths: int | None) -> Widths:
+    """``make(neurons)`` with at most ``max_widths`` different widths, within ``neurons``.
 
     What rounding down leaves over is asked for again, while the result stays within.
     """
-    found = make(neurons)
-    if most is None:
-        return found
-    found = limit_widths(found, most)
+    widths = make(neurons)
+    if max_widths is None:
+        return widths
+    widths = limit_widths(widths, max_widths)
     asked = neurons
     for _ in range(_OFFERS):
-        asked += neurons - sum(map(sum, found.values()))
-        wider = limit_widths(make(asked), most)
-        if not sum(map(sum, found.values())) < sum(map(sum, wider.values())) <= neurons:
+        asked += neurons - sum(map(sum, widths.values()))
+        wider = limit_widths(make(asked), max_widths)
+        if not sum(map(sum, widths.values())) < sum(map(sum, wider.values())) <= neurons:
             break
-        found = wider
-    return found
+        widths = wider
+    return widths
 
 
 def round_half_up(value: float) -> int:

@@ -1,13 +1,14 @@
 """Allocators bound to a model, and the choice of the trapezoid.
 
 An allocator turns a budget of neurons into the largest legal plan of its method within it; `budget`
-looks for the largest neuron budget whose priced plan stays within the bytes.
+looks for the largest neuron budget whose priced plan stays within the bytes. BUILDERS says which
+allocator each method has.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,10 +16,13 @@ import torch
 
 from tenp_edge.calibration.coverage import MIN_TOKENS
 from tenp_edge.checkpoint.compression_plan import Widths
+from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
 from tenp_edge.planning import allocation
 from tenp_edge.planning.allocation import Shape, Space, Trapezoid
+from tenp_edge.planning.methods import Method
 from tenp_edge.planning.score_tables import Evidence
+from tenp_edge.planning.spec import Knobs
 
 # Shares of rho that alpha is searched over, and the shapes: both directions, flat, U and hump.
 ALPHA_SHARES = (0.25, 0.375, 0.5, 0.625, 0.75)
@@ -148,8 +152,8 @@ class Free:
         size, widths = self.space.experts, Widths()
         for pool, share in zip(self.pools, self._shares(neurons), strict=True):
             left = min(share, neurons - sum(map(sum, widths.values())))
-            gains, least = self._ranked(pool, left)
-            flat = allocation.free(self.space, left, gains, least).tolist()
+            gains, min_levels = self._ranked(pool, left)
+            flat = allocation.free(self.space, left, gains, min_levels).tolist()
             widths |= {la: tuple(flat[i * size : (i + 1) * size]) for i, la in enumerate(pool)}
         return widths
 
@@ -158,13 +162,14 @@ class Free:
         space, count = self.space, len(self.pools)
         even = self.rules.ranking != "trapezoid"
         weights = [1.0] * count if even or count == 1 else self.rules.shape.weights(count)
-        least = [self._pool_least(pool) for pool in self.pools]
-        most = len(self.pools[0]) * space.experts * space.full
-        steps = max(0, neurons - sum(least)) // space.multiple
-        room = (most - min(least)) // space.multiple + 1
+        minima = [self._pool_least(pool) for pool in self.pools]
+        maximum = len(self.pools[0]) * space.experts * space.full
+        steps = max(0, neurons - sum(minima)) // space.multiple
+        room = (maximum - min(minima)) // space.multiple + 1
         extra = allocation.whole_counts(weights, min(steps, room * count), room)
         shares = [
-            min(low + more * space.multiple, most) for low, more in zip(least, extra, strict=True)
+            min(low + more * space.multiple, maximum)
+            for low, more in zip(minima, extra, strict=True)
         ]
         shares[-1] += max(0, neurons - sum(shares))  # what rounding left
         return shares
@@ -185,24 +190,25 @@ class Free:
         # Last in every ranking, yet finite: they widen only when nothing else can.
         gains[idle] = -1e12 * torch.arange(gains.shape[1], dtype=gains.dtype)
         rare = tokens < MIN_TOKENS if "tail" in self.rules.guards else idle
-        least = torch.where(idle | rare, legal.index(even), 0)
+        min_levels = torch.where(idle | rare, legal.index(even), 0)
         for i, layer in enumerate(pool):
             for expert in range(size):
                 if (layer, expert) in self.super_experts:
-                    least[i * size + expert] = len(legal) - 1
-        if int(torch.tensor(legal)[least].sum()) > neurons:  # the whole ones leave less than even
-            least = torch.where(least == len(legal) - 1, least, 0)
-        return gains, least
+                    min_levels[i * size + expert] = len(legal) - 1
+        taken = int(torch.tensor(legal)[min_levels].sum())
+        if taken > neurons:  # the whole ones leave less than even
+            min_levels = torch.where(min_levels == len(legal) - 1, min_levels, 0)
+        return gains, min_levels
 
     def _gains(self, layer: int) -> torch.Tensor:
         """[experts, legal widths]: value of keeping each expert at each width."""
-        found, rules = self.evidence.layers[layer], self.rules
-        insured = found.insured
-        gains = insured[:, :1] - insured[:, 1:] if rules.by_loss else found.gains.clone()
+        table, rules = self.evidence.layers[layer], self.rules
+        insured = table.insured
+        gains = insured[:, :1] - insured[:, 1:] if rules.by_loss else table.gains.clone()
         if rules.ranking == "coverage":
             gains = gains / gains[:, -1].sum().clamp_min(1e-30)
         depth = self.space.layers.index(layer) / max(len(self.space.layers) - 1, 1)
-        in_unit: float = found.stream ** (rules.unit / 2)
+        in_unit: float = table.stream ** (rules.unit / 2)
         return gains * (math.exp(rules.tilt * (depth - 0.5)) * in_unit)
 
 
@@ -261,7 +267,104 @@ def _losses_by_count(evidence: Evidence, space: Space, narrow: int) -> list[torc
     column = 1 + space.legal_widths.index(narrow)
     tables = []
     for layer in space.layers:
-        found = evidence.layers[layer]
-        lost = found.losses[list(found.ranking), column]
+        table = evidence.layers[layer]
+        lost = table.losses[list(table.ranking), column]
         tables.append(torch.cat([lost.flip(0).cumsum(0).flip(0), torch.zeros(1).double()]))
     return tables
+
+
+# -- what a method builds --------------------------------------------------------------------------
+
+Build = Callable[[Space, ModelConfig, Evidence | None, Knobs], Allocator]
+
+
+def _trapezoid(
+    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
+) -> Allocator:
+    return Tenp(space, evidence, pinned_shape(knobs), PAPER_SHARE, knobs.whole_share)
+
+
+def _uniform(
+    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
+) -> Allocator:
+    return Uniform(space)
+
+
+def _removal(
+    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
+) -> Allocator:
+    return Drop(space, config, evidence)
+
+
+def _by_score(
+    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
+) -> Allocator:
+    assert evidence is not None, "free widths are ranked by scores"
+    return Free(space, evidence, _rules(knobs, by_loss=False))
+
+
+def _by_loss(
+    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
+) -> Allocator:
+    """Without statistics a trapezoid of the same size stands in."""
+    if evidence is None:
+        return _trapezoid(space, config, evidence, knobs)
+    return Free(space, evidence, _rules(knobs, by_loss=True))
+
+
+def _rules(knobs: Knobs, by_loss: bool) -> FreeRules:
+    return FreeRules(
+        by_loss=by_loss,
+        ranking=knobs.ranking or "global",
+        shape=pinned_shape(knobs),
+        tilt=knobs.tilt or 0.0,
+        unit=knobs.unit or 0.0,
+        guards=knobs.guards,
+    )
+
+
+def pinned_shape(knobs: Knobs) -> Shape:
+    """The paper's shape with what is pinned."""
+    return Shape(
+        PAPER_SHAPE.shallow if knobs.shallow is None else knobs.shallow,
+        PAPER_SHAPE.deep if knobs.deep is None else knobs.deep,
+        PAPER_SHAPE.middle if knobs.middle is None else knobs.middle,
+    )
+
+
+# By the name of a row of `methods.METHODS`.
+BUILDERS: Mapping[str, Build] = {
+    "adaptive": _by_loss,
+    "tenp": _trapezoid,
+    "enp": _uniform,
+    "free": _by_score,
+    "drop": _removal,
+}
+
+
+def allocator_of(
+    method: Method, space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
+) -> Allocator:
+    """Before the size is known: a trapezoid in the paper's shape. Raises UserError where the
+    method needs scores and there are none."""
+    if evidence is None and method.needs_statistics:
+        raise UserError(
+            f"--method {method.name} ranks neurons and needs calibration",
+            "--calibration WORK (tenp-edge calibrate), or --method tenp",
+        )
+    return BUILDERS[method.name](space, config, evidence, knobs)
+
+
+def at_size(
+    method: Method, first: Allocator, evidence: Evidence | None, knobs: Knobs, neurons: int
+) -> tuple[Allocator, Choice | None]:
+    """``first``, or for a trapezoid the alpha and shape of the least predicted loss at
+    ``neurons``."""
+    whole = evidence is None or neurons == evidence.space.total_neurons
+    if not method.shaped or evidence is None or whole:
+        return first, None
+    assert isinstance(first, Tenp)
+    candidates = [first.shape, *shapes(knobs.shallow, knobs.deep, knobs.middle)]
+    choice = choose_trapezoid(first, evidence, neurons, candidates)
+    share, pinned = choice.alpha_share, knobs.whole_share
+    return Tenp(evidence.space, evidence, choice.shape, share, pinned), choice

@@ -32,10 +32,10 @@ _SHRINKING_PROCESS_BYTES = 4 * 2**20
 
 
 def refusal(
-    found: InfeasibleError, checkpoint: Checkpoint, options: PlanOptions, smallest: Smallest
+    error: InfeasibleError, checkpoint: Checkpoint, options: PlanOptions, smallest: Smallest
 ) -> UserError:
     """The smallest legal plan, what there is for it, and which other choices would fit."""
-    target, priced = found.target, found.priced
+    target, priced = error.target, error.priced
     needed, budget = priced.memory.total_bytes, target.budget_bytes
     spare = _SPARE_BYTES if priced.memory.source == "runtime" else 0
     short = needed - (budget - spare)

@@ -13,7 +13,7 @@ from tenp_edge.checkpoint.compression_plan import Widths
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
 from tenp_edge.planning.allocation import Space, limited
-from tenp_edge.planning.allocators import Choice, Drop
+from tenp_edge.planning.allocators import Choice, Drop, allocator_of, at_size
 from tenp_edge.planning.kl_law import predicted_kl
 from tenp_edge.planning.pricing import Priced, Pricer
 from tenp_edge.planning.score_tables import Evidence
@@ -53,7 +53,7 @@ class Search:
         self.spec, self.space, self.evidence = spec, space, evidence
         self.pricer, self.measured = pricer, measured
         config = pricer.checkpoint.config
-        self.allocator = spec.allocated.allocator(space, config, evidence, spec.options)
+        self.allocator = allocator_of(spec.allocated, space, config, evidence, spec.options)
         self.choice: Choice | None = None
         self.priced: dict[int, int] = {}  # total bytes, by the sizes of the latest search
         self._widths: dict[int, Widths] = {}
@@ -69,7 +69,7 @@ class Search:
         """With alpha and the trapezoid's shape chosen for plans of about ``neurons``; itself for
         methods without one."""
         method, options = self.spec.allocated, self.spec.options
-        allocator, choice = method.at_size(self.allocator, self.evidence, options, neurons)
+        allocator, choice = at_size(method, self.allocator, self.evidence, options, neurons)
         if choice is None:
             return self
         other = self.for_type(self.spec, self.pricer)
@@ -96,9 +96,9 @@ class Search:
         if neurons >= self.total:
             return whole_widths(self.space)
         if neurons not in self._widths:
-            widths, most = self.allocator.widths(neurons), self.space.most_widths
-            if most is not None:
-                widths = limited(self.allocator.widths, neurons, most)
+            widths, max_widths = self.allocator.widths(neurons), self.space.most_widths
+            if max_widths is not None:
+                widths = limited(self.allocator.widths, neurons, max_widths)
             self._widths[neurons] = widths
         return self._widths[neurons]
 
@@ -143,10 +143,10 @@ class Search:
             if self.spec.options.keep is not None or priced.memory.headroom_bytes >= 0:
                 return priced
             near = neurons
-        least = self.smallest(confirm)
-        if least.memory.headroom_bytes >= 0:
-            return least
-        raise InfeasibleError(least, self.spec.target)
+        smallest = self.smallest(confirm)
+        if smallest.memory.headroom_bytes >= 0:
+            return smallest
+        raise InfeasibleError(smallest, self.spec.target)
 
     def size(self, confirm: bool = False, near: int | None = None) -> int:
         """How many neurons the plan of the requested size has.
@@ -239,24 +239,25 @@ def whole_widths(space: Space) -> Widths:
 
 
 def largest_fitting(
-    least: int,
-    most: int,
+    min_neurons: int,
+    max_neurons: int,
     step: int,
     price: Callable[[int], int],
     budget: int,
     near: int | None = None,
     tolerance: int = 1,
 ) -> int:
-    """The largest of least, least + step, ... below ``most`` whose price is within ``budget``.
+    """The largest of ``min_neurons`` and every ``step`` above it whose price is within ``budget``.
 
-    price(least) <= budget < price(most). Bytes are nearly linear in neurons, so the first guesses
-    are interpolated (the first of all is ``near``, where there is a better one); the bracket then
-    doubles away from the last and is bisected, which leaves few prices to work out and an exact
-    answer wherever prices rise. With a ``tolerance`` it may be so many steps short of the largest.
+    price(min_neurons) <= budget < price(max_neurons), in bytes. Bytes are nearly linear in
+    neurons, so the first guesses are interpolated (the first of all is ``near``, where there is a
+    better one); the bracket then doubles away from the last and is bisected, which leaves few
+    prices to work out and an exact answer wherever prices rise. With a ``tolerance`` it may be so
+    many steps short of the largest.
     """
-    low, high = 0, -(-(most - least) // step)
-    low_price, high_price = price(least), price(most)
-    fits, probe = True, None if near is None else (near - least) // step
+    low, high = 0, -(-(max_neurons - min_neurons) // step)
+    low_price, high_price = price(min_neurons), price(max_neurons)
+    fits, probe = True, None if near is None else (near - min_neurons) // step
     for _ in range(_INTERPOLATIONS):
         if high - low <= tolerance:
             break
@@ -264,21 +265,21 @@ def largest_fitting(
             part = (budget - low_price) * (high - low) // max(high_price - low_price, 1)
             probe = low + part
         probe = min(max(probe, low + 1), high - 1)
-        found = price(least + probe * step)
-        fits = found <= budget
+        probe_price = price(min_neurons + probe * step)
+        fits = probe_price <= budget
         if fits:
-            low, low_price = probe, found
+            low, low_price = probe, probe_price
         else:
-            high, high_price = probe, found
+            high, high_price = probe, probe_price
         probe = None
     reach = tolerance
     while high - low > tolerance:
         near = low + reach if fits else high - reach
         reach *= 2
         probe = near if low < near < high else (low + high) // 2
-        fits = price(least + probe * step) <= budget
+        fits = price(min_neurons + probe * step) <= budget
         low, high = (probe, high) if fits else (low, probe)
-    return least + low * step
+    return min_neurons + low * step
 
 
 def sufficient(nbytes: int) -> str:

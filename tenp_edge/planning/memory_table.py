@@ -89,8 +89,8 @@ def memory_table(
         overhead = base + vocabulary + header
     else:
         kv, compute = answer.kv_bytes, answer.compute_bytes
-        own = answer.file_process_bytes
-        overhead = answer.process_bytes if constant is None else constant + own
+        of_file = answer.file_process_bytes
+        overhead = answer.process_bytes if constant is None else constant + of_file
     return MemoryTable(
         experts_bytes=experts,
         other_weights_bytes=manifest.weight_bytes - experts,
@@ -112,8 +112,9 @@ def kv_bytes(config: ModelConfig, run: MemoryRun) -> int:
     only, of the whole context or of a window."""
     row_bytes = known_kv_type(run.kv_type).row_bytes
     return sum(
-        cache_places(run.context, own.window, run.ubatch) * sum(map(row_bytes, own.cache_rows))
-        for own in map(config.layer_attention, range(config.num_hidden_layers))
+        cache_places(run.context, attention.window, run.ubatch)
+        * sum(map(row_bytes, attention.cache_rows))
+        for attention in map(config.layer_attention, range(config.num_hidden_layers))
     )
 
 
@@ -134,7 +135,7 @@ def compute_bytes(config: ModelConfig, run: MemoryRun) -> int:
     mlp = 3 * max(top_k * width, config.shared_intermediate_size, dense) + 4 * hidden
     shared = 2 * hidden if config.shared_intermediate_size else 0
     floats = max(mlp, 2 * top_k * (hidden + width) + shared)
-    windows = {own.window for own in config.attention_layers}
+    windows = {attention.window for attention in config.attention_layers}
     cells = sum(cache_places(run.context, window, run.ubatch) for window in windows)
     tokens = min(run.ubatch, run.context)
     return tokens * (4 * floats + 2 * cells + 512)

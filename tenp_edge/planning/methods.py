@@ -1,48 +1,32 @@
-"""What a method is: one table, for `plan`, `refine` and `compare`.
+"""What a method is: one table, for `plan`, `refine` and `compare`. Light: no torch here.
 
-A method turns a budget of neurons into widths. Its row says by which allocator, by which scores,
-what it needs, and what is tried when it is refined. A new method is a row.
+A method turns a budget of neurons into widths. Its row says what it is in a few words, by which
+scores it sees the statistics, what it needs, and what is tried when it is refined; how its
+allocator is built stands in `allocators.BUILDERS`. A new method is a row in each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tenp_edge.calibration.elimination import ORDER_PRIORS
-from tenp_edge.calibration.storage import Statistics
+from tenp_edge.calibration.order_priors import ORDER_PRIORS
 from tenp_edge.errors import UserError
-from tenp_edge.models import ModelConfig
-from tenp_edge.planning.allocation import Shape, Space
-from tenp_edge.planning.allocators import (
-    PAPER_SHAPE,
-    PAPER_SHARE,
-    Allocator,
-    Choice,
-    Drop,
-    Free,
-    FreeRules,
-    Tenp,
-    Uniform,
-    choose_trapezoid,
-    shapes,
-)
-from tenp_edge.planning.score_tables import Evidence, Scores
-from tenp_edge.planning.spec import DEFAULT_PROTECTION, Knobs
 from tenp_edge.scoring.expert_scores import expert_score
 from tenp_edge.scoring.neuron_scores import neuron_score
-from tenp_edge.scoring.regularisation import NO_INSURANCE, PROTECTION
+
+if TYPE_CHECKING:
+    from tenp_edge.planning.spec import Knobs
 
 Changes = dict[str, Any]
 Axes = list[list[Changes]]
-Build = Callable[[Space, ModelConfig, Evidence | None, Knobs], Allocator]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row. ``build``: its allocator, without evidence too unless it ``needs_statistics``;
-    ``allocation``: what plans call the form of its widths.
+    """One row. ``about``: for the help; ``allocation``: what plans call the form of its widths;
+    ``needs_statistics``: there is no allocator without.
 
     ``neuron_scores``: the default is the first that the statistics can give; with
     ``shared_ranking`` neurons compete across experts; ``protects``: --protect is for it.
@@ -56,8 +40,8 @@ class Method:
     """
 
     name: str
+    about: str
     allocation: str
-    build: Build
     axes: Callable[[float], Axes] = lambda keep: []
     neuron_scores: tuple[str, ...] = ("enp",)
     shared_ranking: bool = False
@@ -71,44 +55,6 @@ class Method:
     probed: bool = False
     repaired: bool = False
 
-    def allocator(
-        self, space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
-    ) -> Allocator:
-        """Before the size is known: a trapezoid in the paper's shape. Raises UserError where the
-        method needs scores and there are none."""
-        if evidence is None and self.needs_statistics:
-            raise UserError(
-                f"--method {self.name} ranks neurons and needs calibration",
-                "--calibration WORK (tenp-edge calibrate), or --method tenp",
-            )
-        return self.build(space, config, evidence, knobs)
-
-    def at_size(
-        self, first: Allocator, evidence: Evidence | None, knobs: Knobs, neurons: int
-    ) -> tuple[Allocator, Choice | None]:
-        """``first``, or for a trapezoid the alpha and shape of the least predicted loss at
-        ``neurons``."""
-        whole = evidence is None or neurons == evidence.space.total_neurons
-        if not self.shaped or evidence is None or whole:
-            return first, None
-        assert isinstance(first, Tenp)
-        candidates = [first.shape, *shapes(knobs.shallow, knobs.deep, knobs.middle)]
-        choice = choose_trapezoid(first, evidence, neurons, candidates)
-        share, pinned = choice.alpha_share, knobs.whole_share
-        return Tenp(evidence.space, evidence, choice.shape, share, pinned), choice
-
-    def scores(self, knobs: Knobs, statistics: Statistics, seed: int) -> Scores:
-        """The scores it sees ``statistics`` by: those that ``knobs`` name, or its own."""
-        usable = [name for name in self.neuron_scores if neuron_score(name).is_in(statistics)]
-        protection = knobs.protect or DEFAULT_PROTECTION
-        return Scores(
-            knobs.expert_score,
-            knobs.neuron_score or usable[0],
-            seed,
-            shared_ranking=self.shared_ranking,
-            insurance=PROTECTION[protection] if self.protects else NO_INSURANCE,
-        )
-
     def check(self, knobs: Knobs) -> None:
         """Raise UserError for a score that is not known or that the method cannot use."""
         expert_score(knobs.expert_score)
@@ -119,63 +65,6 @@ class Method:
                 "compares those of all experts",
                 f"--method adaptive --set neuron-score={name}",
             )
-
-
-# -- allocators ------------------------------------------------------------------------------------
-
-
-def _trapezoid(
-    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
-) -> Allocator:
-    return Tenp(space, evidence, pinned_shape(knobs), PAPER_SHARE, knobs.whole_share)
-
-
-def _uniform(
-    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
-) -> Allocator:
-    return Uniform(space)
-
-
-def _removal(
-    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
-) -> Allocator:
-    return Drop(space, config, evidence)
-
-
-def _by_score(
-    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
-) -> Allocator:
-    assert evidence is not None, "free widths are ranked by scores"
-    return Free(space, evidence, _rules(knobs, by_loss=False))
-
-
-def _by_loss(
-    space: Space, config: ModelConfig, evidence: Evidence | None, knobs: Knobs
-) -> Allocator:
-    """Without statistics a trapezoid of the same size stands in."""
-    if evidence is None:
-        return _trapezoid(space, config, evidence, knobs)
-    return Free(space, evidence, _rules(knobs, by_loss=True))
-
-
-def _rules(knobs: Knobs, by_loss: bool) -> FreeRules:
-    return FreeRules(
-        by_loss=by_loss,
-        ranking=knobs.ranking or "global",
-        shape=pinned_shape(knobs),
-        tilt=knobs.tilt or 0.0,
-        unit=knobs.unit or 0.0,
-        guards=knobs.guards,
-    )
-
-
-def pinned_shape(knobs: Knobs) -> Shape:
-    """The paper's shape with what is pinned."""
-    return Shape(
-        PAPER_SHAPE.shallow if knobs.shallow is None else knobs.shallow,
-        PAPER_SHAPE.deep if knobs.deep is None else knobs.deep,
-        PAPER_SHAPE.middle if knobs.middle is None else knobs.middle,
-    )
 
 
 # -- what refining tries ---------------------------------------------------------------------------
@@ -217,25 +106,10 @@ def _uniform_axes(keep: float) -> Axes:
 METHODS = {
     method.name: method
     for method in (
-        Method("tenp", "trapezoid", _trapezoid, _trapezoid_axes, one_width="enp", shaped=True),
-        Method("enp", "uniform", _uniform, _uniform_axes),
-        Method("drop", "removal", _removal),
-        Method(
-            "free",
-            "free",
-            _by_score,
-            _score_axes,
-            neuron_scores=("energy",),
-            shared_ranking=True,
-            compares=True,
-            needs_statistics=True,
-            draft="tenp",
-            one_width="enp",
-        ),
         Method(
             "adaptive",
+            "own width per expert, by predicted loss",
             "free",
-            _by_loss,
             _loss_axes,
             neuron_scores=("joint", "relative"),
             shared_ranking=True,
@@ -245,6 +119,28 @@ METHODS = {
             probed=True,
             repaired=True,
         ),
+        Method(
+            "tenp",
+            "trapezoid, as published",
+            "trapezoid",
+            _trapezoid_axes,
+            one_width="enp",
+            shaped=True,
+        ),
+        Method("enp", "one width for all", "uniform", _uniform_axes),
+        Method(
+            "free",
+            "own widths by neuron scores",
+            "free",
+            _score_axes,
+            neuron_scores=("energy",),
+            shared_ranking=True,
+            compares=True,
+            needs_statistics=True,
+            draft="tenp",
+            one_width="enp",
+        ),
+        Method("drop", "whole experts removed", "removal"),
     )
 }
 

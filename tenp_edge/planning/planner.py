@@ -22,7 +22,7 @@ from tenp_edge.planning.describe import blocks_chosen, blocks_offered, make_reco
 from tenp_edge.planning.devices import DeviceProfile
 from tenp_edge.planning.pricing import Priced, Pricer, draft
 from tenp_edge.planning.probes import best_way
-from tenp_edge.planning.score_tables import Evidence, Scores
+from tenp_edge.planning.score_tables import Evidence, Scores, scores_of
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.planning.target import PlanSpec, resolve
 from tenp_edge.planning.tensor_types import TypeChoice, applies, choose_by_rule, choose_jointly
@@ -57,18 +57,18 @@ def make_plan(
     """
     given = _Given(checkpoint, profile, statistics, measured, confirm, costs)
     try:
-        found, way = given.largest(options), None
-        keep = found.priced.keep_ratio
+        largest, way = given.largest(options), None
+        keep = largest.priced.keep_ratio
         if keep < 1 and (way := best_way(measured, options, keep)):
             options = replace(options, **way)
-            found = given.largest(options)
+            largest = given.largest(options)
     except InfeasibleError as infeasible:
         raise refusal(infeasible, checkpoint, options, given.smallest) from None
-    search, priced, typed = found.search, found.priced, found.typed
+    search, priced, typed = largest.search, largest.priced, largest.typed
     evidence, record = search.evidence, make_record(checkpoint, search, priced)
     record = replace(
         record,
-        notes=(*record.notes, *found.notes),
+        notes=(*record.notes, *largest.notes),
         type_kl=None if evidence is None else given.type_kl(search.spec),
         frontier=tuple(search.frontier(priced)) if evidence and options.frontier else (),
         type_choice=None if typed is None else typed.to_json(),
@@ -118,20 +118,20 @@ class _Given:
         """The best of the largest plans that ``options`` describe: with every legal width, or with
         whole blocks of the tensor type alone, where that buys more."""
         search, typed = self.search(options)
-        found = _Found(search, search.largest(self.confirm, search.near), typed)
-        self.check_fits(found.priced, options)
+        best = _Found(search, search.largest(self.confirm, search.near), typed)
+        self.check_fits(best.priced, options)
         blocks = self._in_blocks(search)
         if blocks is None:
-            return found
-        if found.priced.keep_ratio == 1.0:
-            return replace(found, notes=blocks_offered(search, blocks))
+            return best
+        if best.priced.keep_ratio == 1.0:
+            return replace(best, notes=blocks_offered(search, blocks))
         try:
-            other = replace(found, search=blocks, priced=blocks.largest(self.confirm, blocks.near))
+            other = replace(best, search=blocks, priced=blocks.largest(self.confirm, blocks.near))
         except InfeasibleError:
-            return found
-        if found.rank() <= other.rank():
-            return found
-        said = blocks_chosen(found.priced, other.priced, blocks.space.multiple)
+            return best
+        if best.rank() <= other.rank():
+            return best
+        said = blocks_chosen(best.priced, other.priced, blocks.space.multiple)
         return replace(other, notes=said)
 
     def _in_blocks(self, search: Search) -> Search | None:
@@ -190,7 +190,7 @@ class _Given:
         """The statistics as the spec's method sees them."""
         if self.statistics is None:
             return None
-        scores = spec.method.scores(spec.options, self.statistics, spec.options.seed)
+        scores = scores_of(spec.method, spec.options, self.statistics, spec.options.seed)
         key = self._space(spec), scores
         if key not in self._evidence:
             self._evidence[key] = Evidence(self.statistics, *key)
@@ -207,8 +207,8 @@ class _Given:
         if options.budget_bytes is None or priced.memory.headroom_bytes >= 0:
             return
         assert options.keep is not None, "the search exceeded its budget"
-        least = self.smallest(replace(options, keep=None)).memory.total_bytes
-        ways = ["leave --keep out"] if least <= options.budget_bytes else []
+        min_bytes = self.smallest(replace(options, keep=None)).memory.total_bytes
+        ways = ["leave --keep out"] if min_bytes <= options.budget_bytes else []
         raise UserError(
             f"--keep {options.keep:g} needs {format_size(priced.memory.total_bytes)}; "
             f"--ram allows {format_size(priced.memory.budget_bytes)}",

@@ -69,11 +69,11 @@ def probe(make: MakePlan, records: Records, measure: Measure, seed: int) -> None
 def _candidates(make: MakePlan, keep: float, seed: int) -> Candidates:
     """The plans of one size by their digests; of two equal ones the way that comes first."""
     plain = PlanOptions(keep=keep, seed=seed)
-    found: dict[str, tuple[Changes, CompressionPlan]] = {}
+    candidates: dict[str, tuple[Changes, CompressionPlan]] = {}
     for way in WAYS:
         plan = make(replace(plain, **way))
-        found.setdefault(plan.digest, (way, plan))
-    return found
+        candidates.setdefault(plan.digest, (way, plan))
+    return candidates
 
 
 def best_way(trials: Sequence[Trial], options: PlanOptions, keep: float) -> Changes:
@@ -89,8 +89,8 @@ def best_way(trials: Sequence[Trial], options: PlanOptions, keep: float) -> Chan
     costs = {size: trial.mean_kl for size, trial in plain.items() if trial and trial.mean_kl > 0}
     if not costs:
         return {}
-    ratios = [({size: _log_ratio(trials, way, size) for size in costs}, way) for way in WAYS[1:]]
-    ratio, way = min(((_between(found, keep), way) for found, way in ratios), key=itemgetter(0))
+    by_way = [({size: _log_ratio(trials, way, size) for size in costs}, way) for way in WAYS[1:]]
+    ratio, way = min(((_between(ratios, keep), way) for ratios, way in by_way), key=itemgetter(0))
     cost = math.exp(_between({size: math.log(kl) for size, kl in costs.items()}, keep))
     wins = ratio < math.log(1 - MARGIN) and cost * -math.expm1(ratio) > NOTICED
     return way if wins else {}
@@ -110,11 +110,11 @@ def _between(values: Mapping[float, float], keep: float) -> float:
 def _log_ratio(trials: Sequence[Trial], way: Changes, size: float) -> float:
     """log(KL of ``way`` / KL of the plain plan), 0 where they are one plan. What is most likely,
     given how the sequences disagree: a normal prior of width _USUAL."""
-    own, plain = (_trial_of(trials, changes, size) for changes in (way, PLAIN))
-    if own is None or plain is None or not own.mean_kl > 0 or not plain.mean_kl > 0:
+    trial, plain = (_trial_of(trials, changes, size) for changes in (way, PLAIN))
+    if trial is None or plain is None or not trial.mean_kl > 0 or not plain.mean_kl > 0:
         return 0.0
-    ratio = math.log(own.mean_kl / plain.mean_kl)
-    return ratio * _USUAL**2 / (_USUAL**2 + _unsure(own, plain) ** 2)
+    ratio = math.log(trial.mean_kl / plain.mean_kl)
+    return ratio * _USUAL**2 / (_USUAL**2 + _unsure(trial, plain) ** 2)
 
 
 def _trial_of(trials: Sequence[Trial], changes: Changes, size: float) -> Trial | None:
@@ -122,8 +122,8 @@ def _trial_of(trials: Sequence[Trial], changes: Changes, size: float) -> Trial |
     return next((trial for trial in near if trial.changes == changes), None)
 
 
-def _unsure(own: Trial, plain: Trial) -> float:
-    """Standard error of log(KL of ``own`` / KL of ``plain``), from the sequences in pairs."""
-    pairs = zip(own.sequence_kl, plain.sequence_kl, strict=True)
+def _unsure(trial: Trial, plain: Trial) -> float:
+    """Standard error of log(KL of ``trial`` / KL of ``plain``), from the sequences in pairs."""
+    pairs = zip(trial.sequence_kl, plain.sequence_kl, strict=True)
     shares = [(first - second) / plain.mean_kl for first, second in pairs]
     return stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else 0.0

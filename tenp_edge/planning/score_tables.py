@@ -16,9 +16,11 @@ import torch
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import ExpertKey, Widths
 from tenp_edge.planning.allocation import Space
+from tenp_edge.planning.methods import Method
+from tenp_edge.planning.spec import DEFAULT_PROTECTION, Knobs
 from tenp_edge.scoring.losses import cut_losses, prior_losses, stream_square, tail_sums
 from tenp_edge.scoring.neuron_scores import neuron_score
-from tenp_edge.scoring.regularisation import NO_INSURANCE, Insurance, insured
+from tenp_edge.scoring.regularisation import NO_INSURANCE, PROTECTION, Insurance, insured
 from tenp_edge.scoring.saliency import expert_scores, neuron_scores, ranking_scores, tokens_routed
 
 
@@ -35,6 +37,19 @@ class Scores:
     seed: int
     shared_ranking: bool = False
     insurance: Insurance = NO_INSURANCE
+
+
+def scores_of(method: Method, knobs: Knobs, statistics: Statistics, seed: int) -> Scores:
+    """The scores that ``method`` sees ``statistics`` by: those that ``knobs`` name, or its own."""
+    usable = [name for name in method.neuron_scores if neuron_score(name).is_in(statistics)]
+    protection = knobs.protect or DEFAULT_PROTECTION
+    return Scores(
+        knobs.expert_score,
+        knobs.neuron_score or usable[0],
+        seed,
+        shared_ranking=method.shared_ranking,
+        insurance=PROTECTION[protection] if method.protects else NO_INSURANCE,
+    )
 
 
 @dataclass(frozen=True)
@@ -65,15 +80,15 @@ class Evidence:
 
     @property
     def rankings(self) -> dict[int, tuple[int, ...]]:
-        return {layer: found.ranking for layer, found in self.layers.items()}
+        return {layer: table.ranking for layer, table in self.layers.items()}
 
     @property
     def unreached(self) -> list[ExpertKey]:
         """Experts that no calibration token reached, as (layer, expert)."""
         return [
             (layer, expert)
-            for layer, found in self.layers.items()
-            for expert in (found.tokens == 0).nonzero().flatten().tolist()
+            for layer, table in self.layers.items()
+            for expert in (table.tokens == 0).nonzero().flatten().tolist()
         ]
 
     def super_experts(self) -> frozenset[ExpertKey]:
@@ -95,11 +110,11 @@ class Evidence:
     def _peaks(self, layer: int) -> torch.Tensor:
         """max over neurons and tokens of |g m_k| ||w_k||, [experts]."""
         norms = self.statistics.weight_norms(layer)["down_norm"]
-        found = [
+        by_domain = [
             (self.statistics.layer(domain, layer)["gated_activation_max"] * norms).amax(dim=1)
             for domain in self.statistics.domains
         ]
-        return torch.stack(found).amax(dim=0)
+        return torch.stack(by_domain).amax(dim=0)
 
     def predicted_loss(self, widths: Widths) -> float:
         """Sum of the predicted losses of all cuts (`losses.cut_losses`)."""
@@ -126,7 +141,7 @@ class Evidence:
         return kept / full if full else None
 
     def retained(self, widths: Widths) -> dict[ExpertKey, torch.Tensor]:
-        """The best neurons of every expert at its width, ascending int32."""
+        """The best neurons of every expert at its width, ascending, int32 [width]."""
         kept: dict[ExpertKey, torch.Tensor] = {}
         with _one_thread():
             for layer, row in widths.items():
@@ -137,16 +152,16 @@ class Evidence:
 
     def _neuron_scores(self, layer: int) -> torch.Tensor:
         name, seed = self.scores.neuron, self.scores.seed
-        own = neuron_scores(self.statistics, layer, name, seed)
+        scores = neuron_scores(self.statistics, layer, name, seed)
         score = neuron_score(name)
         if not self.scores.shared_ranking or not score.comparable:
-            return own
+            return scores
         reached = tokens_routed(self.statistics, layer) > 0
         shared = ranking_scores(self.statistics, layer, name, seed)
         if self.scores.insurance.norms and score.is_loss:
             prior = prior_losses(self.statistics, layer) * len(self.statistics.domains)
             shared = shared + self.scores.insurance.norms * prior
-        return torch.where(reached[:, None], shared, own)
+        return torch.where(reached[:, None], shared, scores)
 
     def _losses(self, layer: int, order: torch.Tensor) -> torch.Tensor:
         """Of keeping each expert's first w neurons of ``order``, [experts, width + 1]: what the

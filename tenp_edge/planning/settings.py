@@ -9,7 +9,7 @@ itself brings its options along.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -222,6 +222,12 @@ def _unknown(name: str, text: str, option: Option | None, every: type) -> UserEr
 
 
 # -- text ------------------------------------------------------------------------------------------
+
+
+def listed(names: Iterable[str], last: str = "or") -> str:
+    """ "a, b or c"."""
+    *first, end = names
+    return f"{', '.join(first)} {last} {end}"
 
 
 def written_value(option: Option, value: Any) -> Any:

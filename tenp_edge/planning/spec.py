@@ -6,37 +6,94 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tenp_edge.planning.settings import Flag
+from tenp_edge.planning.methods import METHODS
+from tenp_edge.planning.settings import Flag, listed
 from tenp_edge.runtime.memory.footprint import KV_TYPES
+from tenp_edge.scoring.expert_scores import EXPERT_SCORES
+from tenp_edge.scoring.neuron_scores import NEURON_SCORES
+from tenp_edge.scoring.score import names
 
 DEFAULT_METHOD = "adaptive"
 DEFAULT_PROTECTION = "none"
+GRADIENT_SCORES = names(NEURON_SCORES, gradients=True)
 PROTECTIONS = ("none", "little", "much")
 RANKINGS = ("global", "layer", "trapezoid", "coverage")
 GUARDS = ("super", "tail")
 QUANTS = (
     "GGUF: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, Q4_0, "
-    "Q3_K_M or Q2_K. ONNX: none, int8 or int4."
+    "MXFP4, Q3_K_M, IQ3_M, IQ3_S, IQ3_XXS, Q2_K, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M or IQ1_S. "
+    "ONNX: none, int8 or int4."
 )
 LAYOUTS = (
     "GGUF: per-expert, merged (stock llama.cpp) or padded. ONNX: portable (any onnxruntime), "
     "static (NPU compilers) or ort-cpu."
 )
-TENSOR_TYPE = (
-    "REGEX=TYPE: the type of the tensors whose names match, such as attn_v=Q8_0; repeat for more, "
-    "the first that matches counts."
-)
-LATENT_CACHE = (
-    "ONNX of DeepSeek: the KV cache holds the latent, several times smaller and slower to use; "
-    "onnxruntime-genai and optimum cannot."
-)
-SHARD_SIZE = "ONNX: cut the weights into files of this size."
-BATCH = "ONNX --mode static: sequences at once. Default: 1."
-TARGET = (
-    "ONNX --mode static: a compiler that must take every operator: nnapi, coreml, qnn or openvino; "
-    "may be repeated."
-)
 SIZE, PLAN, EXPORT = "Size (one of)", "Plan", "Export"
+STATIC = "ONNX --mode static"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileKnobs:
+    """What may be asked of a file beside its type, when it is planned and when it is written.
+
+    ``tensor_types``: as in `base.ExportOptions`; ``batch`` and ``targets`` are for layouts of fixed
+    shapes.
+    """
+
+    tensor_types: Annotated[
+        tuple[str, ...],
+        Flag(
+            "tensor-type",
+            "REGEX=TYPE: the type of the tensors whose names match, such as attn_v=Q8_0; repeat "
+            "for more, the first that matches counts.",
+            EXPORT,
+            knob=True,
+            example="attn_v=Q8_0",
+        ),
+    ] = ()
+    latent_cache: Annotated[
+        bool,
+        Flag(
+            "latent-cache",
+            "ONNX of DeepSeek: the KV cache holds the latent, several times smaller and slower to "
+            "use; onnxruntime-genai and optimum cannot.",
+            EXPORT,
+            knob=True,
+        ),
+    ] = False
+    shard_bytes: Annotated[
+        int | None,
+        Flag(
+            "shard-size",
+            "ONNX: cut the weights into files of this size.",
+            EXPORT,
+            knob=True,
+            size=True,
+            above=0,
+            example="2GB",
+        ),
+    ] = None
+    batch: Annotated[
+        int | None,
+        Flag(
+            "batch",
+            "ONNX --mode static: sequences at once. Default: 1.",
+            STATIC,
+            knob=True,
+            example="1",
+        ),
+    ] = None
+    targets: Annotated[
+        tuple[str, ...],
+        Flag(
+            "target",
+            "ONNX --mode static: a compiler that must take every operator: nnapi, coreml, qnn or "
+            "openvino; may be repeated.",
+            STATIC,
+            knob=True,
+            example="qnn",
+        ),
+    ] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +119,7 @@ class Knobs:
         str,
         Flag(
             "expert-score",
-            "Order of the experts, for tenp and drop: tenp, frequency, gate, ean, reap, man, msan, "
-            "easy-ep, gated-norm, tenp-residual, magnitude or random.",
+            f"Order of the experts, for tenp and drop: {listed(EXPERT_SCORES)}.",
             knob=True,
         ),
     ] = "tenp"
@@ -71,10 +127,9 @@ class Knobs:
         str | None,
         Flag(
             "neuron-score",
-            "Order of the neurons: enp, enp-abs, enp-sum, energy, relative, joint, joint-insured, "
-            "camera-p, flap, wanda, magnitude or random; after calibrate --gradients also heapr, "
-            "heapr-sum and taylor. Default: enp; energy for --method free, joint for adaptive "
-            "(relative where the statistics were merged).",
+            f"Order of the neurons: {listed(names(NEURON_SCORES))}; after calibrate --gradients "
+            f"also {listed(GRADIENT_SCORES, 'and')}. Default: enp; energy for --method free, joint "
+            "for adaptive (relative where the statistics were merged).",
             knob=True,
         ),
     ] = None
@@ -145,14 +200,13 @@ class Knobs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions(Knobs):
+class PlanOptions(FileKnobs, Knobs):
     """The size (``budget_bytes``, a profile or ``keep``) and every choice that can be pinned; None
     leaves it to the profile or the planner.
 
     ``budget_bytes`` is the peak resident memory that the run may reach; ``keep`` (rho) pins the
     size instead. ``imatrix`` is whether the file will be quantised with the importance of its
-    columns, ``tensor_types`` as in `base.ExportOptions`; ``batch`` and ``targets`` are for
-    layouts of fixed shapes. ``frontier`` adds the method's plans at other sizes to the record.
+    columns. ``frontier`` adds the method's plans at other sizes to the record.
     """
 
     budget_bytes: Annotated[
@@ -190,9 +244,7 @@ class PlanOptions(Knobs):
         str,
         Flag(
             "method",
-            "adaptive (own width per expert, by predicted loss), tenp (trapezoid, as published), "
-            "enp (one width for all), free (own widths by neuron scores), drop (whole experts "
-            "removed).",
+            ", ".join(f"{method.name} ({method.about})" for method in METHODS.values()) + ".",
             PLAN,
         ),
     ] = DEFAULT_METHOD
@@ -257,14 +309,5 @@ class PlanOptions(Knobs):
             knob=True,
         ),
     ] = True
-    tensor_types: Annotated[
-        tuple[str, ...], Flag("tensor-type", TENSOR_TYPE, knob=True, example="attn_v=Q8_0")
-    ] = ()
-    latent_cache: Annotated[bool, Flag("latent-cache", LATENT_CACHE, knob=True)] = False
-    shard_bytes: Annotated[
-        int | None, Flag("shard-size", SHARD_SIZE, knob=True, size=True, above=0, example="2GB")
-    ] = None
-    batch: Annotated[int | None, Flag("batch", BATCH, knob=True, example="1")] = None
-    targets: Annotated[tuple[str, ...], Flag("target", TARGET, knob=True, example="qnn")] = ()
     seed: int = 0
     frontier: bool = False

@@ -106,42 +106,43 @@ def make_target(profile: DeviceProfile, options: PlanOptions, positions: int) ->
     ``positions``: how many tokens the model knows. The profile's context ends there; raises
     UserError where the one asked for does not.
     """
-    found = exporter(options.format or profile.format)
-    own_format = found.format == profile.format
-    layout = options.layout or (profile.layout if own_format else found.layouts[0])
-    quant = options.quant or (profile.default_tensor_type if own_format else found.default_quant)
-    if layout not in found.layouts:
+    writer = exporter(options.format or profile.format)
+    own_format = writer.format == profile.format
+    layout = options.layout or (profile.layout if own_format else writer.layouts[0])
+    quant = options.quant or (profile.default_tensor_type if own_format else writer.default_quant)
+    if layout not in writer.layouts:
         raise UserError(
-            f"format {found.format} has no layout '{layout}'", f"--layout {'|'.join(found.layouts)}"
+            f"format {writer.format} has no layout '{layout}'",
+            f"--layout {'|'.join(writer.layouts)}",
         )
-    if quant not in found.quants:
+    if quant not in writer.quants:
         raise UserError(
-            f"format {found.format} cannot write {quant}", f"--quant {'|'.join(found.quants)}"
+            f"format {writer.format} cannot write {quant}", f"--quant {'|'.join(writer.quants)}"
         )
     if own_format and quant not in profile.tensor_types:
         raise UserError(
             f"{profile.name} cannot run {quant}", f"--quant {'|'.join(profile.tensor_types)}"
         )
-    imatrix = options.imatrix and quant in found.weighted_quants
-    limits = found.width_limits(ExportOptions(quant, layout))
+    imatrix = options.imatrix and quant in writer.weighted_quants
+    limits = writer.width_limits(ExportOptions(quant, layout))
     run = MemoryRun(
         context=_context(profile, options, positions),
         ubatch=options.ubatch or profile.ubatch,
-        kv_type=_kv_type(found, profile, options),
+        kv_type=_kv_type(writer, profile, options),
         threads=profile.threads,
     )
-    fixed = layout in found.fixed_layouts
+    fixed = layout in writer.fixed_layouts
     if fixed:
         run = replace(run, ubatch=min(run.ubatch, run.context))
     elif options.batch is not None or options.targets:
         flag = "--set batch" if options.batch is not None else "--set target"
         raise UserError(
-            f"{flag} is for fixed shapes; layout {layout} of format {found.format} has none",
+            f"{flag} is for fixed shapes; layout {layout} of format {writer.format} has none",
             "--format onnx --mode static",
         )
     return Target(
         profile=profile,
-        exporter=found,
+        exporter=writer,
         options=ExportOptions(
             quant,
             layout,
@@ -187,12 +188,12 @@ def _width_multiple(limits: WidthLimits, profile: DeviceProfile, options: PlanOp
     return wanted or lcm(profile.width_multiple, limits.multiple)
 
 
-def _kv_type(found: Exporter, profile: DeviceProfile, options: PlanOptions) -> str:
+def _kv_type(writer: Exporter, profile: DeviceProfile, options: PlanOptions) -> str:
     """The requested type, or the profile's where the format can have it."""
-    allowed = found.kv_types
+    allowed = writer.kv_types
     if options.kv_type is not None and allowed and options.kv_type not in allowed:
         raise UserError(
-            f"the KV cache of format {found.format} is {allowed[0]}, not {options.kv_type}",
+            f"the KV cache of format {writer.format} is {allowed[0]}, not {options.kv_type}",
             f"--kv-type {'|'.join(allowed)}",
         )
     wanted = options.kv_type or profile.kv_type

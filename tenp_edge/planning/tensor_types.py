@@ -54,10 +54,10 @@ class TypeChoice:
     note: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        found = {"quant": self.quant, "reason": self.reason, "kept": self.kept}
+        row = {"quant": self.quant, "reason": self.reason, "kept": self.kept}
         if not self.points:
-            return found | {"by": "rule", "note": self.note}
-        return found | {
+            return row | {"by": "rule", "note": self.note}
+        return row | {
             "by": "measured loss",
             "types": list(self.points),
             "frontier": list(self.frontier),
@@ -74,7 +74,7 @@ def choose_by_rule(
 
     ``confirm``: the runtime is asked about the whole model in the first; its answer serves all.
     """
-    types, least = spec.choosable(spec.target.exporter.automatic_quants), spec.method.enough
+    types, min_kept = spec.choosable(spec.target.exporter.automatic_quants), spec.method.enough
     if not types:
         return None
     whole = whole_widths(space)
@@ -92,10 +92,10 @@ def choose_by_rule(
         weights = priced.memory.weights_bytes - pricer(half).memory.weights_bytes
         per_share = weights / (1 - halved)  # Buffers hardly shrink: the widest experts stay.
         kept[quant] = min(1.0, max(0.0, 1 - (full - budget) / per_share))
-        if kept[quant] >= least:
-            reason = f"the most precise type that keeps {least:.0%} of the neurons or more"
+        if kept[quant] >= min_kept:
+            reason = f"the most precise type that keeps {min_kept:.0%} of the neurons or more"
             return TypeChoice(quant, reason, kept, answer, note=note)
-    reason = f"no type keeps {least:.0%} of the neurons, {types[-1]} the most"
+    reason = f"no type keeps {min_kept:.0%} of the neurons, {types[-1]} the most"
     return TypeChoice(types[-1], reason, kept, answer, note=note)
 
 
@@ -132,7 +132,7 @@ def choose_jointly(
     """
     if costs is None or not applies(costs, spec):
         return None
-    found: list[tuple[Point, Curve]] = []
+    reached: list[tuple[Point, Curve]] = []
     searches: dict[Space, Search] = {}
     answer: RunMemory | None = None
     for quant in (quant for quant in measurable(spec) if quant in costs.types):
@@ -147,10 +147,10 @@ def choose_jointly(
             pricer.confirm(whole_widths(space))
             answer = pricer.answer
         fitting = _fitting(searches[space].for_type(typed, pricer), costs.types[quant].kl)
-        found += [] if fitting is None else [fitting]
-    if not found:
+        reached += [] if fitting is None else [fitting]
+    if not reached:
         return None
-    points, curves = [point for point, _ in found], [curve for _, curve in found]
+    points, curves = [point for point, _ in reached], [curve for _, curve in reached]
     chosen = best(points)
     return TypeChoice(
         chosen.quant,
@@ -240,9 +240,9 @@ def frontier_over_types(curves: Sequence[Curve], budget: int) -> list[dict[str, 
     rows = []
     for share in SHARES:
         size = round(share * budget)
-        found = [point for curve in curves if (point := curve.within(size)) is not None]
-        if found:
-            rows.append({"share": share, "budget_bytes": size, **best(found).to_json()})
+        points = [point for curve in curves if (point := curve.within(size)) is not None]
+        if points:
+            rows.append({"share": share, "budget_bytes": size, **best(points).to_json()})
     return rows
 
 

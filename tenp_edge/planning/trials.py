@@ -6,7 +6,6 @@ twice on one text, and a killed run goes on where it was.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
-from tenp_edge.disk import read_json, write_text
+from tenp_edge.resumable import JobRecord
 
 FILE = "refine.json"
 VERSION = 3
@@ -44,23 +43,17 @@ class Trial:
 
 
 class Records:
-    """refine.json: every plan that was measured on one slice, by its digest."""
+    """refine.json: every plan that was measured on the slice ``text`` (a digest), by its digest."""
 
     def __init__(self, directory: Path, text: str) -> None:
-        self.file = directory / FILE
-        self._state: dict[str, Any] = {"version": VERSION, "slice": text, "plans": {}}
-        if self.file.is_file():
-            found = read_json(self.file)
-            if found.get("version") == VERSION and found.get("slice") == text:
-                self._state = found
-
-    def get(self, plan: CompressionPlan) -> Trial | None:
-        found = self._state["plans"].get(plan.digest)
-        return None if found is None else Trial.from_json(found)
+        identity = {"version": VERSION, "slice": text}
+        self._record = JobRecord(directory / FILE, identity, {"plans": {}})
+        plans = self._record.state()["plans"]
+        self.trials = {digest: Trial.from_json(found) for digest, found in plans.items()}
 
     def add(self, measured: Mapping[str, Trial]) -> None:
-        self._state["plans"] |= {digest: trial.to_json() for digest, trial in measured.items()}
-        write_text(self.file, json.dumps(self._state, indent=1) + "\n")
+        self.trials |= measured
+        self._record.write({"plans": {key: one.to_json() for key, one in self.trials.items()}})
 
 
 @dataclass(frozen=True)
@@ -79,18 +72,14 @@ Measure = Callable[[Sequence[CompressionPlan]], list[MeasuredKL]]
 def measured(candidates: Candidates, records: Records, measure: Measure) -> dict[str, Trial]:
     """A trial for every plan of ``candidates`` (digest -> changes and plan); what ``records`` does
     not know yet is measured in one go and added to it."""
-    known = {digest: records.get(plan) for digest, (_, plan) in candidates.items()}
-    missing = [digest for digest, trial in known.items() if trial is None]
+    missing = [digest for digest in candidates if digest not in records.trials]
     started = time.monotonic()
     kls = measure([candidates[digest][1] for digest in missing]) if missing else []
     seconds = round((time.monotonic() - started) / max(len(missing), 1), 3)
-    new = {
-        digest: _trial(*candidates[digest], kl, seconds)
-        for digest, kl in zip(missing, kls, strict=True)
-    }
-    if new:
-        records.add(new)
-    return {digest: trial for digest, trial in known.items() if trial is not None} | new
+    pairs = zip(missing, kls, strict=True)
+    if missing:
+        records.add({key: _trial(*candidates[key], kl, seconds) for key, kl in pairs})
+    return {digest: records.trials[digest] for digest in candidates}
 
 
 def _trial(changes: Changes, plan: CompressionPlan, kl: MeasuredKL, seconds: float) -> Trial:
@@ -102,8 +91,4 @@ def _trial(changes: Changes, plan: CompressionPlan, kl: MeasuredKL, seconds: flo
 def load_trials(directory: Path, text: str | None) -> tuple[Trial, ...]:
     """Every plan that was measured in ``directory`` on the slice ``text`` (a digest); what an
     earlier calibration left there is not of this one. None is no error."""
-    file = directory / FILE
-    found = read_json(file) if text is not None and file.is_file() else {}
-    if found.get("version") != VERSION or found.get("slice") != text:
-        return ()
-    return tuple(Trial.from_json(trial) for trial in found["plans"].values())
+    return () if text is None else tuple(Records(directory, text).trials.values())

@@ -6,13 +6,12 @@ together.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tenp_edge.disk import read_json, write_text
+from tenp_edge.disk import read_json, write_json
 from tenp_edge.errors import UserError
 
 FILE = "types.json"
@@ -65,20 +64,20 @@ class TypeCosts:
 
     def kl(self, quant: str) -> float | None:
         """Nats per token that ``quant`` costs the dense model; None where it was not measured."""
-        found = self.types.get(quant)
-        return None if found is None else found.kl
+        cost = self.types.get(quant)
+        return None if cost is None else cost.kl
 
     def with_types(self, more: Mapping[str, TypeCost]) -> TypeCosts:
         return replace(self, types={**self.types, **more})
 
     def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"kind": FORMAT, "version": VERSION, **asdict(self.conditions)}
-        found |= {"layout": self.layout, "layers": list(self.layers)}
-        return found | {"types": {name: asdict(cost) for name, cost in self.types.items()}}
+        record: dict[str, Any] = {"kind": FORMAT, "version": VERSION, **asdict(self.conditions)}
+        record |= {"layout": self.layout, "layers": list(self.layers)}
+        return record | {"types": {name: asdict(cost) for name, cost in self.types.items()}}
 
     def save(self, directory: Path) -> None:
         """Write types.json, whole or not at all."""
-        write_text(directory / FILE, json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(directory / FILE, self.to_json())
 
 
 def load_costs(directory: Path) -> TypeCosts | None:
@@ -89,16 +88,16 @@ def load_costs(directory: Path) -> TypeCosts | None:
     file = directory / FILE
     if not file.is_file():
         return None
-    found = read_json(file)
-    if found.get("kind") != FORMAT:
+    stored = read_json(file)
+    if stored.get("kind") != FORMAT:
         raise UserError(f"{file} was not written by tenp-edge", "calibrate --types again")
-    if found.get("version") != VERSION:
+    if stored.get("version") != VERSION:
         return None
     try:
         names = ("fingerprint", "slice", "format", "imatrix")
-        rules = tuple(found["tensor_types"])
-        conditions = Conditions(**{n: found[n] for n in names}, tensor_types=rules)
-        types = {name: TypeCost(**cost) for name, cost in found["types"].items()}
-        return TypeCosts(conditions, found["layout"], tuple(found["layers"]), types)
+        rules = tuple(stored["tensor_types"])
+        conditions = Conditions(**{n: stored[n] for n in names}, tensor_types=rules)
+        types = {name: TypeCost(**cost) for name, cost in stored["types"].items()}
+        return TypeCosts(conditions, stored["layout"], tuple(stored["layers"]), types)
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{file} is damaged", "delete it, calibrate --types again") from None

@@ -46,8 +46,8 @@ class LayerText:
 
 @dataclass(frozen=True)
 class Healed:
-    """``tensors``: by on-disk name, in their stored dtype; empty where nothing did better.
-    ``before`` and ``after``: mean loss on the held-out sequences."""
+    """``tensors``: by on-disk name, in their stored shape and dtype; empty where nothing did
+    better. ``before`` and ``after``: mean `relative_error` on the held-out sequences, no unit."""
 
     tensors: Mapping[str, torch.Tensor]
     before: float
@@ -104,9 +104,9 @@ def heal_layer(
             trainee.step(loss)
             schedule.step()
         with trainee.as_stored() as stored:
-            found = _held_out_loss(model, layer, text, held, size)
-        if found < best:
-            best, kept = found, stored
+            held_out_loss = _held_out_loss(model, layer, text, held, size)
+        if held_out_loss < best:
+            best, kept = held_out_loss, stored
     return Healed(kept, before, best)
 
 

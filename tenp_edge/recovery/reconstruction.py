@@ -39,9 +39,9 @@ class Moments:
 def repaired_down(
     down: torch.Tensor, kept: torch.Tensor, moments: torch.Tensor, ridge: float = RIDGE
 ) -> torch.Tensor:
-    """W' (hidden, len(kept)) in float64, from the whole W_down (hidden, width).
+    """W' [hidden, len(kept)] in float64, from the whole W_down [hidden, width].
 
-    ``kept``: ascending indices; ``moments``: G, (width, width). Nothing cut, or no token: W_S as it
+    ``kept``: ascending indices; ``moments``: G [width, width]. Nothing cut, or no token: W_S as it
     is. The ridge pulls towards W_S, not towards zero: an expert of few tokens, whose G has fewer
     directions than neurons, keeps its own weights in all the directions that the text never used.
     Raises UserError when ``ridge`` is too small for the arithmetic.
@@ -50,12 +50,12 @@ def repaired_down(
     retained = down[:, kept].double()
     cut = torch.ones(down.shape[1], dtype=torch.bool)
     cut[kept] = False
-    own = moments[kept][:, kept]
-    scale = float(own.diagonal().mean()) if len(kept) else 0.0
+    kept_moments = moments[kept][:, kept]
+    scale = float(kept_moments.diagonal().mean()) if len(kept) else 0.0
     if not cut.any() or scale == 0.0:
         return retained
-    own = own + ridge * scale * torch.eye(len(kept), dtype=torch.float64)
-    factor, failed = torch.linalg.cholesky_ex(own)
+    kept_moments = kept_moments + ridge * scale * torch.eye(len(kept), dtype=torch.float64)
+    factor, failed = torch.linalg.cholesky_ex(kept_moments)
     if failed:
         raise UserError(
             f"--set repair-ridge={ridge:g} is too small: an expert's moments are singular",
@@ -71,9 +71,11 @@ _DOWN = 2
 
 
 class RoutedInputs:
-    """What the routed experts of one layer receive: inputs x, chosen experts, weights g / ||h'||.
+    """What the routed experts of one layer receive: inputs x [tokens, hidden], chosen experts
+    [tokens, top_k], weights g / ||h'|| [tokens, top_k].
 
-    x of all tokens, [tokens, hidden], in memory or in a file of ``work``. `attach` before the
+    ``active`` (bool, a value a token, any shape): False on padding. x of all tokens is in memory,
+    or in a file of ``work`` above ``spill_bytes``. `attach` before the
     layer runs over batches of sequences in order, `finish` after each.
     """
 
@@ -140,23 +142,24 @@ class RoutedInputs:
 def repair_layer(
     model: StreamingModel, source: ModelSource, index: int, seen: RoutedInputs, ridge: float
 ) -> dict[str, torch.Tensor]:
-    """W_down of every cut expert of layer ``index`` that ``seen`` says was reached, by on-disk
-    name, in the stored dtype. One expert's weights and moments in memory at a time."""
+    """W_down [hidden, kept width] of every cut expert of layer ``index`` that ``seen`` says was
+    reached, by on-disk name, in the stored dtype. One expert's weights and moments in memory at a
+    time."""
     plan, checkpoint, config = source.plan, source.checkpoint, source.config
     assert plan is not None
-    found = {}
+    repaired = {}
     for expert, rows, weights in seen.by_expert(len(config.expert_widths[index])):
         if config.expert_widths[index][expert] == plan.full_width:
             continue
         original = source.original_expert(index, expert)
         whole = checkpoint.expert(index, original)
-        own = whole.mapped(lambda tensor: tensor.to(model.device, model.dtype))
+        moved = whole.mapped(lambda tensor: tensor.to(model.device, model.dtype))
         moments = Moments(plan.full_width)
         for start in range(0, len(rows), _CHUNK_TOKENS):
             part = slice(start, start + _CHUNK_TOKENS)
-            m = neurons(own, seen.rows(rows[part]).to(model.device), config.family.activation)
+            m = neurons(moved, seen.rows(rows[part]).to(model.device), config.family.activation)
             moments.add(m, weights[part].to(model.device))
         down = repaired_down(whole.down, plan.neurons(index, original), moments.total, ridge)
         name = config.expert_tensor(index, expert, _DOWN)
-        found[name] = down.to(TORCH_DTYPES[source.dtype(name)])
-    return found
+        repaired[name] = down.to(TORCH_DTYPES[source.dtype(name)])
+    return repaired

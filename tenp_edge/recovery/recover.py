@@ -10,7 +10,6 @@ and its tensors. Finished, DIR holds what `overlay.Mended` reads.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +33,7 @@ from tenp_edge.checkpoint.overlay import (
     layer_file,
 )
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.disk import read_json, write_text
+from tenp_edge.disk import read_json, write_json
 from tenp_edge.errors import UserError
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.hidden_states import SPILL_BYTES, FileStates
@@ -45,6 +44,7 @@ from tenp_edge.forward.text_batch import Domain, TextBatch
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.recovery.healing import HEALS, LayerText, heal_layer, held_out, relative_error
 from tenp_edge.recovery.reconstruction import RIDGE, RoutedInputs, repair_layer
+from tenp_edge.resumable import JobRecord
 
 # What the stages cost, in forwards of the same text: three runs of each layer and the moments;
 # a backward pass counts as two.
@@ -125,7 +125,7 @@ def mend(
         finished = _finished(job, progress)
         if finished is not None:
             return finished
-        if job.begun != info:
+        if job.record.found() is None:
             _clear(directory)
             needed = _STATES * job.states_bytes + mended_bytes(checkpoint, plan, rules)
             job.begin(needed, "mending")
@@ -160,17 +160,21 @@ def _finished(job: LayerJob, progress: Progress) -> Mended | None:
     """What is in the directory if it is whole and was made from these very inputs."""
 
     def load() -> Mended | None:
-        raw = read_json(job.directory / FILE)
-        if {key: raw.get(key) for key in job.info} != job.info:
+        if _record(job).found() is None:
             return None
-        found = Mended(job.directory)
-        found.check()
-        return found
+        mended = Mended(job.directory)
+        mended.check()
+        return mended
 
-    found = job.load_finished(FILE, load, "mending again", progress)
-    if found is not None:
+    mended = job.load_finished(FILE, load, "mending again", progress)
+    if mended is not None:
         job.discard()
-    return found
+    return mended
+
+
+def _record(job: LayerJob) -> JobRecord:
+    """mended.json: what the weights were made from, and what it gained."""
+    return JobRecord(job.directory / FILE, job.info, dict.fromkeys(("digest", "seconds", "layers")))
 
 
 def _clear(directory: Path) -> None:
@@ -186,13 +190,12 @@ def _finish(job: LayerJob, moe_layers: Sequence[int]) -> Mended:
     for layer, file in zip(moe_layers, files, strict=True):
         if layer_file(job.partial, layer).is_file():  # else a killed run has moved it
             layer_file(job.partial, layer).replace(file)
-    record = {
-        **job.info,
+    done = {
         "digest": files_digest(files),
         "seconds": sum(row["seconds"] for row in facts.values()),
         "layers": {str(layer): row for layer, row in facts.items()},
     }
-    write_text(job.directory / FILE, json.dumps(record, indent=1) + "\n")
+    _record(job).write(done)
     job.discard()
     return Mended(job.directory)
 
@@ -233,7 +236,7 @@ class _Walk:
         else:
             self._pass(self.dense, index, before[_MENDED], after[_MENDED])
         facts["seconds"] = round(time.monotonic() - started, 3)
-        write_text(self.job.result(index), json.dumps(facts) + "\n")
+        write_json(self.job.result(index), facts, indent=None)
 
     def _mend(
         self, index: int, inputs: FileStates, targets: FileStates, onward: FileStates

@@ -55,8 +55,8 @@ def ask(question: Callable[[], None], facts: Answer, imports: tuple[str, ...] = 
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise ChildError(f"exit {done.returncode}: {last}")
-    found: Answer = json.loads(lines[-1])
-    return found
+    answer: Answer = json.loads(lines[-1])
+    return answer
 
 
 def environment() -> dict[str, str]:

@@ -55,10 +55,10 @@ def locate(path: Path) -> Found:
 def runnable(path: Path) -> Path:
     """What `run`, `serve` and `bench` open for ``path``. Raises UserError as `locate`, and for a
     checkpoint, with what makes it run."""
-    found = locate(path)
-    if found.kind != "checkpoint":
-        return found.path
-    raise _checkpoint_only(path) if found.path != path else _checkpoint(path)
+    located = locate(path)
+    if located.kind != "checkpoint":
+        return located.path
+    raise _checkpoint_only(path) if located.path != path else _checkpoint(path)
 
 
 def _exported(directory: Path) -> Found | None:
@@ -69,12 +69,12 @@ def _exported(directory: Path) -> Found | None:
     if holds_onnx(directory / ONNX):
         return Found("onnx", directory / ONNX)
     others = sorted(directory.iterdir())
-    found = [Found("gguf", file) for file in others if file.suffix == ".gguf" and file.is_file()]
-    found += [Found("onnx", other) for other in others if holds_onnx(other)]
-    if len(found) > 1:
-        names = ", ".join(one.path.name for one in found)
-        raise UserError(f"{directory} holds {len(found)} models: {names}", str(found[0].path))
-    return found[0] if found else None
+    models = [Found("gguf", file) for file in others if file.suffix == ".gguf" and file.is_file()]
+    models += [Found("onnx", other) for other in others if holds_onnx(other)]
+    if len(models) > 1:
+        names = ", ".join(one.path.name for one in models)
+        raise UserError(f"{directory} holds {len(models)} models: {names}", str(models[0].path))
+    return models[0] if models else None
 
 
 # -- why there is none -----------------------------------------------------------------------------

@@ -116,8 +116,8 @@ def _check_stacked(file: Path, header: Header) -> None:
 def trained_context(header: Header) -> int | None:
     """Tokens that the model of ``header`` knows; None where the file does not say."""
     name = header.fields.get("general.architecture")
-    found = header.fields.get(f"{name}.context_length")
-    return found if isinstance(found, int) and found > 0 else None
+    context = header.fields.get(f"{name}.context_length")
+    return context if isinstance(context, int) and context > 0 else None
 
 
 def _chosen(options: RunOptions, planned: PlannedRun | None, trained: int | None) -> Chosen:

@@ -102,9 +102,9 @@ def _penalise(scores: npt.NDArray[np.float64], recent: Iterable[int], penalty: f
     repeated = np.unique(np.fromiter(recent, dtype=np.int64))
     if penalty == 1.0 or not len(repeated):
         return
-    found = scores[repeated]
+    before = scores[repeated]
     with np.errstate(over="ignore"):
-        penalised = np.where(found > 0, found / penalty, found * penalty)
+        penalised = np.where(before > 0, before / penalty, before * penalty)
     scores[repeated] = penalised.clip(-_LARGEST_SCORE, _LARGEST_SCORE)
 
 

@@ -85,8 +85,8 @@ def _limit_memory(nbytes: int) -> None:
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        most = nbytes if hard == resource.RLIM_INFINITY else min(nbytes, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+        limit = nbytes if hard == resource.RLIM_INFINITY else min(nbytes, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from tenp_edge.calibration.elimination import prior
@@ -9,7 +11,9 @@ from tenp_edge.calibration.statistics import WEIGHT_NORMS, LayerStatistics
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.scoring.neuron_scores import relative
 from tenp_edge.scoring.saliency import EPSILON, domain_tokens, ranking_scores, sum_of
-from tenp_edge.scoring.score import WeightNorms, growth_of
+
+if TYPE_CHECKING:
+    from tenp_edge.scoring.score import WeightNorms
 
 
 def cut_losses(statistics: Statistics, layer: int, order: torch.Tensor) -> torch.Tensor:
@@ -36,7 +40,7 @@ def _cut_losses(
     stats: LayerStatistics, norms: WeightNorms, order: torch.Tensor, tokens: int
 ) -> torch.Tensor:
     single = tail_sums((relative(stats, norms) / tokens).gather(1, order))
-    along = (stats["relative_projection"] / tokens / growth_of(stats).sqrt()).gather(1, order)
+    along = (stats["relative_projection"] / tokens / stats.growth.sqrt()).gather(1, order)
     share = (stats["tokens"] / tokens).clamp_min(EPSILON)[:, None]
     cross = (tail_sums(along).square() - tail_sums(along.square())) / share
     total: torch.Tensor = single + cross.clamp_min(0)
@@ -50,11 +54,11 @@ def prior_losses(statistics: Statistics, layer: int) -> torch.Tensor:
     domains.
     """
     norms = statistics.weight_norms(layer)
-    own = sum_of(
+    single = sum_of(
         relative(statistics.layer(domain, layer), norms) / domain_tokens(statistics, domain)
         for domain in statistics.domains
     ) / len(statistics.domains)
-    return prior(own, *(norms[name] for name in WEIGHT_NORMS))
+    return prior(single, *(norms[name] for name in WEIGHT_NORMS))
 
 
 def stream_square(statistics: Statistics, layer: int) -> float:

@@ -92,7 +92,7 @@ def domain_tokens(statistics: Statistics, domain: str) -> int:
 
 
 def sum_of(values: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The sum of at least one tensor."""
+    """The sum of at least one tensor, in the shape that all of them have."""
     return torch.stack(list(values)).sum(dim=0)
 
 

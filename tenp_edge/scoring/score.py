@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from tenp_edge.calibration.statistics import GROWTH_SUM, LayerStatistics
-from tenp_edge.calibration.storage import Statistics
 from tenp_edge.errors import UserError
 
-WeightNorms = Mapping[str, torch.Tensor]
-Equation = Callable[[LayerStatistics, WeightNorms], torch.Tensor]
+if TYPE_CHECKING:  # the command line's help is made of the tables: no torch before it is needed
+    import torch
+
+    from tenp_edge.calibration.statistics import LayerStatistics
+    from tenp_edge.calibration.storage import Statistics
+
+    WeightNorms = Mapping[str, torch.Tensor]  # WEIGHT_NORMS -> float64 [experts, width]
+    Equation = Callable[[LayerStatistics, WeightNorms], torch.Tensor]
+
 Needs = Literal["tokens", "gradients", "elimination", "weights", "seed"]
 
 
@@ -44,7 +47,8 @@ class Score:
         return " ".join(text.split("\n\n")[0].split())
 
     def evaluate(self, stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
-        """The equation's value on one domain's sums (any, for a score that needs weights alone)."""
+        """The equation's value on one domain's sums (any, for a score that needs weights alone):
+        float64 [experts] or [experts, width], by which of the two it scores."""
         assert self.equation is not None, f"{self.name} is not computed from sums"
         return self.equation(stats, norms)
 
@@ -73,13 +77,13 @@ class Score:
 
 
 def neuron_norm_sq(norms: WeightNorms) -> torch.Tensor:
+    """||gate_k||^2 + ||up_k||^2 + ||w_k||^2 of every neuron k, float64 [experts, width]."""
     return norms["gate_norm"].square() + norms["up_norm"].square() + norms["down_norm"].square()
 
 
-def growth_of(stats: LayerStatistics) -> torch.Tensor:
-    """||h'||^2 / ||h||^2 of an ordinary token: the block's growth of the residual stream."""
-    total, count = stats[GROWTH_SUM]
-    return torch.exp(total / count.clamp_min(1))
+def names(scores: Mapping[str, Score], gradients: bool = False) -> list[str]:
+    """Of those that need a backward pass, or of the others."""
+    return [name for name, score in scores.items() if (score.needs == "gradients") == gradients]
 
 
 def table(*scores: Score) -> dict[str, Score]:

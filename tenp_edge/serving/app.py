@@ -236,8 +236,8 @@ async def _body(request: Request, service: Service) -> bytes:
     return bytes(body)
 
 
-def _too_large(most: int) -> RefusalError:
-    return RefusalError(413, f"the body is larger than {most} bytes", "body_too_large")
+def _too_large(max_bytes: int) -> RefusalError:
+    return RefusalError(413, f"the body is larger than {max_bytes} bytes", "body_too_large")
 
 
 def _foreign_names_refused(local_name: str) -> Callable[[Request], None]:
@@ -245,10 +245,10 @@ def _foreign_names_refused(local_name: str) -> Callable[[Request], None]:
 
     def refuse(request: Request) -> None:
         stated = request.headers.get("host", "")
-        found = _HOST.fullmatch(stated)
-        name = (found["address"] or found["name"]).lower() if found else ""
+        match = _HOST.fullmatch(stated)
+        name = (match["address"] or match["name"]).lower() if match else ""
         if name not in known:
-            shown = found["address"] or found["name"] if found else stated[:_NAME_SHOWN]
+            shown = match["address"] or match["name"] if match else stated[:_NAME_SHOWN]
             raise RefusalError(403, f"this server answers to localhost alone, not to '{shown}'")
 
     return refuse

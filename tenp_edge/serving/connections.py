@@ -24,8 +24,8 @@ _FEWEST = 8
 _QUIET_SECONDS = 60.0
 
 
-def protocol_class(most: int, header_seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol, with at most ``most`` connections, each of which has sent the head of a
+def protocol_class(max_connections: int, header_seconds: float) -> type[H11Protocol]:
+    """uvicorn's protocol, with at most ``max_connections``, each of which has sent the head of a
     request ``header_seconds`` after it came or had its last answer."""
     idle: dict[Connection, None] = {}  # a dict keeps its order: the longest idle first
 
@@ -35,7 +35,7 @@ def protocol_class(most: int, header_seconds: float) -> type[H11Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._note()
-            if len(self.connections) > most:
+            if len(self.connections) > max_connections:
                 next(iter(idle)).leave()
 
         def data_received(self, data: bytes) -> None:

@@ -69,9 +69,9 @@ class GenerationRequest(BaseModel):
             given["seed"] = self.seed % 2**64
         return replace(defaults, **{k: v for k, v in given.items() if v is not None})
 
-    def wanted_tokens(self, most: int) -> int:
-        """Tokens to generate at most; ``most`` is the server's limit."""
-        return most if self.max_tokens is None else self.max_tokens
+    def wanted_tokens(self, limit: int) -> int:
+        """Tokens to generate at most; ``limit`` is the server's limit."""
+        return limit if self.max_tokens is None else self.max_tokens
 
 
 class CompletionRequest(GenerationRequest):
@@ -93,8 +93,10 @@ class CompletionRequest(GenerationRequest):
             return value[0]
         return value
 
-    def wanted_tokens(self, most: int) -> int:
-        return min(most, _DEFAULT_COMPLETION_TOKENS) if self.max_tokens is None else self.max_tokens
+    def wanted_tokens(self, limit: int) -> int:
+        return (
+            min(limit, _DEFAULT_COMPLETION_TOKENS) if self.max_tokens is None else self.max_tokens
+        )
 
 
 class TextPart(BaseModel):
@@ -139,8 +141,8 @@ class ChatRequest(GenerationRequest):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
 
-    def wanted_tokens(self, most: int) -> int:
-        return self.max_completion_tokens or super().wanted_tokens(most)
+    def wanted_tokens(self, limit: int) -> int:
+        return self.max_completion_tokens or super().wanted_tokens(limit)
 
 
 def parse(kind: type[GenerationRequest], body: bytes) -> Any:

@@ -102,11 +102,11 @@ def _listen(host: str, port: int) -> socket.socket:
 def _refused(host: str, port: int, error: OSError) -> UserError:
     """Why nothing can listen there. `socket.create_server` hands a resolver's errors on as plain
     ones, with their negative numbers."""
-    own = "--host 127.0.0.1, or --host 0.0.0.0 for every address of this machine"
+    address_hint = "--host 127.0.0.1, or --host 0.0.0.0 for every address of this machine"
     if isinstance(error, socket.gaierror) or (error.errno or 0) < 0:
-        return UserError(f"'{host}' is no address", own)
+        return UserError(f"'{host}' is no address", address_hint)
     if error.errno == errno.EADDRNOTAVAIL:
-        return UserError(f"{host} is no address of this machine", own)
+        return UserError(f"{host} is no address of this machine", address_hint)
     reason = os.strerror(error.errno or 0)
     hint = "--port 0 for any free port"
     if error.errno == errno.EACCES:

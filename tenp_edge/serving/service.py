@@ -66,16 +66,16 @@ class Service:
         """
         if request.model is not None:
             self.check_name(request.model)
-        most = request.wanted_tokens(self.max_tokens)
-        if most > self.max_tokens:
+        tokens = request.wanted_tokens(self.max_tokens)
+        if tokens > self.max_tokens:
             raise RefusalError(
                 400,
-                f"max_tokens is {most}, this server generates at most {self.max_tokens}",
+                f"max_tokens is {tokens}, this server generates at most {self.max_tokens}",
                 "invalid_value",
                 "max_tokens",
             )
         prompt = self._prompt(request)
-        return Work(tuple(prompt), request.sampling(self._sampling), most, request.stops())
+        return Work(tuple(prompt), request.sampling(self._sampling), tokens, request.stops())
 
     def check_name(self, name: str) -> None:
         """Refuse any model but the one that is served."""
@@ -139,11 +139,12 @@ class Service:
 
     def _check_length(self, nbytes: int, field: str) -> None:
         """Refuse what cannot fit before it is tokenised."""
-        most = _BYTES_PER_TOKEN * self.context
-        if nbytes > most:
+        max_bytes = _BYTES_PER_TOKEN * self.context
+        if nbytes > max_bytes:
             raise RefusalError(
                 400,
-                f"the prompt has {nbytes} bytes, a context of {self.context} tokens takes {most}",
+                f"the prompt has {nbytes} bytes, "
+                f"a context of {self.context} tokens takes {max_bytes}",
                 "context_length_exceeded",
                 field,
             )

@@ -16,9 +16,9 @@ def until_stop(pieces: Iterator[Piece], stops: Sequence[str]) -> Iterator[Piece]
     held = ""
     for piece in pieces:
         held += piece.text
-        found = [at for stop in stops if (at := held.find(stop)) >= 0]
-        if found:
-            yield replace(piece, text=held[: min(found)], finish="stop")
+        places = [at for stop in stops if (at := held.find(stop)) >= 0]
+        if places:
+            yield replace(piece, text=held[: min(places)], finish="stop")
             return
         keep = 0 if piece.finish else _begun(held, stops)
         sent, held = held[: len(held) - keep], held[len(held) - keep :]

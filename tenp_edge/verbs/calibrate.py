@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tenp_edge.calibration.text.domains import split_at
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
-from tenp_edge.disk import write_text
+from tenp_edge.disk import write_json
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.refine import measure_on
 from tenp_edge.forward.text_batch import Domain
@@ -128,7 +127,7 @@ def calibrate_into(
         seed=options.seed,
         progress=progress,
     )
-    write_text(work / "coverage.json", json.dumps(coverage(statistics).to_json(), indent=1) + "\n")
+    write_json(work / "coverage.json", coverage(statistics).to_json())
     if any(len(domain.tokens) for domain in held_out):
         keep_slice(work, held_out)
     return statistics

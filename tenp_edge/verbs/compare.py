@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,11 +19,11 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.checkpoint.overlay import Mended
-from tenp_edge.disk import write_text
+from tenp_edge.disk import write_json, write_text
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.comparison import lm_eval_tasks, plot
 from tenp_edge.evaluation.comparison.compared_methods import Contender, Mend, choose_methods
-from tenp_edge.evaluation.comparison.grid import MENDED, Job, budget, compare
+from tenp_edge.evaluation.comparison.grid import MENDED, Comparison, budget, compare
 from tenp_edge.evaluation.comparison.measures import Arithmetic, Cloze, Measure, TextMeasure
 from tenp_edge.evaluation.comparison.table import markdown
 from tenp_edge.evaluation.refine import known_trials
@@ -67,7 +66,7 @@ def _compared(
     dtype = choose_dtype("float32" if own == "auto" else own, where, checkpoint.dtype)
     measures = _measures(checkpoint, options, progress)
     statistics = _statistics(checkpoint, output, options, methods, progress)
-    job = Job(
+    comparison = Comparison(
         checkpoint=checkpoint,
         methods=methods,
         ratios=options.ratios,
@@ -78,14 +77,14 @@ def _compared(
         width_multiple=options.width_multiple,
         about={"width_multiple": options.width_multiple, **_about(options, measures)},
     )
-    result = compare(job, output / FILE, device=where, dtype=dtype, progress=progress)
+    result = compare(comparison, output / FILE, device=where, dtype=dtype, progress=progress)
     write_text(output / PAGE, markdown(result))
     if plot.can_draw():
         plot.draw(result, output / PICTURE)
     else:
         progress.note(plot.MISSING)
     if options.lm_eval:
-        result["lm_eval"] = _lm_eval(job, output / TASKS, options, dtype, progress)
+        result["lm_eval"] = _lm_eval(comparison, output / TASKS, options, dtype, progress)
     return result
 
 
@@ -209,17 +208,23 @@ def _about(options: CompareOptions, measures: Mapping[str, Sequence[Measure]]) -
 
 
 def _lm_eval(
-    job: Job, file: Path, options: CompareOptions, dtype: torch.dtype, progress: Progress
+    comparison: Comparison,
+    file: Path,
+    options: CompareOptions,
+    dtype: torch.dtype,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """lm-eval's tasks for every method and ratio with the first calibration."""
-    case = job.cases()[0]
-    tokenizer, rows = load_tokenizer(job.checkpoint.path), []
-    with progress.task("lm-eval", len(job.ratios) * len(job.methods), "models") as task:
-        for keep in job.ratios:
-            for method in job.methods:
+    case = comparison.cases()[0]
+    tokenizer, rows = load_tokenizer(comparison.checkpoint.path), []
+    with progress.task(
+        "lm-eval", len(comparison.ratios) * len(comparison.methods), "models"
+    ) as task:
+        for keep in comparison.ratios:
+            for method in comparison.methods:
                 cut = method.build(case, budget(case, keep))
                 scores = lm_eval_tasks.task_scores(
-                    job.checkpoint,
+                    comparison.checkpoint,
                     cut.candidate,
                     tokenizer,
                     options.lm_eval,
@@ -229,7 +234,7 @@ def _lm_eval(
                 rows.append(
                     {"method": method.name, "keep": keep, "seed": case.seed, "tasks": scores}
                 )
-                write_text(file, json.dumps(rows, indent=1) + "\n")
+                write_json(file, rows)
                 task.advance()
     shutil.rmtree(file.parent / MENDED, ignore_errors=True)
     return rows

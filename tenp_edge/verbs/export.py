@@ -6,23 +6,45 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from tenp_edge.calibration.activation_ranges import Ranges, load_ranges
+from tenp_edge.calibration.activation_ranges import Ranges, identity, load_ranges, measure_ranges
 from tenp_edge.calibration.imatrix import Importance, importance_of
-from tenp_edge.calibration.range_measuring import identity, measure_ranges
 from tenp_edge.calibration.storage import load_statistics
 from tenp_edge.checkpoint.compression_plan import load_plan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer, one_writer_of
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.disk import require_free
-from tenp_edge.exporters.base import ExportData, ExportOptions, Manifest, exporter
+from tenp_edge.errors import UserError
+from tenp_edge.exporters.base import (
+    ExportData,
+    ExportOptions,
+    Manifest,
+    exporter,
+    fixed_lengths,
+)
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.verbs.options import (
-    CalibrationOptions,
-)
+from tenp_edge.verbs.options import CalibrationOptions, FileOptions
 from tenp_edge.verbs.token_chunks import calibration_domains
+
+
+def export_options(options: FileOptions) -> ExportOptions:
+    """What the exporter is told. Raises UserError for an importance matrix that is not there."""
+    if options.imatrix_out is not None and (options.known.statistics is None or options.no_imatrix):
+        raise UserError("--imatrix-out has no importance matrix to write", "--calibration WORK")
+    knobs = options.knobs
+    return ExportOptions(
+        options.quant or exporter(options.format).default_quant,
+        options.layout,
+        imatrix=not options.no_imatrix,
+        tensor_types=knobs.tensor_types,
+        imatrix_file=None if options.imatrix_out is None else str(options.imatrix_out),
+        shard_bytes=knobs.shard_bytes,
+        latent_cache=knobs.latent_cache,
+        lengths=fixed_lengths(knobs.batch, options.length, options.past),
+        targets=knobs.targets,
+    )
 
 
 def run_export(

@@ -9,10 +9,11 @@ from typing import Annotated
 from tenp_edge.errors import UserError
 from tenp_edge.planning.devices import DeviceProfile, load_profile, load_profile_file, this_machine
 from tenp_edge.planning.settings import Flag
-from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.planning.spec import EXPORT, LAYOUTS, QUANTS, STATIC, FileKnobs, PlanOptions
 from tenp_edge.runtime.memory.footprint import MOST_THREADS, MemoryRun, known_kv_type
 
 CALIBRATION, VALIDATION, COMPUTE = "Calibration", "Validation", "Compute"
+COMPARISON = "Comparison"
 MENDING = "Mending: changes weights that stay"
 
 
@@ -124,9 +125,20 @@ class MeasureOptions:
     """The run whose peak memory `validate` measures; ``context`` None: 4096 tokens, or as many as
     the model has."""
 
-    context: int | None = None
-    kv_type: str = MemoryRun.kv_type
-    ubatch: int = MemoryRun.ubatch
+    context: Annotated[
+        int | None,
+        Flag(
+            "context",
+            "Tokens of the KV cache when a GGUF's peak memory is measured. "
+            "Default: 4096, or the model's.",
+        ),
+    ] = None
+    kv_type: Annotated[str, Flag("kv-type", "Type of that cache: F16, F32 or Q8_0.")] = (
+        MemoryRun.kv_type
+    )
+    ubatch: Annotated[
+        int, Flag("ubatch", "Prompt tokens evaluated at once in that measurement.")
+    ] = MemoryRun.ubatch
 
     def run(self, limit: int, threads: int) -> MemoryRun:
         """Of a model of ``limit`` tokens. Raises UserError for what no runtime can run."""
@@ -207,20 +219,99 @@ class CompressOptions(StatisticsOptions):
     force: Annotated[bool, Flag("force", "Overwrite another run's output.", recorded=False)] = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """What `export` writes, and what it is made from. ``layout`` and ``quant``: None for the
+    format's own; ``statistics`` without ``no_imatrix`` weighs columns by importance."""
+
+    format: Annotated[str, Flag("format", "gguf or onnx.", EXPORT)] = "gguf"
+    layout: Annotated[str | None, Flag("layout", LAYOUTS, EXPORT, also=("--mode",))] = None
+    quant: Annotated[str | None, Flag("quant", f"{QUANTS} Default: Q8_0, none.", EXPORT)] = None
+    knobs: FileKnobs = field(default_factory=FileKnobs)
+    length: Annotated[
+        int | None, Flag("length", "Prompt tokens at once. Default: 128.", STATIC)
+    ] = None
+    past: Annotated[
+        int | None,
+        Flag("past", "Places of the KV cache: context - 1. Default: 1023.", STATIC),
+    ] = None
+    known: StatisticsOptions = field(default_factory=StatisticsOptions)
+    text: TextOptions = field(default_factory=TextOptions)
+    no_imatrix: Annotated[
+        bool,
+        Flag(
+            "no-imatrix",
+            "Quantise without the importance matrix that calibration gives.",
+            EXPORT,
+        ),
+    ] = False
+    imatrix_out: Annotated[
+        Path | None,
+        Flag("imatrix-out", "Write the importance matrix too, as llama.cpp's GGUF."),
+    ] = None
+    plan: Annotated[
+        Path | None,
+        Flag(
+            "plan",
+            "Prune by this plan.json while exporting; for a pruned checkpoint, the plan that made "
+            "it (default: plan.json beside its directory).",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """``calibration.seed`` is the first of ``seeds`` calibrations; ``questions`` of each kind and
     domain; ``lm_eval`` task names, ``lm_eval_limit`` items of each (None: all)."""
 
+    methods: Annotated[
+        tuple[str, ...],
+        Flag(
+            "method",
+            "A method, a pattern such as 'drop-*', or a set: short, table, claims, uniform, mended "
+            "or all; repeat for more.",
+            COMPARISON,
+        ),
+    ] = ("table",)
+    ratios: Annotated[
+        tuple[float, ...],
+        Flag(
+            "keep",
+            "Share of the routed-expert parameters kept; repeat for more.",
+            COMPARISON,
+        ),
+    ] = (0.9, 0.75, 0.6, 0.45, 0.3)
+    seeds: Annotated[int, Flag("seeds", "Calibrations, each with its own sample.", COMPARISON)] = 3
+    width_multiple: Annotated[
+        int,
+        Flag(
+            "width-multiple",
+            "Cut widths are multiples of this; 1 makes every method's bytes equal.",
+            COMPARISON,
+        ),
+    ] = 1
+    questions: Annotated[
+        int,
+        Flag(
+            "questions",
+            "Cloze questions and worked sums per domain; 0 leaves them out.",
+            COMPARISON,
+        ),
+    ] = 16
+    lm_eval: Annotated[
+        tuple[str, ...],
+        Flag(
+            "lm-eval",
+            "A task of lm-eval (needs tenp-edge[lm-eval] and the task's data), run with every "
+            "method; repeat for more.",
+            COMPARISON,
+        ),
+    ] = ()
+    lm_eval_limit: Annotated[
+        int | None, Flag("lm-eval-limit", "Items of each lm-eval task.", COMPARISON)
+    ] = None
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     validation: HeldOutOptions = field(default_factory=HeldOutOptions)
-    ratios: tuple[float, ...] = (0.9, 0.75, 0.6, 0.45, 0.3)
-    methods: tuple[str, ...] = ("table",)
-    seeds: int = 3
-    width_multiple: int = 1
-    questions: int = 16
-    lm_eval: tuple[str, ...] = ()
-    lm_eval_limit: int | None = None
 
 
 def choose_profile(options: PlanOptions) -> DeviceProfile:

@@ -1,8 +1,9 @@
 """The output directory of ``compress``: which stages are done, and for which inputs.
 
-manifest.json records, per stage, a key (a hash of everything the stage depends on) and the files
-it wrote with their sizes and SHA-256. A stage whose key and files are still there, byte for byte,
-is not run again: that is how a killed run continues. A file that changed is removed and its stage
+manifest.json is the run's record (`resumable`): of this model, and by which command. Each stage has
+an identity of its own in it, a key (a hash of everything the stage depends on), and the files it
+wrote with their sizes and SHA-256: another command may use what a stage did. A stage whose key and
+files are still there, byte for byte, is not run again. A file that changed is removed and its stage
 runs again, which is said.
 """
 
@@ -17,9 +18,9 @@ from typing import Any
 
 from tenp_edge.checkpoint.digests import file_digest, file_digests
 from tenp_edge.checkpoint.locking import LOCK
-from tenp_edge.disk import read_json, write_text
 from tenp_edge.errors import UserError
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.resumable import JobRecord
 
 FILE = "manifest.json"
 FORMAT = "tenp-edge run"
@@ -64,15 +65,16 @@ class RunDirectory:
         progress: Progress = QUIET,
     ) -> None:
         self.path, self._progress = path, progress
-        self._state: dict[str, Any] = {
-            "format": FORMAT,
-            "fingerprint": fingerprint,
-            "command": command,
-            "stages": {},
-        }
+        self._record = JobRecord(
+            path / FILE,
+            {"format": FORMAT, "fingerprint": fingerprint},
+            {"command": command, "stages": {}, "complete": False},
+            _OVERWRITE,
+        )
+        self._stages: dict[str, Any] = {}
         self._whole: dict[str, bool] = {}
         self.complete = self._same_command = self.worked = False
-        if force and not self._is_unfinished(fingerprint, command):
+        if force and not self._is_unfinished(command):
             self._clear()
         elif path.exists():
             self._adopt(fingerprint, command)
@@ -85,17 +87,17 @@ class RunDirectory:
 
     def has_run(self, stage: str, key: str) -> bool:
         """True when ``stage`` ran with these inputs, whatever became of its files."""
-        record = self._state["stages"].get(stage)
+        record = self._stages.get(stage)
         return record is not None and record["key"] == key
 
     def digests(self, stage: str) -> Mapping[str, str]:
         """SHA-256 of the files of a finished stage, by name."""
-        files = self._state["stages"][stage]["files"]
+        files = self._stages[stage]["files"]
         return {name: entry["sha256"] for name, entry in files.items()}
 
     def done_before(self) -> list[str]:
         """The stages that an earlier process finished for this very command, files and all."""
-        stages = list(self._state["stages"]) if self._same_command else []
+        stages = list(self._stages) if self._same_command else []
         return [stage for stage in stages if self._is_whole(stage)]
 
     def finish(
@@ -109,13 +111,13 @@ class RunDirectory:
             str(file.relative_to(self.path)): {"bytes": _size(file), "sha256": found[file]}
             for file in listed
         }
-        self._state["stages"][stage] = {"key": key, "files": entries}
+        self._stages[stage] = {"key": key, "files": entries}
         self._whole[stage] = self.worked = True
         self._save()
 
     def discard(self, stage: str) -> None:
         """Remove the files that an earlier run of ``stage`` recorded, whole or not."""
-        record = self._state["stages"].get(stage, {"files": {}})
+        record = self._stages.get(stage, {"files": {}})
         for name in record["files"]:
             file = self.path / name
             file.unlink(missing_ok=True)
@@ -125,13 +127,12 @@ class RunDirectory:
 
     def end(self) -> None:
         """Record that the run has come to its end."""
-        self._state["complete"] = True
-        self._save()
+        self._save(complete=True)
 
     def _is_whole(self, stage: str) -> bool:
         """Whether the files are those that were written; what is not is removed, and it is said."""
         if stage not in self._whole:
-            files = self._state["stages"][stage]["files"]
+            files = self._stages[stage]["files"]
             lost = [
                 name for name, entry in files.items() if _size(self.path / name) != entry["bytes"]
             ]
@@ -155,12 +156,12 @@ class RunDirectory:
     def _adopt(self, fingerprint: str, command: str) -> None:
         if all(file.name in _FIRST for file in self.path.iterdir()):
             return
-        if not (self.path / FILE).is_file():
+        state = self._record.read()
+        if state is None:
             raise UserError(
                 f"{self.path} is not empty and was not written by tenp-edge",
                 "an empty or new directory for -o",
             )
-        state = read_json(self.path / FILE, _OVERWRITE)
         if state.get("format") != FORMAT:
             raise UserError(f"{self.path / FILE} was not written by tenp-edge", "another -o")
         other = str(state.get("fingerprint"))
@@ -177,16 +178,15 @@ class RunDirectory:
                 f"{self._reuse()}--force to overwrite it",
             )
         self.complete = bool(state.get("complete"))
-        self._state["stages"] = _sound_stages(state.get("stages"))
+        self._stages = _sound_stages(state.get("stages"))
 
-    def _is_unfinished(self, fingerprint: str, command: str) -> bool:
+    def _is_unfinished(self, command: str) -> bool:
         """Whether this very command was here and did not come to its end: --force continues it."""
         try:
-            state = read_json(self.path / FILE)
+            state = self._record.found()
         except UserError:
             return False
-        same = (state.get("fingerprint"), state.get("command")) == (fingerprint, command)
-        return same and not state.get("complete")
+        return state is not None and state["command"] == command and not state["complete"]
 
     def _reuse(self) -> str:
         calibration = self.path / "calibration"
@@ -203,8 +203,8 @@ class RunDirectory:
             else:
                 target.unlink(missing_ok=True)
 
-    def _save(self) -> None:
-        write_text(self.path / FILE, json.dumps(self._state, indent=1) + "\n")
+    def _save(self, complete: bool = False) -> None:
+        self._record.write({"stages": self._stages, "complete": complete})
 
 
 def _is_empty(directory: Path) -> bool:

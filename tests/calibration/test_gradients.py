@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.calibrating import StopAfter, StoppedError, files_of
+from support.noting import Notes, names
 
 from tenp_edge.calibration.collect import calibrate
 from tenp_edge.calibration.gradients import collect_gradients
@@ -18,6 +20,7 @@ from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.forward.experts import ExpertGroup
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.forward.transformers_model import model_of
+from tenp_edge.progress import QUIET, Progress
 
 
 def domains() -> list[Domain]:
@@ -106,3 +109,33 @@ def test_gradients_of_other_tokens_are_not_taken(
     collect_gradients(checkpoint, texts, plain, tmp_path, device="cpu", dtype="float32")
     other = calibrate(checkpoint, texts[:1], tmp_path, device="cpu", dtype="float32")
     assert not other.has_gradients
+
+
+# deepseek_v2 of three layers: what is on the disk after two of them, down or back.
+LEFT = {
+    2: "hidden-0.bin hidden-1.bin hidden-2.bin job.json",
+    6: "gradient-2.bin hidden-0.bin hidden-1.bin job.json layer-0.safetensors layer-1.safetensors",
+}
+THROUGH = "continuing: 2 of 3 layers are through the backward pass"
+
+
+@pytest.mark.parametrize(("steps", "said"), [(2, []), (6, [THROUGH])])
+def test_a_stopped_pass_ends_with_the_same_bytes(
+    steps: int, said: list[str], checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Stopped on the way down, where the states that are there are kept, and on the way back."""
+
+    def collect(directory: Path, progress: Progress) -> None:
+        statistics = calibrate(checkpoint, texts, directory, device="cpu", dtype="float32")
+        options = {"device": "cpu", "dtype": "float32"}
+        collect_gradients(checkpoint, texts, statistics, directory, progress=progress, **options)
+
+    checkpoint, texts = Checkpoint(checkpoint_of("deepseek_v2")), domains()
+    collect(tmp_path / "whole", QUIET)
+    with pytest.raises(StoppedError):
+        collect(tmp_path / "stopped", StopAfter(steps))
+    assert names(tmp_path / "stopped" / "gradients.partial") == LEFT[steps].split()
+    notes = Notes()
+    collect(tmp_path / "stopped", notes)
+    assert notes.said == said
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")

@@ -44,7 +44,7 @@ def test_stopped_between_layers(
     assert files_of(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize("step", ("write_tensors", "write_shards", "layer_tensors"))
+@pytest.mark.parametrize("step", ("write_tensors", "join_files", "layer_tensors"))
 def test_stopped_inside_a_layer(
     step: str,
     checkpoint_of: Callable[[str], Path],

@@ -14,7 +14,7 @@ from support.neuron_maths import activations
 from support.references import reference_model
 
 from tenp_edge.calibration import statistics
-from tenp_edge.calibration.matrix_inputs import matrix_roles
+from tenp_edge.calibration.input_observer import matrix_roles
 from tenp_edge.calibration.merging import merge_statistics
 from tenp_edge.calibration.statistics import EXPERT_SUMS, INPUT_SUM, NEURON_MAXIMA, NEURON_SUMS
 from tenp_edge.calibration.storage import Statistics

@@ -14,7 +14,8 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.evaluation.divergence import concatenate, score_tokens, scored_positions
-from tenp_edge.evaluation.evaluator import STATES, measure_plans
+from tenp_edge.evaluation.evaluator import STATES
+from tenp_edge.evaluation.measured_variants import measure_plans
 from tenp_edge.evaluation.variants import DENSE, OtherWeights, Planned
 from tenp_edge.forward.hidden_states import CachedFileStates
 from tenp_edge.forward.sweep import streaming_logits

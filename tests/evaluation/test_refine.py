@@ -19,7 +19,7 @@ from tenp_edge.calibration.text.domains import load_domains, save_domains
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.errors import UserError
-from tenp_edge.evaluation.evaluator import measure_plans
+from tenp_edge.evaluation.measured_variants import measure_plans
 from tenp_edge.evaluation.refine import knobs, known_trials, refine
 from tenp_edge.planning.devices import this_machine
 from tenp_edge.planning.kl_law import predicted_kl

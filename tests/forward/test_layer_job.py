@@ -56,9 +56,9 @@ def run(this: LayerJob, stop: int | None = None) -> list[str]:
 def test_a_job_goes_on_where_it_was(tmp_path: Path) -> None:
     """A layer whose result was written but not what it passes on is done again."""
     this = job(tmp_path, seed=1)
-    assert this.begun is None
+    assert this.record.read() is None
     this.begin(this.states_bytes, "adding")
-    assert this.begun == {"seed": 1} and this.next_layer() is None
+    assert this.record.read() == {"seed": 1} and this.next_layer() is None
     with pytest.raises(KeyboardInterrupt):
         run(this, stop=1)
     assert this.result(1).is_file() and this.next_layer() == 1
@@ -75,7 +75,7 @@ def test_another_job_begins_anew(tmp_path: Path) -> None:
     this.begin(0, "adding")
     run(this)
     other = job(tmp_path, seed=2)
-    assert other.begun != other.info
+    assert other.record.found() is None
     other.begin(0, "adding")
     assert other.next_layer() is None and not other.result(0).is_file()
     with pytest.raises(UserError, match=r"^adding needs "):

@@ -17,7 +17,10 @@ def test_domains_lie_one_after_the_other() -> None:
     assert (len(text), text.seq_len, text.token_count) == (3, 6, 11)
     assert text.active.sum(dim=1).tolist() == [4, 2, 5] and not text.active[2, 5]
     assert text.trimmed().tokens.tolist() == [row[:5] for row in text.tokens.tolist()]
-    assert TextBatch.of([CODE, PROSE], most=1).spans == {"code": range(1), "prose": range(1, 2)}
+    assert TextBatch.of([CODE, PROSE], max_sequences=1).spans == {
+        "code": range(1),
+        "prose": range(1, 2),
+    }
 
 
 def test_runs_of_rows() -> None:

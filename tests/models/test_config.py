@@ -34,18 +34,6 @@ CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [
     ),
     (
         "qwen3_moe",
-        {"quantization_config": {"quant_method": "fp8"}},
-        "the checkpoint is quantised (fp8); pruning needs the original weights",
-        "the bf16, f16 or f32 checkpoint of the same model (dequantise FP8 to bf16 first)",
-    ),
-    (
-        "qwen3_moe",
-        {"quantization_config": "awq"},
-        "the checkpoint is quantised (awq); pruning needs the original weights",
-        "the bf16, f16 or f32 checkpoint of the same model (dequantise FP8 to bf16 first)",
-    ),
-    (
-        "qwen3_moe",
         {"num_experts_per_tok": 9},
         "config.json contradicts itself: num_experts_per_tok is 9, the model has 8 experts",
         "the config.json that belongs to the checkpoint",

@@ -82,7 +82,7 @@ def test_an_infeasible_budget_names_other_types(qwen3: Checkpoint, device: Devic
         (
             PlanOptions(method="magic"),
             "--method magic is not known",
-            "--method tenp|enp|drop|free|adaptive",
+            "--method adaptive|tenp|enp|free|drop",
         ),
         (
             PlanOptions(method="free", keep=0.6),

@@ -16,8 +16,9 @@ from typer.main import get_group
 from tenp_edge.cli import flags
 from tenp_edge.cli.main import app
 from tenp_edge.errors import UserError
+from tenp_edge.planning.allocators import BUILDERS
 from tenp_edge.planning.methods import METHODS
-from tenp_edge.planning.settings import assigned, make, options_of
+from tenp_edge.planning.settings import assigned, listed, make, options_of
 from tenp_edge.planning.spec import Knobs, PlanOptions
 from tenp_edge.scoring.expert_scores import EXPERT_SCORES
 from tenp_edge.scoring.neuron_scores import NEURON_SCORES
@@ -50,6 +51,14 @@ def test_the_help_names_every_method_and_score() -> None:
     assert all(name in KNOWN["expert-score"].flag.help for name in EXPERT_SCORES)
     assert all(name in KNOWN["neuron-score"].flag.help for name in NEURON_SCORES)
     assert all(score.formula for score in (*EXPERT_SCORES.values(), *NEURON_SCORES.values()))
+
+
+def test_every_method_is_built() -> None:
+    assert BUILDERS.keys() == METHODS.keys()
+
+
+def test_names_are_listed() -> None:
+    assert listed(["a", "b", "c"]) == "a, b or c" and listed("ab", "and") == "a and b"
 
 
 def test_settings_are_listed() -> None:

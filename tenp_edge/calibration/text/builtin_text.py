@@ -37,9 +37,9 @@ def bundled_chars(split: Split, domain: str) -> int:
 
 def _kinds(domain: Traversable) -> Iterator[tuple[str, tuple[Placed, ...]]]:
     for kind in _sorted(domain):
-        found = tuple(document for file in _sorted(kind) for document in _documents(kind, file))
-        if found:
-            yield kind.name, found
+        documents = tuple(document for file in _sorted(kind) for document in _documents(kind, file))
+        if documents:
+            yield kind.name, documents
 
 
 def _documents(kind: Traversable, file: Traversable) -> Iterator[Placed]:

@@ -52,13 +52,13 @@ class ChatWriter:
         return plainly(chat)
 
     def _templated(self, where: str, chat: Chat, lenient: bool) -> str:
-        found, refusal = self._first(chat, chat.messages)
-        if found is None and len(chat.messages) > 1 and chat.messages[0]["role"] == "system":
-            found, _ = self._first(chat, _folded(chat.messages))
-            if found is not None and not lenient:
+        text, refusal = self._first(chat, chat.messages)
+        if text is None and len(chat.messages) > 1 and chat.messages[0]["role"] == "system":
+            text, _ = self._first(chat, _folded(chat.messages))
+            if text is not None and not lenient:
                 self._say("the chat template has no system role: it goes into the first user turn")
-        if found is not None:
-            return found
+        if text is not None:
+            return text
         if lenient:
             return plainly(chat)
         reason = (str(refusal).strip().splitlines() or ["no reason given"])[0][:_ERROR_CHARS]

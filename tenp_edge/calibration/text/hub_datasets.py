@@ -30,12 +30,12 @@ class HubData(NamedTuple):
 
 def parse_hub(spec: str) -> HubData:
     """Of "hf:OWNER/DATASET[/CONFIG][:SPLIT]"."""
-    found = _SPEC.fullmatch(spec.removeprefix(PREFIX))
-    if not found:
+    match = _SPEC.fullmatch(spec.removeprefix(PREFIX))
+    if not match:
         raise UserError(
             f"'{spec}' names no data set of the hub", "--data NAME=hf:OWNER/DATASET[:SPLIT]"
         )
-    name, config, split = found.groups()
+    name, config, split = match.groups()
     return HubData(name, config, split or DEFAULT_SPLIT)
 
 
@@ -43,13 +43,13 @@ def parse_hub(spec: str) -> HubData:
 def hub_records(spec: str, most_chars: int) -> tuple[Placed, ...]:
     """The first records, ``most_chars`` of text or a little more. Fetched once: comparisons
     calibrate several times."""
-    found, size = [], 0
+    records, size = [], 0
     for placed in _records(spec):
-        found.append(placed)
+        records.append(placed)
         size += len(str(placed.record))
         if size >= most_chars:
             break
-    return tuple(found)
+    return tuple(records)
 
 
 def _records(spec: str) -> Iterator[Placed]:

@@ -254,12 +254,12 @@ def _call(where: str, call: object) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(name, str):
         raise UserError(f"{where}: a tool call has no function name", CALLS)
     arguments = _arguments(where, function.get("arguments"))
-    found: dict[str, Any] = {
+    parsed: dict[str, Any] = {
         "type": "function",
         "function": {"name": name, "arguments": arguments},
     }
     identity = call.get("id") if isinstance(call, dict) else None
-    return found | ({"id": identity} if isinstance(identity, str) else {})
+    return parsed | ({"id": identity} if isinstance(identity, str) else {})
 
 
 def _arguments(where: str, given: object) -> dict[str, Any] | str:

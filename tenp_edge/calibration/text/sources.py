@@ -86,11 +86,13 @@ def _expanded(place: str) -> Path:
 
 def _check_file(path: Path) -> None:
     try:
-        found = "is a directory" if path.is_dir() else None if path.is_file() else "does not exist"
+        problem = (
+            "is a directory" if path.is_dir() else None if path.is_file() else "does not exist"
+        )
     except (OSError, ValueError):  # a name that is too long, a null byte
-        found = "does not exist"
-    if found:
-        raise UserError(f"data file {path} {found}", "--data NAME=FILE, builtin or stdlib")
+        problem = "does not exist"
+    if problem:
+        raise UserError(f"data file {path} {problem}", "--data NAME=FILE, builtin or stdlib")
     suffix_of(path)
 
 
@@ -120,7 +122,7 @@ def most_tokens_of(argument: str, split: Split, tokens: int) -> int:
     if place != BUILTIN:
         return tokens
     chars = [bundled_chars(split, domain) for domain in DOMAINS]
-    return min(tokens, sum(chars)) if named else sum(min(tokens, most) for most in chars)
+    return min(tokens, sum(chars)) if named else sum(min(tokens, available) for available in chars)
 
 
 # -- texts -----------------------------------------------------------------------------------------
@@ -130,17 +132,17 @@ def texts_of(
     sources: Iterable[Source], split: Split, writer: ChatWriter, progress: Progress = QUIET
 ) -> dict[str, Kinds]:
     """Documents by domain and kind; ``split`` matters to the sets, a file is what it is."""
-    found: dict[str, Kinds] = {}
+    by_domain: dict[str, Kinds] = {}
     for source in sources:
         if source.kind != "set":
-            found[source.domains[0]] = {"": load_texts(source, writer, progress)}
+            by_domain[source.domains[0]] = {"": load_texts(source, writer, progress)}
             continue
         texts = stdlib_texts(split) if source.place == STDLIB else bundled_texts(split, writer)
         if source.domain is None:
-            found |= texts
+            by_domain |= texts
         else:
-            found[source.domain] = _as_one(texts)
-    return found
+            by_domain[source.domain] = _as_one(texts)
+    return by_domain
 
 
 def _as_one(domains: Mapping[str, Kinds]) -> Kinds:

@@ -87,12 +87,12 @@ def _modules(root: Path) -> Iterator[tuple[str, Path]]:
 
     A directory whose name is no identifier (site-packages, lib-dynload) cannot be a package.
     """
-    found: dict[str, Path] = {}
+    modules: dict[str, Path] = {}
     for path in root.rglob("*.py"):
         parts = path.relative_to(root).with_suffix("").parts
         if all(part.isidentifier() for part in parts):
-            found[".".join(parts).removesuffix(".__init__")] = path
-    yield from sorted(found.items())
+            modules[".".join(parts).removesuffix(".__init__")] = path
+    yield from sorted(modules.items())
 
 
 def _is_table(name: str) -> bool:

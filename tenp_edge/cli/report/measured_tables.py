@@ -143,29 +143,31 @@ def peak_rss(checked: Mapping[str, Any]) -> RenderableType:
     return facts("Peak RSS", rows) if rows else Text("")
 
 
-def calibrated(statistics: Statistics, found: Coverage, costs: TypeCosts | None) -> RenderableType:
+def calibrated(
+    statistics: Statistics, covered: Coverage, costs: TypeCosts | None
+) -> RenderableType:
     """``tenp-edge calibrate``: the coverage, and what the types cost where that was measured."""
     if costs is None:
-        return coverage(statistics, found)
+        return coverage(statistics, covered)
     rows = [(name, f"{cost.kl:.4f}", f"{cost.seconds:.0f} s") for name, cost in costs.types.items()]
     title = f"Types: KL of the whole model, {len(costs.layers)} layers quantised"
-    return Group(coverage(statistics, found), table(title, ("type", "KL", "took"), rows))
+    return Group(coverage(statistics, covered), table(title, ("type", "KL", "took"), rows))
 
 
-def coverage(statistics: Statistics, found: Coverage) -> RenderableType:
+def coverage(statistics: Statistics, covered: Coverage) -> RenderableType:
     """``tenp-edge calibrate``: tokens per domain and experts that were seen too rarely."""
     rows = [
         (
             name,
             counts["samples"],
             counts["tokens"],
-            sum(found.below[name].values()),
-            sum(found.unreached[name].values()),
+            sum(covered.below[name].values()),
+            sum(covered.unreached[name].values()),
         )
         for name, counts in statistics.info["domains"].items()
     ]
-    columns = ("domain", "samples", "tokens", f"experts < {found.min_tokens}", "unreached")
-    total = found.experts * len(found.below_everywhere)
-    few = sum(found.below_everywhere.values())
-    line = f"{total - few} of {total} experts saw at least {found.min_tokens} tokens"
+    columns = ("domain", "samples", "tokens", f"experts < {covered.min_tokens}", "unreached")
+    total = covered.experts * len(covered.below_everywhere)
+    few = sum(covered.below_everywhere.values())
+    line = f"{total - few} of {total} experts saw at least {covered.min_tokens} tokens"
     return Group(table("Coverage", columns, rows), Text(line))

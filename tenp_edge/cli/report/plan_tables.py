@@ -154,8 +154,8 @@ def type_tables(choice: Mapping[str, Any]) -> list[Table]:
         )
         for point in choice["frontier"]
     ]
-    found = [table("Types within the RAM (predicted; types as measured)", columns, rows)]
-    return found + ([table("Other RAM numbers", ("RAM", *columns), around)] if around else [])
+    tables = [table("Types within the RAM (predicted; types as measured)", columns, rows)]
+    return tables + ([table("Other RAM numbers", ("RAM", *columns), around)] if around else [])
 
 
 def _type_cells(point: Mapping[str, Any]) -> tuple[str, ...]:

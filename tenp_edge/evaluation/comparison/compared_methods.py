@@ -23,11 +23,11 @@ from tenp_edge.evaluation.comparison.baseline_scores import (
 from tenp_edge.evaluation.comparison.candidates import Candidate, Compensated, Masked
 from tenp_edge.evaluation.variants import Planned
 from tenp_edge.planning.allocation import Shape, Space
-from tenp_edge.planning.allocators import PAPER_SHAPE, Free, FreeRules, Tenp
+from tenp_edge.planning.allocators import PAPER_SHAPE, Free, FreeRules, Tenp, allocator_of, at_size
 from tenp_edge.planning.methods import METHODS as PLANNED
 from tenp_edge.planning.pricing import draft
 from tenp_edge.planning.probes import best_way
-from tenp_edge.planning.score_tables import Evidence, Scores
+from tenp_edge.planning.score_tables import Evidence, Scores, scores_of
 from tenp_edge.planning.spec import DEFAULT_METHOD, Knobs, PlanOptions
 from tenp_edge.planning.trials import Trial
 from tenp_edge.recovery.recover import MendRules
@@ -115,9 +115,9 @@ def as_planned(method: str, **knobs: Any) -> Build:
     row, chosen = PLANNED[method], Knobs(**knobs)
 
     def build(case: Case, neurons: int) -> Cut:
-        evidence = case.seen_by(row.scores(chosen, case.statistics, case.seed))
-        first = row.allocator(case.space, case.checkpoint.config, evidence, chosen)
-        allocator, _ = row.at_size(first, evidence, chosen, neurons)
+        evidence = case.seen_by(scores_of(row, chosen, case.statistics, case.seed))
+        first = allocator_of(row, case.space, case.checkpoint.config, evidence, chosen)
+        allocator, _ = at_size(row, first, evidence, chosen, neurons)
         return planned(case, evidence, allocator.widths(neurons))
 
     return build

@@ -17,7 +17,6 @@ import torch
 
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.disk import read_json, write_text
 from tenp_edge.evaluation.comparison.compared_methods import Case, Contender, Cut, Mend
 from tenp_edge.evaluation.comparison.measures import Measure
 from tenp_edge.evaluation.evaluator import Evaluator, LayerCache
@@ -25,13 +24,14 @@ from tenp_edge.evaluation.variants import Planned, Variant
 from tenp_edge.planning.allocators import Drop
 from tenp_edge.planning.trials import Trial
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.resumable import JobRecord
 
 FORMAT, VERSION = "tenp-edge comparison", 1
 MENDED = "mended.partial"  # beside compare.json: weights of the ratio that is being measured
 
 
 @dataclass(frozen=True)
-class Job:
+class Comparison:
     """What is compared. ``statistics``: by calibration seed; ``measures``: kind -> measures of
     that kind ("text", "cloze", "arithmetic"), one a domain; ``about`` is recorded as it is;
     ``mend``: by calibration seed, for methods that need the calibration's text; ``trials``: by
@@ -80,7 +80,7 @@ class Job:
 
 
 def compare(
-    job: Job,
+    comparison: Comparison,
     file: Path,
     *,
     device: torch.device,
@@ -89,25 +89,28 @@ def compare(
 ) -> dict[str, Any]:
     """The comparison as JSON values, written to ``file``; ratios that are there are kept."""
     evaluator = Evaluator(
-        LayerCache(job.checkpoint.path),
+        LayerCache(comparison.checkpoint.path),
         device=device,
         dtype=dtype,
         work=file.parent,
         progress=progress,
     )
-    result = _begun(job, file, f"{device}", str(dtype).removeprefix("torch."))
-    cases = job.cases()
-    done = [keep for keep in job.ratios if any(row["keep"] == keep for row in result["rows"])]
+    record = _record(comparison, file, f"{device}", str(dtype).removeprefix("torch."))
+    result = record.state()
+    cases = comparison.cases()
+    done = [
+        keep for keep in comparison.ratios if any(row["keep"] == keep for row in result["rows"])
+    ]
     if done:
-        what = "nothing to do" if len(done) == len(job.ratios) else "continuing"
+        what = "nothing to do" if len(done) == len(comparison.ratios) else "continuing"
         progress.note(f"{what}: {', '.join(f'keep {keep:g}' for keep in done)} done")
-    for keep in job.ratios:
+    for keep in comparison.ratios:
         if keep in done:
             continue
         neurons = budget(cases[0], keep)
-        cuts = [(m, case, m.build(case, neurons)) for m in job.methods for case in cases]
+        cuts = [(m, case, m.build(case, neurons)) for m in comparison.methods for case in cases]
         found = measure(
-            evaluator, [cut.candidate for _, _, cut in cuts], job.measures, f"keep {keep:g}"
+            evaluator, [cut.candidate for _, _, cut in cuts], comparison.measures, f"keep {keep:g}"
         )
         if not result["dense"]:
             result["dense"] = found[0]
@@ -115,7 +118,7 @@ def compare(
             {"method": m.name, "keep": keep, "seed": case.seed, **_facts(case, cut), **scores}
             for (m, case, cut), scores in zip(cuts, found[1:], strict=True)
         ]
-        write_text(file, json.dumps(result, indent=1) + "\n")
+        record.write(result)
         # Mended weights serve one ratio, and are a good part of a model each.
         shutil.rmtree(file.parent / MENDED, ignore_errors=True)
     return result
@@ -175,26 +178,21 @@ def _facts(case: Case, cut: Cut) -> dict[str, Any]:
     }
 
 
-def _begun(job: Job, file: Path, device: str, dtype: str) -> dict[str, Any]:
-    """What ``file`` holds of this very comparison, or an empty one."""
-    if file.is_file():
-        found = read_json(file, f"another -o, or delete {file}")
-        if found.get("format") == FORMAT and found.get("key") == job.key:
-            return dict(found)
-    config = job.checkpoint.config
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "key": job.key,
-        "model": str(job.checkpoint.path),
+def _record(comparison: Comparison, file: Path, device: str, dtype: str) -> JobRecord:
+    """compare.json: what is compared, and the rows that are done."""
+    config = comparison.checkpoint.config
+    empty = {
+        "model": str(comparison.checkpoint.path),
         "model_type": config.family.model_type,
-        "fingerprint": job.checkpoint.fingerprint,
+        "fingerprint": comparison.checkpoint.fingerprint,
         "experts": config.num_experts,
         "width": config.moe_intermediate_size,
-        "seeds": list(job.statistics),
+        "seeds": list(comparison.statistics),
         "device": device,
         "dtype": dtype,
-        **job.about,
+        **comparison.about,
         "dense": {},
         "rows": [],
     }
+    identity = {"format": FORMAT, "version": VERSION, "key": comparison.key}
+    return JobRecord(file, identity, empty, f"another -o, or delete {file}")

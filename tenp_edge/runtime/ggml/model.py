@@ -15,6 +15,7 @@ import numpy.typing as npt
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.graph import Graph, GraphShape, Model
+from tenp_edge.runtime.ggml.library import open_library
 from tenp_edge.runtime.ggml.spans import kept_places
 from tenp_edge.runtime.ggml.weights import Cache, Weights
 from tenp_edge.runtime.gguf.header import Header, mapped, parse_header
@@ -86,7 +87,7 @@ class PerExpertModel(Session):
             check_tensors(header, self.facts)
             check_vocabulary(header)
             self._weight_bytes = header.weight_bytes
-            library = ggml.library()
+            library = open_library()
             weights = Weights(library, header, memory)
             stack.callback(weights.close)
             self._cache = Cache(
@@ -121,7 +122,7 @@ class PerExpertModel(Session):
         on a header whose file was only extended to its full size."""
         graph = self._model.graph(GraphShape(self.batch_tokens, self._cache.slots, False))
         try:
-            with ggml.Allocator(ggml.library()) as allocator:
+            with ggml.Allocator(open_library()) as allocator:
                 compute = allocator.needed(graph.context.graph)
             graphs = CACHED_GRAPHS * graph.context.used_bytes
         finally:

@@ -63,17 +63,17 @@ def predict(facts: Answer) -> Answer:
 def _unseen(header: Header, run: MemoryRun, per_expert: bool) -> int:
     """What only a run touches."""
     threads = max(run.threads, os.cpu_count() or 1)  # `run` takes all of them by default
-    own = _OWN_KERNELS_BYTES if per_expert else _LLAMA_KERNELS_BYTES
+    kernels = _OWN_KERNELS_BYTES if per_expert else _LLAMA_KERNELS_BYTES
     text = _CHOICE_BYTES * vocabulary_size(header) + _PROMPT_TOKEN_BYTES * run.context
-    return own + text + _THREAD_BYTES * threads
+    return kernels + text + _THREAD_BYTES * threads
 
 
 def _own_sizes(file: Path, run: MemoryRun) -> Projection:
     """What our own runtime says about itself."""
     with PerExpertModel(file, **asdict(run), weightless=True) as model:
-        process, found = resident_bytes(), model.memory()
-    process += found.scratch_bytes + found.graph_bytes
-    return Projection(found.kv_bytes, found.compute_bytes, process)
+        process, memory = resident_bytes(), model.memory()
+    process += memory.scratch_bytes + memory.graph_bytes
+    return Projection(memory.kv_bytes, memory.compute_bytes, process)
 
 
 @answers
@@ -106,10 +106,10 @@ def _vocabulary(file: Path) -> Iterator[Vocabulary]:
 
         yield open_vocabulary(file)
         return
-    own = is_per_expert(read_header(file).fields)
+    per_expert = is_per_expert(read_header(file).fields)
     with (
         PerExpertModel(file, context=1, weightless=True)
-        if own
+        if per_expert
         else LlamaCppModel(file, vocab_only=True)
     ) as model:
         yield model.vocabulary

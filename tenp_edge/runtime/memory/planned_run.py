@@ -65,12 +65,12 @@ def choose_run(
             f"--context {context} is more than the {trained} tokens that the model knows",
             f"--context {trained}",
         )
-    own = planned or PlannedRun(default_context, DEFAULT_UBATCH, "F16")
-    most = own.context if trained is None else min(own.context, trained)
+    defaults = planned or PlannedRun(default_context, DEFAULT_UBATCH, "F16")
+    max_context = defaults.context if trained is None else min(defaults.context, trained)
     chosen = Chosen(
-        most if context is None else context,
-        own.ubatch if ubatch is None else ubatch,
-        own.kv_type if kv_type is None else kv_type,
+        max_context if context is None else context,
+        defaults.ubatch if ubatch is None else ubatch,
+        defaults.kv_type if kv_type is None else kv_type,
     )
     if planned is None:
         return chosen

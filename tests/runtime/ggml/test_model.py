@@ -181,16 +181,18 @@ def wide(directory: Path, family: str, width: int = 512) -> Checkpoint:
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_uniform_and_ragged_blocks_are_llamacpps(family: str, tmp_path: Path) -> None:
     """Uniform files against their merged form, ragged against padded: the same types, by token bit
-    for bit. A K-quant's down is padded in whole blocks of zeros, which add nothing."""
+    for bit. A K-quant's down is padded in whole blocks of zeros, which add nothing. Ragged Q8_0 is
+    compared by `test_stored_types_are_padded_llamacpp`."""
     checkpoint = wide(tmp_path / "model", family)
     whole = ModelSource(checkpoint)
     ragged = ModelSource(checkpoint, plan_for(checkpoint, cycled(checkpoint, (256, 512))))
-    for quant in ("Q8_0", "Q4_0", "Q4_K_M"):
-        for source, twin in ((whole, "merged"), (ragged, "padded")):
-            for layout in ("per-expert", twin):
-                export(source, tmp_path / f"{layout}.gguf", quant, layout)
-            files = tmp_path / "per-expert.gguf", tmp_path / f"{twin}.gguf"
-            assert_same(*files, kv_type="F32", flash_attention=False)
+    merged = [(quant, whole, "merged") for quant in ("Q8_0", "Q4_K_M")]
+    padded = [(quant, ragged, "padded") for quant in ("Q4_0", "Q4_K_M")]
+    for quant, source, twin in (*merged, *padded):
+        for layout in ("per-expert", twin):
+            export(source, tmp_path / f"{layout}.gguf", quant, layout)
+        files = tmp_path / "per-expert.gguf", tmp_path / f"{twin}.gguf"
+        assert_same(*files, kv_type="F32", flash_attention=False)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +204,20 @@ def test_fallback_types_are_llamacpps(quant: str, tmp_path: Path) -> None:
     source = ModelSource(checkpoint, plan_for(checkpoint, cycled(checkpoint, (96,))))
     for layout in ("per-expert", "merged"):
         export(source, tmp_path / f"{layout}.gguf", quant, layout)
+    files = tmp_path / "per-expert.gguf", tmp_path / "merged.gguf"
+    assert_same(*files, kv_type="F32", flash_attention=False)
+
+
+@pytest.mark.parametrize(
+    "kind", ["IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "MXFP4"]
+)
+def test_few_bits_are_llamacpps(kind: str, tmp_path: Path) -> None:
+    """Experts whose gate and up are in the type and whose down is in another."""
+    source = ModelSource(wide(tmp_path / "model", "qwen3_moe", 256))
+    rules = (rf"ffn_(gate|up)_exps={kind}", "ffn_down_exps=Q5_K")
+    for layout in ("per-expert", "merged"):
+        options = ExportOptions("Q4_0", layout, tensor_types=rules)
+        EXPORTER.write(source, options, tmp_path / f"{layout}.gguf")
     files = tmp_path / "per-expert.gguf", tmp_path / "merged.gguf"
     assert_same(*files, kv_type="F32", flash_attention=False)
 

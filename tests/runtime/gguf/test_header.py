@@ -15,7 +15,7 @@ from support import tiny
 from support.runtime_cases import CheckpointOf, export_ragged
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.ggml import bindings as ggml
+from tenp_edge.runtime.ggml.library import open_library
 from tenp_edge.runtime.ggml.model import PerExpertModel
 from tenp_edge.runtime.gguf.header import GGML_TYPES, Header, Texts, parse_header, read_header
 from tenp_edge.runtime.gguf.model_metadata import ARCHITECTURES, read_facts
@@ -49,7 +49,7 @@ def test_every_field_and_tensor_is_what_gguf_py_reads(
 
 
 def test_types_are_ggmls() -> None:
-    library = ggml.library()
+    library = open_library()
     for number, (name, block, nbytes) in GGML_TYPES.items():
         assert gguf.GGMLQuantizationType(number).name == name
         assert library.ggml_blck_size(number) == block

@@ -43,7 +43,8 @@ class InputObserver:
             layer.get_submodule(name).register_forward_pre_hook(self._hook(role))
 
     def begin(self, domain: str, active: torch.Tensor) -> None:
-        """The next forward's tokens belong to ``domain``; those not ``active`` are padding."""
+        """The next forward's tokens belong to ``domain``; those not ``active`` (bool [tokens]) are
+        padding."""
         self._current = self.sums.setdefault(domain, {})
         self._active = None if bool(active.all()) else active
         self._last: tuple[weakref.ref[torch.Tensor], torch.Tensor] | None = None

@@ -121,13 +121,13 @@ def closing(
     model: Path, output: Path, plan: CompressionPlan, checked: Mapping[str, Any] | None
 ) -> Closing:
     """Of the run that made ``output`` of ``model``; ``checked``: its validation report as JSON."""
-    found, record, report = locate(output), plan.record, checked or {}
-    prefix = found.path.name
+    located, record, report = locate(output), plan.record, checked or {}
+    prefix = located.path.name
     sizes = [size for name, size in plan.files.items() if name.split("/")[0] == prefix]
     measured = None if report.get("measured_as") == TWIN else report.get("measured_peak_rss")
     key = record.format, record.layout
     return Closing(
-        file=str(found.path),
+        file=str(located.path),
         file_bytes=sum(sizes),
         budget_bytes=record.budget_bytes,
         predicted_bytes=plan.memory["total_bytes"],
@@ -136,13 +136,13 @@ def closing(
         device=plan.memory["device"],
         quality=judge(report["overall"], report["domains"]) if report else None,
         runs_in=_RUNS_IN.get(key, f"what reads {' '.join(map(str, key))}"),
-        commands=tuple(_commands(model, output, found)),
+        commands=tuple(_commands(model, output, located)),
     )
 
 
-def _commands(model: Path, output: Path, found: Found) -> Iterator[tuple[str, str]]:
+def _commands(model: Path, output: Path, located: Found) -> Iterator[tuple[str, str]]:
     source, target = (shlex.quote(str(path)) for path in (model, output))
-    if has_chat_template(found):
+    if has_chat_template(located):
         yield "talk to it", f"tenp-edge run {target} --chat"
     else:
         yield "continue a text", f'tenp-edge run {target} -p "Once upon a time"'
@@ -150,9 +150,9 @@ def _commands(model: Path, output: Path, found: Found) -> Iterator[tuple[str, st
     yield "compare again", f"tenp-edge validate {source} {target}"
 
 
-def has_chat_template(found: Found) -> bool:
+def has_chat_template(located: Found) -> bool:
     """Whether the exported model says how a conversation is written."""
-    if found.kind == "gguf":
-        return "tokenizer.chat_template" in read_fields(found.path)
-    settings = read_settings(found.path / "tokenizer_config.json")
-    return (found.path / "chat_template.jinja").is_file() or bool(settings.get("chat_template"))
+    if located.kind == "gguf":
+        return "tokenizer.chat_template" in read_fields(located.path)
+    settings = read_settings(located.path / "tokenizer_config.json")
+    return (located.path / "chat_template.jinja").is_file() or bool(settings.get("chat_template"))

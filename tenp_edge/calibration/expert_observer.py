@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from tenp_edge.calibration.elimination import (
-    ORDER_PRIORS,
     Elimination,
     JointMoments,
     eliminate,
     own_losses,
     prior,
 )
+from tenp_edge.calibration.order_priors import ORDER_PRIORS
 from tenp_edge.calibration.routed_gain import RoutedGain
 from tenp_edge.calibration.statistics import (
     GROWTH_SUM,
@@ -42,8 +42,8 @@ class MoeObserver:
         self.moments = JointMoments(len(experts), first.shape[0], first.device)
         # Every domain counts the same, whatever its length.
         self.shares = {
-            name: 1 / (max(found["tokens"], 1) * len(info["domains"]))
-            for name, found in info["domains"].items()
+            name: 1 / (max(counts["tokens"], 1) * len(info["domains"]))
+            for name, counts in info["domains"].items()
         }
         experts.observer = self
 
@@ -51,7 +51,7 @@ class MoeObserver:
         self, stats: LayerStatistics, active: torch.Tensor, domain: str, sequences: int
     ) -> None:
         """The next forward's tokens, ``sequences`` of ``domain``, go to ``stats``; padding (not
-        ``active``) to nothing."""
+        ``active``, bool [tokens]) to nothing."""
         self.sequences = sequences
         self.stats, self.experts.active = stats, None if bool(active.all()) else active
         self.share = self.shares[domain]
@@ -66,7 +66,8 @@ class MoeObserver:
         self.experts.observer = None
 
     def residual(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        """Pre-hook of the norm before the MoE block: its input is the residual stream h."""
+        """Pre-hook of the norm before the MoE block: its input is the residual stream h,
+        [n, seq, hidden]."""
         self.h = arguments[0].reshape(-1, arguments[0].shape[-1])
 
     def after(self, output: torch.Tensor) -> None:
@@ -99,19 +100,22 @@ class MoeObserver:
     def eliminations(
         self, sums: Mapping[str, LayerStatistics], norms: Mapping[str, torch.Tensor]
     ) -> dict[str, Elimination]:
-        """The best order of cuts in the layer for each of ORDER_PRIORS, after its last token."""
+        """The best order of cuts in the layer for each of ORDER_PRIORS, after its last token;
+        ``norms``: WEIGHT_NORMS, [experts, width]."""
         for expert in range(len(self.experts)):
             self.moments.finish(expert, self.experts[expert].weight(2).float())
         logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
         growth = float(torch.stack(logs).mean().exp())
-        own = own_losses(self.moments, growth)
-        unseen = prior(own, *(norms[name] for name in WEIGHT_NORMS))
+        single = own_losses(self.moments, growth)
+        unseen = prior(single, *(norms[name] for name in WEIGHT_NORMS))
         return {
             score: eliminate(self.moments, weight * unseen, growth)
             for score, weight in ORDER_PRIORS.items()
         }
 
     def routed(self, chosen: torch.Tensor, output: torch.Tensor) -> None:
+        """The block is done: ``chosen`` experts [tokens, top_k] (past the last one: padding),
+        ``output`` of all of them together [tokens, hidden]."""
         places = chosen.view(self.sequences, -1)
         use = torch.zeros(self.sequences, len(self.experts) + 1, device=chosen.device)
         use.scatter_add_(1, places, torch.ones_like(places, dtype=use.dtype))

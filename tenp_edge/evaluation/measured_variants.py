@@ -1,0 +1,104 @@
+"""What variants of a model cost on the text of several domains, beside the dense model.
+
+`evaluator` runs them together; here are their scores by domain, for refining, probes and types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tenp_edge.checkpoint.compression_plan import CompressionPlan
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.evaluation.divergence import (
+    DomainScores,
+    TokenScores,
+    concatenate,
+    scored_positions,
+    summarise,
+)
+from tenp_edge.evaluation.evaluator import Block, Evaluator, LayerCache
+from tenp_edge.evaluation.variants import Planned, Variant
+from tenp_edge.forward.hidden_states import SPILL_BYTES
+from tenp_edge.forward.text_batch import Domain, TextBatch
+from tenp_edge.progress import QUIET, Progress
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One variant against the dense model: a row per domain, and all tokens together."""
+
+    domains: tuple[DomainScores, ...]
+    overall: DomainScores
+    sequence_kl: tuple[float, ...]
+    """Nats per token of every sequence: how sure the mean is."""
+
+    @property
+    def mean_kl(self) -> float:
+        """Nats per token, every domain weighing the same."""
+        return sum(row.mean_kl for row in self.domains) / len(self.domains)
+
+
+def measure_plans(
+    checkpoint: Checkpoint,
+    plans: Sequence[CompressionPlan],
+    domains: Sequence[Domain],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    work: Path | None = None,
+    spill_bytes: int = SPILL_BYTES,
+    progress: Progress = QUIET,
+) -> list[Measured]:
+    """Each of ``plans`` (with neurons) against the dense model on ``domains``, in their order.
+
+    Scored on the second half of every sequence, as `validation` does. Hidden states go to files in
+    ``work`` when those of all plans together are above ``spill_bytes``. Raises UserError for plans
+    of another checkpoint and tokens that the model does not have.
+    """
+    return measure_variants(
+        LayerCache(checkpoint.path),
+        [Planned(plan) for plan in plans],
+        domains,
+        device=device,
+        dtype=dtype,
+        work=work,
+        spill_bytes=spill_bytes,
+        progress=progress,
+    )
+
+
+def measure_variants(
+    cache: LayerCache,
+    variants: Sequence[Variant],
+    domains: Sequence[Domain],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    work: Path | None = None,
+    spill_bytes: int = SPILL_BYTES,
+    progress: Progress = QUIET,
+    what: str = "plans",
+) -> list[Measured]:
+    """`measure_plans` for any ``variants`` of the model in ``cache``."""
+    text = TextBatch.of(domains)
+    spans = tuple(scored_positions(length) for length in text.lengths.tolist())
+    evaluator = Evaluator(
+        cache, device=device, dtype=dtype, work=work, spill_bytes=spill_bytes, progress=progress
+    )
+    block = Block("all domains", text.tokens, spans)
+    title = f"measuring {len(variants)} {what}"
+    ((_, scored),) = evaluator.measure(variants, [block], title)
+    return [_summary(text, [row.scores for row in rows]) for rows in scored]
+
+
+def _summary(text: TextBatch, scores: Sequence[TokenScores]) -> Measured:
+    by_domain = tuple(
+        summarise(name, len(span), concatenate(scores[row] for row in span))
+        for name, span in text.spans.items()
+    )
+    overall = summarise("overall", len(scores), concatenate(scores))
+    return Measured(by_domain, overall, tuple(float(row.kl.mean()) for row in scores))
