@@ -150,11 +150,13 @@ class TypeRecipe:
         return None
 
     def _downs_before(self, role: str, layer: int) -> int:
-        """llama.cpp counts these tensors in file order here, not layers: a shared expert's counts
-        too, after the routed ones."""
-        shared = bool(self.config.family.shared_block and self.config.shared_intermediate_size)
-        routed = sum(before < layer for before in self.config.moe_layers)
-        return layer + (routed if shared else 0) + (role == "shared_down")
+        """llama.cpp counts these tensors in file order here, not layers: a shared expert's and a
+        dense MLP's beside the experts count too, after the routed ones."""
+        config, family = self.config, self.config.family
+        shared = bool(family.shared_block and config.shared_intermediate_size)
+        routed = sum(before < layer for before in config.moe_layers)
+        second = role == ("shared_down" if shared else "mlp_down") and layer in config.moe_layers
+        return layer + (routed if shared or family.dense_beside else 0) + second
 
     def _attention_v(self, layer: int) -> str | None:
         if self._eight:
