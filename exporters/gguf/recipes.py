@@ -15,11 +15,11 @@ from functools import cached_property
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, architecture
 from tenp_edge.exporters.gguf.types import FILE_TYPES, TYPES, legal_type
-from tenp_edge.models import ModelConfig
+from tenp_edge.models import ModelConfig, expected_tensors
 
 # llama.cpp keeps these in float32 in every file type.
 _FLOAT_ROLES = frozenset({"router", "shared_router"})
-_DOWN_ROLES = frozenset({"expert_down", "shared_down", "mlp_down"})
+_DOWN_ROLES = ("mlp_down", "expert_down", "shared_down")  # in the order of their names
 # attn_output of an ordinary model, and of one with exactly eight experts (Mixtral).
 _ATTENTION_OUTPUT = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "IQ3_XXS": "IQ3_S", "IQ3_M": "Q4_K"}
 _EIGHT_OUTPUT = frozenset(
@@ -145,25 +145,27 @@ class TypeRecipe:
             return "Q4_K"
         if role == "o":
             return "Q5_K" if self._eight else _LOW_OUTPUT.get(self.quant)
-        if role in _DOWN_ROLES and self._downs_before(role, layer) < self._eighth:
+        if role in _DOWN_ROLES and self._downs[layer, role] < self._eighth:
             return more
         return None
 
-    def _downs_before(self, role: str, layer: int) -> int:
-        """llama.cpp counts these tensors in file order here, not layers: a shared expert's and a
-        dense MLP's beside the experts count too, after the routed ones."""
-        config, family = self.config, self.config.family
-        shared = bool(family.shared_block and config.shared_intermediate_size)
-        routed = sum(before < layer for before in config.moe_layers)
-        second = role == ("shared_down" if shared else "mlp_down") and layer in config.moe_layers
-        return layer + (routed if shared or family.dense_beside else 0) + second
+    @cached_property
+    def _downs(self) -> dict[tuple[int | None, str], int]:
+        """(layer, role) -> how many such matrices lie before it in the file: here llama.cpp counts
+        matrices, not layers."""
+        config = self.config
+        others = expected_tensors(config, without_experts=config.moe_layers)
+        found = {(spec.layer, spec.role) for spec in others if spec.role in _DOWN_ROLES}
+        found |= {(layer, "expert_down") for layer in config.moe_layers}
+        order = sorted(found, key=lambda key: (key[0] or 0, _DOWN_ROLES.index(key[1])))
+        return {key: place for place, key in enumerate(order)}
 
     def _attention_v(self, layer: int) -> str | None:
         if self._eight:
             return "Q8_0"
         layers = self._with_values
-        place = layers.index(layer)
-        grouped, more = self._grouped, _more_bits(place, len(layers))
+        place, grouped = layers.index(layer), self._grouped
+        more = _more_bits(place, len(layers))
         return {
             "Q2_K": "Q4_K" if grouped else "Q3_K",
             "Q3_K_M": "Q5_K" if place < 2 else "Q4_K",

@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.graph.context import Context, Heads
-from tenp_edge.exporters.onnx.graph.rope import rotary_size
 from tenp_edge.exporters.onnx.linear.plain import plain_weight
 from tenp_edge.models import TensorSpec
 
@@ -40,7 +39,7 @@ def rotary(
     ``interleaved``: a pair is two neighbours, else it spans the halves of a head. The result has
     all a before all b either way: scores do not see the order, which queries and keys share.
     """
-    g, size = c.g, rotary_size(c.config, layer)
+    g, size = c.g, c.config.rotary_size(layer)
     by_head = g.op(f"{path}/split", "Reshape", [x, [0, 0, heads, size]])
     a, b = _pairs(c, path, by_head, size, interleaved)
     cos, sin = (
