@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tenp_edge.calibration.activation_ranges import Ranges, measured_text
+from tenp_edge.calibration.activation_ranges import Ranges
 from tenp_edge.calibration.collect import calibrate
 from tenp_edge.calibration.imatrix import Importance
+from tenp_edge.calibration.range_measuring import measured_text
 from tenp_edge.calibration.storage import Statistics, load_statistics
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, load_plan
 from tenp_edge.checkpoint.files import Checkpoint
