@@ -150,6 +150,7 @@ def test_stored_types_are_padded_llamacpp(family: str, quant: str, file_of: File
         ("qwen2_moe", {"hidden_size": 128}),
         ("deepseek_v2", {"qk_rope_head_dim": 32}),
         ("deepseek_v3", {"qk_rope_head_dim": 32}),
+        ("gpt_oss", {}),
     ],
     ids=lambda changes: changes[0],
 )
