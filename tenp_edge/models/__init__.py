@@ -17,6 +17,7 @@ from tenp_edge.models import (
     qwen3_vl_moe,
 )
 from tenp_edge.models.config import EXPERT_KEYS, read_config
+from tenp_edge.models.expected_tensors import expected_tensors
 from tenp_edge.models.family import (
     MLA,
     PROJECTIONS,
@@ -27,7 +28,6 @@ from tenp_edge.models.family import (
     Shape,
     TensorSpec,
     VisionFacts,
-    expected_tensors,
 )
 from tenp_edge.models.layer_attention import LayerAttention
 

@@ -12,13 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
-
-import numpy as np
 
 from tenp_edge.errors import UserError, shown
-from tenp_edge.models.family import Activation
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.runtime.gguf.architectures import ARCHITECTURES, Architecture
+from tenp_edge.runtime.gguf.fields import LARGEST, Fields
 from tenp_edge.runtime.gguf.header import Header, Value
 from tenp_edge.runtime.gguf.yarn import frequency_divisors
 
@@ -30,116 +28,12 @@ OWN = "tenp-"
 YARN_TRUNCATE = "rope.scaling.yarn_truncate"
 STACKED = ("merged", "padded")
 _VERSION = 1
-_PAIRWISE, _NEOX = 0, 2
 _SOFTMAX, _SIGMOID = 1, 2
-_SHOWN = 240
-_LARGEST = 2**24  # No size of a model is larger; keeps products small.
 _WINDOW = "attention.sliding_window"
 _FREQUENCY_SCALED = ("linear", "yarn")
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0  # YaRN's, in llama.cpp
 # What llama.cpp has room for.
 _LLAMA_LAYERS = _LLAMA_EXPERTS = 512
-# Keys that we write and that are not read here: the tensors say the same.
-_TOLD_BY_TENSORS = frozenset(
-    "vocab_size feed_forward_length expert_feed_forward_length expert_shared_feed_forward_length "
-    "expert_shared_count rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow".split()
-)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How llama.cpp computes an architecture.
-
-    ``rope``: pairs (0) or halves (2) are rotated. ``qk_norm``: RMSNorm of each head of q and k, or
-    of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
-    ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
-    ``selection_bias``: softmax scores may have a bias that selects, as sigmoid ones always may.
-    ``qk_norm_optional``: a model may have no such norm. ``partial_rotary``: a part of a head may
-    be all that is rotated. ``sections``: the file divides frequencies among time, height, width.
-    ``window_period``: every so many layers one looks at the whole context, the others at a window.
-    ``activation``: what is made of gate and up. ``sinks``: each head has a logit that looks at
-    nothing. ``expert_bias``, ``router_linear_bias``, ``output_bias``: of the routed experts, the
-    router's logits, the attention's output. ``chosen_softmax``: weights are the softmax of the
-    chosen logits. ``ffn_norm``: the name of the norm after the attention.
-    ``by_layer``: keys say which layers see a window, and heads and rotation of both kinds; a layer
-    without attn_v takes its keys' matrix for values. ``value_norm``: values are divided by their
-    root mean square. ``attention_scale``: of scores, None 1 / sqrt(head size).
-    ``norms_after``: attention and feed forward are normalised before they are added.
-    ``dense_beside``: a dense MLP runs beside the experts, each with norms of its own.
-    ``residual_router``: the router reads the residual stream, divided by its root mean square and
-    sqrt(hidden), times a vector. ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
-    ``scales``: experts' weights and layers' outputs are multiplied by numbers of their own.
-    """
-
-    rope: int = _NEOX
-    qk_norm: Literal["none", "head", "row"] = "none"
-    norm_topk: bool | None = False
-    attention_bias: bool = False
-    shared_gate: bool = False
-    mla: bool = False
-    selection_bias: bool = False
-    qk_norm_optional: bool = False
-    partial_rotary: bool = False
-    sections: bool = False
-    ffn_norm: str = "ffn_norm"
-    window_period: int = 0
-    activation: Activation = "silu"
-    sinks: bool = False
-    expert_bias: bool = False
-    router_linear_bias: bool = False
-    output_bias: bool = False
-    chosen_softmax: bool = False
-    by_layer: bool = False
-    value_norm: bool = False
-    attention_scale: float | None = None
-    norms_after: bool = False
-    dense_beside: bool = False
-    residual_router: bool = False
-    embedding_scale: bool = False
-    scales: bool = False
-
-
-ARCHITECTURES = {
-    "qwen2moe": Architecture(attention_bias=True, shared_gate=True),
-    "qwen3moe": Architecture(qk_norm="head", norm_topk=True),
-    "qwen3vlmoe": Architecture(qk_norm="head", norm_topk=True, sections=True),
-    "olmoe": Architecture(qk_norm="row"),
-    "llama": Architecture(rope=_PAIRWISE, norm_topk=True),
-    "deepseek2": Architecture(rope=_PAIRWISE, norm_topk=None, mla=True),
-    "gpt-oss": Architecture(
-        attention_bias=True,
-        window_period=2,
-        activation="swiglu_oai",
-        sinks=True,
-        expert_bias=True,
-        router_linear_bias=True,
-        output_bias=True,
-        chosen_softmax=True,
-        ffn_norm="post_attention_norm",
-    ),
-    "ernie4_5-moe": Architecture(rope=_PAIRWISE, norm_topk=True, selection_bias=True),
-    "glm4moe": Architecture(
-        qk_norm="head",
-        qk_norm_optional=True,
-        norm_topk=None,
-        attention_bias=True,
-        partial_rotary=True,
-        ffn_norm="post_attention_norm",
-    ),
-    "gemma4": Architecture(
-        qk_norm="head",
-        norm_topk=True,
-        by_layer=True,
-        activation="gelu_tanh",
-        value_norm=True,
-        attention_scale=1.0,
-        norms_after=True,
-        dense_beside=True,
-        residual_router=True,
-        embedding_scale=True,
-        scales=True,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -264,8 +158,8 @@ def read_facts(header: Header) -> Facts:
     return _read(header, (LAYOUT,))[0]
 
 
-def _read(header: Header, layouts: tuple[str, ...]) -> tuple[Facts, _Fields]:
-    fields = _Fields(header)
+def _read(header: Header, layouts: tuple[str, ...]) -> tuple[Facts, Fields]:
+    fields = Fields(header)
     version = fields.integer("tenp.version")
     if version != _VERSION:
         raise fields.error(f"tenp.version is {version}; this release reads {_VERSION}")
@@ -282,7 +176,7 @@ def _read(header: Header, layouts: tuple[str, ...]) -> tuple[Facts, _Fields]:
     return _facts(fields, name), fields
 
 
-def _facts(fields: _Fields, name: str) -> Facts:
+def _facts(fields: Fields, name: str) -> Facts:
     row = ARCHITECTURES[name]
     mla = _mla(fields) if row.mla else None
     rope = _rope(fields)
@@ -338,7 +232,7 @@ def _facts(fields: _Fields, name: str) -> Facts:
     )
 
 
-def _check_sections(fields: _Fields, rope: Rope, layers: int) -> None:
+def _check_sections(fields: Fields, rope: Rope, layers: int) -> None:
     """What only pictures need, and llama.cpp takes as it is. For a text all positions are one."""
     sections = fields.integers("rope.dimension_sections")
     deepstack = fields.integer("n_deepstack_layers", 0)
@@ -349,15 +243,15 @@ def _check_sections(fields: _Fields, rope: Rope, layers: int) -> None:
         raise fields.error(f"{deepstack} of its {layers} layers take pictures")
 
 
-def _vocab(fields: _Fields) -> int:
+def _vocab(fields: Fields) -> int:
     """Rows of the embedding: the tensor says it in every architecture."""
     embedding = fields.header.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2 or embedding.shape[1] > _LARGEST:
+    if embedding is None or len(embedding.shape) != 2 or embedding.shape[1] > LARGEST:
         raise fields.error("it has no token_embd.weight of two dimensions")
     return embedding.shape[1]
 
 
-def _mla(fields: _Fields) -> Mla:
+def _mla(fields: Fields) -> Mla:
     rope = fields.integer("rope.dimension_count")
     key, rank = fields.integer("attention.key_length_mla"), fields.integer("attention.kv_lora_rank")
     value = fields.integer("attention.value_length", rank)
@@ -371,7 +265,7 @@ def _mla(fields: _Fields) -> Mla:
     )
 
 
-def _windows(fields: _Fields, row: Architecture, layers: int) -> list[int | None]:
+def _windows(fields: Fields, row: Architecture, layers: int) -> list[int | None]:
     """The window of each layer: llama.cpp's period, every so many layers one looks at all."""
     period = row.window_period
     if not period:
@@ -381,7 +275,7 @@ def _windows(fields: _Fields, row: Architecture, layers: int) -> list[int | None
 
 
 def _by_layer(
-    fields: _Fields, full: LayerAttention, rope: Rope, layers: int
+    fields: Fields, full: LayerAttention, rope: Rope, layers: int
 ) -> tuple[tuple[LayerAttention, ...], tuple[Rope, ...]]:
     """Attention and rotation of every layer: ``full`` and ``rope``, or, of a window, the _swa keys.
 
@@ -408,14 +302,14 @@ def _by_layer(
     return tuple(found), tuple(turning if inside else rope for inside in within)
 
 
-def _sigmoid(fields: _Fields) -> bool:
+def _sigmoid(fields: Fields) -> bool:
     kind = fields.integer("expert_gating_func", _SOFTMAX)
     if kind not in (_SOFTMAX, _SIGMOID):
         raise fields.error(f"expert_gating_func is {kind}; 1 (softmax) and 2 (sigmoid) are known")
     return kind == _SIGMOID
 
 
-def _rope(fields: _Fields) -> Rope:
+def _rope(fields: Fields) -> Rope:
     """YaRN as llama.cpp does it: ggml scales the rotation by 1 + 0.1 ln(factor) on its own, so the
     attention factor cancels that where latent attention scales the scores instead."""
     dimensions = fields.integer("rope.dimension_count")
@@ -451,7 +345,7 @@ def _rope(fields: _Fields) -> Rope:
     )
 
 
-def _attention_scale(fields: _Fields, row: Architecture, rope: Rope, query_dim: int) -> float:
+def _attention_scale(fields: Fields, row: Architecture, rope: Rope, query_dim: int) -> float:
     """1 / sqrt(head size), times (0.1 mscale_all_dim ln(factor) + 1)^2 in deepseek2."""
     scale = row.attention_scale or 1.0 / math.sqrt(query_dim)
     if not row.mla:
@@ -464,12 +358,12 @@ def _attention_scale(fields: _Fields, row: Architecture, rope: Rope, query_dim: 
     return scale * magnitude * magnitude
 
 
-def _feed_forward(fields: _Fields, row: Architecture) -> int:
+def _feed_forward(fields: Fields, row: Architecture) -> int:
     dense = row.dense_beside or fields.integer("leading_dense_block_count", 0)
     return fields.integer("feed_forward_length") if dense else 0
 
 
-def _widths(fields: _Fields, layers: int, experts: int) -> dict[int, tuple[int, ...]]:
+def _widths(fields: Fields, layers: int, experts: int) -> dict[int, tuple[int, ...]]:
     routed = fields.integers("tenp.moe_layers")
     widths = fields.integers("tenp.expert_widths")
     full = fields.integer("tenp.full_width")
@@ -489,68 +383,3 @@ def _widths(fields: _Fields, layers: int, experts: int) -> dict[int, tuple[int, 
         layer: tuple(widths[index * experts : (index + 1) * experts])
         for index, layer in enumerate(routed)
     }
-
-
-class _Fields:
-    """Metadata by key, each with its type and range checked."""
-
-    def __init__(self, header: Header) -> None:
-        self.header, self.prefix = header, ""
-        self._read: set[str] = set()
-
-    def error(self, why: str) -> UserError:
-        return UserError(
-            f"{self.header.file} cannot be run: {shown(why, _SHOWN)}", "export it again"
-        )
-
-    def _value(self, key: str) -> object:
-        fields, own = self.header.fields, f"{self.prefix}.{key}"
-        self._read.add(own)
-        return fields.get(own, fields.get(key))
-
-    def unread(self) -> list[str]:
-        """Keys of the architecture that nobody asked for, and those of a file in parts."""
-        known = self._read | {f"{self.prefix}.{key}" for key in _TOLD_BY_TENSORS}
-        starts = (f"{self.prefix}.", "split.")
-        return [key for key in self.header.fields if key.startswith(starts) and key not in known]
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A size: 1 or more, or 0 where that is the default."""
-        value = self._value(key)
-        value = default if value is None else value
-        least = 0 if default == 0 else 1
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
-            raise self.error(f"{key} is {value!r}, not a size")
-        return value
-
-    def integers(self, key: str) -> list[int]:
-        value = self._value(key)
-        if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, np.integer):
-            raise self.error(f"{key} is not a list of numbers")
-        return [int(item) for item in value.tolist()]
-
-    def flags(self, key: str) -> list[bool]:
-        value = self._value(key)
-        if not isinstance(value, np.ndarray) or value.dtype != np.bool_:
-            raise self.error(f"{key} is not a list of true and false")
-        return [bool(item) for item in value.tolist()]
-
-    def real(self, key: str, default: float | None = None) -> float:
-        value = self._value(key)
-        value = default if value is None else value
-        if not isinstance(value, float) or not math.isfinite(value) or value < 0.0:
-            raise self.error(f"{key} is {value!r}, not a number")
-        return value
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self._value(key)
-        if value is not None and not isinstance(value, bool):
-            raise self.error(f"{key} is {value!r}, not true or false")
-        return default if value is None else value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._value(key)
-        value = default if value is None else value
-        if not isinstance(value, str):
-            raise self.error(f"{key} is not a text")
-        return value
