@@ -96,7 +96,7 @@ def random_tensor(name: str, shape: tuple[int, ...], role: str, dtype: torch.dty
         repeats = -(-(start + prod(shape)) // _BLOCK)
         return block.repeat(repeats)[start : start + prod(shape)].reshape(shape)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    if role.endswith("norm"):
+    if role.endswith(("norm", "scale")):
         return (1 + 0.1 * noise).to(dtype)
     if role.endswith("bias"):
         return (0.1 * noise).to(dtype)
@@ -127,6 +127,8 @@ def write_random_checkpoint(
         # The router's selection bias stays float32 in every published checkpoint.
         own = torch.float32 if spec.role == "router_bias" else TORCH_DTYPES[dtype]
         scale = embedding_scale if spec.role == "embed" else 1.0
+        if spec.role == "embed" and config.family.embedding_scale:  # the model does it itself
+            scale /= config.hidden_size**0.5
         return random_tensor(name, spec.shape, spec.role, own) * scale
 
     def stored(name: str) -> torch.Tensor:
@@ -153,7 +155,8 @@ def write_random_checkpoint(
             entries.append(TensorEntry(config.stored_name(spec.name), own, spec.shape))
     if fused:
         for layer in config.moe_layers:
-            prefix = config.stored_name(f"{config.layer_prefix(layer)}mlp.experts.")
+            place = f"{config.layer_prefix(layer)}{config.family.experts_in_memory}."
+            prefix = config.stored_name(place)
             experts, width, hidden = (
                 config.num_experts,
                 config.moe_intermediate_size,

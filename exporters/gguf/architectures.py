@@ -40,9 +40,18 @@ NAMES = {
     "k_b": "blk.{layer}.attn_k_b.weight",
     "v_b": "blk.{layer}.attn_v_b.weight",
     "post_attention_norm": "blk.{layer}.ffn_norm.weight",
+    "attention_out_norm": "blk.{layer}.post_attention_norm.weight",
+    "block_out_norm": "blk.{layer}.post_ffw_norm.weight",
+    "mlp_out_norm": "blk.{layer}.post_ffw_norm_1.weight",
+    "routed_norm": "blk.{layer}.pre_ffw_norm_2.weight",
+    "routed_out_norm": "blk.{layer}.post_ffw_norm_2.weight",
+    "layer_scale": "blk.{layer}.layer_output_scale.weight",
+    "rope_factors": "rope_freqs.weight",
     "router": "blk.{layer}.ffn_gate_inp.weight",
     "router_linear_bias": "blk.{layer}.ffn_gate_inp.bias",
     "router_bias": "blk.{layer}.exp_probs_b.bias",
+    "router_scale": "blk.{layer}.ffn_gate_inp.scale",
+    "routed_scale": "blk.{layer}.ffn_down_exps.scale",
     "shared_router": "blk.{layer}.ffn_gate_inp_shexp.weight",
     "shared_gate": "blk.{layer}.ffn_gate_shexp.weight",
     "shared_up": "blk.{layer}.ffn_up_shexp.weight",
@@ -66,6 +75,7 @@ class Architecture:
     ``permuted``: q and k rows are interleaved for llama.cpp's pairwise rotary embedding.
     ``square``: attention.key_length x heads must be the hidden size.
     ``output_needed``: a tied model still stores output.weight.
+    ``by_layer``: keys say which layers see a window, and heads and rotation of both kinds.
     ``biased``: q, k, v and the attention's output must have biases (``qkv_bias``: q, k, v may).
     ``window_period``: every so many layers one looks at the whole context, the others at a window.
     ``names``: of roles that are called otherwise than in NAMES.
@@ -84,6 +94,7 @@ class Architecture:
     output_needed: bool = False
     qkv_bias: bool = False
     leading_dense: bool = False
+    by_layer: bool = False
     biased: bool = False
     window_period: int = 0
     names: Mapping[str, str] = field(default_factory=dict)
@@ -141,6 +152,7 @@ ARCHITECTURES = {
         constants=(("nextn_predict_layers", 0),),
         names={"post_attention_norm": "blk.{layer}.post_attention_norm.weight"},
     ),
+    "gemma4": Architecture("gemma4", norm_topk=True, by_layer=True),
 }
 
 
@@ -231,6 +243,7 @@ def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
 def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     head_rows = heads * config.head_dim
+    kinds, spans = set(config.attention_layers), {own.window for own in config.attention_layers}
     low_rank = config.mla is not None and config.mla.q_lora_rank is not None
     biased = config.o_bias and config.qkv_bias
     windows = {own.window for own in config.attention_layers if own.window is not None}
@@ -257,6 +270,11 @@ def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
             config.qk_norm == "projection" and kv_heads != heads,
             f"llama.cpp's {row.name} needs as many KV heads as heads, "
             f"this model has {kv_heads} and {heads}",
+        ),
+        (
+            row.by_layer and len(kinds) > len(spans),
+            f"llama.cpp's {row.name} has one head size for all layers that see everything, this "
+            "model has several",
         ),
         (
             low_rank and config.num_hidden_layers in (26, 27),

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import ManifestTensor
 from tenp_edge.exporters.gguf.architectures import (
+    NAMES,
     architecture,
     expert_name,
     merged_name,
     tensor_name,
 )
+from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.metadata import expert_width, shared_count
 from tenp_edge.exporters.gguf.recipes import TypeRecipe
 from tenp_edge.exporters.gguf.types import TYPES
@@ -27,7 +29,8 @@ class Entry:
     """One tensor of the file and where it comes from.
 
     ``role`` says what is done to the source tensor ``name``; experts are named by layer (and
-    ``expert`` in the per-expert layout, None when the tensor stacks them all). ``wanted`` is the
+    ``expert`` in the per-expert layout, None when the tensor stacks them all); what has neither
+    name nor layer is computed. ``wanted`` is the
     type it would have if its row length allowed.
     """
 
@@ -57,8 +60,17 @@ def entries(config: ModelConfig, layout: str, recipe: TypeRecipe) -> list[Entry]
         tied = (config.vocab_size, config.hidden_size)
         spec = TensorSpec("model.embed_tokens.weight", tied, "output", "embeddings")
         found += _plain(config, layout, recipe, spec)
+    found += _computed(config, recipe)
     _check_rules(recipe, found)
     return found
+
+
+def _computed(config: ModelConfig, recipe: TypeRecipe) -> Iterator[Entry]:
+    for role, tensor in computed_tensors(config).items():
+        name, shape = NAMES[role], tuple(tensor.shape)
+        wanted, kind = recipe.choose(name, role, None, shape)
+        entry = ManifestTensor(name, shape, kind, TYPES[kind].nbytes(shape), "other")
+        yield Entry(entry, role, wanted)
 
 
 def _check_rules(recipe: TypeRecipe, found: list[Entry]) -> None:

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
-from tenp_edge.exporters.gguf.fields import Field, boolean, f32, text, u32, u32s, u64
+from tenp_edge.exporters.gguf.fields import Field, boolean, booleans, f32, text, u32, u32s, u64
 from tenp_edge.exporters.gguf.types import FILE_TYPES
 from tenp_edge.models import LayerAttention, ModelConfig, VisionFacts
 from tenp_edge.runtime.gguf.model_metadata import LAYOUT, OWN, YARN_TRUNCATE
@@ -37,7 +37,13 @@ class Recipe:
 def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -> list[Field]:
     """Every field but the tokenizer's, in file order."""
     arch = architecture_name(config, layout)
-    groups = (_sizes(config), _attention(config), _experts(config, layout), _rope(config, layout))
+    groups = (
+        _sizes(config),
+        _attention(config),
+        _experts(config, layout),
+        _rope(config, layout),
+        _output(config),
+    )
     return [
         ("general.architecture", text(arch)),
         ("general.type", text("model")),
@@ -80,11 +86,14 @@ def _sizes(config: ModelConfig) -> _Fields:
 
 
 def _attention(config: ModelConfig) -> _Fields:
-    own, mla = _one_attention(config), config.mla
+    mla = config.mla
     fields = {
-        "attention.head_count": u32(own.heads),
+        "attention.head_count": u32(config.num_attention_heads),
         "attention.layer_norm_rms_epsilon": f32(config.rms_norm_eps),
     }
+    if architecture(config).by_layer:
+        return {**fields, **_by_layer(config)}
+    own = _one_attention(config)
     if mla is None:
         fields |= {
             "attention.head_count_kv": u32(own.kv_heads),
@@ -111,6 +120,27 @@ def _one_attention(config: ModelConfig) -> LayerAttention:
     own = config.layer_attention(0)
     assert all(replace(other, window=own.window) == own for other in config.attention_layers)
     return own
+
+
+def _by_layer(config: ModelConfig) -> _Fields:
+    """Of an architecture that knows two kinds of layers: those that see everything, and (_swa)
+    those of a window, which keys tell apart."""
+    layers = config.attention_layers
+    full = next(own for own in layers if own.window is None)
+    within = next((own for own in layers if own.window is not None), full)
+    return {
+        "attention.head_count_kv": u32s([own.kv_heads for own in layers]),
+        "attention.key_length": u32(full.head_dim),
+        "attention.value_length": u32(full.head_dim),
+        "attention.key_length_swa": u32(within.head_dim),
+        "attention.value_length_swa": u32(within.head_dim),
+        "attention.sliding_window": u32(within.window or config.max_position_embeddings),
+        "attention.sliding_window_pattern": booleans([own.window is not None for own in layers]),
+        "attention.shared_kv_layers": u32(0),
+        "embedding_length_per_layer_input": u32(0),
+        "rope.dimension_count": u32(full.head_dim),
+        "rope.dimension_count_swa": u32(within.head_dim),
+    }
 
 
 def _window(config: ModelConfig) -> _Fields:
@@ -158,7 +188,11 @@ def _router(config: ModelConfig) -> _Fields:
 def _rope(config: ModelConfig, layout: str) -> _Fields:
     rope = config.rope
     fields = {"rope.freq_base": f32(rope.theta), **_vision(config)}
-    if rope.kind == "default":
+    if architecture(config).by_layer:
+        windows = zip(config.attention_layers, config.layer_ropes, strict=True)
+        within = next((own for layer, own in windows if layer.window is not None), rope)
+        fields["rope.freq_base_swa"] = f32(within.theta)
+    if rope.kind in ("default", "proportional"):  # the latter is a tensor (`computed`)
         return fields
     scaling = rope.scaling
     fields["rope.scaling.type"] = text(rope.kind)
@@ -192,6 +226,11 @@ def _sections(config: ModelConfig, vision: VisionFacts) -> list[int]:
     half = config.rotary_size(0) // 2
     reaching = (-(-(half - kind) // 3) for kind in range(3))
     return [max(pair) for pair in zip(vision.rope_sections, reaching, strict=True)]
+
+
+def _output(config: ModelConfig) -> _Fields:
+    bound = config.logit_softcap
+    return {} if bound is None else {"final_logit_softcapping": f32(bound)}
 
 
 def _yarn_magnitude(scaling: Mapping[str, Any], latent: bool) -> _Fields:

@@ -15,11 +15,11 @@ from functools import cached_property
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, architecture
 from tenp_edge.exporters.gguf.types import FILE_TYPES, TYPES, legal_type
-from tenp_edge.models import ModelConfig
+from tenp_edge.models import ModelConfig, expected_tensors
 
 # llama.cpp keeps these in float32 in every file type.
 _FLOAT_ROLES = frozenset({"router", "shared_router"})
-_DOWN_ROLES = frozenset({"expert_down", "shared_down", "mlp_down"})
+_DOWN_ROLES = ("mlp_down", "expert_down", "shared_down")  # in the order of their names
 # attn_output of an ordinary model, and of one with exactly eight experts (Mixtral).
 _ATTENTION_OUTPUT = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "IQ3_XXS": "IQ3_S", "IQ3_M": "Q4_K"}
 _EIGHT_OUTPUT = frozenset(
@@ -145,30 +145,36 @@ class TypeRecipe:
             return "Q4_K"
         if role == "o":
             return "Q5_K" if self._eight else _LOW_OUTPUT.get(self.quant)
-        if role in _DOWN_ROLES and self._downs_before(role, layer) < self._eighth:
+        if role in _DOWN_ROLES and self._downs[layer, role] < self._eighth:
             return more
         return None
 
-    def _downs_before(self, role: str, layer: int) -> int:
-        """llama.cpp counts these tensors in file order here, not layers: a shared expert's counts
-        too, after the routed ones."""
-        shared = bool(self.config.family.shared_block and self.config.shared_intermediate_size)
-        routed = sum(before < layer for before in self.config.moe_layers)
-        return layer + (routed if shared else 0) + (role == "shared_down")
+    @cached_property
+    def _downs(self) -> dict[tuple[int | None, str], int]:
+        """(layer, role) -> how many such matrices lie before it in the file: here llama.cpp counts
+        matrices, not layers."""
+        config = self.config
+        others = expected_tensors(config, without_experts=config.moe_layers)
+        found = {(spec.layer, spec.role) for spec in others if spec.role in _DOWN_ROLES}
+        found |= {(layer, "expert_down") for layer in config.moe_layers}
+        order = sorted(found, key=lambda key: (key[0] or 0, _DOWN_ROLES.index(key[1])))
+        return {key: place for place, key in enumerate(order)}
 
     def _attention_v(self, layer: int) -> str | None:
         if self._eight:
             return "Q8_0"
-        grouped, more = self._grouped, self._more_bits(layer)
+        layers = self._with_values
+        place, grouped = layers.index(layer), self._grouped
+        more = _more_bits(place, len(layers))
         return {
             "Q2_K": "Q4_K" if grouped else "Q3_K",
-            "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
+            "Q3_K_M": "Q5_K" if place < 2 else "Q4_K",
             "IQ3_M": "Q4_K",
             "IQ3_S": "Q4_K" if grouped else None,
             "IQ3_XXS": "Q4_K" if grouped else None if self.imatrix else "IQ3_S",
             "IQ4_NL": "Q5_K" if grouped else None,
             "IQ4_XS": "Q5_K" if grouped else None,
-            "Q4_K_S": "Q5_K" if layer < 4 else None,
+            "Q4_K_S": "Q5_K" if place < 4 else None,
             "Q4_K_M": "Q6_K" if more else None,
             "Q5_K_M": "Q6_K" if more else None,
         }.get(self.quant)
@@ -176,7 +182,7 @@ class TypeRecipe:
     def _down(self, layer: int) -> str | None:
         """ffn_down: a routed expert's, a shared expert's or a dense layer's."""
         layers = self.config.num_hidden_layers
-        first, more = layer < self._eighth, self._more_bits(layer)
+        first, more = layer < self._eighth, _more_bits(layer, layers)
         return {
             "Q2_K": "Q3_K",
             "Q3_K_M": "Q5_K" if layer < layers // 16 else "Q4_K",
@@ -190,10 +196,11 @@ class TypeRecipe:
             "Q4_0": "Q4_1" if first and self.imatrix else None,
         }.get(self.quant)
 
-    def _more_bits(self, layer: int) -> bool:
-        """The first and last eighth of the layers, and every third between."""
-        layers, eighth = self.config.num_hidden_layers, self._eighth
-        return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+    @cached_property
+    def _with_values(self) -> tuple[int, ...]:
+        """Layers that have a matrix for values: llama.cpp counts those matrices, not layers."""
+        layers = enumerate(self.config.attention_layers)
+        return tuple(layer for layer, own in layers if own.own_values)
 
     @property
     def _eighth(self) -> int:
@@ -211,6 +218,12 @@ class TypeRecipe:
     @cached_property
     def _tied(self) -> bool:
         return self.config.tie_word_embeddings and not architecture(self.config).output_needed
+
+
+def _more_bits(place: int, count: int) -> bool:
+    """The first and last eighth of ``count`` layers, and every third between."""
+    eighth = count // 8
+    return place < eighth or place >= 7 * count // 8 or (place - eighth) % 3 == 2
 
 
 def _merged_names(name: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.exporters.base import ManifestTensor
+from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.encoding import Encoding
 from tenp_edge.exporters.gguf.fields import padded
 from tenp_edge.exporters.gguf.layout import Entry
@@ -96,8 +97,10 @@ class TensorWriter:
 
     def _write_plain(self, entry: Entry) -> None:
         tensor, offset = entry.tensor, self._offsets[entry.tensor.name]
-        assert entry.name is not None
         config = self._source.config
+        if entry.name is None:
+            self._put_rows(offset, computed_tensors(config)[entry.role][None], tensor, None)
+            return
         if is_transformed(config, entry.role) or len(tensor.shape) == 1:
             whole = to_file(config, entry.role, self._source.read(entry.name))
             rows = whole.reshape(-1, whole.shape[-1])

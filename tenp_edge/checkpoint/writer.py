@@ -9,14 +9,17 @@ that has one is complete; until then a marker says whose half-written shards lie
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Shard, TensorEntry, is_written, plan_shards, write_shards
 from tenp_edge.checkpoint.overlay import Mended, settings_of
 from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.checkpoint.stacked import StackedExperts
 from tenp_edge.disk import copy_file, read_json, require_free, write_json, write_text
 from tenp_edge.errors import UserError
 from tenp_edge.models import EXPERT_KEYS
@@ -48,10 +51,22 @@ _HUB_CACHE = re.compile(r"models--(.+)")
 
 def checkpoint_shards(source: ModelSource) -> list[Shard]:
     """Every safetensors file that ``write_checkpoint`` will write, exact in names and bytes."""
-    entries = [
-        TensorEntry(name, source.dtype(name), spec.shape) for name, spec in source.tensors.items()
-    ]
-    return plan_shards(entries)
+    return plan_shards(list(_entries(source)))
+
+
+def _entries(source: ModelSource) -> Iterator[TensorEntry]:
+    stacked, seen = StackedExperts(source), set[int]()
+    for name, spec in source.tensors.items():
+        if spec.expert is None or spec.layer is None or not stacked.any:
+            yield TensorEntry(name, source.dtype(name), spec.shape)
+        elif spec.layer not in seen:
+            seen.add(spec.layer)
+            yield from stacked.entries(spec.layer)
+
+
+def _blocks(source: ModelSource) -> Callable[[str], Iterator[torch.Tensor]]:
+    stacked = StackedExperts(source)
+    return lambda name: stacked.blocks(name) if name in stacked else source.blocks(name)
 
 
 def checkpoint_files(source: ModelSource) -> dict[str, int]:
@@ -78,7 +93,7 @@ def write_checkpoint(
     require_free(directory, sum(shard.nbytes for shard in pending), "the pruned checkpoint")
     total = sum(entry.nbytes for shard in pending for entry in shard.entries)
     with progress.task("writing the pruned checkpoint", total, "bytes") as task:
-        for entry in write_shards(directory, shards, source.blocks, digests):
+        for entry in write_shards(directory, shards, _blocks(source), digests):
             task.advance(entry.nbytes)
     for file in copied_files(source.checkpoint.path):
         target = directory / file.relative_to(source.checkpoint.path)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, pad, silu
+from torch.nn.functional import gelu, linear, pad, silu
 
 from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.models.family import Activation, Family
@@ -103,6 +103,10 @@ def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return silu(gate) * up
 
 
+def _geglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return gelu(gate, approximate="tanh") * up
+
+
 def _swiglu_oai(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """gpt-oss': (u + 1) g sigmoid(1.702 g), g = min(gate, 7), u = up within -7 and 7."""
     gate, up = gate.clamp(max=7.0), up.clamp(min=-7.0, max=7.0)
@@ -112,6 +116,7 @@ def _swiglu_oai(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 # As transformers computes them.
 _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "silu": _swiglu,
+    "gelu_tanh": _geglu,
     "swiglu_oai": _swiglu_oai,
 }
 
@@ -157,28 +162,45 @@ class RaggedExperts(nn.Module):
         # The weighted sum grows in float32: top-k roundings to bf16 would be the larger error.
         output = torch.zeros_like(hidden_states, dtype=torch.float32)
         for expert, rows, slots in group_by_expert(chosen, self.num_experts):
-            weights = self[expert].matrices(hidden_states.dtype)
-            x = pad_group(hidden_states.index_select(0, rows))
-            m = neurons(weights, x, self.family.activation)
-            y = linear(m, weights.down)
-            if expert in self.offsets:
-                y = y + self.offsets[expert].to(y)
             g = top_k_weights[rows, slots].float()
-            whole = y if weights.down_bias is None else y + weights.down_bias
-            output.index_add_(0, rows, whole[: len(rows)].float() * g[:, None])
-            if self.observer is not None:
-                group = ExpertGroup(expert, rows, slots, x, m, y, g, weights.down)
-                self.observer.expert(group)
+            # In a function, so that an expert's converted weights are gone before the next one's.
+            y = self._output(expert, rows, slots, hidden_states, g)
+            output.index_add_(0, rows, y * g[:, None])
         if self.observer is not None:
             self.observer.routed(chosen, output)
         return output.to(hidden_states.dtype)
 
+    def _output(
+        self,
+        expert: int,
+        rows: torch.Tensor,
+        slots: torch.Tensor,
+        hidden_states: torch.Tensor,
+        g: torch.Tensor,
+    ) -> torch.Tensor:
+        """What one expert makes of its tokens, float32 [n, hidden]; shown to the observer."""
+        weights = self[expert].matrices(hidden_states.dtype)
+        x = pad_group(hidden_states.index_select(0, rows))
+        m = neurons(weights, x, self.family.activation)
+        y = linear(m, weights.down)
+        if expert in self.offsets:
+            y = y + self.offsets[expert].to(y)
+        if self.observer is not None:
+            self.observer.expert(ExpertGroup(expert, rows, slots, x, m, y, g, weights.down))
+        whole = y if weights.down_bias is None else y + weights.down_bias
+        return whole[: len(rows)].float()
+
 
 def routed_experts(layer: nn.Module) -> RaggedExperts:
     """Those of a decoder layer that has some."""
-    experts = layer.get_submodule("mlp.experts")
-    assert isinstance(experts, RaggedExperts)
+    (experts,) = (module for module in layer.modules() if isinstance(module, RaggedExperts))
     return experts
+
+
+def set_experts(layer: nn.Module, family: Family, experts: RaggedExperts) -> None:
+    """Put ``experts`` in the place of transformers' own."""
+    parent, _, name = family.experts_in_memory.rpartition(".")
+    setattr(layer.get_submodule(parent), name, experts)
 
 
 def weight_norms(experts: RaggedExperts) -> dict[str, torch.Tensor]:

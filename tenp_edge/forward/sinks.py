@@ -30,19 +30,29 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """As transformers calls it: query [n, heads, seq, size], key and value of the cached heads,
     ``attention_mask`` bool [1, 1, seq, seq], ``s_aux`` [heads] -> [n, seq, heads, size]."""
-    shape = (1, query.shape[1], *attention_mask.shape[-2:])
     mask = torch.zeros(attention_mask.shape, dtype=query.dtype, device=query.device)
-    mask = mask.masked_fill(~attention_mask, -torch.inf).expand(shape)
-    sinks = s_aux.to(query.dtype).reshape(1, -1, 1, 1).expand(*shape[:3], 1)
-    out = scaled_dot_product_attention(
-        query,
-        pad(key, (0, 0, 0, 1)),
-        pad(value, (0, 0, 0, 1)),
-        attn_mask=torch.cat([mask, sinks], dim=-1),
-        scale=scaling,
-        enable_gqa=True,
-    )
-    return out.transpose(1, 2).contiguous(), None
+    mask = mask.masked_fill(~attention_mask, -torch.inf)
+    count, heads, length, size = query.shape
+    group = heads // key.shape[1]
+    out = query.new_empty(count, length, heads, size)
+    for cached in range(key.shape[1]):  # a mask of all heads would be larger than what comes out
+        own = slice(cached * group, (cached + 1) * group)
+        out[:, :, own] = scaled_dot_product_attention(
+            query[:, own],
+            pad(key[:, cached : cached + 1], (0, 0, 0, 1)),
+            pad(value[:, cached : cached + 1], (0, 0, 0, 1)),
+            attn_mask=_with_sinks(mask, s_aux[own]),
+            scale=scaling,
+            enable_gqa=True,
+        ).transpose(1, 2)
+    return out, None
+
+
+def _with_sinks(mask: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+    """``mask`` [1, 1, seq, key] for every head of ``sinks``, with a key more."""
+    shape = (1, len(sinks), mask.shape[2])
+    column = sinks.to(mask.dtype).reshape(1, -1, 1, 1).expand(*shape, 1)
+    return torch.cat([mask.expand(*shape, -1), column], dim=-1)
 
 
 AttentionInterface.register(NAME, attend)

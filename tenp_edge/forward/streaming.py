@@ -9,6 +9,7 @@ token sees never includes it.
 from __future__ import annotations
 
 import copy
+import inspect
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.checkpoint.source import WeightSource
 from tenp_edge.errors import UserError
 from tenp_edge.forward import sinks
-from tenp_edge.forward.experts import RaggedExperts, ReadExperts
+from tenp_edge.forward.experts import RaggedExperts, ReadExperts, set_experts
 from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
 
 _VOCAB_CHUNK = 16384
@@ -59,14 +60,29 @@ def skeleton(config: ModelConfig) -> Any:
     attention = "eager" if config.family.sinks else "sdpa"
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attention)
-    # Its frequencies are computed, not stored: on the meta device they would stay empty.
+    # What is computed, not stored, would stay empty on the meta device: rotary frequencies first.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    for module in model.modules():
+        _fill_computed(model, module)
     return model.eval().requires_grad_(False)
+
+
+def _fill_computed(model: Any, module: nn.Module) -> None:
+    """Make the buffers of ``module`` that no checkpoint holds, as transformers does after loading;
+    its weights, on the meta device, are not touched by that."""
+    computed = [name for name, _ in module.named_buffers(recurse=False)]
+    computed = [name for name in computed if name in module._non_persistent_buffers_set]
+    computed = [name for name in computed if getattr(module, name).is_meta]
+    for name in computed:
+        setattr(module, name, torch.empty_like(getattr(module, name), device="cpu"))
+    if computed:
+        model._init_weights(module)
 
 
 def name_in_memory(config: ModelConfig, spec: TensorSpec) -> str:
     """transformers' name for ``spec``: every family's MoE block is called ``mlp`` in memory."""
-    if spec.layer is None or not spec.name.startswith(config.moe_prefix(spec.layer)):
+    block = config.family.moe_block
+    if spec.layer is None or not block or not spec.name.startswith(config.moe_prefix(spec.layer)):
         return spec.name
     name = spec.name.removeprefix(config.moe_prefix(spec.layer))
     owner = dict(config.family.in_memory).get(name.partition(".")[0])
@@ -100,6 +116,11 @@ class StreamingModel:
         if source.config.family.sinks:
             self._skeleton.config._attn_implementation = sinks.NAME
         self._rotary = self._skeleton.model.rotary_emb.to(device)
+        # Where transformers lets layers share keys and values, a layer may leave its own behind.
+        asked = inspect.signature(self._skeleton.model.layers[0].forward).parameters
+        self._shared: dict[str, Any] = (
+            {"shared_kv_states": {}} if "shared_kv_states" in asked else {}
+        )
 
     def with_source(self, source: WeightSource) -> StreamingModel:
         """The same forward over another plan of the model; shares what does not depend on it."""
@@ -116,6 +137,8 @@ class StreamingModel:
             if inside.any():
                 rows = self.source.read_rows("model.embed_tokens.weight", start, stop)
                 table[inside] = rows[ids[inside] - start].to(self.dtype)
+        if self.config.family.embedding_scale:
+            table *= torch.tensor(self.config.hidden_size**0.5).to(self.dtype)
         return table[places]
 
     def layer(self, index: int) -> nn.Module:
@@ -130,7 +153,7 @@ class StreamingModel:
             if spec.layer == index and spec.expert is None
         }
         if index in self.config.expert_widths:
-            layer.mlp.experts = self._experts(index)
+            set_experts(layer, self.config.family, self._experts(index))
         unexpected = layer.load_state_dict(state, strict=False, assign=True).unexpected_keys
         assert not unexpected and not any(t.is_meta for t in layer.state_dict().values())
         return layer.requires_grad_(False)  # type: ignore[no-any-return]
@@ -163,7 +186,8 @@ class StreamingModel:
             hidden,
             attention_mask=self._mask(index, positions[0]),
             position_ids=positions,
-            position_embeddings=self._rotary(hidden, positions),
+            position_embeddings=self._rotations(index, hidden, positions),
+            **self._shared,
         )
         assert isinstance(output, torch.Tensor)
         return output
@@ -177,6 +201,14 @@ class StreamingModel:
         behind = positions[:, None] - positions[None]
         return ((behind >= 0) & (behind < (window or len(positions))))[None, None]
 
+    def _rotations(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
+        """Cosines and sines of ``positions``; a family of two rotations is asked for one of them
+        by the layer's type."""
+        if self.config.family.layer_keys is None:
+            return self._rotary(hidden, positions)
+        kind = self._skeleton.config.layer_types[layer]
+        return self._rotary(hidden, positions, kind)
+
     def head(self) -> Head:
         """The final norm and output matrix."""
         return Head(self, copy.deepcopy(self._skeleton.model.norm))
@@ -189,6 +221,7 @@ class Head:
         source = model.source
         tied = model.config.tie_word_embeddings
         self.dtype, self.device = model.dtype, model.device
+        self._softcap = model.config.logit_softcap
         self.vocab = model.config.vocab_size
         self.rows = source.held("model.embed_tokens.weight" if tied else "lm_head.weight")
         scale = source.read("model.norm.weight").to(model.device, model.dtype)
@@ -203,8 +236,13 @@ class Head:
         for start in range(0, self.vocab, _VOCAB_CHUNK):
             stop = min(start + _VOCAB_CHUNK, self.vocab)
             rows = self.rows(start, stop).to(self.device, self.dtype)
-            logits[:, start : start + len(rows)] = linear(normed, rows).float()
+            logits[:, start : start + len(rows)] = self.capped(linear(normed, rows)).float()
         return logits
+
+    def capped(self, products: torch.Tensor) -> torch.Tensor:
+        """Logits of what the output matrix gives: within the family's bound where it has one."""
+        bound = self._softcap
+        return products if bound is None else torch.tanh(products / bound) * bound
 
 
 def check_tokens(config: ModelConfig, tokens: torch.Tensor) -> None:

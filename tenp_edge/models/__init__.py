@@ -6,6 +6,7 @@ from tenp_edge.models import (
     deepseek_v2,
     deepseek_v3,
     ernie4_5_moe,
+    gemma4,
     glm4_moe,
     glm4_moe_lite,
     gpt_oss,
@@ -44,6 +45,7 @@ FAMILIES: dict[str, Family] = {
         ernie4_5_moe,
         qwen3_vl_moe,
         gpt_oss,
+        gemma4,
     )
 }
 

@@ -7,12 +7,23 @@ rope_parameters, num_experts / num_local_experts / n_routed_experts); both spell
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.models.family import MLA, Family, ModelConfig, QkNorm, Rope, VisionFacts, refuse
+from tenp_edge.models.family import (
+    MLA,
+    Activation,
+    Family,
+    LayerKeys,
+    ModelConfig,
+    QkNorm,
+    Rope,
+    VisionFacts,
+    refuse,
+)
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.models.quantization import quantised_layouts
 from tenp_edge.models.wrapper import WRAPPED_BY, own_keys, unwrap
@@ -20,14 +31,21 @@ from tenp_edge.models.wrapper import WRAPPED_BY, own_keys, unwrap
 _BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_TOP_K_KEYS = ("num_experts_per_tok", "moe_k")
+_TOP_K_KEYS = ("num_experts_per_tok", "moe_k", "top_k_experts")
 # No model has more; what is built per layer and expert stays small whatever a file says.
 _MOST = 2**31 - 1
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 _MOST_REAL = 3e38  # What a float32 holds: files store these numbers as such.
 _SHOWN = 60
-_LAYER_TYPES = ("full_attention", "sliding_attention")
 _ROPE_KINDS = ("default", "linear", "yarn")
+_PROPORTIONAL = "proportional"
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+# What config.json calls the activation that a family's graph is built for.
+_ACTIVATIONS: dict[Activation, tuple[str, ...]] = {
+    "silu": ("silu", "swish"),
+    "gelu_tanh": ("gelu_pytorch_tanh",),
+    "swiglu_oai": ("silu", "swish"),
+}
 _ROPE_KEYS = frozenset(
     "type rope_type rope_theta factor original_max_position_embeddings attention_factor "
     "beta_fast beta_slow mscale mscale_all_dim truncate partial_rotary_factor".split()
@@ -66,7 +84,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
     wrapper = family.wrapper
     if wrapper is None or raw["model_type"] != family.model_type:
         return _read_text_config(raw, family)
-    _refuse_unknown(own_keys(raw, wrapper), family)
+    _refuse_unknown(own_keys(raw, wrapper), family, {})
     text = unwrap(raw, wrapper) | {"architectures": [family.architecture]}
     found = _read_text_config(text, family)
     return replace(found, stored_prefix=wrapper.prefix)
@@ -75,7 +93,7 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
 def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     """`read_config` of a language model's own config."""
     quantised_layouts(raw)  # refuses what is not known
-    _refuse_unknown(raw, family)
+    _refuse_unknown(raw, family, family.defaults)
     config = _Reader(raw, family)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layers = config.integer("num_hidden_layers", most=_MOST_LAYERS)
@@ -93,9 +111,12 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         raise contradiction(f"{heads} attention heads do not divide by {kv_heads} key/value heads")
     head_dim = _head_dim(config, mla, hidden, heads)
     latent = mla.kv_lora_rank + mla.qk_rope_head_dim if mla else 0
-    rope = _rope(config)
-    if mla is None and int(head_dim * rope.part) not in range(2, head_dim + 1, 2):
-        raise contradiction(f"{rope.part:g} of a head of {head_dim} is no even number to rotate")
+    windows = _windows(config, family, layers)
+    attention = LayerAttention(heads, kv_heads, head_dim, latent=latent)
+    ropes = _ropes(config, family)
+    if mla is None and int(head_dim * ropes[_FULL].part) not in range(2, head_dim + 1, 2):
+        part = ropes[_FULL].part
+        raise contradiction(f"{part:g} of a head of {head_dim} is no even number to rotate")
     return ModelConfig(
         family=family,
         raw=dict(raw),
@@ -120,16 +141,15 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         routed_scaling_factor=config.number("routed_scaling_factor", default=1.0),
         n_group=groups,
         topk_group=chosen,
-        rope=rope,
+        rope=ropes[_FULL],
         mla=mla,
         dtype=_dtype(config),
         qk_norm=_qk_norm(config, family),
         vision=_vision(config, head_dim, layers) if family.rope_sections else None,
-        attention_layers=tuple(
-            LayerAttention(heads, kv_heads, head_dim, window, latent)
-            for window in _windows(config, family, layers)
-        ),
         expert_widths=_expert_widths(raw, moe_layers, experts, width),
+        attention_layers=_attention_layers(config, family, attention, windows),
+        layer_ropes=tuple(ropes[_SLIDING if window else _FULL] for window in windows),
+        logit_softcap=_softcap(config, family),
     )
 
 
@@ -161,6 +181,12 @@ class _Reader:
     def number(self, key: str, default: float | None = None, *, zero: bool = False) -> float:
         """A finite number above zero; ``zero`` is legal where it is said."""
         return finite(key, self.value(key, default=default), zero=zero)
+
+    def with_values(self, values: Mapping[str, Any]) -> _Reader:
+        """The same with ``values`` in the place of what config.json says."""
+        made = copy(self)
+        made.raw = {**self.raw, **values}
+        return made
 
     def flag(self, key: str | None) -> bool:
         """True or false; false where there is no such key."""
@@ -241,12 +267,15 @@ def _names(family: Family) -> tuple[str, ...]:
     return (family.model_type, wrapper.text_type) if wrapper and alone else (family.model_type,)
 
 
-def _refuse_unknown(raw: Mapping[str, Any], family: Family) -> None:
-    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise refuse(f"hidden_act = {raw['hidden_act']!r}", "silu")
+def _refuse_unknown(raw: Mapping[str, Any], family: Family, defaults: Mapping[str, Any]) -> None:
+    """``defaults``: what a key that is not there means."""
+    names, key = _ACTIVATIONS[family.activation], family.activation_key
+    if raw.get(key, names[0]) not in names:
+        raise refuse(f"{key} = {raw[key]!r}", names[0])
     for key, values in family.allowed.items():
-        if key in raw and raw[key] not in values:
-            raise refuse(f"{key} = {raw[key]!r}", ", ".join(repr(v) for v in values))
+        value = raw.get(key, defaults.get(key, values[0]))
+        if value not in values:
+            raise refuse(f"{key} = {value!r}", ", ".join(repr(v) for v in values))
     known = _READ_KEYS | _INERT_KEYS | set(family.allowed) | set(family.extra_keys)
     unknown = sorted(
         key for key in raw if key not in known and raw[key] not in (None, False, [], {})
@@ -339,26 +368,80 @@ def _head_dim(config: _Reader, mla: MLA | None, hidden: int, heads: int) -> int:
 def _windows(config: _Reader, family: Family, layers: int) -> list[int | None]:
     """The window of each layer, None where it looks at everything."""
     every, types = family.full_attention_every, config.value("layer_types")
-    window = config.value("sliding_window")
-    if not every or window is None:
+    if not every or config.value("sliding_window") is None:
         return [None] * layers
     if types is None:
-        types = [_LAYER_TYPES[(layer + 1) % every != 0] for layer in range(layers)]
+        types = [_SLIDING if (layer + 1) % every else _FULL for layer in range(layers)]
     if not isinstance(types, list) or len(types) != layers:
         raise malformed("layer_types", types, f"a list of {layers} layers")
     for kind in types:
-        if kind not in _LAYER_TYPES:
-            raise refuse(f"layer_types with {kind!r}", ", ".join(_LAYER_TYPES))
+        if kind not in (_FULL, _SLIDING):
+            raise refuse(f"layer_types with {kind!r}", f"{_FULL}, {_SLIDING}")
     window = config.integer("sliding_window")
-    return [window if kind == "sliding_attention" else None for kind in types]
+    windows = [window if kind == _SLIDING else None for kind in types]
+    # transformers lets the last layer of such a family see everything, whatever is said.
+    return windows if family.layer_keys is None else [*windows[:-1], None]
 
 
-def _rope(config: _Reader) -> Rope:
+def _attention_layers(
+    config: _Reader, family: Family, plain: LayerAttention, windows: Sequence[int | None]
+) -> tuple[LayerAttention, ...]:
+    keys = family.layer_keys
+    if keys is None:
+        return tuple(replace(plain, window=window) for window in windows)
+    shared = config.flag(keys.shared_values)
+    return tuple(
+        _full_layer(config, keys, plain, layer, shared=shared)
+        if window is None
+        else replace(plain, window=window)
+        for layer, window in enumerate(windows)
+    )
+
+
+def _full_layer(
+    config: _Reader, keys: LayerKeys, plain: LayerAttention, layer: int, *, shared: bool
+) -> LayerAttention:
+    """A layer that sees everything, in either spelling of its geometry."""
+    key, default = keys.head_dim
+    written = config.value(keys.overrides, default={})
+    stated = written.get(str(layer), {}) if isinstance(written, dict) else None
+    if not isinstance(stated, dict):
+        raise malformed(keys.overrides, written, "an object of layers")
+    own = config.with_values(
+        {
+            key: stated.get("head_dim", config.value(key, default=default)),
+            keys.kv_heads: stated.get("num_key_value_heads", config.value(keys.kv_heads)),
+        }
+    )
+    kv_heads = own.integer(keys.kv_heads, default=plain.kv_heads) if shared else plain.kv_heads
+    if plain.heads % kv_heads:
+        raise contradiction(
+            f"{plain.heads} attention heads do not divide by {kv_heads} key/value heads"
+        )
+    return LayerAttention(plain.heads, kv_heads, own.integer(key), own_values=not shared)
+
+
+def _ropes(config: _Reader, family: Family) -> dict[str, Rope]:
+    """The rotary embedding by type of layer; one for all but where the family has two."""
     raw = config.raw
     key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
     stated = config.value("rope_parameters", "rope_scaling", default={})
     if not isinstance(stated, dict):
         raise UserError(f"config.json: {key} is {stated!r}, not an object", _BELONGS)
+    if family.layer_keys is None:
+        return dict.fromkeys((_FULL, _SLIDING), _rope(config, key, stated, _ROPE_KINDS))
+    if set(stated) != {_FULL, _SLIDING} or not all(isinstance(v, dict) for v in stated.values()):
+        raise malformed(key, stated, f"an object of {_FULL} and {_SLIDING}")
+    kinds = {_FULL: (*_ROPE_KINDS, _PROPORTIONAL), _SLIDING: _ROPE_KINDS}
+    return {kind: _rope(config, f"{key}.{kind}", stated[kind], kinds[kind]) for kind in kinds}
+
+
+def _softcap(config: _Reader, family: Family) -> float | None:
+    key = family.softcap_key
+    return None if key is None or config.value(key) is None else config.number(key)
+
+
+def _rope(config: _Reader, key: str, stated: Mapping[str, Any], kinds: Sequence[str]) -> Rope:
     scaling = dict(stated)
     unknown = sorted(set(scaling) - _ROPE_KEYS)
     if unknown:
@@ -367,9 +450,13 @@ def _rope(config: _Reader) -> Rope:
     scaling.pop("type", None)
     stated_theta = scaling.pop("rope_theta", None)
     theta = config.value("rope_theta") if stated_theta is None else stated_theta
-    if kind not in _ROPE_KINDS:
-        raise refuse(f"rope type {kind!r}", ", ".join(_ROPE_KINDS))
-    part = _rotary_part(config, scaling.pop("partial_rotary_factor", None))
+    if kind not in kinds:
+        raise refuse(f"rope type {kind!r}", ", ".join(kinds))
+    part = 1.0
+    if kind == _PROPORTIONAL:
+        _check_proportional(key, scaling)
+    else:
+        part = _rotary_part(config, scaling.pop("partial_rotary_factor", None))
     _check_scaling(key, kind, scaling)
     return Rope(theta=finite("rope_theta", theta), kind=kind, scaling=scaling, part=part)
 
@@ -406,6 +493,15 @@ def _qk_norm(config: _Reader, family: Family) -> QkNorm:
     return family.qk_norm if key is None or config.flag(key) else "none"
 
 
+def _check_proportional(section: str, scaling: Mapping[str, Any]) -> None:
+    """The first pairs of a head turn, the rest stands: which part turns, and at no other scale."""
+    if scaling.get("factor") not in (None, 1, 1.0):
+        raise refuse(f"{section}.factor = {scaling['factor']} of the type proportional", "1.0")
+    part = scaling.get("partial_rotary_factor")
+    if part is not None and not 0 < finite(f"{section}.partial_rotary_factor", part) <= 1:
+        raise malformed(f"{section}.partial_rotary_factor", part, "a share of a head")
+
+
 def _check_scaling(section: str, kind: str, scaling: Mapping[str, Any]) -> None:
     """Linear and YaRN scaling need a factor; whatever else is there must be a number."""
     for key, value in scaling.items():
@@ -415,7 +511,7 @@ def _check_scaling(section: str, kind: str, scaling: Mapping[str, Any]) -> None:
     if original is not None and (not isinstance(original, int) or not 0 < original <= _MOST):
         raise malformed(f"{section}.original_max_position_embeddings", original, "a length")
     factor = scaling.get("factor")
-    if kind == "default":
+    if kind in ("default", _PROPORTIONAL):
         return
     if factor is None:
         raise contradiction(f"{section} of the type {kind} has no factor")

@@ -20,10 +20,26 @@ Part = Literal[
 ]
 QkNorm = Literal["none", "head", "projection"]
 Shape = tuple[int, ...]
-# What is made of gate and up: silu(gate) up, or gpt-oss' clamped form (`forward.experts`).
-Activation = Literal["silu", "swiglu_oai"]
+# What is made of gate and up: silu(gate) up, gelu(gate) up, or gpt-oss' clamped form
+# (`forward.experts`).
+Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
 PROJECTIONS = ("gate", "up", "down")
 EXPERT_BIASES = ("gate_bias", "up_bias", "down_bias")
+
+
+@dataclass(frozen=True)
+class LayerKeys:
+    """Keys of config.json for the layers that see everything, where they have another geometry.
+
+    ``head_dim``, ``kv_heads``: theirs, with what transformers assumes; ``shared_values``: whether
+    their values are what the keys' matrix gives (the key of ``kv_heads`` counts only then).
+    ``overrides``: where transformers writes the same by layer.
+    """
+
+    head_dim: tuple[str, int]
+    kv_heads: str
+    shared_values: str
+    overrides: str
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,8 @@ class Family:
     ``projections``: on-disk names of an expert's gate, up and down matrices.
     ``defaults``: what transformers assumes for keys that a config.json may leave out.
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
+    ``moe_block``: where router and experts lie in a layer; empty where they are the layer's own.
+    ``stacked``: transformers reads the experts of a layer as two stacked tensors only.
     ``qk_norm_key``: whether there is such a norm, where config.json says so.
     ``rotary_part``: share of a head that is rotated, if config.json does not say.
     ``rope_sections``: config.json divides a head's frequencies among time, height and width, which
@@ -50,6 +68,16 @@ class Family:
     ``router_linear_bias``: its logits have a bias. ``router_score``: what the weights are made of;
     softmax of the chosen counts their logits alone.
     ``sinks``: each head may look at nothing, to the share of a logit of its own.
+    ``layer_keys``: how layers that see everything differ from those of a window.
+    ``norms_after``: what attention and the feed forward put out is normalised before it is added.
+    ``dense_beside``: a dense MLP runs beside the experts, each with norms of its own.
+    ``residual_router``: the router reads the residual stream, divided by its root mean square and
+    by sqrt(hidden), times a scale of its own.
+    ``expert_scale``: a chosen expert's weight is multiplied by a number of the expert's.
+    ``layer_scale``: a layer's output is multiplied by a number of the layer's.
+    ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
+    ``value_norm``: values are divided by their root mean square.
+    ``attention_scale``: what scores are multiplied by; None is 1 / sqrt(head size).
     """
 
     model_type: str
@@ -79,11 +107,28 @@ class Family:
     gate_up_interleaved: bool = False
     full_attention_every: int = 0
     extra_keys: tuple[str, ...] = ()
-    wrapper: Wrapper | None = None
+    layer_keys: LayerKeys | None = None
     activation: Activation = "silu"
+    activation_key: str = "hidden_act"
     router: str = "gate"
+    stacked: bool = False
+    norms_after: bool = False
+    dense_beside: bool = False
+    residual_router: bool = False
+    expert_scale: bool = False
+    layer_scale: bool = False
+    embedding_scale: bool = False
+    value_norm: bool = False
+    attention_scale: float | None = None
+    softcap_key: str | None = None
+    wrapper: Wrapper | None = None
     router_linear_bias: bool = False
     sinks: bool = False
+
+    @property
+    def experts_in_memory(self) -> str:
+        """Where transformers keeps a layer's experts: it calls every family's MoE block ``mlp``."""
+        return "mlp.experts" if self.moe_block else "experts"
 
 
 @dataclass(frozen=True)
@@ -166,6 +211,8 @@ class ModelConfig:
     vision: VisionFacts | None
     attention_layers: tuple[LayerAttention, ...] = field(repr=False)
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
+    layer_ropes: tuple[Rope, ...] = field(repr=False)
+    logit_softcap: float | None = None
     stored_prefix: str = "model."
 
     @property
@@ -182,22 +229,23 @@ class ModelConfig:
         """Elements of a head that are rotated, the first ones; latent attention's rotary part."""
         if self.mla is not None:
             return self.mla.qk_rope_head_dim
-        return int(self.layer_attention(layer).head_dim * self.rope.part)
+        return int(self.layer_attention(layer).head_dim * self.layer_ropes[layer].part)
+
+    def layer_attention(self, layer: int) -> LayerAttention:
+        """Heads, sizes and window of ``layer``: what its tensors and its cache follow from."""
+        return self.attention_layers[layer]
 
     def stored_name(self, name: str) -> str:
         """Tensor ``name`` as the files call it."""
         inside = name.startswith("model.")
         return self.stored_prefix + name.removeprefix("model.") if inside else name
 
-    def layer_attention(self, layer: int) -> LayerAttention:
-        """Heads, sizes and window of ``layer``: what its tensors and its cache follow from."""
-        return self.attention_layers[layer]
-
     def layer_prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."
 
     def moe_prefix(self, layer: int) -> str:
-        return f"model.layers.{layer}.{self.family.moe_block}."
+        block = self.family.moe_block
+        return self.layer_prefix(layer) + (f"{block}." if block else "")
 
     def expert_tensor(self, layer: int, expert: int, projection: int) -> str:
         """On-disk name of one expert matrix; ``projection`` indexes gate, up, down."""
@@ -238,9 +286,10 @@ def expected_tensors(
         prefix = config.layer_prefix(layer)
         for suffix, shape, role, part in _layer_tensors(config, layer):
             yield TensorSpec(prefix + suffix, shape, role, part, layer)
-        if layer in config.expert_widths:
+        routed = layer in config.expert_widths
+        if routed:
             yield from _moe_tensors(config, layer, experts=layer not in without_experts)
-        else:
+        if not routed or config.family.dense_beside:
             yield from _mlp_tensors(
                 config, layer, f"{prefix}mlp.", config.intermediate_size, "mlp", "dense mlp"
             )
@@ -253,18 +302,30 @@ _Row = tuple[str, Shape, str, Part]
 
 
 def _layer_tensors(config: ModelConfig, layer: int) -> Iterator[_Row]:
-    hidden = (config.hidden_size,)
+    hidden, family = (config.hidden_size,), config.family
     yield "input_layernorm.weight", hidden, "input_norm", "norms"
-    yield from _ATTENTION[config.family.attention](config, config.layer_attention(layer))
-    yield "post_attention_layernorm.weight", hidden, "post_attention_norm", "norms"
+    yield from _ATTENTION[family.attention](config, config.layer_attention(layer))
+    if not family.norms_after:
+        yield "post_attention_layernorm.weight", hidden, "post_attention_norm", "norms"
+    else:
+        yield "post_attention_layernorm.weight", hidden, "attention_out_norm", "norms"
+        yield "pre_feedforward_layernorm.weight", hidden, "post_attention_norm", "norms"
+        yield "post_feedforward_layernorm.weight", hidden, "block_out_norm", "norms"
+    if family.dense_beside:
+        yield "post_feedforward_layernorm_1.weight", hidden, "mlp_out_norm", "norms"
+        yield "pre_feedforward_layernorm_2.weight", hidden, "routed_norm", "norms"
+        yield "post_feedforward_layernorm_2.weight", hidden, "routed_out_norm", "norms"
+    if family.layer_scale:
+        yield "layer_scalar", (1,), "layer_scale", "norms"
 
 
 def _gqa_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
     hidden, head = config.hidden_size, own.head_dim
     q_rows, kv_rows = own.heads * head, own.kv_heads * head
-    for name, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
-        yield f"self_attn.{name}_proj.weight", (rows, hidden), name, "attention"
-        if config.qkv_bias:
+    for name, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows if own.own_values else 0)):
+        if rows:
+            yield f"self_attn.{name}_proj.weight", (rows, hidden), name, "attention"
+        if rows and config.qkv_bias:
             yield f"self_attn.{name}_proj.bias", (rows,), f"{name}_bias", "attention"
     yield "self_attn.o_proj.weight", (hidden, q_rows), "o", "attention"
     if config.o_bias:
@@ -313,13 +374,19 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
     family, hidden = config.family, config.hidden_size
     prefix = config.moe_prefix(layer)
     widths = config.expert_widths[layer]
-    gate = prefix + family.router
-    yield TensorSpec(f"{gate}.weight", (len(widths), hidden), "router", "router", layer)
+    router = prefix + family.router
+    yield TensorSpec(f"{router}.weight", (len(widths), hidden), "router", "router", layer)
     if family.router_linear_bias:
-        yield TensorSpec(f"{gate}.bias", (len(widths),), "router_linear_bias", "router", layer)
+        yield TensorSpec(f"{router}.bias", (len(widths),), "router_linear_bias", "router", layer)
     if family.router_bias:
         shape = (1, len(widths)) if family.router_bias_row else (len(widths),)
         yield TensorSpec(prefix + family.router_bias, shape, "router_bias", "router", layer)
+    if family.residual_router:
+        scale = f"{prefix}router.scale"
+        yield TensorSpec(scale, (hidden,), "router_scale", "norms", layer)
+    if family.expert_scale:
+        scale = f"{prefix}router.per_expert_scale"
+        yield TensorSpec(scale, (len(widths),), "routed_scale", "router", layer)
     for expert, width in enumerate(widths if experts else ()):
         yield from _expert_tensors(config, layer, expert, width)
     if family.shared_block and config.shared_intermediate_size:

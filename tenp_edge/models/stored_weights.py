@@ -124,7 +124,8 @@ class WeightIndex:
     def _stacked_prefix(self, layer: int) -> str | None:
         """Transformers 5 calls every MoE block ``mlp``, whatever the family's own name is."""
         config = self._config
-        for block in (config.moe_prefix(layer), f"{config.layer_prefix(layer)}mlp."):
+        in_memory = config.family.experts_in_memory.removesuffix("experts")
+        for block in (config.moe_prefix(layer), config.layer_prefix(layer) + in_memory):
             module = f"{block}experts.gate_up_proj"
             rules = [layout.first[1] for layout in (PLAIN, *self._layouts)]
             if any(module + s in self._tensors for rule in rules for s in rule.suffixes):

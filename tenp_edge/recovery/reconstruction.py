@@ -14,7 +14,7 @@ from torch import nn
 from tenp_edge.checkpoint.files import TORCH_DTYPES
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
-from tenp_edge.forward.experts import group_by_expert, neurons
+from tenp_edge.forward.experts import group_by_expert, neurons, routed_experts
 from tenp_edge.forward.hidden_states import SPILL_BYTES, CachedFileStates, MemoryStates, States
 from tenp_edge.forward.streaming import StreamingModel
 
@@ -100,7 +100,7 @@ class RoutedInputs:
         )
 
     def attach(self, layer: nn.Module) -> None:
-        layer.get_submodule("mlp.experts").register_forward_pre_hook(self._take_down)
+        routed_experts(layer).register_forward_pre_hook(self._take_down)
 
     def _take_down(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Pre-hook: (tokens, hidden), chosen (tokens, top_k), g (tokens, top_k)."""

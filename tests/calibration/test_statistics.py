@@ -31,10 +31,11 @@ def hooked_sums(path: Path, data: Domain) -> dict[int, dict[str, torch.Tensor]]:
     seen: dict[int, dict[str, Any]] = {layer: {} for layer in checkpoint.config.moe_layers}
     for layer, found in seen.items():
         block = model.model.layers[layer]
-        block.post_attention_layernorm.register_forward_pre_hook(
-            lambda _, args, found=found: found.update(h=args[0][0])
+        own_norm = getattr(block, "pre_feedforward_layernorm_2", block.post_attention_layernorm)
+        own_norm.register_forward_pre_hook(
+            lambda _, args, found=found: found.update(h=args[0].flatten(0, -2))
         )
-        block.mlp.experts.register_forward_pre_hook(
+        tiny.experts_of(model, layer).register_forward_pre_hook(
             lambda _, args, found=found: found.update(x=args[0], index=args[1], gates=args[2])
         )
     config = checkpoint.config
@@ -156,7 +157,7 @@ def hooked_inputs(path: Path, data: Domain) -> dict[str, torch.Tensor]:
                 key = f"{layer}.{name}"
                 child.register_forward_pre_hook(lambda _, args, key=key: add(key, args[0]))
         if layer in Checkpoint(path).config.moe_layers:
-            module.mlp.experts.register_forward_pre_hook(
+            tiny.experts_of(model, layer).register_forward_pre_hook(
                 lambda _, args, layer=layer: add_experts(layer, args[0], args[1])
             )
     for tokens, length in zip(data.tokens, data.lengths, strict=True):

@@ -10,7 +10,7 @@ import make_cli
 import pytest
 from safetensors.torch import load_file, save_file
 from support import tiny
-from support.command import refused, run
+from support.command import refused, run, started
 
 from tenp_edge.models import FAMILIES
 from tenp_edge.version import __version__
@@ -19,7 +19,7 @@ TINY = ("--samples", "1", "--seq-len", "64")
 
 
 def test_version() -> None:
-    assert run("--version").stdout == f"tenp-edge {__version__}\n"
+    assert started("--version").stdout == f"tenp-edge {__version__}\n"
 
 
 def test_documentation_is_the_help() -> None:
@@ -49,7 +49,9 @@ def test_a_size_needs_a_unit() -> None:
 def test_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert refused("inspect", "nobody/no-model", cwd=tmp_path) == (
+    done = started("inspect", "nobody/no-model", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
         "error: nobody/no-model is not a directory here and could not be fetched from the hub "
         "(LocalEntryNotFoundError)\n"
         "try:   on a machine with network: hf download nobody/no-model --local-dir DIR; "

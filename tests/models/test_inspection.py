@@ -27,8 +27,9 @@ CheckpointOf = Callable[[str], Path]
 def test_counts_equal_transformers(family: str, checkpoint_of: CheckpointOf) -> None:
     summary = inspect_model(checkpoint_of(family))
     model = reference_model(checkpoint_of(family))
-    kept = sum(b.numel() for name, b in model.named_buffers() if "correction_bias" in name)
-    assert summary.parameters == kept + sum(p.numel() for p in model.parameters())
+    kept = model.state_dict()
+    buffers = sum(b.numel() for name, b in model.named_buffers() if name in kept)
+    assert summary.parameters == buffers + sum(p.numel() for p in model.parameters())
     assert set(summary.parts) <= set(PARTS)
     biased = Checkpoint(checkpoint_of(family)).config.family.expert_bias
     biases = 2 * summary.width + summary.hidden_size if biased else 0

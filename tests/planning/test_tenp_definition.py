@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import tiny
 from support.neuron_maths import activations, weights_in
 from transformers import AutoModelForCausalLM
 
@@ -24,7 +25,7 @@ from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models import Family
 from tenp_edge.scoring.saliency import expert_scores, neuron_scores
 
-FAMILIES = ("qwen3_moe", "qwen2_moe", "deepseek_v3", "gpt_oss")
+FAMILIES = ("qwen3_moe", "qwen2_moe", "deepseek_v3", "gpt_oss", "gemma4_text")
 Sums = dict[tuple[str, int, int], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -45,7 +46,7 @@ def equations(path: Path, texts: list[Domain]) -> Sums:
     layers, family = config.moe_layers, config.family
     seen: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
     for index in layers:
-        experts = model.model.layers[index].mlp.experts
+        experts = tiny.experts_of(model, index)
 
         def note(module: Any, arguments: tuple[torch.Tensor, ...], at: int = index) -> None:
             seen[at] = (arguments[0], arguments[1], arguments[2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from support import tiny
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import ExpertWeights
@@ -20,12 +21,15 @@ def activations(family: Family, weights: ExpertWeights, x: torch.Tensor) -> torc
         gate = torch.where(gate > 7, 7.0, gate)
         up = torch.where(up > 7, 7.0, torch.where(up < -7, -7.0, up))
         return (up + 1) * gate / (1 + torch.exp(-1.702 * gate))
+    if family.activation == "gelu_tanh":
+        inner = (2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)
+        return gate * (1 + torch.tanh(inner)) / 2 * up
     return gate / (1 + torch.exp(-gate)) * up
 
 
 def weights_in(model: Any, family: Family, layer: int, expert: int) -> ExpertWeights:
     """One expert of a transformers model: views of its stacked parameters."""
-    experts = model.model.layers[layer].mlp.experts
+    experts = tiny.experts_of(model, layer)
     gate_up, down = experts.gate_up_proj.detach()[expert], experts.down_proj.detach()[expert]
     if getattr(experts, "is_transposed", False) or family.gate_up_interleaved:
         gate_up, down = gate_up.T, down.T

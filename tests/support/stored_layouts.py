@@ -54,8 +54,8 @@ def stack_experts(
 
 
 def per_expert(model: Path) -> Tensors:
-    """What is stored in ``model`` of its language model, experts one by one where they are stacked
-    as gpt-oss' or Qwen3-VL's are."""
+    """What is stored in ``model`` of its language model, experts one by one where they are
+    stacked."""
     config, tensors = Checkpoint(model).config, load_file(model / FILE)
     tensors = {name.replace(config.stored_prefix, "model.", 1): t for name, t in tensors.items()}
     for layer in config.moe_layers:
@@ -64,7 +64,8 @@ def per_expert(model: Path) -> Tensors:
             continue
         names = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")
         parts = [tensors.pop(prefix + name) for name in names if prefix + name in tensors]
-        gate_up, down = (part.mT for part in parts[:2])
+        transposed = parts[0].shape[-1] != config.hidden_size
+        gate_up, down = (part.mT if transposed else part for part in parts[:2])
         for number in range(config.num_experts):
             own = [*_halves(config, gate_up[number]), down[number]]
             if config.family.expert_bias:

@@ -9,6 +9,9 @@ from random_checkpoint import write_random_checkpoint
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tenp_edge.models import FAMILIES as MODELS
+from tenp_edge.models import read_config
+
 VOCAB = 384
 _COMMON: dict[str, Any] = {
     "hidden_act": "silu",
@@ -116,6 +119,42 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "topk_group": 1,
         "tie_word_embeddings": False,
         "rope_theta": 10000.0,
+    },
+    "gemma4_text": {key: value for key, value in _COMMON.items() if key != "hidden_act"}
+    | {
+        "architectures": ["Gemma4ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attention_k_eq_v": True,
+        "enable_moe_block": True,
+        "final_logit_softcapping": 30.0,
+        "global_head_dim": 32,
+        "head_dim": 16,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 0,
+        "initializer_range": 0.02,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "moe_intermediate_size": 96,
+        "num_experts": 8,
+        "num_global_key_value_heads": 1,
+        "num_key_value_heads": 2,
+        "num_kv_shared_layers": 0,
+        "pad_token_id": 0,
+        "rope_parameters": {
+            "full_attention": {
+                "partial_rotary_factor": 0.25,
+                "rope_theta": 1000000.0,
+                "rope_type": "proportional",
+            },
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+        "sliding_window": 16,
+        "tie_word_embeddings": True,
+        "top_k_experts": 2,
+        "use_bidirectional_attention": "vision",
+        "use_cache": True,
+        "use_double_wide_mlp": False,
+        "vocab_size_per_layer_input": VOCAB,
     },
     "gpt_oss": _COMMON
     | {
@@ -258,9 +297,11 @@ for _name, _config in CONFIGS.items():
 FAMILIES = tuple(CONFIGS)
 MLA_FAMILIES = tuple(name for name, config in CONFIGS.items() if "kv_lora_rank" in config)
 # Whose experts transformers reads stacked only, as they are published; of those, transposed ones.
-STACKED = TRANSPOSED = ("gpt_oss", "qwen3_vl_moe")
+STACKED, TRANSPOSED = ("gpt_oss", "qwen3_vl_moe", "gemma4_text"), ("gpt_oss", "qwen3_vl_moe")
 # Those without windows, whose places in a fixed cache are known beforehand.
 STATIC_FAMILIES = tuple(name for name, config in CONFIGS.items() if "sliding_window" not in config)
+# Those whose experts onnxruntime's own operators compute.
+CPU_FAMILIES = tuple(name for name in FAMILIES if name != "gemma4_text")
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -294,3 +335,14 @@ def make(directory: Path, family: str, *, fused: bool = False, **changes: Any) -
     write_random_checkpoint(directory, raw, fused=stacked, transposed=family in TRANSPOSED)
     write_tokenizer(directory)
     return directory
+
+
+def experts_of(model: Any, layer: int) -> Any:
+    """The experts' module of a transformers model's layer: the MoE block's, or the layer's own."""
+    found = model.model.layers[layer]
+    return found.experts if hasattr(found, "experts") else found.mlp.experts
+
+
+def is_looked_up(family: str) -> bool:
+    """Whether ggml has the family's activation in a table of float16 numbers."""
+    return read_config(CONFIGS[family], MODELS).family.activation == "gelu_tanh"

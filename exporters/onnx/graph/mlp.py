@@ -4,7 +4,8 @@ x ──┬── gate_proj ──┬── Sigmoid ── Mul ── Mul ──
     │               └──────────────┘      │
     └── up_proj ──────────────────────────┘
 
-or as gpt-oss has it, (u + 1) g sigmoid(1.702 g) with g = min(gate, 7), u = up within -7 and 7.
+or as gpt-oss has it, (u + 1) g sigmoid(1.702 g) with g = min(gate, 7), u = up within -7 and 7; or
+with Gelu in the place of Sigmoid and the first Mul.
 """
 
 from __future__ import annotations
@@ -45,7 +46,13 @@ def _swiglu_oai(c: Context, path: str, gate: ir.Value, up: ir.Value) -> ir.Value
     return g.op(path, "Mul", [active, raised])
 
 
+def _geglu(c: Context, path: str, gate: ir.Value, up: ir.Value) -> ir.Value:
+    active = c.g.op(f"{path}/act", "Gelu", [gate], approximate="tanh")
+    return c.g.op(path, "Mul", [active, up])
+
+
 _ACTIVATIONS: dict[Activation, Callable[[Context, str, ir.Value, ir.Value], ir.Value]] = {
     "silu": _swiglu,
+    "gelu_tanh": _geglu,
     "swiglu_oai": _swiglu_oai,
 }

@@ -1,7 +1,7 @@
 """The router: which experts a token goes to, and with what weights.
 
     x ── MatMul ── Softmax | Sigmoid ──┬── (+ bias) ── (best groups) ── TopK ── ids
-                                       └── weights of the ids ── (renormalise) ── (scale)
+                                       └── weights of the ids ── (renormalise) ── (scales)
     x ── MatMul ── (Add bias) ── TopK ──┬── ids
                                         └── Softmax of the chosen
 
@@ -45,7 +45,12 @@ def chosen_experts(c: Context, path: str, x: ir.Value, layer: int) -> tuple[ir.V
     weights, ids = g.ops(path, "TopK", [selection, top_k], 2, axis=-1, largest=1, sorted=1)
     if selection is not scores:
         weights = g.op(f"{path}/weights", "GatherElements", [scores, ids], axis=1)
-    return ids, _normalised(c, f"{path}/weights", weights)
+    weights = _normalised(c, f"{path}/weights", weights)
+    if c.has("routed_scale", layer):
+        scales = plain_weight(g, c.spec("routed_scale", layer))
+        own = g.op(f"{path}/scales", "Gather", [scales, ids], axis=0)
+        weights = g.op(f"{path}/scaled", "Mul", [weights, own])
+    return ids, weights
 
 
 def expert_groups(config: ModelConfig) -> int:

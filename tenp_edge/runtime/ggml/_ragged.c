@@ -55,6 +55,8 @@ struct expert {
     int64_t gate_row, up_row, down_row; /* bytes of a row */
     int64_t width;
     int32_t gate_kind, up_kind; /* which of the quantised x */
+    float scale;                /* of its output */
+    int32_t unused;
 };
 
 /* Memory that the layers share, for at most max_tokens tokens. */
@@ -91,6 +93,31 @@ static void swiglu_oai(int n, float *y, const float *gate, const float *up) {
         float g = gate[i] < limit ? gate[i] : limit;
         float u = up[i] < -limit ? -limit : up[i] > limit ? limit : up[i];
         y[i] = g / (1.0f + expf(alpha * -g)) * (u + 1.0f);
+    }
+}
+
+/* GELU of every float16, by its bits: ggml's own table. */
+static const float *gelu_table;
+
+/* The bits of x, which is between -10 and 10, rounded to a float16 (to even, as hardware does). */
+static uint16_t half_bits(float x) {
+    uint32_t bits, sign;
+    memcpy(&bits, &x, sizeof bits);
+    sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits >= 0x38800000) /* 2^-14, the least normal one */
+        return (uint16_t)(sign | (((bits + 0xfff + (bits >> 13 & 1)) >> 13) - 0x1c000));
+    float small = fabsf(x) + 0.5f; /* the last bit of 0.5 is that of a subnormal float16 */
+    memcpy(&bits, &small, sizeof bits);
+    return (uint16_t)(sign | (bits - 0x3f000000));
+}
+
+/* gelu(gate) * up as ggml_vec_geglu_f32 computes it. */
+static void geglu(int n, float *y, const float *gate, const float *up) {
+    for (int i = 0; i < n; i++) {
+        float g = gate[i];
+        if (g > -10.0f && g < 10.0f) g = gelu_table[half_bits(g)];
+        y[i] = g <= -10.0f ? 0.0f : g * up[i];
     }
 }
 
@@ -216,6 +243,7 @@ static void down_unit(const struct layer *l, int e, int first, int last) {
             for (int r = row; r < stop; r++)
                 x->down_dot((int)x->width, &y[r], 0, x->down + r * x->down_row, 0, h, 0, 1);
             add_bias(y + row, x->down_bias, row, stop);
+            for (int r = row; r < stop; r++) y[r] *= x->scale;
         }
     }
 }
@@ -249,10 +277,18 @@ static void down(struct tensor *dst, int ith, int nth, void *user) {
 static PyObject *addresses(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     return Py_BuildValue(
-        "{s:K,s:K,s:K,s:K,s:K}", "prepare", (unsigned long long)(uintptr_t)prepare, "gate_up",
+        "{s:K,s:K,s:K,s:K,s:K,s:K}", "prepare", (unsigned long long)(uintptr_t)prepare, "gate_up",
         (unsigned long long)(uintptr_t)gate_up, "down", (unsigned long long)(uintptr_t)down,
         "silu", (unsigned long long)(uintptr_t)own_swiglu, "swiglu_oai",
-        (unsigned long long)(uintptr_t)swiglu_oai);
+        (unsigned long long)(uintptr_t)swiglu_oai, "gelu_tanh", (unsigned long long)(uintptr_t)geglu);
+}
+
+static PyObject *use_gelu_table(PyObject *self, PyObject *address) {
+    (void)self;
+    void *found = PyLong_AsVoidPtr(address);
+    if (found == NULL && PyErr_Occurred()) return NULL;
+    gelu_table = found;
+    Py_RETURN_NONE;
 }
 
 static PyObject *sizes(PyObject *self, PyObject *unused) {
@@ -264,6 +300,7 @@ static PyObject *sizes(PyObject *self, PyObject *unused) {
 static PyMethodDef methods[] = {
     {"addresses", addresses, METH_NOARGS, "Address of every custom operation."},
     {"sizes", sizes, METH_NOARGS, "Bytes of struct expert, scratch and layer."},
+    {"use_gelu_table", use_gelu_table, METH_O, "Floats by the bits of a float16, at an address."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -65,7 +65,6 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_init": (_P, (InitParams,)),
     "ggml_free": (None, (_P,)),
     "ggml_used_mem": (_S, (_P,)),
-    "ggml_cpu_init": (None, ()),
     "ggml_tensor_overhead": (_S, ()),
     "ggml_graph_overhead_custom": (_S, (_S, _B)),
     "ggml_new_graph_custom": (_P, (_P, _S, _B)),
@@ -100,6 +99,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_argsort_top_k": (_P, (_P, _P, _I)),
     "ggml_swiglu": (_P, (_P, _P)),
     "ggml_swiglu_split": (_P, (_P, _P, _P)),
+    "ggml_geglu": (_P, (_P, _P)),
+    "ggml_geglu_split": (_P, (_P, _P, _P)),
+    "ggml_tanh": (_P, (_P, _P)),
+    "ggml_repeat_4d": (_P, (_P, _P, _L, _L, _L, _L)),
     "ggml_swiglu_oai": (_P, (_P, _P, _P, _F, _F)),
     "ggml_concat": (_P, (_P, _P, _P, _I)),
     "ggml_cont": (_P, (_P, _P)),
@@ -126,6 +129,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_backend_buffer_free": (None, (_P,)),
     "ggml_backend_tensor_alloc": (_I, (_P, _P, _P)),
     "ggml_backend_cpu_init": (_P, ()),
+    "ggml_cpu_init": (None, ()),
     "ggml_backend_cpu_set_n_threads": (None, (_P, _I)),
     "ggml_backend_graph_compute": (_I, (_P, _P)),
     "ggml_backend_free": (None, (_P,)),
@@ -154,6 +158,16 @@ class Library:
     def optional(self, name: str) -> Any:
         """The function ``name`` of any of the libraries, or None."""
         return next((getattr(h, name) for h in self._handles if hasattr(h, name)), None)
+
+    def half_table(self, name: str) -> npt.NDArray[np.float16] | None:
+        """A table of ggml's with a value for every float16; None where it is not exported."""
+        for handle in self._handles:
+            try:
+                table = (ctypes.c_uint16 * 2**16).in_dll(handle, name)
+            except ValueError:
+                continue
+            return np.ctypeslib.as_array(table).view(np.float16)
+        return None
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)

@@ -42,10 +42,17 @@ def _swiglu(context: ggml.Context, gate: int, up: int) -> int:
     return context.swiglu_split(gate, up)
 
 
+def _geglu(context: ggml.Context, gate: int, up: int) -> int:
+    return context.geglu_split(gate, up)
+
+
 _ACTIVATIONS: dict[Activation, Callable[[ggml.Context, int, int], int]] = {
     "silu": _swiglu,
+    "gelu_tanh": _geglu,
     "swiglu_oai": _swiglu_oai,
 }
+# What is made of a product whose first half is gate's, where ggml has it in one operator.
+_OF_BOTH: dict[Activation, str] = {"silu": "swiglu", "gelu_tanh": "geglu"}
 
 
 def gated(context: ggml.Context, activation: Activation, gate: int, up: int) -> int:
@@ -116,10 +123,12 @@ def build_branches(
     weights: int,
     top_k: int,
     activation: Activation = "silu",
+    scales: int | None = None,
 ) -> tuple[int, Route]:
     """The weighted sum of the experts' outputs, (hidden, tokens), and what drives it.
 
-    ``x`` (hidden, tokens); ``ids`` and ``weights`` (top_k, tokens).
+    ``x`` (hidden, tokens); ``ids`` and ``weights`` (top_k, tokens); ``scales`` (experts): what each
+    expert's output is multiplied by before its weight.
     """
     hidden, tokens = ggml.shape(x)
     inputs_of = _Inputs(context, x)
@@ -138,9 +147,12 @@ def build_branches(
         y = context.set_rows(y, outputs[-1], places)
         context.expand(y)
         route.add_branch((rows, places), (*inputs, *others, *inner, *outputs))
-    weighted = context.mul(
-        context.reshape_3d(y, hidden, top_k, tokens), context.reshape_3d(weights, 1, top_k, tokens)
-    )
+    by_slot = context.reshape_3d(y, hidden, top_k, tokens)
+    if scales is not None:
+        every = context.reshape_3d(scales, 1, len(experts), 1)
+        every = context.repeat_4d(every, 1, len(experts), tokens, 1)
+        by_slot = context.mul(by_slot, context.get_rows(every, ids))
+    weighted = context.mul(by_slot, context.reshape_3d(weights, 1, top_k, tokens))
     return _sum_of_slots(context, weighted, hidden, top_k, tokens), route
 
 
@@ -203,7 +215,7 @@ def _gate_up(
     shares larger products out better.
     """
     gate, up = expert.gate, expert.up
-    mergeable = activation == "silu" and expert.gate_bias is None
+    mergeable = activation in _OF_BOTH and expert.gate_bias is None
     if not mergeable or not _side_by_side(gate, up):
         left = _linear(context, gate, expert.gate_bias, x)
         right = _linear(context, up, expert.up_bias, up_x)
@@ -215,7 +227,7 @@ def _gate_up(
     whole.ne[1] *= 2
     whole.nb[2] = whole.nb[3] = 2 * nbytes
     product = context.mul_mat(both, x)
-    return product, product, context.swiglu(product)
+    return product, product, getattr(context, _OF_BOTH[activation])(product)
 
 
 def _side_by_side(gate: int, up: int) -> bool:

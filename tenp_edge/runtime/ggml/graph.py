@@ -1,11 +1,17 @@
 """The whole model as one ggml graph for a number of new tokens and of cache slots.
 
-ids -> embedding -> [ norm, attention, +  norm, experts or MLP, + ] per layer
-    -> norm -> output matrix -> logits of the last token, or of all
+ids -> embedding -> [ norm, attention, (norm), +  norm, feed forward, (norm), + ] per layer
+    -> norm -> output matrix -> (bound) -> logits of the last token, or of all
+
+The feed forward is an MLP, or experts with shared ones, or an MLP beside experts:
+
+    stream -- norm -- MLP ------ norm --+-- sum
+    stream -- norm -- experts -- norm --+     (their router reads the stream)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +21,15 @@ import numpy.typing as npt
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.attention import Step, build_attention
 from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches, gated
-from tenp_edge.runtime.ggml.ragged import MAX_TOKENS, RaggedLayer, RaggedSizes, Scratch, kernels
-from tenp_edge.runtime.ggml.routing import build_router
+from tenp_edge.runtime.ggml.ragged import (
+    MAX_TOKENS,
+    RaggedLayer,
+    RaggedSizes,
+    Scratch,
+    kernels,
+    knows,
+)
+from tenp_edge.runtime.ggml.routing import build_router, residual_input
 from tenp_edge.runtime.ggml.spans import Span
 from tenp_edge.runtime.ggml.weights import Cache, Constant, Weights
 from tenp_edge.runtime.gguf.model_metadata import Facts
@@ -57,7 +70,8 @@ class Model:
             layer: [_expert(weights, layer, expert) for expert in range(facts.experts)]
             for layer in facts.widths
         }
-        operations = kernels() if use_extension else None
+        activation = facts.architecture.activation
+        operations = kernels() if use_extension and knows(library, activation) else None
         self.ragged: dict[int, RaggedLayer] = {}
         self.scratch_bytes = 0
         if operations is not None:
@@ -65,11 +79,22 @@ class Model:
             sizes = RaggedSizes(facts.hidden, facts.experts, facts.top_k, widest)
             scratch = Scratch(library, sizes)
             self.scratch_bytes = scratch.nbytes
-            activation = facts.architecture.activation
             self.ragged = {
-                layer: RaggedLayer(library, operations, scratch, experts, facts.top_k, activation)
+                layer: RaggedLayer(
+                    library,
+                    operations,
+                    scratch,
+                    experts,
+                    facts.top_k,
+                    activation,
+                    self.scales(layer),
+                )
                 for layer, experts in self.experts.items()
             }
+
+    def scales(self, layer: int) -> int | None:
+        """(experts) what each expert's output is multiplied by before its weight, if anything."""
+        return self.weights.get(f"blk.{layer}.ffn_down_exps.scale")
 
     def graph(self, shape: GraphShape) -> Graph:
         return Graph(self, shape)
@@ -138,12 +163,18 @@ class Graph:
         context, facts, weights = self.context, self._model.facts, self._model.weights
         embedding = weights["token_embd.weight"]
         x = context.get_rows(embedding, self._ids)
+        if facts.architecture.embedding_scale:
+            x = context.scale(x, math.sqrt(facts.hidden))
         for layer in range(facts.layers):
             x = self._layer(layer, x)
             context.expand(x)
         normed = context.mul(context.rms_norm(x, facts.eps), weights["output_norm.weight"])
         head = weights.get("output.weight")
-        return context.mul_mat(embedding if head is None else head, normed)
+        logits = context.mul_mat(embedding if head is None else head, normed)
+        if not facts.softcap:
+            return logits
+        bounded = context.tanh(context.scale(logits, 1.0 / facts.softcap))
+        return context.scale(bounded, facts.softcap)
 
     def _layer(self, layer: int, x: int) -> int:
         """(hidden, tokens) -> the same; the last layer goes on with the last token alone, unless
@@ -153,11 +184,28 @@ class Graph:
         if layer == self._model.facts.layers - 1 and not self.shape.all_logits and tokens > 1:
             x, attended = self._last(x), self._last(attended)
             tokens = 1
+        after = self._model.facts.architecture.norms_after
+        if after:
+            attended = step.norm(layer, "post_attention_norm", attended)
         x = context.add(attended, x)
-        normed = step.norm(layer, self._model.facts.architecture.ffn_norm, x)
-        routed = layer in self._model.experts
-        mixed = self._moe(layer, normed, tokens) if routed else self._mlp(layer, "", normed)
-        return context.add(mixed, x)
+        mixed = self._feed_forward(layer, x, tokens)
+        if after:
+            mixed = step.norm(layer, "post_ffw_norm", mixed)
+        x = context.add(mixed, x)
+        scale = step.weights.get(f"blk.{layer}.layer_output_scale.weight")
+        return x if scale is None else context.mul(x, scale)
+
+    def _feed_forward(self, layer: int, x: int, tokens: int) -> int:
+        """Of the residual stream ``x`` (hidden, tokens), before it is added to it."""
+        step, row = self._step, self._model.facts.architecture
+        normed = step.norm(layer, row.ffn_norm, x)
+        if layer not in self._model.experts:
+            return self._mlp(layer, "", normed)
+        if not row.dense_beside:
+            return self._moe(layer, normed, x, tokens)
+        dense = step.norm(layer, "post_ffw_norm_1", self._mlp(layer, "", normed))
+        mixed = self._moe(layer, step.norm(layer, "pre_ffw_norm_2", x), x, tokens)
+        return self.context.add(dense, step.norm(layer, "post_ffw_norm_2", mixed))
 
     def _last(self, x: int) -> int:
         row = 4 * self._model.facts.hidden
@@ -165,10 +213,15 @@ class Graph:
             x, self._model.facts.hidden, 1, row, row * (self.shape.tokens - 1)
         )
 
-    def _moe(self, layer: int, x: int, tokens: int) -> int:
+    def _moe(self, layer: int, x: int, stream: int, tokens: int) -> int:
+        """The experts' sum of ``x``, which the router reads, too, or the ``stream`` before it."""
         context, facts, weights = self.context, self._model.facts, self._model.weights
         bias = weights.get(f"blk.{layer}.exp_probs_b.bias")
-        logits = self._step.linear(layer, "ffn_gate_inp", x)
+        read = x
+        if facts.architecture.residual_router:
+            scale = weights[f"blk.{layer}.ffn_gate_inp.scale"]
+            read = residual_input(context, facts, stream, scale)
+        logits = self._step.linear(layer, "ffn_gate_inp", read)
         ids, shares = build_router(context, facts, logits, bias, tokens)
         context.expand(shares)
         ragged = self._model.ragged.get(layer)
@@ -176,8 +229,11 @@ class Graph:
             mixed = ragged.build(context, x, ids, shares)
         else:
             experts = self._model.experts[layer]
+            scales = self._model.scales(layer)
             activation, top_k = facts.architecture.activation, facts.top_k
-            mixed, route = build_branches(context, experts, x, ids, shares, top_k, activation)
+            mixed, route = build_branches(
+                context, experts, x, ids, shares, top_k, activation, scales
+            )
             self._routes.append(route)
         context.expand(mixed)
         if weights.get(f"blk.{layer}.ffn_gate_shexp.weight") is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 
 from tenp_edge.models.family import Activation
 from tenp_edge.runtime.ggml import bindings as ggml
@@ -32,6 +33,8 @@ _EXPERT = np.dtype(
         *((name, "<i8") for name in ("gate_row", "up_row", "down_row", "width")),
         ("gate_kind", "<i4"),
         ("up_kind", "<i4"),
+        ("scale", "<f4"),
+        ("unused", "<i4"),
     ]
 )
 _SCRATCH = np.dtype(
@@ -121,7 +124,9 @@ class RaggedLayer:
         experts: Sequence[Expert],
         top_k: int,
         activation: Activation = "silu",
+        scales: int | None = None,
     ) -> None:
+        """``scales`` (experts): what each expert's output is multiplied by before its weight."""
         self._operations = operations
         self._records = np.zeros(len(experts), dtype=_EXPERT)
         self._record = np.zeros(1, dtype=_LAYER)
@@ -130,6 +135,9 @@ class RaggedLayer:
         self._library = library
         for record, expert in zip(self._records, experts, strict=True):
             self._fill(record, expert)
+        self._records["scale"] = (
+            1.0 if scales is None else ggml.array(scales, np.float32, (len(experts),))
+        )
         hidden = ggml.shape(experts[0].gate)[0]
         layer = self._record
         layer["experts"], layer["scratch"] = self._records.ctypes.data, scratch.record.ctypes.data
@@ -178,7 +186,29 @@ def _activation(
     library: ggml.Library, operations: Mapping[str, int], activation: Activation
 ) -> int:
     """The extension's own, but for ggml's vectorised silu(gate) * up where it is exported."""
+    if activation == "gelu_tanh":
+        _share_gelu_table(library)
     function = library.optional("ggml_vec_swiglu_f32") if activation == "silu" else None
     if function is None:
         return operations[activation]
     return ctypes.cast(function, ctypes.c_void_p).value or operations[activation]
+
+
+@cache
+def _gelu_table(library: ggml.Library) -> npt.NDArray[np.float32] | None:
+    """ggml's GELU of every float16, as floats by the bits; None where it is not exported."""
+    halves = library.half_table("ggml_table_gelu_f16")
+    return None if halves is None else halves.astype(np.float32)
+
+
+def knows(library: ggml.Library, activation: Activation) -> bool:
+    """Whether the extension computes ``activation`` to the last bit as ggml does."""
+    return activation != "gelu_tanh" or _gelu_table(library) is not None
+
+
+def _share_gelu_table(library: ggml.Library) -> None:
+    from tenp_edge.runtime.ggml import _ragged
+
+    table = _gelu_table(library)
+    assert table is not None
+    _ragged.use_gelu_table(table.ctypes.data)

@@ -39,6 +39,12 @@ def build_router(
     return ids, weights
 
 
+def residual_input(context: Context, facts: Facts, x: int, scale: int) -> int:
+    """What a router of the stream ``x`` (hidden, tokens) multiplies; ``scale`` (hidden)."""
+    smaller = context.scale(context.rms_norm(x, facts.eps), 1.0 / math.sqrt(facts.hidden))
+    return context.mul(smaller, scale)
+
+
 def _chosen_softmax(context: Context, facts: Facts, logits: int, tokens: int) -> tuple[int, int]:
     ids = context.argsort_top_k(logits, facts.top_k)
     return ids, context.soft_max(_of_chosen(context, facts, logits, ids, tokens))

@@ -34,6 +34,7 @@ _PAIRWISE, _NEOX = 0, 2
 _SOFTMAX, _SIGMOID = 1, 2
 _SHOWN = 240
 _LARGEST = 2**24  # No size of a model is larger; keeps products small.
+_WINDOW = "attention.sliding_window"
 _FREQUENCY_SCALED = ("linear", "yarn")
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0  # YaRN's, in llama.cpp
 # What llama.cpp has room for.
@@ -54,13 +55,20 @@ class Architecture:
     ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
     ``selection_bias``: softmax scores may have a bias that selects, as sigmoid ones always may.
     ``qk_norm_optional``: a model may have no such norm. ``partial_rotary``: a part of a head may
-    be all that is rotated. ``sections``: the file divides a head's frequencies among time, height
-    and width.
+    be all that is rotated. ``sections``: the file divides frequencies among time, height, width.
     ``window_period``: every so many layers one looks at the whole context, the others at a window.
     ``activation``: what is made of gate and up. ``sinks``: each head has a logit that looks at
     nothing. ``expert_bias``, ``router_linear_bias``, ``output_bias``: of the routed experts, the
     router's logits, the attention's output. ``chosen_softmax``: weights are the softmax of the
     chosen logits. ``ffn_norm``: the name of the norm after the attention.
+    ``by_layer``: keys say which layers see a window, and heads and rotation of both kinds; a layer
+    without attn_v takes its keys' matrix for values. ``value_norm``: values are divided by their
+    root mean square. ``attention_scale``: of scores, None 1 / sqrt(head size).
+    ``norms_after``: attention and feed forward are normalised before they are added.
+    ``dense_beside``: a dense MLP runs beside the experts, each with norms of its own.
+    ``residual_router``: the router reads the residual stream, divided by its root mean square and
+    sqrt(hidden), times a vector. ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
+    ``scales``: experts' weights and layers' outputs are multiplied by numbers of their own.
     """
 
     rope: int = _NEOX
@@ -81,6 +89,14 @@ class Architecture:
     router_linear_bias: bool = False
     output_bias: bool = False
     chosen_softmax: bool = False
+    by_layer: bool = False
+    value_norm: bool = False
+    attention_scale: float | None = None
+    norms_after: bool = False
+    dense_beside: bool = False
+    residual_router: bool = False
+    embedding_scale: bool = False
+    scales: bool = False
 
 
 ARCHITECTURES = {
@@ -109,6 +125,19 @@ ARCHITECTURES = {
         attention_bias=True,
         partial_rotary=True,
         ffn_norm="post_attention_norm",
+    ),
+    "gemma4": Architecture(
+        qk_norm="head",
+        norm_topk=True,
+        by_layer=True,
+        activation="gelu_tanh",
+        value_norm=True,
+        attention_scale=1.0,
+        norms_after=True,
+        dense_beside=True,
+        residual_router=True,
+        embedding_scale=True,
+        scales=True,
     ),
 }
 
@@ -143,7 +172,8 @@ class Mla:
 class Facts:
     """The model of a file of ours. ``widths``: routed layer -> width of each expert;
     ``feed_forward``: width of the dense layers, 0 where there are none; ``stacked``: the one width
-    of experts that lie in one tensor, 0 where each has its own."""
+    of experts that lie in one tensor, 0 where each has its own; ``softcap``: the bound of logits,
+    0 for none."""
 
     name: str
     architecture: Architecture
@@ -165,6 +195,8 @@ class Facts:
     widths: dict[int, tuple[int, ...]]
     feed_forward: int
     trained_context: int
+    layer_ropes: tuple[Rope, ...]
+    softcap: float = 0.0
     stacked: int = 0
 
 
@@ -200,7 +232,9 @@ def read_stacked(header: Header) -> Facts:
 
 def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
     """(whether llama.cpp ends the process, why)."""
-    heads = [own.head_dim for own in facts.attention]
+    sizes = [
+        (own.head_dim, rope) for own, rope in zip(facts.attention, facts.layer_ropes, strict=True)
+    ]
     kv_heads = {own.kv_heads for own in facts.attention}
     return (
         (
@@ -211,8 +245,8 @@ def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
         (
             facts.mla is None
             and not facts.architecture.partial_rotary
-            and any(facts.rope.dimensions != size for size in heads),
-            f"rope.dimension_count is {facts.rope.dimensions}, a head has {max(heads)}",
+            and any(rope.dimensions != size for size, rope in sizes),
+            f"rope.dimension_count is {facts.rope.dimensions}, a head has {max(sizes)[0]}",
         ),
         (
             facts.mla is not None and kv_heads != {1},
@@ -253,7 +287,7 @@ def _facts(fields: _Fields, name: str) -> Facts:
     mla = _mla(fields) if row.mla else None
     rope = _rope(fields)
     heads = fields.integer("attention.head_count")
-    kv_heads = fields.integer("attention.head_count_kv", heads)
+    kv_heads = 1 if row.by_layer else fields.integer("attention.head_count_kv", heads)
     head_dim = fields.integer("attention.key_length")
     query_dim = head_dim if mla is None else mla.nope + rope.dimensions
     if heads % kv_heads or (mla is None and fields.integer("attention.value_length") != head_dim):
@@ -272,16 +306,19 @@ def _facts(fields: _Fields, name: str) -> Facts:
     if not divided or groups_used > groups or top_k > reachable:
         raise fields.error(f"{top_k} of {experts} experts in {groups_used} of {groups} groups")
     norm = bool(fields.flag("expert_weights_norm")) if row.norm_topk is None else row.norm_topk
+    widths = _widths(fields, layers, experts)  # first: lists of any length are compared with it
+    plain = LayerAttention(heads, kv_heads, head_dim, latent=latent)
+    attention = tuple(replace(plain, window=window) for window in _windows(fields, row, layers))
+    ropes = (rope,) * layers
+    if row.by_layer:
+        attention, ropes = _by_layer(fields, plain, rope, layers)
     return Facts(
         name=name,
         architecture=row,
         layers=layers,
         hidden=fields.integer("embedding_length"),
         vocab=_vocab(fields),
-        attention=tuple(
-            LayerAttention(heads, kv_heads, head_dim, window, latent)
-            for window in _windows(fields, row, layers)
-        ),
+        attention=attention,
         eps=fields.real("attention.layer_norm_rms_epsilon"),
         rope=rope,
         attention_scale=_attention_scale(fields, row, rope, query_dim),
@@ -293,9 +330,11 @@ def _facts(fields: _Fields, name: str) -> Facts:
         sigmoid=_sigmoid(fields),
         groups=groups,
         groups_used=groups_used,
-        widths=_widths(fields, layers, experts),
-        feed_forward=_feed_forward(fields),
+        widths=widths,
+        feed_forward=_feed_forward(fields, row),
         trained_context=fields.integer("context_length"),
+        layer_ropes=ropes,
+        softcap=fields.real("final_logit_softcapping", 0.0),
     )
 
 
@@ -337,8 +376,36 @@ def _windows(fields: _Fields, row: Architecture, layers: int) -> list[int | None
     period = row.window_period
     if not period:
         return [None] * layers
-    window = fields.integer("attention.sliding_window")
+    window = fields.integer(_WINDOW)
     return [window if (layer + 1) % period else None for layer in range(layers)]
+
+
+def _by_layer(
+    fields: _Fields, full: LayerAttention, rope: Rope, layers: int
+) -> tuple[tuple[LayerAttention, ...], tuple[Rope, ...]]:
+    """Attention and rotation of every layer: ``full`` and ``rope``, or, of a window, the _swa keys.
+
+    Keys that llama.cpp has and we never use must say so.
+    """
+    for key in ("attention.shared_kv_layers", "embedding_length_per_layer_input"):
+        if fields.integer(key, 0):
+            raise fields.error(f"{key} is not 0")
+    head_dim, window = fields.integer("attention.key_length_swa"), fields.integer(_WINDOW)
+    turning = Rope(fields.integer("rope.dimension_count_swa"), fields.real("rope.freq_base_swa"))
+    if fields.integer("attention.value_length_swa") != head_dim or turning.dimensions != head_dim:
+        raise fields.error("its attention heads contradict each other")
+    within = fields.flags("attention.sliding_window_pattern")
+    kv_heads = fields.integers("attention.head_count_kv")
+    if len(within) != layers or len(kv_heads) != layers:
+        raise fields.error(f"{len(within)} windows and {len(kv_heads)} KV heads, {layers} layers")
+    if not all(0 < count <= full.heads and full.heads % count == 0 for count in kv_heads):
+        raise fields.error("its attention heads contradict each other")
+    found = []
+    for layer, (inside, count) in enumerate(zip(within, kv_heads, strict=True)):
+        own = f"blk.{layer}.attn_v.weight" in fields.header.tensors
+        size, seen = (head_dim, window) if inside else (full.head_dim, None)
+        found.append(LayerAttention(full.heads, count, size, seen, own_values=own))
+    return tuple(found), tuple(turning if inside else rope for inside in within)
 
 
 def _sigmoid(fields: _Fields) -> bool:
@@ -386,7 +453,7 @@ def _rope(fields: _Fields) -> Rope:
 
 def _attention_scale(fields: _Fields, row: Architecture, rope: Rope, query_dim: int) -> float:
     """1 / sqrt(head size), times (0.1 mscale_all_dim ln(factor) + 1)^2 in deepseek2."""
-    scale = 1.0 / math.sqrt(query_dim)
+    scale = row.attention_scale or 1.0 / math.sqrt(query_dim)
     if not row.mla:
         return scale
     spread = math.log(1.0 / rope.scale)
@@ -397,8 +464,8 @@ def _attention_scale(fields: _Fields, row: Architecture, rope: Rope, query_dim: 
     return scale * magnitude * magnitude
 
 
-def _feed_forward(fields: _Fields) -> int:
-    dense = fields.integer("leading_dense_block_count", 0)
+def _feed_forward(fields: _Fields, row: Architecture) -> int:
+    dense = row.dense_beside or fields.integer("leading_dense_block_count", 0)
     return fields.integer("feed_forward_length") if dense else 0
 
 
@@ -461,6 +528,12 @@ class _Fields:
         if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, np.integer):
             raise self.error(f"{key} is not a list of numbers")
         return [int(item) for item in value.tolist()]
+
+    def flags(self, key: str) -> list[bool]:
+        value = self._value(key)
+        if not isinstance(value, np.ndarray) or value.dtype != np.bool_:
+            raise self.error(f"{key} is not a list of true and false")
+        return [bool(item) for item in value.tolist()]
 
     def real(self, key: str, default: float | None = None) -> float:
         value = self._value(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from tenp_edge.planning.memory_table import kv_bytes
 from tenp_edge.runtime.ggml.model import PerExpertModel
 from tenp_edge.runtime.llamacpp.model import LlamaCppModel
 from tenp_edge.runtime.memory.footprint import MemoryRun, cache_places
-from tenp_edge.runtime.memory.peak import predict_peak
+from tenp_edge.runtime.memory.peak import measure_peak_rss, predict_peak
 from tenp_edge.runtime.session import Session
 
 CONTEXT, UBATCH = 1024, 64
@@ -96,3 +97,10 @@ def test_the_predicted_cache_is_the_runtimes(
     full, ring = cache_places(context, None, ubatch), cache_places(context, 16, ubatch)
     row = 2 * 2 * 32 * 2  # keys and values of two heads of 32, F16
     assert wanted == row * (full + 2 * ring)
+
+
+@pytest.mark.parametrize("layout", SESSIONS)
+def test_the_peak_is_not_above_the_prediction(directory: Path, layout: str) -> None:
+    run, file = MemoryRun(CONTEXT, UBATCH, "F16", 1), directory / f"{layout}.gguf"
+    measured = measure_peak_rss(file, **asdict(run), prompt_tokens=CONTEXT)
+    assert measured <= predict_peak(file, run).total_bytes <= measured + 4 * 2**20
