@@ -67,7 +67,7 @@ def run_compress(
     """
     checkpoint = Checkpoint(model)
     if checkpoint.left_out:
-        progress.note(f"{checkpoint.left_out_text} are left out")
+        progress.note(f"left out: {checkpoint.left_out_text}")
     request = CompressRequest(checkpoint, output, options, progress)
     request.require_disk()
     with one_writer(output):
