@@ -169,11 +169,11 @@ def test_caches_are_llamacpps(
 WIDE = {"hidden_size": 256, "num_hidden_layers": 2}
 
 
-def wide(directory: Path, family: str, width: int = 512) -> Checkpoint:
+def wide(directory: Path, family: str, width: int = 512, **more: int) -> Checkpoint:
     config = read_config(tiny.CONFIGS[family], FAMILIES)
     row, keys = config.raw, config.family
     top_k = next(key for key in ("moe_k", "num_experts_per_tok", "top_k_experts") if key in row)
-    changes = WIDE | {keys.experts_key: 4, keys.width_key: width, top_k: 2}
+    changes = WIDE | {keys.experts_key: 4, keys.width_key: width, top_k: 2} | more
     if "layer_types" in row:
         changes["layer_types"] = row["layer_types"][: WIDE["num_hidden_layers"]]
     return Checkpoint(tiny.make(directory, family, **changes))
@@ -213,8 +213,10 @@ def test_fallback_types_are_llamacpps(quant: str, tmp_path: Path) -> None:
     "kind", ["IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "MXFP4"]
 )
 def test_few_bits_are_llamacpps(kind: str, tmp_path: Path) -> None:
-    """Experts whose gate and up are in the type and whose down is in another."""
-    source = ModelSource(wide(tmp_path / "model", "qwen3_moe", 256))
+    """Experts whose gate and up are in the type and whose down is in another; three of one layer,
+    since these types take seconds to encode."""
+    few = {"num_hidden_layers": 1, "num_experts": 3}
+    source = ModelSource(wide(tmp_path / "model", "qwen3_moe", 256, **few))
     rules = (rf"ffn_(gate|up)_exps={kind}", "ffn_down_exps=Q5_K")
     for layout in ("per-expert", "merged"):
         options = ExportOptions("Q4_0", layout, tensor_types=rules)
