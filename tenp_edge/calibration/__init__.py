@@ -5,5 +5,5 @@ what is collected    statistics (sums), elimination and order_priors (orders of 
 who watches a layer  expert_observer, input_observer
 the run              collect, held_out, coverage
 on disk              storage, statistics_checks, merging
-made of it           imatrix, activation_ranges
+made of it           imatrix, activation_ranges (measured by range_measuring)
 """

@@ -106,6 +106,12 @@ class StoredWeight:
         rules = self.layout.rules(shape[1:])
         return {part: _stacked(shape[0], rule) for part, rule in rules.items()}
 
+    @property
+    def row_step(self) -> int:
+        """Rows that must be decoded together; 0 where all must."""
+        rows = [self.rules[part].rows for part in self.tensors]
+        return max(rows) if rows[0] else 0
+
     def parts(self) -> Iterator[tuple[str, PartRule]]:
         """(tensor, rule) of every part that is there."""
         rules = self.rules

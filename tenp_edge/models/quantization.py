@@ -46,7 +46,7 @@ def quantised_layouts(raw: Mapping[str, Any]) -> tuple[Layout, ...]:
         return ()
     config = stated if isinstance(stated, dict) else {"quant_method": stated}
     method = config.get("quant_method")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         reason = _REASONS.get(str(method), "this layout is not known")
         raise _refused(str(method or "unknown"), reason)
     return METHODS[method](config)
@@ -76,16 +76,20 @@ def _refused(what: str, reason: str) -> UserError:
     )
 
 
+def _malformed(key: str, value: Any, wanted: str) -> UserError:
+    return UserError(
+        f"config.json: {key} is {repr(value)[:60]}, not {wanted}",
+        "the config.json that belongs to the checkpoint",
+    )
+
+
 def _size(config: Mapping[str, Any], key: str, default: int | None) -> int | None:
     """A number of columns; None for -1, which stands for all."""
     value = config.get(key, default)
     if value in (None, -1):
         return None
     if type(value) is not int or value < 1:
-        raise UserError(
-            f"config.json: quantization_config.{key} is {value!r}, not a number above zero",
-            "the config.json that belongs to the checkpoint",
-        )
+        raise _malformed(f"quantization_config.{key}", value, "a number above zero")
     return value
 
 
@@ -117,10 +121,7 @@ def _block(stated: Any) -> tuple[int, int] | None:
         return None
     is_pair = isinstance(stated, list | tuple) and len(stated) == 2
     if not is_pair or not all(type(size) is int and size > 0 for size in stated):
-        raise UserError(
-            f"config.json: the blocks of quantization_config are {stated!r}, not two sizes",
-            "the config.json that belongs to the checkpoint",
-        )
+        raise _malformed("quantization_config's size of blocks", stated, "two numbers above zero")
     return stated[0], stated[1]
 
 
@@ -167,25 +168,31 @@ def _awq(config: Mapping[str, Any]) -> tuple[Layout, ...]:
 
 def _compressed(config: Mapping[str, Any]) -> tuple[Layout, ...]:
     """A layout for each group of modules; the tensors say which module is of which."""
-    sparsity = (config.get("sparsity_config") or {}).get("format")
+    sparsity = _section(config, "sparsity_config").get("format")
     if sparsity not in (None, "dense"):
         raise _refused(f"compressed-tensors, {sparsity}", "the zeros that it left out are not read")
     if config.get("transform_config"):
         raise _refused("compressed-tensors, transform_config", "rotated weights are not read")
-    groups = config.get("config_groups")
-    if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
-        raise UserError(
-            "config.json: quantization_config has no config_groups",
-            "the config.json that belongs to the checkpoint",
-        )
-    return tuple(_group(config, group) for group in groups.values() if group.get("weights"))
+    stated = _section(config, "config_groups")
+    if not stated:
+        raise _malformed("quantization_config.config_groups", stated, "the groups of modules")
+    groups = [_section(stated, name) for name in stated]
+    return tuple(_group(config, group) for group in groups if group.get("weights"))
+
+
+def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The object ``key`` of quantization_config, empty where there is none."""
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise _malformed(f"quantization_config: {key}", value, "an object")
+    return value
 
 
 def _group(config: Mapping[str, Any], group: Mapping[str, Any]) -> Layout:
     name = group.get("format") or config.get("format")
-    if name not in _FORMATS:
+    if not isinstance(name, str) or name not in _FORMATS:
         raise _refused(f"compressed-tensors, {name}", "this format is not known")
-    return _FORMATS[name](group["weights"])
+    return _FORMATS[name](_section(group, "weights"))
 
 
 def _integers(weights: Mapping[str, Any]) -> Layout:

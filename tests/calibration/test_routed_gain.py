@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny
-from tenp_edge.calibration.layer_observer import norms_of
 
+from tenp_edge.calibration.expert_observer import norms_of
 from tenp_edge.calibration.routed_gain import RoutedGain
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource

@@ -67,6 +67,17 @@ def test_rows_are_read_alone(stored: Stored) -> None:
         assert torch.equal(checkpoint.read_rows(name, start, stop), whole[start:stop])
 
 
+def test_decoding_in_pieces_changes_nothing(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, expert = "model.layers.0.self_attn.q_proj.weight", Checkpoint(stored[1]).expert(0, 1)
+    whole = Checkpoint(stored[1]).read(name)
+    monkeypatch.setattr("tenp_edge.checkpoint.files._DECODED_AT_ONCE", 1)
+    assert torch.equal(Checkpoint(stored[1]).read(name), whole)
+    again = Checkpoint(stored[1]).expert(0, 1)
+    assert all(torch.equal(getattr(again, n), getattr(expert, n)) for n in ("gate", "up", "down"))
+
+
 def test_inspect_counts_what_is_stored(stored: Stored, original: Path) -> None:
     name, model, _ = stored
     layout, summary, before = LAYOUTS[name], inspect_model(model), inspect_model(original)

@@ -69,7 +69,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     ),
     (
         {"quant_method": "fp8", "weight_block_size": 128},
-        "config.json: the blocks of quantization_config are 128, not two sizes",
+        "config.json: quantization_config's size of blocks is 128, not two numbers above zero",
         BELONGS,
     ),
     (
@@ -85,8 +85,18 @@ REFUSED: list[tuple[Any, str, str]] = [
     ),
     (
         compressed(config_groups=None),
-        "config.json: quantization_config has no config_groups",
+        "config.json: quantization_config.config_groups is {}, not the groups of modules",
         BELONGS,
+    ),
+    (
+        compressed(config_groups={"group_0": [1]}),
+        "config.json: quantization_config: group_0 is [1], not an object",
+        BELONGS,
+    ),
+    (
+        {"quant_method": ["fp8"]},
+        "the checkpoint is quantised (['fp8']): this layout is not known",
+        KNOWN,
     ),
     (
         compressed(sparsity_config={"format": "sparse-24-bitmask"}),
@@ -197,6 +207,16 @@ def test_damaged(layout: str, change: Change, message: str, hint: str, model: Pa
     quantise(model, LAYOUTS[layout])
     edit_tensors(model, change)
     assert refusal(lambda: inspect_model(model)) == (message, hint)
+
+
+def test_a_group_that_is_not_there(model: Path) -> None:
+    """What a weight's own numbers say wrongly is found when it is read."""
+    quantise(model, LAYOUTS["gptq"])
+    edit_tensors(model, lambda tensors: tensors[f"{Q}.g_idx"].fill_(7))
+    assert refusal(lambda: Checkpoint(model).read(f"{Q}.weight")) == (
+        "a quantised weight's g_idx goes from 7 to 7, the weight has 2 groups",
+        "download the checkpoint again",
+    )
 
 
 def test_biases_of_zeros_are_none(model: Path) -> None:

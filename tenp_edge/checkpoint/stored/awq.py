@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tenp_edge.checkpoint.stored.numbers import words_to_codes
+from tenp_edge.checkpoint.stored.numbers import group_of, words_to_codes
 
 _BITS = 4
 # Where in a word of eight, counted from the lowest bits, output 0, 1, 2, ... of the eight lies.
@@ -23,8 +23,8 @@ def decode_awq(
 ) -> torch.Tensor:
     """codes [columns, words], zero [groups, words], scale [groups, rows]."""
     rows, columns = shape
-    group = torch.arange(columns) // (facts["group"] or columns)
     codes, zero = (_outputs(parts[name])[:, :rows] for name in ("codes", "zero"))
+    group = group_of(columns, facts["group"], len(zero), None)
     values = (codes - zero[group]).float() * parts["scale"].float()[group]
     return values.T.contiguous()
 

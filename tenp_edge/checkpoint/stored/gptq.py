@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tenp_edge.checkpoint.stored.numbers import words_to_codes
+from tenp_edge.checkpoint.stored.numbers import group_of, words_to_codes
 
 
 def decode_gptq(
@@ -21,7 +21,6 @@ def decode_gptq(
     (rows, columns), bits = shape, facts["bits"]
     codes = words_to_codes(parts["codes"].T.contiguous(), bits)[:, :columns]
     zero = words_to_codes(parts["zero"], bits)[:, :rows] + facts["shift"]
-    order = parts.get("order")
-    group = torch.arange(columns) // (facts["group"] or columns) if order is None else order.long()
+    group = group_of(columns, facts["group"], len(zero), parts.get("order"))
     values: torch.Tensor = (codes - zero.T[:, group]).float()
     return values.mul_(parts["scale"].float().T[:, group])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from tenp_edge.errors import UserError
+
 _WORD_BITS = 32
 _E8M0_BIAS = 127
 # FP4, E2M1: the codes 0 to 7, then the same below zero (OCP Microscaling Formats 1.0, 5.3.3).
@@ -29,6 +31,24 @@ def words_to_codes(words: torch.Tensor, bits: int) -> torch.Tensor:
     """int32 [..., n] -> int32 [..., n * 32 / bits]: unsigned codes, the lowest bits first."""
     shifts = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32)
     return (words.unsqueeze(-1) >> shifts & (1 << bits) - 1).flatten(-2)
+
+
+def group_of(
+    columns: int, group: int | None, groups: int, order: torch.Tensor | None
+) -> torch.Tensor:
+    """[columns]: which of the ``groups`` each is in; ``order`` says it where it is there.
+
+    Raises UserError where it names one that is not there.
+    """
+    if order is None or bool((order == -1).all()):  # as compressed-tensors marks that there is none
+        return torch.arange(columns) // (group or columns)
+    if int(order.min()) < 0 or int(order.max()) >= groups:
+        raise UserError(
+            f"a quantised weight's g_idx goes from {int(order.min())} to {int(order.max())}, "
+            f"the weight has {groups} groups",
+            "download the checkpoint again",
+        )
+    return order.long()
 
 
 def rounded(values: torch.Tensor, to: str | None, scale: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tenp_edge.checkpoint.stored.numbers import rounded, words_to_codes
+from tenp_edge.checkpoint.stored.numbers import group_of, rounded, words_to_codes
 
 
 def decode_packed(
@@ -24,14 +24,7 @@ def decode_packed(
     zero = torch.full((1, 1), 1 << bits - 1)
     if "zero" in parts:
         zero = words_to_codes(parts["zero"].T.contiguous(), bits)[:, :rows].T
-    group = _group_of(columns, facts["group"], parts.get("order"))
+    group = group_of(columns, facts["group"], scale.shape[1], parts.get("order"))
     zeros = zero[:, group] if zero.shape[1] > 1 else zero
     scales = scale[:, group] if scale.shape[1] > 1 else scale
     return rounded((codes - zeros).float() * scales.float(), facts["rounds_to"], scale)
-
-
-def _group_of(columns: int, group: int | None, order: torch.Tensor | None) -> torch.Tensor:
-    """[columns]: which group each is in. An order of -1 everywhere means none."""
-    if order is not None and bool((order >= 0).all()):
-        return order.long()
-    return torch.arange(columns) // (group or columns)

@@ -19,7 +19,7 @@ _TOLD_BY_TENSORS = frozenset(
 
 
 class Fields:
-    """Metadata by key, each with its type and range checked."""
+    """The metadata of one file; ``prefix``: its architecture, before most keys."""
 
     def __init__(self, header: Header) -> None:
         self.header, self.prefix = header, ""

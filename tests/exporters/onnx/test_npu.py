@@ -16,7 +16,8 @@ from support.onnx_directories import ragged_source, torch_logits
 from support.references import reference_model
 from support.static_graphs import BATCH, LENGTH, PAST, in_chunks, left_padded
 
-from tenp_edge.calibration.activation_ranges import Ranges, Span, load_ranges, measure_ranges
+from tenp_edge.calibration.activation_ranges import Ranges, Span, load_ranges
+from tenp_edge.calibration.range_measuring import measure_ranges
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
