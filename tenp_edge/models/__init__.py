@@ -16,20 +16,12 @@ from tenp_edge.models import (
     qwen3_moe,
     qwen3_vl_moe,
 )
-from tenp_edge.models.config import EXPERT_KEYS, read_config
-from tenp_edge.models.expected_tensors import expected_tensors
-from tenp_edge.models.family import (
-    MLA,
-    PROJECTIONS,
-    Family,
-    ModelConfig,
-    Part,
-    Rope,
-    Shape,
-    TensorSpec,
-    VisionFacts,
-)
+from tenp_edge.models.config.assembly import read_config
+from tenp_edge.models.config.keys import EXPERT_KEYS
+from tenp_edge.models.family import Family
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.model_config import MLA, PROJECTIONS, ModelConfig, Rope, VisionFacts
+from tenp_edge.models.tensors import Part, Shape, TensorSpec, expected_tensors
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.model_type: module.FAMILY

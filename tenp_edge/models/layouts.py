@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from tenp_edge.models.family import Part, Shape
+from tenp_edge.models.tensors import Part, Shape
 
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 

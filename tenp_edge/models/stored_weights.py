@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tenp_edge.disk import read_range
-from tenp_edge.models.expected_tensors import expected_tensors
-from tenp_edge.models.family import ModelConfig, Part, Shape
 from tenp_edge.models.layouts import PLAIN, Layout, StoredWeight
+from tenp_edge.models.model_config import ModelConfig
 from tenp_edge.models.quantization import is_of_activations
 from tenp_edge.models.safetensors_header import StoredTensor
+from tenp_edge.models.tensors import Part, Shape, expected_tensors
 
 
 @dataclass(frozen=True)

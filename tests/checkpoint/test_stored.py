@@ -9,7 +9,8 @@ import pytest
 import torch
 from support import tiny
 from support.plans import ragged_plan
-from support.quantised import LAYOUTS, Tensors, quantise
+from support.quantised import LAYOUTS, quantise
+from support.quantised_codes import Tensors
 from support.stored_layouts import stack_experts
 
 from tenp_edge.checkpoint.files import Checkpoint

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.spans import Span
 from tenp_edge.runtime.ggml.weights import Cache, Weights
-from tenp_edge.runtime.gguf.model_metadata import Facts, Mla
+from tenp_edge.runtime.gguf.attention_facts import Mla
+from tenp_edge.runtime.gguf.model_metadata import Facts
 
 
 @dataclass(frozen=True)

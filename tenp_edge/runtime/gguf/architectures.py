@@ -1,4 +1,4 @@
-"""The architectures that our runtime computes, as a table: how llama.cpp computes each."""
+"""How llama.cpp computes the architectures that we run: rows of a table."""
 
 from __future__ import annotations
 

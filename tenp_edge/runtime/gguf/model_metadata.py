@@ -9,57 +9,27 @@ docs/formats/gguf-per-expert.md.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.runtime.gguf.architectures import ARCHITECTURES, Architecture
+from tenp_edge.runtime.gguf.attention_facts import (
+    Mla,
+    attention_by_layer,
+    attention_scale,
+    layer_windows,
+    read_mla,
+)
 from tenp_edge.runtime.gguf.fields import LARGEST, Fields
-from tenp_edge.runtime.gguf.header import Header, Value
-from tenp_edge.runtime.gguf.yarn import frequency_divisors
+from tenp_edge.runtime.gguf.header import Header
+from tenp_edge.runtime.gguf.layout import LAYOUT, OWN, STACKED
+from tenp_edge.runtime.gguf.rope_facts import Rope, check_sections, read_rope
 
-LAYOUT = "per-expert"
-# Before the architecture's name in a per-expert file. No other program knows such a name, so it
-# says so at once, instead of missing a tensor of the architecture that it thinks it knows.
-OWN = "tenp-"
-# Whether YaRN's range is rounded: llama.cpp always does.
-YARN_TRUNCATE = "rope.scaling.yarn_truncate"
-STACKED = ("merged", "padded")
 _VERSION = 1
 _SOFTMAX, _SIGMOID = 1, 2
-_WINDOW = "attention.sliding_window"
-_FREQUENCY_SCALED = ("linear", "yarn")
-_BETA_FAST, _BETA_SLOW = 32.0, 1.0  # YaRN's, in llama.cpp
 # What llama.cpp has room for.
 _LLAMA_LAYERS = _LLAMA_EXPERTS = 512
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Arguments of ggml_rope_ext, as llama.cpp derives them; ``divisors``: of each frequency, where
-    ggml cannot compute them by itself."""
-
-    dimensions: int
-    base: float
-    scale: float = 1.0
-    original_context: int = 0
-    ext_factor: float = 0.0
-    attention_factor: float = 1.0
-    beta_fast: float = _BETA_FAST
-    beta_slow: float = _BETA_SLOW
-    divisors: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Mla:
-    """Multi-head latent attention: the cache holds ``kv_rank`` + rope values per token."""
-
-    q_rank: int
-    kv_rank: int
-    nope: int
-    value: int
 
 
 @dataclass(frozen=True)
@@ -94,15 +64,9 @@ class Facts:
     stacked: int = 0
 
 
-def is_per_expert(fields: Mapping[str, Value]) -> bool:
-    """Whether a file with these fields is for our runtime; others are llama.cpp's."""
-    layout = fields.get("tenp.layout")
-    return isinstance(layout, str) and layout == LAYOUT
-
-
-def is_ours(fields: Mapping[str, Value]) -> bool:
-    """Whether a file with these fields says that tenp-edge wrote it, in any layout."""
-    return fields.get("tenp.layout") is not None
+def read_facts(header: Header) -> Facts:
+    """The model of ``header``. Raises UserError when it is not one that we can run."""
+    return _read(header, (LAYOUT,))[0]
 
 
 def read_stacked(header: Header) -> Facts:
@@ -153,11 +117,6 @@ def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
     )
 
 
-def read_facts(header: Header) -> Facts:
-    """The model of ``header``. Raises UserError when it is not one that we can run."""
-    return _read(header, (LAYOUT,))[0]
-
-
 def _read(header: Header, layouts: tuple[str, ...]) -> tuple[Facts, Fields]:
     fields = Fields(header)
     version = fields.integer("tenp.version")
@@ -178,8 +137,8 @@ def _read(header: Header, layouts: tuple[str, ...]) -> tuple[Facts, Fields]:
 
 def _facts(fields: Fields, name: str) -> Facts:
     row = ARCHITECTURES[name]
-    mla = _mla(fields) if row.mla else None
-    rope = _rope(fields)
+    mla = read_mla(fields) if row.mla else None
+    rope = read_rope(fields)
     heads = fields.integer("attention.head_count")
     kv_heads = 1 if row.by_layer else fields.integer("attention.head_count_kv", heads)
     head_dim = fields.integer("attention.key_length")
@@ -190,7 +149,7 @@ def _facts(fields: Fields, name: str) -> Facts:
         raise fields.error(f"rope.dimension_count is {rope.dimensions}, a head has {query_dim}")
     layers, experts = fields.integer("block_count"), fields.integer("expert_count")
     if row.sections:
-        _check_sections(fields, rope, layers)
+        check_sections(fields, rope, layers)
     latent = 0 if mla is None else mla.kv_rank + rope.dimensions
     top_k, groups = fields.integer("expert_used_count"), fields.integer("expert_group_count", 1)
     groups_used = fields.integer("expert_group_used_count", groups)
@@ -202,10 +161,12 @@ def _facts(fields: Fields, name: str) -> Facts:
     norm = bool(fields.flag("expert_weights_norm")) if row.norm_topk is None else row.norm_topk
     widths = _widths(fields, layers, experts)  # first: lists of any length are compared with it
     plain = LayerAttention(heads, kv_heads, head_dim, latent=latent)
-    attention = tuple(replace(plain, window=window) for window in _windows(fields, row, layers))
+    attention = tuple(
+        replace(plain, window=window) for window in layer_windows(fields, row, layers)
+    )
     ropes = (rope,) * layers
     if row.by_layer:
-        attention, ropes = _by_layer(fields, plain, rope, layers)
+        attention, ropes = attention_by_layer(fields, plain, rope, layers)
     return Facts(
         name=name,
         architecture=row,
@@ -215,7 +176,7 @@ def _facts(fields: Fields, name: str) -> Facts:
         attention=attention,
         eps=fields.real("attention.layer_norm_rms_epsilon"),
         rope=rope,
-        attention_scale=_attention_scale(fields, row, rope, query_dim),
+        attention_scale=attention_scale(fields, row, rope, query_dim),
         mla=mla,
         experts=experts,
         top_k=top_k,
@@ -232,17 +193,6 @@ def _facts(fields: Fields, name: str) -> Facts:
     )
 
 
-def _check_sections(fields: Fields, rope: Rope, layers: int) -> None:
-    """What only pictures need, and llama.cpp takes as it is. For a text all positions are one."""
-    sections = fields.integers("rope.dimension_sections")
-    deepstack = fields.integer("n_deepstack_layers", 0)
-    half, total = rope.dimensions // 2, sum(sections)
-    if len(sections) != 4 or min(sections) < 0 or not half <= total <= rope.dimensions:
-        raise fields.error(f"rope.dimension_sections are {sections}, half a head is {half}")
-    if deepstack > layers:
-        raise fields.error(f"{deepstack} of its {layers} layers take pictures")
-
-
 def _vocab(fields: Fields) -> int:
     """Rows of the embedding: the tensor says it in every architecture."""
     embedding = fields.header.tensors.get("token_embd.weight")
@@ -251,111 +201,11 @@ def _vocab(fields: Fields) -> int:
     return embedding.shape[1]
 
 
-def _mla(fields: Fields) -> Mla:
-    rope = fields.integer("rope.dimension_count")
-    key, rank = fields.integer("attention.key_length_mla"), fields.integer("attention.kv_lora_rank")
-    value = fields.integer("attention.value_length", rank)
-    if key <= rope or fields.integer("attention.key_length") != rank + rope or value != rank:
-        raise fields.error("its latent attention sizes contradict each other")
-    return Mla(
-        q_rank=fields.integer("attention.q_lora_rank", 0),
-        kv_rank=rank,
-        nope=key - rope,
-        value=fields.integer("attention.value_length_mla"),
-    )
-
-
-def _windows(fields: Fields, row: Architecture, layers: int) -> list[int | None]:
-    """The window of each layer: llama.cpp's period, every so many layers one looks at all."""
-    period = row.window_period
-    if not period:
-        return [None] * layers
-    window = fields.integer(_WINDOW)
-    return [window if (layer + 1) % period else None for layer in range(layers)]
-
-
-def _by_layer(
-    fields: Fields, full: LayerAttention, rope: Rope, layers: int
-) -> tuple[tuple[LayerAttention, ...], tuple[Rope, ...]]:
-    """Attention and rotation of every layer: ``full`` and ``rope``, or, of a window, the _swa keys.
-
-    Keys that llama.cpp has and we never use must say so.
-    """
-    for key in ("attention.shared_kv_layers", "embedding_length_per_layer_input"):
-        if fields.integer(key, 0):
-            raise fields.error(f"{key} is not 0")
-    head_dim, window = fields.integer("attention.key_length_swa"), fields.integer(_WINDOW)
-    turning = Rope(fields.integer("rope.dimension_count_swa"), fields.real("rope.freq_base_swa"))
-    if fields.integer("attention.value_length_swa") != head_dim or turning.dimensions != head_dim:
-        raise fields.error("its attention heads contradict each other")
-    within = fields.flags("attention.sliding_window_pattern")
-    kv_heads = fields.integers("attention.head_count_kv")
-    if len(within) != layers or len(kv_heads) != layers:
-        raise fields.error(f"{len(within)} windows and {len(kv_heads)} KV heads, {layers} layers")
-    if not all(0 < count <= full.heads and full.heads % count == 0 for count in kv_heads):
-        raise fields.error("its attention heads contradict each other")
-    found = []
-    for layer, (inside, count) in enumerate(zip(within, kv_heads, strict=True)):
-        own = f"blk.{layer}.attn_v.weight" in fields.header.tensors
-        size, seen = (head_dim, window) if inside else (full.head_dim, None)
-        found.append(LayerAttention(full.heads, count, size, seen, own_values=own))
-    return tuple(found), tuple(turning if inside else rope for inside in within)
-
-
 def _sigmoid(fields: Fields) -> bool:
     kind = fields.integer("expert_gating_func", _SOFTMAX)
     if kind not in (_SOFTMAX, _SIGMOID):
         raise fields.error(f"expert_gating_func is {kind}; 1 (softmax) and 2 (sigmoid) are known")
     return kind == _SIGMOID
-
-
-def _rope(fields: Fields) -> Rope:
-    """YaRN as llama.cpp does it: ggml scales the rotation by 1 + 0.1 ln(factor) on its own, so the
-    attention factor cancels that where latent attention scales the scores instead."""
-    dimensions = fields.integer("rope.dimension_count")
-    base = fields.real("rope.freq_base")
-    kind = fields.text("rope.scaling.type", "none")
-    wanted = fields.real("rope.scaling.attn_factor", 1.0)
-    if kind == "none":
-        return Rope(dimensions, base, attention_factor=wanted)
-    factor = fields.real("rope.scaling.factor")
-    if kind not in _FREQUENCY_SCALED or not factor >= 1.0:
-        raise fields.error(f"rope scaling '{kind}' by {factor:g} is not known")
-    if kind == "linear":
-        return Rope(dimensions, base, scale=1.0 / factor, attention_factor=wanted)
-    magnitude = 1.0 + 0.1 * math.log(factor)
-    if not fields.flag(YARN_TRUNCATE, True):
-        original = fields.integer("rope.scaling.original_context_length")
-        own = frequency_divisors(
-            dimensions, base, factor, original, _BETA_FAST, _BETA_SLOW, truncate=False
-        )
-        return Rope(
-            dimensions, base, attention_factor=wanted * magnitude, divisors=tuple(own.tolist())
-        )
-    cancelled = fields.real("rope.scaling.yarn_log_multiplier", 0.0) != 0.0
-    return Rope(
-        dimensions,
-        base,
-        scale=1.0 / factor,
-        original_context=fields.integer("rope.scaling.original_context_length"),
-        ext_factor=1.0,
-        attention_factor=wanted / magnitude if cancelled else wanted,
-        beta_fast=fields.real("rope.scaling.yarn_beta_fast", _BETA_FAST),
-        beta_slow=fields.real("rope.scaling.yarn_beta_slow", _BETA_SLOW),
-    )
-
-
-def _attention_scale(fields: Fields, row: Architecture, rope: Rope, query_dim: int) -> float:
-    """1 / sqrt(head size), times (0.1 mscale_all_dim ln(factor) + 1)^2 in deepseek2."""
-    scale = row.attention_scale or 1.0 / math.sqrt(query_dim)
-    if not row.mla:
-        return scale
-    spread = math.log(1.0 / rope.scale)
-    original = rope.attention_factor * (1.0 + 0.1 * spread)
-    # The file holds 0.1 mscale_all_dim.
-    multiplier = fields.real("rope.scaling.yarn_log_multiplier", 0.0)
-    magnitude = original * (1.0 + multiplier * spread)
-    return scale * magnitude * magnitude
 
 
 def _feed_forward(fields: Fields, row: Architecture) -> int:

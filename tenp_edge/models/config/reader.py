@@ -1,4 +1,4 @@
-"""Values of config.json, each with its type and range checked."""
+"""Values of config.json by key, each with its type and range checked; the errors that name them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tenp_edge.errors import UserError
 from tenp_edge.models.family import Family
 
 BELONGS = "the config.json that belongs to the checkpoint"
-# No model has more; what is built per layer and expert stays small whatever a file says.
+# No model has more.
 MOST = 2**31 - 1
 _MOST_REAL = 3e38  # What a float32 holds: files store these numbers as such.
 _SHOWN = 60
 
 
-class Reader:
+class ConfigReader:
     """Looks a key up in config.json, then in the family's defaults, then refuses."""
 
     def __init__(self, raw: Mapping[str, Any], family: Family) -> None:
@@ -46,7 +46,7 @@ class Reader:
         """A finite number above zero; ``zero`` is legal where it is said."""
         return finite(key, self.value(key, default=default), zero=zero)
 
-    def with_values(self, values: Mapping[str, Any]) -> Reader:
+    def with_values(self, values: Mapping[str, Any]) -> ConfigReader:
         """The same with ``values`` in the place of what config.json says."""
         made = copy(self)
         made.raw = {**self.raw, **values}
@@ -86,3 +86,8 @@ def malformed(key: str, value: Any, wanted: str) -> UserError:
 def contradiction(what: str) -> UserError:
     """The error for a config.json whose values exclude one another."""
     return UserError(f"config.json contradicts itself: {what}", BELONGS)
+
+
+def refuse(what: str, supported: object) -> UserError:
+    """The error for a config value that is not understood."""
+    return UserError(f"config.json: {what} is not supported", f"supported: {supported}")

@@ -1,11 +1,34 @@
-"""Every tensor that a model must have: names, shapes and roles, from its config alone."""
+"""The tensors that a model must have: names, shapes and roles, from its config.
+
+`expected_tensors` is what the reader checks a checkpoint against, what `inspect` counts and what
+exporters map to their own names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-from tenp_edge.models.family import PROJECTIONS, ModelConfig, Part, Shape, TensorSpec
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.model_config import PROJECTIONS, ModelConfig
+
+Part = Literal[
+    "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
+]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor the model must have: its on-disk name, shape, role, and where it sits."""
+
+    name: str
+    shape: Shape
+    role: str
+    part: Part
+    layer: int | None = None
+    expert: int | None = None
 
 
 def expected_tensors(

@@ -1,0 +1,1 @@
+"""config.json -> `ModelConfig`: one file for each thing that it says."""
