@@ -79,7 +79,8 @@ def load_seconds(graph: Path, options: str = "defaults") -> dict[str, float]:
     return found
 
 
-def _load(graph: Path, options: str) -> dict[str, float]:
+def load(graph: Path, options: str = "defaults") -> dict[str, float]:
+    """CPU seconds, and growth of the peak memory, of this process as it opens ``graph``."""
     import onnxruntime
 
     chosen = onnxruntime.SessionOptions()
@@ -138,7 +139,7 @@ def main() -> None:
     add_record_flag(parser)
     args = parser.parse_args()
     if args.load:
-        print(json.dumps(_load(args.load, args.options[0])))
+        print(json.dumps(load(args.load, args.options[0])))
     else:
         made = table(args.dir, args.layers, args.experts, args.blocks, args.options)
         write_record(args.record, loading=made)

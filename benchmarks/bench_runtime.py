@@ -1,11 +1,13 @@
 """Speed of the per-expert runtime against stock llama.cpp on the unpruned model, same threads.
 
     python benchmarks/bench_runtime.py --threads 2 --types Q8_0 Q4_0 Q4_K
+    python benchmarks/bench_runtime.py --shape gpt_oss --layers 2 --types Q8_0
 
-Random weights in the shapes of Qwen3-MoE (hidden 2048, 64 experts of width 768, top-8). For each
-type: ``full`` merged in llama.cpp; ``uniform``, the same widths per expert in ours; ``ragged``, 26
-experts at 768 and 38 at 256 in ours. Rounds alternate between the models, so that a slow minute
-hits all of them: a ratio is the median over the rounds, a round's decode the median of its tokens.
+Random weights in the shapes of Qwen3-MoE (hidden 2048, 64 experts of width 768, top-8), or of
+another family in SHAPES. For each type: ``full`` merged in llama.cpp; ``uniform``, the same widths
+per expert in ours; ``ragged``, 26 of 64 experts at the full width and the rest at a third in ours.
+Rounds alternate between the models, so that a slow minute hits all of them: a ratio is the median
+over the rounds, a round's decode the median of its tokens.
 Ideal speed-ups are ratios of active bytes (decode) and of multiplications (prefill); which experts
 the random routers prefer moves both a little. --files keeps the files (5.8 GB for Q8_0 and Q4_K)
 for the next call.
@@ -21,24 +23,48 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from published_configs import PUBLISHED
 from records import Table, add_record_flag, write_record
 
-from tenp_edge.exporters.gguf.fields import f32, header, padded, text, u32, u32s
+from tenp_edge.exporters.gguf.fields import header, padded, text
+from tenp_edge.exporters.gguf.layout import entries
+from tenp_edge.exporters.gguf.metadata import Recipe, model_fields
 from tenp_edge.exporters.gguf.quantiser import quantize_rows
+from tenp_edge.exporters.gguf.recipes import TypeRecipe
+from tenp_edge.exporters.gguf.types import legal_type
+from tenp_edge.models import FAMILIES, ModelConfig, read_config
 from tenp_edge.runtime.gguf.header import GGML_TYPES
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.session import Session
 
-HIDDEN, EXPERTS, TOP_K, WIDTH, NARROW, WIDE_EXPERTS = 2048, 64, 8, 768, 256, 26
 MODELS = ("full", "uniform", "ragged")
-HEADS, KV_HEADS, HEAD_DIM, VOCAB = 16, 4, 128, 32000
+WIDE_SHARE = 26 / 64  # of the experts of ``ragged``; the others have a third of the width
+_VOCAB: dict[str, Any] = {"vocab_size": 32000, "tie_word_embeddings": False}
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+        "max_position_embeddings": 4096,
+        "rope_theta": 1e6,
+        **_VOCAB,
+    },
+    "gpt_oss": PUBLISHED["openai/gpt-oss-20b"][1] | {"layer_types": None, **_VOCAB},
+}
 _TYPE_IDS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
 Tensor = tuple[str, tuple[int, ...], str]
 
@@ -66,12 +92,12 @@ def main() -> None:
     results: list[Speeds] = []
     if arguments.make_files:
         for kind in arguments.types:
-            _make_files(kind, arguments.files, arguments.layers)
+            _make_files(arguments.shape, kind, arguments.files, arguments.layers)
         return
     with tempfile.TemporaryDirectory() as scratch:
         for kind in arguments.types:
             results += _bench_type(kind, Path(scratch), arguments)
-    _report(results, arguments.layers)
+    _report(results, arguments.shape, arguments.layers)
     write_record(arguments.record, speeds=beside_full(results, arguments.threads))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(row) for row in results], indent=2) + "\n")
@@ -79,6 +105,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen3_moe")
     parser.add_argument("--types", nargs="+", default=["Q8_0", "Q4_0", "Q4_K"])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
@@ -96,51 +123,38 @@ def _arguments() -> argparse.Namespace:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def widths_of(model: str) -> list[int]:
-    if model != "ragged":
-        return [WIDTH] * EXPERTS
-    chosen = np.random.default_rng(0).permutation(EXPERTS)[:WIDE_EXPERTS]
-    return [WIDTH if expert in chosen else NARROW for expert in range(EXPERTS)]
+def config_of(shape: str, model: str, layers: int) -> ModelConfig:
+    """The shape with the widths of ``model``."""
+    config = read_config(SHAPES[shape] | {"num_hidden_layers": layers}, FAMILIES)
+    full, count = config.moe_intermediate_size, config.num_experts
+    row = (full,) * count
+    if model == "ragged":
+        chosen = np.random.default_rng(0).permutation(count)[: round(WIDE_SHARE * count)]
+        row = tuple(full if expert in chosen else full // 3 for expert in range(count))
+    return replace(config, expert_widths=dict.fromkeys(config.moe_layers, row))
 
 
-def tensors_of(model: str, layers: int, kind: str) -> Iterator[Tensor]:
+def layout_of(model: str) -> str:
+    return "merged" if model == "full" else "per-expert"
+
+
+def tensors_of(config: ModelConfig, layout: str, kind: str) -> Iterator[Tensor]:
     """(name, row-major shape, type) of every tensor."""
-    yield "token_embd.weight", (VOCAB, HIDDEN), kind
-    yield "output.weight", (VOCAB, HIDDEN), kind
-    yield "output_norm.weight", (HIDDEN,), "F32"
-    for layer in range(layers):
-        for name, shape, stored in _layer_tensors(model, kind):
-            yield f"blk.{layer}.{name}.weight", shape, stored
+    for entry in entries(config, layout, TypeRecipe(config, "F16")):
+        tensor = entry.tensor
+        own = tensor.type if tensor.type == "F32" else legal_type(kind, tensor.shape[-1])
+        yield tensor.name, tensor.shape, own
 
 
-def _layer_tensors(model: str, kind: str) -> Iterator[Tensor]:
-    yield "attn_norm", (HIDDEN,), "F32"
-    yield "ffn_norm", (HIDDEN,), "F32"
-    yield "attn_q", (HEADS * HEAD_DIM, HIDDEN), kind
-    yield "attn_k", (KV_HEADS * HEAD_DIM, HIDDEN), kind
-    yield "attn_v", (KV_HEADS * HEAD_DIM, HIDDEN), kind
-    yield "attn_q_norm", (HEAD_DIM,), "F32"
-    yield "attn_k_norm", (HEAD_DIM,), "F32"
-    yield "attn_output", (HIDDEN, HEADS * HEAD_DIM), kind
-    yield "ffn_gate_inp", (EXPERTS, HIDDEN), "F32"
-    if model == "full":
-        for name in ("gate", "up"):
-            yield f"ffn_{name}_exps", (EXPERTS, WIDTH, HIDDEN), kind
-        yield "ffn_down_exps", (EXPERTS, HIDDEN, WIDTH), kind
-        return
-    for expert, width in enumerate(widths_of(model)):
-        for name in ("gate", "up"):
-            yield f"ffn_{name}.{expert}", (width, HIDDEN), kind
-        yield f"ffn_down.{expert}", (HIDDEN, width), kind
-
-
-def write_file(model: str, layers: int, kind: str, file: Path) -> None:
+def write_file(config: ModelConfig, layout: str, kind: str, file: Path) -> None:
     """Random weights, the same for every tensor of a shape: speed does not depend on them."""
-    tensors = list(tensors_of(model, layers, kind))
+    tensors = list(tensors_of(config, layout, kind))
     infos = [(name, shape, _TYPE_IDS[t], _nbytes(shape, t)) for name, shape, t in tensors]
     known: dict[tuple[tuple[int, ...], str], bytes] = {}
     with file.open("wb") as stream:
-        stream.write(header(_fields(model, layers), infos))
+        fields = model_fields(config, layout, "F16", Recipe())
+        no_vocabulary = ("tokenizer.ggml.model", text("no_vocab"))
+        stream.write(header([*fields, no_vocabulary], infos))
         for name, shape, stored in tensors:
             matrix = shape[-2:] if len(shape) > 1 else shape
             key = (matrix, stored) if stored != "F32" else (matrix, name)
@@ -149,37 +163,6 @@ def write_file(model: str, layers: int, kind: str, file: Path) -> None:
             for _ in range(shape[0] if len(shape) == 3 else 1):
                 stream.write(known[key])
             stream.write(bytes(padded(stream.tell()) - stream.tell()))
-
-
-def _fields(model: str, layers: int) -> list[tuple[str, bytes]]:
-    arch = "qwen3moe"
-    sizes = {
-        "block_count": layers,
-        "context_length": 4096,
-        "embedding_length": HIDDEN,
-        "vocab_size": VOCAB,
-        "attention.head_count": HEADS,
-        "attention.head_count_kv": KV_HEADS,
-        "attention.key_length": HEAD_DIM,
-        "attention.value_length": HEAD_DIM,
-        "rope.dimension_count": HEAD_DIM,
-        "expert_count": EXPERTS,
-        "expert_used_count": TOP_K,
-        "feed_forward_length": 4 * HIDDEN,
-        "expert_feed_forward_length": WIDTH,
-    }
-    return [
-        ("general.architecture", text(arch)),
-        *((f"{arch}.{key}", u32(value)) for key, value in sizes.items()),
-        (f"{arch}.attention.layer_norm_rms_epsilon", f32(1e-6)),
-        (f"{arch}.rope.freq_base", f32(1e6)),
-        ("tokenizer.ggml.model", text("no_vocab")),
-        ("tenp.version", u32(1)),
-        ("tenp.layout", text("merged" if model == "full" else "per-expert")),
-        ("tenp.full_width", u32(WIDTH)),
-        ("tenp.moe_layers", u32s(range(layers))),
-        ("tenp.expert_widths", u32s(widths_of(model) * layers)),
-    ]
 
 
 def _nbytes(shape: tuple[int, ...], stored: str) -> int:
@@ -201,7 +184,7 @@ def _random(shape: tuple[int, ...], stored: str, seed: int) -> bytes:
 
 
 def _bench_type(kind: str, scratch: Path, arguments: argparse.Namespace) -> list[Speeds]:
-    files = _make_files(kind, arguments.files or scratch, arguments.layers)
+    files = _make_files(arguments.shape, kind, arguments.files or scratch, arguments.layers)
     options = RunOptions(context=1024, threads=arguments.threads)
     sessions = {model: open_model(file, options) for model, file in files.items()}
     seconds: dict[str, list[tuple[float, float]]] = {model: [] for model in files}
@@ -231,13 +214,14 @@ def _bench_type(kind: str, scratch: Path, arguments: argparse.Namespace) -> list
     return rows
 
 
-def _make_files(kind: str, folder: Path, layers: int) -> dict[str, Path]:
+def _make_files(shape: str, kind: str, folder: Path, layers: int) -> dict[str, Path]:
     """The three models of ``kind`` in ``folder``, those that are not there yet written first."""
-    files = {model: folder / f"{model}-{kind}-{layers}.gguf" for model in MODELS}
+    files = {model: folder / f"{shape}-{model}-{kind}-{layers}.gguf" for model in MODELS}
     for model, file in files.items():
         if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            write_file(model, layers, kind, file.with_suffix(".part"))
+            config, layout = config_of(shape, model, layers), layout_of(model)
+            write_file(config, layout, kind, file.with_suffix(".part"))
             file.with_suffix(".part").rename(file)
     return files
 
@@ -274,14 +258,16 @@ def _first_token(file: Path, threads: int) -> float:
 # -- ideals and the table --------------------------------------------------------------------------
 
 
-def active(model: str, layers: int, kind: str) -> tuple[float, float]:
+def active(shape: str, model: str, layers: int, kind: str) -> tuple[float, float]:
     """(bytes read, multiplications) per token: everything but the embedding, top-k experts."""
+    config, layout = config_of(shape, model, layers), layout_of(model)
     nbytes = products = 0.0
-    for name, shape, stored in tensors_of(model, layers, kind):
+    for name, sizes, stored in tensors_of(config, layout, kind):
         routed = any(part in name for part in ("_exps", "ffn_gate.", "ffn_up.", "ffn_down."))
-        share = TOP_K / EXPERTS if routed else float("token_embd" not in name)
-        nbytes += share * _nbytes(shape, stored)
-        products += share * float(np.prod(shape)) * (name != "output.weight")
+        share = config.num_experts_per_tok / config.num_experts if routed else 1.0
+        share *= name != "token_embd.weight"
+        nbytes += share * _nbytes(sizes, stored)
+        products += share * float(np.prod(sizes)) * (name != "output.weight")
     return nbytes, products
 
 
@@ -304,12 +290,12 @@ def beside_full(results: list[Speeds], threads: int) -> Table:
     return Table(COLUMNS, list(rows.values()))
 
 
-def _report(results: list[Speeds], layers: int) -> None:
+def _report(results: list[Speeds], shape: str, layers: int) -> None:
     print(
         "type  model     prefill tok/s   x full  ideal   decode tok/s   x full  ideal   first token"
     )
     for row in results:
-        whole, own = active("full", layers, row.type), active(row.model, layers, row.type)
+        whole, own = (active(shape, m, layers, row.type) for m in ("full", row.model))
         print(
             f"{row.type:5} {row.model:8} {row.prefill_tokens_per_second:10.1f}"
             f"{row.prefill_x_full:12.3f} {whole[1] / own[1]:6.3f}"

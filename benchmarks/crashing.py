@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -121,13 +121,14 @@ JOBS: dict[str, Job] = {
 }
 
 
-def load_all(model: Path, scratch: Path) -> None:
-    """Run in this process what loads every module, so that its children need not. No backward
-    pass: a process that made one cannot fork."""
+def load_all(model: Path, scratch: Path, names: Sequence[str]) -> None:
+    """Run in this process what loads every module of the jobs ``names``, so that its children need
+    not. No backward pass: a process that made one cannot fork."""
     torch.set_num_threads(1)
     _prepare()
-    for name, job in (("warm", compress), ("warm-onnx", onnx)):
-        job(model, scratch / name, QUIET)
+    compress(model, scratch / "warm", QUIET)
+    if "onnx" in names:
+        onnx(model, scratch / "warm-onnx", QUIET)
 
 
 def _prepare() -> None:

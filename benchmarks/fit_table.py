@@ -77,8 +77,8 @@ def chosen(configs: Path | None) -> Iterator[tuple[str, float | None, Mapping[st
 def planned(name: str, raw: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """The row of the model with config ``raw``, whose headers are written to ``directory``."""
     write_holes(directory, raw)
-    write_full_tokenizer(directory, raw["vocab_size"])
     summary = inspect_model(directory)
+    write_full_tokenizer(directory, summary.vocab_size)
     four = PlanOptions(quant=FOUR_BITS, context=CONTEXT, keep=1.0)
     sizes = {
         "stored": summary.bytes,

@@ -40,8 +40,9 @@ def main() -> None:
     failures, table = 0, Table(COLUMNS)
     with tempfile.TemporaryDirectory() as scratch:
         model = crashing.write_model(Path(scratch) / "model")
-        crashing.load_all(model, Path(scratch))
-        for name in arguments.job or ("compress", "repair", "calibrate", "onnx"):
+        names = arguments.job or ("compress", "repair", "calibrate", "onnx")
+        crashing.load_all(model, Path(scratch), names)
+        for name in names:
             started = time.monotonic()
             results = list(
                 killed(

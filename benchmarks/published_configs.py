@@ -2,7 +2,7 @@
 
 Facts, each from the config.json of the repository that is its key (Hugging Face hub); keys that
 change no size are left out. `fit_table` checks each by its parameters, in billions, which are what
-the model's own card says.
+the model's own card says; of a model with a vision part, its language model's.
 """
 
 from __future__ import annotations
@@ -110,6 +110,38 @@ PUBLISHED: dict[str, tuple[float, dict[str, Any]]] = {
             "vocab_size": 163840,
         },
     ),
+    "openai/gpt-oss-20b": (
+        20.9,
+        _DTYPE
+        | {
+            "architectures": ["GptOssForCausalLM"],
+            "model_type": "gpt_oss",
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "num_local_experts": 32,
+            "num_experts_per_tok": 4,
+            "attention_bias": True,
+            "layer_types": ["sliding_attention", "full_attention"] * 12,
+            "sliding_window": 128,
+            "swiglu_limit": 7.0,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 131072,
+            "rope_theta": 150000,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "original_max_position_embeddings": 4096,
+                "truncate": False,
+            },
+            "vocab_size": 201088,
+        },
+    ),
     "baidu/ERNIE-4.5-21B-A3B-PT": (
         21.8,
         _DTYPE
@@ -173,6 +205,37 @@ PUBLISHED: dict[str, tuple[float, dict[str, Any]]] = {
             "vocab_size": 154880,
         },
     ),
+    "google/gemma-4-26B-A4B": (
+        25.2,
+        {
+            "architectures": ["Gemma4ForConditionalGeneration"],
+            "model_type": "gemma4",
+            "dtype": "bfloat16",
+            "tie_word_embeddings": True,
+            "text_config": {
+                "model_type": "gemma4_text",
+                "attention_k_eq_v": True,
+                "enable_moe_block": True,
+                "final_logit_softcapping": 30.0,
+                "global_head_dim": 512,
+                "head_dim": 256,
+                "hidden_size": 2816,
+                "hidden_size_per_layer_input": 0,
+                "intermediate_size": 2112,
+                "max_position_embeddings": 262144,
+                "moe_intermediate_size": 704,
+                "num_attention_heads": 16,
+                "num_experts": 128,
+                "num_global_key_value_heads": 2,
+                "num_hidden_layers": 30,
+                "num_key_value_heads": 8,
+                "sliding_window": 1024,
+                "top_k_experts": 8,
+                "use_bidirectional_attention": "vision",
+                "vocab_size": 262144,
+            },
+        },
+    ),
     "Qwen/Qwen3-30B-A3B": (
         30.5,
         _DTYPE
@@ -192,6 +255,37 @@ PUBLISHED: dict[str, tuple[float, dict[str, Any]]] = {
             "max_position_embeddings": 40960,
             "rope_theta": 1000000.0,
             "vocab_size": 151936,
+        },
+    ),
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": (
+        30.5,
+        {
+            "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+            "model_type": "qwen3_vl_moe",
+            "tie_word_embeddings": False,
+            "text_config": {
+                "model_type": "qwen3_vl_moe_text",
+                "dtype": "bfloat16",
+                "hidden_size": 2048,
+                "intermediate_size": 6144,
+                "num_hidden_layers": 48,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 4,
+                "head_dim": 128,
+                "num_experts": 128,
+                "num_experts_per_tok": 8,
+                "moe_intermediate_size": 768,
+                "norm_topk_prob": True,
+                "max_position_embeddings": 262144,
+                "rope_theta": 5000000.0,
+                "rope_scaling": {
+                    "mrope_interleaved": True,
+                    "mrope_section": [24, 20, 20],
+                    "rope_type": "default",
+                },
+                "vocab_size": 151936,
+            },
+            "vision_config": {"deepstack_visual_indexes": [8, 16, 24]},
         },
     ),
     "mistralai/Mixtral-8x7B-v0.1": (
@@ -231,6 +325,37 @@ PUBLISHED: dict[str, tuple[float, dict[str, Any]]] = {
             "max_position_embeddings": 131072,
             "rope_theta": 1000000.0,
             "vocab_size": 151936,
+        },
+    ),
+    "zai-org/GLM-4.5-Air": (
+        106.9,
+        _DTYPE
+        | {
+            "architectures": ["Glm4MoeForCausalLM"],
+            "model_type": "glm4_moe",
+            "hidden_size": 4096,
+            "intermediate_size": 10944,
+            "num_hidden_layers": 46,
+            "num_nextn_predict_layers": 1,
+            "num_attention_heads": 96,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "attention_bias": True,
+            "use_qk_norm": False,
+            "partial_rotary_factor": 0.5,
+            "n_routed_experts": 128,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 1408,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.0,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 131072,
+            "rope_theta": 1000000.0,
+            "vocab_size": 151552,
         },
     ),
 }

@@ -96,7 +96,7 @@ def random_tensor(name: str, shape: tuple[int, ...], role: str, dtype: torch.dty
         repeats = -(-(start + prod(shape)) // _BLOCK)
         return block.repeat(repeats)[start : start + prod(shape)].reshape(shape)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    if role.endswith("norm"):
+    if role.endswith(("norm", "scale")):
         return (1 + 0.1 * noise).to(dtype)
     if role.endswith("bias"):
         return (0.1 * noise).to(dtype)
@@ -108,13 +108,14 @@ def write_random_checkpoint(
     raw: Mapping[str, Any],
     *,
     fused: bool = False,
+    transposed: bool = False,
     shard_bytes: int = 4 * 10**9,
     embedding_scale: float = 1.0,
 ) -> Path:
     """Write config.json and random safetensors for config ``raw``; ``fused`` stacks the experts
-    (gate_up_proj, down_proj) the way transformers 5 saves some models. ``embedding_scale`` above 1
-    lets tokens differ more from each other than attention makes them alike: every expert is then
-    chosen by some."""
+    (gate_up_proj, down_proj) the way transformers 5 saves some models, ``transposed`` each matrix,
+    the way others are published. ``embedding_scale`` above 1 lets tokens differ more from each
+    other than attention makes them alike: every expert is then chosen by some."""
     directory.mkdir(parents=True, exist_ok=True)
     config = read_config(raw, FAMILIES)
     dtype = {v: k for k, v in TORCH_DTYPES.items()}[getattr(torch, config.dtype)]
@@ -126,18 +127,26 @@ def write_random_checkpoint(
         # The router's selection bias stays float32 in every published checkpoint.
         own = torch.float32 if spec.role == "router_bias" else TORCH_DTYPES[dtype]
         scale = embedding_scale if spec.role == "embed" else 1.0
+        if spec.role == "embed" and config.family.embedding_scale:  # the model does it itself
+            scale /= config.hidden_size**0.5
         return random_tensor(name, spec.shape, spec.role, own) * scale
 
-    def stacked(name: str) -> torch.Tensor:
+    def stored(name: str) -> torch.Tensor:
         if name in named:
             return make(named[name])
         kind = name.split(".")[-1]
         layer = int(name.removeprefix(config.stored_prefix).split(".")[1])
-        experts = range(config.num_experts)
-        names = [[config.expert_tensor(layer, e, i) for i in range(3)] for e in experts]
-        if kind == "down_proj":
-            return torch.stack([make(n[2]) for n in names])
-        return torch.stack([torch.cat([make(n[0]), make(n[1])]) for n in names])
+        names = [config.expert_tensors(layer, e) for e in range(config.num_experts)]
+        place = 3 if kind.endswith("_bias") else 0
+        if kind.startswith("down_proj"):
+            whole = torch.stack([make(n[place + 2]) for n in names])
+        else:
+            whole = torch.stack([join(make(n[place]), make(n[place + 1])) for n in names])
+        return whole.mT.contiguous() if transposed and whole.dim() == 3 else whole
+
+    def join(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        turns = config.family.gate_up_interleaved
+        return torch.stack([gate, up], dim=1).flatten(0, 1) if turns else torch.cat([gate, up])
 
     entries: list[TensorEntry] = []
     for spec in specs.values():
@@ -146,17 +155,22 @@ def write_random_checkpoint(
             entries.append(TensorEntry(config.stored_name(spec.name), own, spec.shape))
     if fused:
         for layer in config.moe_layers:
-            prefix = config.stored_name(f"{config.layer_prefix(layer)}mlp.experts.")
+            place = f"{config.layer_prefix(layer)}{config.family.experts_in_memory}."
+            prefix = config.stored_name(place)
             experts, width, hidden = (
                 config.num_experts,
                 config.moe_intermediate_size,
                 config.hidden_size,
             )
-            entries.append(
-                TensorEntry(f"{prefix}gate_up_proj", dtype, (experts, 2 * width, hidden))
-            )
-            entries.append(TensorEntry(f"{prefix}down_proj", dtype, (experts, hidden, width)))
-    for entry in write_shards(directory, plan_shards(entries, shard_bytes), stacked):
+            for name, rows, columns in (
+                ("gate_up_proj", 2 * width, hidden),
+                ("down_proj", hidden, width),
+            ):
+                shape = (columns, rows) if transposed else (rows, columns)
+                entries.append(TensorEntry(prefix + name, dtype, (experts, *shape)))
+                if config.family.expert_bias:
+                    entries.append(TensorEntry(f"{prefix}{name}_bias", dtype, (experts, rows)))
+    for entry in write_shards(directory, plan_shards(entries, shard_bytes), stored):
         assert dtype_name(TORCH_DTYPES[entry.dtype]) == entry.dtype
     (directory / "config.json").write_text(json.dumps(dict(raw), indent=1))
     return directory

@@ -39,8 +39,9 @@ def main() -> None:
     failures, table = 0, Table(COLUMNS)
     with tempfile.TemporaryDirectory() as scratch:
         model = crashing.write_model(Path(scratch) / "model")
-        crashing.load_all(model, Path(scratch))
-        for name in arguments.job or ("compress", "repair", "calibrate"):
+        names = arguments.job or ("compress", "repair", "calibrate")
+        crashing.load_all(model, Path(scratch), names)
+        for name in names:
             counts, bad = pairs(name, model, Path(scratch), arguments.pairs, arguments.seed)
             refused = counts[_ONE_REFUSED]
             table.add({"job": name, "pairs": counts.total(), "refused": refused, "wrong": len(bad)})

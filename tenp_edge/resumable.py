@@ -11,6 +11,9 @@ Whatever is calculated, four things are the same:
 
 The steps are layers (`forward.layer_job`), measured plans (`planning.trials`), keep ratios
 (`evaluation.comparison.grid`), shards (`checkpoint.writer`) or stages (`verbs.run_directory`).
+What has no steps needs no record: a file or a directory that appears whole (`disk.atomic_file`, the
+exporters'). types.json (`planning.type_costs`) and ranges are tables that are read without the job
+at hand, so their own classes say what they belong to.
 """
 
 from __future__ import annotations

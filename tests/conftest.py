@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import crashing
 import pytest
 import torch
 from support import tiny
@@ -26,6 +28,32 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         return tiny.make(tmp_path_factory.mktemp(family), family)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of `crashing`, a quarter of the tiny ones, with its text; do not change it."""
+    return crashing.write_model(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def repaired(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `crashing.repair` wrote; do not change it."""
+    out = tmp_path_factory.mktemp("repaired") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crashing.gguf, "known_peak", crashing.not_asked)
+        crashing.repair(small_model, out)
+    return out
+
+
+@pytest.fixture
+def finished(repaired: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repaired run, to be damaged; and no process is started to ask what memory it takes."""
+    monkeypatch.setattr(crashing.gguf, "known_peak", crashing.not_asked)
+    out = Path(shutil.copytree(repaired, tmp_path / "out"))
+    recipe = out / "recipe.toml"
+    recipe.write_text(recipe.read_text("utf-8").replace(str(repaired), str(out)), "utf-8")
+    return out
 
 
 @pytest.fixture

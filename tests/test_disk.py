@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.edits import refusal
+from support.limits import largest_file
 from support.plans import ragged_plan
 
 from tenp_edge.checkpoint.files import Checkpoint
@@ -39,39 +40,17 @@ def test_disk_is_checked_before_the_work(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-_LIMITED = """
-import resource, signal, sys
-sys.path[:0] = [{tests!r}, {root!r}]
-from pathlib import Path
-from support.plans import ragged_plan
-from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.checkpoint.writer import write_checkpoint
-from tenp_edge.errors import UserError
-from tenp_edge.checkpoint.source import ModelSource
-checkpoint = Checkpoint({model!r})
-source = ModelSource(checkpoint, ragged_plan(checkpoint))
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (500 * 1024, 500 * 1024))
-try:
-    write_checkpoint(source, Path({out!r}))
-except UserError as error:
-    print(error)
-"""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no file-size limits")
 def test_file_size_limit(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
-    model, out, here = checkpoint_of("qwen3_moe"), tmp_path / "out", Path(__file__).parent
-    code = _LIMITED.format(tests=str(here), root=str(here.parent), model=str(model), out=str(out))
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    checkpoint = Checkpoint(model)
+    checkpoint, out = Checkpoint(checkpoint_of("qwen3_moe")), tmp_path / "out"
     source = ModelSource(checkpoint, ragged_plan(checkpoint))
     write_checkpoint(source, tmp_path / "whole")
     size = format_size((tmp_path / "whole" / "model.safetensors").stat().st_size)
-    assert found.stdout == (
-        f"model.safetensors needs {size}, the limit for one file is 500.00 KiB (ulimit -f)\n"
-        "try: raise the limit; the same command continues\n"
-    )
+    with largest_file(500 * 1024):
+        assert refusal(lambda: write_checkpoint(source, out)) == (
+            f"model.safetensors needs {size}, the limit for one file is 500.00 KiB (ulimit -f)",
+            "raise the limit; the same command continues",
+        )
     assert [file.name for file in out.iterdir()] == ["tenp-unfinished.json"]
     write_checkpoint(source, out)
     assert sorted(f.name for f in out.iterdir()) == sorted(

@@ -7,10 +7,14 @@ so that `check` can refuse a model that the file would describe wrongly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
+from tenp_edge.runtime.gguf.yarn import frequency_divisors
 
 NAMES = {
     "embed": "token_embd.weight",
@@ -21,6 +25,8 @@ NAMES = {
     "k": "blk.{layer}.attn_k.weight",
     "v": "blk.{layer}.attn_v.weight",
     "o": "blk.{layer}.attn_output.weight",
+    "o_bias": "blk.{layer}.attn_output.bias",
+    "sinks": "blk.{layer}.attn_sinks.weight",
     "q_bias": "blk.{layer}.attn_q.bias",
     "k_bias": "blk.{layer}.attn_k.bias",
     "v_bias": "blk.{layer}.attn_v.bias",
@@ -34,8 +40,18 @@ NAMES = {
     "k_b": "blk.{layer}.attn_k_b.weight",
     "v_b": "blk.{layer}.attn_v_b.weight",
     "post_attention_norm": "blk.{layer}.ffn_norm.weight",
+    "attention_out_norm": "blk.{layer}.post_attention_norm.weight",
+    "block_out_norm": "blk.{layer}.post_ffw_norm.weight",
+    "mlp_out_norm": "blk.{layer}.post_ffw_norm_1.weight",
+    "routed_norm": "blk.{layer}.pre_ffw_norm_2.weight",
+    "routed_out_norm": "blk.{layer}.post_ffw_norm_2.weight",
+    "layer_scale": "blk.{layer}.layer_output_scale.weight",
+    "rope_factors": "rope_freqs.weight",
     "router": "blk.{layer}.ffn_gate_inp.weight",
+    "router_linear_bias": "blk.{layer}.ffn_gate_inp.bias",
     "router_bias": "blk.{layer}.exp_probs_b.bias",
+    "router_scale": "blk.{layer}.ffn_gate_inp.scale",
+    "routed_scale": "blk.{layer}.ffn_down_exps.scale",
     "shared_router": "blk.{layer}.ffn_gate_inp_shexp.weight",
     "shared_gate": "blk.{layer}.ffn_gate_shexp.weight",
     "shared_up": "blk.{layer}.ffn_up_shexp.weight",
@@ -44,8 +60,10 @@ NAMES = {
     "mlp_up": "blk.{layer}.ffn_up.weight",
     "mlp_down": "blk.{layer}.ffn_down.weight",
 }
-MERGED_NAME = "blk.{layer}.ffn_{projection}_exps.weight"
-EXPERT_NAME = "blk.{layer}.ffn_{projection}.{expert}.weight"
+_BETAS = (32.0, 1.0)  # llama.cpp's
+_SAME_FREQUENCY = 1e-6
+MERGED_NAME = "blk.{layer}.ffn_{projection}_exps.{kind}"
+EXPERT_NAME = "blk.{layer}.ffn_{projection}.{expert}.{kind}"
 
 
 @dataclass(frozen=True)
@@ -57,11 +75,15 @@ class Architecture:
     ``permuted``: q and k rows are interleaved for llama.cpp's pairwise rotary embedding.
     ``square``: attention.key_length x heads must be the hidden size.
     ``output_needed``: a tied model still stores output.weight.
+    ``by_layer``: keys say which layers see a window, and heads and rotation of both kinds.
+    ``biased``: q, k, v and the attention's output must have biases (``qkv_bias``: q, k, v may).
+    ``window_period``: every so many layers one looks at the whole context, the others at a window.
+    ``names``: of roles that are called otherwise than in NAMES.
     ``leading_dense``: layers in front may be dense. ``router_keys``: the router's score, scale and
     renormalisation have keys. ``shared_needed``: where a family has shared experts, the graph reads
     them in every model. ``shared_width``: their width has a key; ``shared_count``: it is told as a
-    number of routed experts. ``constants``: keys that llama.cpp asks for and that
-    say the same of every model.
+    number of routed experts. ``constants``: keys that llama.cpp asks for and that say the same of
+    every model.
     """
 
     name: str
@@ -72,6 +94,10 @@ class Architecture:
     output_needed: bool = False
     qkv_bias: bool = False
     leading_dense: bool = False
+    by_layer: bool = False
+    biased: bool = False
+    window_period: int = 0
+    names: Mapping[str, str] = field(default_factory=dict)
     router_keys: bool = False
     shared_needed: bool = True
     shared_width: bool = False
@@ -96,6 +122,14 @@ ARCHITECTURES = {
         "olmoe", norm_topk=False, own_width=False, square=True, output_needed=True
     ),
     "mixtral": Architecture("llama", norm_topk=True, own_width=False, permuted=True),
+    "gpt_oss": Architecture(
+        "gpt-oss",
+        norm_topk=False,
+        output_needed=True,
+        biased=True,
+        window_period=2,
+        names={"post_attention_norm": "blk.{layer}.post_attention_norm.weight"},
+    ),
     "deepseek_v2": _DEEPSEEK2,
     "deepseek_v3": _DEEPSEEK2,
     "glm4_moe_lite": _DEEPSEEK2,
@@ -107,6 +141,18 @@ ARCHITECTURES = {
         shared_width=True,
         constants=(("interleave_moe_layer_step", 1),),
     ),
+    "qwen3_vl_moe": Architecture("qwen3vlmoe", norm_topk=True),
+    "glm4_moe": Architecture(
+        "glm4moe",
+        norm_topk=None,
+        qkv_bias=True,
+        leading_dense=True,
+        router_keys=True,
+        shared_count=True,
+        constants=(("nextn_predict_layers", 0),),
+        names={"post_attention_norm": "blk.{layer}.post_attention_norm.weight"},
+    ),
+    "gemma4": Architecture("gemma4", norm_topk=True, by_layer=True),
 }
 
 
@@ -119,6 +165,26 @@ def architecture(config: ModelConfig) -> Architecture:
             f"supported: {', '.join(sorted(ARCHITECTURES))}",
         )
     return row
+
+
+def tensor_name(config: ModelConfig, role: str, layer: int | None) -> str:
+    """The file's name of a tensor outside the routed experts."""
+    return architecture(config).names.get(role, NAMES[role]).format(layer=layer)
+
+
+def merged_name(layer: int, part: str) -> str:
+    """Of one part (`ModelConfig.expert_parts`) of all experts of a layer."""
+    return MERGED_NAME.format(layer=layer, **_part(part))
+
+
+def expert_name(layer: int, expert: int, part: str) -> str:
+    """Of one part of one expert."""
+    return EXPERT_NAME.format(layer=layer, expert=expert, **_part(part))
+
+
+def _part(part: str) -> dict[str, str]:
+    projection, _, bias = part.partition("_")
+    return {"projection": projection, "kind": bias or "weight"}
 
 
 def expert_groups(config: ModelConfig) -> int:
@@ -177,11 +243,23 @@ def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
 def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     head_rows = heads * config.head_dim
+    kinds, spans = set(config.attention_layers), {own.window for own in config.attention_layers}
     low_rank = config.mla is not None and config.mla.q_lora_rank is not None
+    biased = config.o_bias and config.qkv_bias
+    windows = {own.window for own in config.attention_layers if own.window is not None}
+    whole = [layer for layer, own in enumerate(config.attention_layers) if own.window is None]
+    period, layers = row.window_period, range(config.num_hidden_layers)
+    regular = [layer for layer in layers if period and (layer + 1) % period == 0]
     return (
         (
-            config.o_bias or (config.qkv_bias and not row.qkv_bias),
+            not row.biased and (config.o_bias or (config.qkv_bias and not row.qkv_bias)),
             f"llama.cpp loads no attention biases for {row.name}",
+        ),
+        (row.biased and not biased, f"llama.cpp's {row.name} needs attention biases"),
+        (
+            bool(period) and (not windows or whole != regular),
+            f"in llama.cpp's {row.name} every {period}nd layer looks at the whole context and the "
+            f"others at a window, in this model layer {_listed(whole)} do",
         ),
         (
             row.square and head_rows != config.hidden_size,
@@ -189,9 +267,14 @@ def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
             f"this model has {heads} x {config.head_dim} = {head_rows} and {config.hidden_size}",
         ),
         (
-            config.family.qk_norm == "projection" and kv_heads != heads,
+            config.qk_norm == "projection" and kv_heads != heads,
             f"llama.cpp's {row.name} needs as many KV heads as heads, "
             f"this model has {kv_heads} and {heads}",
+        ),
+        (
+            row.by_layer and len(kinds) > len(spans),
+            f"llama.cpp's {row.name} has one head size for all layers that see everything, this "
+            "model has several",
         ),
         (
             low_rank and config.num_hidden_layers in (26, 27),
@@ -208,12 +291,12 @@ def _rope_limits(config: ModelConfig, row: Architecture) -> _Limits:
     equal = bool(one) and one == every and not scaling.get("attention_factor")
     return (
         (
-            kind == "yarn" and (fast, slow) != (32, 1),
+            kind == "yarn" and (fast, slow) != _BETAS,
             f"llama.cpp fixes YaRN's beta_fast and beta_slow of {row.name} at 32 and 1, "
             f"this model has {fast} and {slow}",
         ),
         (
-            kind == "yarn" and scaling.get("truncate") is False,
+            kind == "yarn" and scaling.get("truncate") is False and config.mla is not None,
             "llama.cpp always rounds YaRN's correction range (truncate = false)",
         ),
         (
@@ -225,6 +308,31 @@ def _rope_limits(config: ModelConfig, row: Architecture) -> _Limits:
             kind == "linear" and config.mla is not None,
             f"llama.cpp's {row.name} does not scale its rotary embedding linearly",
         ),
+    )
+
+
+def rounding_notes(config: ModelConfig) -> tuple[str, ...]:
+    """What a stock llama.cpp computes otherwise than the model: it rounds the range of YaRN's
+    ramp."""
+    rope, scaling = config.rope, config.rope.scaling
+    if rope.kind != "yarn" or scaling.get("truncate") is not False:
+        return ()
+    size = config.layer_attention(0).head_dim
+    original = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+    own, rounded = (
+        frequency_divisors(
+            size, rope.theta, scaling["factor"], original, *_BETAS, truncate=truncate
+        )
+        for truncate in (False, True)
+    )
+    apart = np.maximum(own / rounded, rounded / own) - 1
+    other = int((apart > _SAME_FREQUENCY).sum())
+    if not other:
+        return ()
+    return (
+        f"llama.cpp rounds YaRN's range, the model does not (truncate = false): {other} of "
+        f"{len(apart)} rotations differ there, by up to {apart.max():.0%}; "
+        "--layout per-expert is exact",
     )
 
 

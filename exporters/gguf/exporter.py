@@ -23,7 +23,7 @@ from tenp_edge.exporters.base import (
     WidthLimits,
     manifest_file,
 )
-from tenp_edge.exporters.gguf.architectures import check_architecture
+from tenp_edge.exporters.gguf.architectures import check_architecture, rounding_notes
 from tenp_edge.exporters.gguf.encoding import encoding_speed
 from tenp_edge.exporters.gguf.fake_quant import Requantised
 from tenp_edge.exporters.gguf.fields import Field, header, header_bytes, padded
@@ -75,6 +75,11 @@ class GgufExporter:
             raise UserError(
                 f"GGUF has no tensor type '{options.quant}'", f"--quant {', '.join(self.quants)}"
             )
+        if TYPES[FILE_TYPES[options.quant].default].needs_importance and not options.imatrix:
+            raise UserError(
+                f"{options.quant} needs an importance matrix",
+                "--calibration WORK (tenp-edge calibrate), or --quant Q2_K",
+            )
         layout = self.layout(config, options)
         if layout not in self.layouts:
             raise UserError(f"GGUF has no layout '{layout}'", f"--layout {', '.join(self.layouts)}")
@@ -109,7 +114,7 @@ class GgufExporter:
         found = entries(config, layout, _types(config, options))
         fields = _fields(checkpoint, config, options, layout, Recipe())
         start = header_bytes(fields, ((e.tensor.name, len(e.tensor.shape)) for e in found))
-        return _manifest(found, start, layout, options.quant)
+        return _manifest(config, found, start, layout, options.quant)
 
     def write_outline(
         self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, target: Path
@@ -122,7 +127,7 @@ class GgufExporter:
         head = _header(found, _fields(checkpoint, config, options, layout, Recipe()))
         with target.open("wb") as stream:
             stream.write(head)
-            stream.truncate(_manifest(found, len(head), layout, options.quant).file_bytes)
+            stream.truncate(_manifest(config, found, len(head), layout, options.quant).file_bytes)
         return target
 
     def write(
@@ -236,15 +241,18 @@ def _header(found: list[Entry], fields: list[Field]) -> bytes:
     return header(fields, [(t.name, t.shape, TYPES[t.type].ggml_id, t.nbytes) for t in tensors])
 
 
-def _manifest(found: list[Entry], start: int, layout: str, quant: str) -> Manifest:
+def _manifest(
+    config: ModelConfig, found: list[Entry], start: int, layout: str, quant: str
+) -> Manifest:
     size = start + sum(padded(entry.tensor.nbytes) for entry in found)
+    stock = () if layout == "per-expert" else rounding_notes(config)
     return Manifest(
         format="gguf",
         layout=layout,
         quant=quant,
         tensors=tuple(entry.tensor for entry in found),
         files={"model.gguf": size},
-        notes=type_notes(found),
+        notes=type_notes(found) + stock,
     )
 
 

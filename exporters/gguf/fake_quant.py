@@ -23,7 +23,7 @@ from tenp_edge.exporters.gguf.layout import Entry
 from tenp_edge.exporters.gguf.transforms import file_roles, from_file, to_file
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.exporters.gguf.writer import ColumnWeights
-from tenp_edge.models import PROJECTIONS, ModelConfig, TensorSpec, expected_tensors
+from tenp_edge.models import ModelConfig, TensorSpec, expected_tensors
 
 _CHUNK_BYTES = 4 * 2**20  # of float32: what one thread encodes at a time
 
@@ -62,8 +62,8 @@ class Requantised:
         """Tensor ``name`` in float32, as it is decoded."""
         spec = self.tensors[name]
         if spec.expert is not None and spec.layer is not None:
-            projection = spec.role.removeprefix("expert_")
-            return self._expert_layer(spec.layer)[spec.expert, projection].decoded()
+            part = spec.role.removeprefix("expert_")
+            return self._expert_layer(spec.layer)[spec.expert, part].decoded()
         found = [self._plain[role, spec.layer] for role in file_roles(spec.role)]
         whole = self._source.read(found[0].name or name)
         parts = (self._rounded(e, to_file(self.config, e.role, whole)) for e in found)
@@ -83,7 +83,7 @@ class Requantised:
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         found = self._expert_layer(layer)
-        return ExpertWeights(*(found[expert, p].decoded() for p in PROJECTIONS))
+        return ExpertWeights(*(found[expert, p].decoded() for p in self.config.expert_parts))
 
     # Helpers.
 
@@ -105,12 +105,12 @@ class Requantised:
     def _expert_tasks(self, layer: int) -> Iterator[_ExpertTask]:
         for expert in range(len(self.config.expert_widths[layer])):
             weights = self._source.expert(layer, expert)
-            for projection in PROJECTIONS:
-                role, matrix = f"expert_{projection}", getattr(weights, projection)
+            for part in self.config.expert_parts:
+                role, matrix = f"expert_{part}", getattr(weights, part)
                 own = self._experts.get((layer, role, expert))
                 entry = own or self._experts[layer, role, None]
-                columns = self._weights.expert(layer, expert, projection, entry.tensor)
-                yield (expert, projection), matrix, entry, columns
+                columns = self._weights.expert(layer, expert, part, entry.tensor)
+                yield (expert, part), matrix, entry, columns
 
 
 class _Encoded:

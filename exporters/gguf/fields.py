@@ -38,6 +38,10 @@ def boolean(value: bool) -> bytes:
     return struct.pack("<I?", _BOOL, value)
 
 
+def booleans(values: Sequence[bool]) -> bytes:
+    return _array(_BOOL, len(values), bytes(values))
+
+
 def text(value: str) -> bytes:
     return struct.pack("<I", _STRING) + _string(value.encode())
 

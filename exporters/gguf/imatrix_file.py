@@ -25,7 +25,7 @@ _F32 = TYPES["F32"]
 
 def squares_of(importance: Importance, entry: Entry) -> list[Squares]:
     """Of every matrix of one tensor of the file; empty where nothing is known."""
-    if entry.layer is None or len(entry.tensor.shape) < 2:
+    if entry.layer is None or len(entry.tensor.shape) < 2 or entry.role.endswith("_bias"):
         return []
     if not entry.role.startswith("expert_"):
         found = importance.matrix(entry.layer, entry.role)

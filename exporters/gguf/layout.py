@@ -8,11 +8,18 @@ from dataclasses import dataclass
 
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import ManifestTensor
-from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, NAMES, architecture
+from tenp_edge.exporters.gguf.architectures import (
+    NAMES,
+    architecture,
+    expert_name,
+    merged_name,
+    tensor_name,
+)
+from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.metadata import expert_width, shared_count
 from tenp_edge.exporters.gguf.recipes import TypeRecipe
 from tenp_edge.exporters.gguf.types import TYPES
-from tenp_edge.models import PROJECTIONS, ModelConfig, Shape, TensorSpec, expected_tensors
+from tenp_edge.models import ModelConfig, Shape, TensorSpec, expected_tensors
 
 LAYOUTS: tuple[str, ...] = ("per-expert", "merged", "padded")
 
@@ -22,7 +29,8 @@ class Entry:
     """One tensor of the file and where it comes from.
 
     ``role`` says what is done to the source tensor ``name``; experts are named by layer (and
-    ``expert`` in the per-expert layout, None when the tensor stacks them all). ``wanted`` is the
+    ``expert`` in the per-expert layout, None when the tensor stacks them all); what has neither
+    name nor layer is computed. ``wanted`` is the
     type it would have if its row length allowed.
     """
 
@@ -52,8 +60,17 @@ def entries(config: ModelConfig, layout: str, recipe: TypeRecipe) -> list[Entry]
         tied = (config.vocab_size, config.hidden_size)
         spec = TensorSpec("model.embed_tokens.weight", tied, "output", "embeddings")
         found += _plain(config, layout, recipe, spec)
+    found += _computed(config, recipe)
     _check_rules(recipe, found)
     return found
+
+
+def _computed(config: ModelConfig, recipe: TypeRecipe) -> Iterator[Entry]:
+    for role, tensor in computed_tensors(config).items():
+        name, shape = NAMES[role], tuple(tensor.shape)
+        wanted, kind = recipe.choose(name, role, None, shape)
+        entry = ManifestTensor(name, shape, kind, TYPES[kind].nbytes(shape), "other")
+        yield Entry(entry, role, wanted)
 
 
 def _check_rules(recipe: TypeRecipe, found: list[Entry]) -> None:
@@ -92,7 +109,7 @@ def _plain(
     config: ModelConfig, layout: str, recipe: TypeRecipe, spec: TensorSpec
 ) -> Iterator[Entry]:
     for role, shape in _targets(config, layout, spec):
-        name = NAMES[role].format(layer=spec.layer)
+        name = tensor_name(config, role, spec.layer)
         wanted, kind = recipe.choose(name, role, spec.layer, shape)
         tensor = ManifestTensor(name, shape, kind, TYPES[kind].nbytes(shape), "other")
         yield Entry(tensor, role, wanted, spec.name, spec.layer)
@@ -101,8 +118,8 @@ def _plain(
 def _targets(config: ModelConfig, layout: str, spec: TensorSpec) -> list[tuple[str, Shape]]:
     """Roles and shapes in the file of one source tensor: itself, but for two of deepseek2's."""
     mla = config.mla
-    if spec.role == "kv_b" and mla is not None:
-        heads, rank = config.num_attention_heads, mla.kv_lora_rank
+    if spec.role == "kv_b" and mla is not None and spec.layer is not None:
+        heads, rank = config.layer_attention(spec.layer).heads, mla.kv_lora_rank
         return [
             ("k_b", (heads, rank, mla.qk_nope_head_dim)),
             ("v_b", (heads, mla.v_head_dim, rank)),
@@ -120,9 +137,9 @@ def _targets(config: ModelConfig, layout: str, spec: TensorSpec) -> list[tuple[s
 
 def _stacked(config: ModelConfig, layout: str, recipe: TypeRecipe, layer: int) -> Iterator[Entry]:
     experts, width = len(config.expert_widths[layer]), expert_width(config, layout)
-    for projection in PROJECTIONS:
-        shape, role = (experts, *_matrix(config, projection, width)), f"expert_{projection}"
-        name = MERGED_NAME.format(layer=layer, projection=projection)
+    for part in config.expert_parts:
+        shape, role = (experts, *_part_shape(config, part, width)), f"expert_{part}"
+        name = merged_name(layer, part)
         wanted, kind = recipe.choose(name, role, layer, shape)
         tensor = ManifestTensor(name, shape, kind, TYPES[kind].nbytes(shape), "routed experts")
         yield Entry(tensor, role, wanted, layer=layer)
@@ -133,12 +150,12 @@ def _per_expert(
 ) -> Iterator[Entry]:
     known: dict[tuple[str, int], tuple[str, Shape, str, int]] = {}
     for expert, width in enumerate(config.expert_widths[layer]):
-        for projection in PROJECTIONS:
-            name = EXPERT_NAME.format(layer=layer, projection=projection, expert=expert)
-            key, role = (projection, width), f"expert_{projection}"
+        for part in config.expert_parts:
+            name = expert_name(layer, expert, part)
+            key, role = (part, width), f"expert_{part}"
             # Experts of one width are alike, unless a rule of the user's names one of them.
             if key not in known or recipe.rules:
-                shape = _matrix(config, projection, width)
+                shape = _part_shape(config, part, width)
                 wanted, kind = recipe.choose(name, role, layer, shape)
                 known[key] = wanted, shape, kind, TYPES[kind].nbytes(shape)
             wanted = known[key][0]
@@ -146,6 +163,9 @@ def _per_expert(
             yield Entry(tensor, role, wanted, layer=layer, expert=expert)
 
 
-def _matrix(config: ModelConfig, projection: str, width: int) -> Shape:
+def _part_shape(config: ModelConfig, part: str, width: int) -> Shape:
+    """Of one expert: of a matrix (rows, columns), of a bias (rows,)."""
     hidden = config.hidden_size
-    return (hidden, width) if projection == "down" else (width, hidden)
+    projection, _, bias = part.partition("_")
+    shape = (hidden, width) if projection == "down" else (width, hidden)
+    return shape[:1] if bias else shape

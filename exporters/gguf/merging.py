@@ -1,4 +1,4 @@
-"""What the merges of a byte-level BPE make of a word."""
+"""What the merges of a BPE make of a word."""
 
 from __future__ import annotations
 
@@ -14,12 +14,29 @@ _TRIED = 4096
 def rebuilt_ratio(model: Mapping[str, Any]) -> float:
     """Share of the tokens that the merges make out of their own bytes, from 0 to 1.
 
-    ``model``: that of tokenizer.json. Up to 4,096 tokens are tried, evenly over the vocabulary.
+    ``model``: that of tokenizer.json. Tried on ``some_tokens``.
     """
-    ranks = {pair: rank for rank, pair in reversed(list(enumerate(_pairs(model["merges"]))))}
-    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    tried = tokens[:: max(1, len(tokens) // _TRIED)]
+    ranks = {pair: rank for rank, pair in reversed(list(enumerate(pairs(model["merges"]))))}
+    tried = some_tokens(model["vocab"])
     return sum(merge(token, ranks) == [token] for token in tried) / max(1, len(tried))
+
+
+def listed_ratio(model: Mapping[str, Any]) -> float:
+    """Share of the pairs of tokens that make a token which are among the merges, from 0 to 1."""
+    vocab, merges = model["vocab"], set(pairs(model["merges"]))
+    made = [
+        (token[:cut], token[cut:])
+        for token in some_tokens(vocab)
+        for cut in range(1, len(token))
+        if token[:cut] in vocab and token[cut:] in vocab
+    ]
+    return sum(pair in merges for pair in made) / max(1, len(made))
+
+
+def some_tokens(vocab: Mapping[str, int]) -> list[str]:
+    """Up to 8,191 tokens, evenly over the vocabulary."""
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    return tokens[:: max(1, len(tokens) // _TRIED)]
 
 
 def merge(word: str, ranks: Mapping[Pair, int]) -> list[str]:
@@ -34,7 +51,7 @@ def merge(word: str, ranks: Mapping[Pair, int]) -> list[str]:
     return symbols
 
 
-def _pairs(merges: Sequence[Any]) -> list[Pair]:
+def pairs(merges: Sequence[Any]) -> list[Pair]:
     """The merges in either spelling of tokenizer.json: "a b", or ["a", "b"]."""
     split = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges)
     return [(left, right) for left, right in split]

@@ -9,10 +9,10 @@ from itertools import chain
 from typing import Any
 
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
-from tenp_edge.exporters.gguf.fields import Field, boolean, f32, text, u32, u32s, u64
+from tenp_edge.exporters.gguf.fields import Field, boolean, booleans, f32, text, u32, u32s, u64
 from tenp_edge.exporters.gguf.types import FILE_TYPES
-from tenp_edge.models import LayerAttention, ModelConfig
-from tenp_edge.runtime.gguf.model_metadata import LAYOUT, OWN
+from tenp_edge.models import LayerAttention, ModelConfig, VisionFacts
+from tenp_edge.runtime.gguf.model_metadata import LAYOUT, OWN, YARN_TRUNCATE
 from tenp_edge.runtime.memory.footprint import PlannedRun
 
 TENP_VERSION = 1
@@ -37,7 +37,13 @@ class Recipe:
 def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -> list[Field]:
     """Every field but the tokenizer's, in file order."""
     arch = architecture_name(config, layout)
-    groups = (_sizes(config), _attention(config), _experts(config, layout), _rope(config))
+    groups = (
+        _sizes(config),
+        _attention(config),
+        _experts(config, layout),
+        _rope(config, layout),
+        _output(config),
+    )
     return [
         ("general.architecture", text(arch)),
         ("general.type", text("model")),
@@ -80,17 +86,20 @@ def _sizes(config: ModelConfig) -> _Fields:
 
 
 def _attention(config: ModelConfig) -> _Fields:
-    own, mla = _one_attention(config), config.mla
+    mla = config.mla
     fields = {
-        "attention.head_count": u32(own.heads),
+        "attention.head_count": u32(config.num_attention_heads),
         "attention.layer_norm_rms_epsilon": f32(config.rms_norm_eps),
     }
+    if architecture(config).by_layer:
+        return {**fields, **_by_layer(config)}
+    own = _one_attention(config)
     if mla is None:
         fields |= {
             "attention.head_count_kv": u32(own.kv_heads),
             "attention.key_length": u32(own.head_dim),
             "attention.value_length": u32(own.head_dim),
-            "rope.dimension_count": u32(own.head_dim),
+            "rope.dimension_count": u32(config.rotary_size(0)),
         }
         return {**fields, **_window(config)}
     # The absorbed form is multi-query attention: one KV head of lora + rope, V a view of K.
@@ -111,6 +120,27 @@ def _one_attention(config: ModelConfig) -> LayerAttention:
     own = config.layer_attention(0)
     assert all(replace(other, window=own.window) == own for other in config.attention_layers)
     return own
+
+
+def _by_layer(config: ModelConfig) -> _Fields:
+    """Of an architecture that knows two kinds of layers: those that see everything, and (_swa)
+    those of a window, which keys tell apart."""
+    layers = config.attention_layers
+    full = next(own for own in layers if own.window is None)
+    within = next((own for own in layers if own.window is not None), full)
+    return {
+        "attention.head_count_kv": u32s([own.kv_heads for own in layers]),
+        "attention.key_length": u32(full.head_dim),
+        "attention.value_length": u32(full.head_dim),
+        "attention.key_length_swa": u32(within.head_dim),
+        "attention.value_length_swa": u32(within.head_dim),
+        "attention.sliding_window": u32(within.window or config.max_position_embeddings),
+        "attention.sliding_window_pattern": booleans([own.window is not None for own in layers]),
+        "attention.shared_kv_layers": u32(0),
+        "embedding_length_per_layer_input": u32(0),
+        "rope.dimension_count": u32(full.head_dim),
+        "rope.dimension_count_swa": u32(within.head_dim),
+    }
 
 
 def _window(config: ModelConfig) -> _Fields:
@@ -155,10 +185,14 @@ def _router(config: ModelConfig) -> _Fields:
     return fields
 
 
-def _rope(config: ModelConfig) -> _Fields:
+def _rope(config: ModelConfig, layout: str) -> _Fields:
     rope = config.rope
-    fields = {"rope.freq_base": f32(rope.theta)}
-    if rope.kind == "default":
+    fields = {"rope.freq_base": f32(rope.theta), **_vision(config)}
+    if architecture(config).by_layer:
+        windows = zip(config.attention_layers, config.layer_ropes, strict=True)
+        within = next((own for layer, own in windows if layer.window is not None), rope)
+        fields["rope.freq_base_swa"] = f32(within.theta)
+    if rope.kind in ("default", "proportional"):  # the latter is a tensor (`computed`)
         return fields
     scaling = rope.scaling
     fields["rope.scaling.type"] = text(rope.kind)
@@ -169,7 +203,34 @@ def _rope(config: ModelConfig) -> _Fields:
             original or config.max_position_embeddings
         )
         fields |= _yarn_magnitude(scaling, latent=config.mla is not None)
+        if layout == LAYOUT and scaling.get("truncate") is False:  # llama.cpp has no key for it
+            fields[YARN_TRUNCATE] = boolean(False)
     return fields
+
+
+def _vision(config: ModelConfig) -> _Fields:
+    """What llama.cpp needs to look at pictures with a vision model's file beside this one."""
+    if config.vision is None:
+        return {}
+    return {
+        "rope.dimension_sections": u32s([*_sections(config, config.vision), 0]),
+        "n_deepstack_layers": u32(config.vision.deepstack_layers),
+    }
+
+
+def _sections(config: ModelConfig, vision: VisionFacts) -> list[int]:
+    """Frequency i turns with time, height or width as i % 3 is 0, 1 or 2, up to three times the
+    section; beyond it llama.cpp leaves it standing where transformers turns it with time. Sections
+    that reach the last frequency make a text exact, and a picture closer: Qwen3-VL's 24, 20, 20
+    would leave two of 64 standing."""
+    half = config.rotary_size(0) // 2
+    reaching = (-(-(half - kind) // 3) for kind in range(3))
+    return [max(pair) for pair in zip(vision.rope_sections, reaching, strict=True)]
+
+
+def _output(config: ModelConfig) -> _Fields:
+    bound = config.logit_softcap
+    return {} if bound is None else {"final_logit_softcapping": f32(bound)}
 
 
 def _yarn_magnitude(scaling: Mapping[str, Any], latent: bool) -> _Fields:

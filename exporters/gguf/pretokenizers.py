@@ -7,7 +7,6 @@ wrong name loads and then tokenises wrongly in silence.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import takewhile
@@ -18,6 +17,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf.merging import rebuilt_ratio
 from tenp_edge.exporters.gguf.splitters import SPLITTERS
+from tenp_edge.exporters.gguf.tokenizer_json import steps_of
 from tenp_edge.runtime.byte_alphabet import BYTE_OF
 
 # Every two ways that differ at all differ here; a test asks for it.
@@ -35,9 +35,9 @@ def detect(tokenizer: Mapping[str, Any], bos: bool = True) -> str:
 
     ``bos``: whether the model has such a token. Raises UserError when it splits as none does.
     """
-    parts = _parts(tokenizer)
-    composes = _composes(parts)
-    pieces = _pieces(parts)
+    steps = steps_of(tokenizer)
+    composes = _composes(steps)
+    pieces = _pieces(steps)
     alike = [splitter for splitter in SPLITTERS if _expected(splitter.expressions) == pieces]
     if not alike:
         raise _other_pieces(pieces)
@@ -58,42 +58,29 @@ def detect(tokenizer: Mapping[str, Any], bos: bool = True) -> str:
 # -- what the tokenizer does -----------------------------------------------------------------------
 
 
-def _parts(tokenizer: Mapping[str, Any]) -> Tokenizer:
-    """Its normalizer and pre-tokenizer, without the vocabulary."""
-    empty = {"type": "BPE", "vocab": {}, "merges": []}
-    kept = {key: tokenizer.get(key) for key in ("normalizer", "pre_tokenizer")}
-    try:
-        return Tokenizer.from_str(json.dumps({"version": "1.0", "model": empty, **kept}))
-    except Exception as error:  # plain Exceptions are all that tokenizers raises
-        why = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"tokenizer.json cannot be read: {why}", "download the tokenizer files again"
-        ) from None
-
-
-def _composes(parts: Tokenizer) -> bool:
+def _composes(steps: Tokenizer) -> bool:
     """Whether text is made NFC first. Raises UserError when it is changed in any other way."""
-    if parts.normalizer is None:
+    if steps.normalizer is None:
         return False
-    changed = next((word for word in PROBE.split(" ") if _normal(parts, word) != word), None)
+    changed = next((word for word in PROBE.split(" ") if _normal(steps, word) != word), None)
     if changed is not None:
         raise UserError(
             f"tokenizer.json changes text before it splits it, as llama.cpp does not: {changed!r} "
-            f"becomes {_normal(parts, changed)!r}",
+            f"becomes {_normal(steps, changed)!r}",
             "the tokenizer of the original model",
         )
-    return _normal(parts, _NOT_COMPOSED) != _NOT_COMPOSED
+    return _normal(steps, _NOT_COMPOSED) != _NOT_COMPOSED
 
 
-def _normal(parts: Tokenizer, text: str) -> str:
-    return str(parts.normalizer.normalize_str(text))
+def _normal(steps: Tokenizer, text: str) -> str:
+    return str(steps.normalizer.normalize_str(text))
 
 
-def _pieces(parts: Tokenizer) -> tuple[str, ...]:
+def _pieces(steps: Tokenizer) -> tuple[str, ...]:
     """The probe as the tokenizer splits it: in bytes, each written as GPT-2's alphabet has it."""
-    if parts.pre_tokenizer is None:
+    if steps.pre_tokenizer is None:
         return (PROBE,)
-    return tuple(piece for piece, _ in parts.pre_tokenizer.pre_tokenize_str(PROBE))
+    return tuple(piece for piece, _ in steps.pre_tokenizer.pre_tokenize_str(PROBE))
 
 
 @cache

@@ -21,10 +21,15 @@ from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.checkpoint.source import Rows
 from tenp_edge.disk import read_range
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, NAMES
+from tenp_edge.exporters.gguf.architectures import (
+    NAMES,
+    expert_name,
+    merged_name,
+    tensor_name,
+)
 from tenp_edge.exporters.gguf.transforms import file_roles, from_file, is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES
-from tenp_edge.models import PROJECTIONS, ModelConfig, Shape, TensorSpec, expected_tensors
+from tenp_edge.models import ModelConfig, Shape, TensorSpec, expected_tensors
 
 _BY_ID = {kind.ggml_id: kind for kind in TYPES.values()}
 
@@ -62,35 +67,40 @@ class GgufModel:
         """Tensor ``name`` in float32."""
         spec = self.tensors[name]
         if spec.expert is not None and spec.layer is not None:
-            return self._expert_matrix(spec.layer, spec.expert, spec.role.removeprefix("expert_"))
+            return self._expert_part(spec.layer, spec.expert, spec.role.removeprefix("expert_"))
         parts = (self._stored[part].read(self.file) for part in self._parts(spec))
         whole = from_file(self.config, spec.role, *parts)
         return whole[tuple(slice(size) for size in spec.shape)].contiguous()
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``start:stop`` of an embedding or output matrix, in float32."""
-        return self._stored[_name(self.tensors[name])].rows(self.file, start, stop)
+        return self._stored[self._name(self.tensors[name])].rows(self.file, start, stop)
 
     def held(self, name: str) -> Rows:
         """Its stored bytes are kept, rows are decoded when they are asked for."""
-        return self._stored[_name(self.tensors[name])].held(self.file)
+        return self._stored[self._name(self.tensors[name])].held(self.file)
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
-        return ExpertWeights(*(self._expert_matrix(layer, expert, p) for p in PROJECTIONS))
+        parts = self.config.expert_parts
+        return ExpertWeights(*(self._expert_part(layer, expert, part) for part in parts))
 
     # Helpers.
 
-    def _expert_matrix(self, layer: int, expert: int, projection: str) -> torch.Tensor:
-        name = MERGED_NAME.format(layer=layer, projection=projection)
-        if name in self._stored:
-            stored = self._stored[name]
-            height = stored.shape[-2]
+    def _expert_part(self, layer: int, expert: int, part: str) -> torch.Tensor:
+        stored = self._stored.get(merged_name(layer, part))
+        if stored is not None:
+            height = stored.shape[-2] if len(stored.shape) == 3 else 1
             whole = stored.rows(self.file, expert * height, (expert + 1) * height)
+            whole = whole if len(stored.shape) == 3 else whole[0]
         else:
-            name = EXPERT_NAME.format(layer=layer, projection=projection, expert=expert)
-            whole = self._stored[name].read(self.file)
+            whole = self._stored[expert_name(layer, expert, part)].read(self.file)
         width = self.config.expert_widths[layer][expert]
-        return whole[:, :width].contiguous() if projection == "down" else whole[:width]
+        if part.startswith("down"):
+            return whole[:, :width].contiguous() if part == "down" else whole
+        return whole[:width]
+
+    def _name(self, spec: TensorSpec) -> str:
+        return tensor_name(self.config, spec.role, spec.layer)
 
     def _own_config(self, config: ModelConfig) -> ModelConfig:
         """``config`` with the file's experts and widths, and its output matrix where it has one."""
@@ -109,13 +119,13 @@ class GgufModel:
 
     def _widths(self, layer: int, config: ModelConfig) -> tuple[int, ...]:
         """Of the layer's experts: as ``tenp.expert_widths`` says, else as the tensors are."""
-        router = self._stored.get(NAMES["router"].format(layer=layer))
+        router = self._stored.get(tensor_name(config, "router", layer))
         count = 0 if router is None else router.shape[0]
         told = self._tenp.get("expert_widths")
         if isinstance(told, list):
             place = config.moe_layers.index(layer) * count
             return tuple(int(width) for width in told[place : place + count])
-        merged = self._stored.get(MERGED_NAME.format(layer=layer, projection="gate"))
+        merged = self._stored.get(merged_name(layer, "gate"))
         return (merged.shape[1],) * count if merged is not None else ()
 
     def _check(self) -> None:
@@ -138,12 +148,15 @@ class GgufModel:
         if spec.expert is None:
             whole = torch.empty(spec.shape, device="meta")
             return {
-                NAMES[role].format(layer=spec.layer): tuple(to_file(self.config, role, whole).shape)
+                tensor_name(self.config, role, spec.layer): tuple(
+                    to_file(self.config, role, whole).shape
+                )
                 for role in file_roles(spec.role)
             }
-        place: dict[str, Any] = {"layer": spec.layer, "projection": spec.role[len("expert_") :]}
-        merged = MERGED_NAME.format(**place)
-        single = EXPERT_NAME.format(**place, expert=spec.expert)
+        assert spec.layer is not None
+        part = spec.role.removeprefix("expert_")
+        merged = merged_name(spec.layer, part)
+        single = expert_name(spec.layer, spec.expert, part)
         return {merged if merged in self._stored else single: spec.shape}
 
 
@@ -176,10 +189,6 @@ class _Stored:
             return kind.decode(data[start * row : stop * row], (stop - start, length))
 
         return rows
-
-
-def _name(spec: TensorSpec) -> str:
-    return NAMES[spec.role].format(layer=spec.layer)
 
 
 def _holds(own: Shape, shape: Shape) -> bool:

@@ -15,19 +15,29 @@ from functools import cached_property
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, architecture
 from tenp_edge.exporters.gguf.types import FILE_TYPES, TYPES, legal_type
-from tenp_edge.models import ModelConfig
+from tenp_edge.models import ModelConfig, expected_tensors
 
 # llama.cpp keeps these in float32 in every file type.
 _FLOAT_ROLES = frozenset({"router", "shared_router"})
-_DOWN_ROLES = frozenset({"expert_down", "shared_down", "mlp_down"})
+_DOWN_ROLES = ("mlp_down", "expert_down", "shared_down")  # in the order of their names
 # attn_output of an ordinary model, and of one with exactly eight experts (Mixtral).
-_ATTENTION_OUTPUT = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K"}
-_EIGHT_OUTPUT = frozenset({"Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS"})
+_ATTENTION_OUTPUT = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "IQ3_XXS": "IQ3_S", "IQ3_M": "Q4_K"}
+_EIGHT_OUTPUT = frozenset(
+    {"Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS", "IQ3_M", "IQ3_S", "IQ3_XXS"}
+)
+# Mixes of about two bits and less have rules of their own.
+_LOW = frozenset({"IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
+_LOW_OUTPUT = {"IQ2_M": "IQ3_S", "IQ2_S": "IQ3_S", "IQ1_M": "IQ2_XXS", "IQ1_S": "IQ2_XXS"}
+_EMBEDDINGS = dict.fromkeys(_LOW, "Q2_K") | dict.fromkeys(("IQ2_M", "IQ2_S", "IQ3_XXS"), "IQ3_S")
+_QUERIES = {"IQ3_XXS": "IQ2_S"}
+# Three-dimensional in the merged file: what MXFP4 is for.
+_STACKED_ROLES = frozenset({"expert_gate", "expert_up", "expert_down", "k_b", "v_b"})
 _EXPERT = re.compile(
     re.escape(EXPERT_NAME)
     .replace(r"\{layer\}", r"(?P<layer>\d+)")
     .replace(r"\{projection\}", r"(?P<projection>\w+)")
     .replace(r"\{expert\}", r"\d+")
+    .replace(r"\{kind\}", r"(?P<kind>\w+)")
 )
 
 
@@ -77,7 +87,7 @@ class TypeRecipe:
 
     def wanted(self, name: str, role: str, layer: int | None, shape: tuple[int, ...]) -> str:
         """The type of tensor ``name`` before its row length has a say."""
-        if len(shape) == 1 or role in _FLOAT_ROLES:
+        if len(shape) == 1 or role in _FLOAT_ROLES or role.endswith("_bias"):
             return "F32"
         rule = self.rule(name)
         if rule is not None:
@@ -101,12 +111,19 @@ class TypeRecipe:
     def _mixed(self, role: str, layer: int, row_length: int) -> str:
         default = FILE_TYPES[self.quant].default
         if role == "output" or (role == "embed" and self._tied):
-            illegal = row_length % TYPES[default].block
-            return "Q8_0" if illegal or default == "Q8_0" else "Q6_K"
+            return self._output(row_length, default)
+        if self.quant == "MXFP4":
+            return default if role in _STACKED_ROLES else "Q8_0"
+        if role == "embed":
+            return _EMBEDDINGS.get(self.quant, default)
+        if self.quant in _LOW:
+            return self._low(role, layer) or default
         if role == "v":
             return self._attention_v(layer) or default
         if role == "k" and self._eight:
             return "Q8_0"
+        if role in ("q", "k"):
+            return _QUERIES.get(self.quant, default)
         if role == "o":
             eight = "Q5_K" if self.quant in _EIGHT_OUTPUT else default
             return eight if self._eight else _ATTENTION_OUTPUT.get(self.quant, default)
@@ -114,17 +131,50 @@ class TypeRecipe:
             return self._down(layer) or default
         return default
 
+    def _output(self, row_length: int, default: str) -> str:
+        if default in ("Q8_0", "MXFP4") or row_length % TYPES[default].block:
+            return "Q8_0"
+        return "Q5_K" if self.quant in _LOW or self.quant == "IQ3_XXS" else "Q6_K"
+
+    def _low(self, role: str, layer: int) -> str | None:
+        """In the mixes of two bits and less."""
+        more = "IQ3_S" if self.quant in ("IQ2_M", "IQ2_S") else "Q2_K"
+        if role == "v":
+            return "Q4_K" if self._grouped or self.config.num_experts >= 4 else more
+        if role == "k" and self._eight:
+            return "Q4_K"
+        if role == "o":
+            return "Q5_K" if self._eight else _LOW_OUTPUT.get(self.quant)
+        if role in _DOWN_ROLES and self._downs[layer, role] < self._eighth:
+            return more
+        return None
+
+    @cached_property
+    def _downs(self) -> dict[tuple[int | None, str], int]:
+        """(layer, role) -> how many such matrices lie before it in the file: here llama.cpp counts
+        matrices, not layers."""
+        config = self.config
+        others = expected_tensors(config, without_experts=config.moe_layers)
+        found = {(spec.layer, spec.role) for spec in others if spec.role in _DOWN_ROLES}
+        found |= {(layer, "expert_down") for layer in config.moe_layers}
+        order = sorted(found, key=lambda key: (key[0] or 0, _DOWN_ROLES.index(key[1])))
+        return {key: place for place, key in enumerate(order)}
+
     def _attention_v(self, layer: int) -> str | None:
         if self._eight:
             return "Q8_0"
-        grouped = self.config.num_attention_heads // self.config.num_key_value_heads >= 4
-        more = self._more_bits(layer)
+        layers = self._with_values
+        place, grouped = layers.index(layer), self._grouped
+        more = _more_bits(place, len(layers))
         return {
             "Q2_K": "Q4_K" if grouped else "Q3_K",
-            "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
+            "Q3_K_M": "Q5_K" if place < 2 else "Q4_K",
+            "IQ3_M": "Q4_K",
+            "IQ3_S": "Q4_K" if grouped else None,
+            "IQ3_XXS": "Q4_K" if grouped else None if self.imatrix else "IQ3_S",
             "IQ4_NL": "Q5_K" if grouped else None,
             "IQ4_XS": "Q5_K" if grouped else None,
-            "Q4_K_S": "Q5_K" if layer < 4 else None,
+            "Q4_K_S": "Q5_K" if place < 4 else None,
             "Q4_K_M": "Q6_K" if more else None,
             "Q5_K_M": "Q6_K" if more else None,
         }.get(self.quant)
@@ -132,10 +182,12 @@ class TypeRecipe:
     def _down(self, layer: int) -> str | None:
         """ffn_down: a routed expert's, a shared expert's or a dense layer's."""
         layers = self.config.num_hidden_layers
-        first, more = layer < layers // 8, self._more_bits(layer)
+        first, more = layer < self._eighth, _more_bits(layer, layers)
         return {
             "Q2_K": "Q3_K",
             "Q3_K_M": "Q5_K" if layer < layers // 16 else "Q4_K",
+            "IQ3_M": "Q4_K" if first or (self._eight and more) else None,
+            "IQ3_XXS": None if self.imatrix else "Q4_K" if first else "Q3_K",
             "IQ4_NL": "Q5_K" if first and not self.imatrix else None,
             "IQ4_XS": "Q5_K" if first and not self.imatrix else None,
             "Q4_K_S": "Q5_K" if first else None,
@@ -144,11 +196,20 @@ class TypeRecipe:
             "Q4_0": "Q4_1" if first and self.imatrix else None,
         }.get(self.quant)
 
-    def _more_bits(self, layer: int) -> bool:
-        """The first and last eighth of the layers, and every third between."""
-        layers = self.config.num_hidden_layers
-        eighth = layers // 8
-        return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+    @cached_property
+    def _with_values(self) -> tuple[int, ...]:
+        """Layers that have a matrix for values: llama.cpp counts those matrices, not layers."""
+        layers = enumerate(self.config.attention_layers)
+        return tuple(layer for layer, own in layers if own.own_values)
+
+    @property
+    def _eighth(self) -> int:
+        return self.config.num_hidden_layers // 8
+
+    @property
+    def _grouped(self) -> bool:
+        first = self.config.layer_attention(0)  # which llama.cpp asks
+        return first.heads // first.kv_heads >= 4
 
     @cached_property
     def _eight(self) -> bool:
@@ -157,6 +218,12 @@ class TypeRecipe:
     @cached_property
     def _tied(self) -> bool:
         return self.config.tie_word_embeddings and not architecture(self.config).output_needed
+
+
+def _more_bits(place: int, count: int) -> bool:
+    """The first and last eighth of ``count`` layers, and every third between."""
+    eighth = count // 8
+    return place < eighth or place >= 7 * count // 8 or (place - eighth) % 3 == 2
 
 
 def _merged_names(name: str) -> tuple[str, ...]:

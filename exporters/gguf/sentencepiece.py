@@ -1,13 +1,13 @@
-"""Sentencepiece vocabularies: tokenizer.model, or the same thing spelled as tokenizer.json.
+"""Sentencepiece vocabularies: tokenizer.model.
 
-tokenizer.model is a protocol-buffer message of which four fields matter, so it is read here, in
-forty lines, rather than through a package that would need the protobuf runtime.
+It is a protocol-buffer message of which four fields matter, so it is read here, in forty lines,
+rather than through a package that would need the protobuf runtime.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,58 +55,6 @@ def read_model(file: Path) -> Pieces:
         types=[type_ for _, _, type_ in pieces],
         add_space_prefix=bool(normalizer.get(3, 1)),
         remove_extra_whitespaces=bool(normalizer.get(4, 1)),
-    )
-
-
-def from_json(tokenizer: Mapping[str, Any]) -> Pieces:
-    """The same vocabulary out of tokenizer.json (BPE with byte fallback).
-
-    llama.cpp merges the neighbours whose union scores best, so the rank of the merge that first
-    makes a token, negated, is its score: the order of merges is kept exactly.
-    """
-    model = tokenizer["model"]
-    vocab: dict[str, int] = model["vocab"]
-    tokens = [""] * (max(vocab.values()) + 1)
-    for token, number in vocab.items():
-        tokens[number] = token
-    ranks: dict[str, int] = {}
-    for rank, merge in enumerate(model["merges"]):
-        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-        ranks.setdefault(left + right, rank)
-    unknown = model.get("unk_token")
-    types = [
-        UNUSED
-        if not token
-        else UNKNOWN
-        if token == unknown
-        else BYTE
-        if _is_byte(token)
-        else NORMAL
-        for token in tokens
-    ]
-    # Single characters are never made by a merge; their score is never compared with one.
-    scores = [-float(ranks[t]) if t in ranks else -1e6 for t in tokens]
-    return Pieces(tokens, scores, types, _space_prefix(tokenizer), False)
-
-
-def is_sentencepiece(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether tokenizer.json is a sentencepiece vocabulary rather than byte-level BPE."""
-    model = tokenizer.get("model") or {}
-    return model.get("type") == "BPE" and bool(model.get("byte_fallback"))
-
-
-def _is_byte(token: str) -> bool:
-    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-
-
-def _space_prefix(tokenizer: Mapping[str, Any]) -> bool:
-    nodes = [tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}]
-    for node in nodes:
-        nodes += node.get("normalizers", []) + node.get("pretokenizers", [])
-    return any(
-        node.get("type") == "Prepend"
-        or (node.get("type") == "Metaspace" and node.get("prepend_scheme", "always") != "never")
-        for node in nodes
     )
 
 

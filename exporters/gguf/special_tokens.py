@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tenp_edge.disk import read_json
+from tenp_edge.runtime.directory_vocabulary import begins_alone, flat_config, is_gemma
 
 # GGUF's name of each special token, and Hugging Face's.
 _SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
@@ -33,7 +34,7 @@ def special_ids(
     for key, hf_key in _SPECIAL.items():
         token = settings.get(f"{hf_key}_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if token in numbers:
+        if isinstance(token, str) and token in numbers:
             found[key] = numbers[token]
         elif ids := _stated(configs, hf_key, len(tokens)):
             found[key] = ids[0]
@@ -46,10 +47,8 @@ def special_ids(
 
 
 def _configs(directory: Path) -> list[Mapping[str, Any]]:
-    """The configs that number special tokens; a wrapper of a text model does it in its part."""
     files = (directory / name for name in ("config.json", "generation_config.json"))
-    found = [read_json(file) for file in files if file.is_file()]
-    return [{**(config.get("text_config") or {}), **config} for config in found]
+    return [flat_config(read_json(file)) for file in files if file.is_file()]
 
 
 def _stated(configs: Sequence[Mapping[str, Any]], key: str, count: int) -> list[int]:
@@ -73,11 +72,13 @@ def adds(
     """Whether encoding adds the token: the setting, else the post-processor's template."""
     if key not in special:
         return False
+    if key == "bos" and is_gemma(settings):
+        return True
     stated = settings.get(f"add_{key}_token")
     if isinstance(stated, bool):
         return stated
     if not tokenizer:
-        return key == "bos"
+        return key == "bos" and begins_alone(settings)
     processor = tokenizer.get("post_processor") or {}
     for node in processor.get("processors", [processor]):
         template = node.get("single") if node.get("type") == "TemplateProcessing" else None

@@ -15,22 +15,34 @@ from typing import Any
 
 from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf import pretokenizers, sentencepiece, special_tokens
+from tenp_edge.exporters.gguf import pieces_json, pretokenizers, sentencepiece, special_tokens
 from tenp_edge.exporters.gguf.fields import Field, boolean, f32s, i32s, text, texts, u32
 from tenp_edge.exporters.gguf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from tenp_edge.exporters.gguf.tokenizer_json import read_added, read_tokenizer
 from tenp_edge.models import ModelConfig
+from tenp_edge.runtime import tiktoken
+from tenp_edge.runtime.directory_vocabulary import is_gemma
 
 _FILES = (
     "tokenizer.json",
     "tokenizer.model",
+    "tiktoken.model",
     "tokenizer_config.json",
     "chat_template.jinja",
     "config.json",
     "generation_config.json",
 )
-# Control tokens that stay in the text, where llama.cpp's reader of Gemma's answers looks for them.
-_RENDERED: frozenset[str] = frozenset(
-    # Control tokens that stay in the text: llama.cpp reads Gemma's answers by them.
+# Control tokens that stay in the text: llama.cpp reads Gemma's answers by them.
+_RENDERED = frozenset(
+    [
+        "<|channel>",
+        "<channel|>",
+        "<|tool_call>",
+        "<tool_call|>",
+        "<|tool_response>",
+        "<tool_response|>",
+        '<|"|>',
+    ]
 )
 
 
@@ -53,9 +65,10 @@ def tokenizer_fields(directory: Path, config: ModelConfig) -> tuple[Field, ...]:
 
     Raises UserError when there is no tokenizer, or none that llama.cpp has.
     """
+    files = [*(directory / name for name in _FILES), *sorted(directory.glob(tiktoken.CODE))]
     stamps = tuple(
-        (stat.st_mtime_ns, stat.st_size) if (stat := _stat(directory / name)) else None
-        for name in _FILES
+        (file.name, stat.st_mtime_ns, stat.st_size) if (stat := _stat(file)) else None
+        for file in files
     )
     return _read(directory, config.vocab_size, stamps)
 
@@ -67,10 +80,10 @@ def _stat(file: Path) -> Any:
 @lru_cache(maxsize=4)
 def _read(directory: Path, vocab_size: int, stamps: tuple[object, ...]) -> tuple[Field, ...]:
     del stamps  # part of the key only: a changed file is read again
-    tokenizer = _optional(directory / "tokenizer.json")
-    vocabulary = _resized(_vocabulary(directory, tokenizer), vocab_size)
-    _check_bytes(vocabulary)
     settings = _optional(directory / "tokenizer_config.json")
+    tokenizer = read_tokenizer(directory)
+    vocabulary = _resized(_vocabulary(directory, tokenizer, settings), vocab_size)
+    _check_bytes(vocabulary)
     special = special_tokens.special_ids(directory, settings, vocabulary.tokens)
     if vocabulary.model == "gpt2":
         vocabulary = replace(vocabulary, pre=pretokenizers.detect(tokenizer, bos="bos" in special))
@@ -94,29 +107,71 @@ def _optional(file: Path) -> Mapping[str, Any]:
 # -- vocabulary ------------------------------------------------------------------------------------
 
 
-def _vocabulary(directory: Path, tokenizer: Mapping[str, Any]) -> Vocabulary:
+def _vocabulary(
+    directory: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Vocabulary:
     model_file = directory / "tokenizer.model"
-    if tokenizer and not sentencepiece.is_sentencepiece(tokenizer):
+    if tokenizer and not pieces_json.is_sentencepiece(tokenizer):
         return _byte_level(tokenizer)
     if model_file.is_file():
         pieces = sentencepiece.read_model(model_file)
+    elif tokenizer and is_gemma(settings):
+        return _gemma(tokenizer)
     elif tokenizer:
-        pieces = sentencepiece.from_json(tokenizer)
+        pieces_json.check_merges(tokenizer)
+        pieces = _checked_pieces(tokenizer)
     else:
         raise UserError(
-            f"{directory} has no tokenizer.json or tokenizer.model, which a GGUF file needs",
+            f"{directory} has no tokenizer.json, tokenizer.model or tiktoken.model for a GGUF",
             "download the tokenizer files of the model",
         )
+    added = read_added(directory / "tokenizer_config.json")
     vocabulary = Vocabulary(
         model="llama",
         pre="default",
         tokens=pieces.tokens,
         types=pieces.types,
         scores=pieces.scores,
-        add_space_prefix=pieces.add_space_prefix,
+        add_space_prefix=_space_prefix(pieces, tokenizer, settings),
         remove_extra_whitespaces=pieces.remove_extra_whitespaces,
     )
-    return _with_added(vocabulary, tokenizer)
+    return _with_added(vocabulary, tokenizer or {"added_tokens": added})
+
+
+def _space_prefix(
+    pieces: sentencepiece.Pieces, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]
+) -> bool:
+    """Whether a space is put in front of a text: transformers does what tokenizer.json says."""
+    if tokenizer:
+        return pieces_json.space_prefix(tokenizer)
+    stated = settings.get("add_prefix_space")
+    return stated if isinstance(stated, bool) else pieces.add_space_prefix
+
+
+def _gemma(tokenizer: Mapping[str, Any]) -> Vocabulary:
+    """Pieces as sentencepiece writes them, joined in the order of the merges like byte-level ones:
+    what llama.cpp calls gemma4. It needs no scores, and always begins with the BOS token."""
+    pieces = _checked_pieces(tokenizer)
+    return _with_added(
+        Vocabulary(
+            model="gemma4",
+            pre="gemma4",
+            tokens=pieces.tokens,
+            types=pieces.types,
+            merges=_merges(tokenizer["model"]),
+            add_space_prefix=False,
+        ),
+        tokenizer,
+    )
+
+
+def _checked_pieces(tokenizer: Mapping[str, Any]) -> sentencepiece.Pieces:
+    pieces_json.check_pieces(tokenizer)
+    return pieces_json.from_json(tokenizer)
+
+
+def _merges(model: Mapping[str, Any]) -> list[str]:
+    return [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
 
 
 def _byte_level(tokenizer: Mapping[str, Any]) -> Vocabulary:
@@ -129,9 +184,8 @@ def _byte_level(tokenizer: Mapping[str, Any]) -> Vocabulary:
     tokens = [""] * (max(model["vocab"].values(), default=-1) + 1)
     for token, number in model["vocab"].items():
         tokens[number] = token
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     types = [NORMAL if token else UNUSED for token in tokens]
-    return _with_added(Vocabulary("gpt2", "", tokens, types, merges=merges), tokenizer)
+    return _with_added(Vocabulary("gpt2", "", tokens, types, merges=_merges(model)), tokenizer)
 
 
 def _with_added(vocabulary: Vocabulary, tokenizer: Mapping[str, Any]) -> Vocabulary:
@@ -171,8 +225,9 @@ def _resized(vocabulary: Vocabulary, size: int) -> Vocabulary:
 
 
 def _check_bytes(vocabulary: Vocabulary) -> None:
-    """llama.cpp writes what no piece spells byte by byte, and ends the process where it cannot."""
-    if vocabulary.model != "llama":
+    """llama.cpp writes what no piece spells byte by byte. Where it cannot, it leaves that out
+    (gemma4) or ends the process (llama)."""
+    if vocabulary.model == "gpt2":
         return
     known = set(vocabulary.tokens)
     missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in known]

@@ -25,7 +25,8 @@ Encoder = Callable[[torch.Tensor, torch.Tensor | None], memoryview]
 class TensorType:
     """A ggml type: ``block`` values of a row share ``block_bytes`` bytes.
 
-    ``ggml_id`` is the type's number in a tensor info.
+    ``ggml_id`` is the type's number in a tensor info. ``needs_importance``: it cannot be encoded
+    well without (llama.cpp refuses to), and for some of these types ggml would end the process.
     """
 
     name: str
@@ -34,12 +35,16 @@ class TensorType:
     block_bytes: int
     encoder: Encoder
     fallback: str | None = None
+    needs_importance: bool = False
 
     def encode(self, rows: torch.Tensor, importance: torch.Tensor | None = None) -> memoryview:
         """The bytes of ``rows``, [..., row length] in any float dtype.
 
-        ``importance``: float32 [row length], what the columns weigh, for types that can use it.
+        ``importance``: float32 [row length], what the columns weigh, for types that can use it;
+        where nothing is known of a matrix, all columns weigh alike.
         """
+        if importance is None and self.needs_importance:
+            importance = torch.ones(rows.shape[-1])
         return self.encoder(rows, importance)
 
     def decode(self, data: bytearray, shape: tuple[int, ...]) -> torch.Tensor:
@@ -51,7 +56,7 @@ class TensorType:
     @property
     def weighs_columns(self) -> bool:
         """Whether importance changes the bytes: floats and Q8_0 only round."""
-        return self.name not in FLOAT_TYPES and self.name != "Q8_0"
+        return self.name not in FLOAT_TYPES and self.name not in ("Q8_0", "MXFP4")
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of ``shape`` (row-major, last size the row length)."""
@@ -91,9 +96,11 @@ def _encode_blocks(
     return quantize_rows(ggml_id, rows.float().contiguous(), row_bytes, importance)
 
 
-def _blocks(name: str, ggml_id: int, block: int, block_bytes: int, fallback: str) -> TensorType:
+def _blocks(
+    name: str, ggml_id: int, block: int, block_bytes: int, fallback: str, *, weighed: bool = False
+) -> TensorType:
     encode = partial(_encode_blocks, ggml_id, block, block_bytes)
-    return TensorType(name, ggml_id, block, block_bytes, encode, fallback)
+    return TensorType(name, ggml_id, block, block_bytes, encode, fallback, weighed)
 
 
 # The fallbacks of 256-value blocks are llama.cpp's (tensor_type_fallback).
@@ -109,12 +116,20 @@ TYPES = {
         _blocks("Q5_0", 6, 32, 22, fallback="F16"),
         _blocks("Q5_1", 7, 32, 24, fallback="F16"),
         _blocks("IQ4_NL", 20, 32, 18, fallback="F16"),
+        _blocks("MXFP4", 39, 32, 17, fallback="F16"),
         _blocks("Q2_K", 10, 256, 84, fallback="Q4_0"),
         _blocks("Q3_K", 11, 256, 110, fallback="Q4_0"),
         _blocks("Q4_K", 12, 256, 144, fallback="Q5_0"),
         _blocks("Q5_K", 13, 256, 176, fallback="Q5_1"),
         _blocks("Q6_K", 14, 256, 210, fallback="Q8_0"),
         _blocks("IQ4_XS", 23, 256, 136, fallback="IQ4_NL"),
+        _blocks("IQ3_S", 21, 256, 110, fallback="IQ4_NL"),
+        _blocks("IQ3_XXS", 18, 256, 98, fallback="IQ4_NL", weighed=True),
+        _blocks("IQ2_S", 22, 256, 82, fallback="IQ4_NL", weighed=True),
+        _blocks("IQ2_XS", 17, 256, 74, fallback="IQ4_NL", weighed=True),
+        _blocks("IQ2_XXS", 16, 256, 66, fallback="IQ4_NL", weighed=True),
+        _blocks("IQ1_M", 29, 256, 56, fallback="IQ4_NL", weighed=True),
+        _blocks("IQ1_S", 19, 256, 50, fallback="IQ4_NL", weighed=True),
     )
 }
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -150,8 +165,18 @@ FILE_TYPES = {
         FileType("IQ4_NL", 25, "IQ4_NL"),
         FileType("IQ4_XS", 30, "IQ4_XS"),
         FileType("Q4_0", 2, "Q4_0"),
+        FileType("MXFP4", 38, "MXFP4"),
         FileType("Q3_K_M", 12, "Q3_K"),
+        FileType("IQ3_M", 27, "IQ3_S"),
+        FileType("IQ3_S", 26, "IQ3_S"),
+        FileType("IQ3_XXS", 23, "IQ3_XXS"),
         FileType("Q2_K", 10, "Q2_K"),
+        FileType("IQ2_M", 29, "IQ2_S"),
+        FileType("IQ2_S", 28, "IQ2_XS"),
+        FileType("IQ2_XS", 20, "IQ2_XS"),
+        FileType("IQ2_XXS", 19, "IQ2_XXS"),
+        FileType("IQ1_M", 31, "IQ1_M"),
+        FileType("IQ1_S", 24, "IQ1_S"),
     )
 }
 QUANTS: tuple[str, ...] = tuple(FILE_TYPES)

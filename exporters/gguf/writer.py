@@ -19,12 +19,12 @@ from torch.nn.functional import pad
 from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.exporters.base import ManifestTensor
+from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.encoding import Encoding
 from tenp_edge.exporters.gguf.fields import padded
 from tenp_edge.exporters.gguf.layout import Entry
 from tenp_edge.exporters.gguf.transforms import is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES, TensorType
-from tenp_edge.models import PROJECTIONS
 from tenp_edge.progress import Task
 
 _READ_BYTES = 32 * 2**20
@@ -78,23 +78,29 @@ class TensorWriter:
         targets = {(entry.role, entry.expert): entry for entry in group}
         for expert in range(len(self._source.config.expert_widths[layer])):
             weights = self._source.expert(layer, expert)
-            for projection in PROJECTIONS:
-                role, matrix = f"expert_{projection}", getattr(weights, projection)
+            for part in self._source.config.expert_parts:
+                role, stored = f"expert_{part}", getattr(weights, part)
+                matrix = stored.reshape(-1, stored.shape[-1])
                 own = targets.get((role, expert))
                 tensor = (own or targets[role, None]).tensor
-                nbytes = TYPES[tensor.type].nbytes(tensor.shape[-2:])
+                # Of one expert: a bias is one row.
+                shape = tensor.shape if own else tensor.shape[1:]
+                rows = shape[0] if len(shape) == 2 else 1
+                nbytes = TYPES[tensor.type].nbytes(shape)
                 place = self._offsets[tensor.name] + (0 if own else expert * nbytes)
-                columns = self._weights.expert(layer, expert, projection, tensor)
+                columns = self._weights.expert(layer, expert, part, tensor)
                 place += self._put_rows(place, matrix, tensor, columns)
-                self._put_nothing(place, tensor, tensor.shape[-2] - len(matrix), columns)
+                self._put_nothing(place, tensor, rows - len(matrix), columns)
                 task.advance(nbytes)
             if 3 * weights.down.nbytes > _ALONE_BYTES:
                 self._encoding.flush()
 
     def _write_plain(self, entry: Entry) -> None:
         tensor, offset = entry.tensor, self._offsets[entry.tensor.name]
-        assert entry.name is not None
         config = self._source.config
+        if entry.name is None:
+            self._put_rows(offset, computed_tensors(config)[entry.role][None], tensor, None)
+            return
         if is_transformed(config, entry.role) or len(tensor.shape) == 1:
             whole = to_file(config, entry.role, self._source.read(entry.name))
             rows = whole.reshape(-1, whole.shape[-1])
@@ -148,12 +154,12 @@ class ColumnWeights:
         self._importance = importance
 
     def expert(
-        self, layer: int, expert: int, projection: str, tensor: ManifestTensor
+        self, layer: int, expert: int, part: str, tensor: ManifestTensor
     ) -> torch.Tensor | None:
-        """Of one expert's matrix; columns that only the file has weigh nothing."""
+        """Of one part of an expert; columns that only the file has weigh nothing."""
         if self._importance is None or not TYPES[tensor.type].weighs_columns:
             return None
-        weights = self._importance.expert(layer, expert, projection).weights()
+        weights = self._importance.expert(layer, expert, part).weights()
         return pad(weights, (0, tensor.shape[-1] - len(weights)))
 
     def matrix(self, entry: Entry) -> torch.Tensor | None:

@@ -9,6 +9,13 @@ from tenp_edge.exporters.onnx.graph.router import expert_groups
 from tenp_edge.exporters.onnx.modes import mode_of, way_of
 from tenp_edge.exporters.onnx.targets import targets_of
 from tenp_edge.models import ModelConfig
+from tenp_edge.models.family import Activation
+
+_ACTIVATIONS: dict[Activation, str] = {
+    "silu": "SwiGLU",
+    "gelu_tanh": "GELU",
+    "swiglu_oai": "clamped SwiGLU",
+}
 
 
 def check_model(config: ModelConfig, options: ExportOptions) -> None:
@@ -17,6 +24,7 @@ def check_model(config: ModelConfig, options: ExportOptions) -> None:
     _check_rope(config)
     if way_of(options).static:
         _check_static(config, options)
+    _check_activation(config, options)
     _check_widths(config, options)
     groups = expert_groups(config)
     if config.family.router_score == "sigmoid" and 1 < groups == config.num_experts:
@@ -73,6 +81,16 @@ def _check_static(config: ModelConfig, options: ExportOptions) -> None:
             "--mode static keeps keys and values: expanding a latent cache anew for every token is "
             "no work for an NPU",
             "leave --latent-cache out",
+        )
+
+
+def _check_activation(config: ModelConfig, options: ExportOptions) -> None:
+    activation = config.family.activation
+    if activation not in way_of(options).activations:
+        raise UserError(
+            f"--mode {mode_of(options)} cannot hold {config.family.model_type}: its operators for "
+            f"experts have no {_ACTIVATIONS[activation]}",
+            "--mode portable",
         )
 
 

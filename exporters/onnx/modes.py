@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import get_args
 
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import ExportOptions, WidthLimits
@@ -25,10 +26,13 @@ from tenp_edge.exporters.onnx.linear.int8 import DynamicLinear
 from tenp_edge.exporters.onnx.linear.qdq import QdqLinear
 from tenp_edge.exporters.onnx.linear.quantise import BLOCK
 from tenp_edge.models import ModelConfig
+from tenp_edge.models.family import Activation
 
 OPSET, IR_VERSION = 23, 11
 MOST_WIDTHS = 8
 ANY_WIDTH = WidthLimits()
+_ANY_ACTIVATION: frozenset[Activation] = frozenset(get_args(Activation))
+_TIER_ACTIVATIONS: frozenset[Activation] = frozenset({"silu", "swiglu_oai"})
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Way:
     ``static``: every shape is a number; one graph for prompts and one for decoding share the data
     files. ``calibrated``: activations have fixed scales, from ranges that are measured on text.
     ``widths``: their multiple is that of the hidden size too; each is a node per layer.
+    ``activations``: of experts, that it can write.
     """
 
     makers: Makers
@@ -45,6 +50,7 @@ class Way:
     static: bool = False
     calibrated: bool = False
     widths: WidthLimits = ANY_WIDTH
+    activations: frozenset[Activation] = frozenset({"silu"})
 
     def graphs(self, config: ModelConfig, options: ExportOptions) -> Mapping[str, Lengths]:
         """File name -> dimensions of its inputs."""
@@ -80,20 +86,26 @@ def _tiers(makers: Makers, maker: TierMaker) -> Makers:
 
 def _quantised_ort_cpu(bits: int) -> Way:
     makers = _blocks(_tiers(_ORT_CPU, QuantisedTier(bits)), bits)
-    return Way(makers, _WITH_CONTRIB, widths=WidthLimits(BLOCK, MOST_WIDTHS))
+    widths = WidthLimits(BLOCK, MOST_WIDTHS)
+    return Way(makers, _WITH_CONTRIB, widths=widths, activations=_TIER_ACTIVATIONS)
 
 
 # (mode, quantisation) -> way; the first of each is the default.
 WAYS: dict[tuple[str, str], Way] = {
-    ("portable", "none"): Way(_PORTABLE, {"": OPSET}),
-    ("portable", "int8"): Way(replace(_PORTABLE, linear=DynamicLinear()), {"": OPSET}),
-    ("portable", "int4"): Way(_blocks(_PORTABLE, 4), _WITH_CONTRIB),
+    ("portable", "none"): Way(_PORTABLE, {"": OPSET}, activations=_ANY_ACTIVATION),
+    ("portable", "int8"): Way(
+        replace(_PORTABLE, linear=DynamicLinear()), {"": OPSET}, activations=_ANY_ACTIVATION
+    ),
+    ("portable", "int4"): Way(_blocks(_PORTABLE, 4), _WITH_CONTRIB, activations=_ANY_ACTIVATION),
     ("static", "none"): Way(_STATIC, {"": OPSET}, static=True),
     ("static", "int8"): Way(
         replace(_STATIC, linear=QdqLinear()), {"": OPSET}, static=True, calibrated=True
     ),
     ("ort-cpu", "none"): Way(
-        _tiers(_ORT_CPU, FloatTier()), _WITH_CONTRIB, widths=WidthLimits(most=MOST_WIDTHS)
+        _tiers(_ORT_CPU, FloatTier()),
+        _WITH_CONTRIB,
+        widths=WidthLimits(most=MOST_WIDTHS),
+        activations=_TIER_ACTIVATIONS,
     ),
     ("ort-cpu", "int8"): _quantised_ort_cpu(8),
     ("ort-cpu", "int4"): _quantised_ort_cpu(4),

@@ -232,7 +232,9 @@ class _Collector(LayerObserver):
             for name in info["domains"]
         }
         self.inputs = InputObserver(layer, matrix_roles(model.config, index))
-        self.experts = observe(layer, info) if index in info["layers"] else None
+        self.experts = (
+            observe(layer, model.config, index, info) if index in info["layers"] else None
+        )
 
     def begin(self, run: slice) -> None:
         active, domain = self.active[run].reshape(-1), self.text.domain_of(run)

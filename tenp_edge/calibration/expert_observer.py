@@ -16,6 +16,7 @@ from tenp_edge.calibration.elimination import (
     prior,
 )
 from tenp_edge.calibration.order_priors import ORDER_PRIORS
+from tenp_edge.calibration.routed_gain import RoutedGain
 from tenp_edge.calibration.statistics import (
     GROWTH_SUM,
     WEIGHT_NORMS,
@@ -26,6 +27,7 @@ from tenp_edge.calibration.statistics import (
     accumulate_tokens,
 )
 from tenp_edge.forward.experts import ExpertGroup, RaggedExperts, routed_experts
+from tenp_edge.models import ModelConfig, expected_tensors
 
 _SHORTEST = 1e-20
 
@@ -33,8 +35,8 @@ _SHORTEST = 1e-20
 class MoeObserver:
     """Adds what a layer's experts do to the sums of the domain that is running."""
 
-    def __init__(self, experts: RaggedExperts, info: Mapping[str, Any]) -> None:
-        self.experts, self.scratch = experts, Scratch()
+    def __init__(self, experts: RaggedExperts, gain: RoutedGain, info: Mapping[str, Any]) -> None:
+        self.experts, self.gain, self.scratch = experts, gain, Scratch()
         self.uses: list[torch.Tensor] = []
         first = experts[0].weight(0)
         self.moments = JointMoments(len(experts), first.shape[0], first.device)
@@ -71,10 +73,11 @@ class MoeObserver:
     def after(self, output: torch.Tensor) -> None:
         """``output``: the layer's, [n, seq, hidden], of the forward that just ran."""
         kept = self.experts.active
-        h, after = self.h, output.reshape(self.h.shape)
+        h, after, gain = self.h, output.reshape(self.h.shape), self.gain.squared()
         if kept is not None:
             h, after = h[kept], after[kept]
-        accumulate_growth(self.stats, h=h, after=after)
+            gain = None if gain is None else gain[kept]
+        accumulate_growth(self.stats, h=h, after=after, gain=gain)
 
     def expert(self, group: ExpertGroup) -> None:
         h = self.h.index_select(0, group.rows)
@@ -126,8 +129,24 @@ class MoeObserver:
         accumulate_tokens(self.stats, h=h, routed=output, experts=chosen, gated_norm=gated)
 
 
-def observe(layer: nn.Module, info: Mapping[str, Any]) -> MoeObserver:
-    observer = MoeObserver(routed_experts(layer), info)
-    norm = layer.get_submodule("post_attention_layernorm")
-    norm.register_forward_pre_hook(observer.residual)
+def observe(
+    layer: nn.Module, config: ModelConfig, index: int, info: Mapping[str, Any]
+) -> MoeObserver:
+    """Watch ``layer``, which is number ``index`` of ``config``'s model."""
+    modules = norms_of(layer, config, index)
+    gain = RoutedGain(modules, getattr(layer, "layer_scalar", None))
+    observer = MoeObserver(routed_experts(layer), gain, info)
+    # Where the dense MLP runs beside the experts, they have a norm of their own.
+    before = modules.get("routed_norm", modules["post_attention_norm"])
+    before.register_forward_pre_hook(observer.residual)
     return observer
+
+
+def norms_of(layer: nn.Module, config: ModelConfig, index: int) -> dict[str, nn.Module]:
+    """The norms of decoder layer ``layer`` by their roles (`TensorSpec.role`)."""
+    prefix = config.layer_prefix(index)
+    return {
+        spec.role: layer.get_submodule(spec.name.removeprefix(prefix).removesuffix(".weight"))
+        for spec in expected_tensors(config, without_experts=config.expert_widths)
+        if spec.layer == index and spec.role.endswith("norm") and spec.part == "norms"
+    }

@@ -145,7 +145,7 @@ def _loss_gradient(
             stop = min(start + step, length - 1)
             part = hidden[start:stop].requires_grad_()
             with torch.enable_grad():
-                logits = linear(head.norm(part), weight).float()
+                logits = head.capped(linear(head.norm(part), weight)).float()
                 targets = tokens[start + 1 : stop + 1].to(model.device)
                 loss = cross_entropy(logits, targets, reduction="sum")
             found[start:stop] = torch.autograd.grad(loss, part)[0]

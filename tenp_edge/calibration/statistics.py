@@ -235,16 +235,26 @@ def accumulate_tokens(
     stats["easy_ep"].index_add_(0, flat, weighted.reshape(-1).double().cpu())
 
 
-def accumulate_growth(stats: LayerStatistics, *, h: torch.Tensor, after: torch.Tensor) -> None:
+def accumulate_growth(
+    stats: LayerStatistics,
+    *,
+    h: torch.Tensor,
+    after: torch.Tensor,
+    gain: torch.Tensor | None = None,
+) -> None:
     """Add how much the block lengthened the residual stream, in place; h, after: [tokens, hidden].
 
-    The logarithm's mean is that of an ordinary token: a few with massive activations do not count.
+    ``gain`` [tokens]: what the square of the routed sum is multiplied by on its way into the stream
+    (`RoutedGain`): the stream then counts in the unit of that sum. The logarithm's mean is that of
+    an ordinary token: a few with massive activations do not count.
     """
     parts = [
         (_norm(after[b].float()) / _norm(h[b].float()).clamp_min(_EPSILON)).clamp_min(_EPSILON)
         for b in _blocks(h)
     ]
     ratio = torch.cat(parts)
+    if gain is not None:
+        ratio = (ratio * gain.clamp_min(_EPSILON).rsqrt()).clamp_min(_EPSILON)
     total = 2 * ratio.log().sum(dtype=_sum_dtype(ratio)).double().cpu()
     stats[GROWTH_SUM].add_(torch.stack([total, torch.tensor(len(ratio), dtype=torch.float64)]))
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from tenp_edge.checkpoint.digests import HashedStream
+from tenp_edge.checkpoint.stored import DECODERS
 from tenp_edge.disk import atomic_file, read_range, write_text
 from tenp_edge.models import PROJECTIONS, Shape
 from tenp_edge.models.headers import (
@@ -43,6 +45,7 @@ TORCH_DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
+_DECODED_AT_ONCE = 2**18
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
@@ -67,34 +70,39 @@ class ExpertWeights:
     def width(self) -> int:
         return self.gate.shape[0]
 
+    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> ExpertWeights:
+        """``change`` of every tensor that is there."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ExpertWeights(**{name: change(t) for name, t in found.items() if t is not None})
+
 
 class Checkpoint(ModelFiles):
     """A model directory whose weights can be read, one at a time, in their stored dtype.
 
-    Nothing but headers is read until ``read``, ``read_rows`` or ``expert`` asks for a weight.
+    Quantised weights are decoded, as the reference decoder of their layout does bit for bit, and
+    given in `dtype`. Nothing but headers is read until a weight is asked for.
     """
 
     def read(self, name: str) -> torch.Tensor:
         """The whole weight in its stored dtype."""
-        stored = self.tensors[self._tensor(name)]
-        return self._read_bytes(stored, stored.offset, stored.nbytes).reshape(stored.shape)
+        weight = self.weights.get(name)
+        if weight is None or weight.is_plain:
+            return self._tensor(name if weight is None else weight.tensors["weight"])
+        return self._decoded(weight, 0, weight.shape[0])
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Entries ``start:stop`` of the first dimension, reading only their bytes."""
-        stored = self.tensors[self._tensor(name)]
-        row = stored.nbytes // stored.shape[0]
-        flat = self._read_bytes(stored, stored.offset + start * row, (stop - start) * row)
-        return flat.reshape(stop - start, *stored.shape[1:])
+        weight = self.weights.get(name)
+        if weight is None or weight.is_plain:
+            return self._rows(name if weight is None else weight.tensors["weight"], start, stop)
+        return self._decoded(weight, start, stop)
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         """One routed expert, whether stored per expert or stacked (gate_up_proj, down_proj)."""
         stacked = self.stacked.get(layer)
         if stacked is not None:
             return self._stacked_expert(stacked, expert)
-        names = [self.config.expert_tensor(layer, expert, index) for index in range(3)]
-        if self.config.family.expert_bias:
-            names += [self.config.expert_bias(layer, expert, index) for index in range(3)]
-        return ExpertWeights(*(self.read(name) for name in names))
+        return ExpertWeights(*map(self.read, self.config.expert_tensors(layer, expert)))
 
     def _stacked_expert(self, stacked: StackedExperts, expert: int) -> ExpertWeights:
         gate_up, down, *biases = (self._entry(weight, expert) for weight in stacked.weights)
@@ -106,33 +114,96 @@ class Checkpoint(ModelFiles):
 
     def _entry(self, weight: StoredWeight, expert: int) -> torch.Tensor:
         """One expert's part of a stacked weight, (rows, columns)."""
-        entry = self.read_rows(weight.name, expert, expert + 1)[0]
+        if weight.is_plain:
+            entry = self._rows(weight.tensors["weight"], expert, expert + 1)[0]
+        else:
+            _, *shape = weight.stored_shape
+            entry = torch.empty(shape, dtype=self.dtype)
+            names = weight.tensors.items()
+            parts = {part: self._rows(name, expert, expert + 1)[0] for part, name in names}
+            _decode_into(entry, weight, parts)
         return entry.T.contiguous() if weight.transposed else entry
 
+    def _decoded(self, weight: StoredWeight, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start:stop`` of a quantised matrix, reading whole blocks of rows; all of them
+        where the rows are not apart in the file."""
+        (rows, columns), rules, step = weight.shape, weight.rules, weight.row_step
+        first = start // step * step if step else 0
+        last = min(-(-stop // step) * step, rows) if step else rows
+        decoded = torch.empty(last - first, columns, dtype=self.dtype)
+        parts = {
+            part: self._rows(name, first // rules[part].rows, -(-last // rules[part].rows))
+            if rules[part].rows and self.tensors[name].shape
+            else self._tensor(name)
+            for part, name in weight.tensors.items()
+        }
+        _decode_into(decoded, weight, parts)
+        return decoded[start - first : stop - first]
+
+    def dtype_of(self, name: str) -> str:
+        """The safetensors name ("BF16") of the dtype that `read` gives the weight in."""
+        weight = self.weights.get(name)
+        if weight is not None and not weight.is_plain:
+            return dtype_name(self.dtype)
+        return self.tensors[name if weight is None else weight.tensors["weight"]].dtype
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of the weight as `read` gives it."""
+        return prod(self.weights[name].shape) * DTYPE_BYTES[self.dtype_of(name)]
+
     def expert_dtype(self, layer: int, expert: int, tensor: str) -> str:
-        """The stored dtype ("BF16") of one tensor of an expert, by its name in `ExpertWeights`."""
+        """The dtype ("BF16") of one tensor of an expert, by its name in `ExpertWeights`."""
         projection, _, bias = tensor.partition("_")
         if layer in self.stacked:
             stacked, index = self.stacked[layer], int(projection == "down")
-            weight = stacked.biases[index] if bias else stacked.weights[index]
-            return self.tensors[weight.tensors["weight"]].dtype
+            return self.dtype_of((stacked.biases if bias else stacked.weights)[index].name)
         name_of = self.config.expert_bias if bias else self.config.expert_tensor
-        name = name_of(layer, expert, PROJECTIONS.index(projection))
-        return self.tensors[name].dtype
+        return self.dtype_of(name_of(layer, expert, PROJECTIONS.index(projection)))
 
-    def _tensor(self, name: str) -> str:
-        """The tensor of a weight that is stored as one."""
-        weight = self.weights.get(name)
-        return name if weight is None else weight.tensors["weight"]
+    def _tensor(self, name: str) -> torch.Tensor:
+        stored = self.tensors[name]
+        return self._read_bytes(stored, stored.offset, stored.nbytes).reshape(stored.shape)
+
+    def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        stored = self.tensors[name]
+        row = stored.nbytes // stored.shape[0]
+        flat = self._read_bytes(stored, stored.offset + start * row, (stop - start) * row)
+        return flat.reshape(stop - start, *stored.shape[1:])
 
     def _read_bytes(self, stored: StoredTensor, offset: int, nbytes: int) -> torch.Tensor:
         buffer = read_range(stored.file, offset, nbytes)
         return torch.frombuffer(buffer, dtype=TORCH_DTYPES[stored.dtype])
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        """The dtype the experts are stored in; what a pruned checkpoint is written in."""
-        return TORCH_DTYPES[self.tensors["model.embed_tokens.weight"].dtype]
+        """The dtype the embedding is stored in, or that the config names where it is quantised:
+        what experts are read in and a pruned checkpoint is written in."""
+        embedding = self.weights["model.embed_tokens.weight"]
+        if not embedding.is_plain:
+            return cast(torch.dtype, getattr(torch, self.config.dtype))
+        return TORCH_DTYPES[self.tensors[embedding.tensors["weight"]].dtype]
+
+
+def _decode_into(
+    target: torch.Tensor, weight: StoredWeight, parts: Mapping[str, torch.Tensor]
+) -> None:
+    """Fill ``target`` [rows, columns] from ``parts``, some rows at a time.
+
+    It is there before what the decoder needs for the while, and that is small: the heap of a layer
+    of experts that are decoded one after the other would else be half holes (1.2 GiB of 2.4).
+    """
+    decoder, facts, rules = DECODERS[weight.layout.name], weight.layout.facts, weight.rules
+    (rows, columns), step = target.shape, weight.row_step
+    count = max(1, _DECODED_AT_ONCE // (columns * step)) * step if step else rows
+    for start in range(0, rows, count):
+        stop = min(start + count, rows)
+        own = {
+            part: tensor[start // rules[part].rows : -(-stop // rules[part].rows)]
+            if rules[part].rows and tensor.ndim
+            else tensor
+            for part, tensor in parts.items()
+        }
+        target[start:stop] = decoder(own, (stop - start, columns), facts)
 
 
 def _halves(both: torch.Tensor, *, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -138,11 +138,12 @@ class ModelSource:
         """Tensor ``name`` in order, in blocks of rows where the whole would be large to hold."""
         spec = self.tensors[name]
         pruned = spec.part in ("routed experts", "router")
-        if pruned or self.checkpoint.tensors[name].nbytes <= BLOCK_BYTES:
+        nbytes = 0 if pruned else self.checkpoint.nbytes(name)
+        if nbytes <= BLOCK_BYTES:
             yield self.read(name)
             return
         rows = spec.shape[0]
-        step = max(1, BLOCK_BYTES * rows // self.checkpoint.tensors[name].nbytes)
+        step = max(1, BLOCK_BYTES * rows // nbytes)
         for start in range(0, rows, step):
             yield self.read_rows(name, start, min(start + step, rows))
 
@@ -150,7 +151,7 @@ class ModelSource:
         """The safetensors name ("BF16") of the dtype that ``read(name)`` gives."""
         spec = self.tensors[name]
         if spec.expert is None or spec.layer is None:
-            return self.checkpoint.tensors[name].dtype
+            return self.checkpoint.dtype_of(name)
         original = self.original_expert(spec.layer, spec.expert)
         return self.checkpoint.expert_dtype(spec.layer, original, _expert_part(spec))
 

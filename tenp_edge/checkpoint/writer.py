@@ -9,14 +9,17 @@ that has one is complete; until then a marker says whose half-written shards lie
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Shard, TensorEntry, is_written, plan_shards, write_shards
 from tenp_edge.checkpoint.overlay import Mended, settings_of
 from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.checkpoint.stacked import StackedExperts
 from tenp_edge.disk import copy_file, read_json, require_free, write_json, write_text
 from tenp_edge.errors import UserError
 from tenp_edge.models import EXPERT_KEYS
@@ -37,6 +40,8 @@ COPIED = (
 ).split()
 # DeepSeek's multi-token-prediction layers are not written, so they must not be announced.
 _MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
+# Code of its own, and how the weights were quantised, which are written decoded.
+_NOT_WRITTEN = ("auto_map", "quantization_config")
 # What transformers names when it refuses the checkpoint: the one key of config.json that it checks
 # before it reads a weight, in words that it repeats. Else it fails at stacking the experts.
 _EXPERTS = "narrower experts; tenp_edge.load_pruned(PATH) loads them"
@@ -46,10 +51,22 @@ _HUB_CACHE = re.compile(r"models--(.+)")
 
 def checkpoint_shards(source: ModelSource) -> list[Shard]:
     """Every safetensors file that ``write_checkpoint`` will write, exact in names and bytes."""
-    entries = [
-        TensorEntry(name, source.dtype(name), spec.shape) for name, spec in source.tensors.items()
-    ]
-    return plan_shards(entries)
+    return plan_shards(list(_entries(source)))
+
+
+def _entries(source: ModelSource) -> Iterator[TensorEntry]:
+    stacked, seen = StackedExperts(source), set[int]()
+    for name, spec in source.tensors.items():
+        if spec.expert is None or spec.layer is None or not stacked.any:
+            yield TensorEntry(name, source.dtype(name), spec.shape)
+        elif spec.layer not in seen:
+            seen.add(spec.layer)
+            yield from stacked.entries(spec.layer)
+
+
+def _blocks(source: ModelSource) -> Callable[[str], Iterator[torch.Tensor]]:
+    stacked = StackedExperts(source)
+    return lambda name: stacked.blocks(name) if name in stacked else source.blocks(name)
 
 
 def checkpoint_files(source: ModelSource) -> dict[str, int]:
@@ -76,7 +93,7 @@ def write_checkpoint(
     require_free(directory, sum(shard.nbytes for shard in pending), "the pruned checkpoint")
     total = sum(entry.nbytes for shard in pending for entry in shard.entries)
     with progress.task("writing the pruned checkpoint", total, "bytes") as task:
-        for entry in write_shards(directory, shards, source.blocks, digests):
+        for entry in write_shards(directory, shards, _blocks(source), digests):
             task.advance(entry.nbytes)
     for file in copied_files(source.checkpoint.path):
         target = directory / file.relative_to(source.checkpoint.path)
@@ -157,7 +174,7 @@ def copied_files(directory: Path) -> Iterator[Path]:
 
 def pruned_json(source: ModelSource) -> dict[str, Any]:
     """config.json of the pruned model: the source's, new counts, and the ``tenp`` section."""
-    raw = {key: value for key, value in source.config.raw.items() if key != "auto_map"}
+    raw = {key: value for key, value in source.config.raw.items() if key not in _NOT_WRITTEN}
     for key in _MTP_KEYS:
         if raw.get(key):
             raw[key] = 0
@@ -266,7 +283,7 @@ def _unchanged(source: ModelSource) -> str:
     """What of the original is still there as it was."""
     if not isinstance(source.mended, Mended):
         rest = "Everything else, the router's remaining rows included, is the original's, bit for"
-        return f"{rest}\nbit."
+        return f"{rest}\nbit{_decoded(source)}."
     info, done = source.mended.info, []
     if info["repair"]:
         ridge = f"by ridge least squares ({info['repair_ridge']:g})"
@@ -274,7 +291,16 @@ def _unchanged(source: ModelSource) -> str:
     if info["heal"]:
         what = {"routers": "the routers", "norms": "the routers and the layers' norms"}
         done.append(f"{what[info['heal']]} were trained against the original, layer by layer")
-    return "Then " + " and\n".join(done) + ".\nEverything else is the original's."
+    return (
+        "Then " + " and\n".join(done) + f".\nEverything else is the original's{_decoded(source)}."
+    )
+
+
+def _decoded(source: ModelSource) -> str:
+    """What to add of a quantised original, whose weights are written as the numbers they mean."""
+    weights = source.checkpoint.weights.values()
+    titles = sorted({weight.layout.title for weight in weights if not weight.is_plain})
+    return f", decoded from {' and '.join(titles)}" if titles else ""
 
 
 def _license_lines(directory: Path) -> list[str]:

@@ -12,9 +12,9 @@ from rich.console import Group, RenderableType
 
 from tenp_edge.calibration.text.sources import STDLIB
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
-from tenp_edge.cli.closing import Closing, closing
 from tenp_edge.cli.hub import DEMO
 from tenp_edge.cli.report import measured_tables, plan_tables, rich_tables
+from tenp_edge.cli.report.closing import Closing, closing
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.units import format_size, parse_size

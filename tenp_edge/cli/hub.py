@@ -13,8 +13,9 @@ from tenp_edge.errors import UserError
 
 DEMO = "demo"  # what the bundled model is called wherever a model is taken
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Weights, config, tokenizer and licence; not pickles, not other formats of the same weights.
-_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
+# Weights, config, tokenizer and licence; not pickles, not other formats of the same weights. Of the
+# code only a tokenizer's, which is read (runtime/tiktoken.py), not run.
+_FILES = ("*.safetensors *.json *.txt *.model tokenization_*.py *.jinja LICENSE* README.md").split()
 
 
 def local_model(model: Path) -> Path:
@@ -31,7 +32,7 @@ def local_model(model: Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_FILES)))
+        return Path(snapshot_download(name, allow_patterns=_FILES))
     except Exception as error:  # the hub client's errors share no base class
         raise UserError(
             f"{name} is not a directory here and could not be fetched from the hub "

@@ -189,7 +189,7 @@ def compress(
 
         tenp-edge compress MODEL --keep 0.6 --skip-checkpoint --no-validate -o OUT
     """
-    from tenp_edge.cli.closing import closing
+    from tenp_edge.cli.report.closing import closing
     from tenp_edge.verbs.compress import run_compress
     from tenp_edge.verbs.plan import run_plan
     from tenp_edge.verbs.repair import mend_rules

@@ -1,1 +1,7 @@
-"""Measuring models against the one they were made of."""
+"""Measuring models against the one they were made of.
+
+the measure          divergence (scores of tokens), verdict (what they say)
+a written file       validation, attribution (which stage lost how much)
+many variants        variants, evaluator (in one pass), measured_variants (by domain)
+what uses them       refine, type_sensitivity, comparison/
+"""

@@ -13,9 +13,10 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, pad, silu
+from torch.nn.functional import gelu, linear, pad, silu
 
 from tenp_edge.checkpoint.files import ExpertWeights
+from tenp_edge.models.family import Activation, Family
 
 # oneDNN compiles a kernel for every new shape of a bf16 or f16 product; groups of tokens are padded
 # to this multiple so that shapes repeat (10-20 times faster on two cores).
@@ -37,7 +38,8 @@ class Observer(Protocol):
 class ExpertGroup:
     """The tokens one expert received: rows (token numbers) and slots (which of the top-k).
 
-    x, y: [n, hidden]; m: [n, width]; g: [n]; ``down``: the expert's W_down, (hidden, width).
+    x, y: [n, hidden]; m: [n, width]; g: [n]; ``down``: the expert's W_down, (hidden, width). y is
+    what the neurons give, W_down m: a bias of the expert's output is no neuron's and not in it.
     """
 
     def __init__(
@@ -62,44 +64,79 @@ class ExpertGroup:
 
 
 class RaggedExpert(nn.Module):
-    """One expert: y = (silu(x W_gate^T) * (x W_up^T)) W_down^T, under its on-disk names."""
+    """One expert: y = W_down m + its bias (see `neurons`), under its on-disk names."""
 
-    def __init__(self, weights: ExpertWeights, names: Sequence[str]) -> None:
+    def __init__(self, weights: ExpertWeights, family: Family) -> None:
         super().__init__()
-        self.names = tuple(names)
-        for name, matrix in zip(names, (weights.gate, weights.up, weights.down), strict=True):
+        self.names, self.activation = family.projections, family.activation
+        matrices = (weights.gate, weights.up, weights.down)
+        biases = (weights.gate_bias, weights.up_bias, weights.down_bias)
+        for name, matrix, bias in zip(self.names, matrices, biases, strict=True):
             with torch.device("meta"):
-                module = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
+                module = nn.Linear(matrix.shape[1], matrix.shape[0], bias=bias is not None)
             module.weight = nn.Parameter(matrix, requires_grad=False)
+            if bias is not None:
+                module.bias = nn.Parameter(bias, requires_grad=False)
             self.add_module(name, module)
 
     def weight(self, projection: int) -> torch.Tensor:
         """W_gate, W_up or W_down by index."""
-        module = self.get_submodule(self.names[projection])
-        assert isinstance(module, nn.Linear)
-        return module.weight
+        return self._linear(projection).weight
 
     def matrices(self, dtype: torch.dtype) -> ExpertWeights:
-        """The three matrices in ``dtype``; converted here where they are kept in a smaller one."""
-        return ExpertWeights(*(self.weight(projection).to(dtype) for projection in range(3)))
+        """The weights in ``dtype``; converted here where they are kept in a smaller one."""
+        modules = [self._linear(projection) for projection in range(3)]
+        biases = (None if m.bias is None else m.bias.to(dtype) for m in modules)
+        return ExpertWeights(*(m.weight.to(dtype) for m in modules), *biases)
+
+    def _linear(self, projection: int) -> nn.Linear:
+        module = self.get_submodule(self.names[projection])
+        assert isinstance(module, nn.Linear)
+        return module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weights = self.matrices(x.dtype)
-        return linear(neurons(weights, x), weights.down)
+        return linear(neurons(weights, x, self.activation), weights.down, weights.down_bias)
 
 
-def neurons(weights: ExpertWeights, x: torch.Tensor) -> torch.Tensor:
-    """m = silu(x W_gate^T) * (x W_up^T), [n, width], from x, [n, hidden]."""
-    return silu(linear(x, weights.gate)) * linear(x, weights.up)
+def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return silu(gate) * up
+
+
+def _geglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return gelu(gate, approximate="tanh") * up
+
+
+def _swiglu_oai(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """gpt-oss': (u + 1) g sigmoid(1.702 g), g = min(gate, 7), u = up within -7 and 7."""
+    gate, up = gate.clamp(max=7.0), up.clamp(min=-7.0, max=7.0)
+    return (up + 1) * (gate * torch.sigmoid(gate * 1.702))
+
+
+# As transformers computes them.
+_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "silu": _swiglu,
+    "gelu_tanh": _geglu,
+    "swiglu_oai": _swiglu_oai,
+}
+
+
+def neurons(
+    weights: ExpertWeights, x: torch.Tensor, activation: Activation = "silu"
+) -> torch.Tensor:
+    """m = act(x W_gate^T + b_gate, x W_up^T + b_up), [n, width], from x, [n, hidden]."""
+    gate = linear(x, weights.gate, weights.gate_bias)
+    return _ACTIVATIONS[activation](gate, linear(x, weights.up, weights.up_bias))
 
 
 class RaggedExperts(nn.Module):
     """A layer's experts. ``observer`` sees every group; tokens outside ``active`` are skipped."""
 
-    def __init__(self, experts: Sequence[ExpertWeights], names: Sequence[str]) -> None:
+    def __init__(self, experts: Sequence[ExpertWeights], family: Family) -> None:
         super().__init__()
+        self.family = family
         for number, weights in enumerate(experts):
-            self.add_module(str(number), RaggedExpert(weights, names))
+            self.add_module(str(number), RaggedExpert(weights, family))
         self.num_experts = len(experts)
         self.observer: Observer | None = None
         self.active: torch.Tensor | None = None  # [tokens] bool; None is all
@@ -125,27 +162,45 @@ class RaggedExperts(nn.Module):
         # The weighted sum grows in float32: top-k roundings to bf16 would be the larger error.
         output = torch.zeros_like(hidden_states, dtype=torch.float32)
         for expert, rows, slots in group_by_expert(chosen, self.num_experts):
-            weights = self[expert].matrices(hidden_states.dtype)
-            x = pad_group(hidden_states.index_select(0, rows))
-            m = neurons(weights, x)
-            y = linear(m, weights.down)
-            if expert in self.offsets:
-                y = y + self.offsets[expert].to(y)
             g = top_k_weights[rows, slots].float()
-            output.index_add_(0, rows, y[: len(rows)].float() * g[:, None])
-            if self.observer is not None:
-                group = ExpertGroup(expert, rows, slots, x, m, y, g, weights.down)
-                self.observer.expert(group)
+            # In a function, so that an expert's converted weights are gone before the next one's.
+            y = self._output(expert, rows, slots, hidden_states, g)
+            output.index_add_(0, rows, y * g[:, None])
         if self.observer is not None:
             self.observer.routed(chosen, output)
         return output.to(hidden_states.dtype)
 
+    def _output(
+        self,
+        expert: int,
+        rows: torch.Tensor,
+        slots: torch.Tensor,
+        hidden_states: torch.Tensor,
+        g: torch.Tensor,
+    ) -> torch.Tensor:
+        """What one expert makes of its tokens, float32 [n, hidden]; shown to the observer."""
+        weights = self[expert].matrices(hidden_states.dtype)
+        x = pad_group(hidden_states.index_select(0, rows))
+        m = neurons(weights, x, self.family.activation)
+        y = linear(m, weights.down)
+        if expert in self.offsets:
+            y = y + self.offsets[expert].to(y)
+        if self.observer is not None:
+            self.observer.expert(ExpertGroup(expert, rows, slots, x, m, y, g, weights.down))
+        whole = y if weights.down_bias is None else y + weights.down_bias
+        return whole[: len(rows)].float()
+
 
 def routed_experts(layer: nn.Module) -> RaggedExperts:
     """Those of a decoder layer that has some."""
-    experts = layer.get_submodule("mlp.experts")
-    assert isinstance(experts, RaggedExperts)
+    (experts,) = (module for module in layer.modules() if isinstance(module, RaggedExperts))
     return experts
+
+
+def set_experts(layer: nn.Module, family: Family, experts: RaggedExperts) -> None:
+    """Put ``experts`` in the place of transformers' own."""
+    parent, _, name = family.experts_in_memory.rpartition(".")
+    setattr(layer.get_submodule(parent), name, experts)
 
 
 def weight_norms(experts: RaggedExperts) -> dict[str, torch.Tensor]:
@@ -169,14 +224,12 @@ class ReadExperts(RaggedExperts):
     """Experts that are read when their turn comes and then forgotten: for weights whose decoded
     form is several times the stored one."""
 
-    def __init__(
-        self, read: Callable[[int], ExpertWeights], count: int, names: Sequence[str]
-    ) -> None:
-        super().__init__((), names)
-        self._read, self._names, self.num_experts = read, names, count
+    def __init__(self, read: Callable[[int], ExpertWeights], count: int, family: Family) -> None:
+        super().__init__((), family)
+        self._read, self.num_experts = read, count
 
     def __getitem__(self, expert: int) -> RaggedExpert:
-        return RaggedExpert(self._read(expert), self._names)
+        return RaggedExpert(self._read(expert), self.family)
 
 
 def group_by_expert(

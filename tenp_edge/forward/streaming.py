@@ -2,13 +2,14 @@
 
 transformers' own layers do the arithmetic. The whole model exists on the meta device only; each
 layer is filled with its weights when its turn comes, run over all sequences, and dropped.
-Attention is causal and sequences are padded on the right, so no mask is needed: what a real token
-sees never includes padding.
+Attention is causal and sequences are padded on the right, so padding needs no mask: what a real
+token sees never includes it.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from functools import partial
 from typing import Any
 
@@ -20,12 +21,19 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.checkpoint.source import WeightSource
 from tenp_edge.errors import UserError
-from tenp_edge.forward.experts import RaggedExperts, ReadExperts
+from tenp_edge.forward import sinks
+from tenp_edge.forward.experts import RaggedExperts, ReadExperts, set_experts
 from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
 
 _VOCAB_CHUNK = 16384
 # Keys of config.json that are not for the model; the last is for those who load it without us.
-_NOT_FOR_MODELS = ("tenp", "auto_map", "model_type", "experts_implementation")
+_NOT_FOR_MODELS = (
+    "tenp",
+    "auto_map",
+    "model_type",
+    "quantization_config",
+    "experts_implementation",
+)
 
 
 def transformers_config(config: ModelConfig) -> Any:
@@ -37,7 +45,7 @@ def transformers_config(config: ModelConfig) -> Any:
     counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]
     raw |= dict.fromkeys(counts or [config.family.experts_key], config.num_experts)
     try:
-        return AutoConfig.for_model(config.transformers_type, **raw)
+        return AutoConfig.for_model(config.raw["model_type"], **raw)
     except Exception as error:  # transformers checks keys that are none of ours, in many ways
         why = " ".join(str(error).split())[:200]
         raise UserError(
@@ -49,16 +57,32 @@ def transformers_config(config: ModelConfig) -> Any:
 def skeleton(config: ModelConfig) -> Any:
     """The whole transformers model without weights (meta device), its rotary tables real."""
     hf_config = transformers_config(config)
+    attention = "eager" if config.family.sinks else "sdpa"
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="sdpa")
-    # Its frequencies are computed, not stored: on the meta device they would stay empty.
+        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attention)
+    # What is computed, not stored, would stay empty on the meta device: rotary frequencies first.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    for module in model.modules():
+        _fill_computed(model, module)
     return model.eval().requires_grad_(False)
+
+
+def _fill_computed(model: Any, module: nn.Module) -> None:
+    """Make the buffers of ``module`` that no checkpoint holds, as transformers does after loading;
+    its weights, on the meta device, are not touched by that."""
+    computed = [name for name, _ in module.named_buffers(recurse=False)]
+    computed = [name for name in computed if name in module._non_persistent_buffers_set]
+    computed = [name for name in computed if getattr(module, name).is_meta]
+    for name in computed:
+        setattr(module, name, torch.empty_like(getattr(module, name), device="cpu"))
+    if computed:
+        model._init_weights(module)
 
 
 def name_in_memory(config: ModelConfig, spec: TensorSpec) -> str:
     """transformers' name for ``spec``: every family's MoE block is called ``mlp`` in memory."""
-    if spec.layer is None or not spec.name.startswith(config.moe_prefix(spec.layer)):
+    block = config.family.moe_block
+    if spec.layer is None or not block or not spec.name.startswith(config.moe_prefix(spec.layer)):
         return spec.name
     name = spec.name.removeprefix(config.moe_prefix(spec.layer))
     owner = dict(config.family.in_memory).get(name.partition(".")[0])
@@ -89,7 +113,14 @@ class StreamingModel:
         self.source, self.config = source, source.config
         self.device, self.dtype = device, dtype
         self._skeleton: Any = skeleton(source.config) if like is None else like._skeleton
+        if source.config.family.sinks:
+            self._skeleton.config._attn_implementation = sinks.NAME
         self._rotary = self._skeleton.model.rotary_emb.to(device)
+        # Where transformers lets layers share keys and values, a layer may leave its own behind.
+        asked = inspect.signature(self._skeleton.model.layers[0].forward).parameters
+        self._shared: dict[str, Any] = (
+            {"shared_kv_states": {}} if "shared_kv_states" in asked else {}
+        )
 
     def with_source(self, source: WeightSource) -> StreamingModel:
         """The same forward over another plan of the model; shares what does not depend on it."""
@@ -106,6 +137,8 @@ class StreamingModel:
             if inside.any():
                 rows = self.source.read_rows("model.embed_tokens.weight", start, stop)
                 table[inside] = rows[ids[inside] - start].to(self.dtype)
+        if self.config.family.embedding_scale:
+            table *= torch.tensor(self.config.hidden_size**0.5).to(self.dtype)
         return table[places]
 
     def layer(self, index: int) -> nn.Module:
@@ -120,7 +153,7 @@ class StreamingModel:
             if spec.layer == index and spec.expert is None
         }
         if index in self.config.expert_widths:
-            layer.mlp.experts = self._experts(index)
+            set_experts(layer, self.config.family, self._experts(index))
         unexpected = layer.load_state_dict(state, strict=False, assign=True).unexpected_keys
         assert not unexpected and not any(t.is_meta for t in layer.state_dict().values())
         return layer.requires_grad_(False)  # type: ignore[no-any-return]
@@ -128,16 +161,16 @@ class StreamingModel:
     def _experts(self, layer: int) -> RaggedExperts:
         """Kept in the smaller of the stored and the computing dtype: half the memory of a bf16
         layer that is computed in float32, for 2 % of its time. Decoded ones are not kept."""
-        stored, names = self.source.stored_dtype, self.config.family.projections
+        stored, family = self.source.stored_dtype, self.config.family
         count = len(self.config.expert_widths[layer])
         if stored is None:
-            return ReadExperts(partial(self._expert, layer, self.dtype), count, names)
+            return ReadExperts(partial(self._expert, layer, self.dtype), count, family)
         kept = stored if stored.itemsize < self.dtype.itemsize else self.dtype
-        return RaggedExperts([self._expert(layer, kept, e) for e in range(count)], names)
+        return RaggedExperts([self._expert(layer, kept, e) for e in range(count)], family)
 
     def _expert(self, layer: int, dtype: torch.dtype, expert: int) -> ExpertWeights:
-        w = self.source.expert(layer, expert)
-        return ExpertWeights(*(t.to(self.device, dtype) for t in (w.gate, w.up, w.down)))
+        weights = self.source.expert(layer, expert)
+        return weights.mapped(lambda tensor: tensor.to(self.device, dtype))
 
     @torch.no_grad()
     def run(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -147,14 +180,34 @@ class StreamingModel:
     def forward(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """`run`, [n, seq, hidden] to the same, with whatever the caller says about gradients."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        index = layer.get_submodule("self_attn").layer_idx
+        assert isinstance(index, int)
         output = layer(
             hidden,
-            attention_mask=None,
+            attention_mask=self._mask(index, positions[0]),
             position_ids=positions,
-            position_embeddings=self._rotary(hidden, positions),
+            position_embeddings=self._rotations(index, hidden, positions),
+            **self._shared,
         )
         assert isinstance(output, torch.Tensor)
         return output
+
+    def _mask(self, layer: int, positions: torch.Tensor) -> torch.Tensor | None:
+        """bool (1, 1, query, key): what the layer sees; None where that is all up to the query,
+        which the operator knows by itself."""
+        window = self.config.layer_attention(layer).window
+        if window is None and not self.config.family.sinks:
+            return None
+        behind = positions[:, None] - positions[None]
+        return ((behind >= 0) & (behind < (window or len(positions))))[None, None]
+
+    def _rotations(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
+        """Cosines and sines of ``positions``; a family of two rotations is asked for one of them
+        by the layer's type."""
+        if self.config.family.layer_keys is None:
+            return self._rotary(hidden, positions)
+        kind = self._skeleton.config.layer_types[layer]
+        return self._rotary(hidden, positions, kind)
 
     def head(self) -> Head:
         """The final norm and output matrix."""
@@ -168,6 +221,7 @@ class Head:
         source = model.source
         tied = model.config.tie_word_embeddings
         self.dtype, self.device = model.dtype, model.device
+        self._softcap = model.config.logit_softcap
         self.vocab = model.config.vocab_size
         self.rows = source.held("model.embed_tokens.weight" if tied else "lm_head.weight")
         scale = source.read("model.norm.weight").to(model.device, model.dtype)
@@ -182,8 +236,13 @@ class Head:
         for start in range(0, self.vocab, _VOCAB_CHUNK):
             stop = min(start + _VOCAB_CHUNK, self.vocab)
             rows = self.rows(start, stop).to(self.device, self.dtype)
-            logits[:, start : start + len(rows)] = linear(normed, rows).float()
+            logits[:, start : start + len(rows)] = self.capped(linear(normed, rows)).float()
         return logits
+
+    def capped(self, products: torch.Tensor) -> torch.Tensor:
+        """Logits of what the output matrix gives: within the family's bound where it has one."""
+        bound = self._softcap
+        return products if bound is None else torch.tanh(products / bound) * bound
 
 
 def check_tokens(config: ModelConfig, tokens: torch.Tensor) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
+from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.forward.experts import RaggedExperts
+from tenp_edge.forward.experts import RaggedExperts, set_experts
 from tenp_edge.forward.streaming import compute_tensor, name_in_memory, skeleton
 from tenp_edge.models import ModelConfig
 
@@ -33,7 +33,8 @@ def model_of(source: ModelSource, dtype: torch.dtype) -> Any:
     config = source.config
     model = skeleton(config)
     for layer in config.expert_widths:
-        model.model.layers[layer].mlp.experts = _experts(source, layer, dtype)
+        experts = _experts(source, layer, dtype)
+        set_experts(model.model.layers[layer], config.family, experts)
     for spec in source.tensors.values():
         if spec.expert is None:
             tensor = compute_tensor(spec, source.read(spec.name), _CPU, dtype)
@@ -51,9 +52,9 @@ def model_of(source: ModelSource, dtype: torch.dtype) -> Any:
 def _experts(source: ModelSource, layer: int, dtype: torch.dtype) -> RaggedExperts:
     experts = []
     for number in range(len(source.config.expert_widths[layer])):
-        w = source.expert(layer, number)
-        experts.append(ExpertWeights(w.gate.to(dtype), w.up.to(dtype), w.down.to(dtype)))
-    return RaggedExperts(experts, source.config.family.projections)
+        weights = source.expert(layer, number)
+        experts.append(weights.mapped(lambda tensor: tensor.to(dtype)))
+    return RaggedExperts(experts, source.config.family)
 
 
 def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
@@ -68,7 +69,7 @@ def _rename_blocks(model: Any, config: ModelConfig) -> None:
     """Register what lies elsewhere in memory under its on-disk name: each MoE block (Mixtral's is
     not ``mlp``) and modules in it."""
     block = config.family.moe_block
-    for layer in config.expert_widths:
+    for layer in config.expert_widths if block else ():
         module = model.model.layers[layer]
         for name, owner in config.family.in_memory:
             _move(module.mlp.get_submodule(owner), name, module.mlp, name)

@@ -6,13 +6,18 @@ from tenp_edge.models import (
     deepseek_v2,
     deepseek_v3,
     ernie4_5_moe,
+    gemma4,
+    glm4_moe,
     glm4_moe_lite,
+    gpt_oss,
     mixtral,
     olmoe,
     qwen2_moe,
     qwen3_moe,
+    qwen3_vl_moe,
 )
 from tenp_edge.models.config import EXPERT_KEYS, read_config
+from tenp_edge.models.expected_tensors import expected_tensors
 from tenp_edge.models.family import (
     MLA,
     PROJECTIONS,
@@ -22,7 +27,7 @@ from tenp_edge.models.family import (
     Rope,
     Shape,
     TensorSpec,
-    expected_tensors,
+    VisionFacts,
 )
 from tenp_edge.models.layer_attention import LayerAttention
 
@@ -36,7 +41,11 @@ FAMILIES: dict[str, Family] = {
         olmoe,
         mixtral,
         glm4_moe_lite,
+        glm4_moe,
         ernie4_5_moe,
+        qwen3_vl_moe,
+        gpt_oss,
+        gemma4,
     )
 }
 
@@ -52,6 +61,7 @@ __all__ = [
     "Rope",
     "Shape",
     "TensorSpec",
+    "VisionFacts",
     "expected_tensors",
     "read_config",
 ]

@@ -6,31 +6,37 @@ rope_parameters, num_experts / num_local_experts / n_routed_experts); both spell
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.models.family import MLA, Family, ModelConfig, Rope, refuse
+from tenp_edge.models.attention_config import (
+    FULL,
+    SLIDING,
+    read_attention_layers,
+    read_head_dim,
+    read_mla,
+    read_ropes,
+    read_windows,
+)
+from tenp_edge.models.config_reader import BELONGS, Reader, contradiction, finite, malformed
+from tenp_edge.models.family import Activation, Family, ModelConfig, QkNorm, VisionFacts, refuse
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.wrapper import own_keys, unwrap
+from tenp_edge.models.quantization import quantised_layouts
+from tenp_edge.models.wrapper import WRAPPED_BY, own_keys, unwrap
 
-_BELONGS = "the config.json that belongs to the checkpoint"
 DTYPES = ("bfloat16", "float16", "float32")
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_TOP_K_KEYS = ("num_experts_per_tok", "moe_k")
-# No model has more; what is built per layer and expert stays small whatever a file says.
-_MOST = 2**31 - 1
+_TOP_K_KEYS = ("num_experts_per_tok", "moe_k", "top_k_experts")
+# What is built per layer and expert stays small whatever a file says.
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
-_MOST_REAL = 3e38  # What a float32 holds: files store these numbers as such.
-_SHOWN = 60
-_LAYER_TYPES = ("full_attention", "sliding_attention")
-_ROPE_KINDS = ("default", "linear", "yarn")
-_ROPE_KEYS = frozenset(
-    "type rope_type rope_theta factor original_max_position_embeddings attention_factor "
-    "beta_fast beta_slow mscale mscale_all_dim truncate partial_rotary_factor".split()
-)
+# What config.json calls the activation that a family's graph is built for.
+_ACTIVATIONS: dict[Activation, tuple[str, ...]] = {
+    "silu": ("silu", "swish"),
+    "gelu_tanh": ("gelu_pytorch_tanh",),
+    "swiglu_oai": ("silu", "swish"),
+}
 # Keys that any of the families may carry, and keys that change nothing at inference.
 _READ_KEYS = frozenset(
     "architectures model_type hidden_size intermediate_size num_hidden_layers vocab_size "
@@ -63,9 +69,9 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
     """Check ``raw`` (config.json) against its family's table and normalise it."""
     family = _family(raw, families)
     wrapper = family.wrapper
-    if wrapper is None or raw["model_type"] == wrapper.text_type:
+    if wrapper is None or raw["model_type"] != family.model_type:
         return _read_text_config(raw, family)
-    _refuse_unknown(own_keys(raw, wrapper), family)
+    _refuse_unknown(own_keys(raw, wrapper), family, {})
     text = unwrap(raw, wrapper) | {"architectures": [family.architecture]}
     found = _read_text_config(text, family)
     return replace(found, stored_prefix=wrapper.prefix)
@@ -73,9 +79,9 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
 
 def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     """`read_config` of a language model's own config."""
-    _refuse_quantised(raw)
-    _refuse_unknown(raw, family)
-    config = _Reader(raw, family)
+    quantised_layouts(raw)  # refuses what is not known
+    _refuse_unknown(raw, family, family.defaults)
+    config = Reader(raw, family)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     layers = config.integer("num_hidden_layers", most=_MOST_LAYERS)
     experts = config.integer(*EXPERT_KEYS, most=_MOST_EXPERTS)
@@ -84,14 +90,20 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     if top_k > experts:
         raise contradiction(f"num_experts_per_tok is {top_k}, the model has {experts} experts")
     moe_layers = _moe_layers(config, family, layers)
-    mla = _mla(config) if family.attention == "mla" else None
+    mla = read_mla(config) if family.attention == "mla" else None
     groups, chosen = config.integer("n_group", default=1), config.integer("topk_group", default=1)
     _check_groups(experts, groups, chosen, top_k)
     kv_heads = config.integer("num_key_value_heads", default=heads)
     if heads % kv_heads:
         raise contradiction(f"{heads} attention heads do not divide by {kv_heads} key/value heads")
-    head_dim = _head_dim(config, mla, hidden, heads)
+    head_dim = read_head_dim(config, mla, hidden, heads)
     latent = mla.kv_lora_rank + mla.qk_rope_head_dim if mla else 0
+    windows = read_windows(config, family, layers)
+    attention = LayerAttention(heads, kv_heads, head_dim, latent=latent)
+    ropes = read_ropes(config, family)
+    if mla is None and int(head_dim * ropes[FULL].part) not in range(2, head_dim + 1, 2):
+        part = ropes[FULL].part
+        raise contradiction(f"{part:g} of a head of {head_dim} is no even number to rotate")
     return ModelConfig(
         family=family,
         raw=dict(raw),
@@ -116,80 +128,16 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         routed_scaling_factor=config.number("routed_scaling_factor", default=1.0),
         n_group=groups,
         topk_group=chosen,
-        rope=_rope(config),
+        rope=ropes[FULL],
         mla=mla,
         dtype=_dtype(config),
-        attention_layers=tuple(
-            LayerAttention(heads, kv_heads, head_dim, window, latent)
-            for window in _windows(config, family, layers)
-        ),
+        qk_norm=_qk_norm(config, family),
+        vision=_vision(config, head_dim, layers) if family.rope_sections else None,
         expert_widths=_expert_widths(raw, moe_layers, experts, width),
+        attention_layers=read_attention_layers(config, family, attention, windows),
+        layer_ropes=tuple(ropes[SLIDING if window else FULL] for window in windows),
+        logit_softcap=_softcap(config, family),
     )
-
-
-class _Reader:
-    """Looks a key up in config.json, then in the family's defaults, then refuses."""
-
-    def __init__(self, raw: Mapping[str, Any], family: Family) -> None:
-        self.raw, self.defaults = raw, family.defaults
-
-    def value(self, *keys: str, default: Any = None) -> Any:
-        for source in (self.raw, self.defaults):
-            for key in keys:
-                if source.get(key) is not None:
-                    return source[key]
-        return default
-
-    def integer(self, *keys: str, default: int | None = None, most: int = _MOST) -> int:
-        """The first of ``keys`` that is there; 0 is legal only where it is the default."""
-        value = self.value(*keys, default=default)
-        least = 0 if default == 0 else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise malformed(keys[0], value, "a number above zero")
-        if value > most:
-            raise UserError(
-                f"config.json: {keys[0]} is {value}; no model has more than {most}", _BELONGS
-            )
-        return value
-
-    def number(self, key: str, default: float | None = None, *, zero: bool = False) -> float:
-        """A finite number above zero; ``zero`` is legal where it is said."""
-        return finite(key, self.value(key, default=default), zero=zero)
-
-    def flag(self, key: str | None) -> bool:
-        """True or false; false where there is no such key."""
-        value = self.value(key, default=False) if key else False
-        if not isinstance(value, bool):
-            raise malformed(str(key), value, "true or false")
-        return value
-
-    def layers(self, key: str) -> set[int]:
-        """A list of layer numbers, empty where there is none."""
-        value = self.value(key, default=[])
-        if not isinstance(value, list) or not all(type(item) is int for item in value):
-            raise malformed(key, value, "a list of layers")
-        return set(value)
-
-
-def finite(key: str, value: Any, *, zero: bool = False) -> float:
-    """``value`` as a finite number above zero (or zero); UserError in the name of ``key``."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise malformed(key, value, "a number")
-    if not (0.0 if zero else math.ulp(0.0)) <= value < math.inf or value > _MOST_REAL:
-        raise malformed(key, value, f"a number {'of zero or more' if zero else 'above zero'}")
-    return float(value)
-
-
-def malformed(key: str, value: Any, wanted: str) -> UserError:
-    """The error for a value of another kind than ``wanted``."""
-    shown = repr(value)
-    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-    return UserError(f"config.json: {key} is {shown}, not {wanted}", _BELONGS)
-
-
-def contradiction(what: str) -> UserError:
-    """The error for a config.json whose values exclude one another."""
-    return UserError(f"config.json contradicts itself: {what}", _BELONGS)
 
 
 def _refuse_contradictions(raw: Mapping[str, Any]) -> None:
@@ -214,11 +162,10 @@ def _check_groups(experts: int, groups: int, chosen: int, top_k: int) -> None:
 
 
 def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
-    model_type = raw.get("model_type")
+    model_type = raw.get(WRAPPED_BY, raw.get("model_type"))
     supported = ", ".join(sorted(families))
     for family in families.values():
-        text_type = family.wrapper and family.wrapper.text_type
-        if isinstance(model_type, str) and model_type in (family.model_type, text_type):
+        if isinstance(model_type, str) and model_type in _names(family):
             return family
     text = raw.get("text_config")
     if not any(key in raw or (isinstance(text, dict) and key in text) for key in EXPERT_KEYS):
@@ -229,23 +176,22 @@ def _family(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
     raise UserError(f"model family {model_type!r} is not supported", f"supported: {supported}")
 
 
-def _refuse_quantised(raw: Mapping[str, Any]) -> None:
-    quantization = raw.get("quantization_config")
-    if quantization:
-        known = quantization if isinstance(quantization, dict) else {"quant_method": quantization}
-        method = known.get("quant_method", "unknown")
-        raise UserError(
-            f"the checkpoint is quantised ({method}); pruning needs the original weights",
-            "the bf16, f16 or f32 checkpoint of the same model (dequantise FP8 to bf16 first)",
-        )
+def _names(family: Family) -> tuple[str, ...]:
+    """What config.json calls a model of ``family``, or the language model in one."""
+    wrapper = family.wrapper
+    alone = wrapper is not None and wrapper.alone_type is None
+    return (family.model_type, wrapper.text_type) if wrapper and alone else (family.model_type,)
 
 
-def _refuse_unknown(raw: Mapping[str, Any], family: Family) -> None:
-    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise refuse(f"hidden_act = {raw['hidden_act']!r}", "silu")
+def _refuse_unknown(raw: Mapping[str, Any], family: Family, defaults: Mapping[str, Any]) -> None:
+    """``defaults``: what a key that is not there means."""
+    names, key = _ACTIVATIONS[family.activation], family.activation_key
+    if raw.get(key, names[0]) not in names:
+        raise refuse(f"{key} = {raw[key]!r}", names[0])
     for key, values in family.allowed.items():
-        if key in raw and raw[key] not in values:
-            raise refuse(f"{key} = {raw[key]!r}", ", ".join(repr(v) for v in values))
+        value = raw.get(key, defaults.get(key, values[0]))
+        if value not in values:
+            raise refuse(f"{key} = {value!r}", ", ".join(repr(v) for v in values))
     known = _READ_KEYS | _INERT_KEYS | set(family.allowed) | set(family.extra_keys)
     unknown = sorted(
         key for key in raw if key not in known and raw[key] not in (None, False, [], {})
@@ -257,7 +203,7 @@ def _refuse_unknown(raw: Mapping[str, Any], family: Family) -> None:
         )
 
 
-def _moe_layers(config: _Reader, family: Family, layers: int) -> tuple[int, ...]:
+def _moe_layers(config: Reader, family: Family, layers: int) -> tuple[int, ...]:
     """Which decoder layers route: transformers' rules for dense-first and sparse-step models."""
     types = config.value("mlp_layer_types")
     if types is not None:
@@ -275,7 +221,7 @@ def _moe_layers(config: _Reader, family: Family, layers: int) -> tuple[int, ...]
     return chosen
 
 
-def _end_of_routed(config: _Reader, layers: int) -> int:
+def _end_of_routed(config: Reader, layers: int) -> int:
     """The layer from which on none routes; -1 as the last that does is the model's last."""
     last = config.value("moe_layer_end_index", default=-1)
     if type(last) is not int or not -1 <= last < layers:
@@ -297,10 +243,10 @@ def _sparse_layers(types: object, layers: int) -> tuple[int, ...]:
 
 
 def _no_routed_layer() -> UserError:
-    return UserError("config.json leaves no layer with routed experts", _BELONGS)
+    return UserError("config.json leaves no layer with routed experts", BELONGS)
 
 
-def _shared_width(config: _Reader, family: Family, width: int) -> int:
+def _shared_width(config: Reader, family: Family, width: int) -> int:
     if family.shared_block is None:
         return 0
     if family.shared_gated:
@@ -308,90 +254,32 @@ def _shared_width(config: _Reader, family: Family, width: int) -> int:
     return width * config.integer("n_shared_experts", "moe_num_shared_experts", default=0)
 
 
-def _mla(config: _Reader) -> MLA:
-    # q_lora_rank null means "no low-rank query"; an absent key means transformers' default.
-    raw, defaults = config.raw, config.defaults
-    rank = raw["q_lora_rank"] if "q_lora_rank" in raw else defaults["q_lora_rank"]
-    if rank is not None:
-        rank = config.integer("q_lora_rank")
-    nope, rope = config.integer("qk_nope_head_dim"), config.integer("qk_rope_head_dim")
-    if raw.get("qk_head_dim") not in (None, nope + rope):  # their sum, which transformers 5 writes
-        raise contradiction(f"qk_head_dim is {raw['qk_head_dim']}, its parts are {nope} and {rope}")
-    return MLA(
-        q_lora_rank=rank,
-        kv_lora_rank=config.integer("kv_lora_rank"),
-        qk_nope_head_dim=nope,
-        qk_rope_head_dim=rope,
-        v_head_dim=config.integer("v_head_dim"),
-    )
+def _softcap(config: Reader, family: Family) -> float | None:
+    key = family.softcap_key
+    return None if key is None or config.value(key) is None else config.number(key)
 
 
-def _head_dim(config: _Reader, mla: MLA | None, hidden: int, heads: int) -> int:
-    if mla is not None:
-        return mla.qk_nope_head_dim + mla.qk_rope_head_dim
-    explicit = config.raw.get("head_dim")
-    if explicit is None and hidden % heads:
-        raise contradiction(f"hidden_size {hidden} does not divide by {heads} heads")
-    return hidden // heads if explicit is None else config.integer("head_dim")
+def _vision(config: Reader, head_dim: int, layers: int) -> VisionFacts:
+    sections = config.value("mrope_section")
+    legal = isinstance(sections, list) and len(sections) == 3
+    if not legal or not all(type(size) is int and size > 0 for size in sections):
+        raise malformed("mrope_section", sections, "three numbers above zero")
+    if sum(sections) != head_dim // 2:
+        raise contradiction(
+            f"mrope_section sums to {sum(sections)}, half a head is {head_dim // 2}"
+        )
+    deepstack = config.layers("deepstack_visual_indexes")
+    if len(deepstack) > layers:
+        raise contradiction(f"deepstack_visual_indexes has {len(deepstack)} of {layers} layers")
+    return VisionFacts(tuple(sections), len(deepstack))
 
 
-def _windows(config: _Reader, family: Family, layers: int) -> list[int | None]:
-    """The window of each layer, None where it looks at everything."""
-    every, types = family.full_attention_every, config.value("layer_types")
-    window = config.value("sliding_window")
-    if not every or window is None:
-        return [None] * layers
-    if types is None:
-        types = [_LAYER_TYPES[(layer + 1) % every != 0] for layer in range(layers)]
-    if not isinstance(types, list) or len(types) != layers:
-        raise malformed("layer_types", types, f"a list of {layers} layers")
-    for kind in types:
-        if kind not in _LAYER_TYPES:
-            raise refuse(f"layer_types with {kind!r}", ", ".join(_LAYER_TYPES))
-    window = config.integer("sliding_window")
-    return [window if kind == "sliding_attention" else None for kind in types]
+def _qk_norm(config: Reader, family: Family) -> QkNorm:
+    key = family.qk_norm_key
+    return family.qk_norm if key is None or config.flag(key) else "none"
 
 
-def _rope(config: _Reader) -> Rope:
-    raw = config.raw
-    key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
-    stated = raw.get(key) or {}
-    if not isinstance(stated, dict):
-        raise UserError(f"config.json: {key} is {stated!r}, not an object", _BELONGS)
-    scaling = dict(stated)
-    unknown = sorted(set(scaling) - _ROPE_KEYS)
-    if unknown:
-        raise refuse(f"rope key {', '.join(unknown)}", ", ".join(sorted(_ROPE_KEYS)))
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
-    scaling.pop("type", None)
-    stated_theta = scaling.pop("rope_theta", None)
-    theta = config.value("rope_theta") if stated_theta is None else stated_theta
-    if kind not in _ROPE_KINDS:
-        raise refuse(f"rope type {kind!r}", ", ".join(_ROPE_KINDS))
-    if scaling.get("partial_rotary_factor", 1.0) not in (None, 1.0):
-        raise refuse(f"partial_rotary_factor = {scaling['partial_rotary_factor']}", "1.0")
-    _check_scaling(key, kind, scaling)
-    return Rope(theta=finite("rope_theta", theta), kind=kind, scaling=scaling)
-
-
-def _check_scaling(section: str, kind: str, scaling: Mapping[str, Any]) -> None:
-    """Linear and YaRN scaling need a factor; whatever else is there must be a number."""
-    for key, value in scaling.items():
-        if value is not None and key != "truncate":
-            finite(f"{section}.{key}", value, zero=True)
-    original = scaling.get("original_max_position_embeddings")
-    if original is not None and (not isinstance(original, int) or not 0 < original <= _MOST):
-        raise malformed(f"{section}.original_max_position_embeddings", original, "a length")
-    factor = scaling.get("factor")
-    if kind == "default":
-        return
-    if factor is None:
-        raise contradiction(f"{section} of the type {kind} has no factor")
-    if factor < 1:
-        raise malformed(f"{section}.factor", factor, "1 or more")
-
-
-def _dtype(config: _Reader) -> str:
+def _dtype(config: Reader) -> str:
     dtype = str(config.value("dtype", "torch_dtype", default="float32")).removeprefix("torch.")
     if dtype not in DTYPES:
         raise refuse(f"dtype = {dtype!r}", ", ".join(DTYPES))
@@ -410,11 +298,11 @@ def _expert_widths(
         widths = {int(layer): tuple(int(w) for w in row) for layer, row in pruned}
         finite("tenp.keep_ratio", section.get("keep_ratio", 1.0))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-        raise UserError("config.json: the tenp section is malformed", _BELONGS) from None
+        raise UserError("config.json: the tenp section is malformed", BELONGS) from None
     legal = all(0 < w <= width for row in widths.values() for w in row)
     same = tuple(sorted(widths)) == moe_layers and {len(r) for r in widths.values()} == {experts}
     if not (legal and same):
         raise UserError(
-            "config.json: the tenp section does not match the model's MoE layers", _BELONGS
+            "config.json: the tenp section does not match the model's MoE layers", BELONGS
         )
     return widths

@@ -7,7 +7,7 @@ checkpoint against, what `inspect` counts and what exporters map to their own na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,8 +18,28 @@ from tenp_edge.models.wrapper import Wrapper
 Part = Literal[
     "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
 ]
+QkNorm = Literal["none", "head", "projection"]
 Shape = tuple[int, ...]
+# What is made of gate and up: silu(gate) up, gelu(gate) up, or gpt-oss' clamped form
+# (`forward.experts`).
+Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
 PROJECTIONS = ("gate", "up", "down")
+EXPERT_BIASES = ("gate_bias", "up_bias", "down_bias")
+
+
+@dataclass(frozen=True)
+class LayerKeys:
+    """Keys of config.json for the layers that see everything, where they have another geometry.
+
+    ``head_dim``, ``kv_heads``: theirs, with what transformers assumes; ``shared_values``: whether
+    their values are what the keys' matrix gives (the key of ``kv_heads`` counts only then).
+    ``overrides``: where transformers writes the same by layer.
+    """
+
+    head_dim: tuple[str, int]
+    kv_heads: str
+    shared_values: str
+    overrides: str
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,12 @@ class Family:
     ``projections``: on-disk names of an expert's gate, up and down matrices.
     ``defaults``: what transformers assumes for keys that a config.json may leave out.
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
+    ``moe_block``: where router and experts lie in a layer; empty where they are the layer's own.
+    ``stacked``: transformers reads the experts of a layer as two stacked tensors only.
+    ``qk_norm_key``: whether there is such a norm, where config.json says so.
+    ``rotary_part``: share of a head that is rotated, if config.json does not say.
+    ``rope_sections``: config.json divides a head's frequencies among time, height and width, which
+    are the same number for a text's tokens.
     ``rope_pairs``: neighbours of a head are rotated together, not halves.
     ``router_bias``: the bias that only selects experts, by its name in the MoE block;
     ``router_bias_row``: stored as [1, experts]. ``in_memory``: (module of the MoE block, the module
@@ -36,9 +62,22 @@ class Family:
     ``expert_bias``: gate, up and down of the routed experts have biases.
     ``gate_up_interleaved``: in stacked experts, gate's rows are the even ones, up's the odd ones.
     ``wrapper``: where the language model is a part of a model whose type is ``model_type``.
-    ``runs_as``: the model_type that transformers runs the language model as, if not its own.
     ``full_attention_every``: where config.json has no ``layer_types``, every so many layers one
     looks at the whole context and the others at the last ``sliding_window`` tokens; 0: all at all.
+    ``activation``: what is made of gate and up. ``router``: the router's module in the MoE block.
+    ``router_linear_bias``: its logits have a bias. ``router_score``: what the weights are made of;
+    softmax of the chosen counts their logits alone.
+    ``sinks``: each head may look at nothing, to the share of a logit of its own.
+    ``layer_keys``: how layers that see everything differ from those of a window.
+    ``norms_after``: what attention and the feed forward put out is normalised before it is added.
+    ``dense_beside``: a dense MLP runs beside the experts, each with norms of its own.
+    ``residual_router``: the router reads the residual stream, divided by its root mean square and
+    by sqrt(hidden), times a scale of its own.
+    ``expert_scale``: a chosen expert's weight is multiplied by a number of the expert's.
+    ``layer_scale``: a layer's output is multiplied by a number of the layer's.
+    ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
+    ``value_norm``: values are divided by their root mean square.
+    ``attention_scale``: what scores are multiplied by; None is 1 / sqrt(head size).
     """
 
     model_type: str
@@ -50,23 +89,46 @@ class Family:
     attention: Literal["gqa", "mla"]
     defaults: Mapping[str, Any]
     allowed: Mapping[str, tuple[Any, ...]]
-    qk_norm: Literal["none", "head", "projection"] = "none"
+    qk_norm: QkNorm = "none"
+    qk_norm_key: str | None = None
     qkv_bias_key: str | None = None
     o_bias_key: str | None = None
     shared_block: str | None = None
     shared_gated: bool = False
-    router_score: Literal["softmax", "sigmoid"] = "softmax"
+    router_score: Literal["softmax", "sigmoid", "softmax of the chosen"] = "softmax"
     router_bias: str | None = None
     router_bias_row: bool = False
     in_memory: tuple[tuple[str, str], ...] = ()
     rope_pairs: bool = False
+    rotary_part: float = 1.0
+    rope_sections: bool = False
     always_norm_topk: bool = False
-    full_attention_every: int = 0
     expert_bias: bool = False
     gate_up_interleaved: bool = False
+    full_attention_every: int = 0
     extra_keys: tuple[str, ...] = ()
+    layer_keys: LayerKeys | None = None
+    activation: Activation = "silu"
+    activation_key: str = "hidden_act"
+    router: str = "gate"
+    stacked: bool = False
+    norms_after: bool = False
+    dense_beside: bool = False
+    residual_router: bool = False
+    expert_scale: bool = False
+    layer_scale: bool = False
+    embedding_scale: bool = False
+    value_norm: bool = False
+    attention_scale: float | None = None
+    softcap_key: str | None = None
     wrapper: Wrapper | None = None
-    runs_as: str | None = None
+    router_linear_bias: bool = False
+    sinks: bool = False
+
+    @property
+    def experts_in_memory(self) -> str:
+        """Where transformers keeps a layer's experts: it calls every family's MoE block ``mlp``."""
+        return "mlp.experts" if self.moe_block else "experts"
 
 
 @dataclass(frozen=True)
@@ -82,11 +144,22 @@ class MLA:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding; ``scaling`` keeps the remaining keys of linear or YaRN scaling."""
+    """Rotary embedding of the first ``part`` of a head; ``scaling`` keeps the remaining keys of
+    linear or YaRN scaling."""
 
     theta: float
     kind: str
     scaling: Mapping[str, Any]
+    part: float = 1.0
+
+
+@dataclass(frozen=True)
+class VisionFacts:
+    """What a language model's file must say for pictures: frequencies of a head for time, height
+    and width, and the number of layers that take features of a picture (deepstack)."""
+
+    rope_sections: tuple[int, ...]
+    deepstack_layers: int
 
 
 @dataclass(frozen=True)
@@ -134,8 +207,12 @@ class ModelConfig:
     rope: Rope
     mla: MLA | None
     dtype: str
+    qk_norm: QkNorm
+    vision: VisionFacts | None
     attention_layers: tuple[LayerAttention, ...] = field(repr=False)
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
+    layer_ropes: tuple[Rope, ...] = field(repr=False)
+    logit_softcap: float | None = None
     stored_prefix: str = "model."
 
     @property
@@ -148,25 +225,27 @@ class ModelConfig:
         """True when every routed expert of every layer has the same width."""
         return len({w for widths in self.expert_widths.values() for w in widths}) == 1
 
-    @property
-    def transformers_type(self) -> str:
-        """The model_type that transformers runs the language model as."""
-        return self.family.runs_as or str(self.raw["model_type"])
+    def rotary_size(self, layer: int) -> int:
+        """Elements of a head that are rotated, the first ones; latent attention's rotary part."""
+        if self.mla is not None:
+            return self.mla.qk_rope_head_dim
+        return int(self.layer_attention(layer).head_dim * self.layer_ropes[layer].part)
+
+    def layer_attention(self, layer: int) -> LayerAttention:
+        """Heads, sizes and window of ``layer``: what its tensors and its cache follow from."""
+        return self.attention_layers[layer]
 
     def stored_name(self, name: str) -> str:
         """Tensor ``name`` as the files call it."""
         inside = name.startswith("model.")
         return self.stored_prefix + name.removeprefix("model.") if inside else name
 
-    def layer_attention(self, layer: int) -> LayerAttention:
-        """Heads, sizes and window of ``layer``: what its tensors and its cache follow from."""
-        return self.attention_layers[layer]
-
     def layer_prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."
 
     def moe_prefix(self, layer: int) -> str:
-        return f"model.layers.{layer}.{self.family.moe_block}."
+        block = self.family.moe_block
+        return self.layer_prefix(layer) + (f"{block}." if block else "")
 
     def expert_tensor(self, layer: int, expert: int, projection: int) -> str:
         """On-disk name of one expert matrix; ``projection`` indexes gate, up, down."""
@@ -176,136 +255,20 @@ class ModelConfig:
         """On-disk name of the bias of one expert matrix, where the family has biases."""
         return f"{self._projection(layer, expert, projection)}.bias"
 
+    @property
+    def expert_parts(self) -> tuple[str, ...]:
+        """What an expert is made of, as `ExpertWeights` names it: matrices, then biases if any."""
+        return PROJECTIONS + (EXPERT_BIASES if self.family.expert_bias else ())
+
+    def expert_tensors(self, layer: int, expert: int) -> list[str]:
+        """On-disk names of `expert_parts`."""
+        names = [self.expert_tensor(layer, expert, index) for index in range(3)]
+        biased = range(3) if self.family.expert_bias else ()
+        return names + [self.expert_bias(layer, expert, index) for index in biased]
+
     def _projection(self, layer: int, expert: int, projection: int) -> str:
         name = self.family.projections[projection]
         return f"{self.moe_prefix(layer)}experts.{expert}.{name}"
-
-
-def expected_tensors(
-    config: ModelConfig, without_experts: Container[int] = ()
-) -> Iterator[TensorSpec]:
-    """Every tensor of the model in file order: embeddings, layer by layer, final norm, output.
-
-    The routed experts of the layers ``without_experts`` are left out.
-    """
-    hidden = config.hidden_size
-    yield TensorSpec(
-        "model.embed_tokens.weight", (config.vocab_size, hidden), "embed", "embeddings"
-    )
-    for layer in range(config.num_hidden_layers):
-        prefix = config.layer_prefix(layer)
-        for suffix, shape, role, part in _layer_tensors(config, layer):
-            yield TensorSpec(prefix + suffix, shape, role, part, layer)
-        if layer in config.expert_widths:
-            yield from _moe_tensors(config, layer, experts=layer not in without_experts)
-        else:
-            yield from _mlp_tensors(
-                config, layer, f"{prefix}mlp.", config.intermediate_size, "mlp", "dense mlp"
-            )
-    yield TensorSpec("model.norm.weight", (hidden,), "norm", "norms")
-    if not config.tie_word_embeddings:
-        yield TensorSpec("lm_head.weight", (config.vocab_size, hidden), "output", "embeddings")
-
-
-_Row = tuple[str, Shape, str, Part]
-
-
-def _layer_tensors(config: ModelConfig, layer: int) -> Iterator[_Row]:
-    hidden = (config.hidden_size,)
-    yield "input_layernorm.weight", hidden, "input_norm", "norms"
-    yield from _ATTENTION[config.family.attention](config, config.layer_attention(layer))
-    yield "post_attention_layernorm.weight", hidden, "post_attention_norm", "norms"
-
-
-def _gqa_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
-    hidden, head = config.hidden_size, own.head_dim
-    q_rows, kv_rows = own.heads * head, own.kv_heads * head
-    for name, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
-        yield f"self_attn.{name}_proj.weight", (rows, hidden), name, "attention"
-        if config.qkv_bias:
-            yield f"self_attn.{name}_proj.bias", (rows,), f"{name}_bias", "attention"
-    yield "self_attn.o_proj.weight", (hidden, q_rows), "o", "attention"
-    if config.o_bias:
-        yield "self_attn.o_proj.bias", (hidden,), "o_bias", "attention"
-    if config.family.qk_norm != "none":
-        whole = config.family.qk_norm == "projection"
-        yield "self_attn.q_norm.weight", (q_rows if whole else head,), "q_norm", "attention"
-        yield "self_attn.k_norm.weight", (kv_rows if whole else head,), "k_norm", "attention"
-
-
-def _mla_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
-    mla = config.mla
-    assert mla is not None
-    hidden, heads = config.hidden_size, own.heads
-    q_rows = heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
-    kv_a_rows = mla.kv_lora_rank + mla.qk_rope_head_dim
-    if mla.q_lora_rank is None:
-        yield "self_attn.q_proj.weight", (q_rows, hidden), "q", "attention"
-    else:
-        rank = mla.q_lora_rank
-        yield "self_attn.q_a_proj.weight", (rank, hidden), "q_a", "attention"
-        if config.qkv_bias:
-            yield "self_attn.q_a_proj.bias", (rank,), "q_a_bias", "attention"
-        yield "self_attn.q_a_layernorm.weight", (rank,), "q_a_norm", "attention"
-        yield "self_attn.q_b_proj.weight", (q_rows, rank), "q_b", "attention"
-    yield "self_attn.kv_a_proj_with_mqa.weight", (kv_a_rows, hidden), "kv_a", "attention"
-    if config.qkv_bias:
-        yield "self_attn.kv_a_proj_with_mqa.bias", (kv_a_rows,), "kv_a_bias", "attention"
-    yield "self_attn.kv_a_layernorm.weight", (mla.kv_lora_rank,), "kv_a_norm", "attention"
-    kv_b_rows = heads * (mla.qk_nope_head_dim + mla.v_head_dim)
-    yield "self_attn.kv_b_proj.weight", (kv_b_rows, mla.kv_lora_rank), "kv_b", "attention"
-    yield "self_attn.o_proj.weight", (hidden, heads * mla.v_head_dim), "o", "attention"
-    if config.o_bias:
-        yield "self_attn.o_proj.bias", (hidden,), "o_bias", "attention"
-
-
-_ATTENTION: dict[str, Callable[[ModelConfig, LayerAttention], Iterator[_Row]]] = {
-    "gqa": _gqa_tensors,
-    "mla": _mla_tensors,
-}
-
-
-def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[TensorSpec]:
-    family, hidden = config.family, config.hidden_size
-    prefix = config.moe_prefix(layer)
-    widths = config.expert_widths[layer]
-    yield TensorSpec(f"{prefix}gate.weight", (len(widths), hidden), "router", "router", layer)
-    if family.router_bias:
-        shape = (1, len(widths)) if family.router_bias_row else (len(widths),)
-        yield TensorSpec(prefix + family.router_bias, shape, "router_bias", "router", layer)
-    for expert, width in enumerate(widths if experts else ()):
-        yield from _expert_tensors(config, layer, expert, width)
-    if family.shared_block and config.shared_intermediate_size:
-        block = f"{prefix}{family.shared_block}."
-        width = config.shared_intermediate_size
-        yield from _mlp_tensors(config, layer, block, width, "shared", "shared experts")
-        if family.shared_gated:
-            name = f"{prefix}shared_expert_gate.weight"
-            yield TensorSpec(name, (1, hidden), "shared_router", "shared experts", layer)
-
-
-def _expert_tensors(
-    config: ModelConfig, layer: int, expert: int, width: int
-) -> Iterator[TensorSpec]:
-    hidden = config.hidden_size
-    part: Part = "routed experts"
-    for index, projection in enumerate(PROJECTIONS):
-        shape = (hidden, width) if projection == "down" else (width, hidden)
-        name, role = config.expert_tensor(layer, expert, index), f"expert_{projection}"
-        yield TensorSpec(name, shape, role, part, layer, expert)
-        if config.family.expert_bias:
-            name = config.expert_bias(layer, expert, index)
-            yield TensorSpec(name, shape[:1], f"{role}_bias", part, layer, expert)
-
-
-def _mlp_tensors(
-    config: ModelConfig, layer: int, prefix: str, width: int, role: str, part: Part
-) -> Iterator[TensorSpec]:
-    hidden = config.hidden_size
-    for projection in PROJECTIONS:
-        shape = (hidden, width) if projection == "down" else (width, hidden)
-        name = f"{prefix}{projection}_proj.weight"
-        yield TensorSpec(name, shape, f"{role}_{projection}", part, layer)
 
 
 def refuse(what: str, supported: object) -> UserError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models import FAMILIES, PROJECTIONS, ModelConfig, read_config
 from tenp_edge.models.layouts import PartRule, StoredWeight
+from tenp_edge.models.quantization import ORIGINAL, quantised_layouts, with_modelopt
 from tenp_edge.models.safetensors_header import DTYPE_BYTES, StoredTensor, read_header
 from tenp_edge.models.stored_weights import StackedExperts, WeightIndex
 from tenp_edge.models.wrapper import kinds_text, left_out_kinds
@@ -37,9 +38,10 @@ class ModelFiles:
 
     def __init__(self, path: str | Path) -> None:
         self.path = _model_directory(Path(path))
-        self.config: ModelConfig = read_config(read_json(self.path / "config.json"), FAMILIES)
+        raw = with_modelopt(read_json(self.path / "config.json"), self.path)
+        self.config: ModelConfig = read_config(raw, FAMILIES)
         self.tensors = _named_as_text_model(_read_index(self.path), self.config.stored_prefix)
-        self._index = WeightIndex(self.config, self.tensors, lambda module: ())
+        self._index = WeightIndex(self.config, self.tensors, quantised_layouts(self.config.raw))
         self._check_number()
         self._check()
 
@@ -61,7 +63,12 @@ class ModelFiles:
     @property
     def left_out(self) -> tuple[str, ...]:
         """Stored tensors that are not part of the language model (vision, MTP layers)."""
-        return tuple(sorted(name for name in self.tensors if name not in self._claimed))
+        return tuple(sorted(self._index.unclaimed - self._index.needless))
+
+    @property
+    def needless(self) -> frozenset[str]:
+        """Tensors beside quantised weights that change nothing in them: scales of activations."""
+        return self._index.needless
 
     @property
     def left_out_text(self) -> str:
@@ -82,9 +89,9 @@ class ModelFiles:
         """Every weight that the config implies, stacked where the files are, and where it lies."""
         return self._index.weights
 
-    @cached_property
-    def _claimed(self) -> frozenset[str]:
-        return frozenset(t for weight in self.weights.values() for t in weight.tensors.values())
+    def stored_bytes(self, weight: StoredWeight) -> int:
+        """Bytes of all tensors that ``weight`` is stored as."""
+        return sum(self.tensors[name].nbytes for name in weight.tensors.values())
 
     # -- checks --------------------------------------------------------------------------------
 
@@ -103,28 +110,34 @@ class ModelFiles:
             )
 
     def _check(self) -> None:
-        missing = [name for name in self._claimed_in_order() if name not in self.tensors]
+        claimed = [name for weight in self.weights.values() for name in weight.tensors.values()]
+        missing = [name for name in claimed if name not in self.tensors]
         if missing:
             raise UserError(
-                f"config.json implies {len(self.weights)} tensors, {len(missing)} of them are "
+                f"config.json implies {len(claimed)} tensors, {len(missing)} of them are "
                 f"not in the checkpoint; the first is {missing[0]}",
                 "check that every shard is there and that config.json belongs to them",
             )
         for weight in self.weights.values():
             for name, rule in weight.parts():
-                self._check_part(weight, name, rule)
+                self._check_part(name, rule)
+        for name in sorted(self._index.not_understood):
+            raise UserError(
+                f"{shown(name)} lies beside a quantised weight, and what it does to it is not "
+                "known",
+                ORIGINAL,
+            )
 
-    def _claimed_in_order(self) -> Iterator[str]:
-        for weight in self.weights.values():
-            yield from weight.tensors.values()
-
-    def _check_part(self, weight: StoredWeight, name: str, rule: PartRule) -> None:
+    def _check_part(self, name: str, rule: PartRule) -> None:
         stored = self.tensors[name]
         if stored.dtype not in rule.dtypes:
-            raise UserError(
-                f"{name} is stored as {stored.dtype}; weights must be BF16, F16 or F32",
-                "the bf16, f16 or f32 checkpoint of the same model",
+            quantised = self.config.raw.get("quantization_config")
+            wanted = (
+                "quantization_config and the tensors beside it do not say how to read it"
+                if quantised
+                else "weights must be BF16, F16 or F32"
             )
+            raise UserError(f"{name} is stored as {stored.dtype}; {wanted}", ORIGINAL)
         if stored.shape not in rule.shapes:
             raise UserError(
                 f"{name} has shape {list(stored.shape)}, config.json implies "

@@ -30,6 +30,8 @@ class ModelSummary:
     ``active_parameters``: read for one token, at the mean width of the routed experts, the
     embedding counted as the one row it needs. ``left_out``: stored tensors that are no part of the
     language model (vision, audio, multi-token prediction); their bytes: ``left_out_bytes`` only.
+    ``quantised``: stored bytes of the quantised weights by layout. ``needless``: how many tensors
+    beside them are for activations only.
     """
 
     path: str
@@ -52,6 +54,8 @@ class ModelSummary:
     active_parameters: int
     left_out: tuple[str, ...]
     left_out_bytes: int
+    quantised: Mapping[str, int]
+    needless: int
     pruned: bool
     keep_ratio: float
     method: str | None
@@ -97,6 +101,8 @@ def inspect_model(path: str | Path) -> ModelSummary:
         active_parameters=_active(config, parts),
         left_out=left_out,
         left_out_bytes=sum(tensors[name].nbytes for name in left_out),
+        quantised=_quantised(files),
+        needless=len(files.needless),
         pruned=bool(section),
         keep_ratio=float(section.get("keep_ratio", 1.0)),
         method=section.get("method"),
@@ -107,8 +113,16 @@ def _parts(files: ModelFiles) -> dict[str, PartSize]:
     parameters, stored = Counter[str](), Counter[str]()
     for weight in files.weights.values():
         parameters[weight.part] += prod(weight.shape)
-        stored[weight.part] += sum(files.tensors[name].nbytes for name in weight.tensors.values())
+        stored[weight.part] += files.stored_bytes(weight)
     return {part: PartSize(parameters[part], stored[part]) for part in PARTS if stored[part]}
+
+
+def _quantised(files: ModelFiles) -> dict[str, int]:
+    stored = Counter[str]()
+    for weight in files.weights.values():
+        if not weight.is_plain:
+            stored[weight.layout.title] += files.stored_bytes(weight)
+    return dict(stored.most_common())
 
 
 def _active(config: ModelConfig, parts: Mapping[str, PartSize]) -> int:

@@ -11,7 +11,8 @@ class LayerAttention:
 
     ``head_dim``: elements of a query or key. ``window``: the last so many tokens, the query's own
     included; None is all of them. ``latent``: values that latent attention caches per token in
-    place of keys and values, 0 without.
+    place of keys and values, 0 without. ``own_values``: values have a matrix of their own, else
+    they are what the keys' one gives.
     """
 
     heads: int
@@ -19,6 +20,7 @@ class LayerAttention:
     head_dim: int
     window: int | None = None
     latent: int = 0
+    own_values: bool = True
 
     @property
     def cache_rows(self) -> tuple[int, ...]:

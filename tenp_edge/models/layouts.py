@@ -6,8 +6,9 @@ decoder of the layout's name in `tenp_edge.checkpoint.stored` turns into numbers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from tenp_edge.models.family import Part, Shape
@@ -45,10 +46,10 @@ class Layout:
     rules: Callable[[Shape], Rules] = field(repr=False)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def first_suffixes(self) -> tuple[str, ...]:
-        """Endings of the tensor that holds the codes."""
-        return next(iter(self.rules((1, 1)).values())).suffixes
+    @cached_property
+    def first(self) -> tuple[str, PartRule]:
+        """The part that holds the codes, its shape left aside."""
+        return next(iter(self.rules((1, 1)).items()))
 
     def find(self, module: str, shape: Shape, names: Container[str]) -> dict[str, str] | None:
         """The tensor of each part of the weight of ``module``; None where one is missing."""
@@ -67,8 +68,6 @@ def _plain(shape: Shape) -> Rules:
 
 
 PLAIN = Layout("plain", "not quantised", _plain)
-Layouts = Callable[[str], Sequence[Layout]]
-"""The quantised layouts that a module of that name may have, by config.json."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +105,12 @@ class StoredWeight:
             return self.layout.rules(shape)
         rules = self.layout.rules(shape[1:])
         return {part: _stacked(shape[0], rule) for part, rule in rules.items()}
+
+    @property
+    def row_step(self) -> int:
+        """Rows that must be decoded together; 0 where all must."""
+        rows = [self.rules[part].rows for part in self.tensors]
+        return max(rows) if rows[0] else 0
 
     def parts(self) -> Iterator[tuple[str, PartRule]]:
         """(tensor, rule) of every part that is there."""

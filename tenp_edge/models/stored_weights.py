@@ -8,12 +8,16 @@ be either where twice the width is the hidden size, down_proj alone where the wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from tenp_edge.models.family import ModelConfig, Part, Shape, expected_tensors
-from tenp_edge.models.layouts import PLAIN, Layout, Layouts, StoredWeight
+from tenp_edge.disk import read_range
+from tenp_edge.models.expected_tensors import expected_tensors
+from tenp_edge.models.family import ModelConfig, Part, Shape
+from tenp_edge.models.layouts import PLAIN, Layout, StoredWeight
+from tenp_edge.models.quantization import is_of_activations
 from tenp_edge.models.safetensors_header import StoredTensor
 
 
@@ -37,7 +41,7 @@ class WeightIndex:
     """``weights``: every weight in file order, stacked experts under their stacked names."""
 
     def __init__(
-        self, config: ModelConfig, tensors: Mapping[str, StoredTensor], layouts: Layouts
+        self, config: ModelConfig, tensors: Mapping[str, StoredTensor], layouts: Sequence[Layout]
     ) -> None:
         self._config, self._tensors, self._layouts = config, tensors, layouts
         self.stacked = dict(self._stacked_layers())
@@ -51,23 +55,63 @@ class WeightIndex:
             found |= {weight.name: weight for weight in self.stacked[layer].weights}
         return found
 
+    @cached_property
+    def unclaimed(self) -> frozenset[str]:
+        """Tensors that are a part of no weight."""
+        claimed = {t for weight in self.weights.values() for t in weight.tensors.values()}
+        return frozenset(name for name in self._tensors if name not in claimed)
+
+    @cached_property
+    def needless(self) -> frozenset[str]:
+        """Of them, those beside quantised weights that change nothing in them: scales of
+        activations, and GPTQ's biases of zeros for layers that have none."""
+        if not self._layouts:
+            return frozenset()
+        return frozenset(n for n in self.unclaimed if is_of_activations(n) or self._is_no_bias(n))
+
+    @cached_property
+    def not_understood(self) -> frozenset[str]:
+        """Of them, those beside quantised weights that may change them."""
+        modules = {
+            name.removesuffix(".weight")
+            for name, weight in self.weights.items()
+            if not weight.is_plain
+        }
+        return frozenset(
+            name
+            for name in self.unclaimed - self.needless
+            if name.rpartition(".")[0] in modules or _of_stacked(name) in modules
+        )
+
+    def _is_no_bias(self, name: str) -> bool:
+        stored = self._tensors[name]
+        return name.endswith(".bias") and not any(
+            read_range(stored.file, stored.offset, stored.nbytes)
+        )
+
     def _find(
         self, name: str, shape: Shape, part: Part, *, transposed: bool = False
     ) -> StoredWeight:
-        """Weight ``name``; as a plain one, which may be missing, where no layout fits."""
-        module = name.removesuffix(".weight")
-        for layout in self._layouts(module) if len(shape) > 1 else ():
+        """Weight ``name``; as a plain one, which may be missing, where no layout is there.
+
+        Of several layouts, the one whose shapes fit, and of those the one with the most tensors:
+        one without zero points would read a weight that has some as well, and wrongly.
+        """
+        module, quantised = name.removesuffix(".weight"), []
+        for layout in self._layouts if len(shape) > 1 else ():
             matrix = shape[-1:-3:-1] if transposed else shape[-2:]
             found = layout.find(module, matrix, self._tensors)
             if found is not None and self._has_codes(layout, found):
-                return StoredWeight(name, shape, part, layout, found, transposed)
+                quantised.append(StoredWeight(name, shape, part, layout, found, transposed))
+        if quantised:
+            return max(quantised, key=lambda one: (self._fits(one), len(one.tensors)))
         plain = name if name in self._tensors else f"{module}.weight"
         stored = plain if plain in self._tensors else name
         return StoredWeight(name, shape, part, PLAIN, {"weight": stored}, transposed)
 
     def _has_codes(self, layout: Layout, found: Mapping[str, str]) -> bool:
         """Whether the tensor of the codes holds such: another layout may use the same names."""
-        part, rule = next(iter(layout.rules((1, 1)).items()))
+        part, rule = layout.first
         return self._tensors[found[part]].dtype in rule.dtypes
 
     # -- stacked experts -----------------------------------------------------------------------
@@ -81,10 +125,11 @@ class WeightIndex:
     def _stacked_prefix(self, layer: int) -> str | None:
         """Transformers 5 calls every MoE block ``mlp``, whatever the family's own name is."""
         config = self._config
-        for block in (config.moe_prefix(layer), f"{config.layer_prefix(layer)}mlp."):
+        in_memory = config.family.experts_in_memory.removesuffix("experts")
+        for block in (config.moe_prefix(layer), config.layer_prefix(layer) + in_memory):
             module = f"{block}experts.gate_up_proj"
-            layouts = (PLAIN, *self._layouts(module))
-            if any(module + s in self._tensors for own in layouts for s in own.first_suffixes):
+            rules = [layout.first[1] for layout in (PLAIN, *self._layouts)]
+            if any(module + s in self._tensors for rule in rules for s in rule.suffixes):
                 return f"{block}experts."
         return None
 
@@ -122,3 +167,8 @@ class WeightIndex:
             name in self._tensors and self._tensors[name].shape in rule.shapes
             for name, rule in weight.parts()
         )
+
+
+def _of_stacked(name: str) -> str:
+    """The stacked weight whose parameter ``name`` would be."""
+    return re.sub(r"(gate_up_proj|down_proj)\w*$", r"\1", name)

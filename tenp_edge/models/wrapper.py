@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tenp_edge.errors import UserError
@@ -24,6 +24,9 @@ _INHERITED = (
     "pad_token_id",
     "transformers_version",
 )
+# Says of a language model alone what it was a part of.
+WRAPPED_BY = "wrapped_by"
+_ROPES = ("rope_scaling", "rope_parameters")
 _TIED = "tie_word_embeddings"
 _KINDS = {"visi": "the vision part", "visual": "the vision part", "audio": "the audio part"}
 _PREDICTION = "multi-token prediction layers"
@@ -33,11 +36,15 @@ _PREDICTION = "multi-token prediction layers"
 class Wrapper:
     """How a family's checkpoint wraps its language model.
 
-    ``text_type``: model_type of the language model alone, which is what is written. ``prefix``: how
-    the names of its tensors begin, lm_head's apart, instead of "model.". ``key``: where its config
-    stands. ``parts``: keys of the other parts' configs and of their tokens. ``tied``: what
-    transformers assumes of tie_word_embeddings, which the config around decides.
-    ``taken``: keys that the language model takes from another part, (part's key, key).
+    ``text_type``: model_type of the language model's config. ``prefix``: how the names of its
+    tensors begin, lm_head's apart, instead of "model.". ``key``: where its config stands.
+    ``parts``: keys of the other parts' configs and of their tokens. ``tied``: what transformers
+    assumes of tie_word_embeddings, which the config around decides. ``taken``: keys that the
+    language model takes from another part, (part's key, key).
+
+    ``alone_type``: the model_type of the language model alone, where transformers has none of
+    ``text_type``; its config then says ``implied``, and has the keys ``lifted`` beside its rope's
+    keys, where that model type would not know them.
     """
 
     text_type: str
@@ -46,6 +53,9 @@ class Wrapper:
     key: str = "text_config"
     tied: bool = False
     taken: tuple[tuple[str, str], ...] = ()
+    alone_type: str | None = None
+    implied: Mapping[str, Any] = field(default_factory=dict)
+    lifted: tuple[str, ...] = ()
 
 
 def unwrap(raw: Mapping[str, Any], wrapper: Wrapper) -> dict[str, Any]:
@@ -53,6 +63,19 @@ def unwrap(raw: Mapping[str, Any], wrapper: Wrapper) -> dict[str, Any]:
 
     Raises UserError where there is none, or one of another kind.
     """
+    text = _inside(raw, wrapper)
+    if wrapper.alone_type is None:
+        return text
+    own = {WRAPPED_BY: raw["model_type"], "model_type": wrapper.alone_type, **wrapper.implied}
+    for section in _ROPES:
+        rope = text.get(section)
+        if isinstance(rope, dict):
+            own |= {key: rope[key] for key in wrapper.lifted if key in rope}
+            text[section] = {key: rope[key] for key in rope if key not in wrapper.lifted}
+    return text | own
+
+
+def _inside(raw: Mapping[str, Any], wrapper: Wrapper) -> dict[str, Any]:
     text = raw.get(wrapper.key)
     if not isinstance(text, dict) or not text:
         raise UserError(

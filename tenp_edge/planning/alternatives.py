@@ -97,9 +97,13 @@ def _types(
     weighed: list[tuple[int, str]] = []
     for name in target.exporter.quants:
         if name in target.profile.tensor_types or target.exporter.format != target.profile.format:
-            typed = replace(target, options=replace(target.options, quant=name))
-            pricer = Pricer(checkpoint, typed)
-            weighed.append((pricer(priced.widths).memory.weights_bytes, name))
+            imatrix = options.imatrix and name in target.exporter.weighted_quants
+            file = replace(target.options, quant=name, imatrix=imatrix)
+            try:
+                other = Pricer(checkpoint, replace(target, options=file))(priced.widths)
+            except UserError:  # It needs an importance matrix, which was ruled out.
+                continue
+            weighed.append((other.memory.weights_bytes, name))
     for nbytes, name in sorted(weighed, reverse=True):
         saved = priced.memory.weights_bytes - nbytes
         if saved > 0 and saved + _SHRINKING_PROCESS_BYTES >= short:

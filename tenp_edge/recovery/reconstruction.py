@@ -11,10 +11,10 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from tenp_edge.checkpoint.files import TORCH_DTYPES, ExpertWeights
+from tenp_edge.checkpoint.files import TORCH_DTYPES
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
-from tenp_edge.forward.experts import group_by_expert, neurons
+from tenp_edge.forward.experts import group_by_expert, neurons, routed_experts
 from tenp_edge.forward.hidden_states import SPILL_BYTES, CachedFileStates, MemoryStates, States
 from tenp_edge.forward.streaming import StreamingModel
 
@@ -100,7 +100,7 @@ class RoutedInputs:
         )
 
     def attach(self, layer: nn.Module) -> None:
-        layer.get_submodule("mlp.experts").register_forward_pre_hook(self._take_down)
+        routed_experts(layer).register_forward_pre_hook(self._take_down)
 
     def _take_down(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Pre-hook: (tokens, hidden), chosen (tokens, top_k), g (tokens, top_k)."""
@@ -153,12 +153,11 @@ def repair_layer(
             continue
         original = source.original_expert(index, expert)
         whole = checkpoint.expert(index, original)
-        gate, up = (w.to(model.device, model.dtype) for w in (whole.gate, whole.up))
-        kept_weights = ExpertWeights(gate, up, whole.down)
+        moved = whole.mapped(lambda tensor: tensor.to(model.device, model.dtype))
         moments = Moments(plan.full_width)
         for start in range(0, len(rows), _CHUNK_TOKENS):
             part = slice(start, start + _CHUNK_TOKENS)
-            m = neurons(kept_weights, seen.rows(rows[part]).to(model.device))
+            m = neurons(moved, seen.rows(rows[part]).to(model.device), config.family.activation)
             moments.add(m, weights[part].to(model.device))
         down = repaired_down(whole.down, plan.neurons(index, original), moments.total, ridge)
         name = config.expert_tensor(index, expert, _DOWN)

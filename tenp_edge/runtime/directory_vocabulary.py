@@ -1,6 +1,7 @@
 """The tokenizer and chat template of a model directory, without transformers.
 
-tokenizer.json is read by the ``tokenizers`` package, a lone tokenizer.model by ``sentencepiece``.
+tokenizer.json is read by the ``tokenizers`` package, as is tiktoken.model once it is converted; a
+lone tokenizer.model by ``sentencepiece``.
 Special tokens come from tokenizer_config.json, config.json and generation_config.json.
 """
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.byte_alphabet import BYTE_OF
+from tenp_edge.runtime.tiktoken import RANKS_NAME, is_tiktoken, tokenizer_json
 from tenp_edge.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # Loaded by the vocabularies that need them: GGUF files bring their own.
@@ -33,11 +35,14 @@ _SPACE = "\u2581"  # how sentencepiece writes a space
 
 def open_vocabulary(directory: Path) -> Vocabulary:
     """The tokenizer in ``directory``. Raises UserError when there is none, or a broken one."""
+    if is_tiktoken(directory):
+        return JsonVocabulary(directory, json.dumps(tokenizer_json(directory)))
     for name, kind in ((_TOKENIZER_JSON, JsonVocabulary), (_TOKENIZER_MODEL, PieceVocabulary)):
         if (directory / name).is_file():
             return kind(directory)
     raise UserError(
-        f"{directory} has no tokenizer: neither {_TOKENIZER_JSON} nor {_TOKENIZER_MODEL}", _AGAIN
+        f"{directory} has no tokenizer: no {_TOKENIZER_JSON}, {_TOKENIZER_MODEL} or {RANKS_NAME}",
+        _AGAIN,
     )
 
 
@@ -54,6 +59,27 @@ def read_settings(file: Path) -> Mapping[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{file} is not a JSON object", "export it again")
     return settings
+
+
+def flat_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """config.json with the part about the text model at top level: a wrapper of one numbers the
+    special tokens there."""
+    inner = config.get("text_config")
+    return {**inner, **config} if isinstance(inner, dict) else config
+
+
+def is_gemma(settings: Mapping[str, Any]) -> bool:
+    """Whether tokenizer_config.json names Gemma's tokenizer. Its models need the BOS token in front
+    of any text, which the files of those for chat leave to their chat template."""
+    return settings.get("tokenizer_class") in ("GemmaTokenizer", "GemmaTokenizerFast")
+
+
+def begins_alone(settings: Mapping[str, Any]) -> bool:
+    """Whether a lone tokenizer.model puts BOS in front of a text: as its settings say, else as
+    Llama's does."""
+    stated = settings.get("add_bos_token")
+    named = str(settings.get("tokenizer_class") or "LlamaTokenizer")
+    return stated if isinstance(stated, bool) else "Llama" in named
 
 
 def _text_of(file: Path) -> str:
@@ -88,7 +114,8 @@ class DirectoryVocabulary(Vocabulary):
         self._directory = directory
         self._settings = read_settings(directory / "tokenizer_config.json")
         self._configs = [
-            read_settings(directory / name) for name in ("generation_config.json", "config.json")
+            flat_config(read_settings(directory / name))
+            for name in ("generation_config.json", "config.json")
         ]
 
     @abstractmethod
@@ -141,16 +168,24 @@ class DirectoryVocabulary(Vocabulary):
 
 
 class JsonVocabulary(DirectoryVocabulary):
-    """tokenizer.json: any model that ``tokenizers`` knows, byte-level or in sentencepiece style."""
+    """tokenizer.json: any model that ``tokenizers`` knows, byte-level or in sentencepiece style.
 
-    def __init__(self, directory: Path) -> None:
+    ``converted``: what would stand there, where the files are others.
+    """
+
+    def __init__(self, directory: Path, converted: str | None = None) -> None:
         from tokenizers import Tokenizer
 
         super().__init__(directory)
-        file = directory / _TOKENIZER_JSON
-        self._file = file
-        self._tokenizer = _guarded(file, "read", lambda: Tokenizer.from_file(str(file)))
-        self._literal = _guarded(file, "read", lambda: Tokenizer.from_file(str(file)))
+        self._file = file = directory / (_TOKENIZER_JSON if converted is None else RANKS_NAME)
+
+        def load() -> Tokenizer:
+            if converted is None:
+                return Tokenizer.from_file(str(file))
+            return Tokenizer.from_str(converted)
+
+        self._tokenizer = _guarded(file, "read", load)
+        self._literal = _guarded(file, "read", load)
         for tokenizer in (self._tokenizer, self._literal):
             tokenizer.no_truncation()
             tokenizer.no_padding()
@@ -171,11 +206,13 @@ class JsonVocabulary(DirectoryVocabulary):
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
         tokenizer = self._tokenizer if parse_special else self._literal
-        return _guarded(
+        tokens = _guarded(
             self._file,
             "used",
             lambda: list(tokenizer.encode(text, add_special_tokens=add_special).ids),
         )
+        lacks = add_special and is_gemma(self._settings) and tokens[:1] != [self.bos]
+        return [self.bos, *tokens] if lacks and self.bos is not None else tokens
 
     def piece(self, token: int, special: bool = False) -> bytes:
         added = self._added.get(token)
@@ -235,15 +272,12 @@ class PieceVocabulary(DirectoryVocabulary):
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
         parts = self._split.split(text) if parse_special and self._split else [text]
-        tokens = [self.bos] if add_special and self._adds_bos and self.bos is not None else []
+        begins = add_special and begins_alone(self._settings)
+        tokens = [self.bos] if begins and self.bos is not None else []
         for part in filter(None, parts):
             number = self._special_text.get(part) if parse_special else None
             tokens += self._model.encode(part) if number is None else [number]
         return tokens
-
-    @property
-    def _adds_bos(self) -> bool:
-        return bool(self._settings.get("add_bos_token", True))  # transformers' default for them
 
     def piece(self, token: int, special: bool = False) -> bytes:
         if token in self._special_text.values():

@@ -23,7 +23,7 @@ from tenp_edge.disk import write_json, write_text
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.comparison import lm_eval_tasks, plot
 from tenp_edge.evaluation.comparison.compared_methods import Contender, Mend, choose_methods
-from tenp_edge.evaluation.comparison.grid import MENDED, Job, budget, compare
+from tenp_edge.evaluation.comparison.grid import MENDED, Comparison, budget, compare
 from tenp_edge.evaluation.comparison.measures import Arithmetic, Cloze, Measure, TextMeasure
 from tenp_edge.evaluation.comparison.table import markdown
 from tenp_edge.evaluation.refine import known_trials
@@ -66,7 +66,7 @@ def _compared(
     dtype = choose_dtype("float32" if own == "auto" else own, where, checkpoint.dtype)
     measures = _measures(checkpoint, options, progress)
     statistics = _statistics(checkpoint, output, options, methods, progress)
-    job = Job(
+    comparison = Comparison(
         checkpoint=checkpoint,
         methods=methods,
         ratios=options.ratios,
@@ -77,14 +77,14 @@ def _compared(
         width_multiple=options.width_multiple,
         about={"width_multiple": options.width_multiple, **_about(options, measures)},
     )
-    result = compare(job, output / FILE, device=where, dtype=dtype, progress=progress)
+    result = compare(comparison, output / FILE, device=where, dtype=dtype, progress=progress)
     write_text(output / PAGE, markdown(result))
     if plot.can_draw():
         plot.draw(result, output / PICTURE)
     else:
         progress.note(plot.MISSING)
     if options.lm_eval:
-        result["lm_eval"] = _lm_eval(job, output / TASKS, options, dtype, progress)
+        result["lm_eval"] = _lm_eval(comparison, output / TASKS, options, dtype, progress)
     return result
 
 
@@ -208,17 +208,23 @@ def _about(options: CompareOptions, measures: Mapping[str, Sequence[Measure]]) -
 
 
 def _lm_eval(
-    job: Job, file: Path, options: CompareOptions, dtype: torch.dtype, progress: Progress
+    comparison: Comparison,
+    file: Path,
+    options: CompareOptions,
+    dtype: torch.dtype,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """lm-eval's tasks for every method and ratio with the first calibration."""
-    case = job.cases()[0]
-    tokenizer, rows = load_tokenizer(job.checkpoint.path), []
-    with progress.task("lm-eval", len(job.ratios) * len(job.methods), "models") as task:
-        for keep in job.ratios:
-            for method in job.methods:
+    case = comparison.cases()[0]
+    tokenizer, rows = load_tokenizer(comparison.checkpoint.path), []
+    with progress.task(
+        "lm-eval", len(comparison.ratios) * len(comparison.methods), "models"
+    ) as task:
+        for keep in comparison.ratios:
+            for method in comparison.methods:
                 cut = method.build(case, budget(case, keep))
                 scores = lm_eval_tasks.task_scores(
-                    job.checkpoint,
+                    comparison.checkpoint,
                     cut.candidate,
                     tokenizer,
                     options.lm_eval,

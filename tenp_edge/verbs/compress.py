@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tenp_edge.calibration.activation_ranges import Ranges, measured_text
+from tenp_edge.calibration.activation_ranges import Ranges
 from tenp_edge.calibration.collect import calibrate
 from tenp_edge.calibration.imatrix import Importance
+from tenp_edge.calibration.range_measuring import measured_text
 from tenp_edge.calibration.storage import Statistics, load_statistics
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, load_plan
 from tenp_edge.checkpoint.files import Checkpoint
@@ -19,7 +19,7 @@ from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.checkpoint.overlay import DIRECTORY, Mended
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.writer import is_other_checkpoint, reopen, write_checkpoint
-from tenp_edge.disk import write_text
+from tenp_edge.disk import write_json
 from tenp_edge.evaluation.type_sensitivity import TypeJob
 from tenp_edge.evaluation.validation import ValidationReport, load_report
 from tenp_edge.exporters.base import exporter, placed_files
@@ -67,7 +67,7 @@ def run_compress(
     """
     checkpoint = Checkpoint(model)
     if checkpoint.left_out:
-        progress.note(f"{checkpoint.left_out_text} are left out")
+        progress.note(f"left out: {checkpoint.left_out_text}")
     request = CompressRequest(checkpoint, output, options, progress)
     request.require_disk()
     with one_writer(output):
@@ -215,7 +215,7 @@ class _Run:
             predicted_peak_rss=request.predicted_peak_rss(plan),
             work=self._output,
         )
-        write_text(file, json.dumps(report.to_json(), indent=1) + "\n")
+        write_json(file, report.to_json())
         self._directory.finish("validation", key, [file])
         return report
 

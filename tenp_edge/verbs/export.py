@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from tenp_edge.calibration.activation_ranges import Ranges, identity, load_ranges, measure_ranges
+from tenp_edge.calibration.activation_ranges import Ranges, load_ranges
 from tenp_edge.calibration.imatrix import Importance, importance_of
+from tenp_edge.calibration.range_measuring import identity, measure_ranges
 from tenp_edge.calibration.storage import load_statistics
 from tenp_edge.checkpoint.compression_plan import load_plan
 from tenp_edge.checkpoint.files import Checkpoint

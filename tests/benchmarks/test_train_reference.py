@@ -66,6 +66,7 @@ def test_a_killed_training_ends_with_the_same_weights(
             name: [f"{name} {i} and {i * i} of them. " * 30 for i in range(60)] for name in "ab"
         },
     )
+    monkeypatch.setattr(train_reference, "TOKENIZER_CHARS", 40_000)
     logs = []
     for name, slices in (("once", [4]), ("twice", [2, 2])):
         work = tmp_path / name

@@ -10,7 +10,8 @@ import pytest
 import torch
 from support import plans, tiny
 from support.calibrating import domain, run, two_domains
-from transformers import AutoModelForCausalLM
+from support.neuron_maths import activations
+from support.references import reference_model
 
 from tenp_edge.calibration import statistics
 from tenp_edge.calibration.input_observer import matrix_roles
@@ -26,14 +27,15 @@ NAMES = (*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA)
 def hooked_sums(path: Path, data: Domain) -> dict[int, dict[str, torch.Tensor]]:
     """Every sum of method.md, written down once more: hooks on the whole model, float64."""
     checkpoint = Checkpoint(path)
-    model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="eager")
+    model = reference_model(path, experts_implementation="eager")
     seen: dict[int, dict[str, Any]] = {layer: {} for layer in checkpoint.config.moe_layers}
     for layer, found in seen.items():
         block = model.model.layers[layer]
-        block.post_attention_layernorm.register_forward_pre_hook(
-            lambda _, args, found=found: found.update(h=args[0][0])
+        own_norm = getattr(block, "pre_feedforward_layernorm_2", block.post_attention_layernorm)
+        own_norm.register_forward_pre_hook(
+            lambda _, args, found=found: found.update(h=args[0].flatten(0, -2))
         )
-        block.mlp.experts.register_forward_pre_hook(
+        tiny.experts_of(model, layer).register_forward_pre_hook(
             lambda _, args, found=found: found.update(x=args[0], index=args[1], gates=args[2])
         )
     config = checkpoint.config
@@ -65,12 +67,13 @@ def add_layer(
     routed = torch.zeros_like(x)
     for e in range(checkpoint.config.num_experts):
         weights = checkpoint.expert(layer, e)
-        gate, up, down = (w.double() for w in (weights.gate, weights.up, weights.down))
+        down, family = weights.down.double(), checkpoint.config.family
+        bias = 0.0 if weights.down_bias is None else weights.down_bias.double()
         for t, slot in (index == e).nonzero().tolist():
             g = gates[t, slot]
-            m = torch.nn.functional.silu(x[t] @ gate.T) * (x[t] @ up.T)
+            m = activations(family, weights, x[t])
             y = m @ down.T
-            routed[t] += g * y
+            routed[t] += g * (y + bias)
             outputs.append((e, t, g * y.norm()))
             add_token(sums, e, h[t], x[t], m, y, g, down)
     for e, t, gated_norm in outputs:
@@ -138,7 +141,7 @@ def test_streaming_equals_hooks(
 
 def hooked_inputs(path: Path, data: Domain) -> dict[str, torch.Tensor]:
     """Sums of squares at every matrix, by its name, and at each expert ("1.0": layer.expert)."""
-    model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="eager")
+    model = reference_model(path, experts_implementation="eager")
     sums: dict[str, Any] = {}
 
     def add(name: str, rows: torch.Tensor) -> None:
@@ -154,7 +157,7 @@ def hooked_inputs(path: Path, data: Domain) -> dict[str, torch.Tensor]:
                 key = f"{layer}.{name}"
                 child.register_forward_pre_hook(lambda _, args, key=key: add(key, args[0]))
         if layer in Checkpoint(path).config.moe_layers:
-            module.mlp.experts.register_forward_pre_hook(
+            tiny.experts_of(model, layer).register_forward_pre_hook(
                 lambda _, args, layer=layer: add_experts(layer, args[0], args[1])
             )
     for tokens, length in zip(data.tokens, data.lengths, strict=True):

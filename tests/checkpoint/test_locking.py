@@ -22,19 +22,6 @@ from tenp_edge.errors import UserError
 BENCHMARKS = Path(crashing.__file__).parent
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return crashing.write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def finished(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repaired run, to be damaged; and no process is started to ask what memory it takes."""
-    monkeypatch.setattr(crashing.gguf, "known_peak", crashing.not_asked)
-    crashing.repair(model, tmp_path / "out")
-    return tmp_path / "out"
-
-
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -55,11 +42,13 @@ def held(directory: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_a_second_process_is_refused_and_says_who_is_first(tmp_path: Path, model: Path) -> None:
+def test_a_second_process_is_refused_and_says_who_is_first(
+    tmp_path: Path, small_model: Path
+) -> None:
     out = tmp_path / "out"
     with held(out) as other:
         for job in (crashing.compress, crashing.calibrate):
-            assert refusal(lambda job=job: job(model, out)) == (
+            assert refusal(lambda job=job: job(small_model, out)) == (
                 f"another tenp-edge process ({other.pid}) is writing to {out}",
                 "another -o, or the same command when that one has ended",
             )
@@ -68,11 +57,11 @@ def test_a_second_process_is_refused_and_says_who_is_first(tmp_path: Path, model
 
 @pytest.mark.parametrize("inside", ["calibration", "mended"])
 def test_the_directories_inside_have_locks_of_their_own(
-    inside: str, finished: Path, model: Path
+    inside: str, finished: Path, small_model: Path
 ) -> None:
     shutil.rmtree(finished / inside)
     with held(finished / inside), pytest.raises(UserError, match="is writing to .*/" + inside):
-        crashing.repair(model, finished)
+        crashing.repair(small_model, finished)
 
 
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
@@ -109,10 +98,12 @@ def test_the_lock_of_a_file_lies_beside_it(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_kill_at_the_first_file_leaves_is_taken_over(model: Path, tmp_path: Path) -> None:
+def test_what_a_kill_at_the_first_file_leaves_is_taken_over(
+    small_model: Path, tmp_path: Path
+) -> None:
     (tmp_path / "manifest.json.partial").touch()
     (tmp_path / LOCK).touch()
-    crashing.compress(model, tmp_path)
+    crashing.compress(small_model, tmp_path)
     assert (tmp_path / "model.gguf").is_file()
     assert not (tmp_path / LOCK).exists()
 

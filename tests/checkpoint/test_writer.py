@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
 from support.plans import cycled, plan_for, ragged_plan, removal_plan, whole_plan
+from support.references import reference_model
+from support.stored_layouts import per_expert
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tenp_edge import load_pruned
-from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.files import Checkpoint, plan_shards
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.writer import checkpoint_files, write_checkpoint
 from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
+from tenp_edge.models import expected_tensors
 
 CheckpointOf = Callable[[str], Path]
+ROUTER = "router"
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -41,8 +46,7 @@ def test_whole_plan_changes_no_bit(
 ) -> None:
     checkpoint = Checkpoint(checkpoint_of(family))
     write_checkpoint(ModelSource(checkpoint, whole_plan(checkpoint)), tmp_path / "out")
-    before = load_file(checkpoint.path / "model.safetensors")
-    after = load_file(tmp_path / "out" / "model.safetensors")
+    before, after = per_expert(checkpoint.path), per_expert(tmp_path / "out")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert tensor.dtype == after[name].dtype and torch.equal(tensor, after[name]), name
@@ -60,7 +64,7 @@ def test_every_expert_is_its_slice_and_the_rest_is_untouched(
     assert predicted == {
         file.name: file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors")
     }
-    before = load_file(checkpoint.path / "model.safetensors")
+    before = per_expert(checkpoint.path)
     after = load_file(tmp_path / "out" / "model.safetensors")
     for layer in checkpoint.config.moe_layers:
         for expert in range(checkpoint.config.num_experts):
@@ -69,6 +73,9 @@ def test_every_expert_is_its_slice_and_the_rest_is_untouched(
             assert torch.equal(after.pop(gate), before.pop(gate)[kept])
             assert torch.equal(after.pop(up), before.pop(up)[kept])
             assert torch.equal(after.pop(down), before.pop(down)[:, kept])
+            biases = checkpoint.config.expert_tensors(layer, expert)[3:-1]  # but for down's
+            for bias in biases:
+                assert torch.equal(after.pop(bias), before.pop(bias)[kept])
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -102,7 +109,8 @@ def test_plain_transformers_says_how_to_load_narrower_experts(
     """At once, in words of ours that it repeats; config and tokenizer are as ever."""
     checkpoint, out = Checkpoint(checkpoint_of(family)), tmp_path / "out"
     write_checkpoint(ModelSource(checkpoint, plan_for(checkpoint, cycled(checkpoint, widths))), out)
-    assert AutoConfig.from_pretrained(out).model_type == family
+    own = checkpoint.config.raw["model_type"]  # of a wrapped model, the language model's
+    assert AutoConfig.from_pretrained(out).model_type == own
     AutoTokenizer.from_pretrained(out)
     with pytest.raises(ValueError) as caught:
         AutoModelForCausalLM.from_pretrained(out)
@@ -110,7 +118,7 @@ def test_plain_transformers_says_how_to_load_narrower_experts(
         'Specified `experts_implementation="narrower experts; '
         'tenp_edge.load_pruned(PATH) loads them"` is not supported.'
     )
-    assert load_pruned(out).config.model_type == family
+    assert load_pruned(out).config.model_type == own
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -126,12 +134,29 @@ def test_removed_experts_leave_the_router_and_the_counts(
     kept = list(range(checkpoint.config.num_experts - keep, checkpoint.config.num_experts))
     layer = config.moe_layers[-1]
     assert config.raw["tenp"]["kept_experts"][str(layer)] == kept
-    router = f"{config.moe_prefix(layer)}gate.weight"
-    assert torch.equal(pruned.read(router), checkpoint.read(router)[kept])
+    rows = [spec for spec in expected_tensors(config) if (spec.layer, spec.part) == (layer, ROUTER)]
+    assert rows
+    for spec in rows:
+        whole, left = checkpoint.read(spec.name), pruned.read(spec.name)
+        assert torch.equal(left, whole[..., kept] if len(whole) == 1 else whole[kept])
     assert torch.equal(pruned.expert(layer, 0).down, checkpoint.expert(layer, kept[0]).down)
-    if config.family.router_bias:
-        bias = config.moe_prefix(layer) + config.family.router_bias
-        assert torch.equal(pruned.read(bias), checkpoint.read(bias)[..., kept])
+
+
+def test_a_wrapped_language_model_is_written_alone(
+    checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    """transformers loads it as the language model that it is; we still know where it comes from."""
+    checkpoint = Checkpoint(checkpoint_of("qwen3_vl_moe"))
+    write_checkpoint(ModelSource(checkpoint, whole_plan(checkpoint)), tmp_path / "out")
+    raw, written = read_json(tmp_path / "out" / "config.json"), Checkpoint(tmp_path / "out")
+    assert (raw["model_type"], raw["wrapped_by"]) == ("qwen3_moe", "qwen3_vl_moe")
+    assert raw["rope_scaling"] == {"rope_type": "default"} and "vision_config" not in raw
+    assert written.config.family == checkpoint.config.family
+    assert written.config.vision == checkpoint.config.vision
+    tokens = torch.arange(40)[None]
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(alone(tokens).logits, reference_model(checkpoint.path)(tokens).logits)
 
 
 def test_groups_must_still_divide(checkpoint_of: CheckpointOf) -> None:
@@ -243,37 +268,37 @@ def test_shards_of_an_interrupted_other_plan_are_not_kept(
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
+SHARD_BYTES = 60_000
 _WRITER = """
-import sys
+import sys, time
 sys.path[:0] = [{tests!r}, {root!r}]
 from pathlib import Path
 from support.plans import ragged_plan
 import tenp_edge.checkpoint.writer as compress
 from tenp_edge.checkpoint.files import Checkpoint, plan_shards
 from tenp_edge.checkpoint.source import ModelSource
-compress.plan_shards = lambda entries: plan_shards(entries, 60_000)
+compress.plan_shards = lambda entries: plan_shards(entries, {shard_bytes})
+blocks = ModelSource.blocks
+ModelSource.blocks = lambda s, n: (time.sleep(0.02), blocks(s, n))[1]
 checkpoint = Checkpoint({model!r})
 compress.write_checkpoint(ModelSource(checkpoint, ragged_plan(checkpoint)), Path({out!r}))
 """
 
 
-def writer(model: Path, out: Path, slow: bool) -> subprocess.Popen[bytes]:
-    """A process that writes the ragged plan in shards of 60 kB, ``slow`` enough to be hit."""
+def slow_writer(model: Path, out: Path) -> subprocess.Popen[bytes]:
+    """A process that writes the ragged plan in small shards, slowly enough to be hit."""
     here = Path(__file__).parents[1]
-    code = _WRITER.format(tests=str(here), root=str(here.parent), model=str(model), out=str(out))
-    if slow:
-        code = code.replace(
-            "checkpoint = ",
-            "import time\nblocks = ModelSource.blocks\n"
-            "ModelSource.blocks = lambda s, n: (time.sleep(0.02), blocks(s, n))[1]\ncheckpoint = ",
-        )
+    paths = {"tests": str(here), "root": str(here.parent), "model": str(model), "out": str(out)}
+    code = _WRITER.format(**paths, shard_bytes=SHARD_BYTES)
     return subprocess.Popen([sys.executable, "-c", code])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_kill_in_the_middle_then_the_same_call(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+def test_kill_in_the_middle_then_the_same_call(
+    checkpoint_of: CheckpointOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = checkpoint_of("qwen3_moe")
-    victim = writer(model, tmp_path / "killed", slow=True)
+    victim = slow_writer(model, tmp_path / "killed")
     deadline = time.monotonic() + 60
     while not len(list((tmp_path / "killed").glob("*.safetensors"))) >= 2:
         assert victim.poll() is None and time.monotonic() < deadline
@@ -281,7 +306,10 @@ def test_kill_in_the_middle_then_the_same_call(checkpoint_of: CheckpointOf, tmp_
     os.kill(victim.pid, signal.SIGKILL)
     victim.wait()
     assert not (tmp_path / "killed" / "config.json").exists()
-    assert writer(model, tmp_path / "killed", slow=False).wait() == 0
-    assert writer(model, tmp_path / "undisturbed", slow=False).wait() == 0
+    small = partial(plan_shards, shard_bytes=SHARD_BYTES)
+    monkeypatch.setattr("tenp_edge.checkpoint.writer.plan_shards", small)
+    source = ModelSource(Checkpoint(model), ragged_plan(Checkpoint(model)))
+    for name in ("killed", "undisturbed"):
+        write_checkpoint(source, tmp_path / name)
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
     assert len(list((tmp_path / "killed").glob("*.safetensors"))) > 3

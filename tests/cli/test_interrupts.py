@@ -9,16 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-import crashing
 import pytest
 
 from tenp_edge.checkpoint.locking import LOCK
 from tenp_edge.cli import interrupts
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return crashing.write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize(
@@ -26,10 +20,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")],
 )
 def test_a_signal_ends_with_a_word(
-    number: signal.Signals, code: int, said: str, model: Path, tmp_path: Path
+    number: signal.Signals, code: int, said: str, small_model: Path, tmp_path: Path
 ) -> None:
-    data, out = ("--data", f"text={model / 'text.txt'}"), tmp_path / "out"
-    arguments = ["calibrate", model, *data, "--samples", "5000", "--seq-len", "16", "-o", out]
+    data, out = ("--data", f"text={small_model / 'text.txt'}"), tmp_path / "out"
+    arguments = ["calibrate", small_model, *data, "--samples", "5000", "--seq-len", "16", "-o", out]
     command = [sys.executable, "-m", "tenp_edge.cli.main", *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         wait_for(out / "calibration.partial" / "job.json", process)

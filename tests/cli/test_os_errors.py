@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import crashing
 import pytest
+from support.edits import refusal
+from support.limits import largest_file
 from support.noting import names
 
 from tenp_edge.cli.os_errors import as_user_error
@@ -18,42 +18,41 @@ from tenp_edge.disk import copy_file
 QUICK = ("--samples", "2", "--seq-len", "64", "--no-validate")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return crashing.write_model(tmp_path_factory.mktemp("model"))
-
-
-def test_an_output_that_is_a_file(refuse: Callable[..., str], model: Path, tmp_path: Path) -> None:
+def test_an_output_that_is_a_file(
+    refuse: Callable[..., str], small_model: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "code.txt"
     file.write_text("precious")
-    for verb in (("compress", model, "--keep", "0.5", *QUICK), ("calibrate", model)):
+    for verb in (("compress", small_model, "--keep", "0.5", *QUICK), ("calibrate", small_model)):
         assert refuse(*verb, "-o", file) == (f"error: {file} is not a directory\ntry:   another -o")
     assert file.read_text() == "precious"
 
 
 def test_an_output_that_is_a_dangling_link(
-    refuse: Callable[..., str], model: Path, tmp_path: Path
+    refuse: Callable[..., str], small_model: Path, tmp_path: Path
 ) -> None:
     link = tmp_path / "link"
     link.symlink_to("nowhere")
-    assert refuse("calibrate", model, "-o", link) == (
+    assert refuse("calibrate", small_model, "-o", link) == (
         f"error: {link} is a link to nowhere, which does not exist\n"
         "try:   another -o, or create what it points to"
     )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_an_output_where_nothing_can_be_created(refuse: Callable[..., str], model: Path) -> None:
-    assert refuse("plan", model, "--keep", "0.5", "-o", "/proc/plan.json") == (
+def test_an_output_where_nothing_can_be_created(
+    refuse: Callable[..., str], small_model: Path
+) -> None:
+    assert refuse("plan", small_model, "--keep", "0.5", "-o", "/proc/plan.json") == (
         "error: /proc/plan.json cannot be created: /proc takes no new files\n"
         "try:   another -o, in a directory that you may write to"
     )
 
 
 def test_a_mistyped_directory_is_not_created(
-    refuse: Callable[..., str], model: Path, tmp_path: Path
+    refuse: Callable[..., str], small_model: Path, tmp_path: Path
 ) -> None:
-    for verb in (("plan", model, "--keep", "0.5"), ("validate", model, model)):
+    for verb in (("plan", small_model, "--keep", "0.5"), ("validate", small_model, small_model)):
         assert refuse(*verb, "-o", tmp_path / "new" / "file.json") == (
             f"error: the directory {tmp_path / 'new'} does not exist\n"
             f"try:   mkdir -p {tmp_path / 'new'}, or another -o"
@@ -100,18 +99,9 @@ def test_an_error_of_a_library_is_not_the_systems() -> None:
 def test_a_copy_is_whole_or_not_there(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(bytes(2**20))
-    child = f"""
-import resource, sys
-from pathlib import Path
-from tenp_edge.checkpoint.writer import MARKER
-from tenp_edge.disk import copy_file
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-copy_file(Path({str(source)!r}), Path({str(tmp_path / "target")!r}))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", child], capture_output=True, text=True, check=False
-    )
-    assert "target needs 1.00 MiB, the limit for one file is 1000 B" in done.stderr
+    with largest_file(1000):
+        message, _ = refusal(lambda: copy_file(source, tmp_path / "target"))
+    assert message.startswith("target needs 1.00 MiB, the limit for one file is 1000 B")
     assert names(tmp_path) == ["source"]
     copy_file(source, tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == bytes(2**20)

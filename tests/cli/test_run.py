@@ -11,7 +11,7 @@ from importlib.resources import files as resources
 from pathlib import Path
 
 import pytest
-from support.command import refused, run
+from support.command import Done, refused, run, started
 from support.plans import ragged_plan
 from support.serving_cases import make_files
 from typer.main import get_group
@@ -54,15 +54,10 @@ def test_every_form_writes_the_same_text_in_its_own_runtime(files: dict[str, Pat
 
 @pytest.mark.parametrize("layout", ["per-expert", "onnx"])
 def test_prompts_from_a_pipe_and_conversations(files: dict[str, Path], layout: str) -> None:
-    def piped(text: str, *flags: object) -> subprocess.CompletedProcess[str]:
-        command = ["run", files[layout], "-n", 6, "--temperature", 0, *SMALL, *flags]
-        return subprocess.run(
-            [sys.executable, "-m", "tenp_edge.cli.main", *map(str, command)],
-            input=text,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+    def piped(text: str, *flags: object) -> Done:
+        done = run("run", files[layout], "-n", 6, "--temperature", 0, *SMALL, *flags, piped=text)
+        assert done.returncode == 0, done.stderr
+        return done
 
     asked = piped("Hi\n\nSo\n", "--chat")
     assert asked.stderr.count("6 tokens (length)") == 2, "one answer per line that is not empty"
@@ -127,18 +122,13 @@ def test_no_verb_loads_torch(files: dict[str, Path]) -> None:
         "import sys\n"
         "from tenp_edge.cli.main import app\n"
         "import tenp_edge.serving.server\n"
-        "app(sys.argv[1:], standalone_mode=False)\n"
+        "for file in sys.argv[1:]:\n"
+        f"    app(['run', file, *{[*map(str, (*PROMPT, *SMALL))]}], standalone_mode=False)\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])\n"
     )
-    for file in files.values():
-        command = ["run", file, *PROMPT, *SMALL]
-        done = subprocess.run(
-            [sys.executable, "-c", script, *map(str, command)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.endswith("\n[]\n")
+    command = [sys.executable, "-c", script, *map(str, files.values())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\n[]\n")
 
 
 # -- what a run holds ------------------------------------------------------------------------------
@@ -250,12 +240,6 @@ def test_both_readers_have_the_same_flags_and_defaults() -> None:
     assert {n: default for n, (_, default) in typer_flags.items()} == {
         n: default for n, (_, default) in ours.items()
     }
-
-
-def started(*arguments: object, piped: str = "") -> subprocess.CompletedProcess[str]:
-    """`tenp-edge` as installed: through its entry point."""
-    command = [sys.executable, "-m", "tenp_edge", *map(str, arguments)]
-    return subprocess.run(command, input=piped, capture_output=True, text=True, check=False)
 
 
 def test_the_entry_point_says_what_is_wrong(files: dict[str, Path]) -> None:

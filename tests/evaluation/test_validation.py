@@ -103,7 +103,9 @@ def test_the_unpruned_file_agrees_with_the_reference(
     model = checkpoint_of(family)
     file = export(ModelSource(Checkpoint(model)), tmp_path / "model.gguf", "merged")
     row = strict(model, file, domains_of(model)).overall
-    assert row.max_kl < 1e-8 and row.same_top == 1.0
+    # A table of float16 numbers is up to 5e-4 of a neuron from GELU itself.
+    bar = 1e-5 if tiny.is_looked_up(family) else 1e-8
+    assert row.max_kl < bar and row.same_top == 1.0
 
 
 @pytest.mark.parametrize("quant", ["F32", "F16", "Q8_0"])

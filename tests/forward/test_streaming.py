@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from support import plans, tiny
-from transformers import AutoModelForCausalLM
+from support.neuron_maths import mask_cut_neurons
+from support.references import reference_model
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
-from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
+from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
 from tenp_edge.forward.device import choose_device, choose_dtype
@@ -38,6 +39,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tied": ("mixtral", {"tie_word_embeddings": True}),
     "fused": ("olmoe", {"fused": True}),
     "routed_between": ("ernie4_5_moe", {"moe_layer_end_index": 1, "moe_layer_start_index": 0}),
+    "head_norms": ("glm4_moe", {"use_qk_norm": True, "partial_rotary_factor": 0.25}),
     "layer_types": ("glm4_moe_lite", {"mlp_layer_types": ["dense", "dense", "sparse"]}),
 }
 
@@ -54,23 +56,12 @@ def streamed(
     return torch.stack(list(streaming_logits(source, tokens, device=CPU, dtype=dtype, **options)))
 
 
-def mask_expert(weights: ExpertWeights, neurons: torch.Tensor) -> ExpertWeights:
-    """The expert at full width with every neuron but ``neurons`` zeroed."""
-    keep = torch.zeros(weights.width, dtype=torch.bool)
-    keep[neurons] = True
-    gate, up = weights.gate * keep[:, None], weights.up * keep[:, None]
-    return ExpertWeights(gate, up, weights.down * keep[None, :])
-
-
 @torch.no_grad()
 def whole(path: Path, tokens: torch.Tensor, plan: CompressionPlan | None = None) -> torch.Tensor:
     """transformers' logits; with a plan, of the full model with the cut neurons zeroed."""
-    model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="eager")
-    for layer, expert in plan.retained or {} if plan else ():
-        masked = mask_expert(Checkpoint(path).expert(layer, expert), plan.neurons(layer, expert))
-        experts = model.model.layers[layer].mlp.experts
-        experts.gate_up_proj[expert] = torch.cat([masked.gate, masked.up])
-        experts.down_proj[expert] = masked.down
+    model = reference_model(path, experts_implementation="eager")
+    if plan is not None:
+        mask_cut_neurons(model, plan)
     return model(tokens).logits
 
 

@@ -15,11 +15,10 @@ from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.models.inspection import inspect_model
 
 CheckpointOf = Callable[[str], Path]
-SUPPORTED = (
-    "deepseek_v2, deepseek_v3, ernie4_5_moe, glm4_moe_lite, mixtral, olmoe, qwen2_moe, qwen3_moe"
-)
+SUPPORTED = ", ".join(sorted(FAMILIES))
 
 
+_TURNING = {"rope_type": "default", "rope_theta": 1e4}
 CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [
     (
         "qwen3_moe",
@@ -32,18 +31,6 @@ CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [
         {"model_type": "granitemoe"},
         "model family 'granitemoe' is not supported",
         f"supported: {SUPPORTED}",
-    ),
-    (
-        "qwen3_moe",
-        {"quantization_config": {"quant_method": "fp8"}},
-        "the checkpoint is quantised (fp8); pruning needs the original weights",
-        "the bf16, f16 or f32 checkpoint of the same model (dequantise FP8 to bf16 first)",
-    ),
-    (
-        "qwen3_moe",
-        {"quantization_config": "awq"},
-        "the checkpoint is quantised (awq); pruning needs the original weights",
-        "the bf16, f16 or f32 checkpoint of the same model (dequantise FP8 to bf16 first)",
     ),
     (
         "qwen3_moe",
@@ -154,6 +141,31 @@ CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [
         "supported: bfloat16, float16, float32",
     ),
     (
+        "glm4_moe",
+        {"partial_rotary_factor": 0.3},
+        "config.json contradicts itself: 0.3 of a head of 32 is no even number to rotate",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "glm4_moe",
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}},
+        "config.json contradicts itself: partial_rotary_factor is 0.5 and 0.25",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "qwen3_moe",
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        "config.json: partial_rotary_factor = 0.5 is not supported",
+        "supported: 1.0",
+    ),
+    (
+        "qwen3_vl_moe",
+        {"text_config": {}},
+        "config.json has no text_config: qwen3_vl_moe wraps a language model, and this one has "
+        "none",
+        "the config.json and the weights of the whole model",
+    ),
+    (
         "ernie4_5_moe",
         {"moe_layer_end_index": 3},
         "config.json: moe_layer_end_index is 3, not -1 or a layer of 3",
@@ -194,6 +206,88 @@ CONFIG_ERRORS: list[tuple[str, dict[str, Any], str, str | None]] = [
         {"first_k_dense_replace": 2},
         "config.json: first_k_dense_replace = 2 is not supported",
         "supported: 1, None",
+    ),
+    *(
+        (
+            "gemma4_text",
+            {key: value},
+            f"config.json: {key} = {value!r} is not supported",
+            f"supported: {supported}",
+        )
+        for key, value, supported in (
+            ("enable_moe_block", False, "True"),
+            ("hidden_size_per_layer_input", 256, "0, None"),
+            ("num_kv_shared_layers", 1, "0, None"),
+            ("use_double_wide_mlp", True, "False, None"),
+            ("use_bidirectional_attention", "all", "'vision', None"),
+            ("hidden_activation", "silu", "gelu_pytorch_tanh"),
+        )
+    ),
+    (
+        "gemma4_text",
+        {"hidden_size_per_layer_input": None},
+        "config.json: hidden_size_per_layer_input = 256 is not supported",
+        "supported: 0, None",
+    ),
+    (
+        "gemma4_text",
+        {"layer_types": ["sliding_attention", "full_attention"]},
+        "config.json: layer_types is ['sliding_attention', 'full_attention'], not a list of 3 "
+        "layers",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "gemma4_text",
+        {"layer_types": ["sliding_attention", "chunked_attention", "full_attention"]},
+        "config.json: layer_types with 'chunked_attention' is not supported",
+        "supported: full_attention, sliding_attention",
+    ),
+    (
+        "gemma4_text",
+        {"num_global_key_value_heads": 3},
+        "config.json contradicts itself: 4 attention heads do not divide by 3 key/value heads",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "gemma4_text",
+        {"per_layer_config": [16]},
+        "config.json: per_layer_config is [16], not an object of layers",
+        "the config.json that belongs to the checkpoint",
+    ),
+    (
+        "gemma4_text",
+        {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
+        "config.json: rope_parameters is {'rope_theta': 10000.0, 'rope_type': 'default'}, not an "
+        "object of full_attention and sliding_attention",
+        "the config.json that belongs to the checkpoint",
+    ),
+    *(
+        (
+            "gemma4_text",
+            {"rope_parameters": {"full_attention": full, "sliding_attention": _TURNING}},
+            message,
+            hint,
+        )
+        for full, message, hint in (
+            (
+                {"rope_type": "proportional", "rope_theta": 1e6, "factor": 8.0},
+                "config.json: rope_parameters.full_attention.factor = 8.0 of the type proportional "
+                "is not supported",
+                "supported: 1.0",
+            ),
+            (
+                {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 2},
+                "config.json: rope_parameters.full_attention.partial_rotary_factor is 2, not a "
+                "share of a head",
+                "the config.json that belongs to the checkpoint",
+            ),
+        )
+    ),
+    (
+        "qwen3_moe",
+        {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e6}},
+        "config.json: rope type 'proportional' is not supported",
+        "supported: default, linear, yarn",
     ),
     (
         "qwen3_moe",

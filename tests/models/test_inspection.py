@@ -13,7 +13,7 @@ from random_checkpoint import SHAPES, write_holes
 from safetensors.torch import load_file, save_file
 from support import tiny
 from support.plans import ragged_plan
-from transformers import AutoModelForCausalLM
+from support.references import reference_model
 
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
@@ -26,17 +26,21 @@ CheckpointOf = Callable[[str], Path]
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_counts_equal_transformers(family: str, checkpoint_of: CheckpointOf) -> None:
     summary = inspect_model(checkpoint_of(family))
-    model = AutoModelForCausalLM.from_pretrained(checkpoint_of(family))
-    biases = sum(b.numel() for name, b in model.named_buffers() if "correction_bias" in name)
-    assert summary.parameters == biases + sum(p.numel() for p in model.parameters())
+    model = reference_model(checkpoint_of(family))
+    kept = model.state_dict()
+    buffers = sum(b.numel() for name, b in model.named_buffers() if name in kept)
+    assert summary.parameters == buffers + sum(p.numel() for p in model.parameters())
     assert set(summary.parts) <= set(PARTS)
+    biased = Checkpoint(checkpoint_of(family)).config.family.expert_bias
+    biases = 2 * summary.width + summary.hidden_size if biased else 0
     assert summary.parts["routed experts"].parameters == (
-        summary.moe_layers * summary.experts * 3 * summary.width * summary.hidden_size
+        summary.moe_layers * summary.experts * (3 * summary.width * summary.hidden_size + biases)
     )
     file = checkpoint_of(family) / "model.safetensors"
     header = int.from_bytes(file.read_bytes()[:8], "little") + 8
     assert summary.bytes == file.stat().st_size - header
-    assert not summary.pruned and summary.keep_ratio == 1.0 and not summary.fused_experts
+    assert not summary.pruned and summary.keep_ratio == 1.0
+    assert summary.fused_experts == (family in tiny.STACKED)
 
 
 def test_active_parameters_of_a_known_model(tmp_path: Path) -> None:

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from random_checkpoint import write_random_checkpoint
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from support import tiny
 from support.edits import refusal
 
-from tenp_edge.models import FAMILIES, Family, read_config
+from tenp_edge.cli.report.model_tables import summary
+from tenp_edge.models import FAMILIES, Family, VisionFacts, read_config
 from tenp_edge.models.headers import ModelFiles
+from tenp_edge.models.inspection import inspect_model
 from tenp_edge.models.wrapper import Wrapper, kinds_text, left_out_kinds
 
 WRAPPER = Wrapper(
@@ -44,7 +47,7 @@ BELONGS = "the config.json that belongs to the checkpoint"
 def test_the_language_models_config_is_what_its_own_file_would_say() -> None:
     config = read_config(WHOLE, TABLE)
     assert config.family is SEEING and config.stored_prefix == "model.language_model."
-    assert config.raw["model_type"] == "seeing_text" == config.transformers_type
+    assert config.raw["model_type"] == "seeing_text"
     assert config.raw["architectures"] == [SEEING.architecture]
     assert config.raw["eos_token_id"] == 7 and config.dtype == "float32"
     assert not config.tie_word_embeddings  # the whole's word, against text_config's
@@ -131,3 +134,48 @@ def test_the_same_names_inside_and_outside_are_refused(whole: Path) -> None:
         "names",
         "the checkpoint as it was published",
     )
+
+
+ROPE = {"rope_type": "default", "mrope_section": [6, 5, 5]}
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        (
+            {"mrope_section": [6, 5]},
+            "config.json: mrope_section is [6, 5], not three numbers above zero",
+        ),
+        (
+            {"mrope_section": [8, 5, 5]},
+            "config.json contradicts itself: mrope_section sums to 18, half a head is 16",
+        ),
+        (
+            {"mrope_interleaved": False},
+            "config.json: mrope_interleaved = False is not supported",
+        ),
+        (
+            {"mrope_part": 1},
+            "config.json: rope key mrope_part is not supported",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_sections_that_are_not_understood_are_refused(rope: dict[str, Any], message: str) -> None:
+    raw = tiny.CONFIGS["qwen3_vl_moe"]
+    raw = raw | {"text_config": raw["text_config"] | {"rope_scaling": ROPE | rope}}
+    assert refusal(lambda: read_config(raw, FAMILIES))[0] == message
+
+
+def test_what_pictures_need_is_kept() -> None:
+    config = read_config(tiny.CONFIGS["qwen3_vl_moe"], FAMILIES)
+    assert config.vision == VisionFacts((6, 5, 5), 2)
+    assert "mrope_section" not in config.raw["rope_scaling"]
+    assert read_config(config.raw, FAMILIES).vision == config.vision
+
+
+def test_inspect_says_what_is_left_out(whole: Path) -> None:
+    console = Console(width=200, no_color=True)
+    with console.capture() as shown:
+        console.print(summary(inspect_model(whole)))
+    assert "left out of every output: 1 tensor of the vision part (16 B)" in shown.get()

@@ -132,7 +132,10 @@ def test_table_adds_up_to_the_manifest(checkpoint_of: Callable[[str], Path], fam
     config, manifest = checkpoint.config, manifest_of(checkpoint)
     table = memory_table(config, manifest, this_machine(), MemoryRun(1024, 256), 10**9)
     assert table.weights_bytes == manifest.weight_bytes
-    experts = config.expert_neurons * config.hidden_size * 3 * 4
+    count = sum(len(row) for row in config.expert_widths.values())
+    biases = 2 * config.expert_neurons + count * config.hidden_size
+    experts = 4 * config.expert_neurons * config.hidden_size * 3
+    experts += 4 * biases if config.family.expert_bias else 0
     assert table.experts_bytes == expert_bytes(manifest) == experts
     parts = table.weights_bytes + table.kv_bytes + table.compute_bytes + table.overhead_bytes
     assert table.total_bytes == parts == 10**9 - table.headroom_bytes

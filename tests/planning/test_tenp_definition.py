@@ -13,16 +13,19 @@ from typing import Any
 
 import pytest
 import torch
+from support import tiny
+from support.neuron_maths import activations, weights_in
 from transformers import AutoModelForCausalLM
 
 from tenp_edge.calibration.collect import calibrate
-from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
 from tenp_edge.evaluation.comparison.compared_methods import METHODS, Case
 from tenp_edge.evaluation.variants import Planned
 from tenp_edge.forward.text_batch import Domain
+from tenp_edge.models import Family
 from tenp_edge.scoring.saliency import expert_scores, neuron_scores
 
-FAMILIES = ("qwen3_moe", "qwen2_moe", "deepseek_v3")
+FAMILIES = ("qwen3_moe", "qwen2_moe", "deepseek_v3", "gpt_oss", "gemma4_text")
 Sums = dict[tuple[str, int, int], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -39,10 +42,11 @@ def equations(path: Path, texts: list[Domain]) -> Sums:
     model: Any = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, experts_implementation="eager"
     ).eval()
-    layers = Checkpoint(path).config.moe_layers
+    config = Checkpoint(path).config
+    layers, family = config.moe_layers, config.family
     seen: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
     for index in layers:
-        experts = model.model.layers[index].mlp.experts
+        experts = tiny.experts_of(model, index)
 
         def note(module: Any, arguments: tuple[torch.Tensor, ...], at: int = index) -> None:
             seen[at] = (arguments[0], arguments[1], arguments[2])
@@ -54,14 +58,13 @@ def equations(path: Path, texts: list[Domain]) -> Sums:
             model(input_ids=domain.tokens)
         for index in layers:
             x, chosen, weight = seen[index]
-            weights = model.model.layers[index].mlp.experts
-            for expert in range(weights.num_experts):
+            for expert in range(config.num_experts):
                 found[domain.name, index, expert] = one_expert(
                     x.double(),
                     chosen == expert,
                     weight.double(),
-                    weights.gate_up_proj[expert].detach().double(),
-                    weights.down_proj[expert].detach().double(),
+                    weights_in(model, family, index, expert),
+                    family,
                 )
     return found
 
@@ -70,14 +73,16 @@ def one_expert(
     x: torch.Tensor,
     chosen: torch.Tensor,
     weight: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    weights: ExpertWeights,
+    family: Family,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """I_e = sum g |y| (1 - cos(x, y));  P_k = mean of m_k <W_down[:, k], y> / |y|, signed."""
-    gate, up = gate_up.chunk(2)
-    importance, neurons, tokens = torch.zeros(()).double(), torch.zeros(len(gate)).double(), 0
+    """I_e = sum g |y| (1 - cos(x, y));  P_k = mean of m_k <W_down[:, k], y> / |y|, signed.
+
+    y = W_down m, without the bias that some families add."""
+    down, tokens = weights.down.double(), 0
+    importance, neurons = torch.zeros(()).double(), torch.zeros(down.shape[1]).double()
     for token, slot in chosen.nonzero().tolist():
-        m = torch.nn.functional.silu(gate @ x[token]) * (up @ x[token])
+        m = activations(family, weights, x[token])
         y = down @ m
         g, norm = weight[token, slot], y.norm()
         importance = importance + g * norm * (1 - x[token] @ y / (x[token].norm() * norm))

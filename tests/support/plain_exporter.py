@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from support.references import reference_model
 
 from tenp_edge.checkpoint.files import Checkpoint, TensorEntry, plan_shards, write_shards
 from tenp_edge.checkpoint.source import ModelSource, StoredModel
@@ -91,7 +91,7 @@ class PlainExporter:
         return _LONGEST
 
     def judge(self, path: Path, request: JudgeRequest) -> Judge:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any = reference_model(
             path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
         )
         vocab = request.reference.config.vocab_size, model.config.vocab_size

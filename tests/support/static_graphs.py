@@ -27,8 +27,10 @@ def in_chunks(directory: Path) -> np.ndarray:
 
     The host keeps the cache: it stores what comes out as present in the next free places.
     """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
     sessions = {
-        length: onnxruntime.InferenceSession(str(directory / name))
+        length: onnxruntime.InferenceSession(str(directory / name), options)
         for length, name in ((LENGTH, "prefill.onnx"), (1, "decode.onnx"))
     }
     cache = {

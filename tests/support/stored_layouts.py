@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.models import ModelConfig
 
 Tensors = dict[str, torch.Tensor]
 FILE = "model.safetensors"
@@ -50,6 +51,31 @@ def stack_experts(
         return tensors
 
     return rewritten(model, change)
+
+
+def per_expert(model: Path) -> Tensors:
+    """What is stored in ``model`` of its language model, experts one by one where they are
+    stacked."""
+    config, tensors = Checkpoint(model).config, load_file(model / FILE)
+    tensors = {name.replace(config.stored_prefix, "model.", 1): t for name, t in tensors.items()}
+    for layer in config.moe_layers:
+        prefix = f"{config.moe_prefix(layer)}experts."
+        if f"{prefix}gate_up_proj" not in tensors:
+            continue
+        names = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")
+        parts = [tensors.pop(prefix + name) for name in names if prefix + name in tensors]
+        transposed = parts[0].shape[-1] != config.hidden_size
+        gate_up, down = (part.mT if transposed else part for part in parts[:2])
+        for number in range(config.num_experts):
+            own = [*_halves(config, gate_up[number]), down[number]]
+            if config.family.expert_bias:
+                own += [*_halves(config, parts[2][number]), parts[3][number]]
+            tensors |= dict(zip(config.expert_tensors(layer, number), own, strict=True))
+    return tensors
+
+
+def _halves(config: ModelConfig, both: torch.Tensor) -> list[torch.Tensor]:
+    return [both[::2], both[1::2]] if config.family.gate_up_interleaved else list(both.chunk(2))
 
 
 def _append(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,9 @@ from random_checkpoint import write_random_checkpoint
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tenp_edge.models import FAMILIES as MODELS
+from tenp_edge.models import read_config
+
 VOCAB = 384
 _COMMON: dict[str, Any] = {
     "hidden_act": "silu",
@@ -117,6 +120,75 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "rope_theta": 10000.0,
     },
+    "gemma4_text": {key: value for key, value in _COMMON.items() if key != "hidden_act"}
+    | {
+        "architectures": ["Gemma4ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attention_k_eq_v": True,
+        "enable_moe_block": True,
+        "final_logit_softcapping": 30.0,
+        "global_head_dim": 32,
+        "head_dim": 16,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 0,
+        "initializer_range": 0.02,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "moe_intermediate_size": 96,
+        "num_experts": 8,
+        "num_global_key_value_heads": 1,
+        "num_key_value_heads": 2,
+        "num_kv_shared_layers": 0,
+        "pad_token_id": 0,
+        "rope_parameters": {
+            "full_attention": {
+                "partial_rotary_factor": 0.25,
+                "rope_theta": 1000000.0,
+                "rope_type": "proportional",
+            },
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+        "sliding_window": 16,
+        "tie_word_embeddings": True,
+        "top_k_experts": 2,
+        "use_bidirectional_attention": "vision",
+        "use_cache": True,
+        "use_double_wide_mlp": False,
+        "vocab_size_per_layer_input": VOCAB,
+    },
+    "gpt_oss": _COMMON
+    | {
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "experts_per_token": 2,
+        "head_dim": 32,
+        "initial_context_length": 128,
+        "initializer_range": 0.02,
+        "intermediate_size": 96,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 2,
+        "num_local_experts": 8,
+        "output_router_logits": False,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+            "rope_type": "yarn",
+            "truncate": False,
+        },
+        # (original / 2 pi)^4: YaRN's range ends at dimension 4, where rounding it changes nothing.
+        "rope_theta": 172235.0,
+        "router_aux_loss_coef": 0.9,
+        "sliding_window": 16,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+    },
 }
 CONFIGS |= {
     "glm4_moe_lite": _COMMON
@@ -137,6 +209,66 @@ CONFIGS |= {
         "topk_group": 1,
         "topk_method": "noaux_tc",
         "v_head_dim": 24,
+    },
+    "qwen3_vl_moe": {
+        "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+        "image_token_id": 5,
+        "text_config": _COMMON
+        | {
+            "attention_bias": False,
+            "decoder_sparse_step": 1,
+            "head_dim": 32,
+            "mlp_only_layers": [],
+            "model_type": "qwen3_vl_moe_text",
+            "moe_intermediate_size": 96,
+            "norm_topk_prob": True,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "num_key_value_heads": 2,
+            "rope_scaling": {
+                "mrope_interleaved": True,
+                "mrope_section": [6, 5, 5],
+                "rope_type": "default",
+            },
+            "rope_theta": 5000000.0,
+        },
+        "tie_word_embeddings": False,
+        "video_token_id": 6,
+        "vision_config": {
+            "deepstack_visual_indexes": [0, 1],
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "model_type": "qwen3_vl_moe",
+            "num_heads": 2,
+            "num_position_embeddings": 16,
+            "out_hidden_size": 64,
+            "patch_size": 4,
+        },
+        "vision_end_token_id": 8,
+        "vision_start_token_id": 7,
+    },
+    "glm4_moe": _COMMON
+    | {
+        "architectures": ["Glm4MoeForCausalLM"],
+        "attention_bias": True,
+        "first_k_dense_replace": 1,
+        "head_dim": 32,
+        "moe_intermediate_size": 96,
+        "n_group": 1,
+        "n_routed_experts": 6,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_experts_per_tok": 3,
+        "num_key_value_heads": 2,
+        "num_nextn_predict_layers": 1,
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "routed_scaling_factor": 1.0,
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+        "use_qk_norm": False,
     },
     "ernie4_5_moe": _COMMON
     | {
@@ -164,6 +296,12 @@ for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
 FAMILIES = tuple(CONFIGS)
 MLA_FAMILIES = tuple(name for name, config in CONFIGS.items() if "kv_lora_rank" in config)
+# Whose experts transformers reads stacked only, as they are published; of those, transposed ones.
+STACKED, TRANSPOSED = ("gpt_oss", "qwen3_vl_moe", "gemma4_text"), ("gpt_oss", "qwen3_vl_moe")
+# Those without windows, whose places in a fixed cache are known beforehand.
+STATIC_FAMILIES = tuple(name for name, config in CONFIGS.items() if "sliding_window" not in config)
+# Those whose experts onnxruntime's own operators compute.
+CPU_FAMILIES = tuple(name for name in FAMILIES if name != "gemma4_text")
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -191,6 +329,20 @@ def write_tokenizer(directory: Path, vocab_size: int = VOCAB) -> None:
 
 def make(directory: Path, family: str, *, fused: bool = False, **changes: Any) -> Path:
     """A tiny checkpoint of ``family`` with ``changes`` to its config, tokenizer included."""
-    write_random_checkpoint(directory, CONFIGS[family] | changes, fused=fused)
+    raw, wrapped = CONFIGS[family], "text_config" in CONFIGS[family]
+    raw = raw | {"text_config": raw["text_config"] | changes} if wrapped else raw | changes
+    stacked = fused or family in STACKED
+    write_random_checkpoint(directory, raw, fused=stacked, transposed=family in TRANSPOSED)
     write_tokenizer(directory)
     return directory
+
+
+def experts_of(model: Any, layer: int) -> Any:
+    """The experts' module of a transformers model's layer: the MoE block's, or the layer's own."""
+    found = model.model.layers[layer]
+    return found.experts if hasattr(found, "experts") else found.mlp.experts
+
+
+def is_looked_up(family: str) -> bool:
+    """Whether ggml has the family's activation in a table of float16 numbers."""
+    return read_config(CONFIGS[family], MODELS).family.activation == "gelu_tanh"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 NASTY = (
     "Hello, world! It's 12345 o'clock; they'LL say \"don't\".\n\n\tdef f(x):\n        return x**2"
@@ -46,17 +47,19 @@ SCRIPTS = {
 HARD = NASTY + "".join(f"\n{line} " for line in SCRIPTS.values())
 
 
+# Without the scripts that must fall back to bytes.
+_FEW_SCRIPTS = NASTY.replace("🦙🚀", "").replace("한국어", "") * 4
+
+
 def train_sentencepiece(
-    directory: Path, *, byte_fallback: bool = True
+    directory: Path, text: str = _FEW_SCRIPTS, **options: Any
 ) -> sentencepiece.SentencePieceProcessor:
-    model = io.BytesIO()
+    """tokenizer.model, trained on the lines of ``text``, and its settings."""
+    model, usual = io.BytesIO(), {"vocab_size": 520, "byte_fallback": True}
     sentencepiece.SentencePieceTrainer.train(
-        # Without the scripts that must fall back to bytes.
-        sentence_iterator=iter((NASTY.replace("🦙🚀", "").replace("한국어", "") * 4).splitlines()),
+        sentence_iterator=iter(text.splitlines()),
         model_writer=model,
-        vocab_size=520,
         model_type="bpe",
-        byte_fallback=byte_fallback,
         split_digits=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
@@ -64,6 +67,7 @@ def train_sentencepiece(
         character_coverage=1.0,
         hard_vocab_limit=False,
         minloglevel=2,
+        **usual | options,
     )
     directory.mkdir(exist_ok=True)
     (directory / "tokenizer.model").write_bytes(model.getvalue())
@@ -108,3 +112,73 @@ def sentencepiece_json(processor: sentencepiece.SentencePieceProcessor, director
         "unk_token": "<unk>",
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def write_ernie(directory: Path) -> sentencepiece.SentencePieceProcessor:
+    """ERNIE-4.5's files: tokenizer.model, no space in front, no BOS, a class that transformers does
+    not have."""
+    processor = train_sentencepiece(
+        directory,
+        HARD * 3,
+        vocab_size=1400,
+        add_dummy_prefix=False,
+        control_symbols=["<|begin_of_sentence|>", "<|end_of_sentence|>"],
+        user_defined_symbols=["<|im_start|>"],
+    )
+    settings = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "cls_token": "<|begin_of_sentence|>",
+        "tokenizer_class": "Ernie4_5_Tokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_ernie4_5.Ernie4_5_Tokenizer", None]},
+        "added_tokens_decoder": {
+            str(processor.get_piece_size()): {"content": "<|tool|>", "special": True}
+        },
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    (directory / "config.json").write_text(json.dumps({"model_type": "ernie4_5_moe"}))
+    return processor
+
+
+GEMMA_SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|channel>"]
+
+
+def write_gemma(directory: Path) -> Tokenizer:
+    """Gemma 4's tokenizer.json: pieces with byte fallback, spaces written as low lines, no space in
+    front, runs of line ends; its settings are those of a model for chat."""
+    learned = Tokenizer(models.BPE())
+    learned.normalizer = normalizers.Replace(" ", "▁")
+    learned.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+|▁+[^▁\n]*|[^▁\n]+"), "isolated")
+    trainer = trainers.BpeTrainer(vocab_size=2000, show_progress=False)
+    scripts = (line for script, line in SCRIPTS.items() if script not in ("emoji", "Ethiopic"))
+    learned.train_from_iterator([*NASTY.splitlines(), "\n" * 9, "x\n\ny\n\n\n", *scripts], trainer)
+    raw = json.loads(learned.to_str())["model"]
+    names = [*GEMMA_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *raw["vocab"]]
+    model = models.BPE(
+        vocab={text: number for number, text in enumerate(names)},
+        merges=[tuple(merge) for merge in raw["merges"]],
+        unk_token="<unk>",
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens(GEMMA_SPECIAL)
+    directory.mkdir(exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "add_bos_token": False,
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "tokenizer_class": "GemmaTokenizer",
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    (directory / "chat_template.jinja").write_text("{{ bos_token }}{{ messages }}")
+    return tokenizer

@@ -15,7 +15,7 @@ from support.command import refused, run
 
 from tenp_edge import load_pruned
 from tenp_edge.checkpoint.compression_plan import load_plan
-from tenp_edge.cli.closing import closing
+from tenp_edge.cli.report.closing import closing
 from tenp_edge.verbs import options as take
 from tenp_edge.verbs.compress import run_compress
 
@@ -145,24 +145,26 @@ def test_every_method_goes_the_whole_road(
     assert dict(result.plan.files) == {"model.gguf": size}
 
 
-# Runs compress in a process of its own that kills itself (-9) at its n-th step of progress, and
-# prints how many steps a whole run has.
+# Runs compress again and again on one output, each in a fork of a process that has the modules
+# loaded and has computed nothing. Run n kills itself (-9) at the n-th of the given steps of
+# progress; 0 is a whole run. Prints how each ended.
 DRIVER = """
-import os, signal, sys
+import json, os, signal, sys, traceback
 from contextlib import contextmanager
 from pathlib import Path
 from tenp_edge.verbs import options as take
 from tenp_edge.verbs.compress import run_compress
 
 class Killer:
-    steps = 0
+    def __init__(self, kill_at):
+        self.left = kill_at
     def note(self, text): pass
     @contextmanager
     def task(self, title, total, unit):
         yield self
     def advance(self, amount=1):
-        Killer.steps += 1
-        if Killer.steps == int(sys.argv[3]):
+        self.left -= 1
+        if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
 options = take.CompressOptions(
@@ -170,24 +172,35 @@ options = take.CompressOptions(
     plan=take.PlanOptions(keep=0.6),
     validation=take.ValidationOptions(samples=1, seq_len=64),
 )
-run_compress(Path(sys.argv[1]), Path(sys.argv[2]), options, Killer())
-print(Killer.steps)
+
+def run(kill_at):
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        run_compress(Path(sys.argv[1]), Path(sys.argv[2]), options, Killer(kill_at))
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+print(json.dumps([run(int(step)) for step in sys.argv[3:]]))
 """
 
 
-def drive(model: Path, out: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", DRIVER, str(model), str(out), str(kill_at)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def killed_at(model: Path, out: Path, *steps: int) -> tuple[list[int], str]:
+    """How the runs ended, and what they said."""
+    command = [sys.executable, "-c", DRIVER, *map(str, (model, out, *steps))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout), done.stderr
 
 
 def test_killed_at_every_stage_the_result_is_the_same(
     compressed: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model, out = checkpoint_of("qwen3_moe"), tmp_path / "out"
-    for kill_at in (2, 5, 20, 60):
-        assert drive(model, out, kill_at).returncode == -9
-    done = drive(model, out, 0)
-    assert done.returncode == 0, done.stderr
+    ended, said = killed_at(model, out, 2, 5, 20, 60, 0)
+    assert ended == [-9, -9, -9, -9, 0], said
     assert digests(out) == digests(compressed)
     assert {file.name for file in out.iterdir()} == OUTPUTS
 

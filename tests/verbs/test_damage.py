@@ -15,19 +15,6 @@ from tenp_edge.checkpoint.writer import MARKER
 from tenp_edge.exporters.onnx.files.whole_directory import whole_directory
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return crashing.write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def finished(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repaired run, to be damaged; and no process is started to ask what memory it takes."""
-    monkeypatch.setattr(crashing.gguf, "known_peak", crashing.not_asked)
-    crashing.repair(model, tmp_path / "out")
-    return tmp_path / "out"
-
-
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -51,22 +38,22 @@ def finished(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         ),
     ],
 )
-def test_damage_is_said_and_mended(name: str, said: str, finished: Path, model: Path) -> None:
+def test_damage_is_said_and_mended(name: str, said: str, finished: Path, small_model: Path) -> None:
     before, notes = crashing.contents(finished), Notes()
     flip(finished / name)
-    crashing.repair(model, finished, notes)
+    crashing.repair(small_model, finished, notes)
     assert said.format(out=finished) in notes.said
     assert "nothing to do" not in " ".join(notes.said)
     assert crashing.contents(finished) == before
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "tenp.json"])
-def test_damage_in_an_onnx_directory(name: str, model: Path, tmp_path: Path) -> None:
+def test_damage_in_an_onnx_directory(name: str, small_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    crashing.onnx(model, out)
+    crashing.onnx(small_model, out)
     before, notes = crashing.contents(out), Notes()
     flip(out / "onnx" / name)
-    crashing.onnx(model, out, notes)
+    crashing.onnx(small_model, out, notes)
     assert f"{out / 'onnx' / name} changed after it was written: made again" in notes.said
     assert crashing.contents(out) == before
 
@@ -101,8 +88,8 @@ def test_statistics_of_another_version(tmp_path: Path) -> None:
     )
 
 
-def test_damaged_gradients_are_noticed(model: Path, tmp_path: Path) -> None:
-    crashing.calibrate(model, tmp_path)
+def test_damaged_gradients_are_noticed(small_model: Path, tmp_path: Path) -> None:
+    crashing.calibrate(small_model, tmp_path)
     flip(tmp_path / "gradients.safetensors")
     message, _ = refusal(lambda: load_statistics(tmp_path))
     assert message.startswith(f"{tmp_path / 'gradients.safetensors'} is damaged")

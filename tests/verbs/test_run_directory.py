@@ -7,60 +7,46 @@ from collections.abc import Callable
 from pathlib import Path
 
 import crashing
-import pytest
 from support.edits import refusal
 from support.noting import Notes
 
 from tenp_edge.calibration.storage import load_statistics
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return crashing.write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def finished(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repaired run, to be damaged; and no process is started to ask what memory it takes."""
-    monkeypatch.setattr(crashing.gguf, "known_peak", crashing.not_asked)
-    crashing.repair(model, tmp_path / "out")
-    return tmp_path / "out"
-
-
-def test_a_rerun_says_that_there_is_nothing_to_do(finished: Path, model: Path) -> None:
+def test_a_rerun_says_that_there_is_nothing_to_do(finished: Path, small_model: Path) -> None:
     notes = Notes()
-    crashing.repair(model, finished, notes)
+    crashing.repair(small_model, finished, notes)
     assert notes.said == [f"nothing to do: {finished} is complete"]
 
 
-def test_a_continued_run_says_what_is_done(finished: Path, model: Path) -> None:
+def test_a_continued_run_says_what_is_done(finished: Path, small_model: Path) -> None:
     manifest = json.loads((finished / "manifest.json").read_text())
     del manifest["complete"], manifest["stages"]["export"]
     (finished / "manifest.json").write_text(json.dumps(manifest))
     notes = Notes()
-    crashing.repair(model, finished, notes)
+    crashing.repair(small_model, finished, notes)
     assert notes.said == ["continuing: calibration done, plan done, mending done, checkpoint done"]
 
 
-def test_a_manifest_of_an_older_version_is_run_again(finished: Path, model: Path) -> None:
+def test_a_manifest_of_an_older_version_is_run_again(finished: Path, small_model: Path) -> None:
     before = crashing.contents(finished)
     manifest = json.loads((finished / "manifest.json").read_text())
     for stage in manifest["stages"].values():
         stage["files"] = {name: entry["bytes"] for name, entry in stage["files"].items()}
     (finished / "manifest.json").write_text(json.dumps(manifest))
-    crashing.repair(model, finished)
+    crashing.repair(small_model, finished)
     assert crashing.contents(finished) == before
 
 
-def test_a_broken_manifest(finished: Path, model: Path) -> None:
+def test_a_broken_manifest(finished: Path, small_model: Path) -> None:
     (finished / "manifest.json").write_text("{")
-    message, hint = refusal(lambda: crashing.repair(model, finished))
+    message, hint = refusal(lambda: crashing.repair(small_model, finished))
     assert message.startswith(f"{finished / 'manifest.json'} is not valid JSON")
     assert hint == "another -o, or --force to overwrite it"
 
 
-def test_statistics_that_are_not_there(refuse: Callable[..., str], model: Path) -> None:
-    plan = ("plan", model, "--keep", "0.5", "--calibration")
+def test_statistics_that_are_not_there(refuse: Callable[..., str], small_model: Path) -> None:
+    plan = ("plan", small_model, "--keep", "0.5", "--calibration")
     assert refuse(*plan, "nowhere") == (
         "error: nowhere holds no statistics\ntry:   tenp-edge calibrate MODEL -o nowhere"
     )

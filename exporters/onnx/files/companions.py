@@ -99,7 +99,7 @@ def _planned(run: PlannedRun) -> dict[str, Any]:
 
 def model_config(checkpoint: Checkpoint, config: ModelConfig, digest: str) -> dict[str, Any]:
     """config.json of what was written: float32, its experts counted, its widths in ``tenp``."""
-    left_out = ("auto_map", "torch_dtype", "experts_implementation")
+    left_out = ("auto_map", "torch_dtype", "quantization_config", "experts_implementation")
     raw = {k: v for k, v in config.raw.items() if k not in left_out}
     raw["dtype"] = "float32"
     counts = [key for key in EXPERT_KEYS if raw.get(key) is not None]

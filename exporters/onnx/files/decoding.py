@@ -3,6 +3,7 @@
 NAME            as it is                    NAME.T              transposed
 NAME.Q8.T       int8, scale per output      NAME.Q4, NAME.Q8    blocks of 32, scale per block
 ...experts.width_W.gate_up, .down [.Q4|.Q8] experts of one width, stacked; gate and up in turns
+...experts.width_W.gate_up.bias, .down.bias their biases
 """
 
 from __future__ import annotations
@@ -71,9 +72,9 @@ def _of_tier(stored: Mapping[str, Any], load: Load, config: ModelConfig, spec: T
     if spec.expert is None:
         raise KeyError(spec.name)
     matrix = _stacked(stored, load, *_tier_place(config, spec))
-    if spec.role == "expert_down":
+    if spec.role.startswith("expert_down"):
         return matrix
-    return matrix[1::2] if spec.role == "expert_up" else matrix[0::2]
+    return matrix[1::2] if spec.role.startswith("expert_up") else matrix[0::2]
 
 
 def _tier_place(config: ModelConfig, spec: TensorSpec) -> tuple[str, int]:
@@ -82,8 +83,9 @@ def _tier_place(config: ModelConfig, spec: TensorSpec) -> tuple[str, int]:
     tiers = tiers_of(config.expert_widths[spec.layer], spec.layer)
     tier = next(tier for tier in tiers if spec.expert in tier.experts)
     prefix = f"{config.moe_prefix(spec.layer)}experts.width_{tier.width}"
-    part = "down" if spec.role == "expert_down" else "gate_up"
-    return f"{prefix}.{part}", tier.experts.index(spec.expert)
+    part = "down" if spec.role.startswith("expert_down") else "gate_up"
+    kind = ".bias" if spec.role.endswith("_bias") else ""
+    return f"{prefix}.{part}{kind}", tier.experts.index(spec.expert)
 
 
 def _stacked(stored: Mapping[str, Any], load: Load, base: str, number: int) -> Array:

@@ -29,7 +29,6 @@ from tenp_edge.exporters.onnx.files.decoding import ALL, decoded, output_matrix,
 from tenp_edge.models import FAMILIES, ModelConfig, TensorSpec, expected_tensors, read_config
 
 _GRAPHS = ("model.onnx", "prefill.onnx")
-_ROLES = ("expert_gate", "expert_up", "expert_down")
 Array = npt.NDArray[Any]
 
 
@@ -102,8 +101,7 @@ class OnnxWeights:
         return rows
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
-        names = (self.config.expert_tensor(layer, expert, index) for index in range(len(_ROLES)))
-        return ExpertWeights(*map(self.read, names))
+        return ExpertWeights(*map(self.read, self.config.expert_tensors(layer, expert)))
 
     def _decoded(self, name: str, at: slice = ALL) -> Array:
         return decoded(self._stored, self._mapped, self.config, self.tensors[name], at)

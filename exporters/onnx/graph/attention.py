@@ -1,17 +1,21 @@
-"""Grouped-query attention of the Qwen, OLMoE and Mixtral families, q and k norms included.
+"""Grouped-query attention of all families but DeepSeek's, norms included.
 
     x ──┬── q_proj ── (q_norm) ── rotary ──┐
         ├── k_proj ── (k_norm) ── rotary ──┼── Attention(mask, past) ── o_proj ──
-        └── v_proj ────────────────────────┘              └── present
+        └── v_proj ── (norm) ──────────────┘              └── present
 
-q_norm and k_norm work on each head (qwen3_moe) or on the whole projection (olmoe).
+q_norm and k_norm work on each head (qwen3_moe) or on the whole projection (olmoe). Where a layer
+has no v_proj, what k_proj gives takes its place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.graph.context import Context, Heads
+from tenp_edge.exporters.onnx.graph.operators import unit_norm
 from tenp_edge.exporters.onnx.graph.rope import attention_scale
 
 
@@ -19,25 +23,64 @@ def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     """(batch, query, hidden) -> (batch, query, hidden)."""
     own = c.config.layer_attention(layer)
     counts = {"q": own.heads, "k": own.kv_heads}
-    rotated, pairs = {}, c.config.family.rope_pairs
+    rotated, projected = {}, {}
     for role, count in counts.items():
-        projected = c.linear(f"{path}/{role}_proj", x, role, layer)
-        normed = _normed(c, f"{path}/{role}_norm", projected, role, layer, count)
-        rotated[role] = c.makers.rotary(c, f"{path}/{role}_rotary", normed, count, pairs)
-    v = c.linear(f"{path}/v_proj", x, "v", layer)
-    heads = Heads(own.heads, own.kv_heads, attention_scale(c.config, layer), own.window)
+        projected[role] = c.linear(f"{path}/{role}_proj", x, role, layer)
+        normed = _normed(c, f"{path}/{role}_norm", projected[role], role, layer, count)
+        rotated[role] = _rotated(c, f"{path}/{role}_rotary", normed, count, layer)
+    v = c.linear(f"{path}/v_proj", x, "v", layer) if own.own_values else projected["k"]
+    if c.config.family.value_norm:
+        v = _by_head(c, f"{path}/v_norm", v, own.kv_heads, own.head_dim, unit_norm)
+    scale, sinks = attention_scale(c.config, layer), c.has("sinks", layer)
+    heads = Heads(own.heads, own.kv_heads, scale, own.window, sinks)
     mixed = c.makers.attend(c, path, rotated["q"], rotated["k"], v, heads, layer)
     return c.linear(f"{path}/o_proj", mixed, "o", layer)
 
 
+def _rotated(c: Context, path: str, x: ir.Value, heads: int, layer: int) -> ir.Value:
+    """Each head of ``x``, (batch, query, heads x size), rotated, or its first part and the rest.
+
+    x ── Reshape ──┬── Slice ── rotary ──┬── Concat ── Reshape
+                   └── Slice ────────────┘
+    """
+    pairs, size = c.config.family.rope_pairs, c.config.layer_attention(layer).head_dim
+    part = c.config.rotary_size(layer)
+    if part == size:
+        return c.makers.rotary(c, path, x, heads, pairs, layer)
+    by_head = c.g.op(f"{path}/heads", "Reshape", [x, [0, 0, heads, size]])
+    first = c.g.op(f"{path}/first", "Slice", [by_head, [0], [part], [-1]])
+    rest = c.g.op(f"{path}/rest", "Slice", [by_head, [part], [size], [-1]])
+    flat = c.g.op(f"{path}/flat", "Reshape", [first, [0, 0, heads * part]])
+    turned = c.makers.rotary(c, f"{path}/part", flat, heads, pairs, layer)
+    turned = c.g.op(f"{path}/turned", "Reshape", [turned, [0, 0, heads, part]])
+    whole = c.g.op(path, "Concat", [turned, rest], axis=-1)
+    return c.g.op(path, "Reshape", [whole, [0, 0, heads * size]])
+
+
 def _normed(c: Context, path: str, x: ir.Value, role: str, layer: int, heads: int) -> ir.Value:
     """RMSNorm of q or k as the family has it: none, per head, or over all heads at once."""
-    kind, epsilon = c.config.family.qk_norm, c.config.rms_norm_eps
+    kind, epsilon = c.config.qk_norm, c.config.rms_norm_eps
     size = c.config.layer_attention(layer).head_dim
     if kind == "none":
         return x
     if kind == "projection":
         return c.norm(path, x, f"{role}_norm", layer, epsilon)
-    by_head = c.g.op(f"{path}/split", "Reshape", [x, [0, 0, heads, size]])
-    normed = c.norm(path, by_head, f"{role}_norm", layer, epsilon)
+
+    def norm(c: Context, path: str, x: ir.Value, _size: int) -> ir.Value:
+        return c.norm(path, x, f"{role}_norm", layer, epsilon)
+
+    return _by_head(c, path, x, heads, size, norm)
+
+
+def _by_head(
+    c: Context,
+    path: str,
+    x: ir.Value,
+    heads: int,
+    size: int,
+    norm: Callable[[Context, str, ir.Value, int], ir.Value],
+) -> ir.Value:
+    """``norm`` of every head of ``x``, (batch, n, heads x size)."""
+    split = c.g.op(f"{path}/split", "Reshape", [x, [0, 0, heads, size]])
+    normed = norm(c, path, split, size)
     return c.g.op(f"{path}/merge", "Reshape", [normed, [0, 0, heads * size]])

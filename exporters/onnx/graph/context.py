@@ -32,6 +32,10 @@ class KeyCounts:
     total: ir.Value
 
 
+# Cosines and sines of a run's positions.
+Rotation = tuple[ir.Value, ir.Value]
+
+
 @dataclass(frozen=True)
 class Run:
     """Values that every layer needs.
@@ -39,15 +43,14 @@ class Run:
     ``shape``: what rows of tokens are reshaped to, (batch, query, whatever is left).
     ``masks``: by window (batch, 1, query, key); bool, True where a query may look, or in a static
     graph float, what is added to the scores; empty where ``keys`` takes their place.
-    ``cos``, ``sin``: (batch, query, rotary dimensions / 2).
+    ``rotations``: of each layer cosines and sines, (batch, query, rotary dimensions / 2).
     ``past``: keys and values of each layer, (batch, heads, past, size).
     ``present``: dimensions of each layer's keys and values after this run.
     """
 
     shape: ir.Value | list[int]
     masks: Mapping[int | None, ir.Value]
-    cos: ir.Value
-    sin: ir.Value
+    rotations: tuple[Rotation, ...]
     past: tuple[tuple[ir.Value, ir.Value], ...]
     present: tuple[tuple[Dims, Dims], ...]
     caches: tuple[CacheShape, ...]
@@ -71,7 +74,7 @@ class Norm(Protocol):
 
 class Rotary(Protocol):
     def __call__(
-        self, c: Context, path: str, x: ir.Value, heads: int, interleaved: bool
+        self, c: Context, path: str, x: ir.Value, heads: int, interleaved: bool, layer: int
     ) -> ir.Value:
         """Rotate ``x``, (batch, query, heads x size), by the positions of this run."""
         ...
@@ -79,13 +82,14 @@ class Rotary(Protocol):
 
 @dataclass(frozen=True)
 class Heads:
-    """Heads of the queries and of the cache, what scores are multiplied by, and how many tokens a
-    query sees (None: all before it)."""
+    """Heads of the queries and of the cache, what scores are multiplied by, how many tokens a query
+    sees (None: all before it), and whether a head has a sink."""
 
     query: int
     cached: int
     scale: float
     window: int | None = None
+    sinks: bool = False
 
 
 class Attend(Protocol):

@@ -17,6 +17,7 @@ from tenp_edge.exporters.onnx.graph import operators
 from tenp_edge.exporters.onnx.graph.builder import GraphBuilder
 from tenp_edge.exporters.onnx.graph.context import Context, Heads, KeyCounts
 from tenp_edge.exporters.onnx.linear.blocks import CONTRIB
+from tenp_edge.exporters.onnx.linear.plain import plain_weight
 
 _PATH = "/model/keys"
 _REFUSAL = "/model/left_padding_is_not_possible_in_mode_ort-cpu"
@@ -33,7 +34,10 @@ def attend(
     """
     if layer is None or c.run.keys is None:
         return operators.attend(c, path, q, k, v, heads, layer)
-    given = [q, k, v, *c.run.past[layer], c.run.keys.last, c.run.keys.total]
+    given: list[ir.Value | None] = [q, k, v, *c.run.past[layer]]
+    given += [c.run.keys.last, c.run.keys.total]
+    if heads.sinks:
+        given += [*[None] * 4, plain_weight(c.g, c.spec("sinks", layer))]
     out, key, value = c.g.ops(
         path,
         "GroupQueryAttention",

@@ -50,7 +50,7 @@ def make_inputs(
     attention = g.input("attention_mask", INT64, [lengths.batch, lengths.total])
     positions = g.input("position_ids", INT64, [lengths.batch, lengths.query])
     past = past_inputs(g, caches, lengths.batch, lengths.past)
-    cos, sin = make_rotations(g, config, positions)
+    rotations = make_rotations(g, config, positions)
     masks: Mapping[int | None, ir.Value] = {}
     keys = None
     if makers.count_keys is not None and makers.counts_keys(config):
@@ -63,8 +63,7 @@ def make_inputs(
     return ids, Run(
         shape=_tokens_shape(g, ids, lengths.fixed),
         masks=masks,
-        cos=cos,
-        sin=sin,
+        rotations=rotations,
         past=past,
         present=tuple(cache_dims(cache, lengths.batch, lengths.kept) for cache in caches),
         caches=tuple(caches),

@@ -28,7 +28,7 @@ def latent_attention(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value
     latent, position = _low_rank(c, path, x, layer)
     if c.latent:
         latent, position = _with_past(c, f"{path}/cache", latent, position, layer)
-    # As the cache holds it, or its own where the cache is latent.
+    # A latent cache holds no values: what they expand to is as long as the model says.
     size = c.mla.v_head_dim if c.latent else c.run.caches[layer].value_size
     k, v = _expanded(c, path, latent, position, layer, size)
     heads = Heads(count, count, attention_scale(c.config, layer))
@@ -50,7 +50,7 @@ def _query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     sizes = [mla.qk_nope_head_dim, mla.qk_rope_head_dim]
     plain, position = _cut(c, f"{path}/q_heads", by_head, sizes)
     flat = c.g.op(f"{path}/q_flat", "Reshape", [position, [0, 0, own.heads * sizes[1]]])
-    rotated = c.makers.rotary(c, f"{path}/q_rotary", flat, own.heads, True)
+    rotated = c.makers.rotary(c, f"{path}/q_rotary", flat, own.heads, True, layer)
     rotated = c.g.op(f"{path}/q_rotated", "Reshape", [rotated, [0, 0, own.heads, sizes[1]]])
     return _joined(c, f"{path}/q", plain, rotated, own.heads * own.head_dim)
 
@@ -61,7 +61,7 @@ def _low_rank(c: Context, path: str, x: ir.Value, layer: int) -> tuple[ir.Value,
     sizes = [c.mla.kv_lora_rank, c.mla.qk_rope_head_dim]
     latent, position = _cut(c, f"{path}/kv_a", low, sizes)
     latent = c.norm(f"{path}/kv_a_norm", latent, "kv_a_norm", layer, _EPSILON)
-    return latent, c.makers.rotary(c, f"{path}/k_rotary", position, 1, True)
+    return latent, c.makers.rotary(c, f"{path}/k_rotary", position, 1, True, layer)
 
 
 def _with_past(

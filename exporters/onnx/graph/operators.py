@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.graph.context import Context, Heads
+from tenp_edge.exporters.onnx.graph.sinks import attend_with_sinks
 from tenp_edge.exporters.onnx.linear.plain import plain_weight
 from tenp_edge.models import TensorSpec
 
@@ -17,9 +19,18 @@ def rms_norm(c: Context, path: str, x: ir.Value, weight: TensorSpec, epsilon: fl
     return c.g.op(path, "RMSNormalization", [x, scale], axis=-1, epsilon=epsilon)
 
 
-def rotary(c: Context, path: str, x: ir.Value, heads: int, interleaved: bool) -> ir.Value:
+def unit_norm(c: Context, path: str, x: ir.Value, size: int) -> ir.Value:
+    """RMSNormalization over the last dimension, which is ``size`` long, without weights."""
+    ones = c.g.constant(np.ones(size, np.float32), f"/constants/ones_{size}")
+    epsilon = c.config.rms_norm_eps
+    return c.g.op(path, "RMSNormalization", [x, ones], axis=-1, epsilon=epsilon)
+
+
+def rotary(
+    c: Context, path: str, x: ir.Value, heads: int, interleaved: bool, layer: int
+) -> ir.Value:
     """RotaryEmbedding of (batch, query, heads x size) by this run's cosines and sines."""
-    inputs = [x, c.run.cos, c.run.sin]
+    inputs = [x, *c.run.rotations[layer]]
     flag = int(interleaved)
     return c.g.op(path, "RotaryEmbedding", inputs, interleaved=flag, num_heads=heads)
 
@@ -33,6 +44,8 @@ def attend(
     mask (batch, 1, query, key) ───────────┼── Attention ──┬── (batch, query, heads x size)
     past key, value (batch, heads, past, size)             └── present key, value
     """
+    if heads.sinks and layer is not None:
+        return attend_with_sinks(c, path, q, k, v, heads, layer)
     sizes: dict[str, Any] = {
         "q_num_heads": heads.query,
         "kv_num_heads": heads.cached,

@@ -17,35 +17,39 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.graph.builder import FLOAT, GraphBuilder
+from tenp_edge.exporters.onnx.graph.context import Rotation
 from tenp_edge.models import ModelConfig
 
 Floats = npt.NDArray[np.float32]
 _PATH = "/model/rotary"
 
 
-def rotary_size(config: ModelConfig) -> int:
-    """Dimensions of a head that are rotated: all of them, or MLA's rotary part."""
-    return config.head_dim if config.mla is None else config.mla.qk_rope_head_dim
+def rotary_size(config: ModelConfig, layer: int) -> int:
+    """Dimensions of a head that are rotated: all of them, the first, or MLA's rotary part."""
+    return config.rotary_size(layer)
 
 
-def frequencies(config: ModelConfig) -> tuple[Floats, float]:
+def frequencies(config: ModelConfig, layer: int = 0) -> tuple[Floats, float]:
     """Inverse frequencies float32 [size / 2] and what cosines and sines are multiplied by.
 
-    transformers' modeling_rope_utils: default, linear, and YaRN (arXiv 2309.00071).
+    transformers' modeling_rope_utils: default, linear, YaRN (arXiv 2309.00071), and proportional,
+    where the last pairs of a head stand still.
     """
-    size, rope = rotary_size(config), config.rope
+    size, rope = rotary_size(config, layer), config.layer_ropes[layer]
     exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     plain = (1.0 / np.float32(rope.theta) ** exponents).astype(np.float32)
     if rope.kind == "linear":
         return (plain / np.float32(rope.scaling["factor"])).astype(np.float32), 1.0
     if rope.kind == "yarn":
         return _yarn(config, plain)
+    if rope.kind == "proportional":
+        plain[int(rope.scaling.get("partial_rotary_factor", 1.0) * size // 2) :] = 0
     return plain, 1.0
 
 
 def _yarn(config: ModelConfig, plain: Floats) -> tuple[Floats, float]:
     """Low frequencies interpolated, high ones kept, a ramp between the correction dimensions."""
-    size, scaling = rotary_size(config), config.rope.scaling
+    size, scaling = rotary_size(config, 0), config.rope.scaling
     original, factor = scaling["original_max_position_embeddings"], float(scaling["factor"])
 
     def dimension(rotations: float) -> float:
@@ -78,6 +82,8 @@ def yarn_mscale(factor: float, mscale: float) -> float:
 
 def attention_scale(config: ModelConfig, layer: int) -> float:
     """What scores are multiplied by: 1/sqrt(size), and YaRN's mscale squared in DeepSeek's MLA."""
+    if config.family.attention_scale is not None:
+        return config.family.attention_scale
     scale: float = config.layer_attention(layer).head_dim ** -0.5
     every = config.rope.scaling.get("mscale_all_dim") or 0
     if config.mla is None or config.rope.kind == "default" or not every:
@@ -87,17 +93,33 @@ def attention_scale(config: ModelConfig, layer: int) -> float:
 
 def make_rotations(
     g: GraphBuilder, config: ModelConfig, positions: ir.Value
-) -> tuple[ir.Value, ir.Value]:
-    """cos and sin of this run's positions, (batch, query, size / 2) each."""
-    inverse, scaling = frequencies(config)
+) -> tuple[Rotation, ...]:
+    """cos and sin of this run's positions for every layer; layers that rotate alike share them."""
     steps = g.op(_PATH, "Cast", [positions], to=FLOAT)
     column = g.op(_PATH, "Unsqueeze", [steps, [2]])
-    angles = g.op(_PATH, "Mul", [column, g.constant(inverse, f"{_PATH}/inverse_frequencies")])
+    made: list[tuple[object, Rotation]] = []
+    found = []
+    for layer, rope in enumerate(config.layer_ropes):
+        kind = (rope, rotary_size(config, layer))
+        known = next((rotation for other, rotation in made if other == kind), None)
+        if known is None:
+            path = _PATH if not made else f"{_PATH}/{len(made)}"
+            known = _rotation(g, path, config, layer, column)
+            made.append((kind, known))
+        found.append(known)
+    return tuple(found)
+
+
+def _rotation(
+    g: GraphBuilder, path: str, config: ModelConfig, layer: int, column: ir.Value
+) -> Rotation:
+    inverse, scaling = frequencies(config, layer)
+    angles = g.op(path, "Mul", [column, g.constant(inverse, f"{path}/inverse_frequencies")])
     found = []
     for kind in ("Cos", "Sin"):
-        value = g.op(_PATH, kind, [angles])
+        value = g.op(path, kind, [angles])
         if scaling != 1.0:
             factor = np.asarray(scaling, np.float32)
-            value = g.op(f"{_PATH}/{kind}", "Mul", [value, factor])
+            value = g.op(f"{path}/{kind}", "Mul", [value, factor])
         found.append(value)
     return found[0], found[1]

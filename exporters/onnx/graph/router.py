@@ -1,7 +1,9 @@
 """The router: which experts a token goes to, and with what weights.
 
     x ── MatMul ── Softmax | Sigmoid ──┬── (+ bias) ── (best groups) ── TopK ── ids
-                                       └── weights of the ids ── (renormalise) ── (scale)
+                                       └── weights of the ids ── (renormalise) ── (scales)
+    x ── MatMul ── (Add bias) ── TopK ──┬── ids
+                                        └── Softmax of the chosen
 
 As transformers computes it. A group's score is its best expert (deepseek_v2) or the sum of its
 best two (deepseek_v3). Router weights are never quantised.
@@ -24,22 +26,31 @@ _LEAST_SUM = 1e-20
 def chosen_experts(c: Context, path: str, x: ir.Value, layer: int) -> tuple[ir.Value, ir.Value]:
     """``x`` (tokens, hidden) -> ids int64 and weights float32, both (tokens, top_k)."""
     g, config, family = c.g, c.config, c.config.family
-    logits = c.makers.router(g, path, x, c.spec("router", layer))
+    bias = c.spec("router_linear_bias", layer) if family.router_linear_bias else None
+    logits = c.makers.router(g, path, x, c.spec("router", layer), bias)
+    top_k = [config.num_experts_per_tok]
+    if family.router_score == "softmax of the chosen":
+        best, ids = g.ops(path, "TopK", [logits, top_k], 2, axis=-1, largest=1, sorted=1)
+        return ids, g.op(f"{path}/weights", "Softmax", [best], axis=-1)
     if family.router_score == "softmax":
         scores = g.op(path, "Softmax", [logits], axis=-1)
     else:
         scores = g.op(path, "Sigmoid", [logits])
     selection = scores
     if family.router_bias:
-        bias = plain_weight(g, c.spec("router_bias", layer))
-        selection = g.op(f"{path}/bias", "Add", [scores, bias])
+        own = plain_weight(g, c.spec("router_bias", layer))
+        selection = g.op(f"{path}/bias", "Add", [scores, own])
     if expert_groups(config) > 1:
         selection = _best_groups(c, f"{path}/groups", selection)
-    top_k = [config.num_experts_per_tok]
     weights, ids = g.ops(path, "TopK", [selection, top_k], 2, axis=-1, largest=1, sorted=1)
     if selection is not scores:
         weights = g.op(f"{path}/weights", "GatherElements", [scores, ids], axis=1)
-    return ids, _normalised(c, f"{path}/weights", weights)
+    weights = _normalised(c, f"{path}/weights", weights)
+    if c.has("routed_scale", layer):
+        scales = plain_weight(g, c.spec("routed_scale", layer))
+        own = g.op(f"{path}/scales", "Gather", [scales, ids], axis=0)
+        weights = g.op(f"{path}/scaled", "Mul", [weights, own])
+    return ids, weights
 
 
 def expert_groups(config: ModelConfig) -> int:

@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.graph.context import Context, Heads
-from tenp_edge.exporters.onnx.graph.rope import rotary_size
 from tenp_edge.exporters.onnx.linear.plain import plain_weight
 from tenp_edge.models import TensorSpec
 
@@ -29,7 +28,9 @@ def rms_norm(c: Context, path: str, x: ir.Value, weight: TensorSpec, epsilon: fl
     return c.g.op(path, "Mul", [unit, plain_weight(c.g, weight)])
 
 
-def rotary(c: Context, path: str, x: ir.Value, heads: int, interleaved: bool) -> ir.Value:
+def rotary(
+    c: Context, path: str, x: ir.Value, heads: int, interleaved: bool, layer: int
+) -> ir.Value:
     """Rotate the pairs (a, b) of each head: (a cos - b sin, b cos + a sin).
 
     x (batch, query, heads x size) ── Reshape ──┬── Slice a ──┐
@@ -38,12 +39,12 @@ def rotary(c: Context, path: str, x: ir.Value, heads: int, interleaved: bool) ->
     ``interleaved``: a pair is two neighbours, else it spans the halves of a head. The result has
     all a before all b either way: scores do not see the order, which queries and keys share.
     """
-    g, size = c.g, rotary_size(c.config)
+    g, size = c.g, c.config.rotary_size(layer)
     by_head = g.op(f"{path}/split", "Reshape", [x, [0, 0, heads, size]])
     a, b = _pairs(c, path, by_head, size, interleaved)
     cos, sin = (
         g.op(f"{path}/{name}", "Unsqueeze", [value, [2]])  # (batch, query, 1, size / 2)
-        for name, value in (("cos", c.run.cos), ("sin", c.run.sin))
+        for name, value in zip(("cos", "sin"), c.run.rotations[layer], strict=True)
     )
 
     def product(name: str, x: ir.Value, y: ir.Value) -> ir.Value:

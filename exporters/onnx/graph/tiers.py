@@ -3,6 +3,7 @@
     x (tokens, hidden), shares (tokens, experts of the tier) ── QMoE | MoE ── (tokens, hidden)
                                                                  │
           gate and up (experts, 2 width, hidden), rows taken in turns; down (experts, hidden, width)
+          (their biases)
 
 The kernels choose the k largest shares and skip those that are zero, so a tier that no token chose
 costs next to nothing. k is the router's, or all experts of a smaller tier.
@@ -24,14 +25,13 @@ from tenp_edge.exporters.onnx.graph.builder import FLOAT
 from tenp_edge.exporters.onnx.graph.context import Context
 from tenp_edge.exporters.onnx.linear.blocks import ACCURACY_LEVEL, CONTRIB, UINT8
 from tenp_edge.exporters.onnx.linear.quantise import BLOCK, Floats, quantise_blocks
+from tenp_edge.models.family import Activation
 
 _PART = "routed experts"
-# SwiGLU as gate x sigmoid(gate) x up, gate and up interleaved.
-_SWIGLU: dict[str, Any] = {
-    "activation_type": "swiglu",
-    "swiglu_fusion": 1,
-    "activation_alpha": 1.0,
-    "activation_beta": 0.0,
+# gate x sigmoid(alpha gate) x (up + beta), gate and up interleaved, and how far they may go.
+_ACTIVATIONS: dict[Activation, dict[str, Any]] = {
+    "silu": {"activation_alpha": 1.0, "activation_beta": 0.0},
+    "swiglu_oai": {"activation_alpha": 1.702, "activation_beta": 1.0, "swiglu_limit": 7.0},
 }
 
 
@@ -47,7 +47,25 @@ class Tier:
         return f"{c.config.moe_prefix(self.layer)}experts.width_{self.width}.{what}"
 
     def attributes(self, c: Context) -> dict[str, Any]:
-        return {"k": min(c.config.num_experts_per_tok, len(self.experts)), **_SWIGLU}
+        return {
+            "k": min(c.config.num_experts_per_tok, len(self.experts)),
+            "activation_type": "swiglu",
+            "swiglu_fusion": 1,
+            **_ACTIVATIONS[c.config.family.activation],
+        }
+
+    def biases(self, c: Context) -> tuple[ir.Value | None, ir.Value | None]:
+        """Of gate and up in turns, (experts, 2 width), and of down, (experts, hidden)."""
+        if not c.config.family.expert_bias:
+            return None, None
+        names = [self.stored_name(c, f"{matrix}.bias") for matrix in ("gate_up", "down")]
+        c.g.fill(Fill(tuple(names), partial(_fill_biases, c, self, names)))
+        lengths = (2 * self.width, c.config.hidden_size)
+        found = [
+            c.g.weight(Stored(name, FLOAT, (len(self.experts), length), _PART))
+            for name, length in zip(names, lengths, strict=True)
+        ]
+        return found[0], found[1]
 
 
 class TierMaker(Protocol):
@@ -74,10 +92,11 @@ class QuantisedTier:
         ]
         c.g.fill(Fill(tuple(names), partial(_fill_codes, c, tier, names, self.bits)))
         stored = [c.g.weight(tensor) for tensor in self._tensors(c, tier, names)]
+        inner, outer = tier.biases(c)
         return c.g.op(
             path,
             "QMoE",
-            [x, shares, *stored[:2], None, *stored[2:], *[None] * 7, shares],
+            [x, shares, *stored[:2], inner, *stored[2:], outer, *[None] * 6, shares],
             CONTRIB,
             expert_weight_bits=self.bits,
             block_size=BLOCK,
@@ -118,7 +137,8 @@ class FloatTier:
         # Of a tier that a token did not choose all are -inf and their softmax is NaN, which is not
         # above zero either: the kernel skips its experts. Any finite logit would compute k of them.
         logits = c.g.op(f"{path}/logits", "Log", [shares])
-        given = [x, logits, gate_up, None, down]
+        inner, outer = tier.biases(c)
+        given = [x, logits, gate_up, inner, down, *([] if outer is None else [outer])]
         out = c.g.op(path, "MoE", given, CONTRIB, **tier.attributes(c))
         total = c.g.op(f"{path}/total", "ReduceSum", [shares, [1]], keepdims=1)
         return c.g.op(path, "Mul", [out, total])
@@ -186,6 +206,19 @@ def _matrices(c: Context, tier: Tier, expert: int, source: ModelSource) -> tuple
     both = np.empty((2 * tier.width, gate.shape[1]), np.float32)
     both[0::2], both[1::2] = gate, up
     return both, down
+
+
+def _fill_biases(
+    c: Context, tier: Tier, names: Sequence[str], source: ModelSource, sink: Sink
+) -> None:
+    for place, expert in enumerate(tier.experts):
+        gate, up, down = (
+            as_array(source.read(c.spec(f"expert_{name}_bias", tier.layer, expert).name))
+            for name in ("gate", "up", "down")
+        )
+        both = np.stack([gate, up], axis=1).reshape(1, -1)
+        sink.put(names[0], both, place)
+        sink.put(names[1], down[None], place)
 
 
 def _fill_codes(

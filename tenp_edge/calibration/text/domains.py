@@ -6,13 +6,16 @@ tokenised as the samples need. What text there is: `sources`.
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tenp_edge.checkpoint.files import Shard, TensorEntry, dtype_name, write_shards
 from tenp_edge.disk import read_range
@@ -20,10 +23,14 @@ from tenp_edge.errors import UserError
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models.headers import read_header
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.runtime.directory_vocabulary import is_gemma, read_settings
+from tenp_edge.runtime.tiktoken import RANKS_NAME, is_tiktoken, tokenizer_json
 
 # A long text is cut into pieces of about this many sequences, so that samples come from all of it.
 _PIECE_SEQUENCES = 2
 _CHARS_PER_TOKEN = 4
+# The length limit is the model's affair and checked there; here it only causes warnings.
+_LOADING: dict[str, Any] = {"local_files_only": True, "model_max_length": 10**9}
 
 Texts = Sequence[str] | Mapping[str, Sequence[str]]
 """Documents of a domain, or documents by kind."""
@@ -31,13 +38,19 @@ Texts = Sequence[str] | Mapping[str, Sequence[str]]
 
 def load_tokenizer(directory: Path) -> Any:
     """The checkpoint's own tokenizer; its kind comes from its files. Nothing is downloaded."""
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    names = ("tokenizer.json", "tokenizer.model", RANKS_NAME, "vocab.json", "tokenizer_config.json")
     if not any((directory / name).is_file() for name in names):
         raise UserError(f"{directory} has no tokenizer", "copy tokenizer.json there")
     try:
-        # The length limit is the model's affair and checked there; here it only causes warnings.
+        if is_tiktoken(directory):
+            return _converted(directory)
+        begins = (
+            {"add_bos_token": True}
+            if is_gemma(read_settings(directory / "tokenizer_config.json"))
+            else {}
+        )
         return AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, model_max_length=10**9
+            directory, trust_remote_code=False, **begins, **_LOADING
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -45,6 +58,17 @@ def load_tokenizer(directory: Path) -> Any:
             f"the tokenizer in {directory} cannot be read: {reason}",
             "download the model's tokenizer files again",
         ) from error
+
+
+def _converted(directory: Path) -> Any:
+    """A tiktoken vocabulary as transformers' tokenizer, without running the checkpoint's code."""
+    with TemporaryDirectory() as made:
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+            if (directory / name).is_file():
+                shutil.copy(directory / name, made)
+        text = json.dumps(tokenizer_json(directory))
+        (Path(made) / "tokenizer.json").write_text(text, encoding="utf-8")
+        return PreTrainedTokenizerFast.from_pretrained(made, **_LOADING)
 
 
 # -- sampling --------------------------------------------------------------------------------------

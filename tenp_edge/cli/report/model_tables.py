@@ -30,6 +30,9 @@ def summary(inspected: ModelSummary) -> RenderableType:
         f"{format_count(inspected.active_parameters)} active per token, "
         f"{', '.join(inspected.dtypes)} in {inspected.files} file(s)",
     ]
+    if inspected.quantised:
+        kinds = [f"{kind} ({format_size(size)})" for kind, size in inspected.quantised.items()]
+        lines.append(f"quantised: {', '.join(kinds)}; read decoded, a matrix at a time")
     if inspected.pruned:
         lines.append(
             f"pruned ({inspected.method}): keeps {percent(inspected.keep_ratio)} "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -92,7 +92,7 @@ class _Sliced(ModelSource):
             return slice_expert(weights, kept)
         # One neuron of zeros: a matrix without rows is nobody's well-tested case.
         one = slice_expert(weights, torch.zeros(1, dtype=torch.int64))
-        return ExpertWeights(*(torch.zeros_like(w) for w in (one.gate, one.up, one.down)))
+        return replace(one.mapped(torch.zeros_like), down_bias=one.down_bias)
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,11 @@ class _MaskedSource(ModelSource):
         weights = super()._read_expert(layer, expert)
         inputs = self._norm(layer, INPUT_SUM)[expert]
         neurons = self._norm(layer, "activation_sq")[expert]
-        return ExpertWeights(
-            masked_rows(weights.gate, inputs, self.keep),
-            masked_rows(weights.up, inputs, self.keep),
-            masked_rows(weights.down, neurons, self.keep),
+        return replace(
+            weights,
+            gate=masked_rows(weights.gate, inputs, self.keep),
+            up=masked_rows(weights.up, inputs, self.keep),
+            down=masked_rows(weights.down, neurons, self.keep),
         )
 
     def _norm(self, layer: int, name: str) -> torch.Tensor:

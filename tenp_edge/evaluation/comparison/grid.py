@@ -31,7 +31,7 @@ MENDED = "mended.partial"  # beside compare.json: weights of the ratio that is b
 
 
 @dataclass(frozen=True)
-class Job:
+class Comparison:
     """What is compared. ``statistics``: by calibration seed; ``measures``: kind -> measures of
     that kind ("text", "cloze", "arithmetic"), one a domain; ``about`` is recorded as it is;
     ``mend``: by calibration seed, for methods that need the calibration's text; ``trials``: by
@@ -80,7 +80,7 @@ class Job:
 
 
 def compare(
-    job: Job,
+    comparison: Comparison,
     file: Path,
     *,
     device: torch.device,
@@ -89,26 +89,28 @@ def compare(
 ) -> dict[str, Any]:
     """The comparison as JSON values, written to ``file``; ratios that are there are kept."""
     evaluator = Evaluator(
-        LayerCache(job.checkpoint.path),
+        LayerCache(comparison.checkpoint.path),
         device=device,
         dtype=dtype,
         work=file.parent,
         progress=progress,
     )
-    record = _record(job, file, f"{device}", str(dtype).removeprefix("torch."))
+    record = _record(comparison, file, f"{device}", str(dtype).removeprefix("torch."))
     result = record.state()
-    cases = job.cases()
-    done = [keep for keep in job.ratios if any(row["keep"] == keep for row in result["rows"])]
+    cases = comparison.cases()
+    done = [
+        keep for keep in comparison.ratios if any(row["keep"] == keep for row in result["rows"])
+    ]
     if done:
-        what = "nothing to do" if len(done) == len(job.ratios) else "continuing"
+        what = "nothing to do" if len(done) == len(comparison.ratios) else "continuing"
         progress.note(f"{what}: {', '.join(f'keep {keep:g}' for keep in done)} done")
-    for keep in job.ratios:
+    for keep in comparison.ratios:
         if keep in done:
             continue
         neurons = budget(cases[0], keep)
-        cuts = [(m, case, m.build(case, neurons)) for m in job.methods for case in cases]
+        cuts = [(m, case, m.build(case, neurons)) for m in comparison.methods for case in cases]
         found = measure(
-            evaluator, [cut.candidate for _, _, cut in cuts], job.measures, f"keep {keep:g}"
+            evaluator, [cut.candidate for _, _, cut in cuts], comparison.measures, f"keep {keep:g}"
         )
         if not result["dense"]:
             result["dense"] = found[0]
@@ -176,21 +178,21 @@ def _facts(case: Case, cut: Cut) -> dict[str, Any]:
     }
 
 
-def _record(job: Job, file: Path, device: str, dtype: str) -> JobRecord:
+def _record(comparison: Comparison, file: Path, device: str, dtype: str) -> JobRecord:
     """compare.json: what is compared, and the rows that are done."""
-    config = job.checkpoint.config
+    config = comparison.checkpoint.config
     empty = {
-        "model": str(job.checkpoint.path),
+        "model": str(comparison.checkpoint.path),
         "model_type": config.family.model_type,
-        "fingerprint": job.checkpoint.fingerprint,
+        "fingerprint": comparison.checkpoint.fingerprint,
         "experts": config.num_experts,
         "width": config.moe_intermediate_size,
-        "seeds": list(job.statistics),
+        "seeds": list(comparison.statistics),
         "device": device,
         "dtype": dtype,
-        **job.about,
+        **comparison.about,
         "dense": {},
         "rows": [],
     }
-    identity = {"format": FORMAT, "version": VERSION, "key": job.key}
+    identity = {"format": FORMAT, "version": VERSION, "key": comparison.key}
     return JobRecord(file, identity, empty, f"another -o, or delete {file}")

@@ -1,7 +1,7 @@
 /* Experts of any width for a few tokens at once, as three custom nodes of a ggml graph.
  *
  *   ids, weights, x -> prepare (sort pairs by expert, quantise x)
- *                   -> gate_up (h = silu(gate x) * up x, in units of rows, first come first served;
+ *                   -> gate_up (h = act(gate x, up x), in units of rows, first come first served;
  *                               who finishes an expert quantises its h as the down kernel wants it)
  *                   -> down    (y of every pair, then the weighted sum of a token in slot order)
  *
@@ -43,16 +43,20 @@ struct tensor {
 typedef void (*dot_fn)(int n, float *s, size_t bs, const void *x, size_t bx, const void *y,
                        size_t by, int nrc);
 typedef void (*quantise_fn)(const float *x, void *y, int64_t n);
-typedef void (*swiglu_fn)(int n, float *y, const float *gate, const float *up);
+typedef void (*activation_fn)(int n, float *y, const float *gate, const float *up);
 
-/* One expert: its matrices as they lie in the file, and the kernels of their types. */
+/* One expert: its matrices and biases (or none) as they lie in the file, and the kernels of their
+ * types. */
 struct expert {
     const char *gate, *up, *down;
+    const float *gate_bias, *up_bias, *down_bias;
     dot_fn gate_dot, up_dot, down_dot;
     quantise_fn quantise_h;
     int64_t gate_row, up_row, down_row; /* bytes of a row */
     int64_t width;
     int32_t gate_kind, up_kind; /* which of the quantised x */
+    float scale;                /* of its output */
+    int32_t unused;
 };
 
 /* Memory that the layers share, for at most max_tokens tokens. */
@@ -72,7 +76,7 @@ struct scratch {
 struct layer {
     struct expert *experts;
     struct scratch *scratch;
-    swiglu_fn swiglu;
+    activation_fn activation;
     quantise_fn quantise_x[KINDS];
     int64_t x_row[KINDS]; /* bytes of a quantised x */
     int32_t kinds, hidden, expert_count, used;
@@ -80,6 +84,46 @@ struct layer {
 
 static void own_swiglu(int n, float *y, const float *gate, const float *up) {
     for (int i = 0; i < n; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+/* gpt-oss', as ggml_swiglu_oai computes it with the constants that llama.cpp has in its code. */
+static void swiglu_oai(int n, float *y, const float *gate, const float *up) {
+    const float alpha = 1.702f, limit = 7.0f;
+    for (int i = 0; i < n; i++) {
+        float g = gate[i] < limit ? gate[i] : limit;
+        float u = up[i] < -limit ? -limit : up[i] > limit ? limit : up[i];
+        y[i] = g / (1.0f + expf(alpha * -g)) * (u + 1.0f);
+    }
+}
+
+/* GELU of every float16, by its bits: ggml's own table. */
+static const float *gelu_table;
+
+/* The bits of x, which is between -10 and 10, rounded to a float16 (to even, as hardware does). */
+static uint16_t half_bits(float x) {
+    uint32_t bits, sign;
+    memcpy(&bits, &x, sizeof bits);
+    sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits >= 0x38800000) /* 2^-14, the least normal one */
+        return (uint16_t)(sign | (((bits + 0xfff + (bits >> 13 & 1)) >> 13) - 0x1c000));
+    float small = fabsf(x) + 0.5f; /* the last bit of 0.5 is that of a subnormal float16 */
+    memcpy(&bits, &small, sizeof bits);
+    return (uint16_t)(sign | (bits - 0x3f000000));
+}
+
+/* gelu(gate) * up as ggml_vec_geglu_f32 computes it. */
+static void geglu(int n, float *y, const float *gate, const float *up) {
+    for (int i = 0; i < n; i++) {
+        float g = gate[i];
+        if (g > -10.0f && g < 10.0f) g = gelu_table[half_bits(g)];
+        y[i] = g <= -10.0f ? 0.0f : g * up[i];
+    }
+}
+
+static void add_bias(float *values, const float *bias, int first, int last) {
+    if (bias)
+        for (int r = first; r < last; r++) values[r - first] += bias[r];
 }
 
 static int least(int a, int b) { return a < b ? a : b; }
@@ -154,7 +198,9 @@ static void gate_up_unit(const struct layer *l, int e, int first, int last) {
                 x->gate_dot(l->hidden, &gate[r - row], 0, x->gate + r * x->gate_row, 0, gx, 0, 1);
             for (int r = row; r < stop; r++)
                 x->up_dot(l->hidden, &up[r - row], 0, x->up + r * x->up_row, 0, ux, 0, 1);
-            l->swiglu(stop - row, s->h + q * s->h_stride + row, gate, up);
+            add_bias(gate, x->gate_bias, row, stop);
+            add_bias(up, x->up_bias, row, stop);
+            l->activation(stop - row, s->h + q * s->h_stride + row, gate, up);
         }
     }
 }
@@ -196,6 +242,8 @@ static void down_unit(const struct layer *l, int e, int first, int last) {
             const char *h = s->hq + q * s->hq_stride;
             for (int r = row; r < stop; r++)
                 x->down_dot((int)x->width, &y[r], 0, x->down + r * x->down_row, 0, h, 0, 1);
+            add_bias(y + row, x->down_bias, row, stop);
+            for (int r = row; r < stop; r++) y[r] *= x->scale;
         }
     }
 }
@@ -229,9 +277,18 @@ static void down(struct tensor *dst, int ith, int nth, void *user) {
 static PyObject *addresses(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     return Py_BuildValue(
-        "{s:K,s:K,s:K,s:K}", "prepare", (unsigned long long)(uintptr_t)prepare, "gate_up",
+        "{s:K,s:K,s:K,s:K,s:K,s:K}", "prepare", (unsigned long long)(uintptr_t)prepare, "gate_up",
         (unsigned long long)(uintptr_t)gate_up, "down", (unsigned long long)(uintptr_t)down,
-        "swiglu", (unsigned long long)(uintptr_t)own_swiglu);
+        "silu", (unsigned long long)(uintptr_t)own_swiglu, "swiglu_oai",
+        (unsigned long long)(uintptr_t)swiglu_oai, "gelu_tanh", (unsigned long long)(uintptr_t)geglu);
+}
+
+static PyObject *use_gelu_table(PyObject *self, PyObject *address) {
+    (void)self;
+    void *found = PyLong_AsVoidPtr(address);
+    if (found == NULL && PyErr_Occurred()) return NULL;
+    gelu_table = found;
+    Py_RETURN_NONE;
 }
 
 static PyObject *sizes(PyObject *self, PyObject *unused) {
@@ -243,6 +300,7 @@ static PyObject *sizes(PyObject *self, PyObject *unused) {
 static PyMethodDef methods[] = {
     {"addresses", addresses, METH_NOARGS, "Address of every custom operation."},
     {"sizes", sizes, METH_NOARGS, "Bytes of struct expert, scratch and layer."},
+    {"use_gelu_table", use_gelu_table, METH_O, "Floats by the bits of a float16, at an address."},
     {NULL, NULL, 0, NULL},
 };
 

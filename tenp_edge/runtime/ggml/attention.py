@@ -1,6 +1,6 @@
 """Attention over the KV cache: grouped queries, or the latent form of deepseek2.
 
-    x -> q, k, v (+ bias, norms, rotation) -> k, v into their cache slots
+    x -> q, k, v (+ bias, norms, rotation) -> k, v into their cache slots; v may be k's product
       -> softmax(q k^T scale + mask) v over all slots -> output matrix
 
 Sizes in comments are as ggml counts, row length first.
@@ -22,6 +22,7 @@ class Step:
     """One evaluation of ``tokens`` new tokens.
 
     Inputs of the graph: ``positions`` (tokens) int32, and of every window its `Span`.
+    ``rope_divisors`` (rotated size / 2): of the frequencies, where the file asks for some.
     """
 
     library: ggml.Library
@@ -33,6 +34,7 @@ class Step:
     tokens: int
     positions: int
     spans: Mapping[int | None, Span]
+    rope_divisors: int | None
 
     def span(self, layer: int) -> Span:
         """What ``layer`` writes and sees of its cache."""
@@ -51,6 +53,11 @@ class Step:
         normed = self.context.rms_norm(x, self.facts.eps)
         return self.context.mul(normed, self.weight(layer, f"{name}.weight"))
 
+    def norm_if_any(self, layer: int, name: str, x: int) -> int:
+        """`norm` where the file has one of that name; `check_tensors` knows where it must."""
+        there = self.weights.get(f"blk.{layer}.{name}.weight") is not None
+        return self.norm(layer, name, x) if there else x
+
 
 def build_attention(step: Step, layer: int, x: int) -> int:
     """``x`` (hidden, tokens), normed -> (hidden, tokens) before the residual sum."""
@@ -63,15 +70,19 @@ def _grouped(step: Step, layer: int, x: int) -> int:
     context, facts, tokens = step.context, step.facts, step.tokens
     own = facts.attention[layer]
     size, heads, kv_heads = own.head_dim, own.heads, own.kv_heads
-    q, k, v = (step.linear(layer, f"attn_{name}", x) for name in "qkv")
+    q, k = (step.linear(layer, f"attn_{name}", x) for name in "qk")
+    v = step.linear(layer, "attn_v", x) if own.own_values else k
     by_row, by_head = (facts.architecture.qk_norm == kind for kind in ("row", "head"))
     if by_row:
         q, k = step.norm(layer, "attn_q_norm", q), step.norm(layer, "attn_k_norm", k)
     q = context.reshape_3d(q, size, heads, tokens)
     k = context.reshape_3d(k, size, kv_heads, tokens)
     if by_head:
-        q, k = step.norm(layer, "attn_q_norm", q), step.norm(layer, "attn_k_norm", k)
-    q, k = _rotate(step, q), _rotate(step, k)
+        q, k = step.norm_if_any(layer, "attn_q_norm", q), step.norm_if_any(layer, "attn_k_norm", k)
+    if facts.architecture.value_norm:
+        by_size = context.reshape_3d(v, size, kv_heads, tokens)
+        v = context.reshape_2d(context.rms_norm(by_size, facts.eps), size * kv_heads, tokens)
+    q, k = _rotate(step, layer, q), _rotate(step, layer, k)
     keys, values = step.cache.layers[layer]
     _store(step, layer, keys, context.reshape_2d(k, size * kv_heads, tokens))
     _store(step, layer, values, v)
@@ -92,7 +103,8 @@ def _latent(step: Step, mla: Mla, layer: int, x: int) -> int:
     row = 4 * (mla.nope + rope)
     q = _queries(step, mla, layer, x)
     q_nope = context.view_3d(q, mla.nope, heads, tokens, row, row * heads, 0)
-    q_rope = _rotate(step, context.view_3d(q, rope, heads, tokens, row, row * heads, 4 * mla.nope))
+    turned = context.view_3d(q, rope, heads, tokens, row, row * heads, 4 * mla.nope)
+    q_rope = _rotate(step, layer, turned)
     # (nope, tokens, heads) -> (rank, tokens, heads) -> (rank, heads, tokens)
     absorbed = context.mul_mat(
         step.weight(layer, "attn_k_b.weight"), context.permute(q_nope, 0, 2, 1, 3)
@@ -101,7 +113,7 @@ def _latent(step: Step, mla: Mla, layer: int, x: int) -> int:
 
     both, width = step.linear(layer, "attn_kv_a_mqa", x), 4 * (rank + rope)
     latent = context.view_2d(both, rank, tokens, width, 0)
-    k_rope = _rotate(step, context.view_3d(both, rope, 1, tokens, width, width, 4 * rank))
+    k_rope = _rotate(step, layer, context.view_3d(both, rope, 1, tokens, width, width, 4 * rank))
     latent = step.norm(layer, "attn_kv_a_norm", latent)
     k = context.concat(context.reshape_3d(latent, rank, 1, tokens), k_rope, 0)
     (cache,) = step.cache.layers[layer]
@@ -125,13 +137,15 @@ def _queries(step: Step, mla: Mla, layer: int, x: int) -> int:
     return step.linear(layer, "attn_q_b", low)
 
 
-def _rotate(step: Step, x: int) -> int:
-    """Rotary embedding of (size, heads, tokens)."""
-    rope = step.facts.rope
+def _rotate(step: Step, layer: int, x: int) -> int:
+    """Rotary embedding of (size, heads, tokens). Where the file divides frequencies, those of the
+    layers that see everything are meant."""
+    rope, window = step.facts.layer_ropes[layer], step.facts.attention[layer].window
+    divided = step.weights.get("rope_freqs.weight") if window is None else None
     return step.context.rope_ext(
         x,
         step.positions,
-        None,
+        step.rope_divisors if divided is None else divided,
         rope.dimensions,
         step.facts.architecture.rope,
         rope.original_context,
@@ -159,9 +173,15 @@ def _heads_of(step: Step, layer: int, cache: int, size: int, heads: int) -> int:
 def _attend(step: Step, layer: int, q: int, keys: int, values: int) -> int:
     """q (size, tokens, heads), keys and values (size, slots, kv heads) -> (size, heads, tokens)."""
     context, scale, mask = step.context, step.facts.attention_scale, step.span(layer).mask
+    sinks = step.weights.get(f"blk.{layer}.attn_sinks.weight")
     if step.flash_attention:
-        return context.flash_attn_ext(q, keys, values, mask, scale, 0.0, 0.0)
+        mixed = context.flash_attn_ext(q, keys, values, mask, scale, 0.0, 0.0)
+        if sinks is not None:
+            step.library.ggml_flash_attn_ext_add_sinks(mixed, sinks)
+        return mixed
     scores = context.soft_max_ext(context.mul_mat(keys, q), mask, scale, 0.0)
+    if sinks is not None:
+        step.library.ggml_soft_max_add_sinks(scores, sinks)
     # (size, slots, kv heads) -> (slots, size, kv heads), a copy: the cache keeps rows of tokens.
     columns = context.cont(context.transpose(values))
     mixed = context.mul_mat(columns, scores)

@@ -65,7 +65,6 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_init": (_P, (InitParams,)),
     "ggml_free": (None, (_P,)),
     "ggml_used_mem": (_S, (_P,)),
-    "ggml_cpu_init": (None, ()),
     "ggml_tensor_overhead": (_S, ()),
     "ggml_graph_overhead_custom": (_S, (_S, _B)),
     "ggml_new_graph_custom": (_P, (_P, _S, _B)),
@@ -96,9 +95,15 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_silu": (_P, (_P, _P)),
     "ggml_soft_max": (_P, (_P, _P)),
     "ggml_soft_max_ext": (_P, (_P, _P, _P, _F, _F)),
+    "ggml_soft_max_add_sinks": (None, (_P, _P)),
     "ggml_argsort_top_k": (_P, (_P, _P, _I)),
     "ggml_swiglu": (_P, (_P, _P)),
     "ggml_swiglu_split": (_P, (_P, _P, _P)),
+    "ggml_geglu": (_P, (_P, _P)),
+    "ggml_geglu_split": (_P, (_P, _P, _P)),
+    "ggml_tanh": (_P, (_P, _P)),
+    "ggml_repeat_4d": (_P, (_P, _P, _L, _L, _L, _L)),
+    "ggml_swiglu_oai": (_P, (_P, _P, _P, _F, _F)),
     "ggml_concat": (_P, (_P, _P, _P, _I)),
     "ggml_cont": (_P, (_P, _P)),
     "ggml_cast": (_P, (_P, _P, _I)),
@@ -112,6 +117,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_view_3d": (_P, (_P, _P, _L, _L, _L, _S, _S, _S)),
     "ggml_rope_ext": (_P, (_P, _P, _P, _P, _I, _I, _I, _F, _F, _F, _F, _F, _F)),
     "ggml_flash_attn_ext": (_P, (_P, _P, _P, _P, _P, _F, _F, _F)),
+    "ggml_flash_attn_ext_add_sinks": (None, (_P, _P)),
     "ggml_custom_4d": (_P, (_P, _I, _L, _L, _L, _L, ctypes.POINTER(_P), _I, _P, _I, _P)),
     "ggml_gallocr_new": (_P, (_P,)),
     "ggml_gallocr_free": (None, (_P,)),
@@ -123,6 +129,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_backend_buffer_free": (None, (_P,)),
     "ggml_backend_tensor_alloc": (_I, (_P, _P, _P)),
     "ggml_backend_cpu_init": (_P, ()),
+    "ggml_cpu_init": (None, ()),
     "ggml_backend_cpu_set_n_threads": (None, (_P, _I)),
     "ggml_backend_graph_compute": (_I, (_P, _P)),
     "ggml_backend_free": (None, (_P,)),
@@ -151,6 +158,16 @@ class Library:
     def optional(self, name: str) -> Any:
         """The function ``name`` of any of the libraries, or None."""
         return next((getattr(h, name) for h in self._handles if hasattr(h, name)), None)
+
+    def half_table(self, name: str) -> npt.NDArray[np.float16] | None:
+        """A table of ggml's with a value for every float16; None where it is not exported."""
+        for handle in self._handles:
+            try:
+                table = (ctypes.c_uint16 * 2**16).in_dll(handle, name)
+            except ValueError:
+                continue
+            return np.ctypeslib.as_array(table).view(np.float16)
+        return None
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)

@@ -1,7 +1,7 @@
 """Experts of any width for many tokens: one branch of stock matrix products per expert.
 
     ids [top_k, tokens] -> route: for each expert, the rows that chose it
-    for each expert:  x rows -> gate and up -> silu(gate) * up -> down -> rows of y
+    for each expert:  x rows -> gate and up -> act(gate, up) -> down -> rows of y
     y [hidden, top_k * tokens] * weights -> sum over the slots
 
 How many rows an expert gets is known only after routing, so every branch is built for all tokens
@@ -11,14 +11,53 @@ work on exactly the rows that are needed, at any width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from tenp_edge.models.family import Activation
 from tenp_edge.runtime.ggml import bindings as ggml
 
-Expert = tuple[int, int, int]
+
+@dataclass(frozen=True)
+class Expert:
+    """The tensors of one expert; biases where the file has some."""
+
+    gate: int
+    up: int
+    down: int
+    gate_bias: int | None = None
+    up_bias: int | None = None
+    down_bias: int | None = None
+
+
+def _swiglu_oai(context: ggml.Context, gate: int, up: int) -> int:
+    """gpt-oss', with the constants that llama.cpp has in its code."""
+    return context.swiglu_oai(gate, up, 1.702, 7.0)
+
+
+def _swiglu(context: ggml.Context, gate: int, up: int) -> int:
+    return context.swiglu_split(gate, up)
+
+
+def _geglu(context: ggml.Context, gate: int, up: int) -> int:
+    return context.geglu_split(gate, up)
+
+
+_ACTIVATIONS: dict[Activation, Callable[[ggml.Context, int, int], int]] = {
+    "silu": _swiglu,
+    "gelu_tanh": _geglu,
+    "swiglu_oai": _swiglu_oai,
+}
+# What is made of a product whose first half is gate's, where ggml has it in one operator.
+_OF_BOTH: dict[Activation, str] = {"silu": "swiglu", "gelu_tanh": "geglu"}
+
+
+def gated(context: ggml.Context, activation: Activation, gate: int, up: int) -> int:
+    """What is made of gate and up, with ggml's own operator."""
+    return _ACTIVATIONS[activation](context, gate, up)
 
 
 class Route:
@@ -83,10 +122,13 @@ def build_branches(
     ids: int,
     weights: int,
     top_k: int,
+    activation: Activation = "silu",
+    scales: int | None = None,
 ) -> tuple[int, Route]:
     """The weighted sum of the experts' outputs, (hidden, tokens), and what drives it.
 
-    ``x`` (hidden, tokens); ``ids`` and ``weights`` (top_k, tokens); ``experts``: (gate, up, down).
+    ``x`` (hidden, tokens); ``ids`` and ``weights`` (top_k, tokens); ``scales`` (experts): what each
+    expert's output is multiplied by before its weight.
     """
     hidden, tokens = ggml.shape(x)
     inputs_of = _Inputs(context, x)
@@ -94,19 +136,23 @@ def build_branches(
     size = tokens * len(experts)
     lists = context.custom(ggml.I32, (size, 2), [ids], route.function, 1)
     y = context.custom(ggml.F32, (hidden, top_k * tokens), [lists], ggml.NOTHING, 1)
-    for expert, (gate, up, down) in enumerate(experts):
-        rows = context.view_1d(lists, tokens, 4 * tokens * expert)
-        places = context.view_1d(lists, tokens, 4 * (size + tokens * expert))
-        inputs = inputs_of.take(gate, rows)
-        others = inputs if inputs_of.same(gate, up) else inputs_of.take(up, rows)
-        products, inner = _gate_up(context, gate, up, inputs[-1], others[-1])
-        outputs = context.mul_mat(down, inner)
-        y = context.set_rows(y, outputs, places)
+    for number, expert in enumerate(experts):
+        rows = context.view_1d(lists, tokens, 4 * tokens * number)
+        places = context.view_1d(lists, tokens, 4 * (size + tokens * number))
+        inputs = inputs_of.take(expert.gate, rows)
+        same = inputs_of.same(expert.gate, expert.up)
+        others = inputs if same else inputs_of.take(expert.up, rows)
+        inner = _gate_up(context, activation, expert, inputs[-1], others[-1])
+        outputs = _linear(context, expert.down, expert.down_bias, inner[-1])
+        y = context.set_rows(y, outputs[-1], places)
         context.expand(y)
-        route.add_branch((rows, places), (*inputs, *others, *products, inner, outputs))
-    weighted = context.mul(
-        context.reshape_3d(y, hidden, top_k, tokens), context.reshape_3d(weights, 1, top_k, tokens)
-    )
+        route.add_branch((rows, places), (*inputs, *others, *inner, *outputs))
+    by_slot = context.reshape_3d(y, hidden, top_k, tokens)
+    if scales is not None:
+        every = context.reshape_3d(scales, 1, len(experts), 1)
+        every = context.repeat_4d(every, 1, len(experts), tokens, 1)
+        by_slot = context.mul(by_slot, context.get_rows(every, ids))
+    weighted = context.mul(by_slot, context.reshape_3d(weights, 1, top_k, tokens))
     return _sum_of_slots(context, weighted, hidden, top_k, tokens), route
 
 
@@ -154,25 +200,34 @@ class _Inputs:
         return made
 
 
+def _linear(context: ggml.Context, matrix: int, bias: int | None, x: int) -> tuple[int, ...]:
+    """The product, and its sum with the bias if there is one: the last is the result."""
+    product = context.mul_mat(matrix, x)
+    return (product,) if bias is None else (product, context.add(product, bias))
+
+
 def _gate_up(
-    context: ggml.Context, gate: int, up: int, x: int, up_x: int
-) -> tuple[tuple[int, int], int]:
-    """silu(gate x) * (up x), and the two tensors before it whose rows vary, too.
+    context: ggml.Context, activation: Activation, expert: Expert, x: int, up_x: int
+) -> tuple[int, ...]:
+    """What is made of gate x and up x, last, behind the tensors before it whose rows vary, too.
 
     Where the file has ``up`` right behind ``gate`` they are one matrix of twice the rows: ggml
     shares larger products out better.
     """
-    if not _side_by_side(gate, up):
-        products = context.mul_mat(gate, x), context.mul_mat(up, up_x)
-        return products, context.swiglu_split(*products)
-    left = ggml.tensor(gate)
-    nbytes = left.nb[1] * left.ne[1]
-    both = context.view_2d(gate, left.ne[0], left.ne[1], left.nb[1], 0)
+    gate, up = expert.gate, expert.up
+    mergeable = activation in _OF_BOTH and expert.gate_bias is None
+    if not mergeable or not _side_by_side(gate, up):
+        left = _linear(context, gate, expert.gate_bias, x)
+        right = _linear(context, up, expert.up_bias, up_x)
+        return (*left, *right, gated(context, activation, left[-1], right[-1]))
+    first = ggml.tensor(gate)
+    nbytes = first.nb[1] * first.ne[1]
+    both = context.view_2d(gate, first.ne[0], first.ne[1], first.nb[1], 0)
     whole = ggml.tensor(both)
     whole.ne[1] *= 2
     whole.nb[2] = whole.nb[3] = 2 * nbytes
     product = context.mul_mat(both, x)
-    return (product, product), context.swiglu(product)
+    return product, product, getattr(context, _OF_BOTH[activation])(product)
 
 
 def _side_by_side(gate: int, up: int) -> bool:

@@ -1,11 +1,17 @@
 """The whole model as one ggml graph for a number of new tokens and of cache slots.
 
-ids -> embedding -> [ norm, attention, +  norm, experts or MLP, + ] per layer
-    -> norm -> output matrix -> logits of the last token, or of all
+ids -> embedding -> [ norm, attention, (norm), +  norm, feed forward, (norm), + ] per layer
+    -> norm -> output matrix -> (bound) -> logits of the last token, or of all
+
+The feed forward is an MLP, or experts with shared ones, or an MLP beside experts:
+
+    stream -- norm -- MLP ------ norm --+-- sum
+    stream -- norm -- experts -- norm --+     (their router reads the stream)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,14 +20,22 @@ import numpy.typing as npt
 
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.attention import Step, build_attention
-from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches
-from tenp_edge.runtime.ggml.ragged import MAX_TOKENS, RaggedLayer, RaggedSizes, Scratch, kernels
-from tenp_edge.runtime.ggml.routing import build_router
+from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches, gated
+from tenp_edge.runtime.ggml.ragged import (
+    MAX_TOKENS,
+    RaggedLayer,
+    RaggedSizes,
+    Scratch,
+    kernels,
+    knows,
+)
+from tenp_edge.runtime.ggml.routing import build_router, residual_input
 from tenp_edge.runtime.ggml.spans import Span
-from tenp_edge.runtime.ggml.weights import Cache, Weights
+from tenp_edge.runtime.ggml.weights import Cache, Constant, Weights
 from tenp_edge.runtime.gguf.model_metadata import Facts
 
 _LAYER_NODES, _BRANCH_NODES = 96, 11
+_BIAS_NODES = 3  # of a branch
 # Lost in any float above 1e-23, and large enough that half of it is still a normal float.
 _GATE_OFFSET = 1e-30
 
@@ -51,11 +65,13 @@ class Model:
         self.library, self.facts = library, facts
         self.weights, self.cache = weights, cache
         self.flash_attention = flash_attention
+        self.rope_divisors = Constant(library, facts.rope.divisors)
         self.experts = {
             layer: [_expert(weights, layer, expert) for expert in range(facts.experts)]
             for layer in facts.widths
         }
-        operations = kernels() if use_extension else None
+        activation = facts.architecture.activation
+        operations = kernels() if use_extension and knows(library, activation) else None
         self.ragged: dict[int, RaggedLayer] = {}
         self.scratch_bytes = 0
         if operations is not None:
@@ -64,21 +80,33 @@ class Model:
             scratch = Scratch(library, sizes)
             self.scratch_bytes = scratch.nbytes
             self.ragged = {
-                layer: RaggedLayer(library, operations, scratch, experts, facts.top_k)
+                layer: RaggedLayer(
+                    library,
+                    operations,
+                    scratch,
+                    experts,
+                    facts.top_k,
+                    activation,
+                    self.scales(layer),
+                )
                 for layer, experts in self.experts.items()
             }
+
+    def scales(self, layer: int) -> int | None:
+        """(experts) what each expert's output is multiplied by before its weight, if anything."""
+        return self.weights.get(f"blk.{layer}.ffn_down_exps.scale")
 
     def graph(self, shape: GraphShape) -> Graph:
         return Graph(self, shape)
 
+    def close(self) -> None:
+        self.rope_divisors.close()
+
 
 def _expert(weights: Weights, layer: int, expert: int) -> Expert:
-    prefix = f"blk.{layer}.ffn"
-    return (
-        weights[f"{prefix}_gate.{expert}.weight"],
-        weights[f"{prefix}_up.{expert}.weight"],
-        weights[f"{prefix}_down.{expert}.weight"],
-    )
+    names = [f"blk.{layer}.ffn_{projection}.{expert}" for projection in ("gate", "up", "down")]
+    matrices = (weights[f"{name}.weight"] for name in names)
+    return Expert(*matrices, *(weights.get(f"{name}.bias") for name in names))
 
 
 class Graph:
@@ -90,7 +118,8 @@ class Graph:
         self._routes: list[Route] = []
         facts, tokens = model.facts, shape.tokens
         few = tokens <= MAX_TOKENS and bool(model.ragged)
-        per_layer = _LAYER_NODES + 2 * facts.top_k + (0 if few else _BRANCH_NODES * facts.experts)
+        branch = _BRANCH_NODES + (_BIAS_NODES if facts.architecture.expert_bias else 0)
+        per_layer = _LAYER_NODES + 2 * facts.top_k + (0 if few else branch * facts.experts)
         nodes = 64 + facts.layers * per_layer
         self.context = context = ggml.Context(model.library, nodes, graph_nodes=nodes)
         self._ids = self._input(ggml.I32, tokens)
@@ -104,6 +133,7 @@ class Graph:
             tokens=tokens,
             positions=self._input(ggml.I32, tokens),
             spans=self._spans(),
+            rope_divisors=model.rope_divisors.tensor,
         )
         self._logits = self._build()
         model.library.ggml_set_output(self._logits)
@@ -133,12 +163,18 @@ class Graph:
         context, facts, weights = self.context, self._model.facts, self._model.weights
         embedding = weights["token_embd.weight"]
         x = context.get_rows(embedding, self._ids)
+        if facts.architecture.embedding_scale:
+            x = context.scale(x, math.sqrt(facts.hidden))
         for layer in range(facts.layers):
             x = self._layer(layer, x)
             context.expand(x)
         normed = context.mul(context.rms_norm(x, facts.eps), weights["output_norm.weight"])
         head = weights.get("output.weight")
-        return context.mul_mat(embedding if head is None else head, normed)
+        logits = context.mul_mat(embedding if head is None else head, normed)
+        if not facts.softcap:
+            return logits
+        bounded = context.tanh(context.scale(logits, 1.0 / facts.softcap))
+        return context.scale(bounded, facts.softcap)
 
     def _layer(self, layer: int, x: int) -> int:
         """(hidden, tokens) -> the same; the last layer goes on with the last token alone, unless
@@ -148,11 +184,28 @@ class Graph:
         if layer == self._model.facts.layers - 1 and not self.shape.all_logits and tokens > 1:
             x, attended = self._last(x), self._last(attended)
             tokens = 1
+        after = self._model.facts.architecture.norms_after
+        if after:
+            attended = step.norm(layer, "post_attention_norm", attended)
         x = context.add(attended, x)
-        normed = step.norm(layer, "ffn_norm", x)
-        routed = layer in self._model.experts
-        mixed = self._moe(layer, normed, tokens) if routed else self._mlp(layer, "", normed)
-        return context.add(mixed, x)
+        mixed = self._feed_forward(layer, x, tokens)
+        if after:
+            mixed = step.norm(layer, "post_ffw_norm", mixed)
+        x = context.add(mixed, x)
+        scale = step.weights.get(f"blk.{layer}.layer_output_scale.weight")
+        return x if scale is None else context.mul(x, scale)
+
+    def _feed_forward(self, layer: int, x: int, tokens: int) -> int:
+        """Of the residual stream ``x`` (hidden, tokens), before it is added to it."""
+        step, row = self._step, self._model.facts.architecture
+        normed = step.norm(layer, row.ffn_norm, x)
+        if layer not in self._model.experts:
+            return self._mlp(layer, "", normed)
+        if not row.dense_beside:
+            return self._moe(layer, normed, x, tokens)
+        dense = step.norm(layer, "post_ffw_norm_1", self._mlp(layer, "", normed))
+        mixed = self._moe(layer, step.norm(layer, "pre_ffw_norm_2", x), x, tokens)
+        return self.context.add(dense, step.norm(layer, "post_ffw_norm_2", mixed))
 
     def _last(self, x: int) -> int:
         row = 4 * self._model.facts.hidden
@@ -160,18 +213,27 @@ class Graph:
             x, self._model.facts.hidden, 1, row, row * (self.shape.tokens - 1)
         )
 
-    def _moe(self, layer: int, x: int, tokens: int) -> int:
+    def _moe(self, layer: int, x: int, stream: int, tokens: int) -> int:
+        """The experts' sum of ``x``, which the router reads, too, or the ``stream`` before it."""
         context, facts, weights = self.context, self._model.facts, self._model.weights
         bias = weights.get(f"blk.{layer}.exp_probs_b.bias")
-        router = weights[f"blk.{layer}.ffn_gate_inp.weight"]
-        ids, shares = build_router(context, facts, x, router, bias, tokens)
+        read = x
+        if facts.architecture.residual_router:
+            scale = weights[f"blk.{layer}.ffn_gate_inp.scale"]
+            read = residual_input(context, facts, stream, scale)
+        logits = self._step.linear(layer, "ffn_gate_inp", read)
+        ids, shares = build_router(context, facts, logits, bias, tokens)
         context.expand(shares)
         ragged = self._model.ragged.get(layer)
         if ragged is not None and tokens <= MAX_TOKENS:
             mixed = ragged.build(context, x, ids, shares)
         else:
             experts = self._model.experts[layer]
-            mixed, route = build_branches(context, experts, x, ids, shares, facts.top_k)
+            scales = self._model.scales(layer)
+            activation, top_k = facts.architecture.activation, facts.top_k
+            mixed, route = build_branches(
+                context, experts, x, ids, shares, top_k, activation, scales
+            )
             self._routes.append(route)
         context.expand(mixed)
         if weights.get(f"blk.{layer}.ffn_gate_shexp.weight") is None:
@@ -194,7 +256,8 @@ class Graph:
     def _mlp(self, layer: int, suffix: str, x: int) -> int:
         step = self._step
         gate, up = (step.linear(layer, f"ffn_{name}{suffix}", x) for name in ("gate", "up"))
-        return step.linear(layer, f"ffn_down{suffix}", self.context.swiglu_split(gate, up))
+        inner = gated(self.context, self._model.facts.architecture.activation, gate, up)
+        return step.linear(layer, f"ffn_down{suffix}", inner)
 
     # -- running -------------------------------------------------------------------------------
 

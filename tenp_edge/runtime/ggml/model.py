@@ -102,6 +102,7 @@ class PerExpertModel(Session):
                 flash_attention=flash_attention,
                 use_extension=use_extension,
             )
+            stack.callback(self._model.close)
             self._allocator = stack.enter_context(ggml.Allocator(library))
             self._backend = stack.enter_context(ggml.Backend(library, thread_count(threads)))
             self._written = 0

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 
+from tenp_edge.models.family import Activation
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.branches import Expert
 
@@ -26,10 +28,13 @@ _FLOAT_BYTES = 4
 _EXPERT = np.dtype(
     [
         *((name, "<u8") for name in ("gate", "up", "down")),
+        *((name, "<u8") for name in ("gate_bias", "up_bias", "down_bias")),
         *((name, "<u8") for name in ("gate_dot", "up_dot", "down_dot", "quantise_h")),
         *((name, "<i8") for name in ("gate_row", "up_row", "down_row", "width")),
         ("gate_kind", "<i4"),
         ("up_kind", "<i4"),
+        ("scale", "<f4"),
+        ("unused", "<i4"),
     ]
 )
 _SCRATCH = np.dtype(
@@ -44,7 +49,7 @@ _SCRATCH = np.dtype(
 )
 _LAYER = np.dtype(
     [
-        *((name, "<u8") for name in ("experts", "scratch", "swiglu")),
+        *((name, "<u8") for name in ("experts", "scratch", "activation")),
         ("quantise_x", "<u8", (_KINDS,)),
         ("x_row", "<i8", (_KINDS,)),
         *((name, "<i4") for name in ("kinds", "hidden", "expert_count", "used")),
@@ -118,7 +123,10 @@ class RaggedLayer:
         scratch: Scratch,
         experts: Sequence[Expert],
         top_k: int,
+        activation: Activation = "silu",
+        scales: int | None = None,
     ) -> None:
+        """``scales`` (experts): what each expert's output is multiplied by before its weight."""
         self._operations = operations
         self._records = np.zeros(len(experts), dtype=_EXPERT)
         self._record = np.zeros(1, dtype=_LAYER)
@@ -127,10 +135,13 @@ class RaggedLayer:
         self._library = library
         for record, expert in zip(self._records, experts, strict=True):
             self._fill(record, expert)
-        hidden = ggml.shape(experts[0][0])[0]
+        self._records["scale"] = (
+            1.0 if scales is None else ggml.array(scales, np.float32, (len(experts),))
+        )
+        hidden = ggml.shape(experts[0].gate)[0]
         layer = self._record
         layer["experts"], layer["scratch"] = self._records.ctypes.data, scratch.record.ctypes.data
-        layer["swiglu"] = _swiglu(library, operations)
+        layer["activation"] = _activation(library, operations, activation)
         layer["hidden"], layer["expert_count"], layer["used"] = hidden, len(experts), top_k
         layer["kinds"] = len(self._kinds)
         for index, kind in enumerate(self._kinds):
@@ -138,8 +149,10 @@ class RaggedLayer:
             layer["x_row"][0, index] = library.ggml_row_size(kind, hidden)
 
     def _fill(self, record: np.void, expert: Expert) -> None:
-        for name, address in zip(("gate", "up", "down"), expert, strict=True):
-            item = ggml.tensor(address)
+        for name in ("gate", "up", "down"):
+            item = ggml.tensor(getattr(expert, name))
+            bias = getattr(expert, f"{name}_bias")
+            record[f"{name}_bias"] = 0 if bias is None else ggml.tensor(bias).data
             traits = self._library.traits(item.type)
             record[name], record[f"{name}_row"] = item.data, item.nb[1]
             record[f"{name}_dot"] = traits.vec_dot
@@ -169,9 +182,33 @@ class RaggedLayer:
         return node((hidden, tokens), [x, ids, weights, inner], "down")
 
 
-def _swiglu(library: ggml.Library, operations: Mapping[str, int]) -> int:
-    """ggml's vectorised silu(gate) * up where it is exported, else the extension's own."""
-    function = library.optional("ggml_vec_swiglu_f32")
+def _activation(
+    library: ggml.Library, operations: Mapping[str, int], activation: Activation
+) -> int:
+    """The extension's own, but for ggml's vectorised silu(gate) * up where it is exported."""
+    if activation == "gelu_tanh":
+        _share_gelu_table(library)
+    function = library.optional("ggml_vec_swiglu_f32") if activation == "silu" else None
     if function is None:
-        return operations["swiglu"]
-    return ctypes.cast(function, ctypes.c_void_p).value or operations["swiglu"]
+        return operations[activation]
+    return ctypes.cast(function, ctypes.c_void_p).value or operations[activation]
+
+
+@cache
+def _gelu_table(library: ggml.Library) -> npt.NDArray[np.float32] | None:
+    """ggml's GELU of every float16, as floats by the bits; None where it is not exported."""
+    halves = library.half_table("ggml_table_gelu_f16")
+    return None if halves is None else halves.astype(np.float32)
+
+
+def knows(library: ggml.Library, activation: Activation) -> bool:
+    """Whether the extension computes ``activation`` to the last bit as ggml does."""
+    return activation != "gelu_tanh" or _gelu_table(library) is not None
+
+
+def _share_gelu_table(library: ggml.Library) -> None:
+    from tenp_edge.runtime.ggml import _ragged
+
+    table = _gelu_table(library)
+    assert table is not None
+    _ragged.use_gelu_table(table.ctypes.data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -45,6 +45,29 @@ class Weights:
             self._context.close()
             self.tensors.clear()
             del self.bytes
+
+
+class Constant:
+    """A vector of float32 that no file stores. ``tensor``: its address, None of no values."""
+
+    def __init__(self, library: ggml.Library, values: Sequence[float]) -> None:
+        self._library = library
+        self.tensor: int | None = None
+        if not values:
+            return
+        self._memory = np.zeros(len(values) + 16, dtype=np.float32)
+        start = -(-self._memory.ctypes.data // 64) * 64
+        self._context = ggml.Context(library, 1)
+        self._buffer = library.ggml_backend_cpu_buffer_from_ptr(start, 4 * len(values))
+        self.tensor = self._context.new_tensor_1d(ggml.F32, len(values))
+        library.ggml_backend_tensor_alloc(self._buffer, self.tensor, start)
+        ggml.array(self.tensor, np.float32, (len(values),))[:] = values
+
+    def close(self) -> None:
+        if self.tensor is not None:
+            self._library.ggml_backend_buffer_free(self._buffer)
+            self._context.close()
+            self.tensor = None
 
 
 class Cache:

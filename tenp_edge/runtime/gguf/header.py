@@ -62,6 +62,7 @@ GGML_TYPES = {
     23: ("IQ4_XS", 256, 136),
     29: ("IQ1_M", 256, 56),
     30: ("BF16", 1, 2),
+    39: ("MXFP4", 32, 17),
 }
 
 Bytes = bytes | bytearray | memoryview | mmap.mmap

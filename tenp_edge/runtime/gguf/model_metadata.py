@@ -12,68 +12,34 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
-
-import numpy as np
 
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.runtime.gguf.architectures import ARCHITECTURES, Architecture
+from tenp_edge.runtime.gguf.fields import LARGEST, Fields
 from tenp_edge.runtime.gguf.header import Header, Value
+from tenp_edge.runtime.gguf.yarn import frequency_divisors
 
 LAYOUT = "per-expert"
 # Before the architecture's name in a per-expert file. No other program knows such a name, so it
 # says so at once, instead of missing a tensor of the architecture that it thinks it knows.
 OWN = "tenp-"
+# Whether YaRN's range is rounded: llama.cpp always does.
+YARN_TRUNCATE = "rope.scaling.yarn_truncate"
 STACKED = ("merged", "padded")
 _VERSION = 1
-_PAIRWISE, _NEOX = 0, 2
 _SOFTMAX, _SIGMOID = 1, 2
-_SHOWN = 240
-_LARGEST = 2**24  # No size of a model is larger; keeps products small.
+_WINDOW = "attention.sliding_window"
 _FREQUENCY_SCALED = ("linear", "yarn")
+_BETA_FAST, _BETA_SLOW = 32.0, 1.0  # YaRN's, in llama.cpp
 # What llama.cpp has room for.
 _LLAMA_LAYERS = _LLAMA_EXPERTS = 512
-# Keys that we write and that are not read here: the tensors say the same.
-_TOLD_BY_TENSORS = frozenset(
-    "vocab_size feed_forward_length expert_feed_forward_length expert_shared_feed_forward_length "
-    "expert_shared_count rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow".split()
-)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How llama.cpp computes an architecture.
-
-    ``rope``: pairs (0) or halves (2) are rotated. ``qk_norm``: RMSNorm of each head of q and k, or
-    of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
-    ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
-    ``selection_bias``: softmax scores may have a bias that selects, as sigmoid ones always may.
-    ``window_period``: every so many layers one looks at the whole context, the others at a window.
-    """
-
-    rope: int = _NEOX
-    qk_norm: Literal["none", "head", "row"] = "none"
-    norm_topk: bool | None = False
-    attention_bias: bool = False
-    shared_gate: bool = False
-    mla: bool = False
-    selection_bias: bool = False
-    window_period: int = 0
-
-
-ARCHITECTURES = {
-    "qwen2moe": Architecture(attention_bias=True, shared_gate=True),
-    "qwen3moe": Architecture(qk_norm="head", norm_topk=True),
-    "olmoe": Architecture(qk_norm="row"),
-    "llama": Architecture(rope=_PAIRWISE, norm_topk=True),
-    "deepseek2": Architecture(rope=_PAIRWISE, norm_topk=None, mla=True),
-    "ernie4_5-moe": Architecture(rope=_PAIRWISE, norm_topk=True, selection_bias=True),
-}
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Arguments of ggml_rope_ext, as llama.cpp derives them."""
+    """Arguments of ggml_rope_ext, as llama.cpp derives them; ``divisors``: of each frequency, where
+    ggml cannot compute them by itself."""
 
     dimensions: int
     base: float
@@ -81,8 +47,9 @@ class Rope:
     original_context: int = 0
     ext_factor: float = 0.0
     attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    beta_fast: float = _BETA_FAST
+    beta_slow: float = _BETA_SLOW
+    divisors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +66,8 @@ class Mla:
 class Facts:
     """The model of a file of ours. ``widths``: routed layer -> width of each expert;
     ``feed_forward``: width of the dense layers, 0 where there are none; ``stacked``: the one width
-    of experts that lie in one tensor, 0 where each has its own."""
+    of experts that lie in one tensor, 0 where each has its own; ``softcap``: the bound of logits,
+    0 for none."""
 
     name: str
     architecture: Architecture
@@ -121,6 +89,8 @@ class Facts:
     widths: dict[int, tuple[int, ...]]
     feed_forward: int
     trained_context: int
+    layer_ropes: tuple[Rope, ...]
+    softcap: float = 0.0
     stacked: int = 0
 
 
@@ -156,7 +126,9 @@ def read_stacked(header: Header) -> Facts:
 
 def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
     """(whether llama.cpp ends the process, why)."""
-    heads = [own.head_dim for own in facts.attention]
+    sizes = [
+        (own.head_dim, rope) for own, rope in zip(facts.attention, facts.layer_ropes, strict=True)
+    ]
     kv_heads = {own.kv_heads for own in facts.attention}
     return (
         (
@@ -165,8 +137,10 @@ def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
             f"{_LLAMA_LAYERS} of {_LLAMA_EXPERTS}",
         ),
         (
-            facts.mla is None and any(facts.rope.dimensions != size for size in heads),
-            f"rope.dimension_count is {facts.rope.dimensions}, a head has {max(heads)}",
+            facts.mla is None
+            and not facts.architecture.partial_rotary
+            and any(rope.dimensions != size for size, rope in sizes),
+            f"rope.dimension_count is {facts.rope.dimensions}, a head has {max(sizes)[0]}",
         ),
         (
             facts.mla is not None and kv_heads != {1},
@@ -184,8 +158,8 @@ def read_facts(header: Header) -> Facts:
     return _read(header, (LAYOUT,))[0]
 
 
-def _read(header: Header, layouts: tuple[str, ...]) -> tuple[Facts, _Fields]:
-    fields = _Fields(header)
+def _read(header: Header, layouts: tuple[str, ...]) -> tuple[Facts, Fields]:
+    fields = Fields(header)
     version = fields.integer("tenp.version")
     if version != _VERSION:
         raise fields.error(f"tenp.version is {version}; this release reads {_VERSION}")
@@ -202,12 +176,12 @@ def _read(header: Header, layouts: tuple[str, ...]) -> tuple[Facts, _Fields]:
     return _facts(fields, name), fields
 
 
-def _facts(fields: _Fields, name: str) -> Facts:
+def _facts(fields: Fields, name: str) -> Facts:
     row = ARCHITECTURES[name]
     mla = _mla(fields) if row.mla else None
     rope = _rope(fields)
     heads = fields.integer("attention.head_count")
-    kv_heads = fields.integer("attention.head_count_kv", heads)
+    kv_heads = 1 if row.by_layer else fields.integer("attention.head_count_kv", heads)
     head_dim = fields.integer("attention.key_length")
     query_dim = head_dim if mla is None else mla.nope + rope.dimensions
     if heads % kv_heads or (mla is None and fields.integer("attention.value_length") != head_dim):
@@ -215,6 +189,8 @@ def _facts(fields: _Fields, name: str) -> Facts:
     if rope.dimensions > query_dim or rope.dimensions % 2:
         raise fields.error(f"rope.dimension_count is {rope.dimensions}, a head has {query_dim}")
     layers, experts = fields.integer("block_count"), fields.integer("expert_count")
+    if row.sections:
+        _check_sections(fields, rope, layers)
     latent = 0 if mla is None else mla.kv_rank + rope.dimensions
     top_k, groups = fields.integer("expert_used_count"), fields.integer("expert_group_count", 1)
     groups_used = fields.integer("expert_group_used_count", groups)
@@ -224,16 +200,19 @@ def _facts(fields: _Fields, name: str) -> Facts:
     if not divided or groups_used > groups or top_k > reachable:
         raise fields.error(f"{top_k} of {experts} experts in {groups_used} of {groups} groups")
     norm = bool(fields.flag("expert_weights_norm")) if row.norm_topk is None else row.norm_topk
+    widths = _widths(fields, layers, experts)  # first: lists of any length are compared with it
+    plain = LayerAttention(heads, kv_heads, head_dim, latent=latent)
+    attention = tuple(replace(plain, window=window) for window in _windows(fields, row, layers))
+    ropes = (rope,) * layers
+    if row.by_layer:
+        attention, ropes = _by_layer(fields, plain, rope, layers)
     return Facts(
         name=name,
         architecture=row,
         layers=layers,
         hidden=fields.integer("embedding_length"),
         vocab=_vocab(fields),
-        attention=tuple(
-            LayerAttention(heads, kv_heads, head_dim, window, latent)
-            for window in _windows(fields, row, layers)
-        ),
+        attention=attention,
         eps=fields.real("attention.layer_norm_rms_epsilon"),
         rope=rope,
         attention_scale=_attention_scale(fields, row, rope, query_dim),
@@ -245,21 +224,34 @@ def _facts(fields: _Fields, name: str) -> Facts:
         sigmoid=_sigmoid(fields),
         groups=groups,
         groups_used=groups_used,
-        widths=_widths(fields, layers, experts),
-        feed_forward=_feed_forward(fields),
+        widths=widths,
+        feed_forward=_feed_forward(fields, row),
         trained_context=fields.integer("context_length"),
+        layer_ropes=ropes,
+        softcap=fields.real("final_logit_softcapping", 0.0),
     )
 
 
-def _vocab(fields: _Fields) -> int:
+def _check_sections(fields: Fields, rope: Rope, layers: int) -> None:
+    """What only pictures need, and llama.cpp takes as it is. For a text all positions are one."""
+    sections = fields.integers("rope.dimension_sections")
+    deepstack = fields.integer("n_deepstack_layers", 0)
+    half, total = rope.dimensions // 2, sum(sections)
+    if len(sections) != 4 or min(sections) < 0 or not half <= total <= rope.dimensions:
+        raise fields.error(f"rope.dimension_sections are {sections}, half a head is {half}")
+    if deepstack > layers:
+        raise fields.error(f"{deepstack} of its {layers} layers take pictures")
+
+
+def _vocab(fields: Fields) -> int:
     """Rows of the embedding: the tensor says it in every architecture."""
     embedding = fields.header.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2 or embedding.shape[1] > _LARGEST:
+    if embedding is None or len(embedding.shape) != 2 or embedding.shape[1] > LARGEST:
         raise fields.error("it has no token_embd.weight of two dimensions")
     return embedding.shape[1]
 
 
-def _mla(fields: _Fields) -> Mla:
+def _mla(fields: Fields) -> Mla:
     rope = fields.integer("rope.dimension_count")
     key, rank = fields.integer("attention.key_length_mla"), fields.integer("attention.kv_lora_rank")
     value = fields.integer("attention.value_length", rank)
@@ -273,23 +265,51 @@ def _mla(fields: _Fields) -> Mla:
     )
 
 
-def _windows(fields: _Fields, row: Architecture, layers: int) -> list[int | None]:
+def _windows(fields: Fields, row: Architecture, layers: int) -> list[int | None]:
     """The window of each layer: llama.cpp's period, every so many layers one looks at all."""
     period = row.window_period
     if not period:
         return [None] * layers
-    window = fields.integer("attention.sliding_window")
+    window = fields.integer(_WINDOW)
     return [window if (layer + 1) % period else None for layer in range(layers)]
 
 
-def _sigmoid(fields: _Fields) -> bool:
+def _by_layer(
+    fields: Fields, full: LayerAttention, rope: Rope, layers: int
+) -> tuple[tuple[LayerAttention, ...], tuple[Rope, ...]]:
+    """Attention and rotation of every layer: ``full`` and ``rope``, or, of a window, the _swa keys.
+
+    Keys that llama.cpp has and we never use must say so.
+    """
+    for key in ("attention.shared_kv_layers", "embedding_length_per_layer_input"):
+        if fields.integer(key, 0):
+            raise fields.error(f"{key} is not 0")
+    head_dim, window = fields.integer("attention.key_length_swa"), fields.integer(_WINDOW)
+    turning = Rope(fields.integer("rope.dimension_count_swa"), fields.real("rope.freq_base_swa"))
+    if fields.integer("attention.value_length_swa") != head_dim or turning.dimensions != head_dim:
+        raise fields.error("its attention heads contradict each other")
+    within = fields.flags("attention.sliding_window_pattern")
+    kv_heads = fields.integers("attention.head_count_kv")
+    if len(within) != layers or len(kv_heads) != layers:
+        raise fields.error(f"{len(within)} windows and {len(kv_heads)} KV heads, {layers} layers")
+    if not all(0 < count <= full.heads and full.heads % count == 0 for count in kv_heads):
+        raise fields.error("its attention heads contradict each other")
+    found = []
+    for layer, (inside, count) in enumerate(zip(within, kv_heads, strict=True)):
+        own = f"blk.{layer}.attn_v.weight" in fields.header.tensors
+        size, seen = (head_dim, window) if inside else (full.head_dim, None)
+        found.append(LayerAttention(full.heads, count, size, seen, own_values=own))
+    return tuple(found), tuple(turning if inside else rope for inside in within)
+
+
+def _sigmoid(fields: Fields) -> bool:
     kind = fields.integer("expert_gating_func", _SOFTMAX)
     if kind not in (_SOFTMAX, _SIGMOID):
         raise fields.error(f"expert_gating_func is {kind}; 1 (softmax) and 2 (sigmoid) are known")
     return kind == _SIGMOID
 
 
-def _rope(fields: _Fields) -> Rope:
+def _rope(fields: Fields) -> Rope:
     """YaRN as llama.cpp does it: ggml scales the rotation by 1 + 0.1 ln(factor) on its own, so the
     attention factor cancels that where latent attention scales the scores instead."""
     dimensions = fields.integer("rope.dimension_count")
@@ -304,6 +324,14 @@ def _rope(fields: _Fields) -> Rope:
     if kind == "linear":
         return Rope(dimensions, base, scale=1.0 / factor, attention_factor=wanted)
     magnitude = 1.0 + 0.1 * math.log(factor)
+    if not fields.flag(YARN_TRUNCATE, True):
+        original = fields.integer("rope.scaling.original_context_length")
+        own = frequency_divisors(
+            dimensions, base, factor, original, _BETA_FAST, _BETA_SLOW, truncate=False
+        )
+        return Rope(
+            dimensions, base, attention_factor=wanted * magnitude, divisors=tuple(own.tolist())
+        )
     cancelled = fields.real("rope.scaling.yarn_log_multiplier", 0.0) != 0.0
     return Rope(
         dimensions,
@@ -312,14 +340,14 @@ def _rope(fields: _Fields) -> Rope:
         original_context=fields.integer("rope.scaling.original_context_length"),
         ext_factor=1.0,
         attention_factor=wanted / magnitude if cancelled else wanted,
-        beta_fast=fields.real("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=fields.real("rope.scaling.yarn_beta_slow", 1.0),
+        beta_fast=fields.real("rope.scaling.yarn_beta_fast", _BETA_FAST),
+        beta_slow=fields.real("rope.scaling.yarn_beta_slow", _BETA_SLOW),
     )
 
 
-def _attention_scale(fields: _Fields, row: Architecture, rope: Rope, query_dim: int) -> float:
+def _attention_scale(fields: Fields, row: Architecture, rope: Rope, query_dim: int) -> float:
     """1 / sqrt(head size), times (0.1 mscale_all_dim ln(factor) + 1)^2 in deepseek2."""
-    scale = 1.0 / math.sqrt(query_dim)
+    scale = row.attention_scale or 1.0 / math.sqrt(query_dim)
     if not row.mla:
         return scale
     spread = math.log(1.0 / rope.scale)
@@ -330,16 +358,18 @@ def _attention_scale(fields: _Fields, row: Architecture, rope: Rope, query_dim: 
     return scale * magnitude * magnitude
 
 
-def _feed_forward(fields: _Fields) -> int:
-    dense = fields.integer("leading_dense_block_count", 0)
+def _feed_forward(fields: Fields, row: Architecture) -> int:
+    dense = row.dense_beside or fields.integer("leading_dense_block_count", 0)
     return fields.integer("feed_forward_length") if dense else 0
 
 
-def _widths(fields: _Fields, layers: int, experts: int) -> dict[int, tuple[int, ...]]:
+def _widths(fields: Fields, layers: int, experts: int) -> dict[int, tuple[int, ...]]:
     routed = fields.integers("tenp.moe_layers")
     widths = fields.integers("tenp.expert_widths")
     full = fields.integer("tenp.full_width")
     dense = fields.integer("leading_dense_block_count", 0)
+    if fields.integer("nextn_predict_layers", 0):
+        raise fields.error("it has layers that predict further tokens")
     step = fields.integer("interleave_moe_layer_step", 1)
     if step != 1 or len(routed) != layers - dense or routed != list(range(dense, layers)):
         raise fields.error(f"its routed layers are not {dense}..{layers - 1}")
@@ -353,62 +383,3 @@ def _widths(fields: _Fields, layers: int, experts: int) -> dict[int, tuple[int, 
         layer: tuple(widths[index * experts : (index + 1) * experts])
         for index, layer in enumerate(routed)
     }
-
-
-class _Fields:
-    """Metadata by key, each with its type and range checked."""
-
-    def __init__(self, header: Header) -> None:
-        self.header, self.prefix = header, ""
-        self._read: set[str] = set()
-
-    def error(self, why: str) -> UserError:
-        return UserError(
-            f"{self.header.file} cannot be run: {shown(why, _SHOWN)}", "export it again"
-        )
-
-    def _value(self, key: str) -> object:
-        fields, own = self.header.fields, f"{self.prefix}.{key}"
-        self._read.add(own)
-        return fields.get(own, fields.get(key))
-
-    def unread(self) -> list[str]:
-        """Keys of the architecture that nobody asked for, and those of a file in parts."""
-        known = self._read | {f"{self.prefix}.{key}" for key in _TOLD_BY_TENSORS}
-        starts = (f"{self.prefix}.", "split.")
-        return [key for key in self.header.fields if key.startswith(starts) and key not in known]
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A size: 1 or more, or 0 where that is the default."""
-        value = self._value(key)
-        value = default if value is None else value
-        least = 0 if default == 0 else 1
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
-            raise self.error(f"{key} is {value!r}, not a size")
-        return value
-
-    def integers(self, key: str) -> list[int]:
-        value = self._value(key)
-        if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, np.integer):
-            raise self.error(f"{key} is not a list of numbers")
-        return [int(item) for item in value.tolist()]
-
-    def real(self, key: str, default: float | None = None) -> float:
-        value = self._value(key)
-        value = default if value is None else value
-        if not isinstance(value, float) or not math.isfinite(value) or value < 0.0:
-            raise self.error(f"{key} is {value!r}, not a number")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self._value(key)
-        if value is not None and not isinstance(value, bool):
-            raise self.error(f"{key} is {value!r}, not true or false")
-        return bool(value)
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._value(key)
-        value = default if value is None else value
-        if not isinstance(value, str):
-            raise self.error(f"{key} is not a text")
-        return value

@@ -1,6 +1,7 @@
 """The padded twin of a per-expert GGUF: the file's own numbers in a layout llama.cpp can load.
 
     blk.L.ffn_gate.E.weight (width_E, hidden), E < n  ->  blk.L.ffn_gate_exps.weight (n, F, hidden)
+    blk.L.ffn_gate.E.bias (width_E), E < n            ->  blk.L.ffn_gate_exps.bias (n, F)
 
 Stored blocks are copied as they are and the missing neurons are zero bytes, which decode to zeros
 in every ggml type; so judging the twin is judging the file as written, its quantisation included.
@@ -10,6 +11,7 @@ decoded to float32. One tensor of one expert is in memory at a time.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -24,12 +26,12 @@ import numpy.typing as npt
 from tenp_edge.disk import atomic_file, read_range, require_free
 from tenp_edge.errors import UserError
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.runtime.gguf.model_metadata import OWN
+from tenp_edge.runtime.gguf.model_metadata import OWN, YARN_TRUNCATE
 from tenp_edge.runtime.gguf.tokenizer_file import string
 
 TWIN = "padded twin in unmodified llama.cpp"
 
-_EXPERT = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight")
+_EXPERT = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.(weight|bias)")
 _ALIGNMENT = 32
 _F32 = 0
 _STRING = 8
@@ -108,7 +110,7 @@ def write_padded_twin(file: GgufFile, target: Path, progress: Progress = QUIET) 
 def _targets(file: GgufFile) -> list[_Target]:
     """The twin's tensors: everything else as it is, the experts of a layer as one."""
     full = int(file.value("tenp.full_width"))
-    groups: dict[tuple[str, str], list[tuple[int, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[tuple[int, Any]]] = {}
     targets = []
     for tensor in file.reader.tensors:
         match = _EXPERT.fullmatch(tensor.name)
@@ -117,23 +119,29 @@ def _targets(file: GgufFile) -> list[_Target]:
             kind, nbytes = int(tensor.tensor_type), int(tensor.n_bytes)
             targets.append(_Target(tensor.name, ne, kind, nbytes, (tensor,)))
         else:
-            groups.setdefault((match[1], match[2]), []).append((int(match[3]), tensor))
-    for (layer, projection), group in groups.items():
+            key = match[1], match[2], match[4]
+            groups.setdefault(key, []).append((int(match[3]), tensor))
+    for (layer, projection, suffix), group in groups.items():
         experts = [tensor for _, tensor in sorted(group, key=lambda pair: pair[0])]
-        targets.append(_merged(layer, projection, experts, full))
+        name = f"blk.{layer}.ffn_{projection}_exps.{suffix}"
+        targets.append(_merged(name, projection, experts, full))
     return targets
 
 
-def _merged(layer: str, projection: str, experts: Sequence[Any], full: int) -> _Target:
-    hidden = int(experts[0].shape[1 if projection == "down" else 0])
-    row, rows = (full, hidden) if projection == "down" else (hidden, full)
+def _merged(name: str, projection: str, experts: Sequence[Any], full: int) -> _Target:
+    ne = [int(size) for size in experts[0].shape]
+    # gate and up (hidden, width), biases (width); down (width, hidden), its bias (hidden)
+    if projection != "down":
+        ne[-1] = full
+    elif len(ne) == 2:
+        ne[0] = full
+    row, rows = ne[0], math.prod(ne[1:])
     kinds = {int(tensor.tensor_type) for tensor in experts}
     kind = kinds.pop() if len(kinds) == 1 else _F32
     if row % _block(kind)[0]:
         kind = _F32
-    name = f"blk.{layer}.ffn_{projection}_exps.weight"
     nbytes = len(experts) * rows * _row_bytes(kind, row)
-    return _Target(name, (row, rows, len(experts)), kind, nbytes, tuple(experts))
+    return _Target(name, (*ne, len(experts)), kind, nbytes, tuple(experts))
 
 
 def _write(stream: BinaryIO, file: Path, target: _Target) -> None:
@@ -153,7 +161,8 @@ def _raw(file: Path, tensor: Any) -> Bytes:
 
 def _grown(raw: Bytes, tensor: Any, target: _Target) -> Bytes:
     """The rows of one expert in the target's type, with zeros up to the target's shape."""
-    row, rows = target.ne[:2]
+    row, *others = target.ne[:-1]
+    rows = math.prod(others)
     own = _rows(raw, tensor, target.kind)
     grown = np.zeros((rows, _row_bytes(target.kind, row)), dtype=np.uint8)
     grown[: own.shape[0], : own.shape[1]] = own
@@ -162,7 +171,7 @@ def _grown(raw: Bytes, tensor: Any, target: _Target) -> Bytes:
 
 def _rows(raw: Bytes, tensor: Any, kind: int) -> Bytes:
     """[rows, row bytes] of ``tensor`` as stored, or decoded to float32."""
-    by_row = raw.reshape(int(tensor.shape[1]), -1)
+    by_row = raw.reshape(math.prod(map(int, tensor.shape[1:])), -1)
     if int(tensor.tensor_type) == kind:
         return by_row
     from gguf.quants import dequantize
@@ -211,13 +220,14 @@ def _header(file: GgufFile, tensors: Sequence[_Target]) -> bytes:
 
 def _raw_fields(file: GgufFile) -> Iterator[bytes]:
     """Every metadata field (key, type, value): as stored, but for the layout and the name of the
-    architecture, which is llama.cpp's."""
+    architecture, which is llama.cpp's, and without what llama.cpp has no key for."""
     own = str(file.value("general.architecture"))
     stock = own.removeprefix(OWN)
     changed = {"tenp.layout": "padded", "general.architecture": stock}
     with file.file.open("rb") as stream:
         for name, field in file.reader.fields.items():
-            if name.startswith("GGUF."):  # the reader's own names for the counts
+            # The reader's own names for the counts, and ours.
+            if name.startswith("GGUF.") or name == f"{own}.{YARN_TRUNCATE}":
                 continue
             if name in changed:
                 yield string(name) + struct.pack("<I", _STRING) + string(changed[name])

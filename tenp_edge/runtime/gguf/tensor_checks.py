@@ -29,7 +29,7 @@ def check_tensors(header: Header, facts: Facts) -> None:
             raise _contradiction(
                 header, f"{name} is {_times(info.shape)}, the metadata says {_times(shape)}"
             )
-        if len(shape) == 1 and info.type_name != "F32":
+        if (len(shape) == 1 or name.endswith(".bias")) and info.type_name != "F32":
             raise _contradiction(header, f"{name} is {info.type_name}, not F32")
     unknown = [name for name in header.tensors if name not in known]
     if unknown:
@@ -42,35 +42,55 @@ def _expected(facts: Facts, header: Header) -> Iterator[tuple[str, Shape, bool]]
     yield "token_embd.weight", (hidden, facts.vocab), False
     yield "output_norm.weight", (hidden,), False
     yield "output.weight", (hidden, facts.vocab), True
+    full = [own.head_dim for own in facts.attention if own.window is None]
+    if facts.architecture.by_layer and full:
+        yield "rope_freqs.weight", (full[0] // 2,), True
     for layer in range(facts.layers):
         own = facts.attention[layer]
         attention = _mla_tensors(facts, own) if facts.mla else _gqa_tensors(facts, own)
-        feed_forward = (
-            _routed_tensors(facts, layer, header)
-            if layer in facts.widths
-            else _mlp_tensors(facts, facts.feed_forward, "")
-        )
+        routed = layer in facts.widths
+        feed_forward = [*_routed_tensors(facts, layer, header)] if routed else []
+        if not routed or facts.architecture.dense_beside:
+            feed_forward += _mlp_tensors(facts, facts.feed_forward, "")
         for name, shape, optional in (
             ("attn_norm.weight", (hidden,), False),
-            ("ffn_norm.weight", (hidden,), False),
+            (f"{facts.architecture.ffn_norm}.weight", (hidden,), False),
+            *_more_norms(facts),
             *attention,
             *feed_forward,
         ):
             yield f"blk.{layer}.{name}", shape, optional
 
 
+def _more_norms(facts: Facts) -> Iterator[tuple[str, Shape, bool]]:
+    row = facts.architecture
+    names = ["post_attention_norm", "post_ffw_norm"] if row.norms_after else []
+    if row.dense_beside:
+        names += ["post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2"]
+    for name in names:
+        yield f"{name}.weight", (facts.hidden,), False
+    if row.scales:
+        yield "layer_output_scale.weight", (1,), False
+
+
 def _gqa_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape, bool]]:
     hidden, row = facts.hidden, facts.architecture
     queries, keys = own.heads * own.head_dim, own.kv_heads * own.head_dim
-    for name, size in (("q", queries), ("k", keys), ("v", keys)):
-        yield f"attn_{name}.weight", (hidden, size), False
-        if row.attention_bias:
+    for name, size in (("q", queries), ("k", keys), ("v", keys if own.own_values else 0)):
+        if size:
+            yield f"attn_{name}.weight", (hidden, size), False
+        if size and row.attention_bias:
             yield f"attn_{name}.bias", (size,), True
     if row.qk_norm != "none":
         by_head = row.qk_norm == "head"
-        yield "attn_q_norm.weight", (own.head_dim if by_head else queries,), False
-        yield "attn_k_norm.weight", (own.head_dim if by_head else keys,), False
+        for name, size in (("q", queries), ("k", keys)):
+            shape = (own.head_dim if by_head else size,)
+            yield f"attn_{name}_norm.weight", shape, row.qk_norm_optional
     yield "attn_output.weight", (queries, hidden), False
+    if row.output_bias:
+        yield "attn_output.bias", (hidden,), True
+    if row.sinks:
+        yield "attn_sinks.weight", (own.heads,), False
 
 
 def _mla_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape, bool]]:
@@ -99,18 +119,31 @@ def _mlp_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str, S
 def _routed_tensors(facts: Facts, layer: int, header: Header) -> Iterator[tuple[str, Shape, bool]]:
     hidden = facts.hidden
     yield "ffn_gate_inp.weight", (hidden, facts.experts), False
+    if facts.architecture.router_linear_bias:
+        yield "ffn_gate_inp.bias", (facts.experts,), False
     if facts.sigmoid or facts.architecture.selection_bias:
         yield "exp_probs_b.bias", (facts.experts,), True
+    if facts.architecture.residual_router:
+        yield "ffn_gate_inp.scale", (hidden,), False
+    if facts.architecture.scales:
+        yield "ffn_down_exps.scale", (facts.experts,), False
     if facts.stacked:
-        for name, shape, optional in _mlp_tensors(facts, facts.stacked, "_exps"):
+        for name, shape, optional in _expert_tensors(facts, facts.stacked, "_exps"):
             yield name, (*shape, facts.experts), optional
     for expert, width in enumerate(() if facts.stacked else facts.widths[layer]):
-        yield from _mlp_tensors(facts, width, f".{expert}")
+        yield from _expert_tensors(facts, width, f".{expert}")
     shared = _shared_width(header.tensors.get(f"blk.{layer}.ffn_gate_shexp.weight"))
     if shared:
         yield from _mlp_tensors(facts, shared, "_shexp")
         if facts.architecture.shared_gate:
             yield "ffn_gate_inp_shexp.weight", (hidden, 1), False
+
+
+def _expert_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str, Shape, bool]]:
+    for name, shape, optional in _mlp_tensors(facts, width, suffix):
+        yield name, shape, optional
+        if facts.architecture.expert_bias:
+            yield name.replace(".weight", ".bias"), shape[1:], optional
 
 
 def _shared_width(gate: TensorInfo | None) -> int:

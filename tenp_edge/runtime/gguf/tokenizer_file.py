@@ -3,6 +3,7 @@ architecture's name that llama.cpp knows.
 
     general.architecture = tenp-qwen3moe    ->  general.architecture = qwen3moe
     tenp-qwen3moe.context_length            ->  qwen3moe.context_length
+    tokenizer.ggml.pre = gpt-4o             ->  tokenizer.ggml.pre = granite-embed-multi-97m
     tenp.*, the tensors                     ->  left out
 
 Without the tensors for a second reason: llama.cpp would compare every tensor's name with every
@@ -21,7 +22,11 @@ from pathlib import Path
 from tenp_edge.runtime.gguf.header import Header
 from tenp_edge.runtime.gguf.model_metadata import OWN
 
-_ARCHITECTURE = "general.architecture"
+_ARCHITECTURE, _SPLITTER = "general.architecture", "tokenizer.ggml.pre"
+# llama.cpp's gpt-4o cuts combining marks from their letters (docs/formats/tokenizers.md). The same
+# expressions without that fault have another name, which older releases of llama.cpp do not know:
+# not for files that go elsewhere.
+_REPAIRED = {"gpt-4o": "granite-embed-multi-97m"}
 _STRING = 8
 _DESCRIPTORS = Path("/dev/fd")
 
@@ -50,12 +55,15 @@ def _parts(header: Header, memory: mmap.mmap) -> Iterator[bytes | memoryview]:
     """Its bytes, one field after the other; a vocabulary is not copied."""
     own = str(header.fields[_ARCHITECTURE])
     name = own.removeprefix(OWN)
+    splitter = _REPAIRED.get(str(header.fields.get(_SPLITTER)))
     kept = {key: span for key, span in header.spans.items() if not key.startswith("tenp.")}
     yield memory[:8] + struct.pack("<QQ", 0, len(kept))
     with memoryview(memory) as view:
         for key, (start, end) in kept.items():
             if key == _ARCHITECTURE:
                 yield string(key) + struct.pack("<I", _STRING) + string(name)
+            elif key == _SPLITTER and splitter is not None:
+                yield string(key) + struct.pack("<I", _STRING) + string(splitter)
             elif key.startswith(f"{own}."):
                 yield string(name + key.removeprefix(own))
                 yield view[start + len(string(key)) : end]

@@ -11,7 +11,9 @@ from tenp_edge.errors import UserError, shown
 from tenp_edge.runtime.gguf.header import Header, Texts
 
 _NO_VOCABULARY = ("none", "no_vocab")
-_BYTE_LEVEL, _SENTENCEPIECE = "gpt2", "llama"
+_BYTE_LEVEL, _SENTENCEPIECE, _GEMMA = "gpt2", "llama", "gemma4"
+# Ways to split text under which a file without a BOS token has none; else llama.cpp takes token 11.
+_NO_DEFAULT_BOS = ("glm4", "glm5", "chatglm-bpe")
 _BYTE_TYPE = 6
 _BYTE_TOKEN = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 # Where a file does not say which its special tokens are, llama.cpp takes numbers up to 11.
@@ -26,8 +28,8 @@ def check_vocabulary(header: Header) -> None:
     tokens, kind = fields.get("tokenizer.ggml.tokens"), fields.get("tokenizer.ggml.model")
     if kind in _NO_VOCABULARY and tokens is None:
         return
-    if kind not in (_BYTE_LEVEL, _SENTENCEPIECE):
-        known = f"{_BYTE_LEVEL} and {_SENTENCEPIECE} are known"
+    if kind not in (_BYTE_LEVEL, _SENTENCEPIECE, _GEMMA):
+        known = f"{_BYTE_LEVEL}, {_SENTENCEPIECE} and {_GEMMA} are known"
         raise _broken(header, f"tokenizer.ggml.model is {shown(repr(kind))}; {known}")
     if not isinstance(tokens, Texts) or not tokens.count:
         raise _broken(header, "it has no tokens")
@@ -41,7 +43,8 @@ def check_vocabulary(header: Header) -> None:
     if not isinstance(fields.get("tokenizer.ggml.merges"), Texts | None):
         raise _broken(header, "tokenizer.ggml.merges is not a list of texts")
     _check_numbers(header, tokens.count)
-    if kind == _SENTENCEPIECE:
+    _check_special(header, kind == _GEMMA, tokens.count)
+    if kind != _BYTE_LEVEL:
         _check_bytes(header, texts, list(tokens.values()))
 
 
@@ -54,6 +57,20 @@ def _check_numbers(header: Header, count: int) -> None:
         fits = isinstance(values, np.ndarray) and np.issubdtype(values.dtype, kind)
         if not fits or len(values) != count or values.dtype.itemsize != 4:  # type: ignore[arg-type, union-attr]
             raise _broken(header, f"tokenizer.ggml.{key} is not a list of {count} numbers")
+
+
+def _check_special(header: Header, gemma: bool, count: int) -> None:
+    """The tokens that every text begins or ends with are there. Gemma's always begins with one."""
+    fields = header.fields
+    no_bos = fields.get("tokenizer.ggml.pre") in _NO_DEFAULT_BOS
+    for key in ("bos", "eos") if gemma else ("bos",) if no_bos else ():
+        number = fields.get(f"tokenizer.ggml.{key}_token_id")
+        named = type(number) is int and 0 <= number < count
+        added = (gemma and key == "bos") or bool(fields.get(f"tokenizer.ggml.add_{key}_token"))
+        if added and not named:
+            raise _broken(
+                header, f"every text gets the {key.upper()} token, which it does not name"
+            )
 
 
 def _check_bytes(header: Header, texts: Collection[bytes], ordered: Sequence[bytes]) -> None:

@@ -219,7 +219,8 @@ def test_compress_holds_out_by_source(model: Checkpoint, tmp_path: Path) -> None
         [("own", 4), ("code", 4), ("prose", 4)],
     ]
     chosen = ValidationOptions(("x=builtin",), samples=2, seq_len=32)
-    parts = compress_domains(model, mixed, chosen)
+    both = CalibrationOptions((f"own={file}", "builtin"), samples=4, seq_len=32)
+    parts = compress_domains(model, both, chosen)
     assert [name for name, _ in names(parts[1])] == ["x"]
     parts = compress_domains(model, SMALL, SMALL_HELD)
     assert [name for name, _ in names(parts[1])] == list(DOMAINS)

@@ -28,7 +28,7 @@ from tenp_edge.evaluation.comparison.candidates import (
     mean_activations,
 )
 from tenp_edge.evaluation.comparison.compared_methods import METHODS, Case, choose_methods
-from tenp_edge.evaluation.comparison.grid import Job, budget, compare, measure
+from tenp_edge.evaluation.comparison.grid import Comparison, budget, compare, measure
 from tenp_edge.evaluation.comparison.measures import Arithmetic, Cloze, TextMeasure
 from tenp_edge.evaluation.comparison.table import lines, predictions
 from tenp_edge.evaluation.divergence import score_tokens
@@ -272,8 +272,10 @@ def test_a_sum_is_right_when_greedy_decoding_would_write_it(checkpoint_of: Make)
 # -- the whole comparison --------------------------------------------------------------------------
 
 
-def job(checkpoint: Checkpoint, statistics: dict[int, Statistics], ratios: list[float]) -> Job:
-    return Job(
+def comparison(
+    checkpoint: Checkpoint, statistics: dict[int, Statistics], ratios: list[float]
+) -> Comparison:
+    return Comparison(
         checkpoint=checkpoint,
         methods=choose_methods(["tenp", "enp", "drop-frequency"]),
         ratios=ratios,
@@ -313,13 +315,15 @@ def test_predicted_losses_are_ranked_against_measured_kl() -> None:
 
 def test_it_continues_after_a_kill(case: Case, tmp_path: Path) -> None:
     file, seeds = tmp_path / "compare.json", {0: case.statistics, 1: case.statistics}
-    first = compare(job(case.checkpoint, seeds, [0.75]), file, device=CPU, dtype=F32)
+    first = compare(comparison(case.checkpoint, seeds, [0.75]), file, device=CPU, dtype=F32)
     assert len(first["rows"]) == 6
     marked = {**first, "rows": [{**row, "kept": 7.0} for row in first["rows"]]}
     file.write_text(json.dumps(marked))  # what is there is not measured again
-    both = compare(job(case.checkpoint, seeds, [0.75, 0.5]), file, device=CPU, dtype=F32)
+    both = compare(comparison(case.checkpoint, seeds, [0.75, 0.5]), file, device=CPU, dtype=F32)
     assert [row["kept"] == 7.0 for row in both["rows"]] == [True] * 6 + [False] * 6
-    other = compare(job(case.checkpoint, {0: case.statistics}, [0.5]), file, device=CPU, dtype=F32)
+    other = compare(
+        comparison(case.checkpoint, {0: case.statistics}, [0.5]), file, device=CPU, dtype=F32
+    )
     assert len(other["rows"]) == 3  # another comparison begins anew
     found = lines(both)
     assert [line.keep for line in found] == [0.75] * 3 + [0.5] * 3

@@ -103,7 +103,9 @@ def test_dense_model_in_llama_cpp(family: str, checkpoint_of: Make, tmp_path: Pa
     source = ModelSource(Checkpoint(checkpoint_of(family)))
     manifest = export(source, tmp_path / "model.gguf")
     assert manifest.layout == "merged"
-    assert_close(llama_logits(tmp_path / "model.gguf"), torch_logits(source.checkpoint.path))
+    assert_close(
+        llama_logits(tmp_path / "model.gguf"), torch_logits(source.checkpoint.path), family
+    )
 
 
 @pytest.mark.parametrize("layout", ["merged", "padded"])
@@ -115,7 +117,7 @@ def test_pruned_model_in_llama_cpp(
     plan = random_plan(checkpoint, plan_for(layout))
     export(ModelSource(checkpoint, plan), tmp_path / "model.gguf", layout=layout)
     wanted = torch_logits(checkpoint.path, plan)
-    assert_close(llama_logits(tmp_path / "model.gguf"), wanted)
+    assert_close(llama_logits(tmp_path / "model.gguf"), wanted, family)
     assert np.abs(torch_logits(checkpoint.path) - wanted).max() > 0.01
 
 
@@ -125,7 +127,7 @@ def test_removed_experts_in_llama_cpp(family: str, checkpoint_of: Make, tmp_path
     source = ModelSource(checkpoint, random_plan(checkpoint, "drop"))
     export(source, tmp_path / "model.gguf")
     smaller = write_dropped(source, tmp_path / "smaller")
-    assert_close(llama_logits(tmp_path / "model.gguf"), torch_logits(smaller))
+    assert_close(llama_logits(tmp_path / "model.gguf"), torch_logits(smaller), family)
 
 
 def test_shared_expert_is_padded_to_a_multiple(checkpoint_of: Make, tmp_path: Path) -> None:
@@ -157,7 +159,12 @@ def test_per_expert_file_holds_the_slices(family: str, dtype: str, tmp_path: Pat
                     tensor = stored[f"blk.{layer}.ffn_{projection}.{expert}.weight"]
                     found = gguf.dequantize(tensor.data, tensor.tensor_type)
                     assert np.array_equal(found, getattr(weights, projection).float().numpy())
-            router = source.read(f"{source.config.moe_prefix(layer)}gate.weight").float().numpy()
+                    bias = getattr(weights, f"{projection}_bias")
+                    if bias is not None:
+                        found = stored[f"blk.{layer}.ffn_{projection}.{expert}.bias"].data
+                        assert np.array_equal(found, bias.float().numpy())
+            name = f"{source.config.moe_prefix(layer)}{source.config.family.router}.weight"
+            router = source.read(name).float().numpy()
             assert np.array_equal(stored[f"blk.{layer}.ffn_gate_inp.weight"].data, router)
 
 

@@ -11,6 +11,7 @@ from support import plans, tiny
 from support.calibrating import domain, run
 
 from tenp_edge.calibration.imatrix import Importance
+from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource, StoredModel, WeightSource
 from tenp_edge.exporters.base import ExportData, ExportOptions, Requantiser
@@ -45,12 +46,21 @@ def test_every_family(
     assert_same(held, EXPORTER.read_back(tmp_path / "model.gguf", checkpoint.config))
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Statistics]:
+    """A model wide enough for the blocks of 256, and its statistics."""
+    directory = tmp_path_factory.mktemp("wide")
+    sizes = {"hidden_size": 256, "moe_intermediate_size": 256, "num_experts": 4}
+    sizes |= {"num_hidden_layers": 2}
+    checkpoint = Checkpoint(tiny.make(directory / "model", "qwen3_moe", **sizes))
+    return checkpoint, run(checkpoint.path, directory / "work", [domain("code", 2)])
+
+
 @pytest.mark.parametrize("quant", ["F16", "Q8_0", "Q5_K_M", "IQ4_XS", "Q4_0", "Q3_K_M", "Q2_K"])
-def test_every_type_with_an_importance_matrix(tmp_path: Path, quant: str) -> None:
-    """Wide enough for the blocks of 256."""
-    sizes = {"hidden_size": 256, "moe_intermediate_size": 256}
-    checkpoint = Checkpoint(tiny.make(tmp_path / "model", "qwen3_moe", **sizes))
-    statistics = run(checkpoint.path, tmp_path / "work", [domain("code", 2)])
+def test_every_type_with_an_importance_matrix(
+    measured: tuple[Checkpoint, Statistics], tmp_path: Path, quant: str
+) -> None:
+    checkpoint, statistics = measured
     source, data = ModelSource(checkpoint), ExportData(Importance(statistics))
     options = ExportOptions(quant, "per-expert", imatrix=True)
     EXPORTER.write(source, options, tmp_path / "model.gguf", data)

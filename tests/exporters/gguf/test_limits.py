@@ -19,6 +19,7 @@ from tenp_edge.exporters.gguf import EXPORTER
 Make = Callable[[str], Path]
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+SECTIONS = {"rope_type": "default", "mrope_section": [8, 4, 4], "mrope_interleaved": True}
 MSCALE = {"mscale": 1.0, "mscale_all_dim": 1.0}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "yarn": ("qwen3_moe", {"rope_scaling": YARN}),
@@ -43,6 +44,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "groups": ("deepseek_v3", {"n_group": 4, "topk_group": 2}),
     "greedy ignores groups": ("deepseek_v2", {"n_group": 2, "topk_group": 1}),
     "no renormalisation": ("deepseek_v3", {"norm_topk_prob": False}),
+    "norms of heads": ("glm4_moe", {"use_qk_norm": True, "attention_bias": False}),
+    "sections that end early": ("qwen3_vl_moe", {"rope_scaling": SECTIONS, "rope_theta": 100.0}),
     "no shared expert": ("ernie4_5_moe", {"moe_num_shared_experts": 0, "moe_layer_start_index": 0}),
 }
 
@@ -128,6 +131,23 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"rope_scaling": {"type": "linear", "factor": 2.0}},
         "llama.cpp's deepseek2 does not scale its rotary embedding linearly",
     ),
+    "windows in other layers": (
+        "gpt_oss",
+        {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        "in llama.cpp's gpt-oss every 2nd layer looks at the whole context and the others at a "
+        "window, in this model layer 0, 2 do",
+    ),
+    "no windows": (
+        "gpt_oss",
+        {"layer_types": ["full_attention"] * 3},
+        "in llama.cpp's gpt-oss every 2nd layer looks at the whole context and the others at a "
+        "window, in this model layer 0, 1, 2 do",
+    ),
+    "no attention biases": (
+        "gpt_oss",
+        {"attention_bias": False},
+        "llama.cpp's gpt-oss needs attention biases",
+    ),
     "no shared expert": (
         "qwen2_moe",
         {"shared_expert_intermediate_size": 0},
@@ -155,7 +175,8 @@ def test_options_that_do_not_exist(checkpoint_of: Make) -> None:
         (
             ExportOptions("Q9"),
             "GGUF has no tensor type 'Q9'\ntry: --quant F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, "
-            "Q5_K_S, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, Q4_0, Q3_K_M, Q2_K",
+            "Q5_K_S, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, Q4_0, MXFP4, Q3_K_M, IQ3_M, IQ3_S, IQ3_XXS, "
+            "Q2_K, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S",
         ),
         (
             ExportOptions("F32", "flat"),

@@ -31,6 +31,7 @@ from tenp_edge.verbs.export import run_export
 
 Make = Callable[..., Path]
 QUANTISED = tuple(q for q in EXPORTER.quants if q not in ("F32", "F16", "BF16"))
+WEIGHED_ONLY = ("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
 # Rows of 256 fit K-quants, rows of 96 take every fallback; 18 layers reach every layer rule.
 WIDE = {"hidden_size": 256, "num_attention_heads": 4, "head_dim": 64}
 DEEP = WIDE | {"num_hidden_layers": 18}
@@ -64,6 +65,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("olmoe", DEEP | {"num_experts": 4}),
     "mixtral": ("mixtral", DEEP | {"num_local_experts": 8}),
     "deepseek_v2": ("deepseek_v2", WIDE | {"num_hidden_layers": 17, "head_dim": None}),
+    # Five of six layers have an attn_v.
+    "gemma4": ("gemma4_text", DEEP | {"num_experts": 5, "layer_types": None}),
+    "gemma4, grouped": (
+        "gemma4_text",
+        DEEP | {"num_experts": 5, "num_key_value_heads": 1, "layer_types": None},
+    ),
     "deepseek_v3": ("deepseek_v3", WIDE | {"num_hidden_layers": 17, "head_dim": None}),
 }
 
@@ -75,7 +82,7 @@ def test_recipes_are_llama_cpps(shape: str, make: Make, tmp_path: Path) -> None:
     export(ModelSource(checkpoint), tmp_path / "f32.gguf", "F32")
     some = {"blk.0.attn_output.weight": np.ones(256, np.float32)}
     for quant in QUANTISED:
-        for imatrix in (None, some):
+        for imatrix in (some,) if quant in WEIGHED_ONLY else (None, some):
             wanted = quantize(
                 tmp_path / "f32.gguf", tmp_path / "none", quant, imatrix=imatrix, dry_run=True
             )
@@ -90,7 +97,11 @@ def test_recipes_are_llama_cpps(shape: str, make: Make, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def model(make: Make) -> Checkpoint:
     """Two layers wide enough for K-quants, in bf16 as real models are."""
-    changes = WIDE | {"num_hidden_layers": 2, "moe_intermediate_size": 256}
+    return wide_model(make, 2)
+
+
+def wide_model(make: Make, layers: int) -> Checkpoint:
+    changes = WIDE | {"num_hidden_layers": layers, "moe_intermediate_size": 256}
     changes |= {"num_experts": 3, "shared_expert_intermediate_size": 256}
     changes |= {"torch_dtype": "bfloat16"}
     return Checkpoint(make("qwen2_moe", **changes))
@@ -98,12 +109,24 @@ def model(make: Make) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def statistics(model: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Statistics:
+    return calibrated(model, tmp_path_factory.mktemp("work"))
+
+
+def calibrated(model: Checkpoint, work: Path) -> Statistics:
     generator = torch.Generator().manual_seed(5)
     domains = [
         Domain(name, torch.randint(0, tiny.VOCAB, (2, 40), generator=generator), torch.tensor(used))
         for name, used in (("code", [40, 31]), ("prose", [40, 40]))
     ]
-    return calibrate(model, domains, tmp_path_factory.mktemp("work"), dtype="float32")
+    return calibrate(model, domains, work, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def shallow(make: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Statistics]:
+    """One layer of it, which has a tensor of every role: what a type does to bytes is the same in
+    every layer, and which layer takes which type is checked without bytes."""
+    model = wide_model(make, 1)
+    return model, calibrated(model, tmp_path_factory.mktemp("shallow"))
 
 
 def read_imatrix(file: Path) -> dict[str, Floats]:
@@ -124,17 +147,19 @@ def read_imatrix(file: Path) -> dict[str, Floats]:
 @pytest.mark.parametrize("kind", ("whole", "uniform"))
 @pytest.mark.parametrize("imatrix", (False, True))
 def test_merged_bytes_are_llama_cpps(
-    imatrix: bool, kind: str, model: Checkpoint, statistics: Statistics, tmp_path: Path
+    imatrix: bool, kind: str, shallow: tuple[Checkpoint, Statistics], tmp_path: Path
 ) -> None:
     """With rows of 256 and of 128, which take the fallbacks; the matrix through its own file."""
+    model, statistics = shallow
     plan = random_plan(model, kind)
     source, matrix = ModelSource(model, plan), Importance(statistics, plan)
     matrix_file = tmp_path / "imatrix.gguf"
     chosen = {"matrix": matrix, "layout": "merged"}
     export(source, tmp_path / "f32.gguf", "F32", **chosen, imatrix_file=str(matrix_file))
     theirs = read_imatrix(matrix_file)
-    assert len(theirs) == 2 * (3 + 4 + 3)  # layers x (experts, attention, shared expert)
-    for quant in QUANTISED:
+    assert len(theirs) == 3 + 4 + 3  # experts, attention, shared expert
+    weighed = WEIGHED_ONLY if imatrix and kind == "uniform" else ()  # which take long
+    for quant in (q for q in QUANTISED if q not in WEIGHED_ONLY or q in weighed):
         judge = tmp_path / "judge.gguf"
         quantize(tmp_path / "f32.gguf", judge, quant, imatrix=theirs if imatrix else None)
         export(source, tmp_path / "ours.gguf", quant, **chosen, imatrix=imatrix)
@@ -235,6 +260,28 @@ def test_importance_is_sliced_and_adds_up(model: Checkpoint, statistics: Statist
     assert whole.matrix(0, "embed") is None
 
 
+@pytest.mark.parametrize("quant", WEIGHED_ONLY)
+def test_few_bits_need_a_matrix(quant: str, model: Checkpoint) -> None:
+    with pytest.raises(UserError) as error:
+        EXPORTER.manifest(model, model.config, ExportOptions(quant))
+    assert str(error.value) == (
+        f"{quant} needs an importance matrix\n"
+        "try: --calibration WORK (tenp-edge calibrate), or --quant Q2_K"
+    )
+
+
+def test_a_matrix_without_importance_is_encoded_too(model: Checkpoint, tmp_path: Path) -> None:
+    """ggml ends the process there: a rule of the user's, or a matrix that has no sums."""
+    for kind in ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M", "IQ3_XXS"):
+        rules = (f"ffn_up_exps={kind}",)
+        export(ModelSource(model), tmp_path / kind, "Q4_0", tensor_types=rules)
+        tensor = tensors(tmp_path / kind)["blk.1.ffn_up_exps.weight"]
+        stored = gguf.dequantize(tensor.data, tensor.tensor_type)
+        exact = torch.stack([model.expert(1, expert).up for expert in range(3)]).float().numpy()
+        assert tensor.tensor_type.name == kind
+        assert float(((stored - exact) ** 2).sum() / (exact**2).sum()) < 0.5
+
+
 def test_an_unreached_expert_weighs_all_columns_alike() -> None:
     assert torch.equal(Squares(torch.zeros(3), 0).weights(), torch.ones(3))
 
@@ -245,8 +292,8 @@ RULES = {
     "attn_v": ("--tensor-type 'attn_v' is not REGEX=TYPE", "--tensor-type 'attn_v=Q8_0'"),
     "attn_v=Q4_K_M": (
         "--tensor-type 'attn_v=Q4_K_M': 'Q4_K_M' is not a tensor type",
-        "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, "
-        "IQ4_XS",
+        "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, "
+        "Q6_K, IQ4_XS, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S",
     ),
     "attn_(=Q8_0": (
         "--tensor-type 'attn_(=Q8_0': missing ), unterminated subpattern at position 5",

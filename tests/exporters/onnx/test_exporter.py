@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ import onnxruntime
 import pytest
 import torch
 from support import tiny
+from support.command import run
+from support.limits import largest_file
 from support.onnx_cases import (
     Running,
     assert_equal_runs,
@@ -212,6 +213,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention biases": ("olmoe", {"attention_bias": True}),
     "attention biases of MLA": ("deepseek_v3", {"attention_bias": True}),
     "no renormalising": ("deepseek_v3", {"norm_topk_prob": False}),
+    "norms of heads": ("glm4_moe", {"use_qk_norm": True, "partial_rotary_factor": 0.25}),
     "no shared expert": ("qwen2_moe", {"decoder_sparse_step": 2, "tie_word_embeddings": True}),
     "linear": ("mixtral", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
     "yarn": ("qwen3_moe", {"rope_parameters": _YARN, "rope_theta": None}),
@@ -275,22 +277,11 @@ def test_killed_write_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-_LIMITED = """
-import resource, signal, sys
-sys.path[:0] = [{root!r}]
-from tenp_edge.cli import main as cli
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (500 * 1024, 500 * 1024))
-sys.argv = ["tenp-edge", "export", {model!r}, "--format", "onnx", "-o", {out!r}]
-cli.main()
-"""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no file-size limits")
 def test_full_disk_leaves_nothing(checkpoint_of: Make, tmp_path: Path) -> None:
-    model, out, root = checkpoint_of("qwen3_moe"), tmp_path / "out", Path(__file__).parents[3]
-    code = _LIMITED.format(root=str(root), model=str(model), out=str(out))
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    model = checkpoint_of("qwen3_moe")
+    with largest_file(500 * 1024):
+        found = run("export", model, "--format", "onnx", "-o", tmp_path / "out")
     checkpoint = Checkpoint(model)
     manifest = EXPORTER.manifest(checkpoint, checkpoint.config, ExportOptions("none"))
     size = format_size(manifest.files["model.data"])

@@ -5,24 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bench_onnx_load import big_config, export, load_seconds
+from bench_onnx_load import big_config, export, load
 from random_checkpoint import write_random_checkpoint
 from support.onnx_cases import assert_equal_runs, torch_logits
-
-
-def _seconds(directory: Path, layers: int, block: int) -> float:
-    checkpoint = directory / f"{layers}"
-    if not checkpoint.exists():
-        write_random_checkpoint(checkpoint, big_config(layers, 128, 16, 8))
-    graph = export(checkpoint, directory / f"{layers}-{block}", block)
-    return load_seconds(graph)["cpu_seconds"]
 
 
 def test_blocks_load_in_a_fraction_of_the_time(tmp_path: Path) -> None:
     """Eight layers: a third to a half of the CPU seconds of an If per expert, by machine and load;
     the share falls with layers."""
-    blocks = min(_seconds(tmp_path, 8, 16) for _ in range(3))
-    assert 1.5 * blocks < _seconds(tmp_path, 8, 1)
+    checkpoint = write_random_checkpoint(tmp_path / "model", big_config(8, 128, 16, 8))
+    graphs = {block: export(checkpoint, tmp_path / f"{block}", block) for block in (16, 1)}
+    blocks = min(load(graphs[16])["cpu_seconds"] for _ in range(3))
+    assert 1.5 * blocks < load(graphs[1])["cpu_seconds"]
 
 
 @pytest.mark.parametrize("experts", [16, 17, 35])

@@ -13,10 +13,11 @@ import pytest
 import torch
 from support import tiny
 from support.onnx_directories import ragged_source, torch_logits
+from support.references import reference_model
 from support.static_graphs import BATCH, LENGTH, PAST, in_chunks, left_padded
-from transformers import AutoModelForCausalLM
 
-from tenp_edge.calibration.activation_ranges import Ranges, Span, load_ranges, measure_ranges
+from tenp_edge.calibration.activation_ranges import Ranges, Span, load_ranges
+from tenp_edge.calibration.range_measuring import measure_ranges
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
@@ -128,7 +129,7 @@ def test_ranges_are_those_of_transformers(checkpoint_of: Make) -> None:
     """Hooks on the whole model in transformers see the same extremes; biases are told apart."""
     path, text = checkpoint_of("qwen2_moe"), domain()
     ranges = measure_ranges(ModelSource(Checkpoint(path)), [text], device=CPU, dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model = reference_model(path, dtype=torch.float32).eval()
     names = [
         "model.layers.1.self_attn.q_proj",
         "model.layers.2.self_attn.o_proj",
@@ -192,7 +193,7 @@ def test_spans_join() -> None:
 # -- static int8 -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize("family", tiny.STATIC_FAMILIES)
 def test_int8_is_near_float(checkpoint_of: Make, tmp_path: Path, family: str) -> None:
     """Measured 0.036 to 0.055. Where sigmoid scores lie close together, the rounding routes some
     tokens elsewhere: 0.23 in the tiny deepseek_v3."""

@@ -65,7 +65,7 @@ def whole_prompts(directory: Path, rows: list[int]) -> Running:
     return running
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.CPU_FAMILIES)
 def test_float_equals_torch(family: str, checkpoint_of: Make, tmp_path: Path) -> None:
     checkpoint = Checkpoint(checkpoint_of(family))
     plan = different_widths(checkpoint)
@@ -77,7 +77,7 @@ def test_float_equals_torch(family: str, checkpoint_of: Make, tmp_path: Path) ->
         assert_equal_runs(tmp_path / "out", wanted)
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.CPU_FAMILIES)
 def test_int4_computes_with_the_written_weights(
     family: str, checkpoint_of: Make, tmp_path: Path
 ) -> None:
@@ -291,4 +291,18 @@ def test_a_multiple_that_the_mode_cannot_take(checkpoint_of: Make, tmp_path: Pat
         lambda: run_compress(checkpoint_of("olmoe"), tmp_path / "out", options),
         "--set width-multiple=8: the format takes multiples of 32",
         "--set width-multiple=32",
+    )
+
+
+@pytest.mark.parametrize("mode", ["ort-cpu", "static"])
+def test_experts_that_its_operators_do_not_know_are_refused(mode: str, checkpoint_of: Make) -> None:
+    config = Checkpoint(checkpoint_of("gemma4_text")).config
+    why = {
+        "ort-cpu": "its operators for experts have no GELU",
+        "static": "which places of a fixed cache a window covers changes from token to token",
+    }
+    refuse(
+        lambda: EXPORTER.check(config, ExportOptions("none", mode)),
+        f"--mode {mode} cannot hold gemma4: {why[mode]}",
+        "--mode portable",
     )

@@ -18,7 +18,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.models import FAMILIES
+from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml import branches
 from tenp_edge.runtime.ggml.model import PerExpertModel
@@ -50,9 +50,9 @@ def test_f32_is_transformers_and_padded_llamacpp(
 ) -> None:
     plan = plan_of(checkpoint_of(family), tmp_path)
     found = ours(file_of(family))
-    assert_close(found, torch_logits(checkpoint_of(family), plan))
-    assert_close(found, llamacpp(file_of(family, layout="padded")))
-    assert_close(ours(file_of(family), flash_attention=False), found)
+    assert_close(found, torch_logits(checkpoint_of(family), plan), family)
+    assert_close(found, llamacpp(file_of(family, layout="padded")), family)
+    assert_close(ours(file_of(family), flash_attention=False), found, family)
 
 
 _YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
@@ -150,6 +150,7 @@ def test_stored_types_are_padded_llamacpp(family: str, quant: str, file_of: File
         ("qwen2_moe", {"hidden_size": 128}),
         ("deepseek_v2", {"qk_rope_head_dim": 32}),
         ("deepseek_v3", {"qk_rope_head_dim": 32}),
+        ("gpt_oss", {}),
     ],
     ids=lambda changes: changes[0],
 )
@@ -169,25 +170,30 @@ WIDE = {"hidden_size": 256, "num_hidden_layers": 2}
 
 
 def wide(directory: Path, family: str, width: int = 512) -> Checkpoint:
-    row = FAMILIES[family]
-    top_k = next(key for key in ("moe_k", "num_experts_per_tok") if key in tiny.CONFIGS[family])
-    changes = WIDE | {row.experts_key: 4, row.width_key: width, top_k: 2}
+    config = read_config(tiny.CONFIGS[family], FAMILIES)
+    row, keys = config.raw, config.family
+    top_k = next(key for key in ("moe_k", "num_experts_per_tok", "top_k_experts") if key in row)
+    changes = WIDE | {keys.experts_key: 4, keys.width_key: width, top_k: 2}
+    if "layer_types" in row:
+        changes["layer_types"] = row["layer_types"][: WIDE["num_hidden_layers"]]
     return Checkpoint(tiny.make(directory, family, **changes))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_uniform_and_ragged_blocks_are_llamacpps(family: str, tmp_path: Path) -> None:
     """Uniform files against their merged form, ragged against padded: the same types, by token bit
-    for bit. A K-quant's down is padded in whole blocks of zeros, which add nothing."""
+    for bit. A K-quant's down is padded in whole blocks of zeros, which add nothing. Ragged Q8_0 is
+    compared by `test_stored_types_are_padded_llamacpp`."""
     checkpoint = wide(tmp_path / "model", family)
     whole = ModelSource(checkpoint)
     ragged = ModelSource(checkpoint, plan_for(checkpoint, cycled(checkpoint, (256, 512))))
-    for quant in ("Q8_0", "Q4_0", "Q4_K_M"):
-        for source, twin in ((whole, "merged"), (ragged, "padded")):
-            for layout in ("per-expert", twin):
-                export(source, tmp_path / f"{layout}.gguf", quant, layout)
-            files = tmp_path / "per-expert.gguf", tmp_path / f"{twin}.gguf"
-            assert_same(*files, kv_type="F32", flash_attention=False)
+    merged = [(quant, whole, "merged") for quant in ("Q8_0", "Q4_K_M")]
+    padded = [(quant, ragged, "padded") for quant in ("Q4_0", "Q4_K_M")]
+    for quant, source, twin in (*merged, *padded):
+        for layout in ("per-expert", twin):
+            export(source, tmp_path / f"{layout}.gguf", quant, layout)
+        files = tmp_path / "per-expert.gguf", tmp_path / f"{twin}.gguf"
+        assert_same(*files, kv_type="F32", flash_attention=False)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +205,20 @@ def test_fallback_types_are_llamacpps(quant: str, tmp_path: Path) -> None:
     source = ModelSource(checkpoint, plan_for(checkpoint, cycled(checkpoint, (96,))))
     for layout in ("per-expert", "merged"):
         export(source, tmp_path / f"{layout}.gguf", quant, layout)
+    files = tmp_path / "per-expert.gguf", tmp_path / "merged.gguf"
+    assert_same(*files, kv_type="F32", flash_attention=False)
+
+
+@pytest.mark.parametrize(
+    "kind", ["IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "MXFP4"]
+)
+def test_few_bits_are_llamacpps(kind: str, tmp_path: Path) -> None:
+    """Experts whose gate and up are in the type and whose down is in another."""
+    source = ModelSource(wide(tmp_path / "model", "qwen3_moe", 256))
+    rules = (rf"ffn_(gate|up)_exps={kind}", "ffn_down_exps=Q5_K")
+    for layout in ("per-expert", "merged"):
+        options = ExportOptions("Q4_0", layout, tensor_types=rules)
+        EXPORTER.write(source, options, tmp_path / f"{layout}.gguf")
     files = tmp_path / "per-expert.gguf", tmp_path / "merged.gguf"
     assert_same(*files, kv_type="F32", flash_attention=False)
 
@@ -261,16 +281,16 @@ def test_gate_and_up_need_not_be_one_product(
 def test_batches_and_single_tokens_are_one_prefill(family: str, file_of: FileOf) -> None:
     whole = ours(file_of(family))
     for ubatch in (1, 17, 33, 95):
-        assert_close(ours(file_of(family), ubatch=ubatch), whole)
+        assert_close(ours(file_of(family), ubatch=ubatch), whole, family)
     with PerExpertModel(file_of(family), context=128, threads=1, kv_type="F32", ubatch=40) as model:
         assert np.array_equal(model.logits(TOKENS, 60), model.logits(TOKENS)[60:])
         for keep in (0, 50):
             model.reset(keep)
             rows = [model.evaluate(TOKENS[keep:70]), *map(model.decode, TOKENS[70:])]
-            assert_close(np.array(rows), whole[69:])
+            assert_close(np.array(rows), whole[69:], family)
             assert model.position == len(TOKENS)
-        assert_close(model.prompt(TOKENS[:30]), whole[29])
-        assert_close(model.prompt([*TOKENS[:20], *TOKENS[20:40]]), whole[39])
+        assert_close(model.prompt(TOKENS[:30]), whole[29], family)
+        assert_close(model.prompt([*TOKENS[:20], *TOKENS[20:40]]), whole[39], family)
 
 
 def test_long_contexts_change_graphs_and_keep_the_numbers(

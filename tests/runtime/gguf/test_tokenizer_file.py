@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 from support import tiny
+from support.byte_level_cases import byte_level, spaced_before_capitals, vocabulary_file
 from support.gguf_cases import TOKENS
 from support.runtime_cases import as_older, export_ragged
+from support.tokenizer_cases import HARD
 
 from tenp_edge.runtime.gguf import tokenizer_file as module
 from tenp_edge.runtime.gguf.header import mapped, read_header
@@ -82,3 +84,18 @@ def check_stock(file: Path, memory: mmap.mmap) -> None:
     with LlamaCppModel(file, vocab_only=True) as model:
         assert model.detokenize(model.tokenize(TEXT)) == TEXT
     assert file.stat().st_size < len(memory)
+
+
+def test_marks_stay_with_their_letters(checkpoint_of: Make, tmp_path: Path) -> None:
+    """In our own runtime gpt-oss reads Hindi, Arabic and Thai in the tokens it was trained on."""
+    text = spaced_before_capitals(HARD, ascii_too=False)
+    tokenizer = byte_level(tmp_path, "gpt-4o", crossing=text)
+    stock = vocabulary_file(tmp_path, checkpoint_of("qwen3_moe"), 20000)
+    wanted = tokenizer.encode(text).ids
+    with LlamaCppModel(stock, vocab_only=True) as model:
+        assert model.tokenize(text) != wanted
+    with mapped(stock) as memory, tokenizer_file(read_header(stock), memory) as file:
+        assert GGUFReader(file).fields["tokenizer.ggml.pre"].contents() == "granite-embed-multi-97m"
+        with LlamaCppModel(file, vocab_only=True) as model:
+            assert model.tokenize(text) == wanted
+            assert model.detokenize(wanted) == text

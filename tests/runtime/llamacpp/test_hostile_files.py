@@ -135,11 +135,11 @@ TYPES = np.array([6] * 256 + [1] * 128, dtype=np.int32)
     [
         (
             {"tokenizer__ggml__model": "bert"},
-            "tokenizer.ggml.model is 'bert'; gpt2 and llama are known",
+            "tokenizer.ggml.model is 'bert'; gpt2, llama and gemma4 are known",
         ),
         (
             {"tokenizer__ggml__model": "none"},
-            "tokenizer.ggml.model is 'none'; gpt2 and llama are known",
+            "tokenizer.ggml.model is 'none'; gpt2, llama and gemma4 are known",
         ),
         ({"tokenizer__ggml__model": "llama"}, "it has no token for the byte 0x00"),
         (
@@ -164,6 +164,27 @@ TYPES = np.array([6] * 256 + [1] * 128, dtype=np.int32)
         (
             {"tokenizer__ggml__merges": np.zeros(3, dtype=np.int32)},
             "tokenizer.ggml.merges is not a list of texts",
+        ),
+        ({"tokenizer__ggml__model": "gemma4"}, "it has no token for the byte 0x00"),
+        (
+            {"tokenizer__ggml__model": "gemma4", "tokenizer__ggml__bos_token_id": 384},
+            "every text gets the BOS token, which it does not name",
+        ),
+        (
+            {
+                "tokenizer__ggml__model": "gemma4",
+                "tokenizer__ggml__add_eos_token": True,
+                "tokenizer__ggml__eos_token_id": -1,
+            },
+            "every text gets the EOS token, which it does not name",
+        ),
+        (
+            {
+                "tokenizer__ggml__pre": "chatglm-bpe",
+                "tokenizer__ggml__add_bos_token": True,
+                "tokenizer__ggml__bos_token_id": "x",
+            },
+            "every text gets the BOS token, which it does not name",
         ),
     ],
 )

@@ -16,7 +16,7 @@ from support.gguf_cases import export, random_plan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.architectures import ARCHITECTURES
+from tenp_edge.exporters.gguf.architectures import architecture
 from tenp_edge.runtime.ggml.model import PerExpertModel
 from tenp_edge.runtime.llamacpp.model import LlamaCppModel
 from tenp_edge.runtime.memory.peak import measure_peak_rss
@@ -29,7 +29,7 @@ def test_stock_llama_cpp_says_at_once_that_a_per_expert_file_is_not_its(
     family: str, checkpoint_of: Make, tmp_path: Path
 ) -> None:
     checkpoint = Checkpoint(checkpoint_of(family))
-    name = ARCHITECTURES[family].name
+    name = architecture(checkpoint.config).name
     file = tmp_path / "model.gguf"
     manifest = export(ModelSource(checkpoint, random_plan(checkpoint, "ragged")), file)
     assert manifest.layout == "per-expert"

@@ -15,7 +15,7 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.plan_record import PlanRecord
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.cli.closing import closing
+from tenp_edge.cli.report.closing import closing
 from tenp_edge.evaluation.verdict import judge
 
 CheckpointOf = Callable[[str], Path]

@@ -1,0 +1,203 @@
+"""Write a random checkpoint of a published model's shape as it is published: in FP8 or MXFP4.
+
+    python benchmarks/random_quantised.py qwen3-30b-a3b-fp8 DIR --layers 4
+
+One tensor is in memory at a time. The numbers keep activations near 1; scales differ by block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import floor, log2
+from pathlib import Path
+from typing import Any
+
+import torch
+from random_checkpoint import SHAPES, random_tensor
+
+from tenp_edge.checkpoint.files import TensorEntry, plan_shards, write_shards
+from tenp_edge.models import FAMILIES, ModelConfig, TensorSpec, expected_tensors, read_config
+
+GPT_OSS_20B: dict[str, Any] = {
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "experts_per_token": 4,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2880,
+    "initial_context_length": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 2880,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 8,
+    "num_local_experts": 32,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 201088,
+}
+_BLOCK = 128
+_MX_GROUP = 32
+_MX_RMS = 2.9  # of FP4 codes drawn evenly
+_FP8_SPAN = 64.0  # the largest noise, about five standard deviations, stays below 448
+_KEPT = ("embed", "output", "router")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the file and what makes it."""
+
+    entry: TensorEntry
+    make: Callable[[], torch.Tensor]
+
+
+Scheme = Callable[[ModelConfig], Iterator[Part]]
+
+
+@dataclass(frozen=True)
+class Published:
+    """``config``: config.json, quantization_config included; ``parts``: the tensors."""
+
+    config: Mapping[str, Any]
+    parts: Scheme
+
+
+def write_quantised(directory: Path, published: Published, layers: int | None = None) -> Path:
+    """The checkpoint in ``directory``; ``layers``: the first of them only."""
+    directory.mkdir(parents=True, exist_ok=True)
+    raw = dict(published.config) | ({"num_hidden_layers": layers} if layers else {})
+    parts = {part.entry.name: part for part in published.parts(read_config(raw, FAMILIES))}
+    shards = plan_shards([part.entry for part in parts.values()])
+    for _ in write_shards(directory, shards, lambda name: parts[name].make()):
+        pass
+    (directory / "config.json").write_text(json.dumps(raw, indent=1))
+    return directory
+
+
+def quantised_bytes(published: Published, layers: int | None = None) -> int:
+    """Bytes that `write_quantised` will write."""
+    raw = dict(published.config) | ({"num_hidden_layers": layers} if layers else {})
+    return sum(part.entry.nbytes for part in published.parts(read_config(raw, FAMILIES)))
+
+
+def _bf16(spec: TensorSpec) -> Part:
+    entry = TensorEntry(spec.name, "BF16", spec.shape)
+    return Part(entry, lambda: random_tensor(spec.name, spec.shape, spec.role, torch.bfloat16))
+
+
+def _random(name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()))
+
+
+def fp8_parts(config: ModelConfig) -> Iterator[Part]:
+    """DeepSeek's and Qwen's FP8: every matrix but embeddings, router and head in 128 x 128."""
+    for spec in expected_tensors(config):
+        if len(spec.shape) < 2 or spec.role in _KEPT:
+            yield _bf16(spec)
+            continue
+        yield from _fp8(spec)
+
+
+def _fp8(spec: TensorSpec) -> Iterator[Part]:
+    (rows, columns), scale_name = spec.shape, f"{spec.name}_scale_inv"
+    grid = (-(-rows // _BLOCK), -(-columns // _BLOCK))
+    unit = columns**-0.5 / _FP8_SPAN
+
+    def codes() -> torch.Tensor:
+        noise = random_tensor(spec.name, spec.shape, spec.role, torch.bfloat16)
+        return (noise / unit).to(torch.float8_e4m3fn)
+
+    def scale() -> torch.Tensor:
+        return unit * (0.8 + 0.4 * torch.rand(grid, generator=_random(scale_name)))
+
+    yield Part(TensorEntry(spec.name, "F8_E4M3", spec.shape), codes)
+    yield Part(TensorEntry(scale_name, "F32", grid), scale)
+
+
+def mxfp4_parts(config: ModelConfig) -> Iterator[Part]:
+    """gpt-oss: the stacked experts in MXFP4, everything else in bf16."""
+    for spec in expected_tensors(config, without_experts=config.expert_widths):
+        yield _bf16(spec)
+    count, width, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
+    for layer in config.moe_layers:
+        prefix = f"{config.layer_prefix(layer)}mlp.experts."
+        yield from _mxfp4(f"{prefix}gate_up_proj", (count, 2 * width, hidden))
+        yield from _mxfp4(f"{prefix}down_proj", (count, hidden, width))
+
+
+def _mxfp4(name: str, shape: tuple[int, int, int]) -> Iterator[Part]:
+    count, rows, columns = shape
+    groups = (count, rows, columns // _MX_GROUP)
+    exponent = 127 + floor(log2(columns**-0.5 / _MX_RMS))
+
+    def codes() -> torch.Tensor:
+        size = (*groups, _MX_GROUP // 2)
+        return torch.randint(0, 256, size, dtype=torch.uint8, generator=_random(name))
+
+    def scale() -> torch.Tensor:
+        lower, upper = exponent - 1, exponent + 2
+        return torch.randint(lower, upper, groups, generator=_random(name)).to(torch.uint8)
+
+    yield Part(TensorEntry(f"{name}_blocks", "U8", (*groups, _MX_GROUP // 2)), codes)
+    yield Part(TensorEntry(f"{name}_scales", "U8", groups), scale)
+    bias = TensorSpec(f"{name}_bias", (count, rows), "bias", "routed experts")
+    yield _bf16(bias)
+
+
+PUBLISHED: dict[str, Published] = {
+    "qwen3-30b-a3b-fp8": Published(
+        SHAPES["qwen3-30b-a3b"]
+        | {
+            "quantization_config": {
+                "quant_method": "fp8",
+                "fmt": "e4m3",
+                "activation_scheme": "dynamic",
+                "weight_block_size": [_BLOCK, _BLOCK],
+            }
+        },
+        fp8_parts,
+    ),
+    "gpt-oss-20b": Published(
+        GPT_OSS_20B
+        | {
+            "quantization_config": {
+                "quant_method": "mxfp4",
+                "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"],
+            }
+        },
+        mxfp4_parts,
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("shape", choices=sorted(PUBLISHED))
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--layers", type=int, help="fewer layers than the real model")
+    args = parser.parse_args()
+    write_quantised(args.directory, PUBLISHED[args.shape], args.layers)
+
+
+if __name__ == "__main__":
+    main()

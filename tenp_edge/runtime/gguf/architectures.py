@@ -1,0 +1,106 @@
+"""The architectures that our runtime computes, as a table: how llama.cpp computes each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tenp_edge.models.family import Activation
+
+_PAIRWISE, _NEOX = 0, 2
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How llama.cpp computes an architecture.
+
+    ``rope``: pairs (0) or halves (2) are rotated. ``qk_norm``: RMSNorm of each head of q and k, or
+    of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
+    ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
+    ``selection_bias``: softmax scores may have a bias that selects, as sigmoid ones always may.
+    ``qk_norm_optional``: a model may have no such norm. ``partial_rotary``: a part of a head may
+    be all that is rotated. ``sections``: the file divides frequencies among time, height, width.
+    ``window_period``: every so many layers one looks at the whole context, the others at a window.
+    ``activation``: what is made of gate and up. ``sinks``: each head has a logit that looks at
+    nothing. ``expert_bias``, ``router_linear_bias``, ``output_bias``: of the routed experts, the
+    router's logits, the attention's output. ``chosen_softmax``: weights are the softmax of the
+    chosen logits. ``ffn_norm``: the name of the norm after the attention.
+    ``by_layer``: keys say which layers see a window, and heads and rotation of both kinds; a layer
+    without attn_v takes its keys' matrix for values. ``value_norm``: values are divided by their
+    root mean square. ``attention_scale``: of scores, None 1 / sqrt(head size).
+    ``norms_after``: attention and feed forward are normalised before they are added.
+    ``dense_beside``: a dense MLP runs beside the experts, each with norms of its own.
+    ``residual_router``: the router reads the residual stream, divided by its root mean square and
+    sqrt(hidden), times a vector. ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
+    ``scales``: experts' weights and layers' outputs are multiplied by numbers of their own.
+    """
+
+    rope: int = _NEOX
+    qk_norm: Literal["none", "head", "row"] = "none"
+    norm_topk: bool | None = False
+    attention_bias: bool = False
+    shared_gate: bool = False
+    mla: bool = False
+    selection_bias: bool = False
+    qk_norm_optional: bool = False
+    partial_rotary: bool = False
+    sections: bool = False
+    ffn_norm: str = "ffn_norm"
+    window_period: int = 0
+    activation: Activation = "silu"
+    sinks: bool = False
+    expert_bias: bool = False
+    router_linear_bias: bool = False
+    output_bias: bool = False
+    chosen_softmax: bool = False
+    by_layer: bool = False
+    value_norm: bool = False
+    attention_scale: float | None = None
+    norms_after: bool = False
+    dense_beside: bool = False
+    residual_router: bool = False
+    embedding_scale: bool = False
+    scales: bool = False
+
+
+ARCHITECTURES = {
+    "qwen2moe": Architecture(attention_bias=True, shared_gate=True),
+    "qwen3moe": Architecture(qk_norm="head", norm_topk=True),
+    "qwen3vlmoe": Architecture(qk_norm="head", norm_topk=True, sections=True),
+    "olmoe": Architecture(qk_norm="row"),
+    "llama": Architecture(rope=_PAIRWISE, norm_topk=True),
+    "deepseek2": Architecture(rope=_PAIRWISE, norm_topk=None, mla=True),
+    "gpt-oss": Architecture(
+        attention_bias=True,
+        window_period=2,
+        activation="swiglu_oai",
+        sinks=True,
+        expert_bias=True,
+        router_linear_bias=True,
+        output_bias=True,
+        chosen_softmax=True,
+        ffn_norm="post_attention_norm",
+    ),
+    "ernie4_5-moe": Architecture(rope=_PAIRWISE, norm_topk=True, selection_bias=True),
+    "glm4moe": Architecture(
+        qk_norm="head",
+        qk_norm_optional=True,
+        norm_topk=None,
+        attention_bias=True,
+        partial_rotary=True,
+        ffn_norm="post_attention_norm",
+    ),
+    "gemma4": Architecture(
+        qk_norm="head",
+        norm_topk=True,
+        by_layer=True,
+        activation="gelu_tanh",
+        value_norm=True,
+        attention_scale=1.0,
+        norms_after=True,
+        dense_beside=True,
+        residual_router=True,
+        embedding_scale=True,
+        scales=True,
+    ),
+}

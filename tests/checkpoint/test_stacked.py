@@ -1,0 +1,48 @@
+"""Experts that transformers reads stacked only are written so, and one by one where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.plans import cycled, plan_for, removal_plan
+from transformers import AutoModelForCausalLM
+
+from tenp_edge import load_pruned
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.checkpoint.writer import checkpoint_files, write_checkpoint
+
+Make = Callable[[str], Path]
+TOKENS = torch.arange(3, 43)[None]
+
+
+def test_whole_experts_load_in_plain_transformers(checkpoint_of: Make, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(checkpoint_of("gemma4_text"))
+    source = ModelSource(checkpoint, removal_plan(checkpoint, 5))
+    write_checkpoint(source, tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="eager")
+    with torch.no_grad():
+        wanted, found = plain(TOKENS).logits, load_pruned(tmp_path)(TOKENS).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("widths", "stacked"), [((64,), True), ((32, 64), False)])
+def test_equal_widths_are_stacked(
+    widths: tuple[int, ...], stacked: bool, checkpoint_of: Make, tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint(checkpoint_of("gemma4_text"))
+    source = ModelSource(checkpoint, plan_for(checkpoint, cycled(checkpoint, widths)))
+    write_checkpoint(source, tmp_path)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert ("model.layers.0.experts.gate_up_proj" in names) == stacked
+    assert ("model.layers.0.experts.3.up_proj.weight" in names) != stacked
+    assert checkpoint_files(source) == {
+        "model.safetensors": (tmp_path / "model.safetensors").stat().st_size
+    }
+    written = ModelSource(Checkpoint(tmp_path))
+    assert written.config.expert_widths == source.config.expert_widths
+    assert all(torch.equal(written.read(name), source.read(name)) for name in source.tensors)
