@@ -71,4 +71,5 @@ def export(
         "bytes": manifest.file_bytes,
         "notes": list(manifest.notes),
     }
-    show(rich_tables.facts(str(output), rows.items()), rows, json_output)
+    shown = rows | {"notes": "\n".join(manifest.notes)}
+    show(rich_tables.facts(str(output), shown.items()), rows, json_output)

@@ -107,7 +107,15 @@ def most_tokens(options: CalibrationOptions | HeldOutOptions) -> int:
 
 
 def split_domain(domain: Domain, wanted: int) -> tuple[Domain, Domain]:
-    """Cut ``wanted`` chunks (at most a fifth of a short domain) off the end for validation."""
+    """Cut ``wanted`` chunks (at most a fifth of a short domain) off the end for validation. Raises
+    UserError where nothing would be left to calibrate on."""
+    if len(domain.tokens) < 2:
+        tokens = int(domain.lengths.sum())
+        raise UserError(
+            f"domain '{domain.name}' is one chunk of {tokens} tokens: "
+            "there is none to calibrate on beside the one to validate on",
+            f"--seq-len {max(8, tokens // 4)}, or --data {domain.name}=FILE with more text",
+        )
     held = min(wanted, max(1, len(domain.tokens) // HELD_OUT_SHARE))
     return split_at(domain, len(domain.tokens) - held)
 

@@ -10,7 +10,13 @@ import pytest
 import torch
 from support.data_cases import Notes, refusal, written
 
-from tenp_edge.calibration.text.domains import load_tokenizer, make_domains
+from tenp_edge.calibration.text.domains import (
+    load_domains,
+    load_tokenizer,
+    make_domains,
+    save_domains,
+    split_at,
+)
 
 LONG = "\n".join(f"line {n}: the quick brown fox counts to {n * n}" for n in range(400))
 
@@ -41,6 +47,17 @@ def test_samples_are_counted_by_domain_and_seeded(tokenizer: Any) -> None:
     again, other = (make_domains(texts, tokenizer, 5, 32, seed=s) for s in (3, 4))
     assert all(torch.equal(x.tokens, y.tokens) for x, y in zip(first, again, strict=True))
     assert not any(torch.equal(x.tokens, y.tokens) for x, y in zip(first, other, strict=True))
+
+
+def test_stored_domains_come_back_those_without_text_too(tokenizer: Any, tmp_path: Path) -> None:
+    (domain,) = make_domains({"a": [LONG]}, tokenizer, 3, 32, seed=0)
+    stored = split_at(domain, 3)
+    for part in stored:
+        save_domains(tmp_path / "slice.safetensors", [part])
+        (again,) = load_domains(tmp_path / "slice.safetensors")
+        assert again.name == "a" and again.tokens.dtype == torch.int64
+        assert torch.equal(again.tokens, part.tokens)
+        assert torch.equal(again.lengths, part.lengths)
 
 
 def test_samples_do_not_repeat_text(tokenizer: Any) -> None:

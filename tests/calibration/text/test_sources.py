@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,23 @@ def test_compress_holds_out_by_source(model: Checkpoint, tmp_path: Path) -> None
     assert [name for name, _ in names(parts[1])] == ["x"]
     parts = compress_domains(model, SMALL, SMALL_HELD)
     assert [name for name, _ in names(parts[1])] == list(DOMAINS)
+
+
+def test_one_chunk_cannot_be_both_calibrated_and_validated_on(
+    model: Checkpoint, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "own.txt", LONG[:300])
+    options = CalibrationOptions((f"own={file}",), samples=4, seq_len=256)
+    message = refusal(lambda: compress_domains(model, options, SMALL_HELD))
+    tokens = re.search(r"one chunk of (\d+) tokens", message)
+    assert tokens is not None
+    shorter = int(tokens[1]) // 4
+    assert message == (
+        f"domain 'own' is one chunk of {tokens[1]} tokens: there is none to calibrate on beside "
+        f"the one to validate on\ntry: --seq-len {shorter}, or --data own=FILE with more text"
+    )
+    parts = compress_domains(model, replace(options, seq_len=shorter), SMALL_HELD)
+    assert [names(part) for part in parts[:2]] == [[("own", 3)], [("own", 1)]]
 
 
 def test_most_tokens_of_every_source() -> None:
