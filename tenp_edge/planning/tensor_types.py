@@ -12,7 +12,7 @@ few neurons cost less than bits, many cost more (docs/results.md has the measure
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -136,18 +136,20 @@ def choose_jointly(
     searches: dict[Space, Search] = {}
     answer: RunMemory | None = None
     for quant in (quant for quant in measurable(spec) if quant in costs.types):
-        typed = spec.with_type(quant)
-        evidence, pricer = evidence_of(typed), Pricer(checkpoint, typed.target, answer)
-        if evidence is None:
-            return None
-        space = evidence.space
-        if space not in searches:
-            searches[space] = Search(typed, space, evidence, pricer, measured)
-        if confirm and answer is None:
-            pricer.confirm(whole_widths(space))
-            answer = pricer.answer
-        fitting = _fitting(searches[space].for_type(typed, pricer), costs.types[quant].kl)
-        reached += [] if fitting is None else [fitting]
+        fitting: list[tuple[Point, Curve]] = []
+        for way in _ways(checkpoint, spec.with_type(quant)):
+            evidence, pricer = evidence_of(way), Pricer(checkpoint, way.target, answer)
+            if evidence is None:
+                return None
+            space = evidence.space
+            if space not in searches:
+                searches[space] = Search(way, space, evidence, pricer, measured)
+            if confirm and answer is None:
+                pricer.confirm(whole_widths(space))
+                answer = pricer.answer
+            one = _fitting(searches[space].for_type(way, pricer), costs.types[quant].kl)
+            fitting += [] if one is None else [one]
+        reached += [min(fitting, key=lambda pair: pair[0].kl)] if fitting else []
     if not reached:
         return None
     points, curves = [point for point, _ in reached], [curve for _, curve in reached]
@@ -160,6 +162,14 @@ def choose_jointly(
         points=tuple(point.to_json() for point in points),
         frontier=tuple(frontier_over_types(curves, spec.target.budget_bytes)),
     )
+
+
+def _ways(checkpoint: Checkpoint, typed: PlanSpec) -> Iterator[PlanSpec]:
+    """With every legal width, and in whole blocks of the type where those are others."""
+    yield typed
+    blocks = typed.whole_blocks()
+    if blocks and blocks.target.width_multiple <= checkpoint.config.moe_intermediate_size:
+        yield blocks
 
 
 def _fitting(search: Search, type_kl: float) -> tuple[Point, Curve] | None:
@@ -177,8 +187,9 @@ def _fitting(search: Search, type_kl: float) -> tuple[Point, Curve] | None:
         again = search.within_budget(search.choice.near, tolerance=close)
         size, priced = (size, priced) if again is None else (again, search.all_priced())
     kept, quant = sum(map(sum, search.widths(size).values())), search.spec.target.options.quant
-    point = Point(quant, kept / search.total, priced[size], search.kl(size), type_kl)
-    return point, Curve(quant, type_kl, priced, search.near_kl, search.total)
+    total = search.pricer.checkpoint.config.expert_neurons
+    point = Point(quant, kept / total, priced[size], search.kl(size), type_kl)
+    return point, Curve(quant, type_kl, priced, search.near_kl, total)
 
 
 @dataclass(frozen=True)

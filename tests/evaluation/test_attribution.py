@@ -24,11 +24,17 @@ from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.writer import write_checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.validation import ValidationReport, validate
+from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
+from tenp_edge.exporters.gguf.types import FILE_TYPES
+from tenp_edge.exporters.gguf.types import TYPES as TENSOR_TYPES
 from tenp_edge.forward.sweep import streaming_logits
 
 CheckpointOf = Callable[[str], Path]
 TYPES = tuple(quant for quant in EXPORTER.quants if quant != "F32")
+WEIGHED_ONLY = tuple(
+    name for name, row in FILE_TYPES.items() if TENSOR_TYPES[row.default].needs_importance
+)
 CPU = torch.device("cpu")
 
 
@@ -94,7 +100,10 @@ def test_decoded_weights_are_ggufs(quant: str, tmp_path: Path) -> None:
     model = tiny.make(tmp_path / "model", "qwen3_moe", **changes, num_hidden_layers=2)
     checkpoint = Checkpoint(model)
     source = ModelSource(checkpoint, plan_for(checkpoint, cycled(checkpoint, (96, 256))))
-    export(source, tmp_path / "model.gguf", quant)
+    # A rule of its own for the types that no mix may have without an importance matrix.
+    rules = (f"ffn_gate_exps={FILE_TYPES[quant].default}",) if quant in WEIGHED_ONLY else ()
+    mix = "Q4_0" if rules else quant
+    EXPORTER.write(source, ExportOptions(mix, tensor_types=rules), tmp_path / "model.gguf")
     found = EXPORTER.read_back(tmp_path / "model.gguf", checkpoint.config)
     stored = {t.name: t for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     pairs = {
