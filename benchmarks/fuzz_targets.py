@@ -34,8 +34,8 @@ from tenp_edge.models.headers import read_header
 from tenp_edge.models.inspection import inspect_model
 from tenp_edge.runtime.chat_template import TemplateProcess
 from tenp_edge.runtime.directory_vocabulary import open_vocabulary
+from tenp_edge.runtime.gguf.file_origin import is_ours, is_per_expert
 from tenp_edge.runtime.gguf.header import parse_header
-from tenp_edge.runtime.gguf.layout import is_ours, is_per_expert
 from tenp_edge.runtime.gguf.model_metadata import read_facts, read_stacked
 from tenp_edge.runtime.gguf.tensor_checks import check_tensors
 from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary

@@ -84,7 +84,8 @@ def _formatted(value: Any, spec: str) -> str:
         return format_size(value)
     if spec == "keep":
         return "whole" if value == 1 else f"{100 * value:.0f} %"
-    return format(value, spec).replace("%", " %")
+    text = format(value, spec)
+    return text.replace("%", " %") if spec.endswith("%") else text
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, booleans, f32, text, u32, u32s, u64
 from tenp_edge.exporters.gguf.types import FILE_TYPES
 from tenp_edge.models import LayerAttention, ModelConfig, VisionFacts
-from tenp_edge.runtime.gguf.layout import LAYOUT, OWN
+from tenp_edge.runtime.gguf.file_origin import LAYOUT, OWN
 from tenp_edge.runtime.gguf.rope_facts import YARN_TRUNCATE
 from tenp_edge.runtime.memory.footprint import PlannedRun
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.merging import listed_ratio
+from tenp_edge.exporters.gguf.bpe_merges import listed_ratio
 from tenp_edge.exporters.gguf.pretokenizers import PROBE
 from tenp_edge.exporters.gguf.sentencepiece import (
     BYTE,

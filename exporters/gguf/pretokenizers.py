@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.merging import rebuilt_ratio
+from tenp_edge.exporters.gguf.bpe_merges import rebuilt_ratio
 from tenp_edge.exporters.gguf.splitters import SPLITTERS
 from tenp_edge.exporters.gguf.tokenizer_json import steps_of
 from tenp_edge.runtime.byte_alphabet import BYTE_OF

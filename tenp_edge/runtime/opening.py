@@ -9,8 +9,8 @@ from typing import TypedDict
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.ggml.model import PerExpertModel
+from tenp_edge.runtime.gguf.file_origin import is_ours, is_per_expert
 from tenp_edge.runtime.gguf.header import Header, read_header
-from tenp_edge.runtime.gguf.layout import is_ours, is_per_expert
 from tenp_edge.runtime.gguf.model_metadata import read_stacked
 from tenp_edge.runtime.gguf.tensor_checks import check_tensors
 from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary

@@ -19,8 +19,8 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.runtime.ggml import ragged
+from tenp_edge.runtime.gguf.file_origin import OWN
 from tenp_edge.runtime.gguf.header import read_header
-from tenp_edge.runtime.gguf.layout import OWN
 
 CheckpointOf = Callable[[str], Path]
 _MODULE = "tenp_edge.runtime.ggml._ragged"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tenp_edge.models.config.attention import (
+from tenp_edge.models.config.attention_config import (
     FULL,
     SLIDING,
     attention_layers,
@@ -18,7 +18,7 @@ from tenp_edge.models.config.attention import (
     latent_attention,
     windows_of,
 )
-from tenp_edge.models.config.experts import (
+from tenp_edge.models.config.expert_config import (
     check_groups,
     expert_widths,
     moe_layers_of,
@@ -32,7 +32,7 @@ from tenp_edge.models.config.keys import (
     refuse_unknown,
 )
 from tenp_edge.models.config.reader import ConfigReader, contradiction, malformed, refuse
-from tenp_edge.models.config.rope import rope_by_layer_type
+from tenp_edge.models.config.rope_config import rope_by_layer_type
 from tenp_edge.models.family import Family, QkNorm
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.models.model_config import ModelConfig, VisionFacts

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.runtime.gguf.architectures import Architecture
-from tenp_edge.runtime.gguf.fields import Fields
+from tenp_edge.runtime.gguf.metadata_reader import Fields
 from tenp_edge.runtime.gguf.rope_facts import Rope
+from tenp_edge.runtime.gguf.runnable_architectures import Architecture
 
 _WINDOW = "attention.sliding_window"
 

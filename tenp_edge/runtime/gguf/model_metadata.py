@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.runtime.gguf.architectures import ARCHITECTURES, Architecture
 from tenp_edge.runtime.gguf.attention_facts import (
     Mla,
     attention_by_layer,
@@ -21,10 +20,11 @@ from tenp_edge.runtime.gguf.attention_facts import (
     layer_windows,
     read_mla,
 )
-from tenp_edge.runtime.gguf.fields import LARGEST, Fields
+from tenp_edge.runtime.gguf.file_origin import LAYOUT, OWN, STACKED
 from tenp_edge.runtime.gguf.header import Header
-from tenp_edge.runtime.gguf.layout import LAYOUT, OWN, STACKED
+from tenp_edge.runtime.gguf.metadata_reader import LARGEST, Fields
 from tenp_edge.runtime.gguf.rope_facts import Rope, check_sections, read_rope
+from tenp_edge.runtime.gguf.runnable_architectures import ARCHITECTURES, Architecture
 
 _VERSION = 1
 _SOFTMAX, _SIGMOID = 1, 2

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from tenp_edge.disk import atomic_file, read_range, require_free
 from tenp_edge.errors import UserError
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.runtime.gguf.layout import OWN
+from tenp_edge.runtime.gguf.file_origin import OWN
 from tenp_edge.runtime.gguf.rope_facts import YARN_TRUNCATE
 from tenp_edge.runtime.gguf.tokenizer_file import string
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tenp_edge.runtime.gguf.fields import Fields
+from tenp_edge.runtime.gguf.metadata_reader import Fields
 from tenp_edge.runtime.gguf.yarn import frequency_divisors
 
 # Whether YaRN's range is rounded: llama.cpp always does.

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tenp_edge.runtime.gguf.file_origin import OWN
 from tenp_edge.runtime.gguf.header import Header
-from tenp_edge.runtime.gguf.layout import OWN
 
 _ARCHITECTURE, _SPLITTER = "general.architecture", "tokenizer.ggml.pre"
 # llama.cpp's gpt-4o cuts combining marks from their letters (docs/formats/tokenizers.md). The same

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tenp_edge.runtime.child import Answer, answers
 from tenp_edge.runtime.ggml.model import PerExpertModel
+from tenp_edge.runtime.gguf.file_origin import is_per_expert
 from tenp_edge.runtime.gguf.header import Header, read_header
-from tenp_edge.runtime.gguf.layout import is_per_expert
 from tenp_edge.runtime.gguf.vocabulary_checks import vocabulary_size
 from tenp_edge.runtime.llamacpp.model import LlamaCppModel
 from tenp_edge.runtime.llamacpp.native import native

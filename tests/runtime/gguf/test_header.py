@@ -17,9 +17,9 @@ from support.runtime_cases import CheckpointOf, export_ragged
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.ggml.library import open_library
 from tenp_edge.runtime.ggml.model import PerExpertModel
-from tenp_edge.runtime.gguf.architectures import ARCHITECTURES
 from tenp_edge.runtime.gguf.header import GGML_TYPES, Header, Texts, parse_header, read_header
 from tenp_edge.runtime.gguf.model_metadata import read_facts
+from tenp_edge.runtime.gguf.runnable_architectures import ARCHITECTURES
 from tenp_edge.runtime.gguf.tensor_checks import check_tensors
 from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary
 

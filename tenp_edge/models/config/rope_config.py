@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.models.config.attention import FULL, SLIDING
+from tenp_edge.models.config.attention_config import FULL, SLIDING
 from tenp_edge.models.config.reader import (
     BELONGS,
     MOST,
