@@ -64,6 +64,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         **_VOCAB,
     },
     "gpt_oss": PUBLISHED["openai/gpt-oss-20b"][1] | {"layer_types": None, **_VOCAB},
+    "gemma4": PUBLISHED["google/gemma-4-26B-A4B"][1]["text_config"]
+    | {"vocab_size": 32000, "tie_word_embeddings": True},
+    "glm4_moe_lite": PUBLISHED["zai-org/GLM-4.7-Flash"][1]
+    | {"num_nextn_predict_layers": 0, **_VOCAB},
 }
 _TYPE_IDS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
 Tensor = tuple[str, tuple[int, ...], str]
