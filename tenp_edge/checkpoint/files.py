@@ -72,8 +72,8 @@ class ExpertWeights:
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> ExpertWeights:
         """``change`` of every tensor that is there."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ExpertWeights(**{name: change(t) for name, t in found.items() if t is not None})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ExpertWeights(**{name: change(t) for name, t in tensors.items() if t is not None})
 
 
 class Checkpoint(ModelFiles):
@@ -197,13 +197,13 @@ def _decode_into(
     count = max(1, _DECODED_AT_ONCE // (columns * step)) * step if step else rows
     for start in range(0, rows, count):
         stop = min(start + count, rows)
-        own = {
+        slices = {
             part: tensor[start // rules[part].rows : -(-stop // rules[part].rows)]
             if rules[part].rows and tensor.ndim
             else tensor
             for part, tensor in parts.items()
         }
-        target[start:stop] = decoder(own, (stop - start, columns), facts)
+        target[start:stop] = decoder(slices, (stop - start, columns), facts)
 
 
 def _halves(both: torch.Tensor, *, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:

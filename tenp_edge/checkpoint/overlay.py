@@ -140,15 +140,15 @@ def files_digest(files: Iterable[Path]) -> str:
 def found_mended(directory: Path, plan_digest: str, digest: str) -> Mended | None:
     """What lies in ``directory`` if it makes the model ``digest`` of that plan; else None."""
     try:
-        found = Mended(directory)
-        found.check()
+        mended = Mended(directory)
+        mended.check()
     except (UserError, OSError, KeyError):
         return None
-    same = found.plan_digest == plan_digest and model_digest(plan_digest, found) == digest
-    return found if same else None
+    same = mended.plan_digest == plan_digest and model_digest(plan_digest, mended) == digest
+    return mended if same else None
 
 
 def settings_of(info: Mapping[str, Any]) -> dict[str, Any]:
     """What changed the weights, for config.json."""
-    found = {"repair": info["repair"], "heal": info["heal"]}
-    return found | ({"repair_ridge": info["repair_ridge"]} if info["repair"] else {})
+    settings = {"repair": info["repair"], "heal": info["heal"]}
+    return settings | ({"repair_ridge": info["repair_ridge"]} if info["repair"] else {})

@@ -103,15 +103,15 @@ def record_of(raw: Mapping[str, Any]) -> PlanRecord:
 
 
 def _typed(declared: type, raw: Mapping[str, Any]) -> dict[str, Any]:
-    hints, found = get_type_hints(declared), {}
+    hints, values = get_type_hints(declared), {}
     for field in fields(declared):
         if field.name in raw:
             kinds, many = _kinds(hints[field.name])
             value = raw[field.name]
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise UserError(f"the plan's record: '{field.name}' is malformed", "plan again")
-            found[field.name] = _deep(value) if many else value
-    return found
+            values[field.name] = _deep(value) if many else value
+    return values
 
 
 def _deep(value: Any) -> Any:

@@ -54,20 +54,23 @@ def find_pruned(
     raw = _peek(plan)
     if raw.get("model", {}).get("fingerprint") != reference.checkpoint.fingerprint:
         return None
-    own = str(raw.get("digest"))
-    known = own == digest or found_mended(directory / DIRECTORY, own, digest) is not None
+    plan_digest = str(raw.get("digest"))
+    known = (
+        plan_digest == digest
+        or found_mended(directory / DIRECTORY, plan_digest, digest) is not None
+    )
     return _of_plan(reference, plan, digest) if known else None
 
 
 def _of_checkpoint(directory: Path, digest: str | None) -> ModelSource:
     checkpoint = Checkpoint(directory)
-    own = _digest_of(checkpoint.config.raw)
-    if own is None:
+    plan_digest = _digest_of(checkpoint.config.raw)
+    if plan_digest is None:
         raise UserError(
             f"{directory} is not a pruned checkpoint (its config.json has no tenp section)",
             "--checkpoint with the checkpoint that compress wrote, or --plan",
         )
-    _require_same(str(directory), own, digest)
+    _require_same(str(directory), plan_digest, digest)
     return ModelSource(checkpoint)
 
 

@@ -44,8 +44,8 @@ class StackedExperts:
             _DOWN: (len(row), hidden, row[0]),
         }
         dtype = self._source.dtype(config.expert_tensor(layer, 0, 0))
-        for name, (own, kind) in self._places.items():
-            if own == layer:
+        for name, (tensor_layer, kind) in self._places.items():
+            if tensor_layer == layer:
                 yield TensorEntry(name, dtype, shapes[kind])
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:

@@ -36,12 +36,12 @@ def attend(
     group = heads // key.shape[1]
     out = query.new_empty(count, length, heads, size)
     for cached in range(key.shape[1]):  # a mask of all heads would be larger than what comes out
-        own = slice(cached * group, (cached + 1) * group)
-        out[:, :, own] = scaled_dot_product_attention(
-            query[:, own],
+        head_slice = slice(cached * group, (cached + 1) * group)
+        out[:, :, head_slice] = scaled_dot_product_attention(
+            query[:, head_slice],
             pad(key[:, cached : cached + 1], (0, 0, 0, 1)),
             pad(value[:, cached : cached + 1], (0, 0, 0, 1)),
-            attn_mask=_with_sinks(mask, s_aux[own]),
+            attn_mask=_with_sinks(mask, s_aux[head_slice]),
             scale=scaling,
             enable_gqa=True,
         ).transpose(1, 2)

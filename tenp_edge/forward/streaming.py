@@ -117,9 +117,9 @@ class StreamingModel:
             self._skeleton.config._attn_implementation = sinks.NAME
         self._rotary = self._skeleton.model.rotary_emb.to(device)
         # Where transformers lets layers share keys and values, a layer may leave its own behind.
-        asked = inspect.signature(self._skeleton.model.layers[0].forward).parameters
+        parameters = inspect.signature(self._skeleton.model.layers[0].forward).parameters
         self._shared: dict[str, Any] = (
-            {"shared_kv_states": {}} if "shared_kv_states" in asked else {}
+            {"shared_kv_states": {}} if "shared_kv_states" in parameters else {}
         )
 
     def with_source(self, source: WeightSource) -> StreamingModel:

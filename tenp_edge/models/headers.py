@@ -101,10 +101,10 @@ class ModelFiles:
         apart = sum(
             len(row) for layer, row in config.expert_widths.items() if layer not in self.stacked
         )
-        least = 2 * config.num_hidden_layers + len(PROJECTIONS) * apart
-        if least > max(_MANY_TENSORS, len(self.tensors)):
+        min_tensors = 2 * config.num_hidden_layers + len(PROJECTIONS) * apart
+        if min_tensors > max(_MANY_TENSORS, len(self.tensors)):
             raise UserError(
-                f"config.json implies {least} tensors or more, the checkpoint has "
+                f"config.json implies {min_tensors} tensors or more, the checkpoint has "
                 f"{len(self.tensors)}",
                 "the config.json that belongs to the checkpoint",
             )
@@ -132,12 +132,12 @@ class ModelFiles:
         stored = self.tensors[name]
         if stored.dtype not in rule.dtypes:
             quantised = self.config.raw.get("quantization_config")
-            wanted = (
+            reason = (
                 "quantization_config and the tensors beside it do not say how to read it"
                 if quantised
                 else "weights must be BF16, F16 or F32"
             )
-            raise UserError(f"{name} is stored as {stored.dtype}; {wanted}", ORIGINAL)
+            raise UserError(f"{name} is stored as {stored.dtype}; {reason}", ORIGINAL)
         if stored.shape not in rule.shapes:
             raise UserError(
                 f"{name} has shape {list(stored.shape)}, config.json implies "

@@ -53,14 +53,14 @@ class Layout:
 
     def find(self, module: str, shape: Shape, names: Container[str]) -> dict[str, str] | None:
         """The tensor of each part of the weight of ``module``; None where one is missing."""
-        found: dict[str, str] = {}
+        tensors: dict[str, str] = {}
         for part, rule in self.rules(shape).items():
             name = next((module + s for s in rule.suffixes if module + s in names), None)
             if name is not None:
-                found[part] = name
+                tensors[part] = name
             elif not rule.optional:
                 return None
-        return found
+        return tensors
 
 
 def _plain(shape: Shape) -> Rules:

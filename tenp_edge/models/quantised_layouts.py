@@ -36,20 +36,22 @@ def scaled(
 
     @cache
     def rules(shape: Shape) -> Rules:
-        grid = tuple(_blocks(size, own) for size, own in zip(shape, block, strict=True))
+        grid = tuple(
+            _blocks(size, block_size) for size, block_size in zip(shape, block, strict=True)
+        )
         shapes: tuple[Shape, ...] = (grid,)
         if grid == (1, 1):
             shapes = (grid, *_ONE)
         elif block == (1, None):
             shapes = (grid, grid[:1])
         rows = block[0] or 0
-        found = {
+        parts = {
             "codes": PartRule((".weight", ""), codes, (shape,)),
             "scale": PartRule(suffixes, (*FLOATS, *_E8M0), shapes, rows),
         }
         if zero_points:
-            found["zero"] = PartRule((".weight_zero_point",), ("I8", *FLOATS), shapes, rows)
-        return found
+            parts["zero"] = PartRule((".weight_zero_point",), ("I8", *FLOATS), shapes, rows)
+        return parts
 
     facts = {"block": block, "rounds_to": rounds_to}
     return Layout("scaled", f"{kind}, {_scales(block)}", rules, facts)
@@ -124,7 +126,7 @@ def packed(bits: int, group: int | None, *, zero_points: bool) -> Layout:
         groups = _blocks(columns, group)
         words = _words(columns, bits)
         scales: tuple[Shape, ...] = ((rows, groups),) if groups > 1 else ((rows, 1), (rows,))
-        found = {
+        parts = {
             "codes": PartRule((".weight_packed",), ("I32",), ((rows, words),)),
             "scale": PartRule((".weight_scale",), FLOATS, scales),
             "shape": PartRule((".weight_shape",), ("I64", "I32"), ((2,),), 0, optional=True),
@@ -133,8 +135,8 @@ def packed(bits: int, group: int | None, *, zero_points: bool) -> Layout:
         if zero_points:
             zeros = ((_words(rows, bits), groups),)
             rows_a_word = _WORD_BITS // bits
-            found["zero"] = PartRule((".weight_zero_point",), ("I32",), zeros, rows_a_word)
-        return found
+            parts["zero"] = PartRule((".weight_zero_point",), ("I32",), zeros, rows_a_word)
+        return parts
 
     facts = {"bits": bits, "group": group, "rounds_to": "scale"}
     return Layout("packed", f"INT{bits}, {_groups(group)}", rules, facts)

@@ -82,12 +82,12 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in entries:
             raise ValueError(f"{key} is there twice")
-        found[key] = value
-    return found
+        entries[key] = value
+    return entries
 
 
 def _stored(file: Path, base: int, entry: Mapping[str, Any]) -> StoredTensor:

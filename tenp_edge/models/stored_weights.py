@@ -48,12 +48,12 @@ class WeightIndex:
 
     @cached_property
     def weights(self) -> dict[str, StoredWeight]:
-        found = {}
+        weights = {}
         for spec in expected_tensors(self._config, without_experts=self.stacked):
-            found[spec.name] = self._find(spec.name, spec.shape, spec.part)
+            weights[spec.name] = self._find(spec.name, spec.shape, spec.part)
         for layer in sorted(self.stacked):
-            found |= {weight.name: weight for weight in self.stacked[layer].weights}
-        return found
+            weights |= {weight.name: weight for weight in self.stacked[layer].weights}
+        return weights
 
     @cached_property
     def unclaimed(self) -> frozenset[str]:
@@ -100,9 +100,9 @@ class WeightIndex:
         module, quantised = name.removesuffix(".weight"), []
         for layout in self._layouts if len(shape) > 1 else ():
             matrix = shape[-1:-3:-1] if transposed else shape[-2:]
-            found = layout.find(module, matrix, self._tensors)
-            if found is not None and self._has_codes(layout, found):
-                quantised.append(StoredWeight(name, shape, part, layout, found, transposed))
+            tensors = layout.find(module, matrix, self._tensors)
+            if tensors is not None and self._has_codes(layout, tensors):
+                quantised.append(StoredWeight(name, shape, part, layout, tensors, transposed))
         if quantised:
             return max(quantised, key=lambda one: (self._fits(one), len(one.tensors)))
         plain = name if name in self._tensors else f"{module}.weight"

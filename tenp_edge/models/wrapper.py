@@ -66,13 +66,13 @@ def unwrap(raw: Mapping[str, Any], wrapper: Wrapper) -> dict[str, Any]:
     text = _inside(raw, wrapper)
     if wrapper.alone_type is None:
         return text
-    own = {WRAPPED_BY: raw["model_type"], "model_type": wrapper.alone_type, **wrapper.implied}
+    added = {WRAPPED_BY: raw["model_type"], "model_type": wrapper.alone_type, **wrapper.implied}
     for section in _ROPES:
         rope = text.get(section)
         if isinstance(rope, dict):
-            own |= {key: rope[key] for key in wrapper.lifted if key in rope}
+            added |= {key: rope[key] for key in wrapper.lifted if key in rope}
             text[section] = {key: rope[key] for key in rope if key not in wrapper.lifted}
-    return text | own
+    return text | added
 
 
 def _inside(raw: Mapping[str, Any], wrapper: Wrapper) -> dict[str, Any]:

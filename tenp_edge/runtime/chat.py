@@ -61,11 +61,11 @@ class Chat:
 
     def say(self, text: str) -> Iterator[Piece]:
         """The model's answer to ``text``; both are remembered once the answer is complete."""
-        asked = [*self.messages, {"role": "user", "content": text}]
-        rendered = render_chat(self._session.vocabulary, asked)
+        messages = [*self.messages, {"role": "user", "content": text}]
+        rendered = render_chat(self._session.vocabulary, messages)
         tokens = prompt_tokens(self._session, rendered)
         answer: list[str] = []
         for piece in generate(self._session, tokens, self._sampling, self._max_tokens):
             answer.append(piece.text)
             yield piece
-        self.messages = [*asked, {"role": "assistant", "content": "".join(answer)}]
+        self.messages = [*messages, {"role": "assistant", "content": "".join(answer)}]

@@ -37,11 +37,11 @@ class TemplateProcess:
 
     def render(self, template: str, variables: Mapping[str, Any]) -> str:
         """The text. Raises TemplateError as the template does, UserError at a limit."""
-        asked: dict[str, Any] = {"template": template, "variables": dict(variables)}
-        size = len(json.dumps(asked))
-        asked["memory_bytes"] = _MEMORY_BYTES + _MEMORY_PER_BYTE * size
+        request: dict[str, Any] = {"template": template, "variables": dict(variables)}
+        size = len(json.dumps(request))
+        request["memory_bytes"] = _MEMORY_BYTES + _MEMORY_PER_BYTE * size
         with self._lock:
-            answer = self._ask(json.dumps(asked))
+            answer = self._ask(json.dumps(request))
         if "limit" in answer:
             raise UserError(f"the chat template {answer['limit']}", _HINT)
         if "error" in answer:

@@ -98,9 +98,9 @@ class Session(ABC):
             if stop <= first_position:
                 self._run(batch, start, False)
                 continue
-            wanted = max(start, first_position)
-            result = self._run(batch, start, wanted < stop - 1)
-            rows[wanted - first_position : stop - first_position] = result[wanted - stop :]
+            first = max(start, first_position)
+            result = self._run(batch, start, first < stop - 1)
+            rows[first - first_position : stop - first_position] = result[first - stop :]
         self._tokens = list(tokens)
         return rows
 

@@ -25,9 +25,9 @@ def main() -> None:
 
     _say({})
     for line in sys.stdin:
-        asked = json.loads(line)
-        _limit_memory(asked["memory_bytes"])
-        _say(_answer(asked))
+        request = json.loads(line)
+        _limit_memory(request["memory_bytes"])
+        _say(_answer(request))
 
 
 def _say(answer: dict[str, str]) -> None:

@@ -63,17 +63,17 @@ def _ranks(file: Path) -> dict[str, int]:
     """Every token, a character a byte, and its rank."""
     if file.stat().st_size > _MAX_BYTES:
         raise UserError(f"{file} is larger than {_MAX_BYTES >> 20} MiB", _AGAIN)
-    found: dict[str, int] = {}
+    ranks: dict[str, int] = {}
     try:
         for line in file.read_bytes().splitlines():
             token, _, rank = line.partition(b" ")
             if line:
-                found[spelled(base64.b64decode(token, validate=True))] = int(rank)
+                ranks[spelled(base64.b64decode(token, validate=True))] = int(rank)
     except (binascii.Error, ValueError):
         raise UserError(f"{file} is not a tiktoken vocabulary", _AGAIN) from None
-    if sorted(found.values()) != list(range(len(found))) or not found:
+    if sorted(ranks.values()) != list(range(len(ranks))) or not ranks:
         raise UserError(f"{file} is not a tiktoken vocabulary: ranks are missing", _AGAIN)
-    return found
+    return ranks
 
 
 def _merges(ranks: Mapping[str, int]) -> Iterator[tuple[str, str]]:
@@ -147,7 +147,7 @@ def _text(node: ast.expr) -> str | None:
             ):
                 return glue.join(ast.literal_eval(parts))
             case _:
-                found = ast.literal_eval(node)
-                return found if isinstance(found, str) else None
+                value = ast.literal_eval(node)
+                return value if isinstance(value, str) else None
     except (TypeError, ValueError):
         return None

@@ -45,14 +45,14 @@ def create_app(service: Service, *, local_name: str | None) -> FastAPI:
     _add_facts(app, service)
 
     async def answer(request: Request, kind: type[GenerationRequest]) -> Response:
-        wanted = parse(kind, await _body(request, service))
-        work = await _prepared(request, service, wanted)
+        payload = parse(kind, await _body(request, service))
+        work = await _prepared(request, service, payload)
         if work is None:
             return Response(status_code=_GONE)
-        with_usage = bool(wanted.stream_options and wanted.stream_options.include_usage)
+        with_usage = bool(payload.stream_options and payload.stream_options.include_usage)
         made = Answer(service.name, len(work.prompt), kind is ChatRequest, with_usage)
         generation = Generation(service, work)
-        if wanted.stream:
+        if payload.stream:
             return _Stream(generation, made, with_usage)
         return await _whole(request, generation, made)
 
@@ -216,18 +216,18 @@ async def _body(request: Request, service: Service) -> bytes:
     if kind != "application/json":
         # Also keeps web pages out: a browser asks before it sends JSON to another site.
         raise RefusalError(415, f"the content type is '{kind}', not application/json")
-    most = service.limits.body_bytes
+    max_bytes = service.limits.body_bytes
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > most:
-        raise _too_large(most)
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
     body = bytearray()
     try:
         async with asyncio.timeout(service.limits.body_seconds):
             async for chunk in request.stream():
                 service.hold(len(chunk))
                 body += chunk
-                if len(body) > most:
-                    raise _too_large(most)
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes)
     except TimeoutError:
         seconds = service.limits.body_seconds
         raise RefusalError(408, f"the body did not arrive within {seconds:g} seconds") from None

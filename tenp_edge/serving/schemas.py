@@ -64,10 +64,10 @@ class GenerationRequest(BaseModel):
     def sampling(self, defaults: SamplingOptions) -> SamplingOptions:
         """``defaults`` of the server with what the request says."""
         names = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
-        given: dict[str, Any] = {name: getattr(self, name) for name in names}
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.seed is not None:
-            given["seed"] = self.seed % 2**64
-        return replace(defaults, **{k: v for k, v in given.items() if v is not None})
+            options["seed"] = self.seed % 2**64
+        return replace(defaults, **{k: v for k, v in options.items() if v is not None})
 
     def wanted_tokens(self, limit: int) -> int:
         """Tokens to generate at most; ``limit`` is the server's limit."""

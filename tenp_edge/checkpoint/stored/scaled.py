@@ -31,7 +31,7 @@ def _spread(
     """The number of every block at each of its places, where they differ along the dimension."""
     if grid.ndim < 2:
         return grid.reshape(-1, 1)
-    for dim, (size, own) in enumerate(zip(shape, block, strict=True)):
-        if own is not None and grid.shape[dim] > 1:
-            grid = grid.repeat_interleave(own, dim).narrow(dim, 0, size)
+    for dim, (size, block_size) in enumerate(zip(shape, block, strict=True)):
+        if block_size is not None and grid.shape[dim] > 1:
+            grid = grid.repeat_interleave(block_size, dim).narrow(dim, 0, size)
     return grid

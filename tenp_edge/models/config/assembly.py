@@ -52,8 +52,8 @@ def read_config(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Model
         return _read_text_config(raw, family)
     refuse_unknown(own_keys(raw, wrapper), family, {})
     text = unwrap(raw, wrapper) | {"architectures": [family.architecture]}
-    found = _read_text_config(text, family)
-    return replace(found, stored_prefix=wrapper.prefix)
+    config = _read_text_config(text, family)
+    return replace(config, stored_prefix=wrapper.prefix)
 
 
 def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:

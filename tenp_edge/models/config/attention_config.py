@@ -85,15 +85,17 @@ def _full_layer(
     stated = written.get(str(layer), {}) if isinstance(written, dict) else None
     if not isinstance(stated, dict):
         raise malformed(keys.overrides, written, "an object of layers")
-    own = config.with_values(
+    layer_config = config.with_values(
         {
             key: stated.get("head_dim", config.value(key, default=default)),
             keys.kv_heads: stated.get("num_key_value_heads", config.value(keys.kv_heads)),
         }
     )
-    kv_heads = own.integer(keys.kv_heads, default=plain.kv_heads) if shared else plain.kv_heads
+    kv_heads = (
+        layer_config.integer(keys.kv_heads, default=plain.kv_heads) if shared else plain.kv_heads
+    )
     if plain.heads % kv_heads:
         raise contradiction(
             f"{plain.heads} attention heads do not divide by {kv_heads} key/value heads"
         )
-    return LayerAttention(plain.heads, kv_heads, own.integer(key), own_values=not shared)
+    return LayerAttention(plain.heads, kv_heads, layer_config.integer(key), own_values=not shared)

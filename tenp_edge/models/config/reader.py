@@ -33,8 +33,8 @@ class ConfigReader:
     def integer(self, *keys: str, default: int | None = None, most: int = MOST) -> int:
         """The first of ``keys`` that is there; 0 is legal only where it is the default."""
         value = self.value(*keys, default=default)
-        least = 0 if default == 0 else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        minimum = 0 if default == 0 else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise malformed(keys[0], value, "a number above zero")
         if value > most:
             raise UserError(

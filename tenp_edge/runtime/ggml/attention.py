@@ -69,10 +69,10 @@ def build_attention(step: Step, layer: int, x: int) -> int:
 
 def _grouped(step: Step, layer: int, x: int) -> int:
     context, facts, tokens = step.context, step.facts, step.tokens
-    own = facts.attention[layer]
-    size, heads, kv_heads = own.head_dim, own.heads, own.kv_heads
+    attention = facts.attention[layer]
+    size, heads, kv_heads = attention.head_dim, attention.heads, attention.kv_heads
     q, k = (step.linear(layer, f"attn_{name}", x) for name in "qk")
-    v = step.linear(layer, "attn_v", x) if own.own_values else k
+    v = step.linear(layer, "attn_v", x) if attention.own_values else k
     by_row, by_head = (facts.architecture.qk_norm == kind for kind in ("row", "head"))
     if by_row:
         q, k = step.norm(layer, "attn_q_norm", q), step.norm(layer, "attn_k_norm", k)

@@ -192,8 +192,8 @@ def array(address: int, dtype: type[Any], shape: Sequence[int]) -> npt.NDArray[A
     data = tensor(address).data
     assert data, "the tensor has no memory yet"
     memory = (ctypes.c_char * size).from_address(data)
-    found: npt.NDArray[Any] = np.ndarray(tuple(shape), dtype, buffer=memoryview(memory))
-    return found
+    view: npt.NDArray[Any] = np.ndarray(tuple(shape), dtype, buffer=memoryview(memory))
+    return view
 
 
 def shape(address: int) -> tuple[int, int]:

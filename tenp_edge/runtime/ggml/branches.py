@@ -78,17 +78,17 @@ class Route:
 
     def add_branch(self, vectors: Sequence[int], matrices: Sequence[int]) -> None:
         """The next expert's tensors whose row count varies: 1-D by ne[0], 2-D by ne[1]."""
-        for found, addresses in zip(self._varying, (vectors, matrices), strict=True):
-            found += [(address, self._branches) for address in addresses]
+        for pairs, addresses in zip(self._varying, (vectors, matrices), strict=True):
+            pairs += [(address, self._branches) for address in addresses]
         self._branches += 1
 
     def reset(self) -> None:
         """Full row counts, before ggml plans its work memory from them."""
         if self._index is None:
-            found = [np.array(pairs, dtype=np.int64).T for pairs in self._varying]
-            indices = [self._context.indices(pairs[0], size) for size, pairs in enumerate(found)]
+            arrays = [np.array(pairs, dtype=np.int64).T for pairs in self._varying]
+            indices = [self._context.indices(pairs[0], size) for size, pairs in enumerate(arrays)]
             self._index = np.concatenate(indices)
-            self._owners = np.concatenate([pairs[1] for pairs in found])
+            self._owners = np.concatenate([pairs[1] for pairs in arrays])
         self._context.memory[self._index] = self._tokens
 
     def _run(self, address: int, _thread: int, _threads: int, _data: int | None) -> None:

@@ -143,12 +143,12 @@ class Graph:
         """What layers of each window see of their cache."""
         facts, cache, shape = self._model.facts, self._model.cache, self.shape
         spans: dict[int | None, Span] = {}
-        for own, places in zip(facts.attention, cache.places, strict=True):
-            if own.window not in spans:
+        for attention, places in zip(facts.attention, cache.places, strict=True):
+            if attention.window not in spans:
                 slots = min(shape.slots, places)
                 rows = self._input(ggml.I64, shape.tokens)
                 mask = self._input(ggml.F16, slots, shape.tokens)
-                spans[own.window] = Span(own.window, places, slots, rows, mask)
+                spans[attention.window] = Span(attention.window, places, slots, rows, mask)
         return spans
 
     def _input(self, kind: int, *sizes: int) -> int:

@@ -28,11 +28,11 @@ _TENSOR_OVERHEAD = 368  # ggml_object header (32) and ggml_tensor (336)
 @cache
 def open_library() -> Library:
     """The checked library; UserError when it is missing or not the one we know."""
-    found = Library(_open())
-    _check_layout(found)
-    found.ggml_cpu_init()
-    _check_product(found)
-    return found
+    library = Library(_open())
+    _check_layout(library)
+    library.ggml_cpu_init()
+    _check_product(library)
+    return library
 
 
 def _open() -> list[ctypes.CDLL]:

@@ -177,8 +177,8 @@ class PerExpertModel(Session):
 
     def _can_return_to(self, keep: int) -> bool:
         return all(
-            kept_places(own.window, places, self._written, keep)
-            for own, places in zip(self.facts.attention, self._cache.places, strict=True)
+            kept_places(attention.window, places, self._written, keep)
+            for attention, places in zip(self.facts.attention, self._cache.places, strict=True)
         )
 
     def close(self) -> None:

@@ -45,8 +45,8 @@ class Span:
 
 def _write_causal(mask: npt.NDArray[np.float16], positions: Positions) -> None:
     mask.fill(0)
-    for row, own in zip(mask, positions, strict=True):  # in place: it is large
-        row[own + 1 :] = -np.inf
+    for row, position in zip(mask, positions, strict=True):  # in place: it is large
+        row[position + 1 :] = -np.inf
 
 
 def _write_window(
@@ -55,8 +55,8 @@ def _write_window(
     """A place holds the last position that was written to it; below zero, none was."""
     last = positions[-1]
     held = last - (last - np.arange(mask.shape[1])) % places
-    for row, own in zip(mask, positions, strict=True):
-        seen = (held >= 0) & (held > own - window) & (held <= own)
+    for row, position in zip(mask, positions, strict=True):
+        seen = (held >= 0) & (held > position - window) & (held <= position)
         row[:] = np.where(seen, 0.0, -np.inf)
 
 

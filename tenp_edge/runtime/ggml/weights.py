@@ -98,11 +98,13 @@ class Cache:
                 )
         self._library = library
         self.slots = cache_places(context, None, ubatch)
-        self.places = [cache_places(context, own.window, ubatch) for own in facts.attention]
+        self.places = [
+            cache_places(context, attention.window, ubatch) for attention in facts.attention
+        ]
         self.type = stored.ggml_id
         shapes = [
-            [(values, places) for values in own.cache_rows]
-            for own, places in zip(facts.attention, self.places, strict=True)
+            [(values, places) for values in attention.cache_rows]
+            for attention, places in zip(facts.attention, self.places, strict=True)
         ]
         self.nbytes: int = sum(stored.row_bytes(v) * n for layer in shapes for v, n in layer)
         self._memory = np.empty(64, dtype=np.uint8) if empty else _zeros(self.nbytes)
@@ -128,9 +130,9 @@ class Cache:
 
 def _row_sizes(facts: Facts) -> Iterator[int]:
     """What must divide into blocks: the rows, and the heads that are viewed in them."""
-    for own in facts.attention:
-        yield from own.cache_rows
-        yield own.head_dim if facts.mla is None else facts.mla.kv_rank
+    for attention in facts.attention:
+        yield from attention.cache_rows
+        yield attention.head_dim if facts.mla is None else facts.mla.kv_rank
 
 
 def _zeros(count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:

@@ -67,12 +67,12 @@ def attention_by_layer(
         raise fields.error(f"{len(within)} windows and {len(kv_heads)} KV heads, {layers} layers")
     if not all(0 < count <= full.heads and full.heads % count == 0 for count in kv_heads):
         raise fields.error("its attention heads contradict each other")
-    found = []
+    attention = []
     for layer, (inside, count) in enumerate(zip(within, kv_heads, strict=True)):
-        own = f"blk.{layer}.attn_v.weight" in fields.header.tensors
+        own_values = f"blk.{layer}.attn_v.weight" in fields.header.tensors
         size, seen = (head_dim, window) if inside else (full.head_dim, None)
-        found.append(LayerAttention(full.heads, count, size, seen, own_values=own))
-    return tuple(found), tuple(turning if inside else rope for inside in within)
+        attention.append(LayerAttention(full.heads, count, size, seen, own_values=own_values))
+    return tuple(attention), tuple(turning if inside else rope for inside in within)
 
 
 def attention_scale(fields: Fields, row: Architecture, rope: Rope, query_dim: int) -> float:

@@ -31,9 +31,9 @@ class Fields:
         )
 
     def _value(self, key: str) -> object:
-        fields, own = self.header.fields, f"{self.prefix}.{key}"
-        self._read.add(own)
-        return fields.get(own, fields.get(key))
+        fields, full_key = self.header.fields, f"{self.prefix}.{key}"
+        self._read.add(full_key)
+        return fields.get(full_key, fields.get(key))
 
     def unread(self) -> list[str]:
         """Keys of the architecture that nobody asked for, and those of a file in parts."""
@@ -45,8 +45,8 @@ class Fields:
         """A size: 1 or more, or 0 where that is the default."""
         value = self._value(key)
         value = default if value is None else value
-        least = 0 if default == 0 else 1
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        minimum = 0 if default == 0 else 1
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= LARGEST:
             raise self.error(f"{key} is {value!r}, not a size")
         return value
 

@@ -91,9 +91,10 @@ def read_stacked(header: Header) -> Facts:
 def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
     """(whether llama.cpp ends the process, why)."""
     sizes = [
-        (own.head_dim, rope) for own, rope in zip(facts.attention, facts.layer_ropes, strict=True)
+        (attention.head_dim, rope)
+        for attention, rope in zip(facts.attention, facts.layer_ropes, strict=True)
     ]
-    kv_heads = {own.kv_heads for own in facts.attention}
+    kv_heads = {attention.kv_heads for attention in facts.attention}
     return (
         (
             facts.layers > _LLAMA_LAYERS or facts.experts > _LLAMA_EXPERTS,

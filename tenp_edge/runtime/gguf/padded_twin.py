@@ -164,9 +164,9 @@ def _grown(raw: Bytes, tensor: Any, target: _Target) -> Bytes:
     """The rows of one expert in the target's type, with zeros up to the target's shape."""
     row, *others = target.ne[:-1]
     rows = math.prod(others)
-    own = _rows(raw, tensor, target.kind)
+    data = _rows(raw, tensor, target.kind)
     grown = np.zeros((rows, _row_bytes(target.kind, row)), dtype=np.uint8)
-    grown[: own.shape[0], : own.shape[1]] = own
+    grown[: data.shape[0], : data.shape[1]] = data
     return grown
 
 
@@ -179,8 +179,8 @@ def _rows(raw: Bytes, tensor: Any, kind: int) -> Bytes:
 
     assert kind == _F32
     # The plain float types are decoded from their own dtype, block types from bytes.
-    own = {"F16": "<f2", "F32": "<f4"}.get(tensor.tensor_type.name)
-    stored = by_row.view(own) if own else by_row
+    dtype = {"F16": "<f2", "F32": "<f4"}.get(tensor.tensor_type.name)
+    stored = by_row.view(dtype) if dtype else by_row
     decoded = np.ascontiguousarray(dequantize(stored, tensor.tensor_type), dtype="<f4")
     return decoded.reshape(len(by_row), -1).view(np.uint8)
 
@@ -222,19 +222,19 @@ def _header(file: GgufFile, tensors: Sequence[_Target]) -> bytes:
 def _raw_fields(file: GgufFile) -> Iterator[bytes]:
     """Every metadata field (key, type, value): as stored, but for the layout and the name of the
     architecture, which is llama.cpp's, and without what llama.cpp has no key for."""
-    own = str(file.value("general.architecture"))
-    stock = own.removeprefix(OWN)
+    architecture = str(file.value("general.architecture"))
+    stock = architecture.removeprefix(OWN)
     changed = {"tenp.layout": "padded", "general.architecture": stock}
     with file.file.open("rb") as stream:
         for name, field in file.reader.fields.items():
             # The reader's own names for the counts, and ours.
-            if name.startswith("GGUF.") or name == f"{own}.{YARN_TRUNCATE}":
+            if name.startswith("GGUF.") or name == f"{architecture}.{YARN_TRUNCATE}":
                 continue
             if name in changed:
                 yield string(name) + struct.pack("<I", _STRING) + string(changed[name])
                 continue
             stream.seek(field.offset)
             raw = stream.read(sum(int(part.nbytes) for part in field.parts))
-            if name.startswith(f"{own}."):
-                raw = string(stock + name.removeprefix(own)) + raw[len(string(name)) :]
+            if name.startswith(f"{architecture}."):
+                raw = string(stock + name.removeprefix(architecture)) + raw[len(string(name)) :]
             yield raw

@@ -36,22 +36,25 @@ def read_rope(fields: Fields) -> Rope:
     dimensions = fields.integer("rope.dimension_count")
     base = fields.real("rope.freq_base")
     kind = fields.text("rope.scaling.type", "none")
-    wanted = fields.real("rope.scaling.attn_factor", 1.0)
+    attention_factor = fields.real("rope.scaling.attn_factor", 1.0)
     if kind == "none":
-        return Rope(dimensions, base, attention_factor=wanted)
+        return Rope(dimensions, base, attention_factor=attention_factor)
     factor = fields.real("rope.scaling.factor")
     if kind not in _FREQUENCY_SCALED or not factor >= 1.0:
         raise fields.error(f"rope scaling '{kind}' by {factor:g} is not known")
     if kind == "linear":
-        return Rope(dimensions, base, scale=1.0 / factor, attention_factor=wanted)
+        return Rope(dimensions, base, scale=1.0 / factor, attention_factor=attention_factor)
     magnitude = 1.0 + 0.1 * math.log(factor)
     if not fields.flag(YARN_TRUNCATE, True):
         original = fields.integer("rope.scaling.original_context_length")
-        own = frequency_divisors(
+        divisors = frequency_divisors(
             dimensions, base, factor, original, _BETA_FAST, _BETA_SLOW, truncate=False
         )
         return Rope(
-            dimensions, base, attention_factor=wanted * magnitude, divisors=tuple(own.tolist())
+            dimensions,
+            base,
+            attention_factor=attention_factor * magnitude,
+            divisors=tuple(divisors.tolist()),
         )
     cancelled = fields.real("rope.scaling.yarn_log_multiplier", 0.0) != 0.0
     return Rope(
@@ -60,7 +63,7 @@ def read_rope(fields: Fields) -> Rope:
         scale=1.0 / factor,
         original_context=fields.integer("rope.scaling.original_context_length"),
         ext_factor=1.0,
-        attention_factor=wanted / magnitude if cancelled else wanted,
+        attention_factor=attention_factor / magnitude if cancelled else attention_factor,
         beta_fast=fields.real("rope.scaling.yarn_beta_fast", _BETA_FAST),
         beta_slow=fields.real("rope.scaling.yarn_beta_slow", _BETA_SLOW),
     )

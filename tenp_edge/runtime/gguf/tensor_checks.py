@@ -42,12 +42,12 @@ def _expected(facts: Facts, header: Header) -> Iterator[tuple[str, Shape, bool]]
     yield "token_embd.weight", (hidden, facts.vocab), False
     yield "output_norm.weight", (hidden,), False
     yield "output.weight", (hidden, facts.vocab), True
-    full = [own.head_dim for own in facts.attention if own.window is None]
+    full = [geometry.head_dim for geometry in facts.attention if geometry.window is None]
     if facts.architecture.by_layer and full:
         yield "rope_freqs.weight", (full[0] // 2,), True
     for layer in range(facts.layers):
-        own = facts.attention[layer]
-        attention = _mla_tensors(facts, own) if facts.mla else _gqa_tensors(facts, own)
+        geometry = facts.attention[layer]
+        attention = _mla_tensors(facts, geometry) if facts.mla else _gqa_tensors(facts, geometry)
         routed = layer in facts.widths
         feed_forward = [*_routed_tensors(facts, layer, header)] if routed else []
         if not routed or facts.architecture.dense_beside:

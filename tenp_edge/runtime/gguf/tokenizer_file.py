@@ -53,8 +53,8 @@ def tokenizer_file(header: Header, memory: mmap.mmap) -> Iterator[Path]:
 
 def _parts(header: Header, memory: mmap.mmap) -> Iterator[bytes | memoryview]:
     """Its bytes, one field after the other; a vocabulary is not copied."""
-    own = str(header.fields[_ARCHITECTURE])
-    name = own.removeprefix(OWN)
+    architecture = str(header.fields[_ARCHITECTURE])
+    name = architecture.removeprefix(OWN)
     splitter = _REPAIRED.get(str(header.fields.get(_SPLITTER)))
     kept = {key: span for key, span in header.spans.items() if not key.startswith("tenp.")}
     yield memory[:8] + struct.pack("<QQ", 0, len(kept))
@@ -64,8 +64,8 @@ def _parts(header: Header, memory: mmap.mmap) -> Iterator[bytes | memoryview]:
                 yield string(key) + struct.pack("<I", _STRING) + string(name)
             elif key == _SPLITTER and splitter is not None:
                 yield string(key) + struct.pack("<I", _STRING) + string(splitter)
-            elif key.startswith(f"{own}."):
-                yield string(name + key.removeprefix(own))
+            elif key.startswith(f"{architecture}."):
+                yield string(name + key.removeprefix(architecture))
                 yield view[start + len(string(key)) : end]
             else:
                 yield view[start:end]

@@ -29,14 +29,14 @@ _log: list[tuple[int, str]] = []
 def native() -> Any:
     """The low-level module, its log caught. Raises UserError when it is not installed."""
     try:
-        found = _interface()
+        module = _interface()
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(
             f"llama-cpp-python cannot be loaded: {error}", "pip install llama-cpp-python"
         ) from None
-    _keep_log(found)
-    found.llama_backend_init()
-    return found
+    _keep_log(module)
+    module.llama_backend_init()
+    return module
 
 
 def _interface() -> Any:

@@ -82,12 +82,12 @@ def _own_sizes(file: Path, run: MemoryRun) -> Projection:
 def prompt(facts: Answer) -> Answer:
     """A text of at most ``tokens`` tokens, from all over the vocabulary: every part of the
     embedding is read."""
-    file, wanted = Path(facts["file"]), int(facts["tokens"])
+    file, max_tokens = Path(facts["file"]), int(facts["tokens"])
     with _vocabulary(file) as vocabulary:
-        text = " ".join(_words(vocabulary, wanted)) or "a"
-        text = " ".join([text] * -(-wanted // max(1, len(vocabulary.tokenize(text)))))
-        while (count := len(vocabulary.tokenize(text))) > wanted and len(text) > 1:
-            text = text[: len(text) * wanted // count]
+        text = " ".join(_words(vocabulary, max_tokens)) or "a"
+        text = " ".join([text] * -(-max_tokens // max(1, len(vocabulary.tokenize(text)))))
+        while (count := len(vocabulary.tokenize(text))) > max_tokens and len(text) > 1:
+            text = text[: len(text) * max_tokens // count]
         return {"text": text}
 
 

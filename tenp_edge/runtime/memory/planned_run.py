@@ -79,8 +79,8 @@ def choose_run(
 
 def _notes(planned: PlannedRun, chosen: Chosen) -> tuple[str, ...]:
     above = [
-        f"--{name} {value} (planned: {wanted})"
-        for name, value, wanted, larger in (
+        f"--{name} {value} (planned: {planned_value})"
+        for name, value, planned_value, larger in (
             ("context", chosen.context, planned.context, chosen.context > planned.context),
             ("ubatch", chosen.ubatch, planned.ubatch, chosen.ubatch > planned.ubatch),
             ("kv-type", chosen.kv_type, planned.kv_type, _larger(chosen.kv_type, planned.kv_type)),

@@ -87,10 +87,10 @@ class Decoder:
         self.past = past.pop()
 
     def _check_names(self) -> None:
-        wanted = {TOKENS, MASK, *(_PAST + name for name in self.cache_names)}
+        required = {TOKENS, MASK, *(_PAST + name for name in self.cache_names)}
         made = {LOGITS, *(_PRESENT + name for name in self.cache_names)}
-        unknown = self._inputs.keys() - wanted - {POSITIONS}
-        missing = (wanted - self._inputs.keys()) | (made - self._outputs.keys())
+        unknown = self._inputs.keys() - required - {POSITIONS}
+        missing = (required - self._inputs.keys()) | (made - self._outputs.keys())
         if unknown or missing or not self.cache_names:
             what = f"has the input {min(unknown)}" if unknown else f"lacks {min(missing | {_PAST})}"
             raise self._odd(f"it {what}")
@@ -141,10 +141,10 @@ class Decoder:
         of either.
         """
         value = onnxruntime().OrtValue.ortvalue_from_numpy
-        given = {TOKENS: tokens, MASK: mask, POSITIONS: positions}
+        inputs = {TOKENS: tokens, MASK: mask, POSITIONS: positions}
         feeds = {
             name: value(np.ascontiguousarray(array, dtype=np.int64))
-            for name, array in given.items()
+            for name, array in inputs.items()
             if name in self._inputs
         }
         for name in self.cache_names:

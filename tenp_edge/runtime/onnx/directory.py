@@ -114,9 +114,9 @@ def refused(graph: Path, reason: str) -> UserError:
     except (DecodeError, ValueError):
         return UserError(f"{graph} is not an ONNX model", _COPY)
     for location, end in sorted(_data_ends(model).items()):
-        found = _broken_data(graph, location, end)
-        if found is not None:
-            return found
+        error = _broken_data(graph, location, end)
+        if error is not None:
+            return error
     return UserError(f"onnxruntime cannot load {graph}: {_last_words(reason)}", _COPY)
 
 

@@ -190,7 +190,7 @@ class _Fixed(_Caches):
 
     def padded(self, sequences: Sequence[Sequence[int]]) -> list[Logits]:
         """As many rows at a time as the graphs have, all padded to the longest sequence."""
-        size, found = self._batch, []
+        size, logits = self._batch, []
         longest = max(map(len, sequences))
         if longest > self._past + 1:
             raise UserError(
@@ -201,8 +201,8 @@ class _Fixed(_Caches):
             part = list(sequences[start : start + size])
             full = part + part[:1] * (size - len(part))
             rows = self._padded_rows(full, longest)
-            found += [row[-len(tokens) :] for row, tokens in zip(rows, part, strict=False)]
-        return found
+            logits += [row[-len(tokens) :] for row, tokens in zip(rows, part, strict=False)]
+        return logits
 
     def _padded_rows(self, sequences: Sequence[Sequence[int]], length: int) -> Logits:
         """Logits [batch, length, vocab] of a full batch, in chunks through prefill.onnx."""
@@ -267,11 +267,11 @@ def _check_positions(files: OnnxDirectory, context: int | None) -> None:
 
 def _fitting(files: OnnxDirectory, context: int | None, held: int | None) -> int:
     """The context: as asked for, else the default or as much of it as there is."""
-    most = files.positions if held is None else min(held, files.positions)
-    if context is not None and context > most:
+    max_context = files.positions if held is None else min(held, files.positions)
+    if context is not None and context > max_context:
         raise UserError(
             f"a context of {context} does not fit {files.path}, whose graphs are fixed: "
-            f"{most - 1} tokens in the cache and the next one",
-            f"--context {most}, or an export with --past {context - 1}",
+            f"{max_context - 1} tokens in the cache and the next one",
+            f"--context {max_context}, or an export with --past {context - 1}",
         )
-    return min(DEFAULT_CONTEXT, most) if context is None else context
+    return min(DEFAULT_CONTEXT, max_context) if context is None else context
