@@ -44,8 +44,8 @@ class JobRecord:
     def found(self) -> dict[str, Any] | None:
         """What the file says of this very job; None where it says nothing of it."""
         state = self.read() or {}
-        own = {name: value for name, value in state.items() if name not in self.empty}
-        return {**self.empty, **state} if state and own == self.identity else None
+        identity = {name: value for name, value in state.items() if name not in self.empty}
+        return {**self.empty, **state} if state and identity == self.identity else None
 
     def state(self) -> dict[str, Any]:
         """`found`, or where nothing is the job with nothing done."""

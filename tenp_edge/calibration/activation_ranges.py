@@ -45,8 +45,8 @@ class MatrixRange:
 
 def union(ranges: Iterable[MatrixRange]) -> MatrixRange:
     whole = MatrixRange(Span(), Span(), Span())
-    for found in ranges:
-        whole |= found
+    for matrix_range in ranges:
+        whole |= matrix_range
     return whole
 
 

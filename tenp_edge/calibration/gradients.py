@@ -140,7 +140,7 @@ def _loss_gradient(
     step = max(1, _HEAD_ELEMENTS // len(weight))
     for row, (tokens, length) in enumerate(zip(text.tokens, text.lengths.tolist(), strict=True)):
         hidden = states.read(row, row + 1)[0].to(model.device)
-        found = torch.zeros_like(hidden)
+        row_gradient = torch.zeros_like(hidden)
         for start in range(0, length - 1, step):
             stop = min(start + step, length - 1)
             part = hidden[start:stop].requires_grad_()
@@ -148,8 +148,8 @@ def _loss_gradient(
                 logits = head.capped(linear(head.norm(part), weight)).float()
                 targets = tokens[start + 1 : stop + 1].to(model.device)
                 loss = cross_entropy(logits, targets, reduction="sum")
-            found[start:stop] = torch.autograd.grad(loss, part)[0]
-        gradient.write(row, found[None].cpu())
+            row_gradient[start:stop] = torch.autograd.grad(loss, part)[0]
+        gradient.write(row, row_gradient[None].cpu())
 
 
 class _Backward(LayerObserver):

@@ -66,7 +66,7 @@ class Importance:
     @property
     def samples(self) -> int:
         """Calibration chunks, all domains together."""
-        return sum(int(found["samples"]) for found in self._statistics.info["domains"].values())
+        return sum(int(domain["samples"]) for domain in self._statistics.info["domains"].values())
 
     @property
     def seq_len(self) -> int:
@@ -76,7 +76,7 @@ class Importance:
     @property
     def tokens(self) -> int:
         """Calibration tokens, all domains together."""
-        return sum(int(found["tokens"]) for found in self._statistics.info["domains"].values())
+        return sum(int(domain["tokens"]) for domain in self._statistics.info["domains"].values())
 
     def expert(self, layer: int, expert: int, projection: str) -> Squares:
         """Of one routed expert's ``projection``: gate, up ([hidden]) or down ([kept width])."""
@@ -93,9 +93,9 @@ class Importance:
         """Of a matrix outside the routed experts; None where nothing was collected."""
         total: torch.Tensor | None = None
         for domain in self.domains:
-            found = self._statistics.matrix_inputs(domain, layer, role)
-            if found is not None:
-                total = found if total is None else total + found
+            squares = self._statistics.matrix_inputs(domain, layer, role)
+            if squares is not None:
+                total = squares if total is None else total + squares
         return None if total is None else Squares(total.float(), self.tokens)
 
     def _original(self, layer: int, expert: int) -> int:
@@ -127,11 +127,11 @@ def importance_of(
     if pruned:
         plan = plan or _plan_beside(checkpoint.path)
         # What the kept neurons were fed is the plan's affair, whether or not they were mended.
-        own = str((pruned.get("mended") or {}).get("plan_digest", pruned["digest"]))
-        if plan.digest != own:
+        digest = str((pruned.get("mended") or {}).get("plan_digest", pruned["digest"]))
+        if plan.digest != digest:
             raise UserError(
                 f"the plan is not the one that {checkpoint.path} was pruned by "
-                f"({plan.digest[:12]}, not {own[:12]})",
+                f"({plan.digest[:12]}, not {digest[:12]})",
                 "--plan with the plan.json of that run",
             )
     elif plan is None and statistics.fingerprint != checkpoint.fingerprint:

@@ -47,17 +47,17 @@ def measure_ranges(
     """
     text = measured_text(domains).trimmed()
     model = StreamingModel(source, device, dtype)
-    found: dict[str, MatrixRange] = {}
+    ranges: dict[str, MatrixRange] = {}
     shape = (*text.tokens.shape, source.config.hidden_size)
 
     def attach(index: int, layer: nn.Module) -> LayerObserver:
-        return _RangeObserver(source.config, index, layer, text.active.to(device), found)
+        return _RangeObserver(source.config, index, layer, text.active.to(device), ranges)
 
     with open_states(shape, dtype, work, SPILL_BYTES) as states:
         sweep(model, text.tokens, states, "measuring activations", progress, attach)
         rows = (states.read(n, n + 1)[0, active] for n, active in enumerate(text.active))
-        found |= _head(model, rows)
-    return Ranges(identity(source), text.digest, text.token_count, found)
+        ranges |= _head(model, rows)
+    return Ranges(identity(source), text.digest, text.token_count, ranges)
 
 
 def identity(source: ModelSource) -> str:
@@ -116,11 +116,11 @@ class _RangeObserver(LayerObserver):
         """One expert's tokens; what gate and up give is computed once more."""
         assert self._experts is not None
         weights = self._experts[group.expert].matrices(group.x.dtype)
-        given, neurons = span_of(group.x), span_of(group.m)
+        inputs, neurons = span_of(group.x), span_of(group.m)
         names = self._names(group.expert)
         for name, matrix in zip(names, (weights.gate, weights.up), strict=False):
             product = span_of(linear(group.x, matrix))
-            self._add(name, given, product, product)
+            self._add(name, inputs, product, product)
         out = span_of(group.y)
         self._add(names[2], neurons, out, out)
 
@@ -138,9 +138,9 @@ class _RangeObserver(LayerObserver):
             names = [self._names(e)[projection] for e in range(self._config.num_experts)]
             every = union(self._found[name] for name in names if name in self._found)
             for name in names:
-                own = self._found.get(name, every)
-                given = own.given if projection == _DOWN else every.given
-                self._found[name] = MatrixRange(given, own.product, own.output)
+                expert_range = self._found.get(name, every)
+                inputs = expert_range.given if projection == _DOWN else every.given
+                self._found[name] = MatrixRange(inputs, expert_range.product, expert_range.output)
 
     def _names(self, expert: int) -> list[str]:
         return [self._config.expert_tensor(self._index, expert, i) for i in range(3)]
@@ -149,14 +149,14 @@ class _RangeObserver(LayerObserver):
 def _matrices(config: ModelConfig, index: int, layer: nn.Module) -> dict[str, nn.Module]:
     """Name of the weight -> module of every matrix outside experts and router."""
     prefix = config.layer_prefix(index)
-    found = {}
+    modules = {}
     for spec in expected_tensors(config):
         if spec.layer != index or spec.expert is not None or spec.part == "router":
             continue
         if len(spec.shape) == 2:
             path = name_in_memory(config, spec).removeprefix(prefix).removesuffix(".weight")
-            found[spec.name] = layer.get_submodule(path)
-    return found
+            modules[spec.name] = layer.get_submodule(path)
+    return modules
 
 
 def _head(model: StreamingModel, sequences: Any) -> Mapping[str, MatrixRange]:
@@ -174,5 +174,5 @@ def span_of(values: torch.Tensor) -> Span:
     """Of any tensor; zero belongs to it."""
     if not values.numel():
         return Span()
-    least, most = torch.aminmax(values)
-    return Span(min(float(least), 0.0), max(float(most), 0.0))
+    minimum, maximum = torch.aminmax(values)
+    return Span(min(float(minimum), 0.0), max(float(maximum), 0.0))

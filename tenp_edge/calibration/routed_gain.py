@@ -31,8 +31,8 @@ class RoutedGain:
     def _hook(self, role: str) -> Any:
         def see(_: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             hidden = output.shape[-1]
-            given = arguments[0].reshape(-1, hidden).float()
-            self._seen[role] = given, output.reshape(-1, hidden).float()
+            inputs = arguments[0].reshape(-1, hidden).float()
+            self._seen[role] = inputs, output.reshape(-1, hidden).float()
 
         return see
 

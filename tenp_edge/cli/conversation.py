@@ -48,9 +48,9 @@ def converse(
         write_pieces(chat.say(first), out, note)
         if not sys.stdin.isatty():
             return
-    while (asked := _ask()) is not None:
-        if asked.strip():
-            write_pieces(chat.say(asked), out, note)
+    while (question := _ask()) is not None:
+        if question.strip():
+            write_pieces(chat.say(question), out, note)
 
 
 def _ask() -> str | None:

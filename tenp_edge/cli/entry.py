@@ -13,10 +13,10 @@ from tenp_edge.errors import UserError
 
 def main() -> None:
     """Entry point."""
-    verb, given = sys.argv[1:2], None
+    verb, arguments = sys.argv[1:2], None
     if verb == ["run"]:
-        given = lean_flags.read(sys.argv[2:])
-    if given is None:
+        arguments = lean_flags.read(sys.argv[2:])
+    if arguments is None:
         from tenp_edge.cli.main import main as full
 
         full()
@@ -24,7 +24,7 @@ def main() -> None:
     try:
         from tenp_edge.cli import lean_run
 
-        lean_run.run(**given)
+        lean_run.run(**arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit(130) from None

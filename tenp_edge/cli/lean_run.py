@@ -41,7 +41,7 @@ def run(
     file = runnable(file)
     sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
     sampling.check()
-    asked = prompt if chat else conversation.read_prompt(prompt)
+    prompt_text = prompt if chat else conversation.read_prompt(prompt)
     options = RunOptions(
         context, threads, ubatch, kv_type, gpu_layers=gpu_layers, prepack=not no_prepack, note=note
     )
@@ -49,7 +49,9 @@ def run(
     with open_model(file, options) as session:
         note(f"{file.name}, {format_size(model_bytes(file))}, in {session.runtime}")
         if chat:
-            conversation.converse(session, asked, system, sampling, max_tokens, sys.stdout, note)
+            conversation.converse(
+                session, prompt_text, system, sampling, max_tokens, sys.stdout, note
+            )
         else:
-            assert asked is not None
-            conversation.continue_text(session, asked, sampling, max_tokens, sys.stdout, note)
+            assert prompt_text is not None
+            conversation.continue_text(session, prompt_text, sampling, max_tokens, sys.stdout, note)

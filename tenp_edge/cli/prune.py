@@ -152,10 +152,10 @@ def plan(
     made = run_plan(model, options, known.statistics, compute, progress)
     if output is not None and not dry_run:
         made.save(output)
-        asked = CompressOptions(
+        compress_options = CompressOptions(
             statistics=known.statistics, plan=options, calibration=_calibration(compute)
         )
-        recipe_files.write_recipe(output.with_suffix(f".{recipe_files.FILE}"), asked)
+        recipe_files.write_recipe(output.with_suffix(f".{recipe_files.FILE}"), compress_options)
     show(plan_tables.plan_report(made), made.to_json(), json_output)
 
 

@@ -56,10 +56,10 @@ def run(
 
         tenp-edge run model.gguf --context 8192 --kv-type Q8_0 < question.txt
     """
-    given = locals()
+    arguments = locals()
     from tenp_edge.cli import lean_run
 
-    lean_run.run(**given)
+    lean_run.run(**arguments)
 
 
 def serve(

@@ -267,10 +267,10 @@ def limited(make: Callable[[int], Widths], neurons: int, max_widths: int | None)
     if max_widths is None:
         return widths
     widths = limit_widths(widths, max_widths)
-    asked = neurons
+    budget = neurons
     for _ in range(_OFFERS):
-        asked += neurons - sum(map(sum, widths.values()))
-        wider = limit_widths(make(asked), max_widths)
+        budget += neurons - sum(map(sum, widths.values()))
+        wider = limit_widths(make(budget), max_widths)
         if not sum(map(sum, widths.values())) < sum(map(sum, wider.values())) <= neurons:
             break
         widths = wider

@@ -55,21 +55,21 @@ def make_plan(
     ``confirm``: the memory is the runtime's own answer for the very plan; without, it is estimated.
     Raises UserError when nothing legal fits, with what would.
     """
-    given = _Given(checkpoint, profile, statistics, measured, confirm, costs)
+    inputs = _Given(checkpoint, profile, statistics, measured, confirm, costs)
     try:
-        largest, way = given.largest(options), None
+        largest, way = inputs.largest(options), None
         keep = largest.priced.keep_ratio
         if keep < 1 and (way := best_way(measured, options, keep)):
             options = replace(options, **way)
-            largest = given.largest(options)
+            largest = inputs.largest(options)
     except InfeasibleError as infeasible:
-        raise refusal(infeasible, checkpoint, options, given.smallest) from None
+        raise refusal(infeasible, checkpoint, options, inputs.smallest) from None
     search, priced, typed = largest.search, largest.priced, largest.typed
     evidence, record = search.evidence, make_record(checkpoint, search, priced)
     record = replace(
         record,
         notes=(*record.notes, *largest.notes),
-        type_kl=None if evidence is None else given.type_kl(search.spec),
+        type_kl=None if evidence is None else inputs.type_kl(search.spec),
         frontier=tuple(search.frontier(priced)) if evidence and options.frontier else (),
         type_choice=None if typed is None else typed.to_json(),
         way=way or None,

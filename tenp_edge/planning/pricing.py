@@ -55,8 +55,8 @@ class Pricer:
     def confirm(self, widths: Widths) -> Priced:
         """The price with the runtime's own answer for this very plan, where it can be asked."""
         target, (config, _) = self.target, self._manifest(widths)
-        asked = target.exporter.run_memory(self.checkpoint, config, target.options, target.run)
-        self.answer = asked or self.answer
+        memory = target.exporter.run_memory(self.checkpoint, config, target.options, target.run)
+        self.answer = memory or self.answer
         return self(widths)
 
     def _manifest(self, widths: Widths) -> tuple[ModelConfig, Manifest]:

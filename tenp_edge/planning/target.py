@@ -179,13 +179,13 @@ def _fixed_lengths(run: MemoryRun, options: PlanOptions) -> FixedLengths:
 
 def _width_multiple(limits: WidthLimits, profile: DeviceProfile, options: PlanOptions) -> int:
     """The requested multiple, or the smallest one that is legal for profile and format."""
-    wanted = options.width_multiple
-    if wanted is not None and wanted % limits.multiple:
+    multiple = options.width_multiple
+    if multiple is not None and multiple % limits.multiple:
         raise UserError(
-            f"--set width-multiple={wanted}: the format takes multiples of {limits.multiple}",
+            f"--set width-multiple={multiple}: the format takes multiples of {limits.multiple}",
             f"--set width-multiple={limits.multiple}",
         )
-    return wanted or lcm(profile.width_multiple, limits.multiple)
+    return multiple or lcm(profile.width_multiple, limits.multiple)
 
 
 def _kv_type(writer: Exporter, profile: DeviceProfile, options: PlanOptions) -> str:
@@ -196,5 +196,5 @@ def _kv_type(writer: Exporter, profile: DeviceProfile, options: PlanOptions) -> 
             f"the KV cache of format {writer.format} is {allowed[0]}, not {options.kv_type}",
             f"--kv-type {'|'.join(allowed)}",
         )
-    wanted = options.kv_type or profile.kv_type
-    return wanted if not allowed or wanted in allowed else allowed[0]
+    kv_type = options.kv_type or profile.kv_type
+    return kv_type if not allowed or kv_type in allowed else allowed[0]

@@ -49,7 +49,7 @@ class Records:
         identity = {"version": VERSION, "slice": text}
         self._record = JobRecord(directory / FILE, identity, {"plans": {}})
         plans = self._record.state()["plans"]
-        self.trials = {digest: Trial.from_json(found) for digest, found in plans.items()}
+        self.trials = {digest: Trial.from_json(trial) for digest, trial in plans.items()}
 
     def add(self, measured: Mapping[str, Trial]) -> None:
         self.trials |= measured

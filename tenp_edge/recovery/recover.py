@@ -301,10 +301,10 @@ class _Judge(LayerObserver):
         return self
 
     def end(self, run: slice, output: torch.Tensor) -> None:
-        wanted, active = self.targets.read(run.start, run.stop), self.text.active[run]
-        self.losses.append(relative_error(output.cpu(), wanted)[active])
+        targets, active = self.targets.read(run.start, run.stop), self.text.active[run]
+        self.losses.append(relative_error(output.cpu(), targets)[active])
         if self.seen is not None:
-            self.seen.finish(wanted.float().norm(dim=-1))
+            self.seen.finish(targets.float().norm(dim=-1))
 
     @property
     def loss(self) -> float:

@@ -95,9 +95,9 @@ def run_merge(parts: Sequence[Path], output: Path, force: bool = False) -> Stati
         raise UserError(
             f"{output} holds statistics already", "another -o, or --force to overwrite it"
         )
-    found = [load_statistics(part) for part in parts]
+    statistics = [load_statistics(part) for part in parts]
     with one_writer(output):
-        return merge_statistics(found, output)
+        return merge_statistics(statistics, output)
 
 
 def finished_at(work: Path) -> int:

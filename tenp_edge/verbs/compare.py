@@ -61,9 +61,9 @@ def _compared(
     progress: Progress,
 ) -> dict[str, Any]:
     where = choose_device(options.calibration.device)
-    own = options.calibration.dtype
+    dtype_name = options.calibration.dtype
     # As in validation: bf16's own rounding would be counted as a candidate's loss.
-    dtype = choose_dtype("float32" if own == "auto" else own, where, checkpoint.dtype)
+    dtype = choose_dtype("float32" if dtype_name == "auto" else dtype_name, where, checkpoint.dtype)
     measures = _measures(checkpoint, options, progress)
     statistics = _statistics(checkpoint, output, options, methods, progress)
     comparison = Comparison(
@@ -107,13 +107,13 @@ def _statistics(
     progress: Progress,
 ) -> dict[int, Statistics]:
     """One calibration a seed, with a backward pass where a method needs one."""
-    backward, found = any(method.needs_gradients for method in methods), {}
+    backward, statistics = any(method.needs_gradients for method in methods), {}
     for seed in range(options.calibration.seed, options.calibration.seed + options.seeds):
         chosen = replace(options.calibration, seed=seed)
-        found[seed] = run_calibrate(
+        statistics[seed] = run_calibrate(
             checkpoint.path, output / f"calibration-{seed}", chosen, progress, backward
         )
-    return found
+    return statistics
 
 
 def _menders(
@@ -165,27 +165,27 @@ def _measures(
     seed = options.calibration.seed
     drawn = validation_domains(checkpoint, options.validation, seed, progress)
     text = [TextMeasure.of(domain) for domain in drawn]
-    found: dict[str, Sequence[Measure]] = {"text": text}
+    measures: dict[str, Sequence[Measure]] = {"text": text}
     if not options.questions:
-        return found
+        return measures
     tokenizer = load_tokenizer(checkpoint.path)
     longest = min(options.validation.seq_len, checkpoint.config.max_position_embeddings)
     cloze: list[Measure] = []
     sums: list[Measure] = []
     for name, texts in _texts(options, tokenizer).items():
-        asked = Cloze.of(name, texts, tokenizer, options.questions, seed)
-        cloze += [] if asked is None else [asked]
+        cloze_measure = Cloze.of(name, texts, tokenizer, options.questions, seed)
+        cloze += [] if cloze_measure is None else [cloze_measure]
         solved = Arithmetic.of(name, texts, tokenizer, options.questions, longest)
         sums += [] if solved is None else [solved]
-    found |= {"cloze": cloze, "arithmetic": sums}
-    return {kind: row for kind, row in found.items() if row}
+    measures |= {"cloze": cloze, "arithmetic": sums}
+    return {kind: row for kind, row in measures.items() if row}
 
 
 def _texts(options: CompareOptions, tokenizer: Any) -> Mapping[str, Sequence[str]]:
     sources, writer = parse_data(options.validation.data), ChatWriter(tokenizer)
-    found = texts_of(sources, "heldout", writer)
+    texts = texts_of(sources, "heldout", writer)
     return {
-        name: [text for kind in kinds.values() for text in kind] for name, kinds in found.items()
+        name: [text for kind in kinds.values() for text in kind] for name, kinds in texts.items()
     }
 
 

@@ -53,8 +53,8 @@ class CompressResult:
 
     def to_json(self) -> dict[str, Any]:
         report = None if self.report is None else self.report.to_json()
-        found = {"output": str(self.output), "plan": self.plan.to_json(), "validation": report}
-        return found if self.mended is None else {**found, "mended": dict(self.mended.info)}
+        result = {"output": str(self.output), "plan": self.plan.to_json(), "validation": report}
+        return result if self.mended is None else {**result, "mended": dict(self.mended.info)}
 
 
 def run_compress(

@@ -68,15 +68,16 @@ def run_export(
     type has a use for one. With ``dry_run`` the manifest is returned and nothing is written.
     """
     checkpoint, writer = Checkpoint(model), exporter(format)
-    given = None if plan is None else load_plan(plan)
+    loaded_plan = None if plan is None else load_plan(plan)
     weighted = options.quant in writer.weighted_quants or options.imatrix_file is not None
     importance = None
     if statistics is not None and options.imatrix and weighted:
-        importance = importance_of(checkpoint, load_statistics(statistics), given)
+        importance = importance_of(checkpoint, load_statistics(statistics), loaded_plan)
     if checkpoint.config.raw.get("tenp"):
-        given = None if importance is not None else given  # it was pruned by this plan already
+        # it was pruned by this plan already
+        loaded_plan = None if importance is not None else loaded_plan
     options = replace(options, imatrix=importance is not None)
-    source = ModelSource(checkpoint, given)
+    source = ModelSource(checkpoint, loaded_plan)
     writer.check(source.config, options)
     manifest = writer.manifest(checkpoint, source.config, options)
     if dry_run:
@@ -120,9 +121,9 @@ def kept_ranges(
     file = None if directory is None else _ranges_file(directory, source)
     if file is None or not file.is_file():
         return None
-    found = load_ranges(file)
-    same = found.model == identity(source) and data in (None, found.data)
-    return found if same else None
+    ranges = load_ranges(file)
+    same = ranges.model == identity(source) and data in (None, ranges.data)
+    return ranges if same else None
 
 
 def ranges_into(
@@ -135,8 +136,8 @@ def ranges_into(
     """The ranges on ``domains``, kept in ``directory`` where there is one."""
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device, source.checkpoint.dtype)
-    found = measure_ranges(source, domains, device=device, dtype=dtype, progress=progress)
+    ranges = measure_ranges(source, domains, device=device, dtype=dtype, progress=progress)
     if directory is not None:
         with one_writer(directory):
-            found.save(_ranges_file(directory, source))
-    return found
+            ranges.save(_ranges_file(directory, source))
+    return ranges

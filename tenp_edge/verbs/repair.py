@@ -52,7 +52,7 @@ def mend_into(
     ):
         progress.note("every expert is whole or removed: there is nothing to repair")
         return None
-    found = mend(
+    mended = mend(
         checkpoint,
         plan,
         domains,
@@ -63,12 +63,12 @@ def mend_into(
         dtype=options.dtype,
         progress=progress,
     )
-    layers = found.info["layers"].values()
+    layers = mended.info["layers"].values()
     before, after = (
         sum(row[name] for row in layers) / len(layers) for name in ("loss_cut", "loss")
     )
     progress.note(
-        f"mended {len(found)} tensors in {found.info['seconds']:.0f} s: "
+        f"mended {len(mended)} tensors in {mended.info['seconds']:.0f} s: "
         f"mean loss of a layer {before:.2g} -> {after:.2g}"
     )
-    return found
+    return mended

@@ -106,9 +106,9 @@ class RunDirectory:
         """Record ``stage`` with the files it wrote; ``known``: digests that need no reading."""
         listed, known = sorted(files), known or {}
         unread = [file for file in listed if file not in known]
-        found = {**known, **file_digests(unread, f"hashing the {stage}", self._progress)}
+        digests = {**known, **file_digests(unread, f"hashing the {stage}", self._progress)}
         entries = {
-            str(file.relative_to(self.path)): {"bytes": _size(file), "sha256": found[file]}
+            str(file.relative_to(self.path)): {"bytes": _size(file), "sha256": digests[file]}
             for file in listed
         }
         self._stages[stage] = {"key": key, "files": entries}

@@ -75,16 +75,16 @@ def compress_domains(
     Validation is on ``validation.data``. Without it, a file of the calibration keeps the end of
     what was drawn for it, and the bundled text or the standard library has a held-out part.
     """
-    own = tuple(argument for argument in calibration.data if not is_set(argument))
-    if validation.data or not own:
+    user_data = tuple(argument for argument in calibration.data if not is_set(argument))
+    if validation.data or not user_data:
         drawn = calibration_domains(checkpoint, calibration, progress, hold_out=True)
         used, rest = _cut(drawn, calibration.samples)
         held_on = replace(validation, data=validation.data or calibration.data)
         return used, validation_domains(checkpoint, held_on, calibration.seed), rest
     parse_data(calibration.data)  # a domain named twice is refused before it is taken apart
-    wanted = calibration.samples + validation.samples
-    chosen = replace(calibration, data=own, samples=wanted)
-    drawn, rest = _cut(calibration_domains(checkpoint, chosen, progress, hold_out=True), wanted)
+    samples = calibration.samples + validation.samples
+    chosen = replace(calibration, data=user_data, samples=samples)
+    drawn, rest = _cut(calibration_domains(checkpoint, chosen, progress, hold_out=True), samples)
     pairs = [split_domain(domain, validation.samples) for domain in drawn]
     used, held = [first for first, _ in pairs], [last for _, last in pairs]
     sets = tuple(argument for argument in calibration.data if is_set(argument))
@@ -102,8 +102,8 @@ def _cut(domains: Sequence[Domain], count: int) -> tuple[list[Domain], list[Doma
 def most_tokens(options: CalibrationOptions | HeldOutOptions) -> int:
     """Tokens that will be drawn at most; the sets that ship have several domains each."""
     split: Split = "calibration" if isinstance(options, CalibrationOptions) else "heldout"
-    wanted = options.samples * options.seq_len
-    return sum(most_tokens_of(argument, split, wanted) for argument in options.data or DEFAULT)
+    tokens = options.samples * options.seq_len
+    return sum(most_tokens_of(argument, split, tokens) for argument in options.data or DEFAULT)
 
 
 def split_domain(domain: Domain, wanted: int) -> tuple[Domain, Domain]:
@@ -129,12 +129,12 @@ def _drawn(
     progress: Progress,
     spare: int = 0,
 ) -> list[Domain]:
-    writer, found = ChatWriter(tokenizer, progress), []
+    writer, domains = ChatWriter(tokenizer, progress), []
     for source in sources:
         texts = texts_of([source], split, writer, progress)
         # The default is made for what the package holds: nothing to say where it runs out.
         usual = source.place == BUILTIN and options.samples <= type(options).samples
-        found += make_domains(
+        domains += make_domains(
             texts,
             tokenizer,
             options.samples,
@@ -143,7 +143,7 @@ def _drawn(
             QUIET if usual else progress,
             spare,
         )
-    return found
+    return domains
 
 
 def _check_counts(checkpoint: Checkpoint, samples: int, seq_len: int, flag: str) -> None:

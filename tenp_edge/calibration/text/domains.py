@@ -187,15 +187,15 @@ def _evenly(
 ) -> Iterator[list[int]]:
     """Tokens of one piece after another, always of the kind that has given the fewest so far."""
     waiting = {number: iter(queue) for number, queue in enumerate(queues)}
-    given = dict.fromkeys(waiting, 0)
+    token_counts = dict.fromkeys(waiting, 0)
     while waiting:
-        kind = min(waiting, key=given.__getitem__)
+        kind = min(waiting, key=token_counts.__getitem__)
         piece = next(waiting[kind], None)
         if piece is None:
             del waiting[kind]
             continue
         ids = encoded(piece)
-        given[kind] += len(ids)
+        token_counts[kind] += len(ids)
         yield ids
 
 

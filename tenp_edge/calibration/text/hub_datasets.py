@@ -53,7 +53,7 @@ def hub_records(spec: str, most_chars: int) -> tuple[Placed, ...]:
 
 
 def _records(spec: str) -> Iterator[Placed]:
-    wanted = parse_hub(spec)
+    source = parse_hub(spec)
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
@@ -62,7 +62,7 @@ def _records(spec: str) -> Iterator[Placed]:
         ) from None
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # every retry, in its own words
     try:
-        for number, row in enumerate(_rows(datasets, wanted), 1):
+        for number, row in enumerate(_rows(datasets, source), 1):
             where = f"{spec}, record {number}"
             yield Placed(where, parse_record(where, row))
     except UserError:

@@ -68,12 +68,12 @@ def parse_record(where: str, record: object) -> Record:
     """The text or conversation in ``record``. Raises UserError that begins with ``where``."""
     if not isinstance(record, dict):
         raise UserError(f"{where} is {kind_of(record)}, not a record", EXAMPLE)
-    given = {str(key): value for key, value in record.items() if value is not None}
+    fields = {str(key): value for key, value in record.items() if value is not None}
     for keys, read in _READERS:
-        if given.keys() >= set(keys):
-            return read(where, given)
+        if fields.keys() >= set(keys):
+            return read(where, fields)
     names = " or ".join(" and ".join(keys) for keys, _ in _READERS)
-    raise UserError(f"{where} has no {names}; it has {_listed(given)}", EXAMPLE)
+    raise UserError(f"{where} has no {names}; it has {_listed(fields)}", EXAMPLE)
 
 
 def kind_of(value: object) -> str:
@@ -139,8 +139,8 @@ def _alpaca(where: str, record: Mapping[str, Any]) -> Chat:
     instruction, more, output = (
         _string(where, key, record.get(key, "")) for key in ("instruction", "input", "output")
     )
-    asked = f"{instruction}\n\n{more}" if more.strip() else instruction
-    turns = ({"role": "user", "content": asked}, {"role": "assistant", "content": output})
+    question = f"{instruction}\n\n{more}" if more.strip() else instruction
+    turns = ({"role": "user", "content": question}, {"role": "assistant", "content": output})
     return Chat(_system(where, record) + turns)
 
 

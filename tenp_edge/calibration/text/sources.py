@@ -60,20 +60,20 @@ def parse_data(arguments: Sequence[str]) -> list[Source]:
 
 def _source(argument: str) -> Source:
     name, separator, place = argument.partition("=")
-    given = name if separator else None
+    domain = name if separator else None
     place = place if separator else argument
-    if given is not None and not _NAME.fullmatch(given):
+    if domain is not None and not _NAME.fullmatch(domain):
         raise UserError(
-            f"'{given}' is not a domain name", "letters, digits, '_', '-': --data code=FILE"
+            f"'{domain}' is not a domain name", "letters, digits, '_', '-': --data code=FILE"
         )
     if place in SETS:
-        return Source("set", place, given)
+        return Source("set", place, domain)
     if place.startswith(PREFIX):
         dataset = parse_hub(place).name.partition("/")[2]
-        return Source("hub", place, given or _domain_of(dataset))
+        return Source("hub", place, domain or _domain_of(dataset))
     path = _expanded(place)
     _check_file(path)
-    return Source("file", str(path), given or _domain_of(path.name.lstrip(".").split(".")[0]))
+    return Source("file", str(path), domain or _domain_of(path.name.lstrip(".").split(".")[0]))
 
 
 def _expanded(place: str) -> Path:

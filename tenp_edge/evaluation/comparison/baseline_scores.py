@@ -78,9 +78,9 @@ def coverage_widths(evidence: Evidence, score: str, space: Space, neurons: int) 
         curves[layer] = ordered / ordered[-1].clamp_min(1e-30)
 
     def budgets(share: float) -> dict[int, int]:
-        least = space.experts * space.legal_widths[0]
+        min_neurons = space.experts * space.legal_widths[0]
         return {
-            layer: max(least, int(torch.searchsorted(curve, share)))
+            layer: max(min_neurons, int(torch.searchsorted(curve, share)))
             for layer, curve in curves.items()
         }
 

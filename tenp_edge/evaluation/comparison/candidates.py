@@ -44,7 +44,7 @@ class Compensated:
     statistics: Statistics
 
     def key(self, layer: int | None) -> LayerKey:
-        kept = [r.long() for (own, _), r in sorted(self.retained.items()) if own == layer]
+        kept = [r.long() for (index, _), r in sorted(self.retained.items()) if index == layer]
         if not kept:
             return DENSE
         return LayerKey("compensated", f"{neurons_digest(kept)} {_identity(self.statistics)}")

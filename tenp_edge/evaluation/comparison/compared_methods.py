@@ -131,9 +131,9 @@ def trapezoid(
     def build(case: Case, neurons: int) -> Cut:
         evidence = case.evidence(expert, neuron)
         # Not quite alpha = rho: the others need their narrowest width.
-        space, least = case.space, case.space.legal_widths[0]
-        most = (neurons - space.total_experts * least) // (space.full - least)
-        alpha = min(alpha_share * neurons / space.total_neurons, most / space.total_experts)
+        space, min_width = case.space, case.space.legal_widths[0]
+        max_whole = (neurons - space.total_experts * min_width) // (space.full - min_width)
+        alpha = min(alpha_share * neurons / space.total_neurons, max_whole / space.total_experts)
         allocator = Tenp(space, evidence, shape, alpha_share, whole_share=max(alpha, 0.0))
         return planned(case, evidence, allocator.widths(neurons))
 
@@ -199,9 +199,9 @@ def _compensated(case: Case, retained: Mapping[ExpertKey, torch.Tensor], widths:
 def _active_ratio(case: Case, widths: Widths) -> float | None:
     """R_active where an expert of no width is still chosen."""
     kept = full = 0.0
-    for layer, found in case.evidence().layers.items():
-        kept += float((found.tokens * torch.tensor(widths[layer])).sum())
-        full += float(found.tokens.sum()) * case.space.full
+    for layer, layer_evidence in case.evidence().layers.items():
+        kept += float((layer_evidence.tokens * torch.tensor(widths[layer])).sum())
+        full += float(layer_evidence.tokens.sum()) * case.space.full
     return kept / full if full else None
 
 
@@ -283,18 +283,18 @@ def _mended() -> Iterator[Contender]:
 
 def _claims() -> Iterator[Contender]:
     """What the paper claims, one change at a time from TENP as published."""
-    own = ("claims",)
+    sets = ("claims",)
     for score in ("gated-norm", "tenp-residual", "easy-ep", "frequency", "gate", "reap", "random"):
-        yield Contender(f"tenp-expert-{score}", trapezoid(expert=score), own)
+        yield Contender(f"tenp-expert-{score}", trapezoid(expert=score), sets)
     for score in ("enp-abs", "energy", "camera-p", "random"):
-        yield Contender(f"tenp-neuron-{score}", trapezoid(neuron=score), own)
+        yield Contender(f"tenp-neuron-{score}", trapezoid(neuron=score), sets)
     for shallow, deep in ((2.0, 1.0), (1.5, 1.0), (1.0, 1.0), (1.0, 1.5)):
         name = f"tenp-slope{deep - shallow:+g}"
-        yield Contender(name, trapezoid(shape=Shape(shallow, deep)), own)
+        yield Contender(name, trapezoid(shape=Shape(shallow, deep)), sets)
     for name, middle in (("u", 0.5), ("hump", 2.0)):
-        yield Contender(f"tenp-{name}", trapezoid(shape=Shape(1, 1, middle)), own)
+        yield Contender(f"tenp-{name}", trapezoid(shape=Shape(1, 1, middle)), sets)
     for share in (0.0, 0.25, 0.75, 1.0):
-        yield Contender(f"tenp-alpha-{share:g}", trapezoid(alpha_share=share), own)
+        yield Contender(f"tenp-alpha-{share:g}", trapezoid(alpha_share=share), sets)
     for neuron in NEURON_SCORES.values():
         if neuron.name not in ("enp", "random"):
             build = as_planned("enp", neuron_score=neuron.name)
@@ -310,14 +310,14 @@ def choose_methods(wanted: Sequence[str]) -> list[Contender]:
     """Methods by name, by pattern ("drop-*") or by set, in the table's order, each once."""
     chosen = set()
     for word in wanted:
-        found = {
+        names = {
             name
             for name, method in METHODS.items()
             if word == "all" or word in method.sets or fnmatchcase(name, word)
         }
-        if not found:
+        if not names:
             raise UserError(
                 f"--method {word} is not known", f"{', '.join(SETS)}, or of {', '.join(METHODS)}"
             )
-        chosen |= found
+        chosen |= names
     return [method for name, method in METHODS.items() if name in chosen]

@@ -68,7 +68,10 @@ class Comparison:
         parts = [
             [m.name for m in self.methods],
             {s: dict(stats.info) for s, stats in self.statistics.items()},
-            {s: [(dict(t.changes), t.mean_kl) for t in found] for s, found in self.trials.items()},
+            {
+                s: [(dict(t.changes), t.mean_kl) for t in trials]
+                for s, trials in self.trials.items()
+            },
             self.width_multiple,
             dict(self.about),
         ]
@@ -109,14 +112,14 @@ def compare(
             continue
         neurons = budget(cases[0], keep)
         cuts = [(m, case, m.build(case, neurons)) for m in comparison.methods for case in cases]
-        found = measure(
+        all_scores = measure(
             evaluator, [cut.candidate for _, _, cut in cuts], comparison.measures, f"keep {keep:g}"
         )
         if not result["dense"]:
-            result["dense"] = found[0]
+            result["dense"] = all_scores[0]
         result["rows"] += [
             {"method": m.name, "keep": keep, "seed": case.seed, **_facts(case, cut), **scores}
-            for (m, case, cut), scores in zip(cuts, found[1:], strict=True)
+            for (m, case, cut), scores in zip(cuts, all_scores[1:], strict=True)
         ]
         record.write(result)
         # Mended weights serve one ratio, and are a good part of a model each.
@@ -139,27 +142,27 @@ def measure(
     """Scores of the dense model, then of every variant: kind -> domain -> values, and the mean
     over the domains."""
     flat = [(kind, m) for kind, row in measures.items() for m in row]
-    found: list[dict[str, Any]] = [{} for _ in range(1 + len(variants))]
+    scores: list[dict[str, Any]] = [{} for _ in range(1 + len(variants))]
     blocks = [m.block for _, m in flat]
     # The dense model is measured like the others: its KL to itself is a check, its tasks a row.
     scored = evaluator.measure([Planned(), *variants], blocks, title)
     for (kind, part), (_, rows) in zip(flat, scored, strict=True):
-        for values, own in zip(found, rows, strict=True):
-            values.setdefault(kind, {})[part.block.name] = part.result(own)
-    return [{**values, "overall": _overall(values)} for values in found]
+        for values, row_scores in zip(scores, rows, strict=True):
+            values.setdefault(kind, {})[part.block.name] = part.result(row_scores)
+    return [{**values, "overall": _overall(values)} for values in scores]
 
 
 def _overall(values: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
     """Means over the domains, each counting the same: of KL, log perplexity ratio and shares."""
-    found: dict[str, float] = {}
+    means: dict[str, float] = {}
     for name in ("mean_kl", "same_top"):
-        found[name] = _mean(row[name] for row in values["text"].values())
+        means[name] = _mean(row[name] for row in values["text"].values())
     ratios = [torch.tensor(row["perplexity_ratio"]).log() for row in values["text"].values()]
-    found["perplexity_ratio"] = float(torch.stack(ratios).mean().exp())
+    means["perplexity_ratio"] = float(torch.stack(ratios).mean().exp())
     for kind, name in (("cloze", "accuracy"), ("arithmetic", "exact_answers")):
         if values.get(kind):
-            found[f"{kind}_{name}"] = _mean(row[name] for row in values[kind].values())
-    return found
+            means[f"{kind}_{name}"] = _mean(row[name] for row in values[kind].values())
+    return means
 
 
 def _mean(values: Iterator[float]) -> float:

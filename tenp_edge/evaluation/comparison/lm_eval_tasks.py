@@ -49,10 +49,10 @@ def task_scores(
     for index, layer in enumerate(model.model.layers):
         candidate.adapt(index, layer, checkpoint)
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
-    found = lm_eval.simple_evaluate(
+    report = lm_eval.simple_evaluate(
         model=wrapped, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=0
     )
     return {
         task: {name: value for name, value in row.items() if isinstance(value, float)}
-        for task, row in found["results"].items()
+        for task, row in report["results"].items()
     }

@@ -110,13 +110,13 @@ class Arithmetic:
             final = _FINAL.search(text)
             if final is None:
                 continue
-            ids, found = _results(text[: final.end()], tokenizer)
-            if len(ids) > longest or not found or found[-1].stop != len(ids):
+            ids, ranges = _results(text[: final.end()], tokenizer)
+            if len(ids) > longest or not ranges or ranges[-1].stop != len(ids):
                 continue
-            first = found[0].start - 1
+            first = ranges[0].start - 1
             rows.append(torch.tensor(ids))
             spans.append(range(first, len(ids) - 1))
-            places.append(tuple(range(r.start - 1 - first, r.stop - 1 - first) for r in found))
+            places.append(tuple(range(r.start - 1 - first, r.stop - 1 - first) for r in ranges))
         if not rows:
             return None
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -142,13 +142,13 @@ def _results(text: str, tokenizer: Any) -> tuple[list[int], list[range]]:
     matches = sorted(
         [*_RESULT.finditer(text), *_FINAL.finditer(text)], key=lambda match: match.start(1)
     )
-    found = []
+    ranges = []
     for match in matches:
         start = _common(ids, tokenizer(text[: match.start(1)], add_special_tokens=False))
         stop = _common(ids, tokenizer(text[: match.end(1)], add_special_tokens=False))
         if 0 < start < stop:
-            found.append(range(start, stop))
-    return ids, found
+            ranges.append(range(start, stop))
+    return ids, ranges
 
 
 def _common(ids: Sequence[int], other: Mapping[str, Sequence[int]]) -> int:

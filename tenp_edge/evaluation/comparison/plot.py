@@ -27,16 +27,16 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
     matplotlib.use("Agg")  # a file, whatever display there is
     from matplotlib import pyplot
 
-    found = lines(result)
+    all_lines = lines(result)
     domains = list(result["dense"]["text"])
     figure, axes = pyplot.subplots(
         1, 1 + len(domains), figsize=(5 + 3.4 * len(domains), 5), sharey=True, layout="constrained"
     )
-    methods = shown(found)
+    methods = shown(all_lines)
     for number, axis in enumerate(axes):
         name = None if number == 0 else domains[number - 1]
         for method in methods:
-            _curve(axis, [line for line in found if line.method == method], name)
+            _curve(axis, [line for line in all_lines if line.method == method], name)
         axis.set_title(name or "all domains")
         axis.set_xlabel("routed-expert parameters kept")
         axis.set_yscale("log")

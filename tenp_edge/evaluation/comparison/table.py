@@ -99,14 +99,14 @@ def predictions(result: Mapping[str, Any]) -> list[Prediction]:
     """Spearman's rank correlation of predicted loss and measured KL, by ratio and over all."""
     rows = [row for row in result["rows"] if row["predicted_loss"]]
     ratios = list(dict.fromkeys(row["keep"] for row in rows))
-    found = []
+    correlations = []
     for keep in (*ratios, None):
         chosen = [row for row in rows if keep in (None, row["keep"])]
         losses = torch.tensor([row["predicted_loss"] for row in chosen])
         measured = torch.tensor([row["overall"]["mean_kl"] for row in chosen])
         if len(chosen) > 2:
-            found.append(Prediction(keep, len(chosen), rank_correlation(losses, measured)))
-    return found
+            correlations.append(Prediction(keep, len(chosen), rank_correlation(losses, measured)))
+    return correlations
 
 
 def rank_correlation(left: torch.Tensor, right: torch.Tensor) -> float:
@@ -119,9 +119,9 @@ def rank_correlation(left: torch.Tensor, right: torch.Tensor) -> float:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The tables as a page: one a keep ratio, KL in nats (mean over the seeds ± half the range)."""
-    found, parts = lines(result), []
-    for keep in dict.fromkeys(line.keep for line in found):
-        chosen = [line for line in found if line.keep == keep]
+    all_lines, parts = lines(result), []
+    for keep in dict.fromkeys(line.keep for line in all_lines):
+        chosen = [line for line in all_lines if line.keep == keep]
         domains, tasks = list(chosen[0].kl_by_domain), list(chosen[0].tasks)
         head = ["method", "expert bytes", "R_active", "KL", "ppl ratio", "same top"]
         head += [f"{domain} KL" for domain in domains] + [task.split("_")[0] for task in tasks]
