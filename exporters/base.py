@@ -43,8 +43,8 @@ class FixedLengths:
 
 def fixed_lengths(batch: int | None, length: int | None, past: int | None) -> FixedLengths | None:
     """What the user said, and defaults for the rest; None when nothing was said."""
-    given = {"batch": batch, "length": length, "past": past}
-    chosen = {name: value for name, value in given.items() if value is not None}
+    lengths = {"batch": batch, "length": length, "past": past}
+    chosen = {name: value for name, value in lengths.items() if value is not None}
     return FixedLengths(**chosen) if chosen else None
 
 

@@ -243,11 +243,18 @@ def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
 def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     head_rows = heads * config.head_dim
-    kinds, spans = set(config.attention_layers), {own.window for own in config.attention_layers}
+    kinds, spans = (
+        set(config.attention_layers),
+        {attention.window for attention in config.attention_layers},
+    )
     low_rank = config.mla is not None and config.mla.q_lora_rank is not None
     biased = config.o_bias and config.qkv_bias
-    windows = {own.window for own in config.attention_layers if own.window is not None}
-    whole = [layer for layer, own in enumerate(config.attention_layers) if own.window is None]
+    windows = {
+        attention.window for attention in config.attention_layers if attention.window is not None
+    }
+    whole = [
+        layer for layer, attention in enumerate(config.attention_layers) if attention.window is None
+    ]
     period, layers = row.window_period, range(config.num_hidden_layers)
     regular = [layer for layer in layers if period and (layer + 1) % period == 0]
     return (
@@ -319,13 +326,13 @@ def rounding_notes(config: ModelConfig) -> tuple[str, ...]:
         return ()
     size = config.layer_attention(0).head_dim
     original = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
-    own, rounded = (
+    exact, rounded = (
         frequency_divisors(
             size, rope.theta, scaling["factor"], original, *_BETAS, truncate=truncate
         )
         for truncate in (False, True)
     )
-    apart = np.maximum(own / rounded, rounded / own) - 1
+    apart = np.maximum(exact / rounded, rounded / exact) - 1
     other = int((apart > _SAME_FREQUENCY).sum())
     if not other:
         return ()

@@ -43,8 +43,8 @@ def merge(word: str, ranks: Mapping[Pair, int]) -> list[str]:
     """``word`` as byte-pair encoding cuts it: the pair of lowest rank first, leftmost of equals."""
     symbols = list(word)
     while len(symbols) > 1:
-        found = min((ranks.get(pair, len(ranks)), at) for at, pair in enumerate(pairwise(symbols)))
-        rank, at = found
+        lowest = min((ranks.get(pair, len(ranks)), at) for at, pair in enumerate(pairwise(symbols)))
+        rank, at = lowest
         if rank == len(ranks):
             break
         symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]

@@ -83,13 +83,13 @@ class GgufExporter:
         layout = self.layout(config, options)
         if layout not in self.layouts:
             raise UserError(f"GGUF has no layout '{layout}'", f"--layout {', '.join(self.layouts)}")
-        for flag, given in (
+        for flag, value in (
             ("--latent-cache", options.latent_cache),
             ("--shard-size", options.shard_bytes),
             ("--batch, --length or --past", options.lengths),
             ("--target", options.targets),
         ):
-            if given:
+            if value:
                 raise UserError(f"{flag} is for ONNX; a GGUF has no use for it", "leave it out")
         check_architecture(config)
         parse_rules(options.tensor_types)
@@ -111,10 +111,10 @@ class GgufExporter:
         """Every tensor and the exact size of the file, without reading a weight."""
         self.check(config, options)
         layout = self.layout(config, options)
-        found = entries(config, layout, _types(config, options))
+        tensors = entries(config, layout, _types(config, options))
         fields = _fields(checkpoint, config, options, layout, Recipe())
-        start = header_bytes(fields, ((e.tensor.name, len(e.tensor.shape)) for e in found))
-        return _manifest(config, found, start, layout, options.quant)
+        start = header_bytes(fields, ((e.tensor.name, len(e.tensor.shape)) for e in tensors))
+        return _manifest(config, tensors, start, layout, options.quant)
 
     def write_outline(
         self, checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, target: Path
@@ -123,11 +123,11 @@ class GgufExporter:
         open it and say what running it takes."""
         self.check(config, options)
         layout = self.layout(config, options)
-        found = entries(config, layout, _types(config, options))
-        head = _header(found, _fields(checkpoint, config, options, layout, Recipe()))
+        tensors = entries(config, layout, _types(config, options))
+        head = _header(tensors, _fields(checkpoint, config, options, layout, Recipe()))
         with target.open("wb") as stream:
             stream.write(head)
-            stream.truncate(_manifest(config, found, len(head), layout, options.quant).file_bytes)
+            stream.truncate(_manifest(config, tensors, len(head), layout, options.quant).file_bytes)
         return target
 
     def write(
@@ -145,19 +145,21 @@ class GgufExporter:
                 "--calibration WORK, or --no-imatrix",
             )
         manifest = self.manifest(source.checkpoint, source.config, options)
-        found = entries(source.config, manifest.layout, _types(source.config, options))
+        tensors = entries(source.config, manifest.layout, _types(source.config, options))
         recipe = _recipe(source)
         fields = _fields(source.checkpoint, source.config, options, manifest.layout, recipe)
-        head = _header(found, fields)
+        head = _header(tensors, fields)
         with manifest_file(target, manifest.file_bytes) as stream:
             stream.write(head)
             with (
                 progress.task(f"writing {target.name}", manifest.weight_bytes, "bytes") as task,
-                TensorWriter(stream, source, found, len(head), _weighing(options, data)) as writer,
+                TensorWriter(
+                    stream, source, tensors, len(head), _weighing(options, data)
+                ) as writer,
             ):
-                writer.write(found, task)
+                writer.write(tensors, task)
         if options.imatrix_file is not None and data.imatrix is not None:
-            write_imatrix(data.imatrix, found, Path(options.imatrix_file))
+            write_imatrix(data.imatrix, tensors, Path(options.imatrix_file))
         return manifest
 
     def requantised(
@@ -166,8 +168,8 @@ class GgufExporter:
         """The weights that a file of ``source`` would hold, decoded, without writing it."""
         self.check(source.config, options)
         layout = self.layout(source.config, options)
-        found = entries(source.config, layout, _types(source.config, options))
-        return Requantised(source, found, _weighing(options, data))
+        tensors = entries(source.config, layout, _types(source.config, options))
+        return Requantised(source, tensors, _weighing(options, data))
 
     def recognise(self, path: Path) -> Path | None:
         """A file of that name or beginning."""

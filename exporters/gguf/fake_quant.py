@@ -64,9 +64,9 @@ class Requantised:
         if spec.expert is not None and spec.layer is not None:
             part = spec.role.removeprefix("expert_")
             return self._expert_layer(spec.layer)[spec.expert, part].decoded()
-        found = [self._plain[role, spec.layer] for role in file_roles(spec.role)]
-        whole = self._source.read(found[0].name or name)
-        parts = (self._rounded(e, to_file(self.config, e.role, whole)) for e in found)
+        entries = [self._plain[role, spec.layer] for role in file_roles(spec.role)]
+        whole = self._source.read(entries[0].name or name)
+        parts = (self._rounded(e, to_file(self.config, e.role, whole)) for e in entries)
         return from_file(self.config, spec.role, *parts)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -82,8 +82,8 @@ class Requantised:
         return encoded.rows
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
-        found = self._expert_layer(layer)
-        return ExpertWeights(*(found[expert, p].decoded() for p in self.config.expert_parts))
+        matrices = self._expert_layer(layer)
+        return ExpertWeights(*(matrices[expert, p].decoded() for p in self.config.expert_parts))
 
     # Helpers.
 
@@ -98,8 +98,8 @@ class Requantised:
         if self._layer is None or self._layer[0] != layer:
             self._layer = None
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                found = dict(pool.map(_encode, self._expert_tasks(layer)))
-            self._layer = layer, found
+                matrices = dict(pool.map(_encode, self._expert_tasks(layer)))
+            self._layer = layer, matrices
         return self._layer[1]
 
     def _expert_tasks(self, layer: int) -> Iterator[_ExpertTask]:
@@ -107,8 +107,8 @@ class Requantised:
             weights = self._source.expert(layer, expert)
             for part in self.config.expert_parts:
                 role, matrix = f"expert_{part}", getattr(weights, part)
-                own = self._experts.get((layer, role, expert))
-                entry = own or self._experts[layer, role, None]
+                expert_entry = self._experts.get((layer, role, expert))
+                entry = expert_entry or self._experts[layer, role, None]
                 columns = self._weights.expert(layer, expert, part, entry.tensor)
                 yield (expert, part), matrix, entry, columns
 
@@ -129,8 +129,8 @@ class _Encoded:
     def rows(self, start: int, stop: int) -> torch.Tensor:
         size = self._kind.nbytes((self._length,))
         data = self._data[start * size : stop * size]
-        found = self._kind.decode(data, (len(data) // size, self._length))
-        return found[:, : self._shape[-1]].contiguous()
+        decoded = self._kind.decode(data, (len(data) // size, self._length))
+        return decoded[:, : self._shape[-1]].contiguous()
 
     def decoded(self) -> torch.Tensor:
         count = len(self._data) // self._kind.nbytes((self._length,))

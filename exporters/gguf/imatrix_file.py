@@ -28,8 +28,8 @@ def squares_of(importance: Importance, entry: Entry) -> list[Squares]:
     if entry.layer is None or len(entry.tensor.shape) < 2 or entry.role.endswith("_bias"):
         return []
     if not entry.role.startswith("expert_"):
-        found = importance.matrix(entry.layer, entry.role)
-        return [] if found is None else [found]
+        squares = importance.matrix(entry.layer, entry.role)
+        return [] if squares is None else [squares]
     stacked = range(entry.tensor.shape[0])
     experts = stacked if entry.expert is None else (entry.expert,)
     projection = entry.role.removeprefix("expert_")

@@ -47,30 +47,30 @@ def entries(config: ModelConfig, layout: str, recipe: TypeRecipe) -> list[Entry]
 
     Raises UserError for a rule of the recipe that matches no tensor.
     """
-    found: list[Entry] = []
+    tensors: list[Entry] = []
     seen: set[int] = set()
     for spec in expected_tensors(config):
         if spec.expert is None:
-            found += _plain(config, layout, recipe, spec)
+            tensors += _plain(config, layout, recipe, spec)
         elif spec.layer is not None and spec.layer not in seen:
             seen.add(spec.layer)
             expand = _per_expert if layout == "per-expert" else _stacked
-            found += expand(config, layout, recipe, spec.layer)
+            tensors += expand(config, layout, recipe, spec.layer)
     if config.tie_word_embeddings and architecture(config).output_needed:
         tied = (config.vocab_size, config.hidden_size)
         spec = TensorSpec("model.embed_tokens.weight", tied, "output", "embeddings")
-        found += _plain(config, layout, recipe, spec)
-    found += _computed(config, recipe)
-    _check_rules(recipe, found)
-    return found
+        tensors += _plain(config, layout, recipe, spec)
+    tensors += _computed(config, recipe)
+    _check_rules(recipe, tensors)
+    return tensors
 
 
 def _computed(config: ModelConfig, recipe: TypeRecipe) -> Iterator[Entry]:
     for role, tensor in computed_tensors(config).items():
         name, shape = NAMES[role], tuple(tensor.shape)
-        wanted, kind = recipe.choose(name, role, None, shape)
+        recipe_type, kind = recipe.choose(name, role, None, shape)
         entry = ManifestTensor(name, shape, kind, TYPES[kind].nbytes(shape), "other")
-        yield Entry(entry, role, wanted)
+        yield Entry(entry, role, recipe_type)
 
 
 def _check_rules(recipe: TypeRecipe, found: list[Entry]) -> None:
@@ -95,8 +95,8 @@ def type_notes(found: list[Entry]) -> tuple[str, ...]:
             groups[key].append(entry.tensor.shape[-1])
     return tuple(
         f"{len(rows)} tensor{'s' if len(rows) > 1 else ''} ({role}, rows of {_lengths(rows)}) "
-        f"take {kind}: {wanted} needs a multiple of {TYPES[wanted].block}"
-        for (role, kind, wanted), rows in sorted(groups.items())
+        f"take {kind}: {recipe_type} needs a multiple of {TYPES[recipe_type].block}"
+        for (role, kind, recipe_type), rows in sorted(groups.items())
     )
 
 
@@ -110,9 +110,9 @@ def _plain(
 ) -> Iterator[Entry]:
     for role, shape in _targets(config, layout, spec):
         name = tensor_name(config, role, spec.layer)
-        wanted, kind = recipe.choose(name, role, spec.layer, shape)
+        recipe_type, kind = recipe.choose(name, role, spec.layer, shape)
         tensor = ManifestTensor(name, shape, kind, TYPES[kind].nbytes(shape), "other")
-        yield Entry(tensor, role, wanted, spec.name, spec.layer)
+        yield Entry(tensor, role, recipe_type, spec.name, spec.layer)
 
 
 def _targets(config: ModelConfig, layout: str, spec: TensorSpec) -> list[tuple[str, Shape]]:
@@ -140,9 +140,9 @@ def _stacked(config: ModelConfig, layout: str, recipe: TypeRecipe, layer: int) -
     for part in config.expert_parts:
         shape, role = (experts, *_part_shape(config, part, width)), f"expert_{part}"
         name = merged_name(layer, part)
-        wanted, kind = recipe.choose(name, role, layer, shape)
+        recipe_type, kind = recipe.choose(name, role, layer, shape)
         tensor = ManifestTensor(name, shape, kind, TYPES[kind].nbytes(shape), "routed experts")
-        yield Entry(tensor, role, wanted, layer=layer)
+        yield Entry(tensor, role, recipe_type, layer=layer)
 
 
 def _per_expert(
@@ -156,11 +156,11 @@ def _per_expert(
             # Experts of one width are alike, unless a rule of the user's names one of them.
             if key not in known or recipe.rules:
                 shape = _part_shape(config, part, width)
-                wanted, kind = recipe.choose(name, role, layer, shape)
-                known[key] = wanted, shape, kind, TYPES[kind].nbytes(shape)
-            wanted = known[key][0]
+                recipe_type, kind = recipe.choose(name, role, layer, shape)
+                known[key] = recipe_type, shape, kind, TYPES[kind].nbytes(shape)
+            recipe_type = known[key][0]
             tensor = ManifestTensor(name, *known[key][1:], "routed experts")
-            yield Entry(tensor, role, wanted, layer=layer, expert=expert)
+            yield Entry(tensor, role, recipe_type, layer=layer, expert=expert)
 
 
 def _part_shape(config: ModelConfig, part: str, width: int) -> Shape:

@@ -94,12 +94,12 @@ def _attention(config: ModelConfig) -> _Fields:
     }
     if architecture(config).by_layer:
         return {**fields, **_by_layer(config)}
-    own = _one_attention(config)
+    attention = _one_attention(config)
     if mla is None:
         fields |= {
-            "attention.head_count_kv": u32(own.kv_heads),
-            "attention.key_length": u32(own.head_dim),
-            "attention.value_length": u32(own.head_dim),
+            "attention.head_count_kv": u32(attention.kv_heads),
+            "attention.key_length": u32(attention.head_dim),
+            "attention.value_length": u32(attention.head_dim),
             "rope.dimension_count": u32(config.rotary_size(0)),
         }
         return {**fields, **_window(config)}
@@ -118,25 +118,27 @@ def _attention(config: ModelConfig) -> _Fields:
 
 def _one_attention(config: ModelConfig) -> LayerAttention:
     """Heads and sizes, the same in every layer of the architectures that are known."""
-    own = config.layer_attention(0)
-    assert all(replace(other, window=own.window) == own for other in config.attention_layers)
-    return own
+    first = config.layer_attention(0)
+    assert all(replace(other, window=first.window) == first for other in config.attention_layers)
+    return first
 
 
 def _by_layer(config: ModelConfig) -> _Fields:
     """Of an architecture that knows two kinds of layers: those that see everything, and (_swa)
     those of a window, which keys tell apart."""
     layers = config.attention_layers
-    full = next(own for own in layers if own.window is None)
-    within = next((own for own in layers if own.window is not None), full)
+    full = next(layer for layer in layers if layer.window is None)
+    within = next((layer for layer in layers if layer.window is not None), full)
     return {
-        "attention.head_count_kv": u32s([own.kv_heads for own in layers]),
+        "attention.head_count_kv": u32s([layer.kv_heads for layer in layers]),
         "attention.key_length": u32(full.head_dim),
         "attention.value_length": u32(full.head_dim),
         "attention.key_length_swa": u32(within.head_dim),
         "attention.value_length_swa": u32(within.head_dim),
         "attention.sliding_window": u32(within.window or config.max_position_embeddings),
-        "attention.sliding_window_pattern": booleans([own.window is not None for own in layers]),
+        "attention.sliding_window_pattern": booleans(
+            [layer.window is not None for layer in layers]
+        ),
         "attention.shared_kv_layers": u32(0),
         "embedding_length_per_layer_input": u32(0),
         "rope.dimension_count": u32(full.head_dim),
@@ -146,7 +148,7 @@ def _by_layer(config: ModelConfig) -> _Fields:
 
 def _window(config: ModelConfig) -> _Fields:
     """Which layers have one is llama.cpp's own knowledge (`check_architecture` compares)."""
-    windows = [own.window for own in config.attention_layers if own.window is not None]
+    windows = [layer.window for layer in config.attention_layers if layer.window is not None]
     return {"attention.sliding_window": u32(max(windows))} if windows else {}
 
 
@@ -191,7 +193,9 @@ def _rope(config: ModelConfig, layout: str) -> _Fields:
     fields = {"rope.freq_base": f32(rope.theta), **_vision(config)}
     if architecture(config).by_layer:
         windows = zip(config.attention_layers, config.layer_ropes, strict=True)
-        within = next((own for layer, own in windows if layer.window is not None), rope)
+        within = next(
+            (layer_rope for layer, layer_rope in windows if layer.window is not None), rope
+        )
         fields["rope.freq_base_swa"] = f32(within.theta)
     if rope.kind in ("default", "proportional"):  # the latter is a tensor (`computed`)
         return fields
@@ -242,12 +246,12 @@ def _yarn_magnitude(scaling: Mapping[str, Any], latent: bool) -> _Fields:
     if latent:
         return {"rope.scaling.yarn_log_multiplier": f32(0.1 * scaling["mscale_all_dim"])}
     default = _mscale(scaling["factor"], 1.0)
-    wanted = scaling.get("attention_factor")
-    if wanted is None and scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        wanted = _mscale(scaling["factor"], scaling["mscale"]) / _mscale(
+    magnitude = scaling.get("attention_factor")
+    if magnitude is None and scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        magnitude = _mscale(scaling["factor"], scaling["mscale"]) / _mscale(
             scaling["factor"], scaling["mscale_all_dim"]
         )
-    return {} if wanted is None else {"rope.scaling.attn_factor": f32(wanted / default)}
+    return {} if magnitude is None else {"rope.scaling.attn_factor": f32(magnitude / default)}
 
 
 def _mscale(factor: float, mscale: float) -> float:

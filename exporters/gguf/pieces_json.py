@@ -61,13 +61,13 @@ def _isolated(tokenizer: Mapping[str, Any]) -> list[re.Pattern[str]]:
     """What the pre-tokenizer cuts out of a text: sentencepiece's user-defined symbols, which are
     tokens wherever they stand."""
     node = json.loads(steps_of(tokenizer).to_str())["pre_tokenizer"] or {}
-    found = []
+    patterns = []
     for part in node.get("pretokenizers", [node]):
         text = (part.get("pattern") or {}).get("Regex")
         if part.get("type") == "Split" and part.get("behavior") == "Isolated" and text:
             with suppress(re.error):
-                found.append(re.compile(text))
-    return found
+                patterns.append(re.compile(text))
+    return patterns
 
 
 def is_sentencepiece(tokenizer: Mapping[str, Any]) -> bool:
@@ -89,8 +89,8 @@ def check_pieces(tokenizer: Mapping[str, Any]) -> None:
     """Raise UserError where the tokenizer does more to a text than llama.cpp does, which writes its
     spaces as low lines. A cut that no token crosses is nothing."""
     pieces = _pieces(tokenizer, PROBE)
-    wanted = PROBE.replace(" ", "▁")
-    if "".join(pieces).removeprefix("▁") != wanted:
+    expected = PROBE.replace(" ", "▁")
+    if "".join(pieces).removeprefix("▁") != expected:
         raise UserError(
             "tokenizer.json changes text before it splits it, as llama.cpp does not", _ORIGINAL
         )

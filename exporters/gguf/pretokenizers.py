@@ -88,8 +88,8 @@ def _expected(expressions: tuple[str, ...]) -> tuple[str, ...]:
     """The probe as llama.cpp splits it with these expressions."""
     splits = [pre_tokenizers.Split(Regex(text), behavior="isolated") for text in expressions]
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    found = pre_tokenizers.Sequence([*splits, to_bytes]).pre_tokenize_str(PROBE)
-    return tuple(piece for piece, _ in found)
+    pieces = pre_tokenizers.Sequence([*splits, to_bytes]).pre_tokenize_str(PROBE)
+    return tuple(piece for piece, _ in pieces)
 
 
 # -- what does not fit -----------------------------------------------------------------------------
@@ -112,10 +112,10 @@ def _other_pieces(pieces: Sequence[str]) -> UserError:
     known = {splitter.name: _expected(splitter.expressions) for splitter in SPLITTERS}
     name = max(known, key=lambda name: _common(pieces, known[name]))
     at = _common(pieces, known[name])
-    found, wanted = (shown[at] if at < len(shown) else "" for shown in (pieces, known[name]))
+    piece, expected = (shown[at] if at < len(shown) else "" for shown in (pieces, known[name]))
     return UserError(
         "tokenizer.json splits text in a way that llama.cpp is not known to have: "
-        f"{_text(found)!r} is a piece, where {name}, which comes nearest, has {_text(wanted)!r}",
+        f"{_text(piece)!r} is a piece, where {name}, which comes nearest, has {_text(expected)!r}",
         f"the tokenizer of the original model; known: {', '.join(sorted(known))}, sentencepiece",
     )
 

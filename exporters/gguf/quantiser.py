@@ -44,10 +44,10 @@ def dequantize_rows(name: str, data: bytearray, count: int) -> torch.Tensor:
     symbol = name.lower() if not name.endswith("_K") else f"{name[:-2].lower()}_K"
     decode = getattr(_library(), f"dequantize_row_{symbol}")
     decode.restype, decode.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    found = torch.empty(count)
+    values = torch.empty(count)
     source = (ctypes.c_char * len(data)).from_buffer(data)
-    decode(ctypes.addressof(source), found.data_ptr(), count)
-    return found
+    decode(ctypes.addressof(source), values.data_ptr(), count)
+    return values
 
 
 @cache

@@ -138,10 +138,12 @@ class GgufModel:
                 if stored.kind not in _BY_ID:
                     number = gguf.GGMLQuantizationType(stored.kind).name
                     raise UserError(f"{self.file.name}: {name} is {number}, which is not read here")
-                own = stored.shape[-len(shape) :]
-                if own != shape and not (grows and _holds(own, shape)):
-                    wanted = f"{shape} or more" if grows else f"{shape}"
-                    raise UserError(f"{self.file.name}: {name} is {own}, {wanted} was expected")
+                actual = stored.shape[-len(shape) :]
+                if actual != shape and not (grows and _holds(actual, shape)):
+                    expected = f"{shape} or more" if grows else f"{shape}"
+                    raise UserError(
+                        f"{self.file.name}: {name} is {actual}, {expected} was expected"
+                    )
 
     def _parts(self, spec: TensorSpec) -> dict[str, Shape]:
         """The file's tensors that ``spec`` is read from, and the shape that each has at least."""

@@ -100,8 +100,8 @@ class TypeRecipe:
         self, name: str, role: str, layer: int | None, shape: tuple[int, ...]
     ) -> tuple[str, str]:
         """The type that tensor ``name`` should have, and the one that its row length allows."""
-        wanted = self.wanted(name, role, layer, shape)
-        return wanted, legal_type(wanted, shape[-1])
+        recipe_type = self.wanted(name, role, layer, shape)
+        return recipe_type, legal_type(recipe_type, shape[-1])
 
     def rule(self, name: str) -> Rule | None:
         """The first of the user's rules for ``name``, or for the merged tensor it is part of."""
@@ -155,9 +155,9 @@ class TypeRecipe:
         matrices, not layers."""
         config = self.config
         others = expected_tensors(config, without_experts=config.moe_layers)
-        found = {(spec.layer, spec.role) for spec in others if spec.role in _DOWN_ROLES}
-        found |= {(layer, "expert_down") for layer in config.moe_layers}
-        order = sorted(found, key=lambda key: (key[0] or 0, _DOWN_ROLES.index(key[1])))
+        matrices = {(spec.layer, spec.role) for spec in others if spec.role in _DOWN_ROLES}
+        matrices |= {(layer, "expert_down") for layer in config.moe_layers}
+        order = sorted(matrices, key=lambda key: (key[0] or 0, _DOWN_ROLES.index(key[1])))
         return {key: place for place, key in enumerate(order)}
 
     def _attention_v(self, layer: int) -> str | None:
@@ -200,7 +200,7 @@ class TypeRecipe:
     def _with_values(self) -> tuple[int, ...]:
         """Layers that have a matrix for values: llama.cpp counts those matrices, not layers."""
         layers = enumerate(self.config.attention_layers)
-        return tuple(layer for layer, own in layers if own.own_values)
+        return tuple(layer for layer, attention in layers if attention.own_values)
 
     @property
     def _eighth(self) -> int:

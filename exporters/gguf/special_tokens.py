@@ -30,20 +30,20 @@ def special_ids(
     """
     numbers = {token: number for number, token in enumerate(tokens)}
     configs = _configs(directory)
-    found: dict[str, int] = {}
+    special: dict[str, int] = {}
     for key, hf_key in _SPECIAL.items():
         token = settings.get(f"{hf_key}_token")
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and token in numbers:
-            found[key] = numbers[token]
+            special[key] = numbers[token]
         elif ids := _stated(configs, hf_key, len(tokens)):
-            found[key] = ids[0]
+            special[key] = ids[0]
     others = (
         number
         for number in _stated(configs, "eos", len(tokens))
-        if number != found.get("eos") and tokens[number] not in _KNOWN_ENDS
+        if number != special.get("eos") and tokens[number] not in _KNOWN_ENDS
     )
-    return found | dict(zip(("eot", "eom"), dict.fromkeys(others), strict=False))
+    return special | dict(zip(("eot", "eom"), dict.fromkeys(others), strict=False))
 
 
 def _configs(directory: Path) -> list[Mapping[str, Any]]:

@@ -26,27 +26,27 @@ def read_tokenizer(directory: Path) -> Mapping[str, Any]:
     file = directory / "tokenizer.json"
     if not file.is_file():
         return {}
-    found = read_json(file)
-    for name, sound in _checks(found).items():
+    tokenizer = read_json(file)
+    for name, sound in _checks(tokenizer).items():
         if not sound:
             raise UserError(f"{file} is broken: {name}", _AGAIN)
-    steps_of(found)
-    return found
+    steps_of(tokenizer)
+    return tokenizer
 
 
 def read_added(file: Path) -> list[Mapping[str, Any]]:
     """The added tokens that tokenizer_config.json lists, as tokenizer.json would."""
     stated = read_json(file).get("added_tokens_decoder") if file.is_file() else None
     try:
-        found: list[Mapping[str, Any]] = [
+        added: list[Mapping[str, Any]] = [
             {"special": False, **entry, "id": int(number)}
             for number, entry in (stated or {}).items()
         ]
     except (AttributeError, TypeError, ValueError):
-        found = [{}]
-    if not all(map(_is_added, found)):
+        added = [{}]
+    if not all(map(_is_added, added)):
         raise UserError(f"{file} is broken: added_tokens_decoder", _AGAIN)
-    return found
+    return added
 
 
 def steps_of(tokenizer: Mapping[str, Any]) -> Tokenizer:

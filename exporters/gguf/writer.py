@@ -81,13 +81,13 @@ class TensorWriter:
             for part in self._source.config.expert_parts:
                 role, stored = f"expert_{part}", getattr(weights, part)
                 matrix = stored.reshape(-1, stored.shape[-1])
-                own = targets.get((role, expert))
-                tensor = (own or targets[role, None]).tensor
+                expert_entry = targets.get((role, expert))
+                tensor = (expert_entry or targets[role, None]).tensor
                 # Of one expert: a bias is one row.
-                shape = tensor.shape if own else tensor.shape[1:]
+                shape = tensor.shape if expert_entry else tensor.shape[1:]
                 rows = shape[0] if len(shape) == 2 else 1
                 nbytes = TYPES[tensor.type].nbytes(shape)
-                place = self._offsets[tensor.name] + (0 if own else expert * nbytes)
+                place = self._offsets[tensor.name] + (0 if expert_entry else expert * nbytes)
                 columns = self._weights.expert(layer, expert, part, tensor)
                 place += self._put_rows(place, matrix, tensor, columns)
                 self._put_nothing(place, tensor, rows - len(matrix), columns)
@@ -168,7 +168,7 @@ class ColumnWeights:
             return None
         if not TYPES[entry.tensor.type].weighs_columns:
             return None
-        found = self._importance.matrix(entry.layer, entry.role)
-        if found is None:
+        squares = self._importance.matrix(entry.layer, entry.role)
+        if squares is None:
             return None
-        return pad(found.weights(), (0, entry.tensor.shape[-1] - len(found.sums)))
+        return pad(squares.weights(), (0, entry.tensor.shape[-1] - len(squares.sums)))

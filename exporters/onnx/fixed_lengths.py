@@ -11,8 +11,10 @@ def fixed_lengths(config: ModelConfig, options: ExportOptions) -> FixedLengths:
     """What was asked for, else the default as far as the model's context goes."""
     if options.lengths is not None:
         return options.lengths
-    default, most = FixedLengths(), config.max_position_embeddings
-    return FixedLengths(default.batch, min(default.length, most), min(default.past, most - 1))
+    default, max_length = FixedLengths(), config.max_position_embeddings
+    return FixedLengths(
+        default.batch, min(default.length, max_length), min(default.past, max_length - 1)
+    )
 
 
 def check_lengths(config: ModelConfig, options: ExportOptions) -> None:
@@ -25,11 +27,12 @@ def check_lengths(config: ModelConfig, options: ExportOptions) -> None:
     ):
         if value < 1:
             raise UserError(f"{flag} {value} leaves a graph without tokens", f"{flag} 1 or more")
-    most, context = config.max_position_embeddings, lengths.past + 1
-    if max(context, lengths.length) > most:
+    max_length, context = config.max_position_embeddings, lengths.past + 1
+    if max(context, lengths.length) > max_length:
         raise UserError(
             f"--length {lengths.length} and --past {lengths.past} are for a context of "
-            f"{max(context, lengths.length)} tokens; the model has {most}",
-            f"--length {min(lengths.length, most)} --past {min(lengths.past, most - 1)} (plan and "
-            f"compress: --ubatch, --context {most})",
+            f"{max(context, lengths.length)} tokens; the model has {max_length}",
+            f"--length {min(lengths.length, max_length)} "
+            f"--past {min(lengths.past, max_length - 1)} (plan and compress: --ubatch, "
+            f"--context {max_length})",
         )

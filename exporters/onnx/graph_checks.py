@@ -38,7 +38,7 @@ Rows = Iterable[tuple[int, int, Logits]]  # (sequence, position, logits [vocab])
 def sample(request: JudgeRequest) -> list[list[int]]:
     """Beginnings of a few of the request's sequences, of different lengths."""
     rows = zip(request.tokens.tolist(), request.lengths, _LENGTHS, strict=False)
-    return [row[: min(length, most)] for row, length, most in rows]
+    return [row[: min(length, max_length)] for row, length, max_length in rows]
 
 
 def check_graph(
@@ -66,7 +66,7 @@ def _in_torch(
     request: JudgeRequest, stored: WeightSource, sequences: Sequence[Sequence[int]]
 ) -> list[Logits]:
     rows = [torch.tensor(tokens) for tokens in sequences]
-    found = streaming_logits(
+    padded = streaming_logits(
         stored,
         torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
         device=request.device,
@@ -75,7 +75,7 @@ def _in_torch(
         work=request.scratch,
         name="graph check",
     )
-    return [logits[: len(row)].numpy() for logits, row in zip(found, rows, strict=True)]
+    return [logits[: len(row)].numpy() for logits, row in zip(padded, rows, strict=True)]
 
 
 def _prefill(model: Session, sequences: Sequence[Sequence[int]]) -> Rows:
@@ -114,7 +114,7 @@ def _error(rows: Rows, expected: Sequence[Logits]) -> float:
     """sqrt(sum of squared errors / sum of squared logits), in float64."""
     wrong = whole = 0.0
     for number, position, logits in rows:
-        wanted = expected[number][position].astype(np.float64)
-        wrong += float(np.square(logits - wanted).sum())
-        whole += float(np.square(wanted).sum())
+        reference = expected[number][position].astype(np.float64)
+        wrong += float(np.square(logits - reference).sum())
+        whole += float(np.square(reference).sum())
     return float(np.sqrt(wrong / whole))

@@ -70,7 +70,7 @@ def _check_widths(config: ModelConfig, options: ExportOptions) -> None:
 def _check_static(config: ModelConfig, options: ExportOptions) -> None:
     targets_of(options.targets)
     check_lengths(config, options)
-    if any(own.window for own in config.attention_layers):
+    if any(attention.window for attention in config.attention_layers):
         raise UserError(
             f"--mode static cannot hold {config.family.model_type}: which places of a fixed cache "
             "a window covers changes from token to token",

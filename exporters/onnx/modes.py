@@ -138,6 +138,6 @@ def check_mode(options: ExportOptions) -> None:
         "--batch, --length and --past": options.lengths is not None,
         "--target": bool(options.targets),
     }
-    for flags, given in fixed.items():
-        if given and not way_of(options).static:
+    for flags, is_set in fixed.items():
+        if is_set and not way_of(options).static:
             raise UserError(f"--mode {mode} has no fixed shapes for {flags}", "--mode static")

@@ -76,7 +76,7 @@ def _fixed_memory(
 
 def most_heads(config: ModelConfig) -> int:
     """Of any layer."""
-    return max(own.heads for own in config.attention_layers)
+    return max(attention.heads for attention in config.attention_layers)
 
 
 # How a quantisation encodes a matrix; without one it is only laid out as MatMul takes it.

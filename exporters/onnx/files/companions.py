@@ -91,10 +91,10 @@ def tenp_file(
 
 def _planned(run: PlannedRun) -> dict[str, Any]:
     """As JSON of one size, whatever the numbers: the device's name is filled up with spaces."""
-    found = replace(run, device="").to_json()
-    room = _RUN_BYTES - len(json.dumps(found))
+    fields = replace(run, device="").to_json()
+    room = _RUN_BYTES - len(json.dumps(fields))
     plain = re.sub(r"[^ -~]|[\\\"]", "?", run.device)
-    return {**found, "device": plain[:room].ljust(room)}
+    return {**fields, "device": plain[:room].ljust(room)}
 
 
 def model_config(checkpoint: Checkpoint, config: ModelConfig, digest: str) -> dict[str, Any]:

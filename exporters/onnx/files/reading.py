@@ -123,14 +123,14 @@ def _places(directory: Path) -> dict[str, _Tensor]:
         model = onnx.load_model(graph, load_external_data=False)
     except (DecodeError, ValueError):
         raise UserError(f"{graph} is not an ONNX model", "export it again") from None
-    found = {}
+    places = {}
     for tensor in model.graph.initializer:
         stated = {entry.key: entry.value for entry in tensor.external_data}
         if "location" in stated:
-            found[tensor.name] = _Tensor(
+            places[tensor.name] = _Tensor(
                 directory / Path(stated["location"]).name,
                 int(stated.get("offset", 0)),
                 np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)),
                 tuple(tensor.dims),
             )
-    return found
+    return places

@@ -21,18 +21,18 @@ from tenp_edge.exporters.onnx.graph.rope import attention_scale
 
 def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     """(batch, query, hidden) -> (batch, query, hidden)."""
-    own = c.config.layer_attention(layer)
-    counts = {"q": own.heads, "k": own.kv_heads}
+    attention = c.config.layer_attention(layer)
+    counts = {"q": attention.heads, "k": attention.kv_heads}
     rotated, projected = {}, {}
     for role, count in counts.items():
         projected[role] = c.linear(f"{path}/{role}_proj", x, role, layer)
         normed = _normed(c, f"{path}/{role}_norm", projected[role], role, layer, count)
         rotated[role] = _rotated(c, f"{path}/{role}_rotary", normed, count, layer)
-    v = c.linear(f"{path}/v_proj", x, "v", layer) if own.own_values else projected["k"]
+    v = c.linear(f"{path}/v_proj", x, "v", layer) if attention.own_values else projected["k"]
     if c.config.family.value_norm:
-        v = _by_head(c, f"{path}/v_norm", v, own.kv_heads, own.head_dim, unit_norm)
+        v = _by_head(c, f"{path}/v_norm", v, attention.kv_heads, attention.head_dim, unit_norm)
     scale, sinks = attention_scale(c.config, layer), c.has("sinks", layer)
-    heads = Heads(own.heads, own.kv_heads, scale, own.window, sinks)
+    heads = Heads(attention.heads, attention.kv_heads, scale, attention.window, sinks)
     mixed = c.makers.attend(c, path, rotated["q"], rotated["k"], v, heads, layer)
     return c.linear(f"{path}/o_proj", mixed, "o", layer)
 

@@ -99,8 +99,8 @@ class GraphBuilder:
         name = f"{path}/{kind}"
         assert name not in self._names, name
         self._names.add(name)
-        given = [self._operand(value) for value in inputs]
-        node = ir.node(kind, given, attributes, domain=domain, num_outputs=outputs, name=name)
+        operands = [self._operand(value) for value in inputs]
+        node = ir.node(kind, operands, attributes, domain=domain, num_outputs=outputs, name=name)
         for index, value in enumerate(node.outputs):
             value.name = f"{name}/out" if outputs == 1 else f"{name}/out.{index}"
         self._nodes.append(node)

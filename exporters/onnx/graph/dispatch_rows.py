@@ -79,15 +79,15 @@ def _hit(
 ) -> _Typed:
     """The rows (n, hidden) of the experts of one block, expert after expert."""
     g, number = c.g, block.start // BLOCK
-    own = f"{path}/blocks.{number}"
-    count = g.op(f"{own}/counts", "Gather", [counts, number], axis=0)  # (BLOCK,)
-    each = g.ops(f"{own}/tokens", "Split", [tokens, count], BLOCK, axis=0)
-    found = []
+    block_path = f"{path}/blocks.{number}"
+    count = g.op(f"{block_path}/counts", "Gather", [counts, number], axis=0)  # (BLOCK,)
+    each = g.ops(f"{block_path}/tokens", "Split", [tokens, count], BLOCK, axis=0)
+    outputs = []
     for expert, token in zip(block, each, strict=False):
         name = f"{path}/experts.{expert}"
         rows = g.op(f"{name}/rows", "Gather", [x, token], axis=0)
-        found.append(gated_mlp(c, name, rows, "expert", layer, expert))
-    return [(g.op(f"{own}/rows", "Concat", found, axis=0), FLOAT)]
+        outputs.append(gated_mlp(c, name, rows, "expert", layer, expert))
+    return [(g.op(f"{block_path}/rows", "Concat", outputs, axis=0), FLOAT)]
 
 
 def _none(c: Context, path: str) -> _Typed:

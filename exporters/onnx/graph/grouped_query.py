@@ -34,14 +34,14 @@ def attend(
     """
     if layer is None or c.run.keys is None:
         return operators.attend(c, path, q, k, v, heads, layer)
-    given: list[ir.Value | None] = [q, k, v, *c.run.past[layer]]
-    given += [c.run.keys.last, c.run.keys.total]
+    inputs: list[ir.Value | None] = [q, k, v, *c.run.past[layer]]
+    inputs += [c.run.keys.last, c.run.keys.total]
     if heads.sinks:
-        given += [*[None] * 4, plain_weight(c.g, c.spec("sinks", layer))]
+        inputs += [*[None] * 4, plain_weight(c.g, c.spec("sinks", layer))]
     out, key, value = c.g.ops(
         path,
         "GroupQueryAttention",
-        given,
+        inputs,
         3,
         CONTRIB,
         num_heads=heads.query,

@@ -56,7 +56,7 @@ def make_inputs(
     if makers.count_keys is not None and makers.counts_keys(config):
         keys = makers.count_keys(g, attention)
     elif lengths.fixed is None:
-        windows = sorted({own.window for own in config.attention_layers if own.window})
+        windows = sorted({layer.window for layer in config.attention_layers if layer.window})
         masks = make_masks(g, ids, attention, windows)
     else:
         masks = {None: static_mask(g, attention, lengths.fixed)}
@@ -97,11 +97,11 @@ def make_masks(
     query = _length(g, f"{_PATH}/query", ids)
     total = _length(g, f"{_PATH}/total", attention)
     first = g.op(f"{_PATH}/own", "Sub", [total, query])
-    own = g.op(f"{_PATH}/own", "Range", [first, total, 1])
-    own = g.op(f"{_PATH}/own", "Unsqueeze", [own, [1]])  # (query, 1)
+    query_index = g.op(f"{_PATH}/own", "Range", [first, total, 1])
+    query_index = g.op(f"{_PATH}/own", "Unsqueeze", [query_index, [1]])  # (query, 1)
     keys = g.op(f"{_PATH}/keys", "Range", [0, total, 1])  # (key,)
-    causal = g.op(f"{_PATH}/causal", "LessOrEqual", [keys, own])  # (query, key)
-    itself = g.op(f"{_PATH}/itself", "Equal", [keys, own])
+    causal = g.op(f"{_PATH}/causal", "LessOrEqual", [keys, query_index])  # (query, key)
+    itself = g.op(f"{_PATH}/itself", "Equal", [keys, query_index])
     real = g.op(f"{_PATH}/padding", "Cast", [attention], to=BOOL)
     real = g.op(f"{_PATH}/padding", "Unsqueeze", [real, [1, 2]])  # (batch, 1, 1, key)
     seen = g.op(_PATH, "Or", [real, itself])
@@ -109,7 +109,7 @@ def make_masks(
     masks: dict[int | None, ir.Value] = {None: mask}
     for window in windows:
         path = f"{_PATH}/window_{window}"
-        oldest = g.op(f"{path}/oldest", "Sub", [own, window - 1])
+        oldest = g.op(f"{path}/oldest", "Sub", [query_index, window - 1])
         near = g.op(f"{path}/near", "GreaterOrEqual", [keys, oldest])
         masks[window] = g.op(path, "And", [mask, near])
     return masks

@@ -39,20 +39,20 @@ def latent_attention(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value
 
 def _query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     """(batch, query, heads x head_dim), the rotary part of each head rotated and last."""
-    mla, own = c.mla, c.config.layer_attention(layer)
+    mla, attention = c.mla, c.config.layer_attention(layer)
     if mla.q_lora_rank is None:
         q = c.linear(f"{path}/q_proj", x, "q", layer)
     else:
         low = c.linear(f"{path}/q_a_proj", x, "q_a", layer)
         low = c.norm(f"{path}/q_a_norm", low, "q_a_norm", layer, _EPSILON)
         q = c.linear(f"{path}/q_b_proj", low, "q_b", layer)
-    by_head = c.g.op(f"{path}/q_heads", "Reshape", [q, [0, 0, own.heads, own.head_dim]])
+    by_head = c.g.op(f"{path}/q_heads", "Reshape", [q, [0, 0, attention.heads, attention.head_dim]])
     sizes = [mla.qk_nope_head_dim, mla.qk_rope_head_dim]
     plain, position = _cut(c, f"{path}/q_heads", by_head, sizes)
-    flat = c.g.op(f"{path}/q_flat", "Reshape", [position, [0, 0, own.heads * sizes[1]]])
-    rotated = c.makers.rotary(c, f"{path}/q_rotary", flat, own.heads, True, layer)
-    rotated = c.g.op(f"{path}/q_rotated", "Reshape", [rotated, [0, 0, own.heads, sizes[1]]])
-    return _joined(c, f"{path}/q", plain, rotated, own.heads * own.head_dim)
+    flat = c.g.op(f"{path}/q_flat", "Reshape", [position, [0, 0, attention.heads * sizes[1]]])
+    rotated = c.makers.rotary(c, f"{path}/q_rotary", flat, attention.heads, True, layer)
+    rotated = c.g.op(f"{path}/q_rotated", "Reshape", [rotated, [0, 0, attention.heads, sizes[1]]])
+    return _joined(c, f"{path}/q", plain, rotated, attention.heads * attention.head_dim)
 
 
 def _low_rank(c: Context, path: str, x: ir.Value, layer: int) -> tuple[ir.Value, ir.Value]:
@@ -68,14 +68,14 @@ def _with_past(
     c: Context, path: str, latent: ir.Value, position: ir.Value, layer: int
 ) -> tuple[ir.Value, ir.Value]:
     """Past and new latents and rotated keys, (batch, key, size); both are kept as they are."""
-    found, kept = [], []
+    squeezed, kept = [], []
     for name, new, past in zip(("k", "v"), (latent, position), c.run.past[layer], strict=True):
         one_head = c.g.op(f"{path}/{name}_head", "Unsqueeze", [new, [1]])
         whole = c.g.op(f"{path}/{name}", "Concat", [past, one_head], axis=2)
         kept.append(whole)
-        found.append(c.g.op(f"{path}/{name}", "Squeeze", [whole, [1]]))
+        squeezed.append(c.g.op(f"{path}/{name}", "Squeeze", [whole, [1]]))
     c.present(layer, *kept)
-    return found[0], found[1]
+    return squeezed[0], squeezed[1]
 
 
 def _expanded(

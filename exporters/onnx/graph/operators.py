@@ -51,9 +51,9 @@ def attend(
         "kv_num_heads": heads.cached,
         "scale": heads.scale,
     }
-    given = [q, k, v, c.run.masks.get(heads.window)]
+    inputs = [q, k, v, c.run.masks.get(heads.window)]
     if layer is None:
-        return c.g.op(path, "Attention", given, **sizes)
-    out, key, value = c.g.ops(path, "Attention", [*given, *c.run.past[layer]], 3, **sizes)
+        return c.g.op(path, "Attention", inputs, **sizes)
+    out, key, value = c.g.ops(path, "Attention", [*inputs, *c.run.past[layer]], 3, **sizes)
     c.present(layer, key, value)
     return out

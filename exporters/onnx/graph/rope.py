@@ -98,7 +98,7 @@ def make_rotations(
     steps = g.op(_PATH, "Cast", [positions], to=FLOAT)
     column = g.op(_PATH, "Unsqueeze", [steps, [2]])
     made: list[tuple[object, Rotation]] = []
-    found = []
+    rotations = []
     for layer, rope in enumerate(config.layer_ropes):
         kind = (rope, rotary_size(config, layer))
         known = next((rotation for other, rotation in made if other == kind), None)
@@ -106,8 +106,8 @@ def make_rotations(
             path = _PATH if not made else f"{_PATH}/{len(made)}"
             known = _rotation(g, path, config, layer, column)
             made.append((kind, known))
-        found.append(known)
-    return tuple(found)
+        rotations.append(known)
+    return tuple(rotations)
 
 
 def _rotation(
@@ -115,11 +115,11 @@ def _rotation(
 ) -> Rotation:
     inverse, scaling = frequencies(config, layer)
     angles = g.op(path, "Mul", [column, g.constant(inverse, f"{path}/inverse_frequencies")])
-    found = []
+    cos_sin = []
     for kind in ("Cos", "Sin"):
         value = g.op(path, kind, [angles])
         if scaling != 1.0:
             factor = np.asarray(scaling, np.float32)
             value = g.op(f"{path}/{kind}", "Mul", [value, factor])
-        found.append(value)
-    return found[0], found[1]
+        cos_sin.append(value)
+    return cos_sin[0], cos_sin[1]

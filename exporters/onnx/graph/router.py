@@ -38,8 +38,8 @@ def chosen_experts(c: Context, path: str, x: ir.Value, layer: int) -> tuple[ir.V
         scores = g.op(path, "Sigmoid", [logits])
     selection = scores
     if family.router_bias:
-        own = plain_weight(g, c.spec("router_bias", layer))
-        selection = g.op(f"{path}/bias", "Add", [scores, own])
+        operand = plain_weight(g, c.spec("router_bias", layer))
+        selection = g.op(f"{path}/bias", "Add", [scores, operand])
     if expert_groups(config) > 1:
         selection = _best_groups(c, f"{path}/groups", selection)
     weights, ids = g.ops(path, "TopK", [selection, top_k], 2, axis=-1, largest=1, sorted=1)
@@ -48,8 +48,8 @@ def chosen_experts(c: Context, path: str, x: ir.Value, layer: int) -> tuple[ir.V
     weights = _normalised(c, f"{path}/weights", weights)
     if c.has("routed_scale", layer):
         scales = plain_weight(g, c.spec("routed_scale", layer))
-        own = g.op(f"{path}/scales", "Gather", [scales, ids], axis=0)
-        weights = g.op(f"{path}/scaled", "Mul", [weights, own])
+        operand = g.op(f"{path}/scales", "Gather", [scales, ids], axis=0)
+        weights = g.op(f"{path}/scaled", "Mul", [weights, operand])
     return ids, weights
 
 

@@ -61,11 +61,11 @@ class Tier:
         names = [self.stored_name(c, f"{matrix}.bias") for matrix in ("gate_up", "down")]
         c.g.fill(Fill(tuple(names), partial(_fill_biases, c, self, names)))
         lengths = (2 * self.width, c.config.hidden_size)
-        found = [
+        biases = [
             c.g.weight(Stored(name, FLOAT, (len(self.experts), length), _PART))
             for name, length in zip(names, lengths, strict=True)
         ]
-        return found[0], found[1]
+        return biases[0], biases[1]
 
 
 class TierMaker(Protocol):
@@ -107,13 +107,13 @@ class QuantisedTier:
 
     def _tensors(self, c: Context, tier: Tier, names: Sequence[str]) -> list[Stored]:
         count, hidden, width = len(tier.experts), c.config.hidden_size, tier.width
-        found = []
+        tensors = []
         for number, (rows, columns) in enumerate(((2 * width, hidden), (hidden, width))):
             codes, scales = names[2 * number : 2 * number + 2]
             shape = (count, rows, columns * self.bits // 8)
-            found.append(Stored(codes, UINT8, shape, _PART))
-            found.append(Stored(scales, FLOAT, (count, rows, columns // BLOCK), _PART))
-        return found
+            tensors.append(Stored(codes, UINT8, shape, _PART))
+            tensors.append(Stored(scales, FLOAT, (count, rows, columns // BLOCK), _PART))
+        return tensors
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ class FloatTier:
         # above zero either: the kernel skips its experts. Any finite logit would compute k of them.
         logits = c.g.op(f"{path}/logits", "Log", [shares])
         inner, outer = tier.biases(c)
-        given = [x, logits, gate_up, inner, down, *([] if outer is None else [outer])]
-        out = c.g.op(path, "MoE", given, CONTRIB, **tier.attributes(c))
+        inputs = [x, logits, gate_up, inner, down, *([] if outer is None else [outer])]
+        out = c.g.op(path, "MoE", inputs, CONTRIB, **tier.attributes(c))
         total = c.g.op(f"{path}/total", "ReduceSum", [shares, [1]], keepdims=1)
         return c.g.op(path, "Mul", [out, total])
 
@@ -192,7 +192,7 @@ def _shares(
 def tiers_of(widths: Sequence[int], layer: int) -> list[Tier]:
     """The widths of one layer, widest first, each with its experts."""
     return [
-        Tier(layer, width, tuple(e for e, found in enumerate(widths) if found == width))
+        Tier(layer, width, tuple(e for e, other in enumerate(widths) if other == width))
         for width in sorted(set(widths), reverse=True)
     ]
 

@@ -35,10 +35,10 @@ class QdqLinear(Linear):
 
     def product(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
         codes, scales = int8_weight(g, weight)
-        found = self._range(weight)
+        ranges = self._range(weight)
         matrix = g.op(f"{path}/weight", "DequantizeLinear", [codes, scales], axis=1)
-        product = g.op(path, "MatMul", [self._once(g, path, x, found.given), matrix])
-        return self._rounded(g, f"{path}/product", product, found.product)
+        product = g.op(path, "MatMul", [self._once(g, path, x, ranges.given), matrix])
+        return self._rounded(g, f"{path}/product", product, ranges.product)
 
     def shifted(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
         return self._rounded(g, f"{path}/out", x, self._range(weight).output)

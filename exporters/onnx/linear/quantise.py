@@ -60,5 +60,5 @@ def _blocked(matrix: Floats) -> Floats:
 
 def _inverse(scales: npt.NDArray[Any]) -> Floats:
     """1 / scale, 0 where the scale is: a block of zeros has codes of zero."""
-    found: Floats = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
-    return found
+    inverse: Floats = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    return inverse
