@@ -17,9 +17,10 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _log = logging.getLogger(__name__)
-# asyncio accepts this many connections at a stretch before one of them can be closed again.
-BACKLOG = 64
-_SPARE_FILES = 2 * BACKLOG
+# asyncio accepts this many connections at a stretch, and three times so before the first of them
+# can be closed again: a task takes it, then the protocol, then the transport's end.
+BACKLOG = 32
+_SPARE_FILES = 4 * BACKLOG
 _FEWEST = 8
 _QUIET_SECONDS = 60.0
 
