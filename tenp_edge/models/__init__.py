@@ -1,45 +1,22 @@
-"""The families. Adding one: a file beside these, a line in the table, a row in the tests."""
+"""What a model is, without torch: families as tables, config.json, headers.
+
+The names below are loaded when they are first asked for: `run` needs a few facts of layers, and no
+family.
+"""
 
 from __future__ import annotations
 
-from tenp_edge.models import (
-    deepseek_v2,
-    deepseek_v3,
-    ernie4_5_moe,
-    gemma4,
-    glm4_moe,
-    glm4_moe_lite,
-    gpt_oss,
-    mixtral,
-    olmoe,
-    qwen2_moe,
-    qwen3_moe,
-    qwen3_vl_moe,
-)
-from tenp_edge.models.config.assembly import read_config
-from tenp_edge.models.config.keys import EXPERT_KEYS
-from tenp_edge.models.family import Family
-from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.model_config import MLA, PROJECTIONS, ModelConfig, Rope, VisionFacts
-from tenp_edge.models.tensors import Part, Shape, TensorSpec, expected_tensors
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-FAMILIES: dict[str, Family] = {
-    module.FAMILY.model_type: module.FAMILY
-    for module in (
-        qwen2_moe,
-        qwen3_moe,
-        deepseek_v2,
-        deepseek_v3,
-        olmoe,
-        mixtral,
-        glm4_moe_lite,
-        glm4_moe,
-        ernie4_5_moe,
-        qwen3_vl_moe,
-        gpt_oss,
-        gemma4,
-    )
-}
+if TYPE_CHECKING:
+    from tenp_edge.models.config.assembly import read_config
+    from tenp_edge.models.config.keys import EXPERT_KEYS
+    from tenp_edge.models.families import FAMILIES
+    from tenp_edge.models.family import Family
+    from tenp_edge.models.layer_attention import LayerAttention
+    from tenp_edge.models.model_config import MLA, PROJECTIONS, ModelConfig, Rope, VisionFacts
+    from tenp_edge.models.tensors import Part, Shape, TensorSpec, expected_tensors
 
 __all__ = [
     "EXPERT_KEYS",
@@ -57,3 +34,25 @@ __all__ = [
     "expected_tensors",
     "read_config",
 ]
+_HOMES = {
+    "EXPERT_KEYS": "config.keys",
+    "FAMILIES": "families",
+    "MLA": "model_config",
+    "PROJECTIONS": "model_config",
+    "Family": "family",
+    "LayerAttention": "layer_attention",
+    "ModelConfig": "model_config",
+    "Part": "tensors",
+    "Rope": "model_config",
+    "Shape": "tensors",
+    "TensorSpec": "tensors",
+    "VisionFacts": "model_config",
+    "expected_tensors": "tensors",
+    "read_config": "config.assembly",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tenp_edge.models' has no attribute {name!r}")
+    return getattr(import_module(f"tenp_edge.models.{_HOMES[name]}"), name)
