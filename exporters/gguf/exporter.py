@@ -78,7 +78,7 @@ class GgufExporter:
         if TYPES[FILE_TYPES[options.quant].default].needs_importance and not options.imatrix:
             raise UserError(
                 f"{options.quant} needs an importance matrix",
-                "--calibration WORK (tenp-edge calibrate), or --quant Q2_K",
+                "--calibration WORK (tenp-edge calibrate) without --no-imatrix, or --quant Q2_K",
             )
         layout = self.layout(config, options)
         if layout not in self.layouts:

@@ -151,10 +151,11 @@ def blocks_chosen(plain: Priced, blocks: Priced, multiple: int) -> tuple[str, ..
     ``plain`` one, whose widths are smaller multiples."""
     per_neuron = plain.memory.experts_bytes / plain.keep_ratio
     saved = round(per_neuron * blocks.keep_ratio) - blocks.memory.experts_bytes
+    # A padded file is as wide as its widest expert: there blocks may save nothing.
+    saves = f", which saves {format_size(saved)}" if saved > 0 else ""
     return (
-        f"widths are multiples of {multiple}, whole blocks of {blocks.manifest.quant}, which saves "
-        f"{format_size(saved)}: {blocks.keep_ratio:.1%} of the neurons fit, of other widths "
-        f"{plain.keep_ratio:.1%}",
+        f"widths are multiples of {multiple}, whole blocks of {blocks.manifest.quant}{saves}: "
+        f"{blocks.keep_ratio:.1%} of the neurons fit, of other widths {plain.keep_ratio:.1%}",
     )
 
 
@@ -164,10 +165,11 @@ def blocks_offered(plain: Search, blocks: Search) -> tuple[str, ...]:
     if full == width:
         return ()
     whole, narrower = (s.pricer(s.widths(s.total)).memory.weights_bytes for s in (plain, blocks))
+    quant, keep = plain.spec.target.options.quant, math.ceil(1e4 * width / full) / 1e4
     return (
-        f"experts of {full} neurons are no whole blocks of {plain.spec.target.options.quant}: with "
-        f"{width} ({width / full:.1%}) the weights take {format_size(whole - narrower)} less; "
-        f"--method enp --keep {math.ceil(1e4 * width / full) / 1e4} cuts them so",
+        f"experts of {full} neurons are no whole blocks of {quant}: with {width} "
+        f"({width / full:.1%}) the weights take {format_size(whole - narrower)} less; --quant "
+        f"{quant} --method enp --keep {keep} instead of --ram cuts them so",
     )
 
 

@@ -136,8 +136,8 @@ class _Given:
 
     def _in_blocks(self, search: Search) -> Search | None:
         """``search`` with widths of whole blocks; None where every width is, and none would be."""
-        spec = search.spec.whole_blocks()
-        if spec is None or self._space(spec).full == 0:
+        spec = search.spec.whole_blocks(self.checkpoint.config.moe_intermediate_size)
+        if spec is None:
             return None
         pricer = Pricer(self.checkpoint, spec.target, search.pricer.answer)
         other = Search(spec, self._space(spec), self.evidence(spec), pricer, self.measured)

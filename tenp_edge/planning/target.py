@@ -44,15 +44,16 @@ class PlanSpec:
     positions: int
     in_blocks: bool = False
 
-    def whole_blocks(self) -> PlanSpec | None:
-        """The same with widths that are whole blocks of the tensor type (``in_blocks``); None where
-        they are so anyway, and where the user pinned widths or the size."""
+    def whole_blocks(self, full_width: int) -> PlanSpec | None:
+        """The same with widths that are whole blocks of the tensor type (``in_blocks``), of experts
+        of ``full_width`` neurons; None where they are so anyway, where not one fits, and where the
+        user pinned widths or the size."""
         target = self.target
         block = target.exporter.width_limits(target.options).block
-        pinned = self.options.width_multiple is not None or self.options.keep is not None
-        if pinned or target.width_multiple % block == 0:
-            return None
         multiple = lcm(target.width_multiple, block)
+        pinned = self.options.width_multiple is not None or self.options.keep is not None
+        if pinned or multiple == target.width_multiple or multiple > full_width:
+            return None
         return replace(self, target=replace(target, width_multiple=multiple), in_blocks=True)
 
     def with_type(self, quant: str) -> PlanSpec:

@@ -12,7 +12,7 @@ few neurons cost less than bits, many cost more (docs/results.md has the measure
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -137,7 +137,9 @@ def choose_jointly(
     answer: RunMemory | None = None
     for quant in (quant for quant in measurable(spec) if quant in costs.types):
         fitting: list[tuple[Point, Curve]] = []
-        for way in _ways(checkpoint, spec.with_type(quant)):
+        typed = spec.with_type(quant)
+        blocks = typed.whole_blocks(checkpoint.config.moe_intermediate_size)
+        for way in (typed, blocks) if blocks else (typed,):
             evidence, pricer = evidence_of(way), Pricer(checkpoint, way.target, answer)
             if evidence is None:
                 return None
@@ -162,14 +164,6 @@ def choose_jointly(
         points=tuple(point.to_json() for point in points),
         frontier=tuple(frontier_over_types(curves, spec.target.budget_bytes)),
     )
-
-
-def _ways(checkpoint: Checkpoint, typed: PlanSpec) -> Iterator[PlanSpec]:
-    """With every legal width, and in whole blocks of the type where those are others."""
-    yield typed
-    blocks = typed.whole_blocks()
-    if blocks and blocks.target.width_multiple <= checkpoint.config.moe_intermediate_size:
-        yield blocks
 
 
 def _fitting(search: Search, type_kl: float) -> tuple[Point, Curve] | None:

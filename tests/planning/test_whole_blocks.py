@@ -64,8 +64,8 @@ def test_a_whole_model_says_what_whole_blocks_would_save(
     assert {w for row in narrower.widths.values() for w in row} == {768}
     assert note_of(whole) == (
         "experts of 832 neurons are no whole blocks of Q4_K_M: with 768 (92.3%) the weights take "
-        f"{format_size(weights(whole) - weights(narrower))} less; --method enp --keep 0.9231 cuts "
-        "them so"
+        f"{format_size(weights(whole) - weights(narrower))} less; --quant Q4_K_M --method enp "
+        "--keep 0.9231 instead of --ram cuts them so"
     )
 
 
