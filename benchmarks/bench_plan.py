@@ -23,8 +23,10 @@ from random_tokenizer import write_full_tokenizer
 from records import add_record_flag, write_record
 
 from tenp_edge.calibration.elimination import Elimination
+from tenp_edge.calibration.order_priors import ORDER_PRIORS
 from tenp_edge.calibration.statistics import WEIGHT_NORMS, make_empty
-from tenp_edge.calibration.storage import layer_tensors
+from tenp_edge.calibration.storage import DIGEST, VERSION, layer_tensors
+from tenp_edge.checkpoint.digests import file_digest
 from tenp_edge.checkpoint.files import Checkpoint, Shard, TensorEntry, write_shards
 from tenp_edge.models import ModelConfig
 from tenp_edge.units import format_size
@@ -44,14 +46,16 @@ def random_layer(config: ModelConfig, layer: int) -> dict[str, torch.Tensor]:
 
     domains = {}
     for domain in DOMAINS:
-        domains[domain] = make_empty(experts, width)
+        domains[domain] = make_empty(experts, width, config.hidden_size)
         for value in domains[domain].sums.values():
             value += draw(*value.shape)
         domains[domain]["tokens"].mul_(900).add_(100).floor_()
-    losses = torch.nn.functional.pad(draw(experts, width).flip(1).cumsum(1).flip(1), (0, 1))
-    elimination = Elimination(draw(experts, width).argsort(dim=1), losses)
+    eliminations = {}
+    for score in ORDER_PRIORS:
+        losses = torch.nn.functional.pad(draw(experts, width).flip(1).cumsum(1).flip(1), (0, 1))
+        eliminations[score] = Elimination(draw(experts, width).argsort(dim=1), losses)
     norms = {name: draw(experts, width) + 0.5 for name in WEIGHT_NORMS}
-    return layer_tensors(layer, domains, norms, elimination)
+    return layer_tensors(layer, domains, norms, eliminations)
 
 
 def write_statistics(model: Path, directory: Path) -> None:
@@ -81,10 +85,15 @@ def write_statistics(model: Path, directory: Path) -> None:
         pass
     info = {
         "format": "tenp-edge statistics",
-        "version": 1,
+        "version": VERSION,
         "fingerprint": checkpoint.fingerprint,
         "layers": list(config.moe_layers),
+        "experts": config.num_experts,
+        "width": config.moe_intermediate_size,
+        "hidden": config.hidden_size,
+        "seq_len": 512,
         "domains": {domain: {"samples": 32, "tokens": 16384} for domain in DOMAINS},
+        DIGEST: file_digest(directory / "statistics.safetensors"),
     }
     (directory / "statistics.json").write_text(json.dumps(info))
 
