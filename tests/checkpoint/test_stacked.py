@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import tiny
-from support.plans import cycled, plan_for, removal_plan
+from support.plans import cycled, plan_for, removal_plan, whole_plan
 from transformers import AutoModelForCausalLM
 
 from tenp_edge import load_pruned
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.checkpoint.stacked import StackedExperts
 from tenp_edge.checkpoint.writer import checkpoint_files, write_checkpoint
 
 Make = Callable[[str], Path]
@@ -52,3 +53,18 @@ def test_equal_widths_are_stacked(
     written = ModelSource(Checkpoint(tmp_path))
     assert written.config.expert_widths == source.config.expert_widths
     assert all(torch.equal(written.read(name), source.read(name)) for name in source.tensors)
+
+
+def test_stacked_as_gpt_oss_is_published(checkpoint_of: Make, tmp_path: Path) -> None:
+    """Transposed, gate and up in turns, biases beside: each tensor, in whatever order it is asked
+    for (a run that continues may begin with the biases)."""
+    checkpoint = Checkpoint(checkpoint_of("gpt_oss"))
+    published = load_file(checkpoint.path / "model.safetensors")
+    source = ModelSource(checkpoint, whole_plan(checkpoint))
+    write_checkpoint(source, tmp_path)
+    written = load_file(tmp_path / "model.safetensors")
+    assert written.keys() == published.keys()
+    assert all(torch.equal(written[name], published[name]) for name in published)
+    for name in ("down_proj_bias", "gate_up_proj_bias", "gate_up_proj"):
+        experts = torch.cat([*StackedExperts(source).blocks(f"model.layers.1.mlp.experts.{name}")])
+        assert torch.equal(experts, published[f"model.layers.1.mlp.experts.{name}"])
