@@ -224,10 +224,7 @@ class TensorEntry:
 
     @property
     def nbytes(self) -> int:
-        count = DTYPE_BYTES[self.dtype]
-        for size in self.shape:
-            count *= size
-        return count
+        return prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,23 @@
 
     gate_up_proj (experts, 2 width, hidden), gate's rows first; down_proj (experts, hidden, width)
 
-Stacking needs experts of one width. Where they have several, each has its own three matrices.
+The matrices may lie transposed, gate's and up's rows in turns, and biases beside them, as the
+family's table says. Stacking needs experts of one width. Where they have several, each has its own
+three matrices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from tenp_edge.checkpoint.files import TensorEntry
 from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.models import Family
 
 _GATE_UP, _DOWN = "gate_up_proj", "down_proj"
+_BIASES = (f"{_GATE_UP}_bias", f"{_DOWN}_bias")
 
 
 class StackedExperts:
@@ -22,11 +26,13 @@ class StackedExperts:
 
     def __init__(self, source: ModelSource) -> None:
         config, self._source = source.config, source
+        names = (_GATE_UP, _DOWN) + (_BIASES if config.family.expert_bias else ())
         self._places: dict[str, tuple[int, str]] = {}
+        self._biases: dict[tuple[int, int, str], torch.Tensor] = {}
         if config.family.stacked and config.is_uniform:
             for layer in config.expert_widths:
                 prefix = config.moe_prefix(layer) + "experts."
-                self._places |= {prefix + name: (layer, name) for name in (_GATE_UP, _DOWN)}
+                self._places |= {prefix + name: (layer, name) for name in names}
 
     def __contains__(self, name: object) -> bool:
         return name in self._places
@@ -39,19 +45,42 @@ class StackedExperts:
         """Of one layer, in file order."""
         config = self._source.config
         row, hidden = config.expert_widths[layer], config.hidden_size
-        shapes = {
-            _GATE_UP: (len(row), 2 * row[0], hidden),
-            _DOWN: (len(row), hidden, row[0]),
-        }
-        dtype = self._source.dtype(config.expert_tensor(layer, 0, 0))
         for name, (tensor_layer, kind) in self._places.items():
             if tensor_layer == layer:
-                yield TensorEntry(name, dtype, shapes[kind])
+                rows, columns = (
+                    (2 * row[0], hidden) if kind.startswith(_GATE_UP) else (hidden, row[0])
+                )
+                matrix = (columns, rows) if config.family.stacked_transposed else (rows, columns)
+                biased = kind in _BIASES
+                stored = (config.expert_bias if biased else config.expert_tensor)(layer, 0, 0)
+                shape = (len(row), rows) if biased else (len(row), *matrix)
+                yield TensorEntry(name, self._source.dtype(stored), shape)
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """Tensor ``name``, one expert at a time."""
         layer, kind = self._places[name]
         for expert in range(len(self._source.config.expert_widths[layer])):
-            weights = self._source.expert(layer, expert)
-            gate_up = kind == _GATE_UP
-            yield (torch.cat([weights.gate, weights.up]) if gate_up else weights.down)[None]
+            bias = self._biases.pop((layer, expert, kind), None)
+            yield (self._part(layer, expert, kind) if bias is None else bias)[None]
+
+    def _part(self, layer: int, expert: int, kind: str) -> torch.Tensor:
+        """One expert's part of the tensor ``kind``. Its biases are kept until their turn comes:
+        they are small, and the whole expert would be read and decoded for them once more."""
+        weights, family = self._source.expert(layer, expert), self._source.config.family
+        biases = _parts(weights.gate_bias, weights.up_bias, weights.down_bias, family)
+        self._biases |= {(layer, expert, f"{name}_bias"): make() for name, make in biases.items()}
+        if kind in _BIASES:
+            return self._biases.pop((layer, expert, kind))
+        matrix = _parts(weights.gate, weights.up, weights.down, family)[kind]()
+        return matrix.T if family.stacked_transposed else matrix
+
+
+def _parts(
+    gate: torch.Tensor | None, up: torch.Tensor | None, down: torch.Tensor | None, family: Family
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """What is made of an expert's matrices, or of its biases, by name; none of none."""
+    if gate is None or up is None or down is None:
+        return {}
+    if family.gate_up_interleaved:
+        return {_GATE_UP: lambda: torch.stack([gate, up], 1).flatten(0, 1), _DOWN: lambda: down}
+    return {_GATE_UP: lambda: torch.cat([gate, up]), _DOWN: lambda: down}

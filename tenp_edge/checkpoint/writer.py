@@ -1,9 +1,10 @@
 """Write the pruned checkpoint: read an expert, slice it, write it, forget it.
 
 The directory is a Hugging Face model directory in the source's dtype: sharded safetensors with
-per-expert names, config.json with a ``tenp`` section that lists every expert's width, tokenizer,
-generation config, chat template, licence and a model card. config.json comes last, so a directory
-that has one is complete; until then a marker says whose half-written shards lie there.
+per-expert names (`stacked` where transformers reads no others), config.json with a ``tenp`` section
+that lists every expert's width, tokenizer, generation config, chat template, licence and a model
+card. config.json comes last, so a directory that has one is complete; until then a marker says
+whose half-written shards lie there.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ class Family:
     ``defaults``: what transformers assumes for keys that a config.json may leave out.
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
     ``moe_block``: where router and experts lie in a layer; empty where they are the layer's own.
-    ``stacked``: transformers reads the experts of a layer as two stacked tensors only.
+    ``stacked``: transformers reads the experts of a layer as two stacked tensors only;
+    ``stacked_transposed``: their matrices as (columns, rows).
     ``qk_norm_key``: whether there is such a norm, where config.json says so.
     ``rotary_part``: share of a head that is rotated, if config.json does not say.
     ``rope_sections``: config.json divides a head's frequencies among time, height and width, which
@@ -99,6 +100,7 @@ class Family:
     activation_key: str = "hidden_act"
     router: str = "gate"
     stacked: bool = False
+    stacked_transposed: bool = False
     norms_after: bool = False
     dense_beside: bool = False
     residual_router: bool = False

@@ -43,6 +43,8 @@ FAMILY = Family(
     router_linear_bias=True,
     sinks=True,
     expert_bias=True,
+    stacked=True,
+    stacked_transposed=True,
     gate_up_interleaved=True,
     extra_keys=("experts_per_token", "initial_context_length"),
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
+from tenp_edge.models.config.reader import malformed
 from tenp_edge.models.layouts import Layout
 from tenp_edge.models.quantised_layouts import (
     MX_GROUP,
@@ -76,20 +77,13 @@ def _refused(what: str, reason: str) -> UserError:
     )
 
 
-def _malformed(key: str, value: Any, wanted: str) -> UserError:
-    return UserError(
-        f"config.json: {key} is {repr(value)[:60]}, not {wanted}",
-        "the config.json that belongs to the checkpoint",
-    )
-
-
 def _size(config: Mapping[str, Any], key: str, default: int | None) -> int | None:
     """A number of columns; None for -1, which stands for all."""
     value = config.get(key, default)
     if value in (None, -1):
         return None
     if type(value) is not int or value < 1:
-        raise _malformed(f"quantization_config.{key}", value, "a number above zero")
+        raise malformed(f"quantization_config.{key}", value, "a number above zero")
     return value
 
 
@@ -119,10 +113,13 @@ def _fp8(config: Mapping[str, Any]) -> tuple[Layout, ...]:
 def _block(stated: Any) -> tuple[int, int] | None:
     if stated is None:
         return None
-    is_pair = isinstance(stated, list | tuple) and len(stated) == 2
-    if not is_pair or not all(type(size) is int and size > 0 for size in stated):
-        raise _malformed("quantization_config's size of blocks", stated, "two numbers above zero")
-    return stated[0], stated[1]
+    sizes = stated
+    if isinstance(stated, str):  # "128x128": compressed-tensors reads its older spelling too
+        sizes = [int(size) for size in stated.split("x") if size.isdecimal()]
+    is_pair = isinstance(sizes, list | tuple) and len(sizes) == 2
+    if not is_pair or not all(type(size) is int and size > 0 for size in sizes):
+        raise malformed("quantization_config's size of blocks", stated, "two numbers above zero")
+    return sizes[0], sizes[1]
 
 
 def _mxfp4(config: Mapping[str, Any]) -> tuple[Layout, ...]:
@@ -175,7 +172,7 @@ def _compressed(config: Mapping[str, Any]) -> tuple[Layout, ...]:
         raise _refused("compressed-tensors, transform_config", "rotated weights are not read")
     stated = _section(config, "config_groups")
     if not stated:
-        raise _malformed("quantization_config.config_groups", stated, "the groups of modules")
+        raise malformed("quantization_config.config_groups", stated, "the groups of modules")
     groups = [_section(stated, name) for name in stated]
     return tuple(_group(config, group) for group in groups if group.get("weights"))
 
@@ -184,7 +181,7 @@ def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The object ``key`` of quantization_config, empty where there is none."""
     value = config.get(key) or {}
     if not isinstance(value, dict):
-        raise _malformed(f"quantization_config: {key}", value, "an object")
+        raise malformed(f"quantization_config: {key}", value, "an object")
     return value
 
 

@@ -105,8 +105,7 @@ class WeightIndex:
                 quantised.append(StoredWeight(name, shape, part, layout, tensors, transposed))
         if quantised:
             return max(quantised, key=lambda one: (self._fits(one), len(one.tensors)))
-        plain = name if name in self._tensors else f"{module}.weight"
-        stored = plain if plain in self._tensors else name
+        stored = next((n for n in (name, f"{module}.weight") if n in self._tensors), name)
         return StoredWeight(name, shape, part, PLAIN, {"weight": stored}, transposed)
 
     def _has_codes(self, layout: Layout, found: Mapping[str, str]) -> bool:

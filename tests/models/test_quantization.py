@@ -73,6 +73,12 @@ REFUSED: list[tuple[Any, str, str]] = [
         BELONGS,
     ),
     (
+        {"quant_method": "fp8", "weight_block_size": "128 by 128"},
+        "config.json: quantization_config's size of blocks is '128 by 128', not two numbers above "
+        "zero",
+        BELONGS,
+    ),
+    (
         {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"},
         "the checkpoint is quantised (modelopt, quant_algo = 'W4A8_AWQ'): known are NVFP4, "
         "W4A16_NVFP4, FP8, FP8_PER_CHANNEL_PER_TOKEN, FP8_PB_WO, MIXED_PRECISION",
@@ -155,6 +161,17 @@ def test_weights_that_were_left_as_they_are(model: Path, plain: Path) -> None:
 
     edit_tensors(model, restore)
     assert torch.equal(Checkpoint(model).read(name), Checkpoint(plain).read(name))
+
+
+def test_the_older_spelling_of_blocks(model: Path) -> None:
+    """As compressed-tensors still reads it: "32x48" for [32, 48]."""
+    quantise(model, LAYOUTS["fp8 compressed blocks"])
+    name = "model.layers.0.self_attn.q_proj.weight"
+    expected = Checkpoint(model).read(name)
+    config = json.loads((model / "config.json").read_text())["quantization_config"]
+    config["config_groups"]["group_0"]["weights"]["block_structure"] = "32x48"
+    write_config(model, config)
+    assert torch.equal(Checkpoint(model).read(name), expected)
 
 
 Change = Callable[[dict[str, torch.Tensor]], object]
