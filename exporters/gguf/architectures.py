@@ -1,8 +1,9 @@
 """How each family looks in GGUF: names and facts as tables, checked against llama.cpp itself.
 
 Roles are those of `TensorSpec.role`; one table of names serves every architecture. What llama.cpp's
-loader or graph fixes for an architecture (renormalised top-k, no biases, ...) is a fact of its row,
-so that `check` can refuse a model that the file would describe wrongly.
+loader or graph fixes for an architecture (renormalised top-k, no biases, ...) is a fact of its row
+here or in the runtime, so that `check_architecture` can refuse a model that the file would describe
+wrongly.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
-from tenp_edge.runtime.gguf.yarn import frequency_divisors
+from tenp_edge.runtime.gguf import runnable_architectures
+from tenp_edge.runtime.gguf.yarn import BETA_FAST, BETA_SLOW, frequency_divisors
 
 NAMES = {
     "embed": "token_embd.weight",
@@ -60,7 +62,6 @@ NAMES = {
     "mlp_up": "blk.{layer}.ffn_up.weight",
     "mlp_down": "blk.{layer}.ffn_down.weight",
 }
-_BETAS = (32.0, 1.0)  # llama.cpp's
 _SAME_FREQUENCY = 1e-6
 MERGED_NAME = "blk.{layer}.ffn_{projection}_exps.{kind}"
 EXPERT_NAME = "blk.{layer}.ffn_{projection}.{expert}.{kind}"
@@ -68,16 +69,12 @@ EXPERT_NAME = "blk.{layer}.ffn_{projection}.{expert}.{kind}"
 
 @dataclass(frozen=True)
 class Architecture:
-    """One GGUF architecture, as llama.cpp implements it.
+    """One GGUF architecture, as llama.cpp reads it; `graph`: as it computes it.
 
-    ``norm_topk``: whether it renormalises the top-k weights; None when a key says so.
     ``own_width``: the expert width has a key of its own (else it is feed_forward_length).
     ``permuted``: q and k rows are interleaved for llama.cpp's pairwise rotary embedding.
     ``square``: attention.key_length x heads must be the hidden size.
     ``output_needed``: a tied model still stores output.weight.
-    ``by_layer``: keys say which layers see a window, and heads and rotation of both kinds.
-    ``biased``: q, k, v and the attention's output must have biases (``qkv_bias``: q, k, v may).
-    ``window_period``: every so many layers one looks at the whole context, the others at a window.
     ``names``: of roles that are called otherwise than in NAMES.
     ``leading_dense``: layers in front may be dense. ``router_keys``: the router's score, scale and
     renormalisation have keys. ``shared_needed``: where a family has shared experts, the graph reads
@@ -87,16 +84,11 @@ class Architecture:
     """
 
     name: str
-    norm_topk: bool | None
     own_width: bool = True
     permuted: bool = False
     square: bool = False
     output_needed: bool = False
-    qkv_bias: bool = False
     leading_dense: bool = False
-    by_layer: bool = False
-    biased: bool = False
-    window_period: int = 0
     names: Mapping[str, str] = field(default_factory=dict)
     router_keys: bool = False
     shared_needed: bool = True
@@ -104,30 +96,26 @@ class Architecture:
     shared_count: bool = False
     constants: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def graph(self) -> runnable_architectures.Architecture:
+        """What its computation fixes: our runtime's row, which does as llama.cpp does."""
+        return runnable_architectures.ARCHITECTURES[self.name]
 
-_DEEPSEEK2 = Architecture(
-    "deepseek2", norm_topk=None, leading_dense=True, router_keys=True, shared_count=True
-)
+
+_DEEPSEEK2 = Architecture("deepseek2", leading_dense=True, router_keys=True, shared_count=True)
 ARCHITECTURES = {
     "qwen2_moe": Architecture(
         "qwen2moe",
-        norm_topk=False,
         square=True,
         output_needed=True,
-        qkv_bias=True,
         shared_width=True,
     ),
-    "qwen3_moe": Architecture("qwen3moe", norm_topk=True),
-    "olmoe": Architecture(
-        "olmoe", norm_topk=False, own_width=False, square=True, output_needed=True
-    ),
-    "mixtral": Architecture("llama", norm_topk=True, own_width=False, permuted=True),
+    "qwen3_moe": Architecture("qwen3moe"),
+    "olmoe": Architecture("olmoe", own_width=False, square=True, output_needed=True),
+    "mixtral": Architecture("llama", own_width=False, permuted=True),
     "gpt_oss": Architecture(
         "gpt-oss",
-        norm_topk=False,
         output_needed=True,
-        biased=True,
-        window_period=2,
         names={"post_attention_norm": "blk.{layer}.post_attention_norm.weight"},
     ),
     "deepseek_v2": _DEEPSEEK2,
@@ -135,24 +123,21 @@ ARCHITECTURES = {
     "glm4_moe_lite": _DEEPSEEK2,
     "ernie4_5_moe": Architecture(
         "ernie4_5-moe",
-        norm_topk=True,
         leading_dense=True,
         shared_needed=False,
         shared_width=True,
         constants=(("interleave_moe_layer_step", 1),),
     ),
-    "qwen3_vl_moe": Architecture("qwen3vlmoe", norm_topk=True),
+    "qwen3_vl_moe": Architecture("qwen3vlmoe"),
     "glm4_moe": Architecture(
         "glm4moe",
-        norm_topk=None,
-        qkv_bias=True,
         leading_dense=True,
         router_keys=True,
         shared_count=True,
         constants=(("nextn_predict_layers", 0),),
         names={"post_attention_norm": "blk.{layer}.post_attention_norm.weight"},
     ),
-    "gemma4": Architecture("gemma4", norm_topk=True, by_layer=True),
+    "gemma4": Architecture("gemma4"),
 }
 
 
@@ -214,11 +199,11 @@ def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
     dense = [layer for layer in range(config.num_hidden_layers) if layer not in config.moe_layers]
     leading = row.leading_dense and dense == list(range(len(dense)))
     where = "has dense layers only in front" if row.leading_dense else "routes in every layer"
-    does = "always" if row.norm_topk else "never"
+    does = "always" if row.graph.norm_topk else "never"
     groups = expert_groups(config)
     return (
         (
-            row.norm_topk is not None and config.norm_topk_prob != row.norm_topk,
+            row.graph.norm_topk not in (None, config.norm_topk_prob),
             f"llama.cpp {does} renormalises the top-k weights of {row.name}, "
             f"this model has norm_topk_prob = {str(config.norm_topk_prob).lower()}",
         ),
@@ -241,30 +226,27 @@ def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
 
 
 def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
+    graph = row.graph
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     head_rows = heads * config.head_dim
-    kinds, spans = (
-        set(config.attention_layers),
-        {attention.window for attention in config.attention_layers},
-    )
+    kinds = set(config.attention_layers)
+    spans = {attention.window for attention in kinds}
     low_rank = config.mla is not None and config.mla.q_lora_rank is not None
     biased = config.o_bias and config.qkv_bias
-    windows = {
-        attention.window for attention in config.attention_layers if attention.window is not None
-    }
     whole = [
         layer for layer, attention in enumerate(config.attention_layers) if attention.window is None
     ]
-    period, layers = row.window_period, range(config.num_hidden_layers)
+    period, layers = graph.window_period, range(config.num_hidden_layers)
     regular = [layer for layer in layers if period and (layer + 1) % period == 0]
     return (
         (
-            not row.biased and (config.o_bias or (config.qkv_bias and not row.qkv_bias)),
+            (config.o_bias and not graph.output_bias)
+            or (config.qkv_bias and not graph.attention_bias),
             f"llama.cpp loads no attention biases for {row.name}",
         ),
-        (row.biased and not biased, f"llama.cpp's {row.name} needs attention biases"),
+        (graph.output_bias and not biased, f"llama.cpp's {row.name} needs attention biases"),
         (
-            bool(period) and (not windows or whole != regular),
+            bool(period) and (spans == {None} or whole != regular),
             f"in llama.cpp's {row.name} every {period}nd layer looks at the whole context and the "
             f"others at a window, in this model layer {_listed(whole)} do",
         ),
@@ -279,7 +261,7 @@ def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
             f"this model has {kv_heads} and {heads}",
         ),
         (
-            row.by_layer and len(kinds) > len(spans),
+            graph.by_layer and len(kinds) > len(spans),
             f"llama.cpp's {row.name} has one head size for all layers that see everything, this "
             "model has several",
         ),
@@ -298,7 +280,7 @@ def _rope_limits(config: ModelConfig, row: Architecture) -> _Limits:
     equal = bool(one) and one == every and not scaling.get("attention_factor")
     return (
         (
-            kind == "yarn" and (fast, slow) != _BETAS,
+            kind == "yarn" and (fast, slow) != (BETA_FAST, BETA_SLOW),
             f"llama.cpp fixes YaRN's beta_fast and beta_slow of {row.name} at 32 and 1, "
             f"this model has {fast} and {slow}",
         ),
@@ -328,7 +310,7 @@ def rounding_notes(config: ModelConfig) -> tuple[str, ...]:
     original = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
     exact, rounded = (
         frequency_divisors(
-            size, rope.theta, scaling["factor"], original, *_BETAS, truncate=truncate
+            size, rope.theta, scaling["factor"], original, BETA_FAST, BETA_SLOW, truncate=truncate
         )
         for truncate in (False, True)
     )

@@ -55,3 +55,11 @@ def pairs(merges: Sequence[Any]) -> list[Pair]:
     """The merges in either spelling of tokenizer.json: "a b", or ["a", "b"]."""
     split = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges)
     return [(left, right) for left, right in split]
+
+
+def tokens_by_id(vocab: Mapping[str, int]) -> list[str]:
+    """The tokens in the order of their ids; empty where an id has none."""
+    tokens = [""] * (max(vocab.values(), default=-1) + 1)
+    for token, number in vocab.items():
+        tokens[number] = token
+    return tokens

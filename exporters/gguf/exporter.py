@@ -45,6 +45,7 @@ from tenp_edge.exporters.gguf.writer import TensorWriter
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.child import ChildError
+from tenp_edge.runtime.gguf.file_origin import LAYOUT
 from tenp_edge.runtime.memory.footprint import MemoryRun, RunMemory
 from tenp_edge.runtime.memory.peak import known_peak
 
@@ -247,7 +248,7 @@ def _manifest(
     config: ModelConfig, found: list[Entry], start: int, layout: str, quant: str
 ) -> Manifest:
     size = start + sum(padded(entry.tensor.nbytes) for entry in found)
-    stock = () if layout == "per-expert" else rounding_notes(config)
+    stock = () if layout == LAYOUT else rounding_notes(config)
     return Manifest(
         format="gguf",
         layout=layout,

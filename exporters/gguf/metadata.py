@@ -92,7 +92,7 @@ def _attention(config: ModelConfig) -> _Fields:
         "attention.head_count": u32(config.num_attention_heads),
         "attention.layer_norm_rms_epsilon": f32(config.rms_norm_eps),
     }
-    if architecture(config).by_layer:
+    if architecture(config).graph.by_layer:
         return {**fields, **_by_layer(config)}
     attention = _one_attention(config)
     if mla is None:
@@ -191,7 +191,7 @@ def _router(config: ModelConfig) -> _Fields:
 def _rope(config: ModelConfig, layout: str) -> _Fields:
     rope = config.rope
     fields = {"rope.freq_base": f32(rope.theta), **_vision(config)}
-    if architecture(config).by_layer:
+    if architecture(config).graph.by_layer:
         windows = zip(config.attention_layers, config.layer_ropes, strict=True)
         within = next(
             (layer_rope for layer, layer_rope in windows if layer.window is not None), rope

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.bpe_merges import listed_ratio
+from tenp_edge.exporters.gguf.bpe_merges import listed_ratio, pairs, tokens_by_id
 from tenp_edge.exporters.gguf.pretokenizers import PROBE
 from tenp_edge.exporters.gguf.sentencepiece import (
     BYTE,
@@ -32,13 +32,9 @@ def from_json(tokenizer: Mapping[str, Any]) -> Pieces:
     makes a token, negated, is its score: the order of merges is kept exactly.
     """
     model = tokenizer["model"]
-    vocab: dict[str, int] = model["vocab"]
-    tokens = [""] * (max(vocab.values(), default=-1) + 1)
-    for token, number in vocab.items():
-        tokens[number] = token
+    tokens = tokens_by_id(model["vocab"])
     ranks: dict[str, int] = {}
-    for rank, merge in enumerate(model["merges"]):
-        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    for rank, (left, right) in enumerate(pairs(model["merges"])):
         ranks.setdefault(left + right, rank)
     isolated, unknown = _isolated(tokenizer), model.get("unk_token")
     types = [_type(token, unknown, isolated) for token in tokens]

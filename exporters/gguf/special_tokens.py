@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tenp_edge.disk import read_json
+from tenp_edge.errors import UserError
 from tenp_edge.runtime.directory_vocabulary import begins_alone, flat_config, is_gemma
 
 # GGUF's name of each special token, and Hugging Face's.
@@ -91,9 +92,13 @@ def adds(
 def chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
     file = directory / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{file} is not UTF-8", "download the tokenizer files again") from None
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
+        entries = (entry for entry in template if isinstance(entry, dict))
+        named = {entry.get("name"): entry.get("template") for entry in entries}
         template = named.get("default", next(iter(named.values()), None))
     return template if isinstance(template, str) else None

@@ -16,6 +16,7 @@ from typing import Any
 from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf import pieces_json, pretokenizers, sentencepiece, special_tokens
+from tenp_edge.exporters.gguf.bpe_merges import tokens_by_id
 from tenp_edge.exporters.gguf.fields import Field, boolean, f32s, i32s, text, texts, u32
 from tenp_edge.exporters.gguf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from tenp_edge.exporters.gguf.tokenizer_json import read_added, read_tokenizer
@@ -181,9 +182,7 @@ def _byte_level(tokenizer: Mapping[str, Any]) -> Vocabulary:
             f"tokenizer.json holds a {model.get('type')} model, GGUF needs BPE or sentencepiece",
             "the tokenizer of the original model",
         )
-    tokens = [""] * (max(model["vocab"].values(), default=-1) + 1)
-    for token, number in model["vocab"].items():
-        tokens[number] = token
+    tokens = tokens_by_id(model["vocab"])
     types = [NORMAL if token else UNUSED for token in tokens]
     return _with_added(Vocabulary("gpt2", "", tokens, types, merges=_merges(model)), tokenizer)
 

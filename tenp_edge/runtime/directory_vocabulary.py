@@ -251,7 +251,11 @@ class PieceVocabulary(DirectoryVocabulary):
         except (OSError, RuntimeError, ValueError):
             raise UserError(f"{file} is not a sentencepiece model", _AGAIN) from None
         stated = self._settings.get("added_tokens_decoder") or {}
-        self._added = {int(number): str(entry["content"]) for number, entry in stated.items()}
+        try:
+            self._added = {int(number): str(entry["content"]) for number, entry in stated.items()}
+        except (AttributeError, KeyError, TypeError, ValueError):
+            settings = directory / "tokenizer_config.json"
+            raise UserError(f"{settings} is broken: added_tokens_decoder", _AGAIN) from None
         pieces = range(self._model.get_piece_size())
         control = {n: self._model.id_to_piece(n) for n in pieces if self._model.is_control(n)}
         self._special_text = {text: n for n, text in (control | self._added).items()}

@@ -99,7 +99,7 @@ def distribution(
 
 def _penalise(scores: npt.NDArray[np.float64], recent: Iterable[int], penalty: float) -> None:
     """Divide positive and multiply other scores of repeated tokens (CTRL, arXiv 1909.05858)."""
-    repeated = np.unique(np.fromiter(recent, dtype=np.int64))
+    repeated = np.fromiter(set(recent), dtype=np.int64)  # np.unique would load numpy.ma
     if penalty == 1.0 or not len(repeated):
         return
     before = scores[repeated]

@@ -59,6 +59,19 @@ def test_a_lone_sentencepiece_model_and_its_json(tmp_path: Path) -> None:
     assert spelled == processor.encode("a</s>") and spelled[-1] != 2
 
 
+@pytest.mark.parametrize("stated", [[1], {"x": {"content": "a"}}, {"1": 2}, {"1": {}}])
+def test_broken_added_tokens_of_a_lone_model(stated: object, tmp_path: Path) -> None:
+    train_sentencepiece(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    change(settings, added_tokens_decoder=stated)
+    with pytest.raises(UserError) as caught:
+        open_vocabulary(tmp_path)
+    assert str(caught.value) == (
+        f"{settings} is broken: added_tokens_decoder\n"
+        "try: export it again, or copy the model's tokenizer files there"
+    )
+
+
 def test_where_the_template_and_the_end_come_from(
     checkpoint_of: CheckpointOf, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from support.tokenizer_cases import NASTY
+from support.tokenizer_cases import NASTY, write_settings
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tenp_edge.checkpoint.files import Checkpoint
@@ -170,7 +170,7 @@ def _saved(tokenizer: Tokenizer, directory: Path, bos: bool, old_merges: bool) -
     settings: dict[str, Any] = {"eos_token": "<|end|>"}
     if bos:
         settings["bos_token"] = {"content": "<|begin|>"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    write_settings(directory, settings)
     return Tokenizer.from_file(str(directory / "tokenizer.json"))
 
 

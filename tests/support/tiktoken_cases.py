@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 from itertools import pairwise
 from pathlib import Path
 
 import regex
 from support.byte_level_cases import KIMI_PARTS, TO_BYTES, splits, words_in_pairs
+from support.tokenizer_cases import write_settings
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from tenp_edge.runtime.byte_alphabet import BYTE_OF
@@ -66,7 +66,7 @@ def write_tiktoken(directory: Path, text: str) -> dict[bytes, int]:
         "tokenizer_class": "TikTokenTokenizer",
         "chat_template": "{{ messages[0]['content'] }}",
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    write_settings(directory, settings)
     return ranks
 
 

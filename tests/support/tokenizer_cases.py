@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ SCRIPTS = {
     "marks": '!!! ?! ... (a) [b] <c/> "d" `e` ~f^g| $5 50% a@b.c #h http://x.y/?q=1&r=2 — « » „x“',
 }
 HARD = NASTY + "".join(f"\n{line} " for line in SCRIPTS.values())
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def write_settings(directory: Path, settings: Mapping[str, Any]) -> None:
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 # Without the scripts that must fall back to bytes.
@@ -71,13 +77,7 @@ def train_sentencepiece(
     )
     directory.mkdir(exist_ok=True)
     (directory / "tokenizer.model").write_bytes(model.getvalue())
-    settings = {
-        "add_bos_token": True,
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-    }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    write_settings(directory, SPECIAL | {"add_bos_token": True})
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
@@ -105,13 +105,7 @@ def sentencepiece_json(processor: sentencepiece.SentencePieceProcessor, director
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     directory.mkdir(exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {
-        "add_bos_token": True,
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-    }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    write_settings(directory, SPECIAL | {"add_bos_token": True})
 
 
 def write_ernie(directory: Path) -> sentencepiece.SentencePieceProcessor:
@@ -125,10 +119,7 @@ def write_ernie(directory: Path) -> sentencepiece.SentencePieceProcessor:
         control_symbols=["<|begin_of_sentence|>", "<|end_of_sentence|>"],
         user_defined_symbols=["<|im_start|>"],
     )
-    settings = {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
+    settings = SPECIAL | {
         "cls_token": "<|begin_of_sentence|>",
         "tokenizer_class": "Ernie4_5_Tokenizer",
         "auto_map": {"AutoTokenizer": ["tokenization_ernie4_5.Ernie4_5_Tokenizer", None]},
@@ -136,7 +127,7 @@ def write_ernie(directory: Path) -> sentencepiece.SentencePieceProcessor:
             str(processor.get_piece_size()): {"content": "<|tool|>", "special": True}
         },
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    write_settings(directory, settings)
     (directory / "config.json").write_text(json.dumps({"model_type": "ernie4_5_moe"}))
     return processor
 
@@ -179,6 +170,6 @@ def write_gemma(directory: Path) -> Tokenizer:
         "unk_token": "<unk>",
         "tokenizer_class": "GemmaTokenizer",
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    write_settings(directory, settings)
     (directory / "chat_template.jinja").write_text("{{ bos_token }}{{ messages }}")
     return tokenizer

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from tenp_edge.models.family import Activation
 from tenp_edge.runtime.ggml import bindings as ggml
+
+if TYPE_CHECKING:  # To run a file takes no family.
+    from tenp_edge.models.family import Activation
 
 
 @dataclass(frozen=True)

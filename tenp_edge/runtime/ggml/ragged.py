@@ -11,13 +11,16 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from tenp_edge.models.family import Activation
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.branches import Expert
+
+if TYPE_CHECKING:  # To run a file takes no family.
+    from tenp_edge.models.family import Activation
 
 # More tokens than this share experts often enough for the tiled kernels to win.
 MAX_TOKENS = 32

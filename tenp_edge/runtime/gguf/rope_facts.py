@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 
 from tenp_edge.runtime.gguf.metadata_reader import Fields
-from tenp_edge.runtime.gguf.yarn import frequency_divisors
+from tenp_edge.runtime.gguf.yarn import BETA_FAST, BETA_SLOW, frequency_divisors
 
 # Whether YaRN's range is rounded: llama.cpp always does.
 YARN_TRUNCATE = "rope.scaling.yarn_truncate"
 _FREQUENCY_SCALED = ("linear", "yarn")
-_BETA_FAST, _BETA_SLOW = 32.0, 1.0  # YaRN's, in llama.cpp
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Rope:
     original_context: int = 0
     ext_factor: float = 0.0
     attention_factor: float = 1.0
-    beta_fast: float = _BETA_FAST
-    beta_slow: float = _BETA_SLOW
+    beta_fast: float = BETA_FAST
+    beta_slow: float = BETA_SLOW
     divisors: tuple[float, ...] = ()
 
 
@@ -48,7 +47,7 @@ def read_rope(fields: Fields) -> Rope:
     if not fields.flag(YARN_TRUNCATE, True):
         original = fields.integer("rope.scaling.original_context_length")
         divisors = frequency_divisors(
-            dimensions, base, factor, original, _BETA_FAST, _BETA_SLOW, truncate=False
+            dimensions, base, factor, original, BETA_FAST, BETA_SLOW, truncate=False
         )
         return Rope(
             dimensions,
@@ -64,8 +63,8 @@ def read_rope(fields: Fields) -> Rope:
         original_context=fields.integer("rope.scaling.original_context_length"),
         ext_factor=1.0,
         attention_factor=attention_factor / magnitude if cancelled else attention_factor,
-        beta_fast=fields.real("rope.scaling.yarn_beta_fast", _BETA_FAST),
-        beta_slow=fields.real("rope.scaling.yarn_beta_slow", _BETA_SLOW),
+        beta_fast=fields.real("rope.scaling.yarn_beta_fast", BETA_FAST),
+        beta_slow=fields.real("rope.scaling.yarn_beta_slow", BETA_SLOW),
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from tenp_edge.models.family import Activation
+if TYPE_CHECKING:  # To run a file takes no family.
+    from tenp_edge.models.family import Activation
 
 _PAIRWISE, _NEOX = 0, 2
 

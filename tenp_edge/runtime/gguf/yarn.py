@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Divisors = npt.NDArray[np.float64]
+BETA_FAST, BETA_SLOW = 32.0, 1.0  # llama.cpp's
 
 
 def frequency_divisors(

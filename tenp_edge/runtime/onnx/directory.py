@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.directory_vocabulary import read_settings
 
 DYNAMIC, PREFILL, DECODE = "model.onnx", "prefill.onnx", "decode.onnx"
 _DIGITS = 20
@@ -83,6 +82,8 @@ def read_directory(path: Path) -> OnnxDirectory:
 
     Raises UserError when there is none, or no model in it.
     """
+    from tenp_edge.runtime.directory_vocabulary import read_settings  # GGUF files need none of it
+
     directory = path.parent if path.suffix == ".onnx" else path
     if not directory.is_dir():
         raise UserError(f"{directory} does not exist", "a directory with model.onnx in it")

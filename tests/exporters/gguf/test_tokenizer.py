@@ -145,6 +145,22 @@ def test_chat_template_and_special_ids(tmp_path: Path, checkpoint_of: Make) -> N
     assert "tokenizer.ggml.padding_token_id" not in fields
 
 
+def test_broken_chat_templates(tmp_path: Path, checkpoint_of: Make) -> None:
+    byte_level(tmp_path, "qwen2")
+    config = replace(Checkpoint(checkpoint_of("qwen3_moe")).config, vocab_size=700)
+    settings = tmp_path / "tokenizer_config.json"
+    for stated in ([1], [{}], [{"name": "default"}]):
+        settings.write_text(json.dumps({"chat_template": stated}))
+        assert "tokenizer.chat_template" not in dict(tokenizer_fields(tmp_path, config))
+    template = tmp_path / "chat_template.jinja"
+    template.write_bytes(b"\xff")
+    with pytest.raises(UserError) as caught:
+        tokenizer_fields(tmp_path, config)
+    assert str(caught.value) == (
+        f"{template} is not UTF-8\ntry: download the tokenizer files again"
+    )
+
+
 def test_all_ends_of_a_generation(tmp_path: Path, checkpoint_of: Make) -> None:
     """GLM's end with the next user's turn, which llama.cpp does not know by the text."""
     byte_level(tmp_path, "glm4")
