@@ -94,7 +94,7 @@ def _listen(host: str, port: int) -> socket.socket:
     """Bound before the model is loaded, so that a taken port costs no time."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=128)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise _refused(host, port, error) from None
 
