@@ -17,9 +17,7 @@ from tenp_edge.calibration.coverage import coverage, warn_coverage
 from tenp_edge.calibration.expert_observer import observe
 from tenp_edge.calibration.input_observer import InputObserver, matrix_roles
 from tenp_edge.calibration.order_priors import ORDER_PRIORS
-from tenp_edge.calibration.statistics import (
-    make_empty,
-)
+from tenp_edge.calibration.statistics import make_empty
 from tenp_edge.calibration.storage import (
     DIGEST,
     VERSION,

@@ -25,8 +25,8 @@ from tenp_edge.calibration.statistics import (
 )
 from tenp_edge.calibration.statistics_checks import check_info, check_model, check_tensors
 from tenp_edge.checkpoint.digests import file_digest
-from tenp_edge.checkpoint.files import TORCH_DTYPES, Shard, TensorEntry, dtype_name, write_shards
-from tenp_edge.disk import read_json, read_range
+from tenp_edge.checkpoint.files import Shard, TensorEntry, dtype_name, read_stored, write_shards
+from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
 from tenp_edge.models.headers import StoredTensor, read_header
@@ -157,7 +157,7 @@ class Statistics:
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor by its stored name, in the stored dtype and shape (`shapes`)."""
-        return _read(self.stored[name])
+        return read_stored(self.stored[name])
 
 
 def load_statistics(
@@ -292,7 +292,7 @@ def join_files(parts: Iterable[Path], file: Path) -> str:
     """One safetensors file of the tensors in ``parts``, copied one at a time; its SHA-256."""
     stored = {name: entry for part in parts for name, entry in read_header(part).items()}
     entries = tuple(TensorEntry(name, e.dtype, e.shape) for name, e in stored.items())
-    return _write(file, entries, lambda name: _read(stored[name]))
+    return _write(file, entries, lambda name: read_stored(stored[name]))
 
 
 def _write(
@@ -303,8 +303,3 @@ def _write(
     for _ in write_shards(file.parent, [Shard(file.name, entries)], read, digests):
         pass
     return digests[file.name]
-
-
-def _read(entry: StoredTensor) -> torch.Tensor:
-    data = read_range(entry.file, entry.offset, entry.nbytes)
-    return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).reshape(entry.shape)

@@ -54,6 +54,15 @@ def dtype_name(dtype: torch.dtype) -> str:
     return _DTYPE_NAMES[dtype]
 
 
+def read_stored(stored: StoredTensor) -> torch.Tensor:
+    """The whole of a stored tensor, in its shape and dtype."""
+    dtype = TORCH_DTYPES[stored.dtype]
+    if not stored.nbytes:  # which frombuffer refuses
+        return torch.empty(stored.shape, dtype=dtype)
+    data = read_range(stored.file, stored.offset, stored.nbytes)
+    return torch.frombuffer(data, dtype=dtype).reshape(stored.shape)
+
+
 @dataclass(frozen=True)
 class ExpertWeights:
     """One routed expert: gate and up are (width, hidden), down is (hidden, width); their biases,

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
-from tenp_edge.checkpoint.files import TORCH_DTYPES
-from tenp_edge.disk import read_json, read_range
+from tenp_edge.checkpoint.files import read_stored
+from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
 from tenp_edge.models.headers import read_header
 
@@ -95,9 +95,7 @@ class Mended:
 
     def read(self, name: str) -> torch.Tensor:
         """Tensor ``name`` in its stored dtype."""
-        stored = self._stored[name]
-        data = read_range(stored.file, stored.offset, stored.nbytes)
-        return torch.frombuffer(data, dtype=TORCH_DTYPES[stored.dtype]).reshape(stored.shape)
+        return read_stored(self._stored[name])
 
 
 class LayerChanges:

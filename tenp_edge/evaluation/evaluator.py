@@ -21,11 +21,7 @@ from torch import nn
 
 from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.evaluation.divergence import (
-    ReferenceTokens,
-    TokenScores,
-    concatenate,
-)
+from tenp_edge.evaluation.divergence import ReferenceTokens, TokenScores, concatenate
 from tenp_edge.evaluation.variants import DENSE, LayerKey, Planned, Variant
 from tenp_edge.forward.hidden_states import SPILL_BYTES, CachedFileStates, MemoryStates, States
 from tenp_edge.forward.streaming import Head, StreamingModel, check_tokens

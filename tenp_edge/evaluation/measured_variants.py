@@ -11,8 +11,6 @@ from pathlib import Path
 
 import torch
 
-from tenp_edge.checkpoint.compression_plan import CompressionPlan
-from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.evaluation.divergence import (
     DomainScores,
     TokenScores,
@@ -21,7 +19,7 @@ from tenp_edge.evaluation.divergence import (
     summarise,
 )
 from tenp_edge.evaluation.evaluator import Block, Evaluator, LayerCache
-from tenp_edge.evaluation.variants import Planned, Variant
+from tenp_edge.evaluation.variants import Variant
 from tenp_edge.forward.hidden_states import SPILL_BYTES
 from tenp_edge.forward.text_batch import Domain, TextBatch
 from tenp_edge.progress import QUIET, Progress
@@ -42,35 +40,6 @@ class Measured:
         return sum(row.mean_kl for row in self.domains) / len(self.domains)
 
 
-def measure_plans(
-    checkpoint: Checkpoint,
-    plans: Sequence[CompressionPlan],
-    domains: Sequence[Domain],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    work: Path | None = None,
-    spill_bytes: int = SPILL_BYTES,
-    progress: Progress = QUIET,
-) -> list[Measured]:
-    """Each of ``plans`` (with neurons) against the dense model on ``domains``, in their order.
-
-    Scored on the second half of every sequence, as `validation` does. Hidden states go to files in
-    ``work`` when those of all plans together are above ``spill_bytes``. Raises UserError for plans
-    of another checkpoint and tokens that the model does not have.
-    """
-    return measure_variants(
-        LayerCache(checkpoint.path),
-        [Planned(plan) for plan in plans],
-        domains,
-        device=device,
-        dtype=dtype,
-        work=work,
-        spill_bytes=spill_bytes,
-        progress=progress,
-    )
-
-
 def measure_variants(
     cache: LayerCache,
     variants: Sequence[Variant],
@@ -83,7 +52,13 @@ def measure_variants(
     progress: Progress = QUIET,
     what: str = "plans",
 ) -> list[Measured]:
-    """`measure_plans` for any ``variants`` of the model in ``cache``."""
+    """Each of ``variants`` of the model in ``cache`` against the dense model on ``domains``, in
+    their order; ``what`` they are is said while they run.
+
+    Scored on the second half of every sequence, as `validation` does. Hidden states go to files in
+    ``work`` when those of all variants together are above ``spill_bytes``. Raises UserError for
+    plans of another checkpoint and tokens that the model does not have.
+    """
     text = TextBatch.of(domains)
     spans = tuple(scored_positions(length) for length in text.lengths.tolist())
     evaluator = Evaluator(

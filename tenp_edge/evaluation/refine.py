@@ -18,7 +18,9 @@ from tenp_edge.calibration.held_out import load_slice, slice_digest, stored_slic
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.errors import UserError
-from tenp_edge.evaluation.measured_variants import measure_plans
+from tenp_edge.evaluation.evaluator import LayerCache
+from tenp_edge.evaluation.measured_variants import measure_variants
+from tenp_edge.evaluation.variants import Planned
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.planning.methods import Axes, method_named
 from tenp_edge.planning.spec import PlanOptions
@@ -100,9 +102,9 @@ def measure_on(
     """What measures plans together on ``domains``."""
 
     def measure(plans: Sequence[CompressionPlan]) -> list[MeasuredKL]:
-        measured = measure_plans(
-            checkpoint,
-            plans,
+        measured = measure_variants(
+            LayerCache(checkpoint.path),
+            [Planned(plan) for plan in plans],
             domains,
             device=device,
             dtype=dtype,

@@ -62,7 +62,7 @@ def relative(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
     own unit. ||h'|| is taken as ||h|| times the layer's growth for an ordinary token: a token that
     the block itself makes massive counts with its length before, which guards the experts that do.
 
-    float64 [experts, width], no unit, a sum over tokens. Raises UserError for older statistics.
+    float64 [experts, width], no unit, a sum over tokens.
     """
     return stats["relative_activation_sq"] * norms["down_norm"].square() / stats.growth
 

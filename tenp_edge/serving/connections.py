@@ -17,8 +17,9 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _log = logging.getLogger(__name__)
-# asyncio accepts this many connections at a stretch, and three times so before the first of them
-# can be closed again: a task takes it, then the protocol, then the transport's end.
+# asyncio accepts up to this many connections a tick, and three times so before the first that is
+# one too many closes a file: its tick, one in which a task makes the transport, one in which the
+# protocol hears of it and closes another. The fourth part is for what else is opened meanwhile.
 BACKLOG = 32
 _SPARE_FILES = 4 * BACKLOG
 _FEWEST = 8

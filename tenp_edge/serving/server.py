@@ -21,6 +21,9 @@ from tenp_edge.serving.connections import BACKLOG, QuietHandler, affordable, pro
 from tenp_edge.serving.service import Limits, Service
 
 _GRACE_SECONDS = 2
+# Connections that the system keeps until they are accepted. One more has to try again, after a
+# second.
+_QUEUE = 128
 
 
 def serve(
@@ -76,6 +79,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(QuietHandler())
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_QUEUE)  # asyncio made it as short as what it accepts at a stretch
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.worker.stop()
@@ -94,7 +99,7 @@ def _listen(host: str, port: int) -> socket.socket:
     """Bound before the model is loaded, so that a taken port costs no time."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=128)
+        return socket.create_server((host, port), family=family, backlog=_QUEUE)
     except OSError as error:
         raise _refused(host, port, error) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +15,21 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.evaluation.divergence import concatenate, score_tokens, scored_positions
-from tenp_edge.evaluation.evaluator import STATES
-from tenp_edge.evaluation.measured_variants import measure_plans
+from tenp_edge.evaluation.evaluator import STATES, LayerCache
+from tenp_edge.evaluation.measured_variants import Measured, measure_variants
 from tenp_edge.evaluation.variants import DENSE, OtherWeights, Planned
 from tenp_edge.forward.hidden_states import CachedFileStates
 from tenp_edge.forward.sweep import streaming_logits
 from tenp_edge.forward.text_batch import Domain
 
-CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
+CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+
+
+def measured_plans(
+    checkpoint: Checkpoint, chosen: list[CompressionPlan], data: list[Domain], **how: Any
+) -> list[Measured]:
+    variants = [Planned(plan) for plan in chosen]
+    return measure_variants(LayerCache(checkpoint.path), variants, data, **CPU, **how)
 
 
 def alone(checkpoint: Checkpoint, plan: CompressionPlan, data: Domain) -> float:
@@ -60,7 +68,7 @@ def test_together_is_alone(
         plans.removal_plan(checkpoint, checkpoint.config.num_experts - 2),
         plans.whole_plan(checkpoint),
     ]
-    found = measure_plans(checkpoint, chosen, data, work=tmp_path, spill_bytes=spill_bytes, **CPU)  # type: ignore[arg-type]
+    found = measured_plans(checkpoint, chosen, data, work=tmp_path, spill_bytes=spill_bytes)
     for plan, measured in zip(chosen, found, strict=True):
         for row, own in zip(measured.domains, data, strict=True):
             assert row.mean_kl == pytest.approx(alone(checkpoint, plan, own), rel=1e-4, abs=1e-9)
@@ -86,7 +94,7 @@ def test_equal_layers_run_once(
     widths = plans.cycled(checkpoint, (96,))
     widths[2] = (32,) * 8
     chosen = [one_layer(checkpoint, 2), plans.plan_for(checkpoint, widths, seed=1)]
-    measure_plans(checkpoint, chosen, [domain("code", 1, seq_len=16)], **CPU)  # type: ignore[arg-type]
+    measured_plans(checkpoint, chosen, [domain("code", 1, seq_len=16)])
     assert len(ran) == 2 + 3
 
 
@@ -105,9 +113,7 @@ def test_no_more_hidden_states_than_models(
         seen.update(file.name for file in (tmp_path / STATES).iterdir())
 
     monkeypatch.setattr(CachedFileStates, "write", noted)
-    found = measure_plans(
-        checkpoint, chosen, [domain("code", 2)], work=tmp_path, spill_bytes=0, **CPU
-    )  # type: ignore[arg-type]
+    found = measured_plans(checkpoint, chosen, [domain("code", 2)], work=tmp_path, spill_bytes=0)
     assert len(seen) == 4
     assert found[0] == found[3] != found[1]
 

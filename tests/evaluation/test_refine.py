@@ -19,8 +19,10 @@ from tenp_edge.calibration.text.domains import load_domains, save_domains
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.errors import UserError
-from tenp_edge.evaluation.measured_variants import measure_plans
+from tenp_edge.evaluation.evaluator import LayerCache
+from tenp_edge.evaluation.measured_variants import measure_variants
 from tenp_edge.evaluation.refine import knobs, known_trials, refine
+from tenp_edge.evaluation.variants import Planned
 from tenp_edge.planning.devices import this_machine
 from tenp_edge.planning.kl_law import predicted_kl
 from tenp_edge.planning.planner import make_plan
@@ -61,7 +63,8 @@ def test_the_chosen_plan_measures_best(work: tuple[Checkpoint, Path, Make], meth
     assert refined["seconds"] > 0
     again = make(replace(request, **refined["tried"][0]["changes"]))
     assert again.digest == chosen.digest
-    (measured,) = measure_plans(checkpoint, [chosen], load_domains(directory / SLICE_FILE), **CPU)
+    text = load_domains(directory / SLICE_FILE)
+    (measured,) = measure_variants(LayerCache(checkpoint.path), [Planned(chosen)], text, **CPU)
     assert measured.mean_kl == pytest.approx(min(tried), rel=1e-5)
     assert chosen.record.chosen_by == "measured KL on held-out text"
 
@@ -74,13 +77,13 @@ def test_measured_plans_are_not_measured_again(
     (directory / FILE).unlink(missing_ok=True)
     calls: list[int] = []
 
-    def counted(checkpoint: Checkpoint, plans: Any, *rest: Any, **more: Any) -> Any:
-        calls.append(len(plans))
+    def counted(cache: LayerCache, variants: Any, *rest: Any, **more: Any) -> Any:
+        calls.append(len(variants))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return measure_plans(checkpoint, plans, *rest, **more)
+        return measure_variants(cache, variants, *rest, **more)
 
-    monkeypatch.setattr("tenp_edge.evaluation.refine.measure_plans", counted)
+    monkeypatch.setattr("tenp_edge.evaluation.refine.measure_variants", counted)
     request = PlanOptions(keep=0.6, method="adaptive", width_multiple=16)
     with pytest.raises(KeyboardInterrupt):
         refine(checkpoint, request, make, directory, **CPU)

@@ -61,6 +61,7 @@ def test_the_moments_are_those_of_the_routed_tokens(
     torch.testing.assert_close(found.read(name), expected.float(), rtol=1e-4, atol=1e-6)
     mended = ModelSource(checkpoint, plan, found).expert(0, expert)
     assert torch.equal(mended.down, found.read(name))
+    assert (mended.down_bias is None) == (weights.down_bias is None) == (family != "gpt_oss")
     if weights.down_bias is not None and mended.down_bias is not None:
         assert torch.equal(mended.down_bias, weights.down_bias)
 

@@ -121,7 +121,7 @@ def genai_config(
     config: ModelConfig, generation: Mapping[str, Any], genai: Genai
 ) -> dict[str, Any]:
     """For onnxruntime-genai, which knows any decoder by the type "decoder"."""
-    # One size for all layers: `Genai` is None where they differ.
+    # Of the first layer: where layers differ, onnxruntime-genai goes by the graph's inputs.
     cache = cache_shapes(config)[0]
     names = {
         "input_ids": "input_ids",

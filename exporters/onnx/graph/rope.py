@@ -24,18 +24,13 @@ Floats = npt.NDArray[np.float32]
 _PATH = "/model/rotary"
 
 
-def rotary_size(config: ModelConfig, layer: int) -> int:
-    """Dimensions of a head that are rotated: all of them, the first, or MLA's rotary part."""
-    return config.rotary_size(layer)
-
-
 def frequencies(config: ModelConfig, layer: int = 0) -> tuple[Floats, float]:
     """Inverse frequencies float32 [size / 2] and what cosines and sines are multiplied by.
 
     transformers' modeling_rope_utils: default, linear, YaRN (arXiv 2309.00071), and proportional,
     where the last pairs of a head stand still.
     """
-    size, rope = rotary_size(config, layer), config.layer_ropes[layer]
+    size, rope = config.rotary_size(layer), config.layer_ropes[layer]
     exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     plain = (1.0 / np.float32(rope.theta) ** exponents).astype(np.float32)
     if rope.kind == "linear":
@@ -49,7 +44,7 @@ def frequencies(config: ModelConfig, layer: int = 0) -> tuple[Floats, float]:
 
 def _yarn(config: ModelConfig, plain: Floats) -> tuple[Floats, float]:
     """Low frequencies interpolated, high ones kept, a ramp between the correction dimensions."""
-    size, scaling = rotary_size(config, 0), config.rope.scaling
+    size, scaling = config.rotary_size(0), config.rope.scaling
     original, factor = scaling["original_max_position_embeddings"], float(scaling["factor"])
 
     def dimension(rotations: float) -> float:
@@ -100,7 +95,7 @@ def make_rotations(
     made: list[tuple[object, Rotation]] = []
     rotations = []
     for layer, rope in enumerate(config.layer_ropes):
-        kind = (rope, rotary_size(config, layer))
+        kind = (rope, config.rotary_size(layer))
         known = next((rotation for other, rotation in made if other == kind), None)
         if known is None:
             path = _PATH if not made else f"{_PATH}/{len(made)}"

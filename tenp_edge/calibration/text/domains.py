@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tenp_edge.checkpoint.files import Shard, TensorEntry, dtype_name, write_shards
-from tenp_edge.disk import read_range
+from tenp_edge.checkpoint.files import Shard, TensorEntry, dtype_name, read_stored, write_shards
 from tenp_edge.errors import UserError
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models.headers import read_header
@@ -125,16 +124,11 @@ def save_domains(file: Path, domains: Sequence[Domain]) -> None:
 def load_domains(file: Path) -> list[Domain]:
     """What `save_domains` wrote; a domain may have no sequence."""
     stored = read_header(file)
-
-    def read(name: str) -> torch.Tensor:
-        entry = stored[name]
-        if not entry.nbytes:  # which frombuffer refuses
-            return torch.empty(entry.shape, dtype=torch.int64)
-        data = read_range(entry.file, entry.offset, entry.nbytes)
-        return torch.frombuffer(data, dtype=torch.int64).reshape(entry.shape)
-
     names = [name.removesuffix("/tokens") for name in stored if name.endswith("/tokens")]
-    return [Domain(name, read(f"{name}/tokens"), read(f"{name}/lengths")) for name in names]
+    return [
+        Domain(name, *(read_stored(stored[f"{name}/{part}"]) for part in ("tokens", "lengths")))
+        for name in names
+    ]
 
 
 class _Piece(NamedTuple):
