@@ -109,7 +109,7 @@ def check(families: Sequence[str], scratch: Path, python: Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("families", nargs="*", help="default: all six")
+    parser.add_argument("families", nargs="*", help="default: every family")
     parser.add_argument("--in-environment", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.in_environment:

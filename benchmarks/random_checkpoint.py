@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from published_configs import PUBLISHED
 
 from tenp_edge.checkpoint.files import (
     TORCH_DTYPES,
@@ -30,48 +31,9 @@ from tenp_edge.models import FAMILIES, expected_tensors, read_config
 from tenp_edge.models.headers import INDEX_NAME
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "qwen1.5-moe-14b": {
-        "architectures": ["Qwen2MoeForCausalLM"],
-        "model_type": "qwen2_moe",
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "num_experts": 60,
-        "num_experts_per_tok": 4,
-        "moe_intermediate_size": 1408,
-        "shared_expert_intermediate_size": 5632,
-        "norm_topk_prob": False,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "vocab_size": 151936,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-    },
-    "qwen3-30b-a3b": {
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 48,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "head_dim": 128,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-        "moe_intermediate_size": 768,
-        "norm_topk_prob": True,
-        "max_position_embeddings": 40960,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "vocab_size": 151936,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-    },
+    "qwen1.5-moe-14b": PUBLISHED["Qwen/Qwen1.5-MoE-A2.7B"][1],
+    "qwen3-30b-a3b": PUBLISHED["Qwen/Qwen3-30B-A3B"][1],
 }
-
 
 _BLOCK = 2**22 + 1  # odd, so that a repetition never falls on the same columns
 _LARGE = 2**20

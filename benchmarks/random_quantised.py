@@ -16,46 +16,13 @@ from math import floor, log2
 from pathlib import Path
 from typing import Any
 
+import published_configs
 import torch
 from random_checkpoint import SHAPES, random_tensor
 
 from tenp_edge.checkpoint.files import TensorEntry, plan_shards, write_shards
 from tenp_edge.models import FAMILIES, ModelConfig, TensorSpec, expected_tensors, read_config
 
-GPT_OSS_20B: dict[str, Any] = {
-    "architectures": ["GptOssForCausalLM"],
-    "model_type": "gpt_oss",
-    "attention_bias": True,
-    "attention_dropout": 0.0,
-    "experts_per_token": 4,
-    "head_dim": 64,
-    "hidden_act": "silu",
-    "hidden_size": 2880,
-    "initial_context_length": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 2880,
-    "max_position_embeddings": 131072,
-    "num_attention_heads": 64,
-    "num_experts_per_tok": 4,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 8,
-    "num_local_experts": 32,
-    "rms_norm_eps": 1e-5,
-    "rope_scaling": {
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "factor": 32.0,
-        "original_max_position_embeddings": 4096,
-        "rope_type": "yarn",
-        "truncate": False,
-    },
-    "rope_theta": 150000,
-    "sliding_window": 128,
-    "swiglu_limit": 7.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 201088,
-}
 _BLOCK = 128
 _MX_GROUP = 32
 _MX_RMS = 2.9  # of FP4 codes drawn evenly
@@ -178,12 +145,13 @@ PUBLISHED: dict[str, Published] = {
         fp8_parts,
     ),
     "gpt-oss-20b": Published(
-        GPT_OSS_20B
+        published_configs.PUBLISHED["openai/gpt-oss-20b"][1]
         | {
+            "layer_types": None,  # as many as the layers that are written
             "quantization_config": {
                 "quant_method": "mxfp4",
                 "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"],
-            }
+            },
         },
         mxfp4_parts,
     ),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import make_results
 import pytest
+from fit_table import PROFILES
 from records import load
 
 import tenp_edge
@@ -70,6 +71,18 @@ def test_a_record_says_what_was_run_and_is_shown(file: Path) -> None:
 def test_the_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= MOST_README_LINES
+
+
+def test_the_readme_says_of_each_model_what_the_record_says() -> None:
+    published = load(RESULTS / "fits.json").tables["fits"].rows
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Models\n")[2]
+    lines = section.partition("\n## ")[0].splitlines()
+    table = [line.split(" | ") for line in lines if line.startswith("| ")]
+    assert table[0][1:-1] == list(PROFILES) and len(table) > 10
+    for family, *fits, _ in table[1:]:
+        name = family.removeprefix("| ").rpartition(": ")[2]
+        (row,) = [row for row in published if row["model"].partition("/")[2].startswith(name)]
+        assert fits == [row[memory] for memory in PROFILES], name
 
 
 def test_numbers_begin_with_a_digit() -> None:
