@@ -1,4 +1,5 @@
-"""Write docs/results.md from docs/results/template.md and the records beside it.
+"""Write docs/results.md from docs/results/template.md and the records beside it, and the guide's
+table of models that fit.
 
     python docs/make_results.py
 
@@ -29,14 +30,25 @@ HERE = Path(__file__).parent
 Records = Mapping[str, Record]
 Rows = list[Mapping[str, Any]]
 _DIRECTIVE = re.compile(r"\{\{(\w+) ?([^}]*)\}\}")
+_MARKED = re.compile(r"<!-- (\{\{[^}]*\}\}) -->\n.*?<!-- end -->", re.DOTALL)
 REFERENCES = ("qwen3_moe", "qwen2_moe", "deepseek_v3")
 
 
 def render() -> str:
     """The page."""
-    records = {file.stem: load(file) for file in sorted((HERE / "results").glob("*.json"))}
     template = (HERE / "results" / "template.md").read_text(encoding="utf-8")
-    return _DIRECTIVE.sub(partial(_filled, records), template)
+    return _DIRECTIVE.sub(partial(_filled, _records()), template)
+
+
+def render_guide() -> str:
+    """docs/guide.md with the tables between its marks made again."""
+    fill = partial(_DIRECTIVE.sub, partial(_filled, _records()))
+    guide = (HERE / "guide.md").read_text(encoding="utf-8")
+    return _MARKED.sub(lambda mark: f"<!-- {mark[1]} -->\n\n{fill(mark[1])}\n\n<!-- end -->", guide)
+
+
+def _records() -> Records:
+    return {file.stem: load(file) for file in sorted((HERE / "results").glob("*.json"))}
 
 
 def _filled(records: Records, directive: re.Match[str]) -> str:
@@ -226,3 +238,4 @@ FACTS: Mapping[str, Callable[[Records], str]] = {
 
 if __name__ == "__main__":
     (HERE / "results.md").write_text(render(), encoding="utf-8")
+    (HERE / "guide.md").write_text(render_guide(), encoding="utf-8")

@@ -15,6 +15,7 @@ import tenp_edge
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 TEMPLATE = RESULTS / "template.md"
+GUIDE = ROOT / "docs" / "guide.md"
 DOCS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page != TEMPLATE]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 MOST_README_LINES = 130
@@ -54,6 +55,7 @@ def test_every_page_can_be_found_from_the_index() -> None:
 def test_the_results_are_those_of_the_records() -> None:
     written = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert written == make_results.render(), "run: python docs/make_results.py"
+    assert GUIDE.read_text(encoding="utf-8") == make_results.render_guide()
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
@@ -62,7 +64,7 @@ def test_a_record_says_what_was_run_and_is_shown(file: Path) -> None:
     assert re.match(r"(python benchmarks/\w+\.py|tenp-edge compare)( |$)", record.command)
     assert record.date or "older run" in record.note
     assert not re.search(r'[" =]/\w', file.read_text(encoding="utf-8")), "a path"
-    template = TEMPLATE.read_text(encoding="utf-8")
+    template = "".join(page.read_text(encoding="utf-8") for page in (TEMPLATE, GUIDE))
     for table in record.tables:
         shown = rf"\{{\{{table [^}}]*\b{re.escape(f'{file.stem}.{table}')}[ }}]"
         assert re.search(shown, template), table

@@ -63,7 +63,7 @@ def _check_widths(config: ModelConfig, options: ExportOptions) -> None:
             raise UserError(
                 f"--mode {mode_of(options)} --quant {options.quant} needs expert widths in "
                 f"multiples of {multiple}; layer {layer} expert {odd[0][0]} has {odd[0][1]}",
-                f"plan --width-multiple {multiple}, or {portable}",
+                f"plan --set width-multiple={multiple}, or {portable}",
             )
 
 
@@ -74,7 +74,7 @@ def _check_static(config: ModelConfig, options: ExportOptions) -> None:
         raise UserError(
             f"--mode static cannot hold {config.family.model_type}: which places of a fixed cache "
             "a window covers changes from token to token",
-            "--mode portable",
+            "--mode portable without --target, --batch, --length and --past",
         )
     if options.latent_cache:
         raise UserError(
