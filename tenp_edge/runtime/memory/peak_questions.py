@@ -26,10 +26,10 @@ from tenp_edge.runtime.onnx.directory import is_onnx
 from tenp_edge.runtime.vocabulary import Vocabulary
 
 # Code of the kernels, and what else is first touched by computing. In the sweep of
-# benchmarks/bench_memory.py at most 1.5 MiB in our runtime and 4.1 MiB in llama.cpp; 1 MiB more.
-# What a fault maps along of shared libraries depends on the page cache: asked while they are not in
-# it, and run when they have just been written, our runtime was 1.2 MiB above; that much more.
-_OWN_KERNELS_BYTES, _LLAMA_KERNELS_BYTES = 7 * 2**19, 5 * 2**20
+# benchmarks/bench_memory.py at most 0.4 MiB in our runtime and 4.1 MiB in llama.cpp; 0.4 and 1 MiB
+# more. What a fault maps along of shared libraries depends on the page cache: asked while they are
+# not in it, and run when they have just been written, our runtime was 1.2 MiB above.
+_OWN_KERNELS_BYTES, _LLAMA_KERNELS_BYTES = 2 * 2**20, 5 * 2**20
 # Each thread has a stack and a heap of its own (0.15 MiB measured, 1 to 16 threads). A prompt has
 # its text, its ids and copies of them; choosing a token takes, per entry of the vocabulary, scores
 # in float64, their negatives and their order.
