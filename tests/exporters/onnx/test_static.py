@@ -147,5 +147,5 @@ def test_windows_have_no_fixed_places(checkpoint_of: Make) -> None:
         EXPORTER.check(Checkpoint(checkpoint_of("gpt_oss")).config, OPTIONS)
     assert str(caught.value) == (
         "--mode static cannot hold gpt_oss: which places of a fixed cache a window covers changes "
-        "from token to token\ntry: --mode portable"
+        "from token to token\ntry: --mode portable without --target, --batch, --length and --past"
     )
