@@ -67,7 +67,7 @@ def _compared(
     dtype = choose_dtype("float32" if dtype_name == "auto" else dtype_name, where, checkpoint.dtype)
     measures = text_measures(checkpoint, options, progress)
     backward = any(method.needs_gradients for method in methods)
-    statistics = calibrations(checkpoint, output, options, progress, backward)
+    statistics = calibrations(checkpoint, output, options, progress, backward=backward)
     comparison = Comparison(
         checkpoint=checkpoint,
         methods=methods,
@@ -95,8 +95,8 @@ def _check(options: CompareOptions) -> None:
         if not 0 < keep < 1:
             raise UserError(f"--keep {keep:g} is not a share of the experts", "--keep 0.6")
     if options.budgets or options.files:
-        flag = "--budget" if options.budgets else "--files"
-        raise UserError(f"{flag} is for --matched", f"--matched {flag}")
+        only, *value = ("--budget", *options.budgets) if options.budgets else ("--files",)
+        raise UserError(f"{only} is for --matched", " ".join(["--matched", only, *value[:1]]))
     checked = (("--seeds", options.seeds), ("--width-multiple", options.width_multiple))
     for flag, value in checked:
         if value is not None and value < 1:
@@ -110,11 +110,12 @@ def calibrations(
     output: Path,
     options: CompareOptions,
     progress: Progress,
+    seeds: int = SEEDS,
     backward: bool = False,
 ) -> dict[int, Statistics]:
     """One calibration a seed, with a backward pass where a method needs one."""
     statistics = {}
-    for seed in options.calibration_seeds(SEEDS):
+    for seed in options.calibration_seeds(seeds):
         chosen = replace(options.calibration, seed=seed)
         statistics[seed] = run_calibrate(
             checkpoint.path, output / f"calibration-{seed}", chosen, progress, backward

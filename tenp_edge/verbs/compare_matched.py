@@ -44,7 +44,7 @@ def run_compare_matched(
     dtype = choose_dtype("float32" if kind == "auto" else kind, where, checkpoint.dtype)
     with one_writer(output):
         measures = text_measures(checkpoint, options, progress)
-        statistics = calibrations(checkpoint, output, options, progress)
+        statistics = calibrations(checkpoint, output, options, progress, SEEDS)
         matched = Matched(
             checkpoint=checkpoint,
             writer=writer,

@@ -107,8 +107,8 @@ def filled(
     options: ExportOptions,
     predicted_kl: float | None = None,
 ) -> Filled:
-    """``plan`` as a file of ``options``."""
-    config = pruned_config(checkpoint.config, plan)
+    """``plan`` as a file of ``options``, or of its own types where it names them."""
+    config, options = pruned_config(checkpoint.config, plan), options.typed(plan.file_types)
     return Filled(plan, options, writer.manifest(checkpoint, config, options), predicted_kl)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tenp_edge.checkpoint.tensor_types import AUTO
 from tenp_edge.evaluation.comparison.table import Spread
 from tenp_edge.evaluation.matched.bars import JOINT, Bar, bars
 from tenp_edge.units import format_size
@@ -76,9 +77,11 @@ def _line(rows: Sequence[Mapping[str, Any]], able: set[str]) -> Line:
 
 def _what(row: Mapping[str, Any]) -> str:
     kept = "whole" if row["kept"] == 1 else f"{100 * row['kept']:.0f} %"
-    own = row["quant"] == "auto"
-    types = f"{row['type_count']} types, mostly {row['commonest_type']}" if own else row["quant"]
-    return f"{types}, {kept}"
+    quant, common = row["quant"], row["commonest_type"]
+    if quant == AUTO:
+        return f"{row['type_count']} types, mostly {common}, {kept}"
+    # Rows that the type's blocks do not fill have another.
+    return f"{quant}, {kept}" if quant.startswith(common) else f"{quant} ({common}), {kept}"
 
 
 def _run(run: Mapping[str, Any]) -> dict[str, str]:

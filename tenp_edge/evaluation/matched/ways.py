@@ -138,7 +138,8 @@ def _best(
             if neurons is not None:
                 way = replace(knobs, **search.way(neurons))
                 made.append(calibrated.search(method, way, options, multiple).filled(neurons))
-    return sorted(made, key=lambda file: file.predicted_kl or 0.0)[:count]
+    made.sort(key=lambda file: file.predicted_kl or 0.0)
+    return list({file.key: file for file in reversed(made)}.values())[::-1][:count]
 
 
 class _Search:
