@@ -21,6 +21,7 @@ _MODULES = (
     "qwen3_vl_moe",
     "gpt_oss",
     "gemma4",
+    "lfm2_moe",
 )
 
 
