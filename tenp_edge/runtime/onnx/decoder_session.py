@@ -142,7 +142,7 @@ class Decoder:
         """A cache of ``tokens`` empty places, and the states before the first token."""
         shapes = {name: self.cache_shape(name, batch, tokens) for name in self.cache_names}
         for name in self.state_names:
-            shapes[name] = (batch, *_sizes(self._inputs[name])[1:])  # type: ignore[assignment]
+            shapes[name] = (batch, *(size or 0 for size in _sizes(self._inputs[name])[1:]))
         types = {name: _DTYPES[self._inputs[self._held[name]].type] for name in shapes}
         return {name: np.zeros(shape, types[name]) for name, shape in shapes.items()}
 
