@@ -134,8 +134,8 @@ class ModelSource:
 
     @property
     def stored_dtype(self) -> torch.dtype | None:
-        """None of a quantised checkpoint whose layers are too large to be held decoded: gpt-oss-120b
-        has 1.7 GB in a layer, and 6.4 decoded."""
+        """None of a quantised checkpoint whose layers are too large to be held decoded: 1.7 GB of
+        gpt-oss-120b become 6.4."""
         return None if self._is_large_decoded else self.checkpoint.dtype
 
     @cached_property
