@@ -177,6 +177,10 @@ class Checkpoint(ModelFiles):
         name_of = self.config.expert_bias if bias else self.config.expert_tensor
         return self.dtype_of(name_of(layer, expert, PROJECTIONS.index(projection)))
 
+    @property
+    def has_quantised_experts(self) -> bool:
+        return any(w.part == "routed experts" and not w.is_plain for w in self.weights.values())
+
     def _tensor(self, name: str) -> torch.Tensor:
         stored = self.tensors[name]
         return self._read_bytes(stored, stored.offset, stored.nbytes).reshape(stored.shape)
