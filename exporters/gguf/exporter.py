@@ -32,6 +32,8 @@ from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
 from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
 from tenp_edge.exporters.gguf.reading import GgufModel
 from tenp_edge.exporters.gguf.recipes import TypeRecipe, parse_rules
+from tenp_edge.exporters.gguf.source.kept_fields import with_source_fields
+from tenp_edge.exporters.gguf.source.opening import open_source
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
 from tenp_edge.exporters.gguf.types import (
     AUTOMATIC_QUANTS,
@@ -43,6 +45,7 @@ from tenp_edge.exporters.gguf.types import (
 )
 from tenp_edge.exporters.gguf.writer import TensorWriter
 from tenp_edge.models import ModelConfig
+from tenp_edge.models.other_formats import OpenedSource
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.child import ChildError
 from tenp_edge.runtime.gguf.file_origin import LAYOUT
@@ -172,6 +175,10 @@ class GgufExporter:
         tensors = entries(source.config, layout, _types(source.config, options))
         return Requantised(source, tensors, _weighing(options, data))
 
+    def open_source(self, path: Path) -> OpenedSource | None:
+        """A GGUF of a family that is known, of any program's."""
+        return open_source(path)
+
     def recognise(self, path: Path) -> Path | None:
         """A file of that name or beginning."""
         if not path.is_file():
@@ -236,6 +243,8 @@ def _fields(
     checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, layout: str, recipe: Recipe
 ) -> list[Field]:
     fields = model_fields(config, layout, options.quant, recipe)
+    if checkpoint.is_file:
+        return with_source_fields(checkpoint.path, fields)
     return fields + list(tokenizer_fields(checkpoint.path, config))
 
 

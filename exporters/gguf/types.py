@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 
 import torch
 
 from tenp_edge.checkpoint.files import tensor_bytes
+from tenp_edge.checkpoint.stored.ggml import to_float
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.quantiser import dequantize_rows, quantize_rows
+from tenp_edge.exporters.gguf.quantiser import quantize_rows
 
 Encoder = Callable[[torch.Tensor, torch.Tensor | None], memoryview]
 
@@ -49,9 +49,7 @@ class TensorType:
 
     def decode(self, data: bytearray, shape: tuple[int, ...]) -> torch.Tensor:
         """Float32 [``shape``] (rows of whole blocks) of stored ``data``."""
-        if self.name in _FLOATS:
-            return torch.frombuffer(data, dtype=_FLOATS[self.name]).float().reshape(shape)
-        return dequantize_rows(self.name, data, prod(shape)).reshape(shape)
+        return to_float(self.ggml_id, torch.frombuffer(data, dtype=torch.uint8)).reshape(shape)
 
     @property
     def weighs_columns(self) -> bool:
@@ -132,8 +130,7 @@ TYPES = {
         _blocks("IQ1_S", 19, 256, 50, fallback="IQ4_NL", weighed=True),
     )
 }
-_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-FLOAT_TYPES = frozenset(_FLOATS)
+FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True)

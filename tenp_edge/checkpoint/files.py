@@ -181,7 +181,8 @@ class Checkpoint(ModelFiles):
 
     def _read_bytes(self, stored: StoredTensor, offset: int, nbytes: int) -> torch.Tensor:
         buffer = read_range(stored.file, offset, nbytes)
-        return torch.frombuffer(buffer, dtype=TORCH_DTYPES[stored.dtype])
+        # Blocks of types that torch has not got are bytes.
+        return torch.frombuffer(buffer, dtype=TORCH_DTYPES.get(stored.dtype, torch.uint8))
 
     @cached_property
     def dtype(self) -> torch.dtype:
