@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -46,6 +48,8 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
 }
 _DECODED_AT_ONCE = 2**18
+_BLOCKS = "ggml"  # the layout whose rows are decoded in no time
+_KEPT_BYTES = 2**30
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
@@ -92,6 +96,8 @@ class Checkpoint(ModelFiles):
     given in `dtype`. Nothing but headers is read until a weight is asked for.
     """
 
+    _held: Mapping[str, torch.Tensor] = MappingProxyType({})
+
     def read(self, name: str) -> torch.Tensor:
         """The whole weight in its stored dtype."""
         weight = self.weights.get(name)
@@ -105,6 +111,36 @@ class Checkpoint(ModelFiles):
         if weight is None or weight.is_plain:
             return self._rows(name if weight is None else weight.tensors["weight"], start, stop)
         return self._decoded(weight, start, stop)
+
+    def held_blocks(self, name: str) -> Callable[[int, int], torch.Tensor] | None:
+        """Matrix ``name`` in memory as ggml's blocks, as a function of (start, stop) that decodes
+        those rows; None of one that is stored in another way."""
+        weight = self.weights.get(name)
+        if weight is None or weight.layout.name != _BLOCKS or not weight.row_step:
+            return None
+        return partial(self._holding(weight.tensors.values()).read_rows, name)
+
+    def holding(self, layer: int) -> Checkpoint:
+        """The same with the experts of ``layer`` in memory, as they are stored."""
+        config = self.config
+        names = (config.expert_tensors(layer, e) for e in range(len(config.expert_widths[layer])))
+        weights = [self.weights[name] for expert in names for name in expert]
+        return self._holding(t for weight in weights for t in weight.tensors.values())
+
+    def _holding(self, tensors: Iterable[str]) -> Checkpoint:
+        held = copy(self)
+        held._held = {name: self._tensor(name) for name in tensors}
+        return held
+
+    @cached_property
+    def keeps_experts(self) -> bool:
+        """Whether a layer's experts may lie in memory decoded: ggml's blocks become float32, which
+        is several times as large."""
+        config = self.config
+        first = self.weights.get(config.expert_tensor(config.moe_layers[0], 0, 0))
+        neurons = max(sum(widths) for widths in config.expert_widths.values())
+        size = neurons * len(PROJECTIONS) * config.hidden_size * self.dtype.itemsize
+        return first is None or first.layout.name != _BLOCKS or size <= _KEPT_BYTES
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         """One routed expert, whether stored per expert or stacked (gate_up_proj, down_proj)."""
@@ -170,10 +206,14 @@ class Checkpoint(ModelFiles):
         return self.dtype_of(name_of(layer, expert, PROJECTIONS.index(projection)))
 
     def _tensor(self, name: str) -> torch.Tensor:
+        if name in self._held:
+            return self._held[name]
         stored = self.tensors[name]
         return self._read_bytes(stored, stored.offset, stored.nbytes).reshape(stored.shape)
 
     def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        if name in self._held:
+            return self._held[name][start:stop]
         stored = self.tensors[name]
         row = stored.nbytes // stored.shape[0]
         flat = self._read_bytes(stored, stored.offset + start * row, (stop - start) * row)

@@ -8,8 +8,9 @@ Without a plan it is the checkpoint itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -52,6 +53,11 @@ class WeightSource(Protocol):
         ...
 
     def expert(self, layer: int, expert: int) -> ExpertWeights: ...
+
+    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
+        """The experts of ``layer`` by number, for who reads them many times: kept in memory as they
+        are stored, where that takes less than reading them again."""
+        ...
 
 
 class StoredModel(WeightSource, Protocol):
@@ -126,13 +132,21 @@ class ModelSource:
         return check_finite(name, self.checkpoint.read_rows(name, start, stop))
 
     def held(self, name: str) -> Rows:
-        """Matrix ``name`` in memory, in its stored dtype, as a function of (start, stop)."""
+        """Matrix ``name`` in memory, as it is stored, as a function of (start, stop)."""
+        blocks = None if self._is_mended(name) else self.checkpoint.held_blocks(name)
+        if blocks is not None:
+            return blocks
         whole = self.read(name)
         return lambda start, stop: whole[start:stop]
 
+    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
+        held = copy(self)
+        held.checkpoint, held._last = self.checkpoint.holding(layer), None
+        return partial(held.expert, layer)
+
     @property
-    def stored_dtype(self) -> torch.dtype:
-        return self.checkpoint.dtype
+    def stored_dtype(self) -> torch.dtype | None:
+        return self.checkpoint.dtype if self.checkpoint.keeps_experts else None
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """Tensor ``name`` in order, in blocks of rows where the whole would be large to hold."""

@@ -72,12 +72,6 @@ def decodes(ggml_id: int) -> bool:
     return ggml_id == _F32 or bool(_traits(ggml_id).to_float)
 
 
-def block_of(ggml_id: int) -> tuple[int, int]:
-    """Values of a block of the type, and its bytes, as the installed ggml has them."""
-    traits = _traits(ggml_id)
-    return int(traits.block), int(traits.block_bytes)
-
-
 @cache
 def _traits(ggml_id: int) -> Any:
     function = ggml_library().ggml_get_type_traits
