@@ -13,6 +13,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource, StoredModel
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import (
+    KEEP,
     NO_DATA,
     ExportData,
     Exporter,
@@ -32,6 +33,7 @@ from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
 from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
 from tenp_edge.exporters.gguf.reading import GgufModel
 from tenp_edge.exporters.gguf.recipes import TypeRecipe, parse_rules
+from tenp_edge.exporters.gguf.source.kept_bytes import KeptBytes, SourceTypes
 from tenp_edge.exporters.gguf.source.kept_fields import with_source_fields
 from tenp_edge.exporters.gguf.source.opening import open_source
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
@@ -62,7 +64,7 @@ class GgufExporter:
     layouts = LAYOUTS
     fixed_layouts: tuple[str, ...] = ()
     quants = QUANTS
-    weighted_quants = WEIGHTED_QUANTS
+    weighted_quants = (*WEIGHTED_QUANTS, KEEP)
     automatic_quants = AUTOMATIC_QUANTS
     measured_quants = MEASURED_QUANTS
     default_quant = "Q8_0"
@@ -75,7 +77,7 @@ class GgufExporter:
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, layout or type cannot be written."""
-        if options.quant not in self.quants:
+        if options.quant not in (*self.quants, KEEP):
             raise UserError(
                 f"GGUF has no tensor type '{options.quant}'", f"--quant {', '.join(self.quants)}"
             )
@@ -115,7 +117,7 @@ class GgufExporter:
         """Every tensor and the exact size of the file, without reading a weight."""
         self.check(config, options)
         layout = self.layout(config, options)
-        tensors = entries(config, layout, _types(config, options))
+        tensors = entries(config, layout, _types(checkpoint, config, options))
         fields = _fields(checkpoint, config, options, layout, Recipe())
         start = header_bytes(fields, ((e.tensor.name, len(e.tensor.shape)) for e in tensors))
         return _manifest(config, tensors, start, layout, options.quant)
@@ -127,7 +129,7 @@ class GgufExporter:
         open it and say what running it takes."""
         self.check(config, options)
         layout = self.layout(config, options)
-        tensors = entries(config, layout, _types(config, options))
+        tensors = entries(config, layout, _types(checkpoint, config, options))
         head = _header(tensors, _fields(checkpoint, config, options, layout, Recipe()))
         with target.open("wb") as stream:
             stream.write(head)
@@ -149,7 +151,11 @@ class GgufExporter:
                 "--calibration WORK, or --no-imatrix",
             )
         manifest = self.manifest(source.checkpoint, source.config, options)
-        tensors = entries(source.config, manifest.layout, _types(source.config, options))
+        kept = KeptBytes(source) if options.quant == KEEP else None
+        types = _types(source.checkpoint, source.config, options)
+        tensors = entries(source.config, manifest.layout, types)
+        if kept is not None and not options.imatrix:
+            kept.require_no_importance(tensors)
         recipe = _recipe(source)
         fields = _fields(source.checkpoint, source.config, options, manifest.layout, recipe)
         head = _header(tensors, fields)
@@ -158,7 +164,12 @@ class GgufExporter:
             with (
                 progress.task(f"writing {target.name}", manifest.weight_bytes, "bytes") as task,
                 TensorWriter(
-                    stream, source, tensors, len(head), _weighing(options, data)
+                    stream,
+                    source,
+                    tensors,
+                    len(head),
+                    _weighing(options, data),
+                    kept,
                 ) as writer,
             ):
                 writer.write(tensors, task)
@@ -172,7 +183,8 @@ class GgufExporter:
         """The weights that a file of ``source`` would hold, decoded, without writing it."""
         self.check(source.config, options)
         layout = self.layout(source.config, options)
-        tensors = entries(source.config, layout, _types(source.config, options))
+        types = _types(source.checkpoint, source.config, options)
+        tensors = entries(source.config, layout, types)
         return Requantised(source, tensors, _weighing(options, data))
 
     def open_source(self, path: Path) -> OpenedSource | None:
@@ -234,9 +246,10 @@ def _first_bytes(file: Path, count: int) -> bytes:
         return stream.read(count)
 
 
-def _types(config: ModelConfig, options: ExportOptions) -> TypeRecipe:
+def _types(checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions) -> TypeRecipe:
     rules = parse_rules(options.tensor_types)
-    return TypeRecipe(config, options.quant, options.imatrix, rules)
+    kept = SourceTypes(checkpoint) if options.quant == KEEP else None
+    return TypeRecipe(config, options.quant, options.imatrix, rules, kept)
 
 
 def _fields(
@@ -244,7 +257,7 @@ def _fields(
 ) -> list[Field]:
     fields = model_fields(config, layout, options.quant, recipe)
     if checkpoint.is_file:
-        return with_source_fields(checkpoint.path, fields)
+        return with_source_fields(checkpoint.path, fields, same_types=options.quant == KEEP)
     return fields + list(tokenizer_fields(checkpoint.path, config))
 
 

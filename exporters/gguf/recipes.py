@@ -14,6 +14,7 @@ from functools import cached_property
 
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, architecture
+from tenp_edge.exporters.gguf.source.kept_bytes import SourceTypes
 from tenp_edge.exporters.gguf.types import FILE_TYPES, TYPES, legal_type
 from tenp_edge.models import ModelConfig, expected_tensors
 
@@ -77,13 +78,14 @@ class TypeRecipe:
     """The types of one file: what ``quant`` means for ``config``, with the user's ``rules``.
 
     ``imatrix``: whether the file is quantised with an importance matrix, which spares some tensors
-    their extra bits.
+    their extra bits. ``source``: types that are kept.
     """
 
     config: ModelConfig
     quant: str
     imatrix: bool = False
     rules: tuple[Rule, ...] = ()
+    source: SourceTypes | None = None
 
     def wanted(self, name: str, role: str, layer: int | None, shape: tuple[int, ...]) -> str:
         """The type of tensor ``name`` before its row length has a say."""
@@ -92,6 +94,9 @@ class TypeRecipe:
         rule = self.rule(name)
         if rule is not None:
             return rule.type
+        kept = None if self.source is None else self.source.of(name, role, layer)
+        if kept is not None:
+            return kept
         if FILE_TYPES[self.quant].is_float:
             return self.quant
         return self._mixed(role, layer or 0, shape[-1])

@@ -16,6 +16,7 @@ import torch
 from tenp_edge.checkpoint.files import tensor_bytes
 from tenp_edge.checkpoint.stored.ggml import to_float
 from tenp_edge.errors import UserError
+from tenp_edge.exporters.base import KEEP
 from tenp_edge.exporters.gguf.quantiser import quantize_rows
 
 Encoder = Callable[[torch.Tensor, torch.Tensor | None], memoryview]
@@ -133,6 +134,9 @@ TYPES = {
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 
 
+_GUESSED = 1024  # llama.cpp's general.file_type of a file that does not say
+
+
 @dataclass(frozen=True)
 class FileType:
     """What ``--quant`` names: ``file_type`` is its general.file_type, ``default`` the type of every
@@ -178,6 +182,8 @@ FILE_TYPES = {
 }
 QUANTS: tuple[str, ...] = tuple(FILE_TYPES)
 WEIGHTED_QUANTS = tuple(name for name in QUANTS if TYPES[FILE_TYPES[name].default].weighs_columns)
+# Every tensor as the source has it. What is encoded nevertheless is a part of the experts.
+FILE_TYPES[KEEP] = FileType(KEEP, _GUESSED, "Q8_0")
 # docs/results.md: down to four bits, bits lose less than the neurons of as many bytes.
 AUTOMATIC_QUANTS: tuple[str, ...] = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS")
 # Fewer bits are taken only where their loss on this very model was measured.

@@ -23,6 +23,7 @@ from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.encoding import Encoding
 from tenp_edge.exporters.gguf.fields import padded
 from tenp_edge.exporters.gguf.layout import Entry
+from tenp_edge.exporters.gguf.source.kept_bytes import KeptBytes
 from tenp_edge.exporters.gguf.transforms import is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES, TensorType
 from tenp_edge.progress import Task
@@ -37,7 +38,7 @@ class TensorWriter:
     """Writes the tensors of ``found`` behind a header of ``data_start`` bytes.
 
     A context manager: what `write` started is in the file when it is left. ``imatrix`` weighs the
-    columns of every matrix that it knows.
+    columns of every matrix that it knows. ``kept``: bytes that are not encoded but moved.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class TensorWriter:
         found: Sequence[Entry],
         data_start: int,
         imatrix: Importance | None = None,
+        kept: KeptBytes | None = None,
     ) -> None:
-        self._source = source
+        self._source, self._kept = source, kept
         self._weights = ColumnWeights(imatrix)
         self._encoding = Encoding(stream)
         self._offsets: dict[str, int] = {}
@@ -88,6 +90,13 @@ class TensorWriter:
                 rows = shape[0] if len(shape) == 2 else 1
                 nbytes = TYPES[tensor.type].nbytes(shape)
                 place = self._offsets[tensor.name] + (0 if expert_entry else expert * nbytes)
+                moved = self._kept and self._kept.expert(layer, expert, part, tensor)
+                if moved is not None:
+                    self._encoding.put(place, partial(_as_it_is, moved))
+                    place += moved.nbytes
+                    self._put_nothing(place, tensor, rows - len(matrix), None)
+                    task.advance(nbytes)
+                    continue
                 columns = self._weights.expert(layer, expert, part, tensor)
                 place += self._put_rows(place, matrix, tensor, columns)
                 self._put_nothing(place, tensor, rows - len(matrix), columns)
@@ -97,6 +106,12 @@ class TensorWriter:
 
     def _write_plain(self, entry: Entry) -> None:
         tensor, offset = entry.tensor, self._offsets[entry.tensor.name]
+        start = offset
+        for moved in self._kept.plain(tensor, entry.name) if self._kept else ():
+            self._encoding.put(offset, partial(_as_it_is, moved))
+            offset += moved.nbytes
+        if offset > start:
+            return
         config = self._source.config
         if entry.name is None:
             self._put_rows(offset, computed_tensors(config)[entry.role][None], tensor, None)
@@ -137,6 +152,10 @@ class TensorWriter:
             self._encoding.put(offset, encode)
             offset += kind.nbytes((len(part), length))
         return offset - start
+
+
+def _as_it_is(data: memoryview) -> memoryview:
+    return data
 
 
 def _encode(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
-from math import prod
+from math import lcm, prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -33,6 +33,7 @@ from tenp_edge.models.headers import (
 )
 from tenp_edge.models.layouts import StoredWeight
 from tenp_edge.models.stored_weights import StackedExperts
+from tenp_edge.runtime.gguf.header import GGML_TYPES
 
 TORCH_DTYPES = {
     "F32": torch.float32,
@@ -184,6 +185,26 @@ class Checkpoint(ModelFiles):
         }
         _decode_into(decoded, weight, parts)
         return decoded[start - first : stop - first]
+
+    def stored_rows(self, tensor: str) -> torch.Tensor:
+        """The stored tensor ``tensor`` as it lies in the file: of blocks, uint8 (rows, bytes)."""
+        return self._tensor(tensor)
+
+    @cached_property
+    def down_block(self) -> int:
+        """How many of an expert's neurons share a block of its down matrix, 1 where each has
+        numbers of its own."""
+        weights = [
+            self.weights.get(self.config.expert_tensor(layer, 0, PROJECTIONS.index("down")))
+            for layer in self.config.moe_layers
+        ]
+        kinds = [
+            kind
+            for weight in weights
+            if weight is not None and weight.layout.name == _BLOCKS
+            for kind in weight.layout.facts["types"].values()
+        ]
+        return lcm(*(GGML_TYPES[kind][1] for kind in kinds))
 
     def dtype_of(self, name: str) -> str:
         """The safetensors name ("BF16") of the dtype that `read` gives the weight in."""

@@ -194,6 +194,14 @@ class ModelSource:
         down = self.config.expert_tensor(layer, expert, _DOWN)
         return replace(sliced, down=self._mended(down)) if self._is_mended(down) else sliced
 
+    def changes(self, name: str) -> bool:
+        """Whether tensor ``name`` holds other numbers than the checkpoint's, cuts aside: it was
+        mended, or lost rows with the experts that are removed."""
+        removed = self.tensors[name].part == "router" and any(
+            0 in row for row in (self.plan.widths.values() if self.plan else ())
+        )
+        return self._is_mended(name) or removed
+
     def _is_mended(self, name: str) -> bool:
         return self.mended is not None and name in self.mended
 

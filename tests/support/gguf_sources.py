@@ -34,9 +34,11 @@ def rewritten(
     rename: dict[str, str] | None = None,
     part: slice = slice(None),
     without_tensors: Sequence[str] = (),
+    extra: dict[str, tuple[int, np.ndarray]] | None = None,
     target: Path | None = None,
 ) -> Path:
-    """``file`` with other metadata, other names of tensors, or a part of them; by gguf-py."""
+    """``file`` with other metadata, other names of tensors, a part of them, or ``extra`` ones (type
+    and rows of blocks); by gguf-py."""
     reader = gguf.GGUFReader(file)
     architecture = (add or {}).get("general.architecture")
     name = architecture or reader.fields["general.architecture"].contents()
@@ -60,6 +62,8 @@ def rewritten(
                 np.array(tensor.data),
                 raw_dtype=tensor.tensor_type,
             )
+    for name, (kind, data) in (extra or {}).items():
+        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType(kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -21,19 +21,21 @@ from tenp_edge.runtime.gguf.header import mapped
 
 _LEFT_OUT = ("split.", "quantize.", "tenp.", "general.alignment")
 _NAMED = "general."
+_FILE_TYPE = "general.file_type"
 _OWN = frozenset(
-    f"{_NAMED}{key}" for key in ("architecture", "type", "file_type", "quantization_version")
+    ("general.architecture", "general.type", _FILE_TYPE, "general.quantization_version")
 )
 
 
-def with_source_fields(path: Path, ours: Sequence[Field]) -> list[Field]:
-    """``ours`` (every field but the tokenizer's) with those of the GGUF ``path``."""
+def with_source_fields(
+    path: Path, ours: Sequence[Field], *, same_types: bool = False
+) -> list[Field]:
+    """``ours`` (every field but the tokenizer's) with those of the GGUF ``path``; its file type too
+    where the tensors keep their types."""
     theirs = dict(_source_fields(path, _stamp(path)))
+    own = _OWN - {_FILE_TYPE} if same_types else _OWN
     made = [
-        (
-            key,
-            theirs[key] if key.startswith(_NAMED) and key not in _OWN and key in theirs else value,
-        )
+        (key, theirs.get(key, value) if key.startswith(_NAMED) and key not in own else value)
         for key, value in ours
     ]
     known = {key for key, _ in made}
