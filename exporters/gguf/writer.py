@@ -90,15 +90,13 @@ class TensorWriter:
                 rows = shape[0] if len(shape) == 2 else 1
                 nbytes = TYPES[tensor.type].nbytes(shape)
                 place = self._offsets[tensor.name] + (0 if expert_entry else expert * nbytes)
-                moved = self._kept and self._kept.expert(layer, expert, part, tensor)
-                if moved is not None:
-                    self._encoding.put(place, partial(_as_it_is, moved))
-                    place += moved.nbytes
-                    self._put_nothing(place, tensor, rows - len(matrix), None)
-                    task.advance(nbytes)
-                    continue
                 columns = self._weights.expert(layer, expert, part, tensor)
-                place += self._put_rows(place, matrix, tensor, columns)
+                kept = self._kept
+                moved = None if kept is None else kept.expert(layer, expert, part, tensor)
+                if moved is None:
+                    place += self._put_rows(place, matrix, tensor, columns)
+                else:
+                    place += self._put_bytes(place, moved)
                 self._put_nothing(place, tensor, rows - len(matrix), columns)
                 task.advance(nbytes)
             if 3 * weights.down.nbytes > _ALONE_BYTES:
@@ -106,11 +104,9 @@ class TensorWriter:
 
     def _write_plain(self, entry: Entry) -> None:
         tensor, offset = entry.tensor, self._offsets[entry.tensor.name]
-        start = offset
-        for moved in self._kept.plain(tensor, entry.name) if self._kept else ():
-            self._encoding.put(offset, partial(_as_it_is, moved))
-            offset += moved.nbytes
-        if offset > start:
+        if self._kept is not None and self._kept.has(tensor, entry.name):
+            for piece in self._kept.plain(tensor):
+                offset += self._put_bytes(offset, piece)
             return
         config = self._source.config
         if entry.name is None:
@@ -128,6 +124,11 @@ class TensorWriter:
             chunk = self._source.read_rows(entry.name, start, min(start + step, height))
             offset += self._put_rows(offset, chunk, tensor, columns)
         self._put_nothing(offset, tensor, tensor.shape[0] - height, columns)
+
+    def _put_bytes(self, offset: int, data: memoryview) -> int:
+        """Write ``data`` as it is; how many bytes that is."""
+        self._encoding.put(offset, lambda: data)
+        return data.nbytes
 
     def _put_nothing(
         self, offset: int, tensor: ManifestTensor, rows: int, columns: torch.Tensor | None
@@ -152,10 +153,6 @@ class TensorWriter:
             self._encoding.put(offset, encode)
             offset += kind.nbytes((len(part), length))
         return offset - start
-
-
-def _as_it_is(data: memoryview) -> memoryview:
-    return data
 
 
 def _encode(

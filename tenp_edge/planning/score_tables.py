@@ -172,8 +172,8 @@ class Evidence:
         if size == 1:
             return self._single_scores(layer)
         scores = self._single_scores(layer)
-        blocks = scores.unflatten(1, (-1, size))
-        return blocks.mean(dim=2, keepdim=True).expand(blocks.shape).flatten(1)
+        means = scores.reshape(len(scores), -1, size).mean(dim=2)
+        return means.repeat_interleave(size, dim=1)
 
     def _single_scores(self, layer: int) -> torch.Tensor:
         name, seed = self.scores.neuron, self.scores.seed

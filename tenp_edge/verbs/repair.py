@@ -31,7 +31,7 @@ def mend_rules(options: CompressOptions) -> MendRules | None:
         return None
     if keeps_down:
         raise UserError(
-            "--repair and --heal change down, whose bytes --set down=blocks keeps",
+            "--repair and --set heal change down, whose bytes --set down=blocks keeps",
             "--no-repair, or leave --set down=blocks out",
         )
     ridge = {} if options.repair_ridge is None else {"repair_ridge": options.repair_ridge}

@@ -91,17 +91,18 @@ class KeptBytes:
                     if _whole_blocks(neurons, kind.block) is None:
                         raise _needs_importance(entry, kind.name)
 
-    def plain(self, tensor: ManifestTensor, name: str | None) -> Iterator[memoryview]:
-        """All bytes of a tensor outside the routed experts, in pieces; nothing where it changed.
-
-        ``name``: Hugging Face's, None of what is computed.
-        """
+    def has(self, tensor: ManifestTensor, name: str | None) -> bool:
+        """Whether a tensor outside the routed experts is the source's, unchanged. ``name``: Hugging
+        Face's, None of what is computed."""
         placed = self._placed.get(tensor.name)
         changed = name is not None and self._source.changes(name)
-        if placed is None or changed or placed.info.nbytes != tensor.nbytes:
-            return
-        if placed.info.type_name != tensor.type:
-            return
+        if placed is None or changed:
+            return False
+        return (placed.info.type_name, placed.info.nbytes) == (tensor.type, tensor.nbytes)
+
+    def plain(self, tensor: ManifestTensor) -> Iterator[memoryview]:
+        """All bytes of such a tensor, in pieces."""
+        placed = self._placed[tensor.name]
         for start in range(0, tensor.nbytes, _BLOCK_BYTES):
             count = min(_BLOCK_BYTES, tensor.nbytes - start)
             yield memoryview(read_range(placed.file, placed.info.offset + start, count))
