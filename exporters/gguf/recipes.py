@@ -15,6 +15,7 @@ from functools import cached_property
 from tenp_edge.checkpoint.tensor_types import TensorTypes, other_key
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, architecture
+from tenp_edge.exporters.gguf.source.kept_bytes import SourceTypes
 from tenp_edge.exporters.gguf.types import FILE_TYPES, TYPES, legal_type
 from tenp_edge.models import LayerAttention, ModelConfig, expected_tensors
 
@@ -95,7 +96,7 @@ class TypeRecipe:
 
     ``imatrix``: whether the file is quantised with an importance matrix, which spares some tensors
     their extra bits. ``types``: the types themselves, instead of a mix of llama.cpp's; experts of
-    the model that is written.
+    the model that is written. ``source``: types that are kept.
     """
 
     config: ModelConfig
@@ -103,6 +104,7 @@ class TypeRecipe:
     imatrix: bool = False
     rules: tuple[Rule, ...] = ()
     types: TensorTypes | None = None
+    source: SourceTypes | None = None
 
     def wanted(
         self,
@@ -121,6 +123,9 @@ class TypeRecipe:
             return rule.type
         if self.types is not None:
             return _told(self.types, role, layer, expert or 0)
+        kept = None if self.source is None else self.source.of(name, role, layer)
+        if kept is not None:
+            return kept
         if FILE_TYPES[self.quant].is_float:
             return self.quant
         return self._mixed(role, layer or 0, shape[-1])
