@@ -14,7 +14,9 @@ from tenp_edge.models import (
     mixtral,
     olmoe,
     qwen2_moe,
+    qwen3_5_moe,
     qwen3_moe,
+    qwen3_next,
     qwen3_vl_moe,
 )
 from tenp_edge.models.family import Family
@@ -35,5 +37,7 @@ FAMILIES: dict[str, Family] = {
         gpt_oss,
         gemma4,
         lfm2_moe,
+        qwen3_next,
+        qwen3_5_moe,
     )
 }

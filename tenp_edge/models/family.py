@@ -74,6 +74,11 @@ class Family:
     ``block_in_memory``: the MoE block's module in transformers' memory. ``rotary_module``: the
     model's module of rotations.
     ``router_sum_offset``: what a sigmoid router adds to the sum that its weights are divided by.
+    ``zero_centred_norms``: norms multiply by 1 + weight, but for a delta net's own.
+    ``attention_gate``: each head's output is multiplied by the sigmoid of a gate, whose rows lie
+    behind the head's in the queries' matrix.
+    ``joined_projections``: a gated delta net's matrices lie together by key head (q, k, v, z and
+    beta, alpha), not apart.
     """
 
     model_type: str
@@ -127,6 +132,9 @@ class Family:
     block_in_memory: str = "mlp"
     rotary_module: str = "rotary_emb"
     router_sum_offset: float = 1e-20
+    zero_centred_norms: bool = False
+    attention_gate: bool = False
+    joined_projections: bool = False
 
     @property
     def experts_in_memory(self) -> str:

@@ -13,12 +13,18 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.exporters.gguf.transforms import file_roles, from_file, is_transformed, to_file
 from tenp_edge.models import expected_tensors
 
+CENTRED = {"input_norm", "post_attention_norm", "q_norm", "k_norm", "norm"}
+DELTA_NET = {
+    f"delta_{name}" for name in ("qkv", "z", "a", "b", "conv", "dt_bias", "decay", "out")
+}
 TRANSFORMED = {
     "mixtral": {"q", "k"},
     "deepseek_v2": {"kv_b"},
     "deepseek_v3": {"kv_b"},
     "glm4_moe_lite": {"kv_b"},
     "ernie4_5_moe": {"router_bias"},
+    "qwen3_next": CENTRED | {"delta_qkvz", "delta_conv", "delta_decay"},
+    "qwen3_5_moe": CENTRED | DELTA_NET,
 }
 
 
