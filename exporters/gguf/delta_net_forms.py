@@ -19,6 +19,7 @@ import torch
 from tenp_edge.models import DeltaNet, ModelConfig
 
 JOINED, PARTS = "delta_qkvz", ("delta_qkv", "delta_z")
+COLUMNS = ("delta_out",)  # whose columns may be in another order
 _CHANGED = frozenset({*PARTS, "delta_conv", "delta_decay"})
 _BY_VALUE_HEAD = frozenset(
     "delta_qkv delta_z delta_a delta_b delta_dt_bias delta_decay delta_conv delta_out".split()
@@ -78,7 +79,7 @@ def _reordered(
     wants another order of them."""
     if role not in _BY_VALUE_HEAD or not _is_apart(config):
         return tensor
-    if role == "delta_out":
+    if role in COLUMNS:
         return _turned(tensor.T, counts).T.contiguous()
     kept = 2 * delta_net(config).key_size if role in ("delta_qkv", "delta_conv") else 0
     return torch.cat([tensor[:kept], _turned(tensor[kept:], counts)])
@@ -93,12 +94,12 @@ def _turned(rows: torch.Tensor, counts: tuple[int, int]) -> torch.Tensor:
 def _split(net: DeltaNet, qkvz: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[key heads (q + k + v + z), hidden] -> all of q, k and v; all of z"""
     by_head = qkvz.reshape(net.key_heads, -1, qkvz.shape[-1])
-    q, k, v, z = (part.flatten(0, 1) for part in by_head.split(_sizes(net), dim=1))
+    q, k, v, z = (part.flatten(0, 1) for part in torch.split(by_head, _sizes(net), dim=1))
     return torch.cat([q, k, v]), z
 
 
 def _join(net: DeltaNet, qkv: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    parts = (*qkv.split([net.key_size, net.key_size, net.value_size]), z)
+    parts = (*torch.split(qkv, [net.key_size, net.key_size, net.value_size]), z)
     by_head = [part.reshape(net.key_heads, -1, part.shape[-1]) for part in parts]
     return torch.cat(by_head, dim=1).flatten(0, 1)
 

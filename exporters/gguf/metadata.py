@@ -133,7 +133,7 @@ def _states(config: ModelConfig) -> _Fields:
             fields["shortconv.l_cache"] = u32(mixer.taps)
         if isinstance(mixer, DeltaNet):
             fields |= _delta_net(mixer)
-    return fields | _recurrent_layers(config)
+    return {**fields, **_recurrent_layers(config)}
 
 
 def _delta_net(net: DeltaNet) -> _Fields:

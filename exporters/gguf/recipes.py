@@ -220,8 +220,7 @@ class TypeRecipe:
 
     @property
     def _states_have_heads(self) -> bool:
-        """Whether the first layer, which llama.cpp asks, has KV heads although it does not attend.
-        """
+        """Whether llama.cpp knows KV heads of layers that do not attend."""
         return architecture(self.config).graph.recurrent_layers
 
     @cached_property

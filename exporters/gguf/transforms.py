@@ -33,6 +33,18 @@ def file_roles(role: str) -> tuple[str, ...]:
     return _SPLIT.get(role, (role,))
 
 
+def source_role(file_role: str) -> str:
+    """The role of the source tensor that a tensor of the file is made from."""
+    return next((role for role, parts in _SPLIT.items() if file_role in parts), file_role)
+
+
+def file_columns(config: ModelConfig, file_role: str, columns: torch.Tensor) -> torch.Tensor:
+    """What belongs to each column of a source matrix, [columns], in the order of the file's."""
+    if file_role not in delta_net_forms.COLUMNS:
+        return columns
+    return to_file(config, file_role, columns[None])[0]
+
+
 def is_transformed(config: ModelConfig, file_role: str) -> bool:
     """Whether `to_file` changes what it is given, and so needs the whole tensor at once."""
     if file_role.startswith(_DELTA_NET):

@@ -160,16 +160,16 @@ def _short_convolution_tensors(config: ModelConfig, own: ShortConvolution) -> It
 
 
 def _delta_net_tensors(config: ModelConfig, net: DeltaNet) -> Iterator[_Row]:
-    hidden, block, part = config.hidden_size, "linear_attn.", "state layers"
-    heads = net.value_heads
+    hidden, block, heads = config.hidden_size, "linear_attn.", net.value_heads
+    part: Part = "state layers"
     rows = {"qkv": net.channels, "z": net.value_size, "b": heads, "a": heads}
     if config.family.joined_projections:
         rows = {"qkvz": net.channels + net.value_size, "ba": 2 * heads}
     for name, count in rows.items():
         yield f"{block}in_proj_{name}.weight", (count, hidden), f"delta_{name}", part
     yield f"{block}conv1d.weight", (net.channels, 1, net.taps), "delta_conv", part
-    yield f"{block}dt_bias", (net.value_heads,), "delta_dt_bias", part
-    yield f"{block}A_log", (net.value_heads,), "delta_decay", part
+    yield f"{block}dt_bias", (heads,), "delta_dt_bias", part
+    yield f"{block}A_log", (heads,), "delta_decay", part
     yield f"{block}norm.weight", (net.head_dim,), "delta_norm", "norms"
     yield f"{block}out_proj.weight", (hidden, net.value_size), "delta_out", part
 

@@ -69,7 +69,7 @@ def _rope(config: ConfigReader, key: str, stated: Mapping[str, Any], kinds: Sequ
     return Rope(theta=finite("rope_theta", theta), kind=kind, scaling=scaling, part=part)
 
 
-def rope_sections(config: ConfigReader) -> object:
+def rope_sections(config: ConfigReader) -> Any:
     """The division of a head's frequencies, among the rope's keys or beside them."""
     stated = config.value("rope_parameters", "rope_scaling", default={})
     return stated.get(_SECTIONS) or config.value(_SECTIONS)

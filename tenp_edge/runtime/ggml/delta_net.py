@@ -34,8 +34,7 @@ def build_delta_net(step: Step, layer: int, own: DeltaNet, x: int) -> int:
 
 
 def _convolved(step: Step, layer: int, own: DeltaNet, x: int) -> tuple[int, int, int]:
-    """Queries and keys (size, key heads or value heads, tokens), values (size, value heads, tokens).
-    """
+    """Queries, keys and values of the heads: (size, heads, tokens) each."""
     context, tokens, size = step.context, step.tokens, own.head_dim
     new = context.transpose(step.linear(layer, "attn_qkv", x))
     # (taps - 1 + tokens, channels)
