@@ -63,6 +63,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 1e6,
         **_VOCAB,
     },
+    "qwen3_next": PUBLISHED["Qwen/Qwen3-Next-80B-A3B-Instruct"][1] | _VOCAB,
+    "qwen3_5_moe": PUBLISHED["Qwen/Qwen3.6-35B-A3B"][1]["text_config"] | _VOCAB,
     "gpt_oss": PUBLISHED["openai/gpt-oss-20b"][1] | {"layer_types": None, **_VOCAB},
     "gemma4": PUBLISHED["google/gemma-4-26B-A4B"][1]["text_config"]
     | {"vocab_size": 32000, "tie_word_embeddings": True},
