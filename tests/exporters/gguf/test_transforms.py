@@ -23,6 +23,7 @@ TRANSFORMED = {
     "ernie4_5_moe": {"router_bias"},
     "qwen3_next": CENTRED | {"delta_qkvz", "delta_conv", "delta_decay"},
     "qwen3_5_moe": CENTRED | DELTA_NET,
+    "lfm2_moe": {"conv"},
 }
 
 
