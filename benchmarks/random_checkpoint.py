@@ -35,8 +35,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-30b-a3b": PUBLISHED["Qwen/Qwen3-30B-A3B"][1],
 }
 
-# Norms that a family may store as what is added to 1.
-_CENTRED = ("input_norm", "post_attention_norm", "q_norm", "k_norm", "norm")
 _BLOCK = 2**22 + 1  # odd, so that a repetition never falls on the same columns
 _LARGE = 2**20
 
@@ -96,7 +94,7 @@ def write_random_checkpoint(
         if spec.role == "embed" and config.family.embedding_scale:  # the model does it itself
             scale /= config.hidden_size**0.5
         made = random_tensor(name, spec.shape, spec.role, own) * scale
-        return made - 1 if config.family.zero_centred_norms and spec.role in _CENTRED else made
+        return made - 1 if spec.role in config.family.zero_centred_roles else made
 
     def stored(name: str) -> torch.Tensor:
         if name in named:

@@ -24,7 +24,6 @@ from tenp_edge.models import ModelConfig
 
 _LATENT = ("k_b", "v_b")
 _SPLIT = {"kv_b": _LATENT, delta_net_forms.JOINED: delta_net_forms.PARTS}
-_NORMS = frozenset({"input_norm", "post_attention_norm", "q_norm", "k_norm", "norm"})
 _DELTA_NET = "delta_"
 
 
@@ -92,7 +91,7 @@ def from_file(config: ModelConfig, role: str, *parts: torch.Tensor) -> torch.Ten
 
 
 def _is_zero_centred(config: ModelConfig, role: str) -> bool:
-    return config.family.zero_centred_norms and role in _NORMS
+    return role in config.family.zero_centred_roles
 
 
 def _rotated_heads(config: ModelConfig, role: str) -> int | None:

@@ -14,6 +14,10 @@ QkNorm = Literal["none", "head", "projection"]
 Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
 
 
+# A delta net's own norm is an ordinary one.
+_ZERO_CENTRED = frozenset({"input_norm", "post_attention_norm", "q_norm", "k_norm", "norm"})
+
+
 @dataclass(frozen=True)
 class LayerKeys:
     """Keys of config.json for the layers that see everything, where they have another geometry.
@@ -135,6 +139,11 @@ class Family:
     zero_centred_norms: bool = False
     attention_gate: bool = False
     joined_projections: bool = False
+
+    @property
+    def zero_centred_roles(self) -> frozenset[str]:
+        """Roles of the norms that multiply by 1 + weight."""
+        return _ZERO_CENTRED if self.zero_centred_norms else frozenset()
 
     @property
     def experts_in_memory(self) -> str:
