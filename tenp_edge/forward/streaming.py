@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,9 @@ from tenp_edge.errors import UserError
 from tenp_edge.forward import sinks
 from tenp_edge.forward.experts import RaggedExperts, ReadExperts, set_experts
 from tenp_edge.models import EXPERT_KEYS, LayerAttention, ModelConfig, TensorSpec
+
+# Its hints at faster kernels for a GPU, once per function, would stand among a command's own lines.
+logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
 
 _VOCAB_CHUNK = 16384
 # Keys of config.json that are not for the model; the last is for those who load it without us.

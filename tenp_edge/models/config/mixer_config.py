@@ -31,6 +31,10 @@ def _layer_kinds(config: ConfigReader, family: Family, layers: int) -> list[str]
     types = config.value("layer_types")
     if types is None and config.value("full_attention_interval") is not None:
         every = config.integer("full_attention_interval")
+        if every > layers:
+            raise contradiction(
+                f"full_attention_interval is {every}, the model has {layers} layers"
+            )
         state = next(kind for kind in family.layer_kinds.values() if kind != ATTENTION)
         return [state if (layer + 1) % every else ATTENTION for layer in range(layers)]
     if not isinstance(types, list) or len(types) != layers:
