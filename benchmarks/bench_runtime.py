@@ -63,8 +63,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 1e6,
         **_VOCAB,
     },
-    "qwen3_next": PUBLISHED["Qwen/Qwen3-Next-80B-A3B-Instruct"][1] | _VOCAB,
-    "qwen3_5_moe": PUBLISHED["Qwen/Qwen3.6-35B-A3B"][1]["text_config"] | _VOCAB,
+    # A quarter and half of their experts, so that a machine of 8 GB holds four layers.
+    "qwen3_next": PUBLISHED["Qwen/Qwen3-Next-80B-A3B-Instruct"][1] | {"num_experts": 128, **_VOCAB},
+    "qwen3_5_moe": PUBLISHED["Qwen/Qwen3.6-35B-A3B"][1]["text_config"]
+    | {"num_experts": 128, **_VOCAB},
     "gpt_oss": PUBLISHED["openai/gpt-oss-20b"][1] | {"layer_types": None, **_VOCAB},
     "gemma4": PUBLISHED["google/gemma-4-26B-A4B"][1]["text_config"]
     | {"vocab_size": 32000, "tie_word_embeddings": True},
@@ -74,6 +76,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "lfm2_moe": PUBLISHED["LiquidAI/LFM2-8B-A1B"][1] | {"num_dense_layers": 1, "vocab_size": 32000},
 }
 _TYPE_IDS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
+_DECAY = -0.1  # What a delta net's state loses with a token: it must not grow without end.
 Tensor = tuple[str, tuple[int, ...], str]
 
 
@@ -170,7 +173,7 @@ def write_file(config: ModelConfig, layout: str, kind: str, file: Path) -> None:
             matrix = shape[-2:] if len(shape) > 1 else shape
             key = (matrix, stored) if stored != "F32" else (matrix, name)
             if key not in known:
-                known[key] = _random(matrix, stored, zlib.crc32(repr(key).encode()))
+                known[key] = _random(name, matrix, stored, zlib.crc32(repr(key).encode()))
             for _ in range(shape[0] if len(shape) == 3 else 1):
                 stream.write(known[key])
             stream.write(bytes(padded(stream.tell()) - stream.tell()))
@@ -181,10 +184,10 @@ def _nbytes(shape: tuple[int, ...], stored: str) -> int:
     return int(np.prod(shape)) // block * block_bytes
 
 
-def _random(shape: tuple[int, ...], stored: str, seed: int) -> bytes:
+def _random(name: str, shape: tuple[int, ...], stored: str, seed: int) -> bytes:
     generator = torch.Generator().manual_seed(seed)
     if len(shape) == 1:
-        return torch.ones(shape).numpy().tobytes()
+        return (torch.ones(shape) * (_DECAY if name.endswith(".ssm_a") else 1)).numpy().tobytes()
     rows = torch.randn(shape, generator=generator) / shape[-1] ** 0.5
     if stored == "F32":
         return rows.numpy().tobytes()

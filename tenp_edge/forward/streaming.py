@@ -26,9 +26,6 @@ from tenp_edge.forward import sinks
 from tenp_edge.forward.experts import RaggedExperts, ReadExperts, set_experts
 from tenp_edge.models import EXPERT_KEYS, LayerAttention, ModelConfig, TensorSpec
 
-# Its hints at faster kernels for a GPU, once per function, would stand among a command's own lines.
-logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
-
 _VOCAB_CHUNK = 16384
 # Of a package of kernels for a GPU, which it would have everybody install: the same numbers.
 logging.getLogger("transformers.integrations.hub_kernels").addFilter(
