@@ -203,7 +203,7 @@ class GgufExporter:
             ):
                 writer.write(tensors, task)
         if options.imatrix_file is not None and data.imatrix is not None:
-            write_imatrix(data.imatrix, tensors, Path(options.imatrix_file))
+            write_imatrix(source.config, data.imatrix, tensors, Path(options.imatrix_file))
         return manifest
 
     def requantised(

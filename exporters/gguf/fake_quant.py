@@ -41,7 +41,7 @@ class Requantised:
         self, source: ModelSource, found: Iterable[Entry], imatrix: Importance | None
     ) -> None:
         self._source = source
-        self._weights = ColumnWeights(imatrix)
+        self._weights = ColumnWeights(source.config, imatrix)
         self._plain: dict[tuple[str, int | None], Entry] = {}
         self._experts: dict[tuple[int, str, int | None], Entry] = {}
         for entry in found:

@@ -22,10 +22,12 @@ from tenp_edge.exporters.base import ManifestTensor
 from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.encoding import Encoding
 from tenp_edge.exporters.gguf.fields import padded
+from tenp_edge.exporters.gguf.imatrix_file import matrix_squares
 from tenp_edge.exporters.gguf.layout import Entry
 from tenp_edge.exporters.gguf.source.kept_bytes import KeptBytes
 from tenp_edge.exporters.gguf.transforms import is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES, TensorType
+from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Task
 
 _READ_BYTES = 32 * 2**20
@@ -51,7 +53,7 @@ class TensorWriter:
         kept: KeptBytes | None = None,
     ) -> None:
         self._source, self._kept = source, kept
-        self._weights = ColumnWeights(imatrix)
+        self._weights = ColumnWeights(source.config, imatrix)
         self._encoding = Encoding(stream)
         self._offsets: dict[str, int] = {}
         for entry in found:
@@ -166,8 +168,8 @@ def _encode(
 class ColumnWeights:
     """What each tensor's columns are weighed by: float32 [row length], None where not known."""
 
-    def __init__(self, importance: Importance | None) -> None:
-        self._importance = importance
+    def __init__(self, config: ModelConfig, importance: Importance | None) -> None:
+        self._config, self._importance = config, importance
 
     def expert(
         self, layer: int, expert: int, part: str, tensor: ManifestTensor
@@ -180,11 +182,9 @@ class ColumnWeights:
 
     def matrix(self, entry: Entry) -> torch.Tensor | None:
         """Of a matrix outside the routed experts."""
-        if self._importance is None or entry.layer is None:
+        if self._importance is None or not TYPES[entry.tensor.type].weighs_columns:
             return None
-        if not TYPES[entry.tensor.type].weighs_columns:
-            return None
-        squares = self._importance.matrix(entry.layer, entry.role)
+        squares = matrix_squares(self._config, self._importance, entry)
         if squares is None:
             return None
         return pad(squares.weights(), (0, entry.tensor.shape[-1] - len(squares.sums)))
