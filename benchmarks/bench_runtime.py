@@ -156,7 +156,7 @@ def write_file(config: ModelConfig, layout: str, kind: str, file: Path) -> None:
     infos = [(name, shape, _TYPE_IDS[t], _nbytes(shape, t)) for name, shape, t in tensors]
     known: dict[tuple[tuple[int, ...], str], bytes] = {}
     with file.open("wb") as stream:
-        fields = model_fields(config, layout, "F16", Recipe())
+        fields = model_fields(config, layout, 1, Recipe())
         no_vocabulary = ("tokenizer.ggml.model", text("no_vocab"))
         stream.write(header([*fields, no_vocabulary], infos))
         for name, shape, stored in tensors:

@@ -94,6 +94,7 @@ class CompressRequest:
             latent_cache=record.latent_cache,
             lengths=None if record.lengths is None else FixedLengths(**record.lengths),
             targets=record.targets,
+            types=plan.file_types,
         )
 
     def memory_run(self, plan: CompressionPlan) -> MemoryRun:
