@@ -47,9 +47,7 @@ def sampled(group: ExpertGroup, share: float) -> Sampled:
     every = -(-len(group.rows) // _MOST_TOKENS)
     picked = slice(every // 2, None, every)
     shares = group.g[picked].float().square() * (share * len(group.rows))
-    return Sampled(
-        group.expert, group.rows[picked], group.x[picked], shares / max(len(shares), 1)
-    )
+    return Sampled(group.expert, group.rows[picked], group.x[picked], shares / max(len(shares), 1))
 
 
 class RoundingMoments:
