@@ -164,9 +164,11 @@ class ColumnWeights:
 
     def matrix(self, entry: Entry) -> torch.Tensor | None:
         """Of a matrix outside the routed experts."""
+        return self.importance(entry) if TYPES[entry.tensor.type].weighs_columns else None
+
+    def importance(self, entry: Entry) -> torch.Tensor | None:
+        """The same whatever the matrix's type."""
         if self._importance is None or entry.layer is None:
-            return None
-        if not TYPES[entry.tensor.type].weighs_columns:
             return None
         squares = self._importance.matrix(entry.layer, entry.role)
         if squares is None:

@@ -22,6 +22,7 @@ from tenp_edge.models.family import Activation, Family
 # to this multiple so that shapes repeat (10-20 times faster on two cores).
 GROUP_MULTIPLE = 64
 _NORM_ROWS = 128
+_STEP = 2**-6  # of `slopes`
 
 
 class Observer(Protocol):
@@ -38,7 +39,7 @@ class Observer(Protocol):
 class ExpertGroup:
     """The tokens one expert received: rows (token numbers) and slots (which of the top-k).
 
-    x, y: [n, hidden]; m: [n, width]; g: [n]; ``down``: the expert's W_down, (hidden, width). y is
+    x, y: [n, hidden]; m: [n, width]; g: [n]; ``weights``: the expert's, in the dtype of x. y is
     what the neurons give, W_down m: a bias of the expert's output is no neuron's and not in it.
     """
 
@@ -51,16 +52,16 @@ class ExpertGroup:
         m: torch.Tensor,
         y: torch.Tensor,
         g: torch.Tensor,
-        down: torch.Tensor,
+        weights: ExpertWeights,
     ) -> None:
         self.expert, self.rows, self.slots = expert, rows, slots
-        self.padded_m, self.padded_y, self.down = m, y, down
+        self.padded_m, self.padded_y, self.weights = m, y, weights
         count = len(rows)
         self.x, self.m, self.y, self.g = x[:count], m[:count], y[:count], g
 
     def projected(self) -> torch.Tensor:
         """y W_down, [n, width]: each neuron's output direction against the expert's output."""
-        return (self.padded_y @ self.down)[: len(self.rows)]
+        return (self.padded_y @ self.weights.down)[: len(self.rows)]
 
 
 class RaggedExpert(nn.Module):
@@ -129,6 +130,21 @@ def neurons(
     return _ACTIVATIONS[activation](gate, linear(x, weights.up, weights.up_bias))
 
 
+def slopes(
+    weights: ExpertWeights, x: torch.Tensor, activation: Activation = "silu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dm/da and dm/du of m = act(a, u), float32 [n, width] each, at the inputs x, [n, hidden].
+
+    By differences, so that they are those of any activation.
+    """
+    gate = linear(x, weights.gate, weights.gate_bias).float()
+    up = linear(x, weights.up, weights.up_bias).float()
+    act = _ACTIVATIONS[activation]
+    by_gate = act(gate + _STEP, up) - act(gate - _STEP, up)
+    by_up = act(gate, up + _STEP) - act(gate, up - _STEP)
+    return by_gate / (2 * _STEP), by_up / (2 * _STEP)
+
+
 class RaggedExperts(nn.Module):
     """A layer's experts. ``observer`` sees every group; tokens outside ``active`` are skipped."""
 
@@ -186,7 +202,7 @@ class RaggedExperts(nn.Module):
         if expert in self.offsets:
             y = y + self.offsets[expert].to(y)
         if self.observer is not None:
-            self.observer.expert(ExpertGroup(expert, rows, slots, x, m, y, g, weights.down))
+            self.observer.expert(ExpertGroup(expert, rows, slots, x, m, y, g, weights))
         whole = y if weights.down_bias is None else y + weights.down_bias
         return whole[: len(rows)].float()
 
