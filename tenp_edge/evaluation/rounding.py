@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ _EXPERTS, _ROWS = 4, 4  # of a sampled layer; of each of their matrices
 _LAYERS = 12  # that experts are sampled in
 _MEASURED_LAYERS = 8  # of a large model, whose groups are rounded
 _PROBE_BITS = 3.5  # of the type that groups are measured in
+_PROBE_QUANT = "Q3_K_M"  # whose speed stands for it
 PROJECTIONS = ("gate", "up", "down")
 EXPERT_GROUPS: Mapping[str, tuple[str, ...]] = {"gate_up": ("gate", "up"), "down": ("down",)}
 
@@ -294,3 +296,18 @@ def _probe_type(mixer: Mixer) -> str:
     """Of about _PROBE_BITS a weight, one that needs no importance matrix."""
     plain = [kind for kind in mixer.mixed_types if not mixer.needs_importance(kind)]
     return min(plain, key=lambda k: abs(mixer.tensor_bytes(256, 256, k) / 8192 - _PROBE_BITS))
+
+
+def rounding_seconds(
+    config: ModelConfig, job: RoundingJob, tokens: int, active_parameters: int, operations: float
+) -> float:
+    """About how long `measure_rounding` takes on ``tokens`` of text: a forward for every group, and
+    every matrix encoded once. ``operations``: floating-point operations a second of the forward.
+    """
+    matrices = job.mixer.typed_matrices(config, job.options)
+    groups = len(EXPERT_GROUPS) + len({matrix.role for matrix in matrices})
+    weights = 3 * config.expert_neurons * config.hidden_size
+    weights = min(weights, max(SAMPLED_ABOVE, weights * _MEASURED_LAYERS // len(config.moe_layers)))
+    weights += sum(prod(matrix.shape) for matrix in matrices)
+    speed = job.writer.encoding_speed(replace(job.options, quant=_PROBE_QUANT))
+    return 4 * weights / speed + (1 + groups) * tokens * 2 * active_parameters / operations

@@ -56,6 +56,18 @@ class JointSearch:
         fitting = [chosen for chosen in found if chosen is not None]
         return min(fitting, key=lambda chosen: chosen.loss, default=None)
 
+    @property
+    def smallest(self) -> Chosen:
+        """The fewest bytes that there are."""
+        if not self.one_type:
+            return self._at(self._layers, _HIGHEST)
+        found = (self._at(layers, _HIGHEST) for layers in self._of_one_width())
+        return min(found, key=lambda chosen: chosen.nbytes)
+
+    def priced(self, width: Indices, gate_up: Indices, down: Indices, other: Indices) -> Chosen:
+        """Losses and bytes of a choice that was made elsewhere."""
+        return self._chosen(self._layers, width, gate_up, down, other)
+
     def _of_one_width(self) -> Iterator[list[_Layer]]:
         for width in range(len(self.tables.widths)):
             yield [_Layer(table, width) for table in self.tables.experts]
