@@ -59,6 +59,11 @@ class Filled:
         return self.manifest.file_bytes
 
     @property
+    def expert_bytes(self) -> int:
+        """Of the routed experts' matrices."""
+        return sum(tensor.nbytes for tensor in self.manifest.tensors if tensor.part != "other")
+
+    @property
     def keep_ratio(self) -> float:
         return 1.0 if self.plan is None else self.plan.keep_ratio
 
