@@ -14,6 +14,7 @@ def _row(way: str, code: float, prose: float, **more: Any) -> dict[str, Any]:
         "seed": 0,
         "budget": ["IQ3_XXS"],
         "budget_bytes": 2**20,
+        "budget_type": "IQ3_XXS",
         "quant": "IQ4_XS",
         "commonest_type": "IQ4_XS",
         "type_count": 1,

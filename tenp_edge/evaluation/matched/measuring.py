@@ -188,6 +188,7 @@ class _Job:
             "seed": seed,
             "budget": list(budget.names),
             "budget_bytes": budget.file_bytes,
+            "budget_type": budget.type,
             **_facts(best),
             **self.scores[self._score_key(best, seed)],
             "candidates": others,

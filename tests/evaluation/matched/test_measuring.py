@@ -188,6 +188,7 @@ def _row(way: str, kl: float, budget: str = "IQ4_XS", types: int = 1) -> dict[st
         "seed": 0,
         "budget": [budget],
         "budget_bytes": 2**20,
+        "budget_type": budget,
         "quant": "Q4_K_S",
         "commonest_type": "Q4_K",
         "type_count": types,
@@ -204,6 +205,8 @@ def test_bars_are_judged_by_budget() -> None:
     rows = [_row("whole", 0.1, "Q2_K"), _row("pruned", 0.06, "Q2_K"), _row("joint", 0.04, "Q2_K")]
     (bar,) = bars({"rows": rows})
     assert (bar.limit, bar.held) == (0.25, False)  # one type: nothing to beat the other by
+    fallen_back = [{**row, "budget_type": "IQ4_NL"} for row in rows]
+    assert [bar.limit for bar in bars({"rows": fallen_back})] == [0.5]
 
 
 def test_the_page_has_a_section_a_budget() -> None:
@@ -224,6 +227,6 @@ def test_the_page_has_a_section_a_budget() -> None:
 
 
 def test_budgets_with_several_names_and_ways_have_words() -> None:
-    assert Budget(("Q2_K", "IQ2_M"), 5).name == "Q2_K = IQ2_M"
+    assert Budget(("Q2_K", "IQ2_M"), 5, "IQ4_NL").name == "Q2_K = IQ2_M"
     assert all(way.about for way in WAYS)
     assert {"Q8_0", "Q4_K_M", "IQ1_S"} <= set(whole_types(GGUF)) <= set(GGUF.quants)
