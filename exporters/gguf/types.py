@@ -41,10 +41,13 @@ class TensorType:
         """The bytes of ``rows``, [..., row length] in any float dtype.
 
         ``importance``: float32 [row length], what the columns weigh, for types that can use it;
-        where nothing is known of a matrix, all columns weigh alike.
+        where nothing is known of a matrix, all columns weigh alike. Raises UserError for values
+        that the type cannot hold.
         """
         if importance is None and self.needs_importance:
             importance = torch.ones(rows.shape[-1])
+        if self.name in _GRIDS:
+            _check_sums(self.name, rows, importance)
         return self.encoder(rows, importance)
 
     def decode(self, data: bytearray, shape: tuple[int, ...]) -> torch.Tensor:
@@ -64,6 +67,19 @@ class TensorType:
         for size in shape[:-1]:
             count *= size
         return count * (shape[-1] // self.block)
+
+
+def _check_sums(name: str, rows: torch.Tensor, importance: torch.Tensor | None) -> None:
+    """Raise UserError where ggml, which looks for the nearest point of a grid, would find none and
+    end the process: its sums of weighted cubes must not overflow a float32."""
+    largest = float(rows.abs().max())
+    weight = 1.0 if importance is None else float(importance.max())
+    if not largest**3 * max(weight, 1.0) < _LARGEST_SUM:  # nor NaN
+        raise UserError(
+            f"a weight of {largest:.4g}, in columns that weigh up to {weight:.4g}, is too large "
+            f"for {name}",
+            "--quant Q4_K_M, or --no-imatrix",
+        )
 
 
 def _encode_f32(rows: torch.Tensor, importance: torch.Tensor | None) -> memoryview:
@@ -132,6 +148,9 @@ TYPES = {
         _blocks("IQ1_S", 19, 256, 50, fallback="IQ4_NL", weighed=True),
     )
 }
+# Types of points on a grid. Blocks are of 256 values at most, twice as many leave some room.
+_GRIDS = frozenset(name for name in TYPES if name.startswith(("IQ1", "IQ2", "IQ3")))
+_LARGEST_SUM = torch.finfo(torch.float32).max / 512
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOAT_TYPES = frozenset(_FLOATS)
 

@@ -196,29 +196,34 @@ class JointPlanner:
 
     def _whole(self, nbytes: float) -> dict[str, Any] | None:
         """The uncut model in llama.cpp's best mix within ``nbytes``; None where none fits."""
-        rows = [row for row in self._wholes() if row["weights_bytes"] <= nbytes]
-        return min(rows, key=lambda row: float(row["predicted_kl"]), default=None)
+        fitting = [(name, chosen) for name, chosen in self.wholes() if chosen.nbytes <= nbytes]
+        if not fitting:
+            return None
+        name, chosen = min(fitting, key=lambda pair: pair[1].loss)
+        return {
+            "quant": name,
+            "weights_bytes": round(chosen.nbytes),
+            "bits_per_weight": self._bits(chosen),
+            "predicted_kl": self.kl(chosen.loss),
+        }
 
-    def _wholes(self) -> Iterator[dict[str, Any]]:
+    def wholes(self) -> Iterator[tuple[str, Chosen]]:
+        """The uncut model in each of the format's own mixes of the types that may be chosen."""
         writer, config = self.spec.target.exporter, self.checkpoint.config
         last = len(self.tables.widths) - 1
         shape = (len(self.tables.experts), config.num_experts)
         for quant in writer.quants:
-            options = ExportOptions(quant, "merged", imatrix=True)
-            types = self.mixer.types_of(config, options)
+            types = self.mixer.types_of(config, ExportOptions(quant, "merged", imatrix=True))
             if not types.names <= set(self.tables.types):
                 continue
             gate_up, down = (self._indices(rows) for rows in (types.gate_up, types.down))
             other = [self.tables.types.index(types.others[key]) for key in self.tables.others.keys]
-            found = self.search.priced(
-                np.full(shape, last), gate_up, down, np.array(other, dtype=np.int64)
+            yield (
+                quant,
+                self.search.priced(
+                    np.full(shape, last), gate_up, down, np.array(other, dtype=np.int64)
+                ),
             )
-            yield {
-                "quant": quant,
-                "weights_bytes": round(found.nbytes),
-                "bits_per_weight": self._bits(found),
-                "predicted_kl": self.kl(found.loss),
-            }
 
     def _indices(self, rows: Any) -> Indices:
         types = self.tables.types
