@@ -16,10 +16,10 @@ from tenp_edge.checkpoint.tensor_types import TensorTypes, other_key
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, architecture
 from tenp_edge.exporters.gguf.types import FILE_TYPES, TYPES, legal_type
-from tenp_edge.models import ModelConfig, expected_tensors
+from tenp_edge.models import LayerAttention, ModelConfig, expected_tensors
 
 # llama.cpp keeps these in float32 in every file type.
-_FLOAT_ROLES = frozenset({"router", "shared_router"})
+_FLOAT_ROLES = frozenset({"router", "shared_router", "conv"})
 _EXPERT_ROLES = frozenset({"expert_gate", "expert_up", "expert_down"})
 _DOWN_ROLES = ("mlp_down", "expert_down", "shared_down")  # in the order of their names
 # attn_output of an ordinary model, and of one with exactly eight experts (Mixtral).
@@ -31,6 +31,7 @@ _EIGHT_OUTPUT = frozenset(
 _LOW = frozenset({"IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
 _LOW_OUTPUT = {"IQ2_M": "IQ3_S", "IQ2_S": "IQ3_S", "IQ1_M": "IQ2_XXS", "IQ1_S": "IQ2_XXS"}
 _EMBEDDINGS = dict.fromkeys(_LOW, "Q2_K") | dict.fromkeys(("IQ2_M", "IQ2_S", "IQ3_XXS"), "IQ3_S")
+_EMBEDDINGS |= dict.fromkeys(("TQ1_0", "TQ2_0"), "Q4_K")
 _QUERIES = {"IQ3_XXS": "IQ2_S"}
 # Three-dimensional in the merged file: what MXFP4 is for.
 _STACKED_ROLES = _EXPERT_ROLES | {"k_b", "v_b"}
@@ -232,7 +233,7 @@ class TypeRecipe:
     @cached_property
     def _with_values(self) -> tuple[int, ...]:
         """Layers that have a matrix for values: llama.cpp counts those matrices, not layers."""
-        layers = enumerate(self.config.attention_layers)
+        layers = self.config.attention_by_layer.items()
         return tuple(layer for layer, attention in layers if attention.own_values)
 
     @property
@@ -241,8 +242,8 @@ class TypeRecipe:
 
     @property
     def _grouped(self) -> bool:
-        first = self.config.layer_attention(0)  # which llama.cpp asks
-        return first.heads // first.kv_heads >= 4
+        first = self.config.mixers[0]  # which llama.cpp asks
+        return isinstance(first, LayerAttention) and first.heads // first.kv_heads >= 4
 
     @cached_property
     def _eight(self) -> bool:

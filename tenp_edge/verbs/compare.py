@@ -95,8 +95,8 @@ def _check(options: CompareOptions) -> None:
         if not 0 < keep < 1:
             raise UserError(f"--keep {keep:g} is not a share of the experts", "--keep 0.6")
     if options.budgets or options.files:
-        only, *example = ("--budget", *options.budgets) if options.budgets else ("--files",)
-        raise UserError(f"{only} is for --matched", " ".join(["--matched", only, *example[:1]]))
+        only = ["--budget", *options.budgets[:1]] if options.budgets else ["--files"]
+        raise UserError(f"{only[0]} is for --matched", " ".join(["--matched", *only]))
     checked = (("--seeds", options.seeds), ("--width-multiple", options.width_multiple))
     for flag, value in checked:
         if value is not None and value < 1:

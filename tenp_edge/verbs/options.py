@@ -215,6 +215,15 @@ class CompressOptions(StatisticsOptions):
     skip_checkpoint: Annotated[
         bool, Flag("skip-checkpoint", "Export without storing the checkpoint.")
     ] = False
+    checkpoint_dtype: Annotated[
+        str,
+        Flag(
+            "checkpoint-dtype",
+            "What a quantised model's checkpoint is written in: decoded, the model's own dtype "
+            "(bf16), or source, as it is stored wherever the cut lets it.",
+            choices=("decoded", "source"),
+        ),
+    ] = "decoded"
     no_validate: Annotated[bool, Flag("no-validate", "Leave the comparison out.")] = False
     force: Annotated[bool, Flag("force", "Overwrite another run's output.", recorded=False)] = False
 
