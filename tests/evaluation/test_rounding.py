@@ -13,6 +13,7 @@ import torch
 from support import tiny
 from support.calibrating import domain
 from support.calibrating import run as calibrated
+from support.command import run as command
 
 import tenp_edge
 from tenp_edge.calibration.held_out import SLICE_FILE
@@ -32,6 +33,9 @@ from tenp_edge.exporters.base import ExportData, ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.exporters.mixing import SampledRows
 from tenp_edge.planning.rounding_errors import FILE, RoundingErrors, load_errors
+from tenp_edge.progress import QuietProgress
+from tenp_edge.verbs import measure_types as typeverbs
+from tenp_edge.verbs.options import CalibrationOptions
 
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
 TYPES = ("Q8_0", "Q5_0", "Q4_K", "IQ4_NL", "Q4_0", "Q3_K", "Q2_K")
@@ -151,3 +155,57 @@ def test_none_and_other_versions_are_nothing(bundled: Work, tmp_path: Path) -> N
     assert load_errors(tmp_path) is None
     (tmp_path / FILE).write_text(json.dumps({**measured(bundled).to_json(), "version": 0}))
     assert load_errors(tmp_path) is None
+
+
+# -- the verbs -------------------------------------------------------------------------------------
+
+
+def test_from_the_command_line(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    model = checkpoint_of("qwen3_moe")
+    small = ("--samples", "2", "--seq-len", "64", "--json")
+    done = command("calibrate", model, "--types", *small, "-o", tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["types"]
+    assert found == json.loads((tmp_path / FILE).read_text())
+    assert list(found["groups"])[:2] == ["gate_up", "down"]
+    whole = command("plan", model, "--ram", "8GiB", "--calibration", tmp_path)
+    assert "buy the experts whole, all Q8_0 (8.5 bits a weight); expected" in one_line(whole.stdout)
+    assert "What other RAM numbers buy" in whole.stdout and "<- chosen" in whole.stdout
+    (tmp_path / FILE).unlink()
+    done = command("plan", model, "--ram", "8GiB", "--calibration", tmp_path)
+    assert "note: the type was chosen by a rule; `tenp-edge calibrate MODEL --types" in done.stdout
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_compress_measures_where_it_is_cheap(
+    bundled: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise one note says how to; what is there already costs nothing."""
+    notes: list[str] = []
+
+    class Notes(QuietProgress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    checkpoint, statistics, directory = bundled
+    (tmp_path / SLICE_FILE).write_bytes((directory / SLICE_FILE).read_bytes())
+    compute = CalibrationOptions(samples=1, seq_len=16, device="cpu")
+
+    def asked() -> bool:
+        given = checkpoint, JOB, statistics, tmp_path, compute, Notes()
+        return typeverbs.rounding_if_cheap(*given)
+
+    monkeypatch.setattr(typeverbs, "CHEAP_SECONDS", 0)
+    assert not asked() and not (tmp_path / FILE).exists()
+    assert len(notes) == 1 and notes[0].startswith("widths and types are not chosen together: ")
+    assert notes[0].endswith(f"tenp-edge calibrate MODEL --types -o {tmp_path} does")
+    monkeypatch.setattr(typeverbs, "CHEAP_SECONDS", 600)
+    assert asked()
+    monkeypatch.setattr(typeverbs, "CHEAP_SECONDS", 0)
+    assert asked() and len(notes) == 1
+    assert typeverbs.rounding_of(checkpoint, tmp_path) is not None
+    save_domains(tmp_path / SLICE_FILE, [domain("code", 1, 48, 9)])
+    assert typeverbs.rounding_of(checkpoint, tmp_path) is None  # measured on other text
