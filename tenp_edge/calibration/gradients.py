@@ -204,7 +204,7 @@ class GradientObserver:
         self.stats = LayerStatistics(zeros)
 
     def expert(self, group: ExpertGroup) -> None:
-        expert, m, down = group.expert, group.m.detach().float(), group.weights.down.float()
+        expert, m, down = group.expert, group.m.detach().float(), group.down.float()
 
         def add(gradient: torch.Tensor) -> None:
             slope = gradient[: len(m)].float() @ down  # dL/dm_k = dL/dy . w_k, (tokens, width)

@@ -44,15 +44,21 @@ EXPERT_GROUPS: Mapping[str, tuple[str, ...]] = {"gate_up": ("gate", "up"), "down
 
 @dataclass(frozen=True)
 class RoundingJob:
-    """What is to be measured: the types of ``writer``, a `Mixer`, in files of ``options``."""
+    """What is to be measured: ``types`` of ``writer``, a `Mixer`, in files of ``options``; () for
+    all that it can mix."""
 
     writer: Exporter
     options: ExportOptions
+    types: tuple[str, ...] = ()
 
     @property
     def mixer(self) -> Mixer:
         assert isinstance(self.writer, Mixer)
         return self.writer
+
+    def relative_errors(self, samples: Sequence[SampledRows]) -> dict[str, float]:
+        """Of all the types (`relative_errors`)."""
+        return relative_errors(self.mixer, samples, self.types or self.mixer.mixed_types)
 
     def conditions(self, fingerprint: str, text: str) -> Conditions:
         options = self.options
@@ -118,17 +124,17 @@ def sampled_errors(
     experts, others = {}, {}
     with progress.task("sampling types", len(layers) + 1, "layers") as task:
         for layer in layers:
-            experts[layer] = _expert_errors(source, job.mixer, data.imatrix, layer)
+            experts[layer] = _expert_errors(source, job, data.imatrix, layer)
             task.advance()
         matrices = job.mixer.sampled_matrices(source, job.options, data, _EXPERTS * _ROWS)
         for matrix, sample in matrices:
-            others[matrix.key] = relative_errors(job.mixer, [sample])
+            others[matrix.key] = job.relative_errors([sample])
         task.advance()
     return RoundingErrors(job.conditions(checkpoint.fingerprint, ""), experts, others)
 
 
 def _expert_errors(
-    source: ModelSource, mixer: Mixer, imatrix: Importance | None, layer: int
+    source: ModelSource, job: RoundingJob, imatrix: Importance | None, layer: int
 ) -> dict[str, Errors]:
     """Of one layer's experts, by projection: rows of those that tokens reached."""
     samples: dict[str, list[SampledRows]] = {part: [] for part in PROJECTIONS}
@@ -140,7 +146,7 @@ def _expert_errors(
             importance = None if squares is None or not squares.tokens else squares.weights()
             step = max(1, len(matrix) // _ROWS)
             samples[part].append(SampledRows(matrix[::step][:_ROWS], importance))
-    return {part: relative_errors(mixer, found) for part, found in samples.items()}
+    return {part: job.relative_errors(found) for part, found in samples.items()}
 
 
 def _sampled_experts(config: ModelConfig, imatrix: Importance | None, layer: int) -> list[int]:
@@ -153,12 +159,14 @@ def _sampled_experts(config: ModelConfig, imatrix: Importance | None, layer: int
     return [reached[place] for place in spread(len(reached), min(_EXPERTS, len(reached)))]
 
 
-def relative_errors(mixer: Mixer, samples: Sequence[SampledRows]) -> dict[str, float]:
+def relative_errors(
+    mixer: Mixer, samples: Sequence[SampledRows], types: Sequence[str]
+) -> dict[str, float]:
     """Type -> sum of E_kj^2 q_j over sum of W_kj^2 q_j, averaged over ``samples``; types whose
     blocks are longer than a row are left out, of rows that are no whole blocks the first are taken.
     """
     found: dict[str, float] = {}
-    for kind in mixer.mixed_types:
+    for kind in types:
         shares = [share for s in samples if (share := _relative_error(mixer, s, kind)) is not None]
         if shares:
             found[kind] = sum(shares) / len(shares)

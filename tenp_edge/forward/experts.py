@@ -39,7 +39,7 @@ class Observer(Protocol):
 class ExpertGroup:
     """The tokens one expert received: rows (token numbers) and slots (which of the top-k).
 
-    x, y: [n, hidden]; m: [n, width]; g: [n]; ``weights``: the expert's, in the dtype of x. y is
+    x, y: [n, hidden]; m: [n, width]; g: [n]; ``down``: the expert's W_down, (hidden, width). y is
     what the neurons give, W_down m: a bias of the expert's output is no neuron's and not in it.
     """
 
@@ -52,16 +52,16 @@ class ExpertGroup:
         m: torch.Tensor,
         y: torch.Tensor,
         g: torch.Tensor,
-        weights: ExpertWeights,
+        down: torch.Tensor,
     ) -> None:
         self.expert, self.rows, self.slots = expert, rows, slots
-        self.padded_m, self.padded_y, self.weights = m, y, weights
+        self.padded_m, self.padded_y, self.down = m, y, down
         count = len(rows)
         self.x, self.m, self.y, self.g = x[:count], m[:count], y[:count], g
 
     def projected(self) -> torch.Tensor:
         """y W_down, [n, width]: each neuron's output direction against the expert's output."""
-        return (self.padded_y @ self.weights.down)[: len(self.rows)]
+        return (self.padded_y @ self.down)[: len(self.rows)]
 
 
 class RaggedExpert(nn.Module):
@@ -202,7 +202,7 @@ class RaggedExperts(nn.Module):
         if expert in self.offsets:
             y = y + self.offsets[expert].to(y)
         if self.observer is not None:
-            self.observer.expert(ExpertGroup(expert, rows, slots, x, m, y, g, weights))
+            self.observer.expert(ExpertGroup(expert, rows, slots, x, m, y, g, weights.down))
         whole = y if weights.down_bias is None else y + weights.down_bias
         return whole[: len(rows)].float()
 

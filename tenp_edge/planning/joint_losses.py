@@ -20,7 +20,7 @@ from tenp_edge.planning.trials import Trial
 
 _GROUPS = {"gate_up": ("gate", "up"), "down": ("down",)}
 # Of the sums' own prediction: a measurement further off is of text that hardly uses the experts.
-_LEAST, _MOST = 1 / 16, 16.0
+_LEAST, _MOST = 1 / 64, 64.0
 
 
 def measured_factors(

@@ -119,38 +119,59 @@ class JointSearch:
         """``fitting`` with as many of the steps to ``above`` as there is room for, those that take
         off most loss per byte first."""
         left = nbytes - fitting.nbytes
-        steps: list[tuple[float, float, int, int]] = []
-        for number, layer in enumerate(layers):
-            now, then = (
-                layer.of(c.width[number], c.gate_up[number], c.down[number])
-                for c in (fitting, above)
-            )
-            gains, sizes = now[0].sum(axis=0) - then[0].sum(axis=0), then[1] - now[1]
-            gains = gains * layer.table.weight
-            steps += [
-                (float(gains[e] / sizes[e]), float(sizes[e]), number, e)
-                for e in np.flatnonzero(sizes > 0).tolist()
-            ]
-        others, rows = self.tables.others, np.arange(len(fitting.other))
-        sizes = others.nbytes[rows, above.other] - others.nbytes[rows, fitting.other]
-        gains = others.loss[rows, fitting.other] - others.loss[rows, above.other]
-        steps += [
-            (float(gains[i] / sizes[i]), float(sizes[i]), -1, i)
-            for i in np.flatnonzero(sizes > 0).tolist()
-        ]
         width, gate_up, down = (a.copy() for a in (fitting.width, fitting.gate_up, fitting.down))
         other = fitting.other.copy()
-        for _, size, number, index in sorted(steps, reverse=True):
-            if size > left:
+        steps = [*self._expert_steps(layers, fitting, above), *self._other_steps(fitting, above)]
+        for step in sorted(steps, key=lambda step: -step.gain / step.nbytes):
+            if step.nbytes > left:
                 continue
-            left -= size
-            if number < 0:
-                other[index] = above.other[index]
+            left -= step.nbytes
+            if step.layer is None:
+                other[step.index] = above.other[step.index]
                 continue
-            width[number, index] = above.width[number, index]
-            gate_up[number, index] = above.gate_up[number, index]
-            down[number, index] = above.down[number, index]
+            for mine, theirs in (
+                (width, above.width),
+                (gate_up, above.gate_up),
+                (down, above.down),
+            ):
+                mine[step.layer, step.index] = theirs[step.layer, step.index]
         return self._chosen(layers, width, gate_up, down, other)
+
+    def _expert_steps(
+        self, layers: list[_Layer], fitting: Chosen, above: Chosen
+    ) -> Iterator[_Step]:
+        """Of every expert, or of a layer's together where they agree."""
+        for number, layer in enumerate(layers):
+            losses, sizes = zip(
+                *(
+                    layer.of(c.width[number], c.gate_up[number], c.down[number])
+                    for c in (fitting, above)
+                ),
+                strict=True,
+            )
+            gains = (losses[0] - losses[1]).sum(axis=0) * layer.table.weight
+            more = sizes[1] - sizes[0]
+            every = np.arange(len(more))
+            for index in [every] if self.one_type else every[:, None]:
+                if more[index].sum() > 0:
+                    yield _Step(float(gains[index].sum()), float(more[index].sum()), number, index)
+
+    def _other_steps(self, fitting: Chosen, above: Chosen) -> Iterator[_Step]:
+        others, rows = self.tables.others, np.arange(len(fitting.other))
+        more = others.nbytes[rows, above.other] - others.nbytes[rows, fitting.other]
+        gains = others.loss[rows, fitting.other] - others.loss[rows, above.other]
+        for index in rows[more > 0, None]:
+            yield _Step(float(gains[index].sum()), float(more[index].sum()), None, index)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A dearer choice of some experts of a layer, or (None) of another matrix."""
+
+    gain: float
+    nbytes: float
+    layer: int | None
+    index: Indices
 
 
 class _Layer:
