@@ -81,7 +81,8 @@ def _run(directory: Path, args: argparse.Namespace) -> tuple[object, list[str]]:
     model, work = directory / "model", directory / "work"
     start = time.perf_counter()
     if not (model / "config.json").is_file():
-        write_full_tokenizer(model, PUBLISHED[args.shape].config["vocab_size"])
+        config = PUBLISHED[args.shape].config
+        write_full_tokenizer(model, config.get("text_config", config)["vocab_size"])
         write_quantised(model, PUBLISHED[args.shape], args.layers)
     generated = time.perf_counter() - start
     summary = inspect_model(model)
