@@ -31,6 +31,7 @@ _EIGHT_OUTPUT = frozenset(
 _LOW = frozenset({"IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
 _LOW_OUTPUT = {"IQ2_M": "IQ3_S", "IQ2_S": "IQ3_S", "IQ1_M": "IQ2_XXS", "IQ1_S": "IQ2_XXS"}
 _EMBEDDINGS = dict.fromkeys(_LOW, "Q2_K") | dict.fromkeys(("IQ2_M", "IQ2_S", "IQ3_XXS"), "IQ3_S")
+_EMBEDDINGS |= dict.fromkeys(("TQ1_0", "TQ2_0"), "Q4_K")
 _QUERIES = {"IQ3_XXS": "IQ2_S"}
 # Three-dimensional in the merged file: what MXFP4 is for.
 _STACKED_ROLES = _EXPERT_ROLES | {"k_b", "v_b"}

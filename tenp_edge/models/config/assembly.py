@@ -136,10 +136,9 @@ def _vision(config: ConfigReader, head_dim: int, layers: int) -> VisionFacts:
     return VisionFacts(tuple(sections), len(deepstack))
 
 
-def _mlp_layers(family: Family, moe_layers: Sequence[int], layers: int) -> tuple[int, ...]:
+def _mlp_layers(family: Family, moe_layers: Sequence[int], layers: int) -> frozenset[int]:
     """Those that do not route, or all where an MLP runs beside the experts."""
-    routed = () if family.dense_beside else moe_layers
-    return tuple(layer for layer in range(layers) if layer not in routed)
+    return frozenset(range(layers)).difference(() if family.dense_beside else moe_layers)
 
 
 def _qk_norm(config: ConfigReader, family: Family) -> QkNorm:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tenp_edge.models.config.reader import ConfigReader, malformed, refuse
+from tenp_edge.models.config.reader import ConfigReader, contradiction, malformed, refuse
 from tenp_edge.models.family import Family
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.models.mixers import Mixer, ShortConvolution
@@ -19,6 +19,8 @@ def mixers_of(
     if not family.layer_kinds:
         return tuple(attention)
     kinds = _layer_kinds(config, family, len(attention))
+    if ATTENTION not in kinds:
+        raise contradiction("layer_types names no layer that attends")
     states = {kind: _READERS[kind](config) for kind in dict.fromkeys(kinds) if kind in _READERS}
     return tuple(states.get(kind, own) for kind, own in zip(kinds, attention, strict=True))
 

@@ -9,7 +9,7 @@ docs/formats/gguf-per-expert.md.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tenp_edge.errors import UserError, shown
@@ -61,7 +61,7 @@ class Facts:
     groups: int
     groups_used: int
     widths: dict[int, tuple[int, ...]]
-    mlp_layers: tuple[int, ...]
+    mlp_layers: frozenset[int]
     feed_forward: int
     trained_context: int
     layer_ropes: tuple[Rope, ...]
@@ -226,9 +226,9 @@ def _feed_forward(fields: Fields, row: Architecture) -> int:
     return fields.integer("feed_forward_length") if dense else 0
 
 
-def _mlp_layers(row: Architecture, routed: Container[int], layers: int) -> tuple[int, ...]:
+def _mlp_layers(row: Architecture, routed: Iterable[int], layers: int) -> frozenset[int]:
     """Those that do not route, or all where an MLP runs beside the experts."""
-    return tuple(layer for layer in range(layers) if row.dense_beside or layer not in routed)
+    return frozenset(range(layers)).difference(() if row.dense_beside else routed)
 
 
 def _widths(fields: Fields, layers: int, experts: int) -> dict[int, tuple[int, ...]]:

@@ -172,6 +172,26 @@ def test_types_that_cannot_be_written_are_refused(model: Checkpoint) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", [name for name in EVERY if name[:3] in ("IQ1", "IQ2", "IQ3")])
+@pytest.mark.parametrize(
+    ("largest", "weight", "said"),
+    [
+        (1e18, 1.0, "a weight of 1e+18, in columns that weigh up to 1,"),
+        (1.0, float("inf"), "a weight of 1, in columns that weigh up to inf,"),
+        (1.0, float("nan"), "a weight of 1, in columns that weigh up to nan,"),
+    ],
+)
+def test_what_ggml_would_end_the_process_for_is_refused(
+    kind: str, largest: float, weight: float, said: str
+) -> None:
+    rows, columns = torch.full((1, 256), largest), torch.full((256,), weight)
+    assert refusal(lambda: TYPES[kind].encode(rows, columns)) == (
+        f"{said} is too large for {kind}",
+        "--quant Q4_K_M, or --no-imatrix",
+    )
+    assert TYPES[kind].encode(rows / largest, torch.zeros(256))
+
+
 def test_export_follows_the_plan(model: Checkpoint, tmp_path: Path) -> None:
     """Without --quant; --quant NAME is llama.cpp's mix of that name all the same."""
     types = mix(model.config, ("Q4_0", "Q5_0"), ("Q8_0", "IQ4_NL"))

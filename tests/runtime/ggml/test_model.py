@@ -212,7 +212,11 @@ def test_fallback_types_are_llamacpps(quant: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "MXFP4"]
+    "kind",
+    [
+        *("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"),
+        *("MXFP4", "NVFP4", "TQ2_0", "TQ1_0"),
+    ],
 )
 def test_few_bits_are_llamacpps(kind: str, tmp_path: Path) -> None:
     """Experts whose gate and up are in the type and whose down is in another; three of one layer,
