@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     # A dense and three routed layers, one of them attending, as three of four are convolutions.
     "lfm2_moe": PUBLISHED["LiquidAI/LFM2-8B-A1B"][1] | {"num_dense_layers": 1, "vocab_size": 32000},
 }
+_ROUTED = re.compile(r"_exps\.|\.ffn_(gate|up|down)\.\d+\.")
 _TYPE_IDS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
 Tensor = tuple[str, tuple[int, ...], str]
 
@@ -272,11 +274,11 @@ def active(shape: str, model: str, layers: int, kind: str) -> tuple[float, float
     config, layout = config_of(shape, model, layers), layout_of(model)
     nbytes = products = 0.0
     for name, sizes, stored in tensors_of(config, layout, kind):
-        routed = any(part in name for part in ("_exps", "ffn_gate.", "ffn_up.", "ffn_down."))
-        share = config.num_experts_per_tok / config.num_experts if routed else 1.0
-        share *= name != "token_embd.weight"
+        share = config.num_experts_per_tok / config.num_experts if _ROUTED.search(name) else 1.0
+        looked_up = name == "token_embd.weight"  # and multiplied by, where it is the output too
+        share *= not looked_up or config.tie_word_embeddings
         nbytes += share * _nbytes(sizes, stored)
-        products += share * float(np.prod(sizes)) * (name != "output.weight")
+        products += share * float(np.prod(sizes)) * (name != "output.weight" and not looked_up)
     return nbytes, products
 
 
