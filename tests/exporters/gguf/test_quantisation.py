@@ -57,6 +57,7 @@ def export(
 
 # -- types -----------------------------------------------------------------------------------------
 
+_LFM2 = ["conv", "conv", "conv", "full_attention"]
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("qwen3_moe", DEEP | {"num_experts": 5}),
     "eight experts": ("qwen3_moe", DEEP),
@@ -72,6 +73,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         DEEP | {"num_experts": 5, "num_key_value_heads": 1, "layer_types": None},
     ),
     "deepseek_v3": ("deepseek_v3", WIDE | {"num_hidden_layers": 17, "head_dim": None}),
+    # Four of 18 layers have an attn_v; the first, which llama.cpp asks for heads, has none.
+    "lfm2_moe": ("lfm2_moe", DEEP | {"num_experts": 6, "layer_types": [*_LFM2 * 4, *_LFM2[:2]]}),
+    "lfm2_moe, attending first": (
+        "lfm2_moe",
+        DEEP | {"num_key_value_heads": 1, "layer_types": [*_LFM2[::-1] * 4, *_LFM2[:2]]},
+    ),
 }
 
 
