@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import ManifestTensor
 from tenp_edge.exporters.gguf.architectures import (
@@ -18,6 +20,7 @@ from tenp_edge.exporters.gguf.architectures import (
 from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.metadata import expert_width, shared_count
 from tenp_edge.exporters.gguf.recipes import TypeRecipe
+from tenp_edge.exporters.gguf.transforms import file_roles, to_file
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.models import ModelConfig, Shape, TensorSpec, expected_tensors
 
@@ -134,7 +137,12 @@ def _targets(config: ModelConfig, layout: str, spec: TensorSpec) -> list[tuple[s
             (config.hidden_size, width) if spec.role == "shared_down" else (width, spec.shape[1])
         )
         return [(spec.role, shape)]
-    return [(spec.role, spec.shape)]
+    return _forms(config, spec) if spec.role.startswith("delta_") else [(spec.role, spec.shape)]
+
+
+def _forms(config: ModelConfig, spec: TensorSpec) -> list[tuple[str, Shape]]:
+    whole = torch.empty(spec.shape, device="meta")
+    return [(role, tuple(to_file(config, role, whole).shape)) for role in file_roles(spec.role)]
 
 
 def _stacked(config: ModelConfig, layout: str, recipe: TypeRecipe, layer: int) -> Iterator[Entry]:
@@ -150,15 +158,16 @@ def _stacked(config: ModelConfig, layout: str, recipe: TypeRecipe, layer: int) -
 def _per_expert(
     config: ModelConfig, layout: str, recipe: TypeRecipe, layer: int
 ) -> Iterator[Entry]:
-    known: dict[tuple[str, int], tuple[str, Shape, str, int]] = {}
+    known: dict[tuple[str, int, str], tuple[str, Shape, str, int]] = {}
     for expert, width in enumerate(config.expert_widths[layer]):
         for part in config.expert_parts:
-            name = expert_name(layer, expert, part)
-            key, role = (part, width), f"expert_{part}"
-            # Experts of one width are alike, unless a rule of the user's names one of them.
+            name, role = expert_name(layer, expert, part), f"expert_{part}"
+            own = recipe.types.expert(layer, expert, part) if recipe.types else ""
+            key = part, width, own
+            # Such experts are alike, unless a rule of the user's names one of them.
             if key not in known or recipe.rules:
                 shape = _part_shape(config, part, width)
-                recipe_type, kind = recipe.choose(name, role, layer, shape)
+                recipe_type, kind = recipe.choose(name, role, layer, shape, expert)
                 known[key] = recipe_type, shape, kind, TYPES[kind].nbytes(shape)
             recipe_type = known[key][0]
             tensor = ManifestTensor(name, *known[key][1:], "routed experts")

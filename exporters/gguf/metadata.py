@@ -10,8 +10,7 @@ from typing import Any
 
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, booleans, f32, text, u32, u32s, u64
-from tenp_edge.exporters.gguf.types import FILE_TYPES
-from tenp_edge.models import LayerAttention, ModelConfig, ShortConvolution, VisionFacts
+from tenp_edge.models import DeltaNet, LayerAttention, ModelConfig, ShortConvolution, VisionFacts
 from tenp_edge.runtime.gguf.file_origin import LAYOUT, OWN
 from tenp_edge.runtime.gguf.rope_facts import YARN_TRUNCATE
 from tenp_edge.runtime.memory.footprint import PlannedRun
@@ -35,8 +34,8 @@ class Recipe:
     run: PlannedRun | None = None
 
 
-def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -> list[Field]:
-    """Every field but the tokenizer's, in file order."""
+def model_fields(config: ModelConfig, layout: str, file_type: int, recipe: Recipe) -> list[Field]:
+    """Every field but the tokenizer's, in file order. ``file_type``: general.file_type."""
     arch = architecture_name(config, layout)
     groups = (
         _sizes(config),
@@ -49,7 +48,7 @@ def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -
         ("general.architecture", text(arch)),
         ("general.type", text("model")),
         ("general.name", text(config.family.model_type)),
-        ("general.file_type", u32(FILE_TYPES[quant].file_type)),
+        ("general.file_type", u32(file_type)),
         ("general.quantization_version", u32(_QUANTIZATION_VERSION)),
         *((f"{arch}.{key}", value) for key, value in chain(*(g.items() for g in groups))),
         *_tenp(config, layout, recipe),
@@ -119,7 +118,7 @@ def _attention(config: ModelConfig) -> _Fields:
 def _kv_heads(config: ModelConfig) -> bytes:
     """Of all layers at once, or of each where some do not attend: those have none."""
     own = config.attention_by_layer
-    if len(own) == config.num_hidden_layers:
+    if len(own) == config.num_hidden_layers or architecture(config).graph.recurrent_layers:
         return u32(_one_attention(config).kv_heads)
     layers = range(config.num_hidden_layers)
     return u32s([own[layer].kv_heads if layer in own else 0 for layer in layers])
@@ -131,6 +130,32 @@ def _states(config: ModelConfig) -> _Fields:
     for mixer in dict.fromkeys(config.mixers):
         if isinstance(mixer, ShortConvolution):
             fields["shortconv.l_cache"] = u32(mixer.taps)
+        if isinstance(mixer, DeltaNet):
+            fields |= _delta_net(mixer)
+    return {**fields, **_recurrent_layers(config)}
+
+
+def _delta_net(net: DeltaNet) -> _Fields:
+    """Sizes in the words of state space models."""
+    return {
+        "ssm.conv_kernel": u32(net.taps),
+        "ssm.inner_size": u32(net.value_size),
+        "ssm.state_size": u32(net.head_dim),
+        "ssm.time_step_rank": u32(net.value_heads),
+        "ssm.group_count": u32(net.key_heads),
+    }
+
+
+def _recurrent_layers(config: ModelConfig) -> _Fields:
+    """Which layers carry a state, where heads do not say; as an interval too where they have one:
+    readers that do not know the list assume that."""
+    if not architecture(config).graph.recurrent_layers:
+        return {}
+    own, layers = config.attention_by_layer, range(config.num_hidden_layers)
+    fields = {"attention.recurrent_layers": booleans([layer not in own for layer in layers])}
+    first = next(iter(own)) + 1
+    if all((layer in own) == ((layer + 1) % first == 0) for layer in layers):
+        fields["full_attention_interval"] = u32(first)
     return fields
 
 
@@ -239,10 +264,10 @@ def _vision(config: ModelConfig) -> _Fields:
     """What llama.cpp needs to look at pictures with a vision model's file beside this one."""
     if config.vision is None:
         return {}
-    return {
-        "rope.dimension_sections": u32s([*_sections(config, config.vision), 0]),
-        "n_deepstack_layers": u32(config.vision.deepstack_layers),
-    }
+    fields = {"rope.dimension_sections": u32s([*_sections(config, config.vision), 0])}
+    if config.vision.deepstack_layers is not None:
+        fields["n_deepstack_layers"] = u32(config.vision.deepstack_layers)
+    return fields
 
 
 def _sections(config: ModelConfig, vision: VisionFacts) -> list[int]:

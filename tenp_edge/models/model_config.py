@@ -39,10 +39,11 @@ class Rope:
 @dataclass(frozen=True)
 class VisionFacts:
     """What a language model's file must say for pictures: frequencies of a head for time, height
-    and width, and the number of layers that take features of a picture (deepstack)."""
+    and width, and the number of layers that take features of a picture (deepstack), None of a
+    family that has none."""
 
     rope_sections: tuple[int, ...]
-    deepstack_layers: int
+    deepstack_layers: int | None
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,11 @@ class ModelConfig:
         """Tensor ``name`` as the files call it."""
         inside = name.startswith("model.")
         return self.stored_prefix + name.removeprefix("model.") if inside else name
+
+    def text_name(self, name: str) -> str:
+        """What the files call ``name``, as the language model alone calls it."""
+        inside = name.startswith(self.stored_prefix)
+        return "model." + name.removeprefix(self.stored_prefix) if inside else name
 
     def layer_prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."
