@@ -180,6 +180,8 @@ class Checkpoint(ModelFiles):
         return flat.reshape(stop - start, *stored.shape[1:])
 
     def _read_bytes(self, stored: StoredTensor, offset: int, nbytes: int) -> torch.Tensor:
+        if not nbytes:  # Of an expert without neurons.
+            return torch.empty(0, dtype=TORCH_DTYPES[stored.dtype])
         buffer = read_range(stored.file, offset, nbytes)
         return torch.frombuffer(buffer, dtype=TORCH_DTYPES[stored.dtype])
 
