@@ -86,7 +86,12 @@ def make_plan(
         way=way or None,
     )
     plan = replace(
-        draft(checkpoint, priced.widths, priced.types),
+        draft(
+            checkpoint,
+            priced.widths,
+            priced.types,
+            keeps_places=search.pricer.keeps_places,
+        ),
         retained=None if evidence is None else evidence.retained(priced.widths),
         record=record,
         memory=memory_json(search, priced),
