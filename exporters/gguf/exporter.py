@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -11,8 +13,10 @@ import torch
 from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource, StoredModel
+from tenp_edge.checkpoint.tensor_types import AUTO, TensorTypes
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import (
+    KEEP,
     NO_DATA,
     ExportData,
     Exporter,
@@ -30,8 +34,19 @@ from tenp_edge.exporters.gguf.fields import Field, header, header_bytes, padded
 from tenp_edge.exporters.gguf.imatrix_file import write_imatrix
 from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
 from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
+from tenp_edge.exporters.gguf.mixes import (
+    MIXED_TYPES,
+    check_types,
+    mostly,
+    tensor_bytes,
+    typed_matrices,
+    types_of,
+)
 from tenp_edge.exporters.gguf.reading import GgufModel
 from tenp_edge.exporters.gguf.recipes import TypeRecipe, parse_rules
+from tenp_edge.exporters.gguf.source.kept_bytes import KeptBytes, SourceTypes
+from tenp_edge.exporters.gguf.source.kept_fields import with_source_fields
+from tenp_edge.exporters.gguf.source.opening import open_source
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
 from tenp_edge.exporters.gguf.types import (
     AUTOMATIC_QUANTS,
@@ -40,9 +55,12 @@ from tenp_edge.exporters.gguf.types import (
     QUANTS,
     TYPES,
     WEIGHTED_QUANTS,
+    legal_type,
 )
 from tenp_edge.exporters.gguf.writer import TensorWriter
+from tenp_edge.exporters.mixing import TypedMatrix
 from tenp_edge.models import ModelConfig
+from tenp_edge.models.other_formats import OpenedSource
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.child import ChildError
 from tenp_edge.runtime.gguf.file_origin import LAYOUT
@@ -59,31 +77,26 @@ class GgufExporter:
     layouts = LAYOUTS
     fixed_layouts: tuple[str, ...] = ()
     quants = QUANTS
-    weighted_quants = WEIGHTED_QUANTS
+    weighted_quants = (*WEIGHTED_QUANTS, AUTO, KEEP)
     automatic_quants = AUTOMATIC_QUANTS
     measured_quants = MEASURED_QUANTS
+    mixed_types = MIXED_TYPES
     default_quant = "Q8_0"
     kv_types: tuple[str, ...] = ()
     target = "model.gguf"
 
     def width_limits(self, options: ExportOptions) -> WidthLimits:
         """Any width: a type whose blocks rows do not fill falls back to one that they do."""
+        if options.quant == AUTO:  # Whoever chose the types saw to the widths.
+            return WidthLimits()
         return WidthLimits(block=TYPES[FILE_TYPES[options.quant].default].block)
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, layout or type cannot be written."""
-        if options.quant not in self.quants:
-            raise UserError(
-                f"GGUF has no tensor type '{options.quant}'", f"--quant {', '.join(self.quants)}"
-            )
-        if TYPES[FILE_TYPES[options.quant].default].needs_importance and not options.imatrix:
-            raise UserError(
-                f"{options.quant} needs an importance matrix",
-                "--calibration WORK (tenp-edge calibrate) without --no-imatrix, or --quant Q2_K",
-            )
         layout = self.layout(config, options)
         if layout not in self.layouts:
             raise UserError(f"GGUF has no layout '{layout}'", f"--layout {', '.join(self.layouts)}")
+        self._check_types(config, options, layout)
         for flag, value in (
             ("--latent-cache", options.latent_cache),
             ("--shard-size", options.shard_bytes),
@@ -102,6 +115,25 @@ class GgufExporter:
                 "--layout per-expert or padded; or compress again with --layout merged",
             )
 
+    def _check_types(self, config: ModelConfig, options: ExportOptions, layout: str) -> None:
+        if options.types is not None:
+            one_type = self.one_type(layout)
+            check_types(options.types, config, one_type=one_type, imatrix=options.imatrix)
+        elif options.quant == AUTO:
+            raise UserError(
+                "--quant auto writes the types that a plan chose, and there is no plan with types",
+                "--plan PLAN (tenp-edge plan MODEL --ram SIZE -o PLAN), or --quant Q4_K_M",
+            )
+        elif options.quant not in (*self.quants, KEEP):
+            raise UserError(
+                f"GGUF has no tensor type '{options.quant}'", f"--quant {', '.join(self.quants)}"
+            )
+        elif TYPES[FILE_TYPES[options.quant].default].needs_importance and not options.imatrix:
+            raise UserError(
+                f"{options.quant} needs an importance matrix",
+                "--calibration WORK (tenp-edge calibrate) without --no-imatrix, or --quant Q2_K",
+            )
+
     def layout(self, config: ModelConfig, options: ExportOptions) -> str:
         """The layout asked for, or the default: per-expert only where widths differ."""
         return options.layout or ("merged" if config.is_uniform else "per-expert")
@@ -112,8 +144,8 @@ class GgufExporter:
         """Every tensor and the exact size of the file, without reading a weight."""
         self.check(config, options)
         layout = self.layout(config, options)
-        tensors = entries(config, layout, _types(config, options))
-        fields = _fields(checkpoint, config, options, layout, Recipe())
+        tensors = entries(config, layout, _types(checkpoint, config, options))
+        fields = _fields(checkpoint, config, options, tensors, layout, Recipe())
         start = header_bytes(fields, ((e.tensor.name, len(e.tensor.shape)) for e in tensors))
         return _manifest(config, tensors, start, layout, options.quant)
 
@@ -124,8 +156,8 @@ class GgufExporter:
         open it and say what running it takes."""
         self.check(config, options)
         layout = self.layout(config, options)
-        tensors = entries(config, layout, _types(config, options))
-        head = _header(tensors, _fields(checkpoint, config, options, layout, Recipe()))
+        tensors = entries(config, layout, _types(checkpoint, config, options))
+        head = _header(tensors, _fields(checkpoint, config, options, tensors, layout, Recipe()))
         with target.open("wb") as stream:
             stream.write(head)
             stream.truncate(_manifest(config, tensors, len(head), layout, options.quant).file_bytes)
@@ -146,16 +178,27 @@ class GgufExporter:
                 "--calibration WORK, or --no-imatrix",
             )
         manifest = self.manifest(source.checkpoint, source.config, options)
-        tensors = entries(source.config, manifest.layout, _types(source.config, options))
+        kept = KeptBytes(source) if options.quant == KEEP else None
+        types = _types(source.checkpoint, source.config, options)
+        tensors = entries(source.config, manifest.layout, types)
+        if kept is not None and not options.imatrix:
+            kept.require_no_importance(tensors)
         recipe = _recipe(source)
-        fields = _fields(source.checkpoint, source.config, options, manifest.layout, recipe)
+        fields = _fields(
+            source.checkpoint, source.config, options, tensors, manifest.layout, recipe
+        )
         head = _header(tensors, fields)
         with manifest_file(target, manifest.file_bytes) as stream:
             stream.write(head)
             with (
                 progress.task(f"writing {target.name}", manifest.weight_bytes, "bytes") as task,
                 TensorWriter(
-                    stream, source, tensors, len(head), _weighing(options, data)
+                    stream,
+                    source,
+                    tensors,
+                    len(head),
+                    _weighing(options, data),
+                    kept,
                 ) as writer,
             ):
                 writer.write(tensors, task)
@@ -169,8 +212,13 @@ class GgufExporter:
         """The weights that a file of ``source`` would hold, decoded, without writing it."""
         self.check(source.config, options)
         layout = self.layout(source.config, options)
-        tensors = entries(source.config, layout, _types(source.config, options))
+        types = _types(source.checkpoint, source.config, options)
+        tensors = entries(source.config, layout, types)
         return Requantised(source, tensors, _weighing(options, data))
+
+    def open_source(self, path: Path) -> OpenedSource | None:
+        """A GGUF of a family that is known, of any program's."""
+        return open_source(path)
 
     def recognise(self, path: Path) -> Path | None:
         """A file of that name or beginning."""
@@ -208,9 +256,42 @@ class GgufExporter:
         """Activations are quantised as they come."""
         return False
 
+    # -- types of a plan's own (`mixing.Mixer`) ----------------------------------------------------
+
+    def legal_type(self, type: str, columns: int) -> str:
+        """``type``, or its first fallback whose blocks divide ``columns``."""
+        return legal_type(type, columns)
+
+    def tensor_bytes(self, rows: int, columns: int, type: str) -> int:
+        """Of a matrix in the file, in the type that its rows allow."""
+        return tensor_bytes(rows, columns, type)
+
+    def needs_importance(self, type: str) -> bool:
+        """As llama.cpp has it."""
+        return TYPES[type].needs_importance
+
+    def one_type(self, layout: str) -> bool:
+        """In the layouts that stack the experts of a layer."""
+        return layout != LAYOUT
+
+    def typed_matrices(
+        self, config: ModelConfig, options: ExportOptions
+    ) -> tuple[TypedMatrix, ...]:
+        """Every matrix outside the routed experts but the routers."""
+        layout = self.layout(config, options)
+        return typed_matrices(entries(config, layout, TypeRecipe(config, "F16")))
+
+    def types_of(self, config: ModelConfig, options: ExportOptions) -> TensorTypes:
+        """llama.cpp's mix of the name ``options.quant``."""
+        self.check(config, options)
+        rules = parse_rules(options.tensor_types)
+        recipe = TypeRecipe(config, options.quant, options.imatrix, rules)
+        found = entries(config, self.layout(config, options), recipe)
+        return types_of(found, {layer: len(row) for layer, row in config.expert_widths.items()})
+
     def encoding_speed(self, options: ExportOptions) -> float:
-        """Of the file type's commonest tensor type, on all threads."""
-        kind = TYPES[FILE_TYPES[options.quant].default]
+        """Of the file's commonest tensor type, on all threads."""
+        kind = TYPES[_commonest(options)]
         weighted = options.imatrix and kind.weighs_columns
         return encoding_speed(
             lambda rows: kind.encode(rows, torch.ones(rows.shape[-1]) if weighted else None)
@@ -222,20 +303,37 @@ def _weighing(options: ExportOptions, data: ExportData) -> Importance | None:
     return data.imatrix if options.imatrix else None
 
 
+def _commonest(options: ExportOptions) -> str:
+    if options.types is None:
+        return FILE_TYPES[options.quant].default
+    rows = options.types.gate_up.values()
+    return Counter(chain.from_iterable(rows)).most_common(1)[0][0]
+
+
 def _first_bytes(file: Path, count: int) -> bytes:
     with file.open("rb") as stream:
         return stream.read(count)
 
 
-def _types(config: ModelConfig, options: ExportOptions) -> TypeRecipe:
+def _types(checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions) -> TypeRecipe:
     rules = parse_rules(options.tensor_types)
-    return TypeRecipe(config, options.quant, options.imatrix, rules)
+    kept = SourceTypes(checkpoint) if options.quant == KEEP else None
+    return TypeRecipe(config, options.quant, options.imatrix, rules, options.types, kept)
 
 
 def _fields(
-    checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, layout: str, recipe: Recipe
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    options: ExportOptions,
+    found: list[Entry],
+    layout: str,
+    recipe: Recipe,
 ) -> list[Field]:
-    fields = model_fields(config, layout, options.quant, recipe)
+    mixed = options.types is not None
+    file_type = mostly(found) if mixed else FILE_TYPES[options.quant].file_type
+    fields = model_fields(config, layout, file_type, recipe)
+    if checkpoint.is_file:
+        return with_source_fields(checkpoint.path, fields, same_types=options.quant == KEEP)
     return fields + list(tokenizer_fields(checkpoint.path, config))
 
 

@@ -8,10 +8,10 @@ layer's experts stay in memory, encoded: the forward asks for them once per batc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch.nn.functional import pad
@@ -84,6 +84,9 @@ class Requantised:
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         matrices = self._expert_layer(layer)
         return ExpertWeights(*(matrices[expert, p].decoded() for p in self.config.expert_parts))
+
+    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
+        return partial(self.expert, layer)
 
     # Helpers.
 
