@@ -1,6 +1,6 @@
 """The whole road from a merged Q8_0 GGUF: wall time and peak RSS of every stage.
 
-    python benchmarks/bench_gguf_source.py                  # 3 layers as large as those of a 35B-A3B
+    python benchmarks/bench_gguf_source.py                  # 3 layers of the size of a 35B-A3B's
     python benchmarks/bench_gguf_source.py --layers 13      # a third of its 40
     python benchmarks/bench_gguf_source.py --source m.gguf  # a file that is there
 

@@ -13,8 +13,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
-from math import lcm, prod
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -33,7 +33,6 @@ from tenp_edge.models.headers import (
 )
 from tenp_edge.models.layouts import StoredWeight
 from tenp_edge.models.stored_weights import StackedExperts
-from tenp_edge.runtime.gguf.header import GGML_TYPES
 
 TORCH_DTYPES = {
     "F32": torch.float32,
@@ -49,8 +48,6 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
 }
 _DECODED_AT_ONCE = 2**18
-_BLOCKS = "ggml"  # the layout whose rows are decoded in no time
-_KEPT_BYTES = 2**30
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
@@ -113,35 +110,11 @@ class Checkpoint(ModelFiles):
             return self._rows(name if weight is None else weight.tensors["weight"], start, stop)
         return self._decoded(weight, start, stop)
 
-    def held_blocks(self, name: str) -> Callable[[int, int], torch.Tensor] | None:
-        """Matrix ``name`` in memory as ggml's blocks, as a function of (start, stop) that decodes
-        those rows; None of one that is stored in another way."""
-        weight = self.weights.get(name)
-        if weight is None or weight.layout.name != _BLOCKS or not weight.row_step:
-            return None
-        return partial(self._holding(weight.tensors.values()).read_rows, name)
-
-    def holding(self, layer: int) -> Checkpoint:
-        """The same with the experts of ``layer`` in memory, as they are stored."""
-        config = self.config
-        names = (config.expert_tensors(layer, e) for e in range(len(config.expert_widths[layer])))
-        weights = [self.weights[name] for expert in names for name in expert]
-        return self._holding(t for weight in weights for t in weight.tensors.values())
-
-    def _holding(self, tensors: Iterable[str]) -> Checkpoint:
+    def holding(self, tensors: Iterable[str]) -> Checkpoint:
+        """The same with these stored tensors in memory, as they lie in the files."""
         held = copy(self)
         held._held = {name: self._tensor(name) for name in tensors}
         return held
-
-    @cached_property
-    def keeps_experts(self) -> bool:
-        """Whether a layer's experts may lie in memory decoded: ggml's blocks become float32, which
-        is several times as large."""
-        config = self.config
-        first = self.weights.get(config.expert_tensor(config.moe_layers[0], 0, 0))
-        neurons = max(sum(widths) for widths in config.expert_widths.values())
-        size = neurons * len(PROJECTIONS) * config.hidden_size * self.dtype.itemsize
-        return first is None or first.layout.name != _BLOCKS or size <= _KEPT_BYTES
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         """One routed expert, whether stored per expert or stacked (gate_up_proj, down_proj)."""
@@ -189,22 +162,6 @@ class Checkpoint(ModelFiles):
     def stored_rows(self, tensor: str) -> torch.Tensor:
         """The stored tensor ``tensor`` as it lies in the file: of blocks, uint8 (rows, bytes)."""
         return self._tensor(tensor)
-
-    @cached_property
-    def down_block(self) -> int:
-        """How many of an expert's neurons share a block of its down matrix, 1 where each has
-        numbers of its own."""
-        weights = [
-            self.weights.get(self.config.expert_tensor(layer, 0, PROJECTIONS.index("down")))
-            for layer in self.config.moe_layers
-        ]
-        kinds = [
-            kind
-            for weight in weights
-            if weight is not None and weight.layout.name == _BLOCKS
-            for kind in weight.layout.facts["types"].values()
-        ]
-        return lcm(*(GGML_TYPES[kind][1] for kind in kinds))
 
     def dtype_of(self, name: str) -> str:
         """The safetensors name ("BF16") of the dtype that `read` gives the weight in."""

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from tenp_edge.checkpoint.blocks import fits_decoded, held_layer, held_rows
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
 from tenp_edge.checkpoint.overlay import Overlay, model_digest
@@ -133,7 +134,7 @@ class ModelSource:
 
     def held(self, name: str) -> Rows:
         """Matrix ``name`` in memory, as it is stored, as a function of (start, stop)."""
-        blocks = None if self._is_mended(name) else self.checkpoint.held_blocks(name)
+        blocks = None if self._is_mended(name) else held_rows(self.checkpoint, name)
         if blocks is not None:
             return blocks
         whole = self.read(name)
@@ -141,12 +142,12 @@ class ModelSource:
 
     def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
         held = copy(self)
-        held.checkpoint, held._last = self.checkpoint.holding(layer), None
+        held.checkpoint, held._last = held_layer(self.checkpoint, layer), None
         return partial(held.expert, layer)
 
     @property
     def stored_dtype(self) -> torch.dtype | None:
-        return self.checkpoint.dtype if self.checkpoint.keeps_experts else None
+        return self.checkpoint.dtype if fits_decoded(self.checkpoint) else None
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """Tensor ``name`` in order, in blocks of rows where the whole would be large to hold."""

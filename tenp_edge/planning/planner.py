@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import lcm
 
 from tenp_edge.calibration.storage import Statistics
+from tenp_edge.checkpoint.blocks import down_block
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.errors import UserError
@@ -188,7 +189,7 @@ class _Given:
 
     def _block(self, spec: PlanSpec) -> int:
         """How many neurons stay or go together."""
-        return self.checkpoint.down_block if spec.options.down == BLOCKS else 1
+        return down_block(self.checkpoint) if spec.options.down == BLOCKS else 1
 
     def _space(self, spec: PlanSpec) -> Space:
         target = spec.target
