@@ -18,7 +18,7 @@ from tenp_edge.models.layouts import StoredWeight
 from tenp_edge.runtime.gguf.header import GGML_TYPES
 
 _LAYOUT = "ggml"
-_KEPT_BYTES = 2**30
+_HELD_BYTES = 2 * 2**30
 _DOWN = PROJECTIONS.index("down")
 
 
@@ -26,26 +26,22 @@ def held_rows(checkpoint: Checkpoint, name: str) -> Callable[[int, int], torch.T
     """Matrix ``name`` in memory as blocks, as a function of (start, stop) that decodes those rows;
     None of one that is stored in another way."""
     weight = checkpoint.weights.get(name)
-    if weight is None or not _is_blocks(weight) or not weight.row_step:
+    if weight is None or not _is_blocks(weight) or weight.row_step != 1:
         return None
     return partial(checkpoint.holding(weight.tensors.values()).read_rows, name)
 
 
 def held_layer(checkpoint: Checkpoint, layer: int) -> Checkpoint:
-    """``checkpoint`` with the experts of ``layer`` in memory, as they are stored."""
+    """``checkpoint`` with the experts of ``layer`` in memory as they are stored, if they are blocks
+    and not too many."""
     config = checkpoint.config
     names = (config.expert_tensors(layer, e) for e in range(len(config.expert_widths[layer])))
-    weights = [checkpoint.weights[name] for expert in names for name in expert]
+    found = (checkpoint.weights.get(name) for expert in names for name in expert)
+    weights = [weight for weight in found if weight is not None]
+    too_many = sum(map(checkpoint.stored_bytes, weights)) > _HELD_BYTES
+    if too_many or not any(map(_is_blocks, weights)):
+        return checkpoint
     return checkpoint.holding(t for weight in weights for t in weight.tensors.values())
-
-
-def fits_decoded(checkpoint: Checkpoint) -> bool:
-    """Whether a layer's experts may lie in memory decoded; always where they are no blocks."""
-    config = checkpoint.config
-    first = checkpoint.weights.get(config.expert_tensor(config.moe_layers[0], 0, 0))
-    neurons = max(sum(widths) for widths in config.expert_widths.values())
-    size = neurons * len(PROJECTIONS) * config.hidden_size * checkpoint.dtype.itemsize
-    return first is None or not _is_blocks(first) or size <= _KEPT_BYTES
 
 
 def down_block(checkpoint: Checkpoint) -> int:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from tenp_edge.checkpoint.blocks import fits_decoded, held_layer, held_rows
+from tenp_edge.checkpoint.blocks import held_layer, held_rows
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
 from tenp_edge.checkpoint.overlay import Overlay, model_digest
@@ -25,6 +25,8 @@ from tenp_edge.models import PROJECTIONS, ModelConfig, TensorSpec, expected_tens
 from tenp_edge.runtime.memory.footprint import PlannedRun
 
 BLOCK_BYTES = 64 * 2**20
+# The experts of a layer are read again for each use where they would be more than this.
+HELD_DECODED_BYTES = 2 * 2**30
 _DOWN = 2
 Rows = Callable[[int, int], torch.Tensor]
 
@@ -147,7 +149,16 @@ class ModelSource:
 
     @property
     def stored_dtype(self) -> torch.dtype | None:
-        return self.checkpoint.dtype if fits_decoded(self.checkpoint) else None
+        """None of a quantised checkpoint whose layers are too large to be held decoded: 1.7 GB of
+        gpt-oss-120b become 6.4."""
+        return None if self._is_large_decoded else self.checkpoint.dtype
+
+    @cached_property
+    def _is_large_decoded(self) -> bool:
+        config = self.config
+        widest = max(map(sum, config.expert_widths.values()))
+        nbytes = 3 * config.hidden_size * widest * self.checkpoint.dtype.itemsize
+        return nbytes > HELD_DECODED_BYTES and self.checkpoint.has_quantised_experts
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """Tensor ``name`` in order, in blocks of rows where the whole would be large to hold."""

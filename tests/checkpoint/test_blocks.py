@@ -9,7 +9,6 @@ import pytest
 import torch
 from support.gguf_sources import write_gguf
 
-from tenp_edge.checkpoint import blocks
 from tenp_edge.checkpoint.blocks import held_rows
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
@@ -25,7 +24,7 @@ def test_experts_of_a_large_layer_are_kept_as_they_are_stored(
     assert source.stored_dtype == torch.float32
     cpu = torch.device("cpu")
     (kept,) = streaming_logits(source, tokens, device=cpu, dtype=torch.float32)
-    monkeypatch.setattr(blocks, "_KEPT_BYTES", 0)
+    monkeypatch.setattr("tenp_edge.checkpoint.source.HELD_DECODED_BYTES", 0)
     large = ModelSource(Checkpoint(file))
     assert large.stored_dtype is None
     (decoded,) = streaming_logits(large, tokens, device=cpu, dtype=torch.float32)

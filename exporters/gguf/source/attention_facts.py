@@ -22,7 +22,7 @@ def attention_facts(told: Told) -> Raw:
     """All of it, in groups of keys that facts of the rows choose."""
     heads = _latent if told.family.attention == "mla" else _grouped
     ropes = _layer_ropes if told.row.graph.by_layer else _one_rope
-    return {**heads(told), **ropes(told), **_windows(told)}
+    return {**heads(told), **ropes(told), **_windows(told), **_states(told)}
 
 
 def _biases(told: Told) -> Raw:
@@ -40,7 +40,7 @@ def _grouped(told: Told) -> Raw:
     heads, hidden = fields.integer("attention.head_count"), fields.integer("embedding_length")
     head_dim = fields.integer("attention.key_length", max(1, hidden // heads))
     if keys is None:
-        kv_heads = fields.integer("attention.head_count_kv", heads)
+        kv_heads = max(_kv_heads(told), default=heads)
         return {"num_key_value_heads": kv_heads, "head_dim": head_dim, **_biases(told)}
     within, counts = _pattern(told), fields.integers("attention.head_count_kv")
     if len(counts) != told.layers:
@@ -56,6 +56,37 @@ def _grouped(told: Told) -> Raw:
         keys.shared_values: shared,
         **_biases(told),
     }
+
+
+def _kv_heads(told: Told) -> list[int]:
+    """The numbers that the file gives: one, or one a layer, 0 where a layer does not attend."""
+    key = "attention.head_count_kv"
+    if not told.has(key):
+        return []
+    one = isinstance(told.parts.header.fields[f"{told.prefix}.{key}"], int)
+    return [told.fields.integer(key)] if one else told.fields.integers(key)
+
+
+# A tensor of each kind of layer that carries a state, and the keys that say its sizes.
+_STATES: dict[str, tuple[str, dict[str, str]]] = {
+    "short convolution": ("shortconv.conv.weight", {"conv_L_cache": "shortconv.l_cache"}),
+}
+
+
+def _states(told: Told) -> Raw:
+    """Which layers carry a state, by the tensors that they have."""
+    kinds = told.family.layer_kinds
+    if not kinds:
+        return {}
+    names = {what: name for name, what in kinds.items()}
+    types = [names["attention"]] * told.layers
+    raw: Raw = {}
+    for what in set(names) & set(_STATES):
+        tensor, keys = _STATES[what]
+        found = [x for x in range(told.layers) if f"blk.{x}.{tensor}" in told.parts.tensors]
+        types = [names[what] if layer in found else kind for layer, kind in enumerate(types)]
+        raw |= {key: told.fields.integer(name) for key, name in keys.items() if found}
+    return {"layer_types": types, **raw}
 
 
 def _latent(told: Told) -> Raw:

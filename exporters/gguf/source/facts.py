@@ -20,6 +20,7 @@ from tenp_edge.runtime.gguf.file_origin import OWN
 _SIGMOID = 2
 _SHARED_KEYS = ("n_shared_experts", "moe_num_shared_experts")
 _DENSE_KEYS = ("first_k_dense_replace", "moe_layer_start_index")
+_TIED = "tie_word_embeddings"
 _TOKENS = ("bos", "eos", "padding")
 
 
@@ -50,6 +51,9 @@ def config_json(told: Told) -> Raw:
     raw: Raw = {}
     for group in groups:
         raw |= group(told)
+    for own, ours in told.family.renamed_keys.items():
+        if ours in raw and ours != _TIED:  # which transformers knows by that name everywhere
+            raw[own] = raw.pop(ours)
     fixed = {key: values[0] for key, values in told.family.allowed.items()}
     return {key: value for key, value in fixed.items() if value is not None} | raw
 
@@ -79,7 +83,7 @@ def _sizes(told: Told) -> Raw:
         "max_position_embeddings": fields.integer("context_length"),
         "rms_norm_eps": told.real("attention.layer_norm_rms_epsilon", 1e-5),
         "intermediate_size": _feed_forward(told),
-        "tie_word_embeddings": NAMES["output"] not in told.parts.tensors,
+        _TIED: NAMES["output"] not in told.parts.tensors,
     }
 
 

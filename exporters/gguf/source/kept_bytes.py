@@ -122,7 +122,7 @@ class KeptBytes:
         if self._checkpoint.tensors[name].dtype != tensor.type:
             return None
         kept = None if source.plan is None else source.plan.neurons(layer, original)
-        rows = self._checkpoint.stored_rows(name)
+        rows = self._checkpoint.stored(name)
         if kept is not None and len(kept) < weight.shape[projection == _DOWN]:
             cut = _columns(rows, kept, tensor.type) if projection == _DOWN else rows[kept]
             if cut is None:

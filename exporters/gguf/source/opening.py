@@ -19,6 +19,7 @@ from tenp_edge.exporters.gguf.source.facts import config_json, read_told
 from tenp_edge.exporters.gguf.source.parts import open_parts
 from tenp_edge.exporters.gguf.source.told import Told
 from tenp_edge.exporters.gguf.source.weights import read_weights
+from tenp_edge.exporters.gguf.types import FILE_TYPES
 from tenp_edge.models import FAMILIES, ModelConfig, read_config
 from tenp_edge.models.layouts import WEIGHT_DTYPES
 from tenp_edge.models.other_formats import OpenedSource
@@ -98,7 +99,7 @@ def _check(told: Told, config: ModelConfig) -> None:
 
 def _our_fields(config: ModelConfig) -> dict[str, Value]:
     """The metadata of the model by key, as it would be written."""
-    fields = model_fields(config, "padded", "F32", Recipe())
+    fields = model_fields(config, "padded", FILE_TYPES["F32"].file_type, Recipe())
     data = header(fields, [])
     prefix = f"{architecture(config).name}."
     named = parse_header(data, len(data)).fields

@@ -50,7 +50,7 @@ class Told:
     def rows(self, name: str) -> int:
         """Of the tensor ``name``: its row count, 0 where there is none."""
         placed = self.parts.tensors.get(name)
-        return 0 if placed is None else placed.info.shape[1]
+        return placed.info.shape[1] if placed and len(placed.info.shape) > 1 else 0
 
     def in_layers(self, name: str) -> bool:
         """Whether some layer has the tensor blk.N.``name``."""
