@@ -147,7 +147,7 @@ def test_an_unknown_architecture(gguf_of: Make, tmp_path: Path, refuse: Callable
     assert refuse("inspect", file) == (
         "error: model.gguf: a model of the architecture 'grok' is not one that is pruned\n"
         "try:   a Mixture-of-Experts model of one of: deepseek2, ernie4_5-moe, gemma4, glm4moe, "
-        "gpt-oss, llama, olmoe, qwen2moe, qwen3moe, qwen3vlmoe"
+        "gpt-oss, lfm2moe, llama, olmoe, qwen2moe, qwen3moe, qwen3vlmoe"
     )
 
 
