@@ -22,10 +22,12 @@ from tenp_edge.exporters.base import ManifestTensor
 from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.encoding import Encoding
 from tenp_edge.exporters.gguf.fields import padded
+from tenp_edge.exporters.gguf.imatrix_file import matrix_squares
 from tenp_edge.exporters.gguf.layout import Entry
 from tenp_edge.exporters.gguf.source.kept_bytes import KeptBytes
 from tenp_edge.exporters.gguf.transforms import is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES, TensorType
+from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Task
 
 _READ_BYTES = 32 * 2**20
@@ -51,7 +53,7 @@ class TensorWriter:
         kept: KeptBytes | None = None,
     ) -> None:
         self._source, self._kept = source, kept
-        self._weights = ColumnWeights(imatrix)
+        self._weights = ColumnWeights(source.config, imatrix)
         self._encoding = Encoding(stream)
         self._offsets: dict[str, int] = {}
         for entry in found:
@@ -82,9 +84,12 @@ class TensorWriter:
             weights = self._source.expert(layer, expert)
             for part in self._source.config.expert_parts:
                 role, stored = f"expert_{part}", getattr(weights, part)
-                matrix = stored.reshape(-1, stored.shape[-1])
+                matrix = stored if stored.dim() == 2 else stored[None]
                 expert_entry = targets.get((role, expert))
-                tensor = (expert_entry or targets[role, None]).tensor
+                entry = expert_entry or targets.get((role, None))
+                if entry is None:
+                    continue  # Of an expert without neurons.
+                tensor = entry.tensor
                 # Of one expert: a bias is one row.
                 shape = tensor.shape if expert_entry else tensor.shape[1:]
                 rows = shape[0] if len(shape) == 2 else 1
@@ -148,7 +153,7 @@ class TensorWriter:
         """Encode ``rows``, grown to the tensor's row length, in tasks; how many bytes it takes."""
         kind, length = TYPES[tensor.type], tensor.shape[-1]
         step, start = max(1, _TASK_BYTES // (4 * length)), offset
-        for part in torch.split(rows, step):
+        for part in torch.split(rows, step) if len(rows) else ():
             encode = partial(_encode, kind, part, length, columns)
             self._encoding.put(offset, encode)
             offset += kind.nbytes((len(part), length))
@@ -166,8 +171,8 @@ def _encode(
 class ColumnWeights:
     """What each tensor's columns are weighed by: float32 [row length], None where not known."""
 
-    def __init__(self, importance: Importance | None) -> None:
-        self._importance = importance
+    def __init__(self, config: ModelConfig, importance: Importance | None) -> None:
+        self._config, self._importance = config, importance
 
     def expert(
         self, layer: int, expert: int, part: str, tensor: ManifestTensor
@@ -180,11 +185,13 @@ class ColumnWeights:
 
     def matrix(self, entry: Entry) -> torch.Tensor | None:
         """Of a matrix outside the routed experts."""
-        if self._importance is None or entry.layer is None:
+        return self.importance(entry) if TYPES[entry.tensor.type].weighs_columns else None
+
+    def importance(self, entry: Entry) -> torch.Tensor | None:
+        """The same whatever the matrix's type."""
+        if self._importance is None:
             return None
-        if not TYPES[entry.tensor.type].weighs_columns:
-            return None
-        squares = self._importance.matrix(entry.layer, entry.role)
+        squares = matrix_squares(self._config, self._importance, entry)
         if squares is None:
             return None
         return pad(squares.weights(), (0, entry.tensor.shape[-1] - len(squares.sums)))

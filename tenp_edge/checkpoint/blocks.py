@@ -6,7 +6,7 @@ rows or one expert at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import lcm
 
@@ -32,16 +32,20 @@ def held_rows(checkpoint: Checkpoint, name: str) -> Callable[[int, int], torch.T
 
 
 def held_layer(checkpoint: Checkpoint, layer: int) -> Checkpoint:
-    """``checkpoint`` with the experts of ``layer`` in memory as they are stored, if they are blocks
-    and not too many."""
-    config = checkpoint.config
-    names = (config.expert_tensors(layer, e) for e in range(len(config.expert_widths[layer])))
-    found = (checkpoint.weights.get(name) for expert in names for name in expert)
-    weights = [weight for weight in found if weight is not None]
-    too_many = sum(map(checkpoint.stored_bytes, weights)) > _HELD_BYTES
-    if too_many or not any(map(_is_blocks, weights)):
+    """``checkpoint`` with a layer's experts in memory as they are stored, if not too many."""
+    weights = _experts_of(checkpoint, layer)
+    if sum(map(checkpoint.stored_bytes, weights)) > _HELD_BYTES:
         return checkpoint
     return checkpoint.holding(t for weight in weights for t in weight.tensors.values())
+
+
+def _experts_of(checkpoint: Checkpoint, layer: int) -> Sequence[StoredWeight]:
+    """What the experts of ``layer`` are stored as."""
+    if layer in checkpoint.stacked:
+        return checkpoint.stacked[layer].weights
+    config = checkpoint.config
+    names = (config.expert_tensors(layer, e) for e in range(len(config.expert_widths[layer])))
+    return [checkpoint.weights[name] for expert in names for name in expert]
 
 
 def down_block(checkpoint: Checkpoint) -> int:

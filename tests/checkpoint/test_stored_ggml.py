@@ -27,7 +27,8 @@ def test_what_we_write_is_read_again(name: str) -> None:
     data = np.frombuffer(kind.encode(rows), np.uint8).reshape(ROWS, -1)
     found = to_float(kind.ggml_id, torch.from_numpy(data.copy())).reshape(ROWS, COLUMNS)
     error = (found - rows).square().mean().sqrt()
-    assert error < (0.02 if kind.block == 1 else 0.8)
+    coarse = 0.8 if name.startswith("TQ") else 0.65  # three values; two bits
+    assert error < (0.02 if kind.block == 1 else coarse)
     expected = gguf.quants.dequantize(data, gguf.GGMLQuantizationType(kind.ggml_id))
     np.testing.assert_allclose(found.numpy(), expected.reshape(ROWS, COLUMNS), rtol=2e-6, atol=1e-6)
 

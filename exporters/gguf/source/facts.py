@@ -24,17 +24,22 @@ _TIED = "tie_word_embeddings"
 _TOKENS = ("bos", "eos", "padding")
 
 
+def is_read(family: Family) -> bool:
+    """Whether the way back is there: not for norms that the file holds as 1 + w, whose rounding
+    the source's values do not have."""
+    return not family.zero_centred_roles
+
+
 def read_told(parts: GgufParts) -> Told:
     """The metadata of ``parts``. Raises UserError for an architecture that is not known."""
     fields = SourceFields(parts.header)
     fields.prefix = fields.text("general.architecture")
     name = fields.prefix.removeprefix(OWN)
-    known = [model for model, row in ARCHITECTURES.items() if row.name == name]
+    read = {model: row for model, row in ARCHITECTURES.items() if is_read(FAMILIES[model])}
+    known = [model for model, row in read.items() if row.name == name]
     if not known or not fields.integer("expert_count", 0):
-        supported = ", ".join(sorted({row.name for row in ARCHITECTURES.values()}))
-        why = (
-            "is dense: it has no routed experts to prune" if known else "is not one that is pruned"
-        )
+        supported = ", ".join(sorted({row.name for row in read.values()}))
+        why = "is dense: it has no routed experts to prune" if known else "is not read as the model"
         raise UserError(
             f"{parts.path.name}: a model of the architecture '{shown(name)}' {why}",
             f"a Mixture-of-Experts model of one of: {supported}",
