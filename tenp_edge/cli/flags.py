@@ -224,7 +224,7 @@ def _help_set(value: bool) -> None:
 Model = Annotated[
     Path,
     typer.Argument(
-        help="Model directory: config.json and safetensors (or a hub id, with network; "
+        help="Model directory: config.json and safetensors; or a GGUF (or a hub id, with network; "
         "demo: the bundled model).",
         callback=local_model,
         show_default=False,
