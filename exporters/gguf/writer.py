@@ -185,7 +185,11 @@ class ColumnWeights:
 
     def matrix(self, entry: Entry) -> torch.Tensor | None:
         """Of a matrix outside the routed experts."""
-        if self._importance is None or not TYPES[entry.tensor.type].weighs_columns:
+        return self.importance(entry) if TYPES[entry.tensor.type].weighs_columns else None
+
+    def importance(self, entry: Entry) -> torch.Tensor | None:
+        """The same whatever the matrix's type."""
+        if self._importance is None:
             return None
         squares = matrix_squares(self._config, self._importance, entry)
         if squares is None:

@@ -22,6 +22,7 @@ from tenp_edge.models.family import Activation, Family
 # to this multiple so that shapes repeat (10-20 times faster on two cores).
 GROUP_MULTIPLE = 64
 _NORM_ROWS = 128
+_STEP = 2**-6  # of `slopes`
 
 
 class Observer(Protocol):
@@ -129,6 +130,21 @@ def neurons(
     """m = act(x W_gate^T + b_gate, x W_up^T + b_up), [n, width], from x, [n, hidden]."""
     gate = linear(x, weights.gate, weights.gate_bias)
     return _ACTIVATIONS[activation](gate, linear(x, weights.up, weights.up_bias))
+
+
+def slopes(
+    weights: ExpertWeights, x: torch.Tensor, activation: Activation = "silu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dm/da and dm/du of m = act(a, u), float32 [n, width] each, at the inputs x, [n, hidden].
+
+    By differences, so that they are those of any activation.
+    """
+    gate = linear(x, weights.gate, weights.gate_bias).float()
+    up = linear(x, weights.up, weights.up_bias).float()
+    act = _ACTIVATIONS[activation]
+    by_gate = act(gate + _STEP, up) - act(gate - _STEP, up)
+    by_up = act(gate, up + _STEP) - act(gate, up - _STEP)
+    return by_gate / (2 * _STEP), by_up / (2 * _STEP)
 
 
 class RaggedExperts(nn.Module):

@@ -15,6 +15,7 @@ from tenp_edge.units import format_size
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.checkpoint.compression_plan import CompressionPlan
     from tenp_edge.checkpoint.plan_record import PlanRecord
+from tenp_edge.cli.report import joint_report
 from tenp_edge.cli.report.rich_tables import bar, percent, table
 
 
@@ -78,7 +79,11 @@ def _record_lines(plan: CompressionPlan) -> list[str]:
         f"{record.method}: keeps {percent(plan.keep_ratio)} of the routed-expert neurons (rho), "
         f"{percent(record.model_retention)} of the model's parameters",
     ]
-    if record.quant:
+    choice = record.type_choice or {}
+    if "bits_per_weight" in choice:
+        total = plan.memory["total_bytes"]
+        lines.append(joint_report.what_it_buys(choice, plan.keep_ratio, total))
+    elif record.quant:
         lines.append(_type_line(record))
     if trapezoid is not None:
         lines.append(
@@ -99,9 +104,9 @@ def _record_lines(plan: CompressionPlan) -> list[str]:
 def _choice_lines(record: PlanRecord, kl: float) -> list[str]:
     """What the plan will cost, and why it is this one."""
     sized = "asked for" if record.budget_bytes is None else "the largest within the budget"
-    by_type = ""
+    by_type, joint = "", "bits_per_weight" in (record.type_choice or {})
     if record.type_kl is not None:
-        by_type = f" by pruning, {record.type_kl:.2g} by the type"
+        by_type = f" by pruning, {record.type_kl:.2g} by the type{'s' * joint}"
     lines = [f"predicted KL: about {kl:.2g} nats a token{by_type}; size: {sized}"]
     refined = record.refined
     if refined:
@@ -175,8 +180,12 @@ def plan_report(plan: CompressionPlan) -> RenderableType:
     notes = [*plan.record.notes, *([choice["note"]] if choice.get("note") else [])]
     lines = [*_record_lines(plan), *(f"note: {note}" for note in notes)]
     parts: list[RenderableType] = [Text("\n".join(lines)), memory(plan)]
-    parts += type_tables(choice) if "types" in choice else []
-    parts += [frontier(plan)] if plan.record.frontier else []
+    if "bits_per_weight" in choice:
+        parts.append(joint_report.types_of_experts(choice))
+        parts += [joint_report.frontier_plot(plan.record.frontier)] if plan.record.frontier else []
+    else:
+        parts += type_tables(choice) if "types" in choice else []
+        parts += [frontier(plan)] if plan.record.frontier else []
     parts.append(widths(plan))
     if plan.files:
         rows = [(name, f"{size:,}", format_size(size)) for name, size in plan.files.items()]
