@@ -26,12 +26,15 @@ from tenp_edge.evaluation.matched.calibrated import Calibrated
 from tenp_edge.evaluation.matched.filled import BUDGETS, Budget, Filled, budgets_of, whole
 from tenp_edge.evaluation.matched.measuring import Matched, compare_matched
 from tenp_edge.evaluation.matched.running import run_file
+from tenp_edge.evaluation.matched.searched import joint
 from tenp_edge.evaluation.matched.single_type import pruned, whole_types
 from tenp_edge.evaluation.matched.table import lines, markdown
 from tenp_edge.evaluation.matched.ways import WAYS
 from tenp_edge.evaluation.rounding import RoundingJob, sampled_errors
 from tenp_edge.evaluation.validation import validate
 from tenp_edge.exporters.base import ExportData, ExportOptions, exporter
+from tenp_edge.planning.probes import KEEPS, PLAIN
+from tenp_edge.planning.trials import Trial
 from tenp_edge.progress import QuietProgress
 from tenp_edge.recovery.recover import MendRules, mend
 
@@ -107,6 +110,20 @@ def test_every_row_fits_and_the_best_candidate_is_taken(
         row = by_way["Q6_K", way]
         assert row["quant"] == "auto"
         assert row["budget_bytes"] - row["file_bytes"] < 0.05 * row["budget_bytes"]
+
+
+def test_plans_of_another_way_fit_too(matched: Matched) -> None:
+    """As many neurons in other widths take other bytes: rows fall back to other types."""
+    even = {**PLAIN, "ranking": "layer"}
+    known = [
+        Trial(way, keep, 0.1, kl, 1.0) for keep in KEEPS for way, kl in ((PLAIN, 1), (even, 0.5))
+    ]
+    job = replace(matched, trials={0: known})
+    calibrated = job.calibrated(0, dict.fromkeys(TYPES, 0.01))
+    for nbytes in range(300_000, 420_000, 15_000):
+        files = [*pruned(calibrated, nbytes), *joint(calibrated, nbytes)]
+        assert files
+        assert all(file.file_bytes <= nbytes for file in files)
 
 
 def test_types_are_only_worse_with_fewer_bytes_where_nothing_is_cut(
