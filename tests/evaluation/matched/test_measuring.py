@@ -222,8 +222,9 @@ def test_bars_are_judged_by_budget() -> None:
     rows = [_row("whole", 0.1, "Q2_K"), _row("pruned", 0.06, "Q2_K"), _row("joint", 0.04, "Q2_K")]
     (bar,) = bars({"rows": rows})
     assert (bar.limit, bar.held) == (0.25, False)  # one type: nothing to beat the other by
-    fallen_back = [{**row, "budget_type": "IQ4_NL"} for row in rows]
-    assert [bar.limit for bar in bars({"rows": fallen_back})] == [0.5]
+    for kind, limit in (("IQ4_NL", 0.5), ("Q5_1", 0.8), ("Q8_0", 1.0)):
+        fallen_back = [{**row, "budget_type": kind} for row in rows]
+        assert [bar.limit for bar in bars({"rows": fallen_back})] == [limit]
 
 
 def test_the_page_has_a_section_a_budget() -> None:
