@@ -10,12 +10,13 @@ from typing import Any
 
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, booleans, f32, text, u32, u32s, u64
-from tenp_edge.models import LayerAttention, ModelConfig, ShortConvolution, VisionFacts
+from tenp_edge.models import DeltaNet, LayerAttention, ModelConfig, ShortConvolution, VisionFacts
 from tenp_edge.runtime.gguf.file_origin import LAYOUT, OWN
 from tenp_edge.runtime.gguf.rope_facts import YARN_TRUNCATE
 from tenp_edge.runtime.memory.footprint import PlannedRun
 
 TENP_VERSION = 1
+EMPTY_VERSION = 2  # of a file with experts that have no neurons
 NO_DIGEST = "0" * 32
 _METHOD_CHARACTERS = 16
 _KV_TYPE_BYTES, _DEVICE_BYTES = 4, 24
@@ -118,7 +119,7 @@ def _attention(config: ModelConfig) -> _Fields:
 def _kv_heads(config: ModelConfig) -> bytes:
     """Of all layers at once, or of each where some do not attend: those have none."""
     own = config.attention_by_layer
-    if len(own) == config.num_hidden_layers:
+    if len(own) == config.num_hidden_layers or architecture(config).graph.recurrent_layers:
         return u32(_one_attention(config).kv_heads)
     layers = range(config.num_hidden_layers)
     return u32s([own[layer].kv_heads if layer in own else 0 for layer in layers])
@@ -130,6 +131,32 @@ def _states(config: ModelConfig) -> _Fields:
     for mixer in dict.fromkeys(config.mixers):
         if isinstance(mixer, ShortConvolution):
             fields["shortconv.l_cache"] = u32(mixer.taps)
+        if isinstance(mixer, DeltaNet):
+            fields |= _delta_net(mixer)
+    return {**fields, **_recurrent_layers(config)}
+
+
+def _delta_net(net: DeltaNet) -> _Fields:
+    """Sizes in the words of state space models."""
+    return {
+        "ssm.conv_kernel": u32(net.taps),
+        "ssm.inner_size": u32(net.value_size),
+        "ssm.state_size": u32(net.head_dim),
+        "ssm.time_step_rank": u32(net.value_heads),
+        "ssm.group_count": u32(net.key_heads),
+    }
+
+
+def _recurrent_layers(config: ModelConfig) -> _Fields:
+    """Which layers carry a state, where heads do not say; as an interval too where they have one:
+    readers that do not know the list assume that."""
+    if not architecture(config).graph.recurrent_layers:
+        return {}
+    own, layers = config.attention_by_layer, range(config.num_hidden_layers)
+    fields = {"attention.recurrent_layers": booleans([layer not in own for layer in layers])}
+    first = next(iter(own)) + 1
+    if all((layer in own) == ((layer + 1) % first == 0) for layer in layers):
+        fields["full_attention_interval"] = u32(first)
     return fields
 
 
@@ -238,10 +265,10 @@ def _vision(config: ModelConfig) -> _Fields:
     """What llama.cpp needs to look at pictures with a vision model's file beside this one."""
     if config.vision is None:
         return {}
-    return {
-        "rope.dimension_sections": u32s([*_sections(config, config.vision), 0]),
-        "n_deepstack_layers": u32(config.vision.deepstack_layers),
-    }
+    fields = {"rope.dimension_sections": u32s([*_sections(config, config.vision), 0])}
+    if config.vision.deepstack_layers is not None:
+        fields["n_deepstack_layers"] = u32(config.vision.deepstack_layers)
+    return fields
 
 
 def _sections(config: ModelConfig, vision: VisionFacts) -> list[int]:
@@ -283,7 +310,7 @@ def _tenp(config: ModelConfig, layout: str, recipe: Recipe) -> list[Field]:
     """What docs/formats/gguf-per-expert.md specifies."""
     widths = [width for layer in config.moe_layers for width in config.expert_widths[layer]]
     return [
-        ("tenp.version", u32(TENP_VERSION)),
+        ("tenp.version", u32(TENP_VERSION if all(widths) else EMPTY_VERSION)),
         ("tenp.layout", text(layout)),
         ("tenp.full_width", u32(config.moe_intermediate_size)),
         ("tenp.moe_layers", u32s(config.moe_layers)),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tenp_edge.models.families import FAMILIES
     from tenp_edge.models.family import Family
     from tenp_edge.models.layer_attention import LayerAttention
-    from tenp_edge.models.mixers import Mixer, ShortConvolution, state_bytes
+    from tenp_edge.models.mixers import DeltaNet, Mixer, ShortConvolution, state_bytes
     from tenp_edge.models.model_config import MLA, PROJECTIONS, ModelConfig, Rope, VisionFacts
     from tenp_edge.models.tensors import Part, Shape, TensorSpec, expected_tensors
 
@@ -24,6 +24,7 @@ __all__ = [
     "FAMILIES",
     "MLA",
     "PROJECTIONS",
+    "DeltaNet",
     "Family",
     "LayerAttention",
     "Mixer",
@@ -39,6 +40,7 @@ __all__ = [
     "state_bytes",
 ]
 _HOMES = {
+    "DeltaNet": "mixers",
     "EXPERT_KEYS": "config.keys",
     "FAMILIES": "families",
     "MLA": "model_config",

@@ -14,6 +14,10 @@ QkNorm = Literal["none", "head", "projection"]
 Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
 
 
+# A delta net's own norm is an ordinary one.
+_ZERO_CENTRED = frozenset({"input_norm", "post_attention_norm", "q_norm", "k_norm", "norm"})
+
+
 @dataclass(frozen=True)
 class LayerKeys:
     """Keys of config.json for the layers that see everything, where they have another geometry.
@@ -74,6 +78,11 @@ class Family:
     ``block_in_memory``: the MoE block's module in transformers' memory. ``rotary_module``: the
     model's module of rotations.
     ``router_sum_offset``: what a sigmoid router adds to the sum that its weights are divided by.
+    ``zero_centred_norms``: norms multiply by 1 + weight, but for a delta net's own.
+    ``attention_gate``: each head's output is multiplied by the sigmoid of a gate, whose rows lie
+    behind the head's in the queries' matrix.
+    ``joined_projections``: a gated delta net's matrices lie together by key head (q, k, v, z and
+    beta, alpha), not apart.
     """
 
     model_type: str
@@ -127,6 +136,14 @@ class Family:
     block_in_memory: str = "mlp"
     rotary_module: str = "rotary_emb"
     router_sum_offset: float = 1e-20
+    zero_centred_norms: bool = False
+    attention_gate: bool = False
+    joined_projections: bool = False
+
+    @property
+    def zero_centred_roles(self) -> frozenset[str]:
+        """Roles of the norms that multiply by 1 + weight."""
+        return _ZERO_CENTRED if self.zero_centred_norms else frozenset()
 
     @property
     def experts_in_memory(self) -> str:

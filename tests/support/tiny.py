@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from random_checkpoint import write_random_checkpoint
+from support.tiny_delta_nets import delta_net_configs
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -314,6 +315,7 @@ CONFIGS |= {
         "use_expert_bias": True,
     },
 }
+CONFIGS |= delta_net_configs(_COMMON)
 for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
 FAMILIES = tuple(CONFIGS)

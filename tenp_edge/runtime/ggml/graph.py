@@ -90,6 +90,7 @@ class Model:
                     scratch,
                     experts,
                     facts.top_k,
+                    facts.hidden,
                     activation,
                     self.scales(layer),
                 )
@@ -109,7 +110,7 @@ class Model:
 
 def _expert(weights: Weights, layer: int, expert: int) -> Expert:
     names = [f"blk.{layer}.ffn_{projection}.{expert}" for projection in ("gate", "up", "down")]
-    matrices = (weights[f"{name}.weight"] for name in names)
+    matrices = (weights.get(f"{name}.weight") or 0 for name in names)
     return Expert(*matrices, *(weights.get(f"{name}.bias") for name in names))
 
 
@@ -256,9 +257,11 @@ class Graph:
         return self.context.mul(shared, self._shared_gate(layer, x))
 
     def _shared_gate(self, layer: int, x: int) -> int:
-        """sigmoid(g) as llama.cpp computes it, silu(g) / g: a rounding away from ggml's sigmoid,
+        """sigmoid(g) as llama.cpp computes it: ggml's, or silu(g) / g, a rounding away from it,
         which would be seen in every logit. There g = 0 gives 0 / 0; here it is moved aside."""
         gate = self._step.linear(layer, "ffn_gate_inp_shexp", x)
+        if self._model.facts.architecture.gate_is_sigmoid:
+            return self.context.sigmoid(gate)
         gate = self.context.scale_bias(gate, 1.0, _GATE_OFFSET)
         return self.context.div(self.context.silu(gate), gate)
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.mixers import ShortConvolution
+from tenp_edge.models.mixers import DeltaNet, ShortConvolution
 from tenp_edge.runtime.gguf.header import Header, TensorInfo
 from tenp_edge.runtime.gguf.model_metadata import Facts
 
 Shape = tuple[int, ...]
 _SHOWN = 240
 # In float32, whatever their shape: biases, and convolutions, of which ggml takes no other.
-_FLOAT_NAMES = (".bias", ".shortconv.conv.weight")
+_FLOAT_NAMES = (".bias", ".shortconv.conv.weight", ".ssm_conv1d.weight")
 
 
 def check_tensors(header: Header, facts: Facts) -> None:
@@ -100,10 +100,27 @@ def _short_convolution_tensors(
     yield "shortconv.out_proj.weight", (own.channels, facts.hidden), False
 
 
+def _delta_net_tensors(facts: Facts, own: DeltaNet) -> Iterator[tuple[str, Shape, bool]]:
+    hidden, heads = facts.hidden, own.value_heads
+    yield "attn_qkv.weight", (hidden, own.channels), False
+    yield "attn_gate.weight", (hidden, own.value_size), False
+    if facts.architecture.value_heads_by_turns:
+        yield "ssm_beta.weight", (hidden, heads), False
+        yield "ssm_alpha.weight", (hidden, heads), False
+    else:
+        yield "ssm_ba.weight", (hidden, 2 * heads), False
+    yield "ssm_conv1d.weight", (own.taps, own.channels), False
+    yield "ssm_dt.bias", (heads,), False
+    yield "ssm_a", (heads,), False
+    yield "ssm_norm.weight", (own.head_dim,), False
+    yield "ssm_out.weight", (own.value_size, hidden), False
+
+
 def _gqa_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape, bool]]:
     hidden, row = facts.hidden, facts.architecture
     queries, keys = own.heads * own.head_dim, own.kv_heads * own.head_dim
-    for name, size in (("q", queries), ("k", keys), ("v", keys if own.own_values else 0)):
+    gated = 2 * queries if row.attention_gate else queries
+    for name, size in (("q", gated), ("k", keys), ("v", keys if own.own_values else 0)):
         if size:
             yield f"attn_{name}.weight", (hidden, size), False
         if size and row.attention_bias:
@@ -141,6 +158,7 @@ def _mla_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape
 _MIXERS: dict[type, Callable[[Facts, Any], Iterator[tuple[str, Shape, bool]]]] = {
     LayerAttention: _attention_tensors,
     ShortConvolution: _short_convolution_tensors,
+    DeltaNet: _delta_net_tensors,
 }
 
 
@@ -174,9 +192,13 @@ def _routed_tensors(facts: Facts, layer: int, header: Header) -> Iterator[tuple[
 
 
 def _expert_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str, Shape, bool]]:
+    biased = facts.architecture.expert_bias
+    if not width:
+        yield f"ffn_down{suffix}.bias", (facts.hidden,), not biased
+        return
     for name, shape, optional in _mlp_tensors(facts, width, suffix):
         yield name, shape, optional
-        if facts.architecture.expert_bias:
+        if biased:
             yield name.replace(".weight", ".bias"), shape[1:], optional
 
 
