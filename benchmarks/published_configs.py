@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from published_states import CARRYING_A_STATE
+
 _DTYPE: dict[str, Any] = {"tie_word_embeddings": False, "torch_dtype": "bfloat16"}
 _MLA: dict[str, Any] = {
     "q_lora_rank": None,
@@ -41,7 +43,7 @@ _QWEN3_30B: dict[str, Any] = {
 }
 
 # repository: (parameters in billions, config.json)
-PUBLISHED: dict[str, tuple[float, dict[str, Any]]] = {
+_ATTENDING: dict[str, tuple[float, dict[str, Any]]] = {
     "allenai/OLMoE-1B-7B-0924": (
         6.92,
         _DTYPE
@@ -352,3 +354,5 @@ PUBLISHED: dict[str, tuple[float, dict[str, Any]]] = {
         },
     ),
 }
+# All of them, the smallest first.
+PUBLISHED = dict(sorted((_ATTENDING | CARRYING_A_STATE).items(), key=lambda row: row[1][0]))

@@ -8,10 +8,10 @@ layer's experts stay in memory, encoded: the forward asks for them once per batc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch.nn.functional import pad
@@ -41,7 +41,7 @@ class Requantised:
         self, source: ModelSource, found: Iterable[Entry], imatrix: Importance | None
     ) -> None:
         self._source = source
-        self._weights = ColumnWeights(imatrix)
+        self._weights = ColumnWeights(source.config, imatrix)
         self._plain: dict[tuple[str, int | None], Entry] = {}
         self._experts: dict[tuple[int, str, int | None], Entry] = {}
         for entry in found:
@@ -82,8 +82,13 @@ class Requantised:
         return encoded.rows
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
+        if not self.config.expert_widths[layer][expert]:
+            return self._source.expert(layer, expert)
         matrices = self._expert_layer(layer)
         return ExpertWeights(*(matrices[expert, p].decoded() for p in self.config.expert_parts))
+
+    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
+        return partial(self.expert, layer)
 
     # Helpers.
 
@@ -108,7 +113,9 @@ class Requantised:
             for part in self.config.expert_parts:
                 role, matrix = f"expert_{part}", getattr(weights, part)
                 expert_entry = self._experts.get((layer, role, expert))
-                entry = expert_entry or self._experts[layer, role, None]
+                entry = expert_entry or self._experts.get((layer, role, None))
+                if entry is None:
+                    continue  # Of an expert without neurons.
                 columns = self._weights.expert(layer, expert, part, entry.tensor)
                 yield (expert, part), matrix, entry, columns
 

@@ -22,7 +22,10 @@ def _bits(name: str) -> float:
     return 8 * kind.block_bytes / kind.block
 
 
-MIXED_TYPES = tuple(sorted(TYPES, key=_bits, reverse=True))
+# Of weights that were not trained to be ternary TQ leaves next to nothing.
+MIXED_TYPES = tuple(
+    sorted((name for name in TYPES if not name.startswith("TQ")), key=_bits, reverse=True)
+)
 
 
 def tensor_bytes(rows: int, columns: int, type: str) -> int:

@@ -4,55 +4,94 @@
     q, k          rows of a head in halves    rows of a head in pairs (arch llama only)
     kv_b          (heads (nope + v), rank)    k_b (heads, rank, nope), v_b (heads, v, rank)
     router_bias   (1, experts) or (experts,)  (experts,)
+    conv          (channels, 1, taps)         (channels, taps)
+    norms         w, zero-centred             1 + w
+    delta_*       a gated delta net's         see `delta_net_forms`
     any other     as it is                    as it is
 
 `file_roles` names the file's tensors of a role, `to_file` gives one of them, `from_file` puts them
-together again: nothing is rounded, so the round trip is the tensor bit for bit.
+together again: nothing is rounded, so the round trip is the tensor bit for bit. Only where a number
+is computed (1 + w, the decay of its logarithm) is it rounded, to float32.
 """
 
 from __future__ import annotations
 
 import torch
 
+from tenp_edge.exporters.gguf import delta_net_forms
 from tenp_edge.exporters.gguf.architectures import architecture
 from tenp_edge.models import ModelConfig
 
 _LATENT = ("k_b", "v_b")
+_SPLIT = {"kv_b": _LATENT, delta_net_forms.JOINED: delta_net_forms.PARTS}
+_DELTA_NET = "delta_"
 
 
 def file_roles(role: str) -> tuple[str, ...]:
     """The roles in the file (keys of NAMES) of the source tensor of ``role``."""
-    return _LATENT if role == "kv_b" else (role,)
+    return _SPLIT.get(role, (role,))
+
+
+def source_role(file_role: str) -> str:
+    """The role of the source tensor that a tensor of the file is made from."""
+    return next((role for role, parts in _SPLIT.items() if file_role in parts), file_role)
+
+
+def file_columns(config: ModelConfig, file_role: str, columns: torch.Tensor) -> torch.Tensor:
+    """What belongs to each column of a source matrix, [columns], in the order of the file's."""
+    if file_role not in delta_net_forms.COLUMNS:
+        return columns
+    return to_file(config, file_role, columns[None])[0]
 
 
 def is_transformed(config: ModelConfig, file_role: str) -> bool:
     """Whether `to_file` changes what it is given, and so needs the whole tensor at once."""
+    if file_role.startswith(_DELTA_NET):
+        return delta_net_forms.is_changed(config, file_role)
     flattened = file_role == "router_bias" and config.family.router_bias_row
-    return flattened or file_role in _LATENT or _rotated_heads(config, file_role) is not None
+    changed = flattened or file_role == "conv" or file_role in _LATENT
+    changed = changed or _is_zero_centred(config, file_role)
+    return changed or _rotated_heads(config, file_role) is not None
 
 
 def to_file(config: ModelConfig, file_role: str, tensor: torch.Tensor) -> torch.Tensor:
     """The file's tensor ``file_role`` of the source tensor that it is made from."""
+    if file_role.startswith(_DELTA_NET):
+        return delta_net_forms.to_file(config, file_role, tensor)
     if file_role in _LATENT:
         return _split_latent(config, file_role, tensor)
     if file_role == "router_bias" and config.family.router_bias_row:
         return tensor.reshape(-1)
+    if file_role == "conv":
+        return tensor.squeeze(1)
+    if _is_zero_centred(config, file_role):
+        return 1 + tensor.float()
     heads = _rotated_heads(config, file_role)
     return tensor if heads is None else _halves_to_pairs(tensor, heads)
 
 
 def from_file(config: ModelConfig, role: str, *parts: torch.Tensor) -> torch.Tensor:
     """The source tensor of ``role`` from the file's tensors, in the order of `file_roles`."""
+    if role.startswith(_DELTA_NET):
+        return delta_net_forms.from_file(config, role, *parts)
     if role == "kv_b":
         return _join_latent(*parts)
     (tensor,) = parts
     if role == "router_bias" and config.family.router_bias_row:
         return tensor.reshape(1, -1)
+    if role == "conv":
+        return tensor.unsqueeze(1)
+    if _is_zero_centred(config, role):
+        return tensor - 1
     heads = _rotated_heads(config, role)
     return tensor if heads is None else _pairs_to_halves(tensor, heads)
 
 
 # Helpers.
+
+
+def _is_zero_centred(config: ModelConfig, role: str) -> bool:
+    return role in config.family.zero_centred_roles
 
 
 def _rotated_heads(config: ModelConfig, role: str) -> int | None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 
 import torch
 
 from tenp_edge.checkpoint.files import tensor_bytes
+from tenp_edge.checkpoint.stored.ggml import to_float
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.quantiser import dequantize_rows, quantize_rows
+from tenp_edge.exporters.base import KEEP
+from tenp_edge.exporters.gguf.quantiser import quantize_rows
 
 Encoder = Callable[[torch.Tensor, torch.Tensor | None], memoryview]
 
@@ -52,14 +53,12 @@ class TensorType:
 
     def decode(self, data: bytearray, shape: tuple[int, ...]) -> torch.Tensor:
         """Float32 [``shape``] (rows of whole blocks) of stored ``data``."""
-        if self.name in _FLOATS:
-            return torch.frombuffer(data, dtype=_FLOATS[self.name]).float().reshape(shape)
-        return dequantize_rows(self.name, data, prod(shape)).reshape(shape)
+        return to_float(self.ggml_id, torch.frombuffer(data, dtype=torch.uint8)).reshape(shape)
 
     @property
     def weighs_columns(self) -> bool:
-        """Whether importance changes the bytes: floats and Q8_0 only round."""
-        return self.name not in FLOAT_TYPES and self.name not in ("Q8_0", "MXFP4")
+        """Whether importance changes the bytes: many types only round."""
+        return self.name not in FLOAT_TYPES and self.name not in _ROUNDED
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of ``shape`` (row-major, last size the row length)."""
@@ -119,7 +118,7 @@ def _blocks(
     return TensorType(name, ggml_id, block, block_bytes, encode, fallback, weighed)
 
 
-# The fallbacks of 256-value blocks are llama.cpp's (tensor_type_fallback).
+# The fallbacks of 256-value blocks are llama.cpp's (tensor_type_fallback); it has none for NVFP4.
 TYPES = {
     row.name: row
     for row in (
@@ -133,6 +132,7 @@ TYPES = {
         _blocks("Q5_1", 7, 32, 24, fallback="F16"),
         _blocks("IQ4_NL", 20, 32, 18, fallback="F16"),
         _blocks("MXFP4", 39, 32, 17, fallback="F16"),
+        _blocks("NVFP4", 40, 64, 36, fallback="Q4_0"),
         _blocks("Q2_K", 10, 256, 84, fallback="Q4_0"),
         _blocks("Q3_K", 11, 256, 110, fallback="Q4_0"),
         _blocks("Q4_K", 12, 256, 144, fallback="Q5_0"),
@@ -146,13 +146,19 @@ TYPES = {
         _blocks("IQ2_XXS", 16, 256, 66, fallback="IQ4_NL", weighed=True),
         _blocks("IQ1_M", 29, 256, 56, fallback="IQ4_NL", weighed=True),
         _blocks("IQ1_S", 19, 256, 50, fallback="IQ4_NL", weighed=True),
+        _blocks("TQ2_0", 35, 256, 66, fallback="Q4_0"),
+        _blocks("TQ1_0", 34, 256, 54, fallback="Q4_0"),
     )
 }
 # Types of points on a grid. Blocks are of 256 values at most, twice as many leave some room.
 _GRIDS = frozenset(name for name in TYPES if name.startswith(("IQ1", "IQ2", "IQ3")))
 _LARGEST_SUM = torch.finfo(torch.float32).max / 512
+_ROUNDED = frozenset({"Q8_0", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0"})
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOAT_TYPES = frozenset(_FLOATS)
+
+
+_GUESSED = 1024  # llama.cpp's general.file_type of a file that does not say
 
 
 @dataclass(frozen=True)
@@ -196,10 +202,14 @@ FILE_TYPES = {
         FileType("IQ2_XXS", 19, "IQ2_XXS"),
         FileType("IQ1_M", 31, "IQ1_M"),
         FileType("IQ1_S", 24, "IQ1_S"),
+        FileType("TQ2_0", 37, "TQ2_0"),
+        FileType("TQ1_0", 36, "TQ1_0"),
     )
 }
 QUANTS: tuple[str, ...] = tuple(FILE_TYPES)
 WEIGHTED_QUANTS = tuple(name for name in QUANTS if TYPES[FILE_TYPES[name].default].weighs_columns)
+# Every tensor as the source has it. What is encoded nevertheless is a part of the experts.
+FILE_TYPES[KEEP] = FileType(KEEP, _GUESSED, "Q8_0")
 # docs/results.md: down to four bits, bits lose less than the neurons of as many bytes.
 AUTOMATIC_QUANTS: tuple[str, ...] = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS")
 # Fewer bits are taken only where their loss on this very model was measured.

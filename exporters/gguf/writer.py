@@ -22,9 +22,12 @@ from tenp_edge.exporters.base import ManifestTensor
 from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.encoding import Encoding
 from tenp_edge.exporters.gguf.fields import padded
+from tenp_edge.exporters.gguf.imatrix_file import matrix_squares
 from tenp_edge.exporters.gguf.layout import Entry
+from tenp_edge.exporters.gguf.source.kept_bytes import KeptBytes
 from tenp_edge.exporters.gguf.transforms import is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES, TensorType
+from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Task
 
 _READ_BYTES = 32 * 2**20
@@ -37,7 +40,7 @@ class TensorWriter:
     """Writes the tensors of ``found`` behind a header of ``data_start`` bytes.
 
     A context manager: what `write` started is in the file when it is left. ``imatrix`` weighs the
-    columns of every matrix that it knows.
+    columns of every matrix that it knows. ``kept``: bytes that are not encoded but moved.
     """
 
     def __init__(
@@ -47,9 +50,10 @@ class TensorWriter:
         found: Sequence[Entry],
         data_start: int,
         imatrix: Importance | None = None,
+        kept: KeptBytes | None = None,
     ) -> None:
-        self._source = source
-        self._weights = ColumnWeights(imatrix)
+        self._source, self._kept = source, kept
+        self._weights = ColumnWeights(source.config, imatrix)
         self._encoding = Encoding(stream)
         self._offsets: dict[str, int] = {}
         for entry in found:
@@ -80,16 +84,24 @@ class TensorWriter:
             weights = self._source.expert(layer, expert)
             for part in self._source.config.expert_parts:
                 role, stored = f"expert_{part}", getattr(weights, part)
-                matrix = stored.reshape(-1, stored.shape[-1])
+                matrix = stored if stored.dim() == 2 else stored[None]
                 expert_entry = targets.get((role, expert))
-                tensor = (expert_entry or targets[role, None]).tensor
+                entry = expert_entry or targets.get((role, None))
+                if entry is None:
+                    continue  # Of an expert without neurons.
+                tensor = entry.tensor
                 # Of one expert: a bias is one row.
                 shape = tensor.shape if expert_entry else tensor.shape[1:]
                 rows = shape[0] if len(shape) == 2 else 1
                 nbytes = TYPES[tensor.type].nbytes(shape)
                 place = self._offsets[tensor.name] + (0 if expert_entry else expert * nbytes)
                 columns = self._weights.expert(layer, expert, part, tensor)
-                place += self._put_rows(place, matrix, tensor, columns)
+                kept = self._kept
+                moved = None if kept is None else kept.expert(layer, expert, part, tensor)
+                if moved is None:
+                    place += self._put_rows(place, matrix, tensor, columns)
+                else:
+                    place += self._put_bytes(place, moved)
                 self._put_nothing(place, tensor, rows - len(matrix), columns)
                 task.advance(nbytes)
             if 3 * weights.down.nbytes > _ALONE_BYTES:
@@ -97,6 +109,10 @@ class TensorWriter:
 
     def _write_plain(self, entry: Entry) -> None:
         tensor, offset = entry.tensor, self._offsets[entry.tensor.name]
+        if self._kept is not None and self._kept.has(tensor, entry.name):
+            for piece in self._kept.plain(tensor):
+                offset += self._put_bytes(offset, piece)
+            return
         config = self._source.config
         if entry.name is None:
             self._put_rows(offset, computed_tensors(config)[entry.role][None], tensor, None)
@@ -113,6 +129,11 @@ class TensorWriter:
             chunk = self._source.read_rows(entry.name, start, min(start + step, height))
             offset += self._put_rows(offset, chunk, tensor, columns)
         self._put_nothing(offset, tensor, tensor.shape[0] - height, columns)
+
+    def _put_bytes(self, offset: int, data: memoryview) -> int:
+        """Write ``data`` as it is; how many bytes that is."""
+        self._encoding.put(offset, lambda: data)
+        return data.nbytes
 
     def _put_nothing(
         self, offset: int, tensor: ManifestTensor, rows: int, columns: torch.Tensor | None
@@ -132,7 +153,7 @@ class TensorWriter:
         """Encode ``rows``, grown to the tensor's row length, in tasks; how many bytes it takes."""
         kind, length = TYPES[tensor.type], tensor.shape[-1]
         step, start = max(1, _TASK_BYTES // (4 * length)), offset
-        for part in torch.split(rows, step):
+        for part in torch.split(rows, step) if len(rows) else ():
             encode = partial(_encode, kind, part, length, columns)
             self._encoding.put(offset, encode)
             offset += kind.nbytes((len(part), length))
@@ -150,8 +171,8 @@ def _encode(
 class ColumnWeights:
     """What each tensor's columns are weighed by: float32 [row length], None where not known."""
 
-    def __init__(self, importance: Importance | None) -> None:
-        self._importance = importance
+    def __init__(self, config: ModelConfig, importance: Importance | None) -> None:
+        self._config, self._importance = config, importance
 
     def expert(
         self, layer: int, expert: int, part: str, tensor: ManifestTensor
@@ -168,9 +189,9 @@ class ColumnWeights:
 
     def importance(self, entry: Entry) -> torch.Tensor | None:
         """The same whatever the matrix's type."""
-        if self._importance is None or entry.layer is None:
+        if self._importance is None:
             return None
-        squares = self._importance.matrix(entry.layer, entry.role)
+        squares = matrix_squares(self._config, self._importance, entry)
         if squares is None:
             return None
         return pad(squares.weights(), (0, entry.tensor.shape[-1] - len(squares.sums)))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.onnx.fixed_lengths import check_lengths
+from tenp_edge.exporters.onnx.graph.mixers import unknown_mixers
 from tenp_edge.exporters.onnx.graph.router import expert_groups
 from tenp_edge.exporters.onnx.modes import mode_of, way_of
 from tenp_edge.exporters.onnx.targets import targets_of
-from tenp_edge.models import ModelConfig
+from tenp_edge.models import ModelConfig, state_bytes
 from tenp_edge.models.family import Activation
 
 _ACTIVATIONS: dict[Activation, str] = {
@@ -21,6 +22,7 @@ _ACTIVATIONS: dict[Activation, str] = {
 def check_model(config: ModelConfig, options: ExportOptions) -> None:
     """Raise UserError with the reason where the graph would compute something else."""
     _check_options(config, options)
+    _check_states(config, options)
     _check_rope(config)
     if way_of(options).static:
         _check_static(config, options)
@@ -47,6 +49,23 @@ def _check_options(config: ModelConfig, options: ExportOptions) -> None:
         )
 
 
+def _check_states(config: ModelConfig, options: ExportOptions) -> None:
+    """Blocks that carry a state: of a known kind, and in a mode that has them."""
+    unknown = unknown_mixers(config)
+    if unknown:
+        raise UserError(
+            f"ONNX cannot hold {config.family.model_type}: there is no graph for its layers of the "
+            f"kind {', '.join(unknown)}",
+            "--format gguf",
+        )
+    if way_of(options).static and state_bytes(config.mixers):
+        raise UserError(
+            f"--mode {mode_of(options)} cannot hold {config.family.model_type}: a state goes on "
+            "from the last token of a step, which a step of fixed length does not end with",
+            "--mode portable without --target, --batch, --length and --past",
+        )
+
+
 def _check_widths(config: ModelConfig, options: ExportOptions) -> None:
     """Sizes that the experts' operator takes: it has no partial block."""
     multiple = way_of(options).widths.multiple
@@ -58,6 +77,12 @@ def _check_widths(config: ModelConfig, options: ExportOptions) -> None:
             portable,
         )
     for layer, row in sorted(config.expert_widths.items()):
+        if 0 in row:
+            raise UserError(
+                f"ONNX cannot hold experts without neurons, as expert {row.index(0)} of layer "
+                f"{layer} is",
+                "--format gguf, or plan again for ONNX",
+            )
         odd = [(expert, width) for expert, width in enumerate(row) if width % multiple]
         if odd:
             raise UserError(

@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
-from functools import cached_property
-from math import prod
+from functools import cached_property, partial
+from math import lcm, prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -29,8 +31,9 @@ from tenp_edge.models.headers import (
     ModelFiles,
     StoredTensor,
 )
-from tenp_edge.models.layouts import StoredWeight
+from tenp_edge.models.layouts import PartRule, StoredWeight
 from tenp_edge.models.stored_weights import StackedExperts
+from tenp_edge.runtime.gguf.header import GGML_TYPES
 
 TORCH_DTYPES = {
     "F32": torch.float32,
@@ -46,6 +49,7 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
 }
 _DECODED_AT_ONCE = 2**18
+_BLOCKS = "ggml"  # the layout whose rows are decoded in no time
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
@@ -92,6 +96,8 @@ class Checkpoint(ModelFiles):
     given in `dtype`. Nothing but headers is read until a weight is asked for.
     """
 
+    _held: Mapping[str, torch.Tensor] = MappingProxyType({})
+
     def read(self, name: str) -> torch.Tensor:
         """The whole weight in its stored dtype."""
         weight = self.weights.get(name)
@@ -105,6 +111,37 @@ class Checkpoint(ModelFiles):
         if weight is None or weight.is_plain:
             return self._rows(name if weight is None else weight.tensors["weight"], start, stop)
         return self._decoded(weight, start, stop)
+
+    def stored(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Tensor ``name`` of the files as it is, a part of a quantised weight too; of its first
+        dimension ``start:stop``."""
+        return self._tensor(name) if stop is None else self._rows(name, start, stop)
+
+    def held_blocks(self, name: str) -> Callable[[int, int], torch.Tensor] | None:
+        """Matrix ``name`` in memory as ggml's blocks, as a function of (start, stop) that decodes
+        those rows; None of one that is stored in another way."""
+        weight = self.weights.get(name)
+        if weight is None or weight.layout.name != _BLOCKS or not weight.row_step:
+            return None
+        return partial(self._holding(weight.tensors.values()).read_rows, name)
+
+    def holding(self, layer: int) -> Checkpoint:
+        """The same with the experts of ``layer`` in memory, as they are stored."""
+        weights = self._experts_of(layer)
+        return self._holding(t for weight in weights for t in weight.tensors.values())
+
+    def _experts_of(self, layer: int) -> Sequence[StoredWeight]:
+        """What the experts of ``layer`` are stored as."""
+        if layer in self.stacked:
+            return self.stacked[layer].weights
+        config = self.config
+        names = (config.expert_tensors(layer, e) for e in range(len(config.expert_widths[layer])))
+        return [self.weights[name] for expert in names for name in expert]
+
+    def _holding(self, tensors: Iterable[str]) -> Checkpoint:
+        held = copy(self)
+        held._held = {name: self._tensor(name) for name in tensors}
+        return held
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         """One routed expert, whether stored per expert or stacked (gate_up_proj, down_proj)."""
@@ -134,20 +171,39 @@ class Checkpoint(ModelFiles):
         return entry.T.contiguous() if weight.transposed else entry
 
     def _decoded(self, weight: StoredWeight, start: int, stop: int) -> torch.Tensor:
-        """Rows ``start:stop`` of a quantised matrix, reading whole blocks of rows; all of them
-        where the rows are not apart in the file."""
+        """Rows ``start:stop`` of a quantised matrix, reading whole blocks of rows; where the rows
+        are not apart in the file, reading all and decoding those."""
         (rows, columns), rules, step = weight.shape, weight.rules, weight.row_step
-        first = start // step * step if step else 0
-        last = min(-(-stop // step) * step, rows) if step else rows
+        first, last = start // step * step, min(-(-stop // step) * step, rows)
         decoded = torch.empty(last - first, columns, dtype=self.dtype)
         parts = {
-            part: self._rows(name, first // rules[part].rows, -(-last // rules[part].rows))
-            if rules[part].rows and self.tensors[name].shape
-            else self._tensor(name)
+            part: self._part_rows(name, rules[part], first, last)
             for part, name in weight.tensors.items()
         }
         _decode_into(decoded, weight, parts)
         return decoded[start - first : stop - first]
+
+    def _part_rows(self, name: str, rule: PartRule, start: int, stop: int) -> torch.Tensor:
+        """What tensor ``name`` of a quantised matrix holds for its rows ``start:stop``."""
+        if rule.rows and not rule.transposed and self.tensors[name].shape:
+            return self._rows(name, start // rule.rows, -(-stop // rule.rows))
+        return _rows_of(self._tensor(name), rule, start, stop)
+
+    @cached_property
+    def down_block(self) -> int:
+        """How many of an expert's neurons share a block of its down matrix, 1 where each has
+        numbers of its own."""
+        weights = [
+            self.weights.get(self.config.expert_tensor(layer, 0, PROJECTIONS.index("down")))
+            for layer in self.config.moe_layers
+        ]
+        kinds = [
+            kind
+            for weight in weights
+            if weight is not None and weight.layout.name == _BLOCKS
+            for kind in weight.layout.facts["types"].values()
+        ]
+        return lcm(*(GGML_TYPES[kind][1] for kind in kinds))
 
     def dtype_of(self, name: str) -> str:
         """The safetensors name ("BF16") of the dtype that `read` gives the weight in."""
@@ -169,19 +225,28 @@ class Checkpoint(ModelFiles):
         name_of = self.config.expert_bias if bias else self.config.expert_tensor
         return self.dtype_of(name_of(layer, expert, PROJECTIONS.index(projection)))
 
+    @property
+    def has_quantised_experts(self) -> bool:
+        return any(w.part == "routed experts" and not w.is_plain for w in self.weights.values())
+
     def _tensor(self, name: str) -> torch.Tensor:
+        if name in self._held:
+            return self._held[name]
         stored = self.tensors[name]
         return self._read_bytes(stored, stored.offset, stored.nbytes).reshape(stored.shape)
 
     def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        if name in self._held:
+            return self._held[name][start:stop]
         stored = self.tensors[name]
         row = stored.nbytes // stored.shape[0]
         flat = self._read_bytes(stored, stored.offset + start * row, (stop - start) * row)
         return flat.reshape(stop - start, *stored.shape[1:])
 
     def _read_bytes(self, stored: StoredTensor, offset: int, nbytes: int) -> torch.Tensor:
+        dtype = TORCH_DTYPES.get(stored.dtype, torch.uint8)  # blocks of other types are bytes
         buffer = read_range(stored.file, offset, nbytes)
-        return torch.frombuffer(buffer, dtype=TORCH_DTYPES[stored.dtype])
+        return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -203,16 +268,19 @@ def _decode_into(
     """
     decoder, facts, rules = DECODERS[weight.layout.name], weight.layout.facts, weight.rules
     (rows, columns), step = target.shape, weight.row_step
-    count = max(1, _DECODED_AT_ONCE // (columns * step)) * step if step else rows
+    count = max(1, _DECODED_AT_ONCE // (columns * step)) * step
     for start in range(0, rows, count):
         stop = min(start + count, rows)
-        slices = {
-            part: tensor[start // rules[part].rows : -(-stop // rules[part].rows)]
-            if rules[part].rows and tensor.ndim
-            else tensor
-            for part, tensor in parts.items()
-        }
+        slices = {part: _rows_of(parts[part], rules[part], start, stop) for part in parts}
         target[start:stop] = decoder(slices, (stop - start, columns), facts)
+
+
+def _rows_of(tensor: torch.Tensor, rule: PartRule, start: int, stop: int) -> torch.Tensor:
+    """What ``tensor``, a part of a quantised matrix, holds for its rows ``start:stop``."""
+    if not rule.rows or not tensor.ndim:
+        return tensor
+    first, last = start // rule.rows, -(-stop // rule.rows)
+    return tensor.narrow(int(rule.transposed), first, last - first)
 
 
 def _halves(both: torch.Tensor, *, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,8 +8,9 @@ Without a plan it is the checkpoint itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -17,12 +18,14 @@ import torch
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
 from tenp_edge.checkpoint.overlay import Overlay, model_digest
-from tenp_edge.checkpoint.slicing import kept_experts, slice_expert
+from tenp_edge.checkpoint.slicing import slice_expert
 from tenp_edge.errors import UserError
 from tenp_edge.models import PROJECTIONS, ModelConfig, TensorSpec, expected_tensors
 from tenp_edge.runtime.memory.footprint import PlannedRun
 
 BLOCK_BYTES = 64 * 2**20
+# The experts of a layer are read again for each use where they would be more than this.
+HELD_DECODED_BYTES = 2 * 2**30
 _DOWN = 2
 Rows = Callable[[int, int], torch.Tensor]
 
@@ -53,6 +56,11 @@ class WeightSource(Protocol):
 
     def expert(self, layer: int, expert: int) -> ExpertWeights: ...
 
+    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
+        """The experts of ``layer`` by number, for who reads them many times: kept in memory as they
+        are stored, where that takes less than reading them again."""
+        ...
+
 
 class StoredModel(WeightSource, Protocol):
     """The weights of an exported file, decoded. ``plan_digest``: what it was pruned by, if told."""
@@ -82,7 +90,9 @@ class ModelSource:
         self.mended = mended
         self._last: tuple[tuple[int, int], ExpertWeights] | None = None
         self._kept = (
-            {} if plan is None else {k: kept_experts(row) for k, row in plan.widths.items()}
+            {}
+            if plan is None
+            else {layer: torch.tensor(plan.kept_experts(layer)) for layer in plan.widths}
         )
         self.config = checkpoint.config if plan is None else pruned_config(checkpoint.config, plan)
 
@@ -126,13 +136,30 @@ class ModelSource:
         return check_finite(name, self.checkpoint.read_rows(name, start, stop))
 
     def held(self, name: str) -> Rows:
-        """Matrix ``name`` in memory, in its stored dtype, as a function of (start, stop)."""
+        """Matrix ``name`` in memory, as it is stored, as a function of (start, stop)."""
+        blocks = None if self._is_mended(name) else self.checkpoint.held_blocks(name)
+        if blocks is not None:
+            return blocks
         whole = self.read(name)
         return lambda start, stop: whole[start:stop]
 
+    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
+        held = copy(self)
+        held.checkpoint, held._last = self.checkpoint.holding(layer), None
+        return partial(held.expert, layer)
+
     @property
-    def stored_dtype(self) -> torch.dtype:
-        return self.checkpoint.dtype
+    def stored_dtype(self) -> torch.dtype | None:
+        """None of a quantised checkpoint whose layers are too large to be held decoded: 1.7 GB of
+        gpt-oss-120b become 6.4."""
+        return None if self._is_large_decoded else self.checkpoint.dtype
+
+    @cached_property
+    def _is_large_decoded(self) -> bool:
+        config = self.config
+        widest = max(map(sum, config.expert_widths.values()))
+        nbytes = 3 * config.hidden_size * widest * self.checkpoint.dtype.itemsize
+        return nbytes > HELD_DECODED_BYTES and self.checkpoint.has_quantised_experts
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """Tensor ``name`` in order, in blocks of rows where the whole would be large to hold."""
@@ -180,6 +207,14 @@ class ModelSource:
         down = self.config.expert_tensor(layer, expert, _DOWN)
         return replace(sliced, down=self._mended(down)) if self._is_mended(down) else sliced
 
+    def changes(self, name: str) -> bool:
+        """Whether tensor ``name`` holds other numbers than the checkpoint's, cuts aside: it was
+        mended, or lost rows with the experts that are removed."""
+        removed = self.tensors[name].part == "router" and any(
+            0 in row for row in (self.plan.widths.values() if self.plan else ())
+        )
+        return self._is_mended(name) or removed
+
     def _is_mended(self, name: str) -> bool:
         return self.mended is not None and name in self.mended
 
@@ -223,13 +258,19 @@ def pruned_config(config: ModelConfig, plan: CompressionPlan) -> ModelConfig:
             "the checkpoint is already pruned (its config.json has a tenp section)",
             "prune the original model, which the section names by its fingerprint",
         )
-    widths = {layer: tuple(w for w in row if w) for layer, row in plan.widths.items()}
+    widths = {
+        layer: tuple(row[expert] for expert in plan.kept_experts(layer))
+        for layer, row in plan.widths.items()
+    }
     counts = {len(row) for row in widths.values()}
     if len(counts) != 1 or min(counts) < config.num_experts_per_tok:
         raise UserError(
             f"the plan leaves {min(counts)} to {max(counts)} experts per layer; every layer needs "
             f"the same number, at least top-k = {config.num_experts_per_tok}"
         )
+    bare = [layer for layer, row in widths.items() if not any(row)]
+    if bare:
+        raise UserError(f"the plan leaves no neurons in layer {bare[0]}", "plan again")
     if min(counts) % config.n_group:
         raise UserError(
             f"the plan leaves {min(counts)} experts per layer, which do not divide into the "

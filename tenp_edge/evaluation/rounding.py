@@ -9,7 +9,7 @@ error in that role means for this very model. The groups run beside the dense mo
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -292,6 +292,10 @@ class _Partly:
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         own = self._name in EXPERT_GROUPS
         return (self._rounded if own else self._source).expert(layer, expert)
+
+    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
+        own = self._name in EXPERT_GROUPS
+        return (self._rounded if own else self._source).held_experts(layer)
 
     def _from(self, name: str) -> WeightSource:
         spec = self.tensors[name]

@@ -73,8 +73,10 @@ class RaggedExpert(nn.Module):
         matrices = (weights.gate, weights.up, weights.down)
         biases = (weights.gate_bias, weights.up_bias, weights.down_bias)
         for name, matrix, bias in zip(self.names, matrices, biases, strict=True):
-            with torch.device("meta"):
-                module = nn.Linear(matrix.shape[1], matrix.shape[0], bias=bias is not None)
+            rows, columns = matrix.shape
+            with torch.device("meta"):  # torch warns of making a matrix of no size
+                module = nn.Linear(max(columns, 1), max(rows, 1), bias=bias is not None)
+            module.in_features, module.out_features = columns, rows
             module.weight = nn.Parameter(matrix, requires_grad=False)
             if bias is not None:
                 module.bias = nn.Parameter(bias, requires_grad=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tenp_edge.models.wrapper import Wrapper
@@ -12,6 +12,10 @@ QkNorm = Literal["none", "head", "projection"]
 # What is made of gate and up: silu(gate) up, gelu(gate) up, or gpt-oss' clamped form
 # (`forward.experts`).
 Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
+
+
+# A delta net's own norm is an ordinary one.
+_ZERO_CENTRED = frozenset({"input_norm", "post_attention_norm", "q_norm", "k_norm", "norm"})
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,19 @@ class Family:
     ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
     ``value_norm``: values are divided by their root mean square.
     ``attention_scale``: what scores are multiplied by; None is 1 / sqrt(head size).
+    ``layer_kinds``: what config.json's ``layer_types`` call each kind of mixing block (a key of
+    ``config.mixer_config``); empty where all layers attend.
+    ``names``: of roles (``TensorSpec.role``) that are called otherwise than in the other families,
+    within their layer or after "model.".
+    ``renamed_keys``: keys of config.json -> what the other families call them.
+    ``block_in_memory``: the MoE block's module in transformers' memory. ``rotary_module``: the
+    model's module of rotations.
+    ``router_sum_offset``: what a sigmoid router adds to the sum that its weights are divided by.
+    ``zero_centred_norms``: norms multiply by 1 + weight, but for a delta net's own.
+    ``attention_gate``: each head's output is multiplied by the sigmoid of a gate, whose rows lie
+    behind the head's in the queries' matrix.
+    ``joined_projections``: a gated delta net's matrices lie together by key head (q, k, v, z and
+    beta, alpha), not apart.
     """
 
     model_type: str
@@ -113,8 +130,22 @@ class Family:
     wrapper: Wrapper | None = None
     router_linear_bias: bool = False
     sinks: bool = False
+    layer_kinds: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    renamed_keys: Mapping[str, str] = field(default_factory=dict)
+    block_in_memory: str = "mlp"
+    rotary_module: str = "rotary_emb"
+    router_sum_offset: float = 1e-20
+    zero_centred_norms: bool = False
+    attention_gate: bool = False
+    joined_projections: bool = False
+
+    @property
+    def zero_centred_roles(self) -> frozenset[str]:
+        """Roles of the norms that multiply by 1 + weight."""
+        return _ZERO_CENTRED if self.zero_centred_norms else frozenset()
 
     @property
     def experts_in_memory(self) -> str:
-        """Where transformers keeps a layer's experts: it calls every family's MoE block ``mlp``."""
-        return "mlp.experts" if self.moe_block else "experts"
+        """Where transformers keeps a layer's experts: most families' MoE block is ``mlp`` there."""
+        return f"{self.block_in_memory}.experts" if self.moe_block else "experts"

@@ -8,6 +8,7 @@ from typing import Any
 
 from tenp_edge.models.family import Family, QkNorm
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.mixers import Mixer
 
 PROJECTIONS = ("gate", "up", "down")
 EXPERT_BIASES = ("gate_bias", "up_bias", "down_bias")
@@ -38,18 +39,21 @@ class Rope:
 @dataclass(frozen=True)
 class VisionFacts:
     """What a language model's file must say for pictures: frequencies of a head for time, height
-    and width, and the number of layers that take features of a picture (deepstack)."""
+    and width, and the number of layers that take features of a picture (deepstack), None of a
+    family that has none."""
 
     rope_sections: tuple[int, ...]
-    deepstack_layers: int
+    deepstack_layers: int | None
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """config.json, normalised. ``raw`` is the file as read, of a wrapped model the language model's
     part of it; ``expert_widths`` lists, for each MoE layer, the width of every routed expert (all
-    equal in a model that was not pruned). ``stored_prefix``: how the files' names begin where the
-    language model's, here and everywhere else, begin with "model."."""
+    equal in a model that was not pruned). ``mixers``: what each layer mixes tokens with, None where
+    nothing; ``mlp_layers``: those with a dense MLP. A layer's feed forward is its experts, its MLP,
+    both, or none. ``stored_prefix``: how the files' names begin where the language model's, here
+    and everywhere else, begin with "model."."""
 
     family: Family
     raw: Mapping[str, Any]
@@ -79,7 +83,8 @@ class ModelConfig:
     dtype: str
     qk_norm: QkNorm
     vision: VisionFacts | None
-    attention_layers: tuple[LayerAttention, ...] = field(repr=False)
+    mixers: tuple[Mixer | None, ...] = field(repr=False)
+    mlp_layers: frozenset[int] = field(repr=False)
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
     layer_ropes: tuple[Rope, ...] = field(repr=False)
     logit_softcap: float | None = None
@@ -101,14 +106,32 @@ class ModelConfig:
             return self.mla.qk_rope_head_dim
         return int(self.layer_attention(layer).head_dim * self.layer_ropes[layer].part)
 
+    @property
+    def attention_by_layer(self) -> dict[int, LayerAttention]:
+        """The layers that attend, in order."""
+        mixers = enumerate(self.mixers)
+        return {layer: own for layer, own in mixers if isinstance(own, LayerAttention)}
+
+    @property
+    def attention_layers(self) -> tuple[LayerAttention, ...]:
+        """`attention_by_layer` without the layers' numbers."""
+        return tuple(self.attention_by_layer.values())
+
     def layer_attention(self, layer: int) -> LayerAttention:
         """Heads, sizes and window of ``layer``: what its tensors and its cache follow from."""
-        return self.attention_layers[layer]
+        own = self.mixers[layer]
+        assert isinstance(own, LayerAttention), f"layer {layer} does not attend"
+        return own
 
     def stored_name(self, name: str) -> str:
         """Tensor ``name`` as the files call it."""
         inside = name.startswith("model.")
         return self.stored_prefix + name.removeprefix("model.") if inside else name
+
+    def text_name(self, name: str) -> str:
+        """What the files call ``name``, as the language model alone calls it."""
+        inside = name.startswith(self.stored_prefix)
+        return "model." + name.removeprefix(self.stored_prefix) if inside else name
 
     def layer_prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."

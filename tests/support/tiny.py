@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from random_checkpoint import write_random_checkpoint
+from support.tiny_delta_nets import delta_net_configs
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tenp_edge.models import FAMILIES as MODELS
-from tenp_edge.models import read_config
+from tenp_edge.models import read_config, state_bytes
 
 VOCAB = 384
 _COMMON: dict[str, Any] = {
@@ -190,6 +191,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "use_cache": True,
     },
 }
+_NOT_IN_LFM2 = ("hidden_act", "rms_norm_eps")
 CONFIGS |= {
     "glm4_moe_lite": _COMMON
     | _MLA
@@ -291,15 +293,45 @@ CONFIGS |= {
         "tie_word_embeddings": True,
         "use_bias": False,
     },
+    "lfm2_moe": {key: value for key, value in _COMMON.items() if key not in _NOT_IN_LFM2}
+    | {
+        "architectures": ["Lfm2MoeForCausalLM"],
+        "conv_L_cache": 3,
+        "conv_bias": False,
+        "initializer_range": 0.02,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "moe_intermediate_size": 96,
+        "norm_eps": 1e-5,
+        "norm_topk_prob": True,
+        "num_dense_layers": 1,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "rope_theta": 1000000.0,
+        "routed_scaling_factor": 1.0,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "use_expert_bias": True,
+    },
 }
+CONFIGS |= delta_net_configs(_COMMON)
 for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
 FAMILIES = tuple(CONFIGS)
 MLA_FAMILIES = tuple(name for name, config in CONFIGS.items() if "kv_lora_rank" in config)
 # Whose experts transformers reads stacked only, as they are published; of those, transposed ones.
 STACKED, TRANSPOSED = ("gpt_oss", "qwen3_vl_moe", "gemma4_text"), ("gpt_oss", "qwen3_vl_moe")
-# Those without windows, whose places in a fixed cache are known beforehand.
-STATIC_FAMILIES = tuple(name for name, config in CONFIGS.items() if "sliding_window" not in config)
+# Those with layers that carry a state.
+STATE_FAMILIES = tuple(
+    name for name, config in CONFIGS.items() if state_bytes(read_config(config, MODELS).mixers)
+)
+# Those without windows and states, whose places in a fixed cache are known beforehand.
+STATIC_FAMILIES = tuple(
+    name
+    for name, config in CONFIGS.items()
+    if "sliding_window" not in config and name not in STATE_FAMILIES
+)
 # Those whose experts onnxruntime's own operators compute.
 CPU_FAMILIES = tuple(name for name in FAMILIES if name != "gemma4_text")
 
@@ -342,7 +374,9 @@ def make(directory: Path, family: str, *, fused: bool = False, **changes: Any) -
 def experts_of(model: Any, layer: int) -> Any:
     """The experts' module of a transformers model's layer: the MoE block's, or the layer's own."""
     found = model.model.layers[layer]
-    return found.experts if hasattr(found, "experts") else found.mlp.experts
+    if hasattr(found, "experts"):
+        return found.experts
+    return (found.mlp if hasattr(found, "mlp") else found.feed_forward).experts
 
 
 def is_looked_up(family: str) -> bool:

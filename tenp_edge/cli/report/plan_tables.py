@@ -43,10 +43,11 @@ def memory(plan: CompressionPlan) -> Table:
 
 def widths(plan: CompressionPlan) -> Table:
     """One line a layer: a bar for the share of neurons kept, and the widths behind it."""
-    rows = []
+    rows, full = [], plan.full_width
+    gone = "without neurons" if plan.keeps_places else "removed"
     for layer, row in sorted(plan.widths.items()):
-        share = sum(row) / (len(row) * plan.full_width)
-        rows.append((layer, bar(share), percent(share), _describe_widths(row, plan.full_width)))
+        share = sum(row) / (len(row) * full)
+        rows.append((layer, bar(share), percent(share), _describe_widths(row, full, gone)))
     drawn = Table(title="Widths", title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     for column in ("layer", "neurons kept", "", "experts"):
         drawn.add_column(column)
@@ -55,8 +56,9 @@ def widths(plan: CompressionPlan) -> Table:
     return drawn
 
 
-def _describe_widths(row: Sequence[int], full: int) -> str:
-    """ "5 whole, 11 x 64" or, with many widths, "2 whole, 58 of 128..1024"."""
+def _describe_widths(row: Sequence[int], full: int, gone: str) -> str:
+    """ "5 whole, 11 x 64" or, with many widths, "2 whole, 58 of 128..1024"; ``gone``: what experts
+    of width 0 are called."""
     whole = sum(width == full for width in row)
     removed = sum(width == 0 for width in row)
     narrow = sorted({width for width in row if width not in (0, full)})
@@ -67,7 +69,7 @@ def _describe_widths(row: Sequence[int], full: int) -> str:
     elif narrow:
         parts.append(f"{count} of {narrow[0]}..{narrow[-1]}")
     if removed:
-        parts.append(f"{removed} removed")
+        parts.append(f"{removed} {gone}")
     return ", ".join(parts)
 
 

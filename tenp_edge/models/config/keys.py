@@ -50,6 +50,8 @@ def family_of(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
     """The family of ``raw`` (config.json). Raises UserError for one that is not supported."""
     model_type = raw.get(WRAPPED_BY, raw.get("model_type"))
     supported = ", ".join(sorted(families))
+    if isinstance(model_type, str) and model_type in families:
+        return families[model_type]
     for family in families.values():
         if isinstance(model_type, str) and model_type in _names(family):
             return family
@@ -79,6 +81,7 @@ def refuse_unknown(raw: Mapping[str, Any], family: Family, defaults: Mapping[str
         if value not in values:
             raise refuse(f"{key} = {value!r}", ", ".join(repr(v) for v in values))
     known = _READ_KEYS | _INERT_KEYS | set(family.allowed) | set(family.extra_keys)
+    known |= set(family.renamed_keys)
     unknown = sorted(
         key for key in raw if key not in known and raw[key] not in (None, False, [], {})
     )

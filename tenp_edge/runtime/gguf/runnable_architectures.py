@@ -9,6 +9,8 @@ if TYPE_CHECKING:  # To run a file takes no family.
     from tenp_edge.models.family import Activation
 
 _PAIRWISE, _NEOX = 0, 2
+# Blocks that carry a state (`mixer_facts`).
+StateKind = Literal["short convolution", "gated delta net"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Architecture:
     ``residual_router``: the router reads the residual stream, divided by its root mean square and
     sqrt(hidden), times a vector. ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
     ``scales``: experts' weights and layers' outputs are multiplied by numbers of their own.
+    ``state``: the block of layers that carry one. ``recurrent_layers``: a list says which do, else
+    those that have no KV heads. ``output_norm``: the last norm's name.
+    ``attention_gate``: a head's output is multiplied by the sigmoid of a gate, which the queries'
+    matrix gives behind the head. ``value_heads_by_turns``: of a delta net, one of each key head by
+    turns, not grouped. ``gate_is_sigmoid``: the shared expert's; else silu(g) / g.
     """
 
     rope: int = _NEOX
@@ -62,6 +69,12 @@ class Architecture:
     residual_router: bool = False
     embedding_scale: bool = False
     scales: bool = False
+    state: StateKind | None = None
+    recurrent_layers: bool = False
+    output_norm: str = "output_norm"
+    attention_gate: bool = False
+    value_heads_by_turns: bool = False
+    gate_is_sigmoid: bool = False
 
 
 ARCHITECTURES = {
@@ -103,5 +116,35 @@ ARCHITECTURES = {
         residual_router=True,
         embedding_scale=True,
         scales=True,
+    ),
+    "lfm2moe": Architecture(
+        qk_norm="head",
+        norm_topk=True,
+        state="short convolution",
+        output_norm="token_embd_norm",
+    ),
+    "qwen3next": Architecture(
+        qk_norm="head",
+        norm_topk=True,
+        shared_gate=True,
+        gate_is_sigmoid=True,
+        partial_rotary=True,
+        ffn_norm="post_attention_norm",
+        attention_gate=True,
+        state="gated delta net",
+        recurrent_layers=True,
+    ),
+    "qwen35moe": Architecture(
+        qk_norm="head",
+        norm_topk=True,
+        shared_gate=True,
+        gate_is_sigmoid=True,
+        partial_rotary=True,
+        sections=True,
+        ffn_norm="post_attention_norm",
+        attention_gate=True,
+        state="gated delta net",
+        recurrent_layers=True,
+        value_heads_by_turns=True,
     ),
 }

@@ -35,6 +35,8 @@ WEIGHED_ONLY = ("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_
 # Rows of 256 fit K-quants, rows of 96 take every fallback; 18 layers reach every layer rule.
 WIDE = {"hidden_size": 256, "num_attention_heads": 4, "head_dim": 64}
 DEEP = WIDE | {"num_hidden_layers": 18}
+_ROPE = {"rope_theta": 1e7, "rope_type": "default", "mrope_section": [3, 3, 2]}
+DELTA = {"linear_key_head_dim": 64, "linear_value_head_dim": 64, "full_attention_interval": 4}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,17 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         DEEP | {"num_experts": 5, "num_key_value_heads": 1, "layer_types": None},
     ),
     "deepseek_v3": ("deepseek_v3", WIDE | {"num_hidden_layers": 17, "head_dim": None}),
+    # Six of 18 layers have an attn_v; the first, which llama.cpp asks for heads, has none.
+    "lfm2_moe": ("lfm2_moe", DEEP | {"layer_types": tiny.CONFIGS["lfm2_moe"]["layer_types"] * 6}),
+    "qwen3_next": ("qwen3_next", DEEP | DELTA),
+    "qwen3_next, grouped": (
+        "qwen3_next",
+        DEEP | DELTA | {"num_experts": 5, "num_key_value_heads": 1},
+    ),
+    "qwen3_5_moe": (
+        "qwen3_5_moe",
+        DEEP | DELTA | {"num_experts": 5, "layer_types": None, "rope_parameters": _ROPE},
+    ),
 }
 
 
@@ -292,8 +305,9 @@ RULES = {
     "attn_v": ("--tensor-type 'attn_v' is not REGEX=TYPE", "--tensor-type 'attn_v=Q8_0'"),
     "attn_v=Q4_K_M": (
         "--tensor-type 'attn_v=Q4_K_M': 'Q4_K_M' is not a tensor type",
-        "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, "
-        "Q6_K, IQ4_XS, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S",
+        "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, MXFP4, NVFP4, Q2_K, Q3_K, "
+        "Q4_K, Q5_K, Q6_K, IQ4_XS, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S, TQ2_0, "
+        "TQ1_0",
     ),
     "attn_(=Q8_0": (
         "--tensor-type 'attn_(=Q8_0': missing ), unterminated subpattern at position 5",
