@@ -254,12 +254,14 @@ def active(shape: str, model: str, layers: int, kind: str) -> tuple[float, float
     """(bytes read, multiplications) per token: everything but the embedding, top-k experts."""
     config, layout = config_of(shape, model, layers), layout_of(model)
     nbytes = products = 0.0
-    for entry, stored in typed_entries(config, layout, lambda entry: kind):
+    found = list(typed_entries(config, layout, lambda entry: kind))
+    output = "output" if any(entry.role == "output" for entry, _ in found) else "embed"
+    for entry, stored in found:
         routed, sizes = entry.role.startswith("expert_"), entry.tensor.shape
         share = config.num_experts_per_tok / config.num_experts if routed else 1.0
-        share *= entry.role != "embed"
+        share *= entry.role != "embed" or output == "embed"  # a tied one is read as the output
         nbytes += share * TYPES[stored].nbytes(sizes)
-        products += share * float(np.prod(sizes)) * (entry.role != "output")
+        products += share * float(np.prod(sizes)) * (entry.role != output)
     return nbytes, products
 
 

@@ -82,6 +82,8 @@ class Requantised:
         return encoded.rows
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
+        if not self.config.expert_widths[layer][expert]:
+            return self._source.expert(layer, expert)
         matrices = self._expert_layer(layer)
         return ExpertWeights(*(matrices[expert, p].decoded() for p in self.config.expert_parts))
 
@@ -111,7 +113,9 @@ class Requantised:
             for part in self.config.expert_parts:
                 role, matrix = f"expert_{part}", getattr(weights, part)
                 expert_entry = self._experts.get((layer, role, expert))
-                entry = expert_entry or self._experts[layer, role, None]
+                entry = expert_entry or self._experts.get((layer, role, None))
+                if entry is None:
+                    continue  # Of an expert without neurons.
                 columns = self._weights.expert(layer, expert, part, entry.tensor)
                 yield (expert, part), matrix, entry, columns
 

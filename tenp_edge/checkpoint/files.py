@@ -244,9 +244,9 @@ class Checkpoint(ModelFiles):
         return flat.reshape(stop - start, *stored.shape[1:])
 
     def _read_bytes(self, stored: StoredTensor, offset: int, nbytes: int) -> torch.Tensor:
+        dtype = TORCH_DTYPES.get(stored.dtype, torch.uint8)  # blocks of other types are bytes
         buffer = read_range(stored.file, offset, nbytes)
-        # Blocks of types that torch has not got are bytes.
-        return torch.frombuffer(buffer, dtype=TORCH_DTYPES.get(stored.dtype, torch.uint8))
+        return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from tenp_edge.checkpoint.files import ExpertWeights
@@ -19,8 +17,3 @@ def slice_expert(weights: ExpertWeights, neurons: torch.Tensor) -> ExpertWeights
         up_bias=None if weights.up_bias is None else weights.up_bias[neurons],
         down_bias=weights.down_bias,
     )
-
-
-def kept_experts(widths: Sequence[int]) -> torch.Tensor:
-    """Original numbers of the experts that a layer keeps (width above 0), ascending."""
-    return torch.tensor([expert for expert, width in enumerate(widths) if width])

@@ -22,6 +22,7 @@ from tenp_edge.models.family import Activation, Family
 # to this multiple so that shapes repeat (10-20 times faster on two cores).
 GROUP_MULTIPLE = 64
 _NORM_ROWS = 128
+_STEP = 2**-6  # of `slopes`
 
 
 class Observer(Protocol):
@@ -72,8 +73,10 @@ class RaggedExpert(nn.Module):
         matrices = (weights.gate, weights.up, weights.down)
         biases = (weights.gate_bias, weights.up_bias, weights.down_bias)
         for name, matrix, bias in zip(self.names, matrices, biases, strict=True):
-            with torch.device("meta"):
-                module = nn.Linear(matrix.shape[1], matrix.shape[0], bias=bias is not None)
+            rows, columns = matrix.shape
+            with torch.device("meta"):  # torch warns of making a matrix of no size
+                module = nn.Linear(max(columns, 1), max(rows, 1), bias=bias is not None)
+            module.in_features, module.out_features = columns, rows
             module.weight = nn.Parameter(matrix, requires_grad=False)
             if bias is not None:
                 module.bias = nn.Parameter(bias, requires_grad=False)
@@ -127,6 +130,21 @@ def neurons(
     """m = act(x W_gate^T + b_gate, x W_up^T + b_up), [n, width], from x, [n, hidden]."""
     gate = linear(x, weights.gate, weights.gate_bias)
     return _ACTIVATIONS[activation](gate, linear(x, weights.up, weights.up_bias))
+
+
+def slopes(
+    weights: ExpertWeights, x: torch.Tensor, activation: Activation = "silu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dm/da and dm/du of m = act(a, u), float32 [n, width] each, at the inputs x, [n, hidden].
+
+    By differences, so that they are those of any activation.
+    """
+    gate = linear(x, weights.gate, weights.gate_bias).float()
+    up = linear(x, weights.up, weights.up_bias).float()
+    act = _ACTIVATIONS[activation]
+    by_gate = act(gate + _STEP, up) - act(gate - _STEP, up)
+    by_up = act(gate, up + _STEP) - act(gate, up - _STEP)
+    return by_gate / (2 * _STEP), by_up / (2 * _STEP)
 
 
 class RaggedExperts(nn.Module):

@@ -90,6 +90,7 @@ class Model:
                     scratch,
                     experts,
                     facts.top_k,
+                    facts.hidden,
                     activation,
                     self.scales(layer),
                 )
@@ -109,7 +110,7 @@ class Model:
 
 def _expert(weights: Weights, layer: int, expert: int) -> Expert:
     names = [f"blk.{layer}.ffn_{projection}.{expert}" for projection in ("gate", "up", "down")]
-    matrices = (weights[f"{name}.weight"] for name in names)
+    matrices = (weights.get(f"{name}.weight") or 0 for name in names)
     return Expert(*matrices, *(weights.get(f"{name}.bias") for name in names))
 
 
