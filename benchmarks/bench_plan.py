@@ -3,8 +3,9 @@
     python benchmarks/bench_plan.py      # Qwen3-30B-A3B's shape, --ram 16GiB, then 12GiB
 
 The checkpoint is headers over holes (planning reads no weights), the statistics are random numbers
-in the real format, joint orders included. Both plans start from the same files: another RAM number
-needs no second calibration. Above 30 seconds or 1 GiB the benchmark fails.
+in the real format, joint orders included, and so is what rounding does: widths and types of all
+tensors are chosen together. Both plans start from the same files: another RAM number needs no
+second calibration. Above 60 seconds or 1 GiB the benchmark fails.
 """
 
 from __future__ import annotations
@@ -23,15 +24,22 @@ from random_tokenizer import write_full_tokenizer
 from records import add_record_flag, write_record
 
 from tenp_edge.calibration.elimination import Elimination
+from tenp_edge.calibration.held_out import SLICE_FILE, stored_slice
 from tenp_edge.calibration.order_priors import ORDER_PRIORS
-from tenp_edge.calibration.statistics import WEIGHT_NORMS, make_empty
+from tenp_edge.calibration.statistics import ROUNDING, WEIGHT_NORMS, make_empty
 from tenp_edge.calibration.storage import DIGEST, VERSION, layer_tensors
+from tenp_edge.calibration.text.domains import save_domains
 from tenp_edge.checkpoint.digests import file_digest
 from tenp_edge.checkpoint.files import Checkpoint, Shard, TensorEntry, write_shards
+from tenp_edge.exporters.base import ExportOptions, exporter
+from tenp_edge.exporters.mixing import Mixer
+from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models import ModelConfig
+from tenp_edge.planning.rounding_errors import GroupCost, RoundingErrors
+from tenp_edge.planning.type_costs import Conditions
 from tenp_edge.units import format_size
 
-LIMIT_SECONDS, LIMIT_BYTES = 30, 2**30
+LIMIT_SECONDS, LIMIT_BYTES = 60, 2**30
 DOMAINS = ("code", "prose")
 SHAPE = "qwen3-30b-a3b"
 
@@ -55,7 +63,8 @@ def random_layer(config: ModelConfig, layer: int) -> dict[str, torch.Tensor]:
         losses = torch.nn.functional.pad(draw(experts, width).flip(1).cumsum(1).flip(1), (0, 1))
         eliminations[score] = Elimination(draw(experts, width).argsort(dim=1), losses)
     norms = {name: draw(experts, width) + 0.5 for name in WEIGHT_NORMS}
-    return layer_tensors(layer, domains, norms, eliminations)
+    rounding = {name: draw(experts, width) for name in ROUNDING}
+    return layer_tensors(layer, domains, norms, eliminations, rounding=rounding)
 
 
 def write_statistics(model: Path, directory: Path) -> None:
@@ -98,6 +107,27 @@ def write_statistics(model: Path, directory: Path) -> None:
     (directory / "statistics.json").write_text(json.dumps(info))
 
 
+def write_rounding(model: Path, directory: Path) -> None:
+    """What types do, in the real format: errors that fall by 6 dB a bit, groups that cost alike."""
+    checkpoint, mixer = Checkpoint(model), exporter("gguf")
+    assert isinstance(mixer, Mixer)
+    save_domains(
+        directory / SLICE_FILE, [Domain("code", torch.zeros(1, 8).long(), torch.full((1,), 8))]
+    )
+    options = ExportOptions("Q8_0", "per-expert", imatrix=True)
+    matrices = mixer.typed_matrices(checkpoint.config, options)
+    errors = {kind: 4 ** -(mixer.tensor_bytes(256, 256, kind) / 8192) for kind in mixer.mixed_types}
+    layers = checkpoint.config.moe_layers
+    roles = dict.fromkeys(matrix.role for matrix in matrices)
+    found = RoundingErrors(
+        Conditions(checkpoint.fingerprint, str(stored_slice(directory)), "gguf", True),
+        {layer: dict.fromkeys(("gate", "up", "down"), errors) for layer in layers[::4]},
+        {matrix.key: errors for matrix in matrices},
+        {name: GroupCost("Q3_K", 0.01, 0.5, layers) for name in ("gate_up", "down", *roles)},
+    )
+    found.save(directory)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -113,6 +143,7 @@ def main() -> None:
         write_holes(model, SHAPES[SHAPE])
         write_full_tokenizer(model, SHAPES[SHAPE]["vocab_size"])
         write_statistics(model, work)
+        write_rounding(model, work)
         for ram in arguments.ram:
             plan = ["plan", str(model), "--ram", ram, "--calibration", str(work)]
             done = stage([*plan, "-o", str(Path(directory) / f"plan-{ram}.json")])

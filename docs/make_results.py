@@ -216,6 +216,60 @@ def _mean(value: Any) -> Any:
     return value[0] if isinstance(value, list) else value
 
 
+# -- at equal bytes --------------------------------------------------------------------------------
+
+
+def _matched(records: Records) -> Rows:
+    found = [record for name, record in records.items() if name.startswith("matched-")]
+    return [row for record in found for row in record.tables["kl"].rows if row.get("joint")]
+
+
+def _bars(records: Records) -> list[tuple[Mapping[str, Any], str, str]]:
+    """(row, the ratio's key, its mark), of every bar that was judged."""
+    pairs = (("of_whole", "whole_mark"), ("of_pruned", "pruned_mark"))
+    rows = _matched(records)
+    return [(row, key, row[mark]) for row in rows for key, mark in pairs if key in row]
+
+
+def joint_held(records: Records) -> str:
+    judged = _bars(records)
+    return f"{sum(not mark for _, _, mark in judged)} of {len(judged)}"
+
+
+def joint_missed(records: Records) -> str:
+    """Where, and by how much."""
+    missed = [
+        f"{row['model']} at {row['budget']}, {row['calibrated_on']} ({row[key]:.2f} of "
+        f"{'the whole model' if key == 'of_whole' else 'one type with pruning'})"
+        for row, key, mark in _bars(records)
+        if mark
+    ]
+    return f"Missed: {'; '.join(missed)}." if missed else "None is missed."
+
+
+def joint_of_whole(records: Records) -> str:
+    return _range([row["of_whole"] for row in _cut(records)], "{:.2f}")
+
+
+def joint_of_pruned(records: Records) -> str:
+    return _range([row["of_pruned"] for row in _cut(records) if "of_pruned" in row], "{:.2f}")
+
+
+def own_of_whole(records: Records) -> str:
+    return _range([row["own"] / row["whole"] for row in _cut(records) if row["own"]], "{:.2f}")
+
+
+def joint_of_bound(records: Records) -> str:
+    return _range(
+        [row["joint"] / row["bound"] for row in _cut(records) if "bound" in row], "{:.0f}"
+    )
+
+
+def _cut(records: Records) -> Rows:
+    """Where the whole model does not fit in the most precise type."""
+    return [row for row in _matched(records) if "Q6_K" not in row["budget"]]
+
+
 FACTS: Mapping[str, Callable[[Records], str]] = {
     function.__name__: function
     for function in (
@@ -232,6 +286,12 @@ FACTS: Mapping[str, Callable[[Records], str]] = {
         protection_saves,
         removal_factor,
         types_correlation,
+        joint_held,
+        joint_missed,
+        joint_of_whole,
+        joint_of_pruned,
+        joint_of_bound,
+        own_of_whole,
         main_methods,
     )
 }

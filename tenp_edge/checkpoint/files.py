@@ -13,8 +13,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
-from math import lcm, prod
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -33,7 +33,6 @@ from tenp_edge.models.headers import (
 )
 from tenp_edge.models.layouts import PartRule, StoredWeight
 from tenp_edge.models.stored_weights import StackedExperts
-from tenp_edge.runtime.gguf.header import GGML_TYPES
 
 TORCH_DTYPES = {
     "F32": torch.float32,
@@ -49,7 +48,6 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
 }
 _DECODED_AT_ONCE = 2**18
-_BLOCKS = "ggml"  # the layout whose rows are decoded in no time
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
@@ -117,28 +115,8 @@ class Checkpoint(ModelFiles):
         dimension ``start:stop``."""
         return self._tensor(name) if stop is None else self._rows(name, start, stop)
 
-    def held_blocks(self, name: str) -> Callable[[int, int], torch.Tensor] | None:
-        """Matrix ``name`` in memory as ggml's blocks, as a function of (start, stop) that decodes
-        those rows; None of one that is stored in another way."""
-        weight = self.weights.get(name)
-        if weight is None or weight.layout.name != _BLOCKS or not weight.row_step:
-            return None
-        return partial(self._holding(weight.tensors.values()).read_rows, name)
-
-    def holding(self, layer: int) -> Checkpoint:
-        """The same with the experts of ``layer`` in memory, as they are stored."""
-        weights = self._experts_of(layer)
-        return self._holding(t for weight in weights for t in weight.tensors.values())
-
-    def _experts_of(self, layer: int) -> Sequence[StoredWeight]:
-        """What the experts of ``layer`` are stored as."""
-        if layer in self.stacked:
-            return self.stacked[layer].weights
-        config = self.config
-        names = (config.expert_tensors(layer, e) for e in range(len(config.expert_widths[layer])))
-        return [self.weights[name] for expert in names for name in expert]
-
-    def _holding(self, tensors: Iterable[str]) -> Checkpoint:
+    def holding(self, tensors: Iterable[str]) -> Checkpoint:
+        """The same with these stored tensors in memory, as they lie in the files."""
         held = copy(self)
         held._held = {name: self._tensor(name) for name in tensors}
         return held
@@ -188,22 +166,6 @@ class Checkpoint(ModelFiles):
         if rule.rows and not rule.transposed and self.tensors[name].shape:
             return self._rows(name, start // rule.rows, -(-stop // rule.rows))
         return _rows_of(self._tensor(name), rule, start, stop)
-
-    @cached_property
-    def down_block(self) -> int:
-        """How many of an expert's neurons share a block of its down matrix, 1 where each has
-        numbers of its own."""
-        weights = [
-            self.weights.get(self.config.expert_tensor(layer, 0, PROJECTIONS.index("down")))
-            for layer in self.config.moe_layers
-        ]
-        kinds = [
-            kind
-            for weight in weights
-            if weight is not None and weight.layout.name == _BLOCKS
-            for kind in weight.layout.facts["types"].values()
-        ]
-        return lcm(*(GGML_TYPES[kind][1] for kind in kinds))
 
     def dtype_of(self, name: str) -> str:
         """The safetensors name ("BF16") of the dtype that `read` gives the weight in."""

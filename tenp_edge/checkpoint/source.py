@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from tenp_edge.checkpoint.blocks import held_layer, held_rows
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
 from tenp_edge.checkpoint.overlay import Overlay, model_digest
@@ -137,7 +138,7 @@ class ModelSource:
 
     def held(self, name: str) -> Rows:
         """Matrix ``name`` in memory, as it is stored, as a function of (start, stop)."""
-        blocks = None if self._is_mended(name) else self.checkpoint.held_blocks(name)
+        blocks = None if self._is_mended(name) else held_rows(self.checkpoint, name)
         if blocks is not None:
             return blocks
         whole = self.read(name)
@@ -145,7 +146,7 @@ class ModelSource:
 
     def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
         held = copy(self)
-        held.checkpoint, held._last = self.checkpoint.holding(layer), None
+        held.checkpoint, held._last = held_layer(self.checkpoint, layer), None
         return partial(held.expert, layer)
 
     @property

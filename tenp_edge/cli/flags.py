@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any
@@ -119,10 +119,15 @@ def _typed(given: dict[str, Any], known: Mapping[str, Option]) -> dict[str, Any]
     for name, option in known.items():
         value = given.pop(_identifier(name))
         if value not in (None, []):
-            text = option.flag.size and isinstance(value, str)
-            value = option.parse(value) if text else value
-            values[name] = tuple(value) if option.many else value
+            values[name] = _parsed(option, value)
     return values
+
+
+def _parsed(option: Option, value: Any) -> Any:
+    """What was typed, by the option's own words; switches and paths are read already."""
+    if option.many:
+        return tuple(_parsed(replace(option, many=False), one) for one in value)
+    return option.parse(value) if isinstance(value, str) else value
 
 
 def _identifier(name: str) -> str:
@@ -149,13 +154,21 @@ def _parameters(declared: Mapping[str, Parameter], recipes: bool) -> Iterator[Pa
 
 def _parameter(option: Option) -> Parameter:
     """The flag of an option: None where it is not on the command line."""
-    flag, kind = option.flag, str if option.flag.size else option.kind
+    flag = option.flag
+    # Text is read by the option itself, in our words.
+    kind = option.kind if option.kind in (bool, Path) else str
     names = [f"--{flag.name}", *flag.also]
     if option.kind is bool and option.default is None:
         names = [f"--{flag.name}/--no-{flag.name}"]
     nothing = option.default is None or option.default is False or option.default == ()
     shown = "" if nothing else f" Default: {_shown(option)}."
-    info = _flag(*names, help=flag.help + shown, panel=flag.panel or None, show_default=False)
+    info = _flag(
+        *names,
+        help=flag.help + shown,
+        panel=flag.panel or None,
+        show_default=False,
+        metavar=_metavar(option),
+    )
     hint: Any = list[kind] if option.many else kind  # type: ignore[valid-type]
     return Parameter(
         _identifier(flag.name),
@@ -163,6 +176,12 @@ def _parameter(option: Option) -> Parameter:
         default=None,
         annotation=Annotated[hint | None, info],
     )
+
+
+def _metavar(option: Option) -> str | None:
+    """What stands for the value in the help."""
+    kinds: dict[type, str] = {int: "<int>", float: "<float>"}
+    return "<size>" if option.flag.size else kinds.get(option.kind)
 
 
 def _shown(option: Option) -> str:
@@ -205,7 +224,7 @@ def _help_set(value: bool) -> None:
 Model = Annotated[
     Path,
     typer.Argument(
-        help="Model directory: config.json and safetensors (or a hub id, with network; "
+        help="Model directory: config.json and safetensors; or a GGUF (or a hub id, with network; "
         "demo: the bundled model).",
         callback=local_model,
         show_default=False,

@@ -58,7 +58,11 @@ def loaded_verb(name: str) -> Any:
     """The verb as a command of its own, for the command line and the pages made from it."""
     verb = typer.Typer(rich_markup_mode="rich", add_completion=False)
     verb.command(name)(getattr(import_module(f"tenp_edge.cli.{VERBS[name]}"), name))
-    return typer.main.get_command(verb)
+    command = typer.main.get_command(verb)
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""  # A switch takes no value.
+    return command
 
 
 app = typer.Typer(

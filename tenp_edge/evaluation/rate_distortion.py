@@ -26,7 +26,8 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.scoring.neuron_scores import relative
 from tenp_edge.scoring.saliency import domain_tokens, sum_of
 
-_STEPS = 50
+_STEPS = 40
+_MOST_WEIGHTS = 4_000_000
 _TINY = 1e-30
 
 
@@ -116,8 +117,13 @@ def _inputs(statistics: Statistics, layer: int) -> torch.Tensor:
 def least_expert_loss(checkpoint: Checkpoint, statistics: Statistics) -> Callable[[int], float]:
     """By a number of bytes, the least predicted loss with all routed experts in them.
 
-    Needs statistics that know what rounding costs; holds a float32 for each of the experts'
-    weights.
+    Needs statistics that know what rounding costs. Of a large model every n-th neuron stands for
+    n of them.
     """
-    layers = list(expert_neurons(checkpoint, statistics))
-    return lambda nbytes: least_loss(layers, 8 * nbytes)
+    weights = 3 * checkpoint.config.hidden_size * checkpoint.config.expert_neurons
+    step = -(-weights // _MOST_WEIGHTS)
+    layers = [
+        Neurons(part.energies[::step].clone(), part.cut[::step])
+        for part in expert_neurons(checkpoint, statistics)
+    ]
+    return lambda nbytes: step * least_loss(layers, 8 * nbytes / step)

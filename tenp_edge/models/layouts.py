@@ -113,8 +113,8 @@ class StoredWeight:
 
     @property
     def row_step(self) -> int:
-        """Rows that must be decoded together."""
-        return max(self.rules[part].rows for part in self.tensors)
+        """Rows that must be decoded together: all of them where every part is for the whole."""
+        return max(self.rules[part].rows for part in self.tensors) or self.stored_shape[0]
 
     def parts(self) -> Iterator[tuple[str, PartRule]]:
         """(tensor, rule) of every part that is there."""

@@ -14,6 +14,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.runtime.memory.footprint import KV_TYPES
 from tenp_edge.units import format_size, parse_size
 
+AUTO = "auto"  # the profile of the machine that plans
 RUNTIMES = ("tenp-edge", "llama.cpp", "onnxruntime")
 # Formats that are part of tenp-edge: a profile's layout is checked before its exporter is loaded.
 LAYOUTS = {
@@ -25,6 +26,7 @@ GGUF_TYPES = tuple(
     "IQ3_S IQ3_XXS Q2_K IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ2_0 "
     "TQ1_0".split()
 )
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # The process of `tenp-edge run` before it opens a file, where it cannot be measured.
 THIS_MACHINE_OVERHEAD_BYTES = 48 * 2**20
 
@@ -73,11 +75,15 @@ def profile_names() -> tuple[str, ...]:
 
 
 def load_profile(name: str) -> DeviceProfile:
-    """The bundled profile ``name``; UserError with the list when there is none."""
-    if name not in profile_names():
-        raise UserError(f"no device profile '{name}'", ", ".join(profile_names()))
-    entry = files("tenp_edge.profiles") / f"{name}.toml"
-    return _parse(name, f"{name}.toml", entry.read_text(encoding="utf-8"))
+    """The bundled profile ``name``, in any case, or ``auto``, `this_machine`; UserError with the
+    list when there is none."""
+    known = name.lower()
+    if known == AUTO:
+        return this_machine()
+    if known not in profile_names():
+        raise UserError(f"no device profile '{name}'", ", ".join((AUTO, *profile_names())))
+    entry = files("tenp_edge.profiles") / f"{known}.toml"
+    return _parse(known, f"{known}.toml", entry.read_text(encoding="utf-8"))
 
 
 def load_profile_file(path: str | Path) -> DeviceProfile:
@@ -112,6 +118,11 @@ def this_machine() -> DeviceProfile:
         runtime_overhead_bytes=None,
         ubatch=512,
     )
+
+
+def spare_bytes() -> int:
+    """What a run may use here: ``--ram auto``."""
+    return this_machine().budget_bytes
 
 
 # -- reading a profile -----------------------------------------------------------------------------
@@ -241,10 +252,15 @@ def _reason(error: Exception) -> str:
 
 
 def _physical_memory_bytes() -> int:
+    """What the machine has, or what its container may take of it."""
     try:
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):
-        return 16 * 2**30  # Windows has no sysconf; only the headroom line depends on it
+        memory = 16 * 2**30  # Windows has no sysconf.
+    try:
+        return min(memory, int(_CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):  # No such file, or "max".
+        return memory
 
 
 def _physical_cores() -> int:

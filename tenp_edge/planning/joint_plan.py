@@ -234,11 +234,14 @@ class JointPlanner:
 
 def joins(spec: PlanSpec, errors: RoundingErrors, statistics: Statistics | None) -> bool:
     """Whether types and widths are chosen together: for the default method, where such files were
-    measured and the statistics know what rounding costs."""
+    measured and the statistics know what rounding costs. Not to refine, which measures cuts alone.
+    """
     target, options = spec.target, spec.options
     if statistics is None or not statistics.has_rounding or not errors.groups:
         return False
-    plain = options.ranking in (None, "global") and not options.guards and not options.tilt
+    plain = options.ranking in (None, "global") and not (
+        options.guards or options.tilt or options.refine
+    )
     same = errors.conditions.holds(target.exporter.format, options.imatrix, options.tensor_types)
     return isinstance(target.exporter, Mixer) and spec.method.probed and plain and same
 

@@ -13,6 +13,7 @@ from math import lcm
 from typing import Any
 
 from tenp_edge.calibration.storage import Statistics
+from tenp_edge.checkpoint.blocks import down_block
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.tensor_types import AUTO
@@ -246,7 +247,7 @@ class _Given:
 
     def _block(self, spec: PlanSpec) -> int:
         """How many neurons stay or go together."""
-        return self.checkpoint.down_block if spec.options.down == BLOCKS else 1
+        return down_block(self.checkpoint) if spec.options.down == BLOCKS else 1
 
     def _space(self, spec: PlanSpec) -> Space:
         target = spec.target

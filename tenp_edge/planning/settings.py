@@ -9,8 +9,8 @@ itself brings its options along.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -29,8 +29,9 @@ class Flag:
     ``name``: --name, or with ``knob`` --set name=value; ``also``: other flags for the same.
     ``choices``: the values that there are; ``above``, ``least`` and ``most``: bounds of a number.
     ``instead_of``: the option whose place it takes, in a recipe too. ``example``: a value that
-    works. ``size``: bytes, written as "8GiB". ``recorded``: False where a
-    recipe does not hold it.
+    works. ``size``: bytes, written as "8GiB"; ``auto``: what "auto" means instead. ``words``: known
+    values, and other names of them, by how they are typed in small letters; ``choices`` are such
+    words too. ``recorded``: False where a recipe does not hold it.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Flag:
     most: float | None = None
     example: str = ""
     size: bool = False
+    auto: Callable[[], int] | None = None
+    words: Mapping[str, str] = field(default_factory=dict)
     recorded: bool = True
     instead_of: str = ""
 
@@ -64,8 +67,8 @@ class Option:
         return self.flag.name
 
     def read(self, options: object) -> Any:
-        for field in self.path:
-            options = getattr(options, field)
+        for step in self.path:
+            options = getattr(options, step)
         return options
 
     def written(self, value: object) -> str:
@@ -74,16 +77,26 @@ class Option:
         return f"--set {self.name}={shown}" if self.flag.knob else f"--{self.name} {shown}"
 
     def parse(self, text: str) -> Any:
-        """One value of its kind. Raises UserError for text that is none."""
+        """One value of its kind: of a word in any case, of a share as "60%" too. Raises UserError
+        for text that is none."""
         if self.flag.size:
-            return parse_size(text)
+            auto = self.flag.auto if text.lower() == "auto" else None
+            return parse_size(text) if auto is None else auto()
+        if self.kind is str:
+            return self._word(text)
         try:
+            if self.kind is float and self.flag.most == 1 and text.endswith("%"):
+                return float(text[:-1]) / 100
             return _WORDS[text.lower()] if self.kind is bool else self.kind(text)
         except (ValueError, KeyError):
             raise UserError(
                 f"{self.written(text)}: '{text}' is not {_KINDS[self.kind]}",
                 self.written(self.example),
             ) from None
+
+    def _word(self, text: str) -> str:
+        known = {choice.lower(): choice for choice in self.flag.choices} | {**self.flag.words}
+        return known.get(text.lower(), text)
 
     @property
     def example(self) -> str:
@@ -134,16 +147,16 @@ _known: dict[type, Mapping[str, Option]] = {}
 
 def _options(declared: type) -> Iterator[Option]:
     hints = get_type_hints(declared, include_extras=True)
-    for field in fields(declared):
-        hint = hints[field.name]
+    for declared_field in fields(declared):
+        hint = hints[declared_field.name]
         if is_dataclass(hint) and isinstance(hint, type):
             for inner in _options(hint):
-                path = (field.name, *inner.path)
+                path = (declared_field.name, *inner.path)
                 yield Option(inner.flag, path, inner.kind, inner.many, inner.default)
         elif get_origin(hint) is Annotated:
             kind, flag = get_args(hint)[:2]
             single, many = _kind(kind)
-            yield Option(flag, (field.name,), single, many, field.default)
+            yield Option(flag, (declared_field.name,), single, many, declared_field.default)
 
 
 def _kind(hint: Any) -> tuple[type, bool]:
@@ -159,11 +172,11 @@ def make(declared: type[Options], values: Mapping[str, Any]) -> Options:
     """The dataclass with ``values`` by option name, and the declared defaults for the rest."""
     tree: dict[str, Any] = {}
     for name, value in values.items():
-        *nest, field = options_of(declared)[name].path
+        *nest, last = options_of(declared)[name].path
         branch = tree
         for step in nest:
             branch = branch.setdefault(step, {})
-        branch[field] = value
+        branch[last] = value
     return _grown(declared, tree)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from tenp_edge.planning.devices import GGUF_TYPES, spare_bytes
 from tenp_edge.planning.methods import METHODS
 from tenp_edge.planning.settings import Flag, listed
 from tenp_edge.runtime.memory.footprint import KV_TYPES
@@ -25,6 +26,13 @@ QUANTS = (
     "IQ1_S, TQ2_0 or TQ1_0; keep, of a model that is a GGUF, is every tensor's own. "
     "ONNX: none, int8 or int4."
 )
+# llama-quantize takes the short names too.
+QUANT_WORDS = {name.lower(): name for name in (*GGUF_TYPES, "TQ2_0", "TQ1_0")} | {
+    "q3_k": "Q3_K_M",
+    "q4_k": "Q4_K_M",
+    "q5_k": "Q5_K_M",
+    **{name: name for name in ("auto", "keep", "none", "int8", "int4")},
+}
 REQUANTISE, BLOCKS = "requantise", "blocks"
 LAYOUTS = (
     "GGUF: per-expert, merged (stock llama.cpp) or padded. ONNX: portable (any onnxruntime), "
@@ -216,9 +224,10 @@ class PlanOptions(FileKnobs, Knobs):
         Flag(
             "ram",
             "Peak resident memory of the run: weights, KV cache, compute, runtime. 8GiB, 7.5GB; a "
-            "bare G is GiB.",
+            "bare G is GiB; auto is what this machine can spare.",
             SIZE,
             size=True,
+            auto=spare_bytes,
             above=0,
             example="8GiB",
             instead_of="keep",
@@ -228,7 +237,7 @@ class PlanOptions(FileKnobs, Knobs):
         float | None,
         Flag(
             "keep",
-            "Share of the routed-expert parameters to keep, 0..1.",
+            "Share of the routed-expert parameters to keep: 0.6, or 60%.",
             SIZE,
             above=0,
             most=1,
@@ -237,7 +246,10 @@ class PlanOptions(FileKnobs, Knobs):
         ),
     ] = None
     profile: Annotated[
-        str | None, Flag("profile", "Device profile (tenp-edge profiles lists them).", SIZE)
+        str | None,
+        Flag(
+            "profile", "Device profile (tenp-edge profiles lists them); auto: this machine.", SIZE
+        ),
     ] = None
     profile_file: Annotated[Path | None, Flag("profile-file", "Your own profile (TOML).", SIZE)] = (
         None
@@ -282,6 +294,7 @@ class PlanOptions(FileKnobs, Knobs):
             f"auto, or one mix for all. {QUANTS} Default: auto, types of every tensor chosen "
             "together with the widths to fit the memory; with --keep the profile's.",
             EXPORT,
+            words=QUANT_WORDS,
         ),
     ] = None
     width_multiple: Annotated[

@@ -9,7 +9,15 @@ from typing import Annotated
 from tenp_edge.errors import UserError
 from tenp_edge.planning.devices import DeviceProfile, load_profile, load_profile_file, this_machine
 from tenp_edge.planning.settings import Flag
-from tenp_edge.planning.spec import EXPORT, LAYOUTS, QUANTS, STATIC, FileKnobs, PlanOptions
+from tenp_edge.planning.spec import (
+    EXPORT,
+    LAYOUTS,
+    QUANT_WORDS,
+    QUANTS,
+    STATIC,
+    FileKnobs,
+    PlanOptions,
+)
 from tenp_edge.runtime.memory.footprint import MOST_THREADS, MemoryRun, known_kv_type
 
 CALIBRATION, VALIDATION, COMPUTE = "Calibration", "Validation", "Compute"
@@ -235,7 +243,9 @@ class FileOptions:
 
     format: Annotated[str, Flag("format", "gguf or onnx.", EXPORT)] = "gguf"
     layout: Annotated[str | None, Flag("layout", LAYOUTS, EXPORT, also=("--mode",))] = None
-    quant: Annotated[str | None, Flag("quant", f"{QUANTS} Default: Q8_0, none.", EXPORT)] = None
+    quant: Annotated[
+        str | None, Flag("quant", f"{QUANTS} Default: Q8_0, none.", EXPORT, words=QUANT_WORDS)
+    ] = None
     knobs: FileKnobs = field(default_factory=FileKnobs)
     length: Annotated[
         int | None, Flag("length", "Prompt tokens at once. Default: 128.", STATIC)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import gguf
 import numpy as np
 import pytest
 import torch
-from support.gguf_sources import write_gguf
 
-from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.stored.ggml import decode_ggml, decodes, to_float
 from tenp_edge.exporters.gguf.types import TYPES
-from tenp_edge.forward.sweep import streaming_logits
 from tenp_edge.runtime.gguf.header import GGML_TYPES
 
 _TYPE_COUNT = 43  # GGML_TYPE_COUNT of the installed ggml
@@ -53,37 +46,3 @@ def test_padding_is_cut_off_and_parts_are_put_together() -> None:
     }
     found = decode_ggml({"a": blocks, "b": rows}, (8, 64), both)
     assert torch.equal(found[4:], rows) and found.shape == (8, 64)
-
-
-# -- what is kept in memory ------------------------------------------------------------------------
-
-
-def test_experts_of_a_large_layer_are_kept_as_they_are_stored(
-    checkpoint_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The forward is the same, bit for bit, and reads the file once."""
-    file = write_gguf(checkpoint_of("gpt_oss"), tmp_path / "model.gguf")
-    source, tokens = ModelSource(Checkpoint(file)), torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
-    assert source.stored_dtype == torch.float32
-    cpu = torch.device("cpu")
-    (kept,) = streaming_logits(source, tokens, device=cpu, dtype=torch.float32)
-    monkeypatch.setattr("tenp_edge.checkpoint.source.HELD_DECODED_BYTES", 0)
-    large = ModelSource(Checkpoint(file))
-    assert large.stored_dtype is None
-    (decoded,) = streaming_logits(large, tokens, device=cpu, dtype=torch.float32)
-    assert torch.equal(kept, decoded)
-    held, down = large.held_experts(1), large.expert(1, 3).down
-    file.unlink()
-    assert torch.equal(held(3).down, down)
-
-
-def test_rows_of_a_matrix_that_is_kept(
-    checkpoint_of: Callable[[str], Path], tmp_path: Path
-) -> None:
-    checkpoint = Checkpoint(write_gguf(checkpoint_of("mixtral"), tmp_path / "model.gguf"))
-    rows = checkpoint.held_blocks("lm_head.weight")
-    assert rows is not None
-    assert torch.equal(rows(7, 20), checkpoint.read("lm_head.weight")[7:20])
-    # Put together from rows that lie apart, and not stored in blocks.
-    assert checkpoint.held_blocks("model.layers.0.self_attn.q_proj.weight") is None
-    assert checkpoint.held_blocks("model.norm.weight") is None

@@ -21,6 +21,7 @@ from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.calibration.text.domains import save_domains
 from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation import rounding
 from tenp_edge.evaluation.rounding import (
@@ -209,3 +210,17 @@ def test_compress_measures_where_it_is_cheap(
     assert typeverbs.rounding_of(checkpoint, tmp_path) is not None
     save_domains(tmp_path / SLICE_FILE, [domain("code", 1, 48, 9)])
     assert typeverbs.rounding_of(checkpoint, tmp_path) is None  # measured on other text
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_every_matrix_of_every_family_is_sampled(
+    family: str, checkpoint_of: Callable[[str], Path]
+) -> None:
+    checkpoint = Checkpoint(checkpoint_of(family))
+    options = replace(JOB.options, imatrix=False)
+    matrices = JOB.mixer.typed_matrices(checkpoint.config, options)
+    source = ModelSource(checkpoint)
+    found = dict(JOB.mixer.sampled_matrices(source, options, ExportData(), 4))
+    assert list(found) == list(matrices)
+    for matrix, sample in found.items():
+        assert sample.rows.ndim == 2 and sample.rows.shape[1] == matrix.shape[-1]

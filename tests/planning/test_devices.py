@@ -8,6 +8,7 @@ import pytest
 
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import exporter
+from tenp_edge.planning import devices
 from tenp_edge.planning.devices import (
     LAYOUTS,
     load_profile,
@@ -143,7 +144,7 @@ def test_unknown_field_unknown_profile_and_unreadable_files(tmp_path: Path) -> N
     with pytest.raises(UserError) as caught:
         load_profile("toaster")
     assert caught.value.message == "no device profile 'toaster'"
-    assert caught.value.hint == ", ".join(profile_names())
+    assert caught.value.hint == ", ".join(("auto", *profile_names()))
     with pytest.raises(UserError) as caught:
         load_profile_file(tmp_path / "none.toml")
     assert caught.value.message == (
@@ -152,3 +153,17 @@ def test_unknown_field_unknown_profile_and_unreadable_files(tmp_path: Path) -> N
     file.write_text("memory = = 3")
     with pytest.raises(UserError, match="is not valid TOML"):
         load_profile_file(file)
+
+
+def test_names_in_any_case_and_this_machine() -> None:
+    assert load_profile("LAPTOP-8GB") == load_profile("laptop-8gb")
+    assert load_profile("auto") == this_machine()
+
+
+def test_a_container_has_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(devices, "_CONTAINER_LIMIT", limit)
+    limit.write_text("max\n")
+    whole = this_machine().memory_bytes
+    limit.write_text("1073741824\n")
+    assert this_machine().memory_bytes == 2**30 <= whole

@@ -144,9 +144,19 @@ def test_without_a_measurement_the_older_rule_stays(known: Known, budget: int) -
 def test_what_is_pinned_is_left_alone(known: Known, budget: int) -> None:
     assert planned(known, budget_bytes=budget, quant="Q8_0").types is None
     assert planned(known, budget_bytes=budget, method="tenp").types is None
+    assert planned(known, budget_bytes=budget, refine=True).types is None
     assert planned(known, budget_bytes=budget, tensor_types=("attn_v=Q8_0",)).types is None
     auto = planned(known, budget_bytes=budget, quant="auto")
     assert auto.types is not None and auto.types == planned(known, budget_bytes=budget).types
+
+
+def test_only_types_of_the_profile_are_mixed(known: Known, budget: int) -> None:
+    model, statistics, errors = known
+    device = replace(this_machine(), tensor_types=("F16", "Q8_0", "Q4_0"))
+    request = PlanOptions(budget_bytes=budget, context=256)
+    plan = make_plan(model, device, request, statistics, rounding=errors)
+    assert plan.types is not None
+    assert {"Q4_0"} < plan.types.names <= {"Q8_0", "Q6_K", "Q4_0", "Q4_1"}
 
 
 def test_auto_needs_a_number_of_bytes(known: Known) -> None:

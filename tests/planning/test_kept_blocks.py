@@ -12,6 +12,7 @@ from support.gguf_sources import write_gguf
 from support.synthetic import write_statistics
 
 from tenp_edge.calibration.storage import Statistics
+from tenp_edge.checkpoint.blocks import down_block
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.planning.devices import load_profile
 from tenp_edge.planning.planner import make_plan
@@ -39,7 +40,7 @@ def statistics(model: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> S
 def test_neurons_stay_in_whole_blocks(
     method: str, model: Checkpoint, statistics: Statistics
 ) -> None:
-    assert model.down_block == 32
+    assert down_block(model) == 32
     options = PlanOptions(**(vars(BLOCKS) | {"method": method}))
     plan = make_plan(model, PROFILE, options, statistics)
     assert plan.retained is not None and plan.keep_ratio < 0.7

@@ -16,6 +16,7 @@ from tenp_edge.cli import flags
 from tenp_edge.cli.main import loaded_verb
 from tenp_edge.errors import UserError
 from tenp_edge.planning.allocators import BUILDERS
+from tenp_edge.planning.devices import this_machine
 from tenp_edge.planning.methods import METHODS
 from tenp_edge.planning.settings import assigned, listed, make, options_of
 from tenp_edge.planning.spec import Knobs, PlanOptions
@@ -54,6 +55,43 @@ def test_the_help_names_every_method_and_score() -> None:
 
 def test_every_method_is_built() -> None:
     assert BUILDERS.keys() == METHODS.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("keep", "60%", 0.6),
+        ("keep", "0.6", 0.6),
+        ("quant", "q4_k_m", "Q4_K_M"),
+        ("quant", "Q4_K", "Q4_K_M"),
+        ("quant", "INT8", "int8"),
+        ("quant", "Q9", "Q9"),
+        ("kv-type", "q8_0", "Q8_0"),
+        ("ram", "auto", this_machine().budget_bytes),
+        ("ram", "1GiB", 2**30),
+    ],
+)
+def test_words_in_any_case(name: str, text: str, value: object) -> None:
+    assert KNOWN[name].parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--keep", "half"), "--keep half: 'half' is not a number\ntry:   --keep 0.6\n"),
+        (
+            ("--keep", ".5", "--context", "4k"),
+            "--context 4k: '4k' is not a whole number\ntry:   --context 4096\n",
+        ),
+    ],
+)
+def test_numbers_are_refused_in_our_words(words: tuple[str, ...], said: str) -> None:
+    assert refused("plan", "demo", *words) == f"error: {said}"
+
+
+def test_a_switch_has_no_value_in_the_help() -> None:
+    switches = [p for p in loaded_verb("plan").params if getattr(p, "is_flag", False)]
+    assert len(switches) > 3 and {p.metavar for p in switches} == {""}
 
 
 def test_names_are_listed() -> None:

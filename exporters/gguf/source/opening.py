@@ -15,8 +15,9 @@ from tenp_edge.errors import UserError, shown
 from tenp_edge.exporters.gguf.architectures import architecture
 from tenp_edge.exporters.gguf.fields import header
 from tenp_edge.exporters.gguf.metadata import Recipe, model_fields
-from tenp_edge.exporters.gguf.source.facts import Told, config_json, read_told
+from tenp_edge.exporters.gguf.source.facts import config_json, read_told
 from tenp_edge.exporters.gguf.source.parts import open_parts
+from tenp_edge.exporters.gguf.source.told import Told
 from tenp_edge.exporters.gguf.source.weights import read_weights
 from tenp_edge.exporters.gguf.types import FILE_TYPES
 from tenp_edge.models import FAMILIES, ModelConfig, read_config

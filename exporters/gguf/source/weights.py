@@ -18,6 +18,7 @@ from math import prod
 import torch
 
 from tenp_edge.checkpoint.stored.ggml import decodes
+from tenp_edge.disk import read_range
 from tenp_edge.errors import UserError, shown
 from tenp_edge.exporters.gguf.architectures import NAMES, expert_name, merged_name, tensor_name
 from tenp_edge.exporters.gguf.computed import computed_tensors
@@ -102,8 +103,9 @@ class _Index:
             role: self._rows(tensor_name(config, role, spec.layer), shape)
             for role, shape in shapes.items()
         }
-        vector = prod(spec.shape) == spec.shape[-1]
-        if vector or not any(is_transformed(config, role) for role in roles):
+        same = _without_ones(shapes[roles[0]]) == _without_ones(spec.shape)
+        reshaped = same and shapes[roles[0]] != spec.shape
+        if reshaped or not any(is_transformed(config, role) for role in roles):
             self._add(spec.name, spec.shape, spec.part, rows[roles[0]])
             return
         restore = partial(from_file, config, spec.role)
@@ -128,13 +130,13 @@ class _Index:
 
     def leave_out(self) -> None:
         """Layers that predict further tokens are left out; what else is not known is refused."""
-        config, computed = self._config, computed_tensors(self._config)
-        known = {NAMES[role]: tuple(tensor.shape) for role, tensor in computed.items()}
+        config = self._config
+        computed = {NAMES[role]: tensor for role, tensor in computed_tensors(config).items()}
         for name in sorted(self._parts.tensors.keys() - self._used):
             info = self._parts.tensors[name].info
             if _layer_of(name) >= config.num_hidden_layers:
                 self.tensors[name] = self._rows_of(name, prod(info.shape[1:]), 0, name).stored
-            elif known.get(name) != info.shape[::-1]:
+            elif name not in computed or not self._holds(name, computed[name]):
                 family = config.family.model_type
                 raise self._error(f"a model of {family} has no {name}, and what it does is unknown")
 
@@ -199,6 +201,15 @@ class _Index:
             raise self._error(f"{name} is {_times(own)}, its metadata implies {_times(wanted)}")
         if not decodes(placed.info.type):
             raise self._error(f"{name} is {placed.info.type_name}, which ggml cannot decode")
+
+    def _holds(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether the tensor ``name`` is this one, of float32."""
+        placed = self._parts.tensors[name]
+        info = placed.info
+        if info.type_name != "F32" or info.shape[::-1] != tuple(tensor.shape):
+            return False
+        data = read_range(placed.file, info.offset, info.nbytes)
+        return torch.equal(torch.frombuffer(data, dtype=torch.float32), tensor.flatten())
 
     def _error(self, why: str) -> UserError:
         return UserError(

@@ -2,8 +2,8 @@
 
 Of the best whole model that fits never more than all, at four bits half, and a quarter at three
 bits and less; of the best single type with pruning 0.7, wherever the plan has several types. Where
-rows are too short for a type's blocks and the whole model falls back to four bits, the bytes are
-those of four bits, and so is the bar.
+rows are too short for a type's blocks, the whole model falls back to more bits: then the bytes are
+those of as many, and so is the bar.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _ALL, _SINGLE = 1.0, 0.7
 _OF_WHOLE = {"Q5_K_M": 0.8, "IQ4_XS": 0.5} | dict.fromkeys(
     ("IQ3_XXS", "Q2_K", "IQ2_M", "IQ2_XXS", "IQ1_M"), 0.25
 )
+_OF_FALLBACK = {"5": 0.8, "4": 0.5}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def _limit(names: Sequence[str], kind: str) -> float:
     """Of the budget called ``names``, in which most of the experts' bytes are of type ``kind``."""
     bits = kind.partition("_")[0]
     own = [name for name in names if name.partition("_")[0] == bits]
-    return max((_OF_WHOLE.get(name, _ALL) for name in own), default=_OF_WHOLE["IQ4_XS"])
+    fallen_back = _OF_FALLBACK.get(bits.lstrip("IQ"), _ALL)
+    return max((_OF_WHOLE.get(name, _ALL) for name in own), default=fallen_back)
 
 
 def _bar(row: Mapping[str, Any], rival: Mapping[str, Any], limit: float) -> Bar:

@@ -63,13 +63,31 @@ def _best(
     for quant in calibrated.whole_kl:
         options = file_options(calibrated.writer, quant, calibrated.layout)
         for multiple in _multiples(calibrated, options):
-            search = _search(calibrated, method, knobs, options, multiple)
-            neurons = search.largest(nbytes)
-            if neurons is not None:
-                way = replace(knobs, **search.way(neurons))
-                made.append(_search(calibrated, method, way, options, multiple).filled(neurons))
+            file = _largest(calibrated, nbytes, method, knobs, options, multiple)
+            made += [] if file is None else [file]
     made.sort(key=lambda file: file.predicted_kl or 0.0)
     return list({file.key: file for file in reversed(made)}.values())[::-1][:count]
+
+
+def _largest(
+    calibrated: Calibrated,
+    nbytes: int,
+    method: str,
+    knobs: Knobs,
+    options: ExportOptions,
+    multiple: int,
+) -> Filled | None:
+    """The largest plan of one type, in the way that measured best near its size; other widths of as
+    many neurons take other bytes, so it is searched again."""
+    search = _search(calibrated, method, knobs, options, multiple)
+    neurons = search.largest(nbytes)
+    if neurons is None:
+        return None
+    way = search.way(neurons)
+    if way:
+        search = _search(calibrated, method, replace(knobs, **way), options, multiple)
+        neurons = search.largest(nbytes)
+    return None if neurons is None else search.filled(neurons)
 
 
 def _multiples(calibrated: Calibrated, options: ExportOptions) -> tuple[int, ...]:

@@ -38,6 +38,8 @@ def _listed(
     fields.integer("full_attention_interval", 0)  # For readers that do not know the list.
     if len(carries) != len(attention):
         raise fields.error(f"{len(carries)} recurrent layers of {len(attention)}")
+    if all(carries):
+        raise fields.error("none of its layers attends")
     block = _STATES[kind](fields)
     return tuple(block if state else own for own, state in zip(attention, carries, strict=True))
 

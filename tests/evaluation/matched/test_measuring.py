@@ -26,12 +26,15 @@ from tenp_edge.evaluation.matched.calibrated import Calibrated
 from tenp_edge.evaluation.matched.filled import BUDGETS, Budget, Filled, budgets_of, whole
 from tenp_edge.evaluation.matched.measuring import Matched, compare_matched
 from tenp_edge.evaluation.matched.running import run_file
+from tenp_edge.evaluation.matched.searched import joint
 from tenp_edge.evaluation.matched.single_type import pruned, whole_types
 from tenp_edge.evaluation.matched.table import lines, markdown
 from tenp_edge.evaluation.matched.ways import WAYS
 from tenp_edge.evaluation.rounding import RoundingJob, sampled_errors
 from tenp_edge.evaluation.validation import validate
 from tenp_edge.exporters.base import ExportData, ExportOptions, exporter
+from tenp_edge.planning.probes import KEEPS, PLAIN
+from tenp_edge.planning.trials import Trial
 from tenp_edge.progress import QuietProgress
 from tenp_edge.recovery.recover import MendRules, mend
 
@@ -107,6 +110,20 @@ def test_every_row_fits_and_the_best_candidate_is_taken(
         row = by_way["Q6_K", way]
         assert row["quant"] == "auto"
         assert row["budget_bytes"] - row["file_bytes"] < 0.05 * row["budget_bytes"]
+
+
+def test_plans_of_another_way_fit_too(matched: Matched) -> None:
+    """As many neurons in other widths take other bytes: rows fall back to other types."""
+    even = {**PLAIN, "ranking": "layer"}
+    known = [
+        Trial(way, keep, 0.1, kl, 1.0) for keep in KEEPS for way, kl in ((PLAIN, 1), (even, 0.5))
+    ]
+    job = replace(matched, trials={0: known})
+    calibrated = job.calibrated(0, dict.fromkeys(TYPES, 0.01))
+    for nbytes in range(300_000, 420_000, 15_000):
+        files = [*pruned(calibrated, nbytes), *joint(calibrated, nbytes)]
+        assert files
+        assert all(file.file_bytes <= nbytes for file in files)
 
 
 def test_types_are_only_worse_with_fewer_bytes_where_nothing_is_cut(
@@ -205,8 +222,9 @@ def test_bars_are_judged_by_budget() -> None:
     rows = [_row("whole", 0.1, "Q2_K"), _row("pruned", 0.06, "Q2_K"), _row("joint", 0.04, "Q2_K")]
     (bar,) = bars({"rows": rows})
     assert (bar.limit, bar.held) == (0.25, False)  # one type: nothing to beat the other by
-    fallen_back = [{**row, "budget_type": "IQ4_NL"} for row in rows]
-    assert [bar.limit for bar in bars({"rows": fallen_back})] == [0.5]
+    for kind, limit in (("IQ4_NL", 0.5), ("Q5_1", 0.8), ("Q8_0", 1.0)):
+        fallen_back = [{**row, "budget_type": kind} for row in rows]
+        assert [bar.limit for bar in bars({"rows": fallen_back})] == [limit]
 
 
 def test_the_page_has_a_section_a_budget() -> None:

@@ -21,6 +21,7 @@ Make = Callable[[str], Path]
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 SECTIONS = {"rope_type": "default", "mrope_section": [8, 4, 4], "mrope_interleaved": True}
 MSCALE = {"mscale": 1.0, "mscale_all_dim": 1.0}
+FULL, LINEAR = "full_attention", "linear_attention"
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "yarn": ("qwen3_moe", {"rope_scaling": YARN}),
     "yarn attention factor": ("olmoe", {"rope_scaling": YARN | {"attention_factor": 1.5}}),
@@ -51,6 +52,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "lfm2_moe",
         {"num_dense_layers": 0, "tie_word_embeddings": False, "num_key_value_heads": 4},
     ),
+    "as many key heads": ("qwen3_next", {"linear_num_value_heads": 2}),
+    "one key head": ("qwen3_5_moe", {"linear_num_key_heads": 1}),
+    "states behind": ("qwen3_next", {"layer_types": [FULL, LINEAR, LINEAR]}),
+    "yarn of a part": ("qwen3_next", {"rope_scaling": YARN, "tie_word_embeddings": True}),
     "no shared expert": ("ernie4_5_moe", {"moe_num_shared_experts": 0, "moe_layer_start_index": 0}),
 }
 
@@ -83,6 +88,21 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"norm_topk_prob": False},
         "llama.cpp always renormalises the top-k weights of qwen3moe, "
         "this model has norm_topk_prob = false",
+    ),
+    "dense between states": (
+        "qwen3_next",
+        {"mlp_only_layers": [1]},
+        "layer 1 is dense, and llama.cpp's qwen3next routes in every layer",
+    ),
+    "no shared expert beside states": (
+        "qwen3_5_moe",
+        {"shared_expert_intermediate_size": 0},
+        "llama.cpp's qwen35moe needs a shared expert",
+    ),
+    "bias of a gate": (
+        "qwen3_5_moe",
+        {"attention_bias": True},
+        "llama.cpp loads no attention biases for qwen35moe",
     ),
     "attention bias": (
         "qwen3_moe",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import pytest
 import torch
+from support import tiny
 from support.command import refused, run
 from support.edits import refusal
 from support.mixes import GGUF, mix, wide_model
@@ -91,6 +93,23 @@ def test_a_mix_of_llama_cpps_is_the_same_file(model: Checkpoint, tmp_path: Path)
         GGUF.write(source, options.typed(types), tmp_path / "typed.gguf")
         recipe, typed = ((tmp_path / f"{n}.gguf").read_bytes() for n in ("recipe", "typed"))
         assert recipe == typed
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_matrix_of_every_family_has_a_key(
+    family: str, checkpoint_of: Callable[[str], Path]
+) -> None:
+    checkpoint = Checkpoint(checkpoint_of(family))
+    options = ExportOptions("Q4_K_M", "per-expert")
+    types = GGUF.types_of(checkpoint.config, options)
+    keys = [matrix.key for matrix in GGUF.typed_matrices(checkpoint.config, options)]
+    assert len(set(keys)) == len(keys) and set(keys) == set(types.others)
+    manifests = [
+        GGUF.manifest(checkpoint, checkpoint.config, chosen)
+        for chosen in (options, options.typed(types))
+    ]
+    assert manifests[0].tensors == manifests[1].tensors
+    assert manifests[0].files == manifests[1].files
 
 
 def test_combinations_are_priced_without_a_manifest(model: Checkpoint) -> None:
