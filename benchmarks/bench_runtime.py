@@ -46,6 +46,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _FEW_TOKENS = 512
 MODELS = ("full", "uniform", "ragged")
 WIDE_SHARE = 26 / 64  # of the experts of ``ragged``; the others have a third of the width
+_MULTIPLE = 32  # of every width, as plans have them
 _VOCAB: dict[str, Any] = {"vocab_size": 32000, "tie_word_embeddings": False}
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {
@@ -157,7 +158,8 @@ def config_of(shape: str, model: str, layers: int) -> ModelConfig:
     row = (full,) * count
     if model == "ragged":
         chosen = np.random.default_rng(0).permutation(count)[: round(WIDE_SHARE * count)]
-        row = tuple(full if expert in chosen else full // 3 for expert in range(count))
+        narrow = full // 3 // _MULTIPLE * _MULTIPLE
+        row = tuple(full if expert in chosen else narrow for expert in range(count))
     return replace(config, expert_widths=dict.fromkeys(config.moe_layers, row))
 
 
