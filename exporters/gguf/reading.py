@@ -82,7 +82,7 @@ class GgufModel:
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         parts = self.config.expert_parts
-        return ExpertWeights(*(self._expert_part(layer, expert, part) for part in parts))
+        return ExpertWeights.of({part: self._expert_part(layer, expert, part) for part in parts})
 
     # Helpers.
 
@@ -125,7 +125,7 @@ class GgufModel:
         if isinstance(told, list):
             place = config.moe_layers.index(layer) * count
             return tuple(int(width) for width in told[place : place + count])
-        merged = self._stored.get(merged_name(layer, "gate"))
+        merged = self._stored.get(merged_name(layer, "up"))
         return (merged.shape[1],) * count if merged is not None else ()
 
     def _check(self) -> None:

@@ -19,7 +19,6 @@ from tenp_edge.calibration.order_priors import ORDER_PRIORS
 from tenp_edge.calibration.routed_gain import RoutedGain
 from tenp_edge.calibration.statistics import (
     GROWTH_SUM,
-    WEIGHT_NORMS,
     LayerStatistics,
     Scratch,
     accumulate_expert,
@@ -38,7 +37,7 @@ class MoeObserver:
     def __init__(self, experts: RaggedExperts, gain: RoutedGain, info: Mapping[str, Any]) -> None:
         self.experts, self.gain, self.scratch = experts, gain, Scratch()
         self.uses: list[torch.Tensor] = []
-        first = experts[0].weight(0)
+        first = experts[0].weight("up")
         self.moments = JointMoments(len(experts), first.shape[0], first.device)
         # Every domain counts the same, whatever its length.
         self.shares = {
@@ -103,11 +102,11 @@ class MoeObserver:
         """The best order of cuts in the layer for each of ORDER_PRIORS, after its last token;
         ``norms``: WEIGHT_NORMS, [experts, width]."""
         for expert in range(len(self.experts)):
-            self.moments.finish(expert, self.experts[expert].weight(2).float())
+            self.moments.finish(expert, self.experts[expert].weight("down").float())
         logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
         growth = float(torch.stack(logs).mean().exp())
         single = own_losses(self.moments, growth)
-        unseen = prior(single, *(norms[name] for name in WEIGHT_NORMS))
+        unseen = prior(single, norms)
         return {
             score: eliminate(self.moments, weight * unseen, growth)
             for score, weight in ORDER_PRIORS.items()

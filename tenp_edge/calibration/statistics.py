@@ -2,9 +2,10 @@
 
 Everything is a plain sum (or a maximum), so statistics of two runs add up to the statistics of
 both, and every score in `saliency` is a function of these sums alone. Notation, per MoE layer and
-routed expert: x [tokens, hidden] the tensor it receives, m [tokens, width] = act(gate) * up, and
-y [tokens, hidden] = m W_down^T, g [tokens] the weight that multiplies y at dispatch, h the residual
-stream before the MoE block. Sums are float64 while they grow, whatever the dtype of the forward.
+routed expert: x [tokens, hidden] the tensor it receives, m [tokens, width] = act(gate) * up, or
+without a gate relu(up)^2, y [tokens, hidden] = m W_down^T, g [tokens] the weight that multiplies y
+at dispatch, h the residual stream before the MoE block. Sums are float64 while they grow, whatever
+the dtype of the forward.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ ELIMINATION = ("order", "losses")
 # How often each sequence of the text chose each expert, [sequences, experts], in the order of the
 # domains: whether the text is of one kind (`text_kind`). Merged statistics lack it.
 SEQUENCE_USE = "sequence_use"
-# Norms of the weights, [experts, width]: facts of the model, not of the data.
+# Norms of the weights, [experts, width]: facts of the model, not of the data. The first is missing
+# where experts have no gate.
 WEIGHT_NORMS = ("gate_norm", "up_norm", "down_norm")
 _GROUP_SUMS = EXPERT_SUMS[:-1]  # what one expert's tokens give; easy_ep needs the whole output
 _EPSILON = 1e-20

@@ -17,7 +17,7 @@ from tenp_edge.checkpoint.files import TensorEntry
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.models import Family
 
-_GATE_UP, _DOWN = "gate_up_proj", "down_proj"
+_GATE_UP, _DOWN = "gate_up", "down"
 _BIASES = (f"{_GATE_UP}_bias", f"{_DOWN}_bias")
 
 
@@ -26,13 +26,16 @@ class StackedExperts:
 
     def __init__(self, source: ModelSource) -> None:
         config, self._source = source.config, source
-        names = (_GATE_UP, _DOWN) + (_BIASES if config.family.expert_bias else ())
+        first, second = config.family.stacked_names
+        names = {_GATE_UP: first, _DOWN: second}
+        if config.family.expert_bias:
+            names |= dict(zip(_BIASES, (f"{first}_bias", f"{second}_bias"), strict=True))
         self._places: dict[str, tuple[int, str]] = {}
         self._biases: dict[tuple[int, int, str], torch.Tensor] = {}
         if config.family.stacked and config.is_uniform:
             for layer in config.expert_widths:
-                prefix = config.moe_prefix(layer) + "experts."
-                self._places |= {prefix + name: (layer, name) for name in names}
+                prefix = config.moe_prefix(layer)
+                self._places |= {prefix + name: (layer, kind) for kind, name in names.items()}
 
     def __contains__(self, name: object) -> bool:
         return name in self._places

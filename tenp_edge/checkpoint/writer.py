@@ -251,7 +251,7 @@ def _card_text(source: ModelSource, name: str) -> str:
     plan, config = _plan(source), source.config
     widths = [width for row in config.expert_widths.values() for width in row]
     total = sum(shard.nbytes for shard in checkpoint_shards(source))
-    kept = 3 * config.hidden_size * config.expert_neurons
+    kept = len(config.family.matrices) * config.hidden_size * config.expert_neurons
     left_out = source.checkpoint.left_out_text
     extra = f"| left out | {left_out} |\n" if left_out else ""
     removed = "some of its routed experts" if plan.removes_experts else "neurons of its experts"

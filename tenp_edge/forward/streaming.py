@@ -80,14 +80,14 @@ def _fill_computed(model: Any, module: nn.Module) -> None:
 
 
 def name_in_memory(config: ModelConfig, spec: TensorSpec) -> str:
-    """transformers' name for ``spec``: every family's MoE block is called ``mlp`` in memory."""
+    """transformers' name for ``spec``: the MoE block may be called otherwise in memory."""
     block = config.family.moe_block
     if spec.layer is None or not block or not spec.name.startswith(config.moe_prefix(spec.layer)):
         return spec.name
     name = spec.name.removeprefix(config.moe_prefix(spec.layer))
     owner = dict(config.family.in_memory).get(name.partition(".")[0])
     inner = name if owner is None else f"{owner}.{name}"
-    return f"{config.layer_prefix(spec.layer)}mlp.{inner}"
+    return f"{config.layer_prefix(spec.layer)}{config.family.block_in_memory}.{inner}"
 
 
 def compute_tensor(

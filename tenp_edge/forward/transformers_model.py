@@ -68,13 +68,14 @@ def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
 def _rename_blocks(model: Any, config: ModelConfig) -> None:
     """Register what lies elsewhere in memory under its on-disk name: each MoE block (Mixtral's is
     not ``mlp``) and modules in it."""
-    block = config.family.moe_block
+    block, in_memory = config.family.moe_block, config.family.block_in_memory
     for layer in config.expert_widths if block else ():
         module = model.model.layers[layer]
+        inner = module.get_submodule(in_memory)
         for name, owner in config.family.in_memory:
-            _move(module.mlp.get_submodule(owner), name, module.mlp, name)
-        if block != "mlp":
-            _move(module, "mlp", module, block)
+            _move(inner.get_submodule(owner), name, inner, name)
+        if block != in_memory:
+            _move(module, in_memory, module, block)
 
 
 def _move(owner: nn.Module, name: str, home: nn.Module, new_name: str) -> None:

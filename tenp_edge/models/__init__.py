@@ -15,14 +15,13 @@ if TYPE_CHECKING:
     from tenp_edge.models.families import FAMILIES
     from tenp_edge.models.family import Family
     from tenp_edge.models.layer_attention import LayerAttention
-    from tenp_edge.models.model_config import MLA, PROJECTIONS, ModelConfig, Rope, VisionFacts
+    from tenp_edge.models.model_config import MLA, ModelConfig, Rope, VisionFacts
     from tenp_edge.models.tensors import Part, Shape, TensorSpec, expected_tensors
 
 __all__ = [
     "EXPERT_KEYS",
     "FAMILIES",
     "MLA",
-    "PROJECTIONS",
     "Family",
     "LayerAttention",
     "ModelConfig",
@@ -38,7 +37,6 @@ _HOMES = {
     "EXPERT_KEYS": "config.keys",
     "FAMILIES": "families",
     "MLA": "model_config",
-    "PROJECTIONS": "model_config",
     "Family": "family",
     "LayerAttention": "layer_attention",
     "ModelConfig": "model_config",

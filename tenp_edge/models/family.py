@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from tenp_edge.models.wrapper import Wrapper
 
+# An expert's matrices. Where it has no gate, up and down are all.
+PROJECTIONS = ("gate", "up", "down")
 QkNorm = Literal["none", "head", "projection"]
 # What is made of gate and up: silu(gate) up, gelu(gate) up, or gpt-oss' clamped form
-# (`forward.experts`).
-Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
+# (`forward.experts`); of up alone where there is no gate: relu(up)^2.
+Activation = Literal["silu", "gelu_tanh", "swiglu_oai", "relu2"]
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,14 @@ class LayerKeys:
 class Family:
     """One Hugging Face model_type: names and facts, nothing that runs.
 
-    ``projections``: on-disk names of an expert's gate, up and down matrices.
+    ``projections``: on-disk names of an expert's gate, up and down matrices; of up and down where
+    it has no gate.
     ``defaults``: what transformers assumes for keys that a config.json may leave out.
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
     ``moe_block``: where router and experts lie in a layer; empty where they are the layer's own.
+    ``block_in_memory``: what transformers calls it.
     ``stacked``: transformers reads the experts of a layer as two stacked tensors only;
+    ``stacked_names``: where their gate and up, and their down, lie in the MoE block;
     ``stacked_transposed``: their matrices as (columns, rows).
     ``qk_norm_key``: whether there is such a norm, where config.json says so.
     ``rotary_part``: share of a head that is rotated, if config.json does not say.
@@ -71,7 +76,7 @@ class Family:
     model_type: str
     architecture: str
     moe_block: str
-    projections: tuple[str, str, str]
+    projections: tuple[str, ...]
     width_key: str
     experts_key: str
     attention: Literal["gqa", "mla"]
@@ -99,7 +104,9 @@ class Family:
     activation: Activation = "silu"
     activation_key: str = "hidden_act"
     router: str = "gate"
+    block_in_memory: str = "mlp"
     stacked: bool = False
+    stacked_names: tuple[str, str] = ("experts.gate_up_proj", "experts.down_proj")
     stacked_transposed: bool = False
     norms_after: bool = False
     dense_beside: bool = False
@@ -115,6 +122,11 @@ class Family:
     sinks: bool = False
 
     @property
+    def matrices(self) -> tuple[str, ...]:
+        """What the matrices of `projections` are: PROJECTIONS, or those without the gate."""
+        return PROJECTIONS[-len(self.projections) :]
+
+    @property
     def experts_in_memory(self) -> str:
-        """Where transformers keeps a layer's experts: it calls every family's MoE block ``mlp``."""
-        return "mlp.experts" if self.moe_block else "experts"
+        """Where transformers keeps a layer's experts."""
+        return f"{self.block_in_memory}.experts" if self.moe_block else "experts"

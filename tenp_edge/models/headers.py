@@ -14,7 +14,7 @@ from typing import Any
 
 from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError, shown
-from tenp_edge.models import FAMILIES, PROJECTIONS, ModelConfig, read_config
+from tenp_edge.models import FAMILIES, ModelConfig, read_config
 from tenp_edge.models.layouts import PartRule, StoredWeight
 from tenp_edge.models.quantization import ORIGINAL, quantised_layouts, with_modelopt
 from tenp_edge.models.safetensors_header import DTYPE_BYTES, StoredTensor, read_header
@@ -101,7 +101,7 @@ class ModelFiles:
         apart = sum(
             len(row) for layer, row in config.expert_widths.items() if layer not in self.stacked
         )
-        min_tensors = 2 * config.num_hidden_layers + len(PROJECTIONS) * apart
+        min_tensors = 2 * config.num_hidden_layers + len(config.family.matrices) * apart
         if min_tensors > max(_MANY_TENSORS, len(self.tensors)):
             raise UserError(
                 f"config.json implies {min_tensors} tensors or more, the checkpoint has "

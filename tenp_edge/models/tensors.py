@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.model_config import PROJECTIONS, ModelConfig
+from tenp_edge.models.model_config import ModelConfig
 
 Part = Literal[
     "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
@@ -163,7 +163,7 @@ def _expert_tensors(
 ) -> Iterator[TensorSpec]:
     hidden = config.hidden_size
     part: Part = "routed experts"
-    for index, projection in enumerate(PROJECTIONS):
+    for index, projection in enumerate(config.family.matrices):
         shape = (hidden, width) if projection == "down" else (width, hidden)
         name, role = config.expert_tensor(layer, expert, index), f"expert_{projection}"
         yield TensorSpec(name, shape, role, part, layer, expert)
@@ -176,7 +176,7 @@ def _mlp_tensors(
     config: ModelConfig, layer: int, prefix: str, width: int, role: str, part: Part
 ) -> Iterator[TensorSpec]:
     hidden = config.hidden_size
-    for projection in PROJECTIONS:
+    for projection in config.family.matrices:
         shape = (hidden, width) if projection == "down" else (width, hidden)
         name = f"{prefix}{projection}_proj.weight"
         yield TensorSpec(name, shape, f"{role}_{projection}", part, layer)

@@ -102,6 +102,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_geglu": (_P, (_P, _P)),
     "ggml_geglu_split": (_P, (_P, _P, _P)),
     "ggml_tanh": (_P, (_P, _P)),
+    "ggml_relu": (_P, (_P, _P)),
+    "ggml_sqr": (_P, (_P, _P)),
     "ggml_repeat_4d": (_P, (_P, _P, _L, _L, _L, _L)),
     "ggml_swiglu_oai": (_P, (_P, _P, _P, _F, _F)),
     "ggml_concat": (_P, (_P, _P, _P, _I)),

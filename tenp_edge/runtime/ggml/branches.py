@@ -26,14 +26,20 @@ if TYPE_CHECKING:  # To run a file takes no family.
 
 @dataclass(frozen=True)
 class Expert:
-    """The tensors of one expert; biases where the file has some."""
+    """The tensors of one expert; a gate and biases where the file has some."""
 
-    gate: int
+    gate: int | None
     up: int
     down: int
     gate_bias: int | None = None
     up_bias: int | None = None
     down_bias: int | None = None
+
+    @property
+    def matrices(self) -> dict[str, int]:
+        """Gate (if any), up and down by these names."""
+        gate = {} if self.gate is None else {"gate": self.gate}
+        return {**gate, "up": self.up, "down": self.down}
 
 
 def _swiglu_oai(context: ggml.Context, gate: int, up: int) -> int:
@@ -61,6 +67,13 @@ _OF_BOTH: dict[Activation, str] = {"silu": "swiglu", "gelu_tanh": "geglu"}
 def gated(context: ggml.Context, activation: Activation, gate: int, up: int) -> int:
     """What is made of gate and up, with ggml's own operator."""
     return _ACTIVATIONS[activation](context, gate, up)
+
+
+def ungated(context: ggml.Context, activation: Activation, up: int) -> tuple[int, int]:
+    """What is made of up alone, last, behind the step before it: relu(up)^2 as llama.cpp has it."""
+    assert activation == "relu2"
+    positive = context.relu(up)
+    return positive, context.sqr(positive)
 
 
 class Route:
@@ -142,14 +155,11 @@ def build_branches(
     for number, expert in enumerate(experts):
         rows = context.view_1d(lists, tokens, 4 * tokens * number)
         places = context.view_1d(lists, tokens, 4 * (size + tokens * number))
-        inputs = inputs_of.take(expert.gate, rows)
-        same = inputs_of.same(expert.gate, expert.up)
-        others = inputs if same else inputs_of.take(expert.up, rows)
-        inner = _gate_up(context, activation, expert, inputs[-1], others[-1])
+        inner = _neurons(context, activation, expert, inputs_of, rows)
         outputs = _linear(context, expert.down, expert.down_bias, inner[-1])
         y = context.set_rows(y, outputs[-1], places)
         context.expand(y)
-        route.add_branch((rows, places), (*inputs, *others, *inner, *outputs))
+        route.add_branch((rows, places), (*inner, *outputs))
     by_slot = context.reshape_3d(y, hidden, top_k, tokens)
     if scales is not None:
         every = context.reshape_3d(scales, 1, len(experts), 1)
@@ -209,15 +219,30 @@ def _linear(context: ggml.Context, matrix: int, bias: int | None, x: int) -> tup
     return (product,) if bias is None else (product, context.add(product, bias))
 
 
-def _gate_up(
-    context: ggml.Context, activation: Activation, expert: Expert, x: int, up_x: int
+def _neurons(
+    context: ggml.Context, activation: Activation, expert: Expert, inputs_of: _Inputs, rows: int
 ) -> tuple[int, ...]:
-    """What is made of gate x and up x, last, behind the tensors before it whose rows vary, too.
+    """What is made of gate x and up x, or of up x, last, behind the tensors before it whose rows
+    vary, too."""
+    inputs = inputs_of.take(expert.up, rows)
+    if expert.gate is None:
+        right = _linear(context, expert.up, expert.up_bias, inputs[-1])
+        return (*inputs, *right, *ungated(context, activation, right[-1]))
+    same = inputs_of.same(expert.gate, expert.up)
+    others = inputs if same else inputs_of.take(expert.gate, rows)
+    inner = _gate_up(context, activation, expert, expert.gate, others[-1], inputs[-1])
+    return (*inputs, *others, *inner)
+
+
+def _gate_up(
+    context: ggml.Context, activation: Activation, expert: Expert, gate: int, x: int, up_x: int
+) -> tuple[int, ...]:
+    """What is made of ``gate`` x and up x, last, behind the tensors before it whose rows vary.
 
     Where the file has ``up`` right behind ``gate`` they are one matrix of twice the rows: ggml
     shares larger products out better.
     """
-    gate, up = expert.gate, expert.up
+    up = expert.up
     mergeable = activation in _OF_BOTH and expert.gate_bias is None
     if not mergeable or not _side_by_side(gate, up):
         left = _linear(context, gate, expert.gate_bias, x)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.attention import Step, build_attention
-from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches, gated
+from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches, gated, ungated
 from tenp_edge.runtime.ggml.ragged import (
     MAX_TOKENS,
     RaggedLayer,
@@ -104,9 +104,10 @@ class Model:
 
 
 def _expert(weights: Weights, layer: int, expert: int) -> Expert:
-    names = [f"blk.{layer}.ffn_{projection}.{expert}" for projection in ("gate", "up", "down")]
-    matrices = (weights[f"{name}.weight"] for name in names)
-    return Expert(*matrices, *(weights.get(f"{name}.bias") for name in names))
+    gate, up, down = (f"blk.{layer}.ffn_{name}.{expert}" for name in ("gate", "up", "down"))
+    biases = (weights.get(f"{name}.bias") for name in (gate, up, down))
+    matrices = weights[f"{up}.weight"], weights[f"{down}.weight"]
+    return Expert(weights.get(f"{gate}.weight"), *matrices, *biases)
 
 
 class Graph:
@@ -236,7 +237,7 @@ class Graph:
             )
             self._routes.append(route)
         context.expand(mixed)
-        if weights.get(f"blk.{layer}.ffn_gate_shexp.weight") is None:
+        if weights.get(f"blk.{layer}.ffn_up_shexp.weight") is None:
             return mixed
         return context.add(mixed, self._shared(layer, x))
 
@@ -254,10 +255,15 @@ class Graph:
         return self.context.div(self.context.silu(gate), gate)
 
     def _mlp(self, layer: int, suffix: str, x: int) -> int:
-        step = self._step
-        gate, up = (step.linear(layer, f"ffn_{name}{suffix}", x) for name in ("gate", "up"))
-        inner = gated(self.context, self._model.facts.architecture.activation, gate, up)
-        return step.linear(layer, f"ffn_down{suffix}", inner)
+        step, row = self._step, self._model.facts.architecture
+        up = step.linear(layer, f"ffn_up{suffix}", x)
+        if not row.gated:
+            _, inner = ungated(self.context, row.activation, up)
+            return step.linear(layer, f"ffn_down{suffix}", inner)
+        gate = step.linear(layer, f"ffn_gate{suffix}", x)
+        return step.linear(
+            layer, f"ffn_down{suffix}", gated(self.context, row.activation, gate, up)
+        )
 
     # -- running -------------------------------------------------------------------------------
 

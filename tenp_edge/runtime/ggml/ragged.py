@@ -141,7 +141,7 @@ class RaggedLayer:
         self._records["scale"] = (
             1.0 if scales is None else ggml.array(scales, np.float32, (len(experts),))
         )
-        hidden = ggml.shape(experts[0].gate)[0]
+        hidden = ggml.shape(experts[0].up)[0]
         layer = self._record
         layer["experts"], layer["scratch"] = self._records.ctypes.data, scratch.record.ctypes.data
         layer["activation"] = _activation(library, operations, activation)
@@ -152,8 +152,8 @@ class RaggedLayer:
             layer["x_row"][0, index] = library.ggml_row_size(kind, hidden)
 
     def _fill(self, record: np.void, expert: Expert) -> None:
-        for name in ("gate", "up", "down"):
-            item = ggml.tensor(getattr(expert, name))
+        for name, matrix in expert.matrices.items():
+            item = ggml.tensor(matrix)
             bias = getattr(expert, f"{name}_bias")
             record[f"{name}_bias"] = 0 if bias is None else ggml.tensor(bias).data
             traits = self._library.traits(item.type)

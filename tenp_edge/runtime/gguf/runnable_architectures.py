@@ -22,7 +22,8 @@ class Architecture:
     ``qk_norm_optional``: a model may have no such norm. ``partial_rotary``: a part of a head may
     be all that is rotated. ``sections``: the file divides frequencies among time, height, width.
     ``window_period``: every so many layers one looks at the whole context, the others at a window.
-    ``activation``: what is made of gate and up. ``sinks``: each head has a logit that looks at
+    ``activation``: what is made of gate and up; ``gated``: false where it is made of up alone, and
+    no MLP or expert has a gate. ``sinks``: each head has a logit that looks at
     nothing. ``expert_bias``, ``router_linear_bias``, ``output_bias``: of the routed experts, the
     router's logits, the attention's output. ``chosen_softmax``: weights are the softmax of the
     chosen logits. ``ffn_norm``: the name of the norm after the attention.
@@ -49,6 +50,7 @@ class Architecture:
     ffn_norm: str = "ffn_norm"
     window_period: int = 0
     activation: Activation = "silu"
+    gated: bool = True
     sinks: bool = False
     expert_bias: bool = False
     router_linear_bias: bool = False

@@ -111,7 +111,7 @@ def _mla_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape
 
 
 def _mlp_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str, Shape, bool]]:
-    for name in ("gate", "up"):
+    for name in ("gate", "up") if facts.architecture.gated else ("up",):
         yield f"ffn_{name}{suffix}.weight", (facts.hidden, width), False
     yield f"ffn_down{suffix}.weight", (width, facts.hidden), False
 
@@ -132,7 +132,7 @@ def _routed_tensors(facts: Facts, layer: int, header: Header) -> Iterator[tuple[
             yield name, (*shape, facts.experts), optional
     for expert, width in enumerate(() if facts.stacked else facts.widths[layer]):
         yield from _expert_tensors(facts, width, f".{expert}")
-    shared = _shared_width(header.tensors.get(f"blk.{layer}.ffn_gate_shexp.weight"))
+    shared = _shared_width(header.tensors.get(f"blk.{layer}.ffn_up_shexp.weight"))
     if shared:
         yield from _mlp_tensors(facts, shared, "_shexp")
         if facts.architecture.shared_gate:
@@ -146,9 +146,9 @@ def _expert_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str
             yield name.replace(".weight", ".bias"), shape[1:], optional
 
 
-def _shared_width(gate: TensorInfo | None) -> int:
-    """Width of the shared expert: its own matrix says it, and the other two must agree."""
-    return gate.shape[1] if gate is not None and len(gate.shape) == 2 else 0
+def _shared_width(up: TensorInfo | None) -> int:
+    """Width of the shared expert: its own matrix says it, and the others must agree."""
+    return up.shape[1] if up is not None and len(up.shape) == 2 else 0
 
 
 def _contradiction(header: Header, why: str) -> UserError:
