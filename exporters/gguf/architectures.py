@@ -49,6 +49,9 @@ NAMES = {
     "routed_out_norm": "blk.{layer}.post_ffw_norm_2.weight",
     "layer_scale": "blk.{layer}.layer_output_scale.weight",
     "rope_factors": "rope_freqs.weight",
+    "conv_in": "blk.{layer}.shortconv.in_proj.weight",
+    "conv": "blk.{layer}.shortconv.conv.weight",
+    "conv_out": "blk.{layer}.shortconv.out_proj.weight",
     "router": "blk.{layer}.ffn_gate_inp.weight",
     "router_linear_bias": "blk.{layer}.ffn_gate_inp.bias",
     "router_bias": "blk.{layer}.exp_probs_b.bias",
@@ -77,7 +80,8 @@ class Architecture:
     ``output_needed``: a tied model still stores output.weight.
     ``names``: of roles that are called otherwise than in NAMES.
     ``leading_dense``: layers in front may be dense. ``router_keys``: the router's score, scale and
-    renormalisation have keys. ``shared_needed``: where a family has shared experts, the graph reads
+    renormalisation have keys; ``router_score``: the score alone has one.
+    ``shared_needed``: where a family has shared experts, the graph reads
     them in every model. ``shared_width``: their width has a key; ``shared_count``: it is told as a
     number of routed experts. ``constants``: keys that llama.cpp asks for and that say the same of
     every model.
@@ -91,6 +95,7 @@ class Architecture:
     leading_dense: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
     router_keys: bool = False
+    router_score: bool = False
     shared_needed: bool = True
     shared_width: bool = False
     shared_count: bool = False
@@ -138,6 +143,13 @@ ARCHITECTURES = {
         names={"post_attention_norm": "blk.{layer}.post_attention_norm.weight"},
     ),
     "gemma4": Architecture("gemma4"),
+    "lfm2_moe": Architecture(
+        "lfm2moe",
+        leading_dense=True,
+        square=True,
+        names={"norm": "token_embd_norm.weight"},
+        router_score=True,
+    ),
 }
 
 
@@ -212,6 +224,11 @@ def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
             f"layer {_listed(dense)} is dense, and llama.cpp's {row.name} {where}",
         ),
         (
+            row.router_score and config.routed_scaling_factor != 1.0,
+            f"llama.cpp's {row.name} has no factor for the experts' sum, this model has "
+            f"routed_scaling_factor = {config.routed_scaling_factor:g}",
+        ),
+        (
             groups > 1 and config.family.router_score == "softmax",
             f"it picks expert groups by their best expert (n_group = {groups}), "
             "llama.cpp by the sum of the best two",
@@ -233,9 +250,7 @@ def _attention_limits(config: ModelConfig, row: Architecture) -> _Limits:
     spans = {attention.window for attention in kinds}
     low_rank = config.mla is not None and config.mla.q_lora_rank is not None
     biased = config.o_bias and config.qkv_bias
-    whole = [
-        layer for layer, attention in enumerate(config.attention_layers) if attention.window is None
-    ]
+    whole = [layer for layer, own in config.attention_by_layer.items() if own.window is None]
     period, layers = graph.window_period, range(config.num_hidden_layers)
     regular = [layer for layer in layers if period and (layer + 1) % period == 0]
     return (
@@ -306,7 +321,7 @@ def rounding_notes(config: ModelConfig) -> tuple[str, ...]:
     rope, scaling = config.rope, config.rope.scaling
     if rope.kind != "yarn" or scaling.get("truncate") is not False:
         return ()
-    size = config.layer_attention(0).head_dim
+    size = config.attention_layers[0].head_dim
     original = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
     exact, rounded = (
         frequency_divisors(

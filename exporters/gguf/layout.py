@@ -126,6 +126,8 @@ def _targets(config: ModelConfig, layout: str, spec: TensorSpec) -> list[tuple[s
         ]
     if spec.role == "router_bias":
         return [(spec.role, spec.shape[-1:])]
+    if spec.role == "conv":
+        return [(spec.role, (spec.shape[0], spec.shape[-1]))]
     if spec.part == "shared experts" and architecture(config).shared_count:
         width = shared_count(config, layout) * expert_width(config, layout)
         shape = (

@@ -11,7 +11,7 @@ from typing import Any
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, booleans, f32, text, u32, u32s, u64
 from tenp_edge.exporters.gguf.types import FILE_TYPES
-from tenp_edge.models import LayerAttention, ModelConfig, VisionFacts
+from tenp_edge.models import LayerAttention, ModelConfig, ShortConvolution, VisionFacts
 from tenp_edge.runtime.gguf.file_origin import LAYOUT, OWN
 from tenp_edge.runtime.gguf.rope_facts import YARN_TRUNCATE
 from tenp_edge.runtime.memory.footprint import PlannedRun
@@ -97,12 +97,12 @@ def _attention(config: ModelConfig) -> _Fields:
     attention = _one_attention(config)
     if mla is None:
         fields |= {
-            "attention.head_count_kv": u32(attention.kv_heads),
+            "attention.head_count_kv": _kv_heads(config),
             "attention.key_length": u32(attention.head_dim),
             "attention.value_length": u32(attention.head_dim),
-            "rope.dimension_count": u32(config.rotary_size(0)),
+            "rope.dimension_count": u32(config.rotary_size(next(iter(config.attention_by_layer)))),
         }
-        return {**fields, **_window(config)}
+        return {**fields, **_window(config), **_states(config)}
     # The absorbed form is multi-query attention: one KV head of lora + rope, V a view of K.
     return fields | {
         "attention.head_count_kv": u32(1),
@@ -116,9 +116,27 @@ def _attention(config: ModelConfig) -> _Fields:
     }
 
 
+def _kv_heads(config: ModelConfig) -> bytes:
+    """Of all layers at once, or of each where some do not attend: those have none."""
+    own = config.attention_by_layer
+    if len(own) == config.num_hidden_layers:
+        return u32(_one_attention(config).kv_heads)
+    layers = range(config.num_hidden_layers)
+    return u32s([own[layer].kv_heads if layer in own else 0 for layer in layers])
+
+
+def _states(config: ModelConfig) -> _Fields:
+    """Sizes of blocks that carry a state, each kind's own keys."""
+    fields: dict[str, bytes] = {}
+    for mixer in dict.fromkeys(config.mixers):
+        if isinstance(mixer, ShortConvolution):
+            fields["shortconv.l_cache"] = u32(mixer.taps)
+    return fields
+
+
 def _one_attention(config: ModelConfig) -> LayerAttention:
     """Heads and sizes, the same in every layer of the architectures that are known."""
-    first = config.layer_attention(0)
+    first = config.attention_layers[0]
     assert all(replace(other, window=first.window) == first for other in config.attention_layers)
     return first
 
@@ -170,17 +188,23 @@ def _experts(config: ModelConfig, layout: str) -> _Fields:
         fields["expert_shared_count"] = u32(shared_count(config, layout))
     if row.router_keys:
         fields |= _router(config)
+    elif row.router_score:
+        fields |= _router_score(config)
     for key, value in row.constants:
         fields[key] = u32(value)
     return fields
 
 
-def _router(config: ModelConfig) -> _Fields:
+def _router_score(config: ModelConfig) -> _Fields:
     sigmoid = config.family.router_score == "sigmoid"
+    return {"expert_gating_func": u32(_SIGMOID if sigmoid else _SOFTMAX)}
+
+
+def _router(config: ModelConfig) -> _Fields:
     fields = {
         "expert_weights_scale": f32(config.routed_scaling_factor),
         "expert_weights_norm": boolean(config.norm_topk_prob),
-        "expert_gating_func": u32(_SIGMOID if sigmoid else _SOFTMAX),
+        **_router_score(config),
     }
     if expert_groups(config) > 1:
         fields["expert_group_count"] = u32(config.n_group)
@@ -192,10 +216,8 @@ def _rope(config: ModelConfig, layout: str) -> _Fields:
     rope = config.rope
     fields = {"rope.freq_base": f32(rope.theta), **_vision(config)}
     if architecture(config).graph.by_layer:
-        windows = zip(config.attention_layers, config.layer_ropes, strict=True)
-        within = next(
-            (layer_rope for layer, layer_rope in windows if layer.window is not None), rope
-        )
+        attention, ropes = config.attention_by_layer.items(), config.layer_ropes
+        within = next((ropes[layer] for layer, own in attention if own.window is not None), rope)
         fields["rope.freq_base_swa"] = f32(within.theta)
     if rope.kind in ("default", "proportional"):  # the latter is a tensor (`computed`)
         return fields
@@ -228,7 +250,7 @@ def _sections(config: ModelConfig, vision: VisionFacts) -> list[int]:
     section; beyond it llama.cpp leaves it standing where transformers turns it with time. Sections
     that reach the last frequency make a text exact, and a picture closer: Qwen3-VL's 24, 20, 20
     would leave two of 64 standing."""
-    half = config.rotary_size(0) // 2
+    half = config.rotary_size(next(iter(config.attention_by_layer))) // 2
     reaching = (-(-(half - kind) // 3) for kind in range(3))
     return [max(pair) for pair in zip(vision.rope_sections, reaching, strict=True)]
 

@@ -15,10 +15,10 @@ from functools import cached_property
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, architecture
 from tenp_edge.exporters.gguf.types import FILE_TYPES, TYPES, legal_type
-from tenp_edge.models import ModelConfig, expected_tensors
+from tenp_edge.models import LayerAttention, ModelConfig, expected_tensors
 
 # llama.cpp keeps these in float32 in every file type.
-_FLOAT_ROLES = frozenset({"router", "shared_router"})
+_FLOAT_ROLES = frozenset({"router", "shared_router", "conv"})
 _DOWN_ROLES = ("mlp_down", "expert_down", "shared_down")  # in the order of their names
 # attn_output of an ordinary model, and of one with exactly eight experts (Mixtral).
 _ATTENTION_OUTPUT = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "IQ3_XXS": "IQ3_S", "IQ3_M": "Q4_K"}
@@ -199,7 +199,7 @@ class TypeRecipe:
     @cached_property
     def _with_values(self) -> tuple[int, ...]:
         """Layers that have a matrix for values: llama.cpp counts those matrices, not layers."""
-        layers = enumerate(self.config.attention_layers)
+        layers = self.config.attention_by_layer.items()
         return tuple(layer for layer, attention in layers if attention.own_values)
 
     @property
@@ -208,8 +208,8 @@ class TypeRecipe:
 
     @property
     def _grouped(self) -> bool:
-        first = self.config.layer_attention(0)  # which llama.cpp asks
-        return first.heads // first.kv_heads >= 4
+        first = self.config.mixers[0]  # which llama.cpp asks
+        return isinstance(first, LayerAttention) and first.heads // first.kv_heads >= 4
 
     @cached_property
     def _eight(self) -> bool:

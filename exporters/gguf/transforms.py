@@ -4,6 +4,7 @@
     q, k          rows of a head in halves    rows of a head in pairs (arch llama only)
     kv_b          (heads (nope + v), rank)    k_b (heads, rank, nope), v_b (heads, v, rank)
     router_bias   (1, experts) or (experts,)  (experts,)
+    conv          (channels, 1, taps)         (channels, taps)
     any other     as it is                    as it is
 
 `file_roles` names the file's tensors of a role, `to_file` gives one of them, `from_file` puts them
@@ -28,7 +29,12 @@ def file_roles(role: str) -> tuple[str, ...]:
 def is_transformed(config: ModelConfig, file_role: str) -> bool:
     """Whether `to_file` changes what it is given, and so needs the whole tensor at once."""
     flattened = file_role == "router_bias" and config.family.router_bias_row
-    return flattened or file_role in _LATENT or _rotated_heads(config, file_role) is not None
+    return (
+        flattened
+        or file_role == "conv"
+        or file_role in _LATENT
+        or _rotated_heads(config, file_role) is not None
+    )
 
 
 def to_file(config: ModelConfig, file_role: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -37,6 +43,8 @@ def to_file(config: ModelConfig, file_role: str, tensor: torch.Tensor) -> torch.
         return _split_latent(config, file_role, tensor)
     if file_role == "router_bias" and config.family.router_bias_row:
         return tensor.reshape(-1)
+    if file_role == "conv":
+        return tensor.squeeze(1)
     heads = _rotated_heads(config, file_role)
     return tensor if heads is None else _halves_to_pairs(tensor, heads)
 
@@ -48,6 +56,8 @@ def from_file(config: ModelConfig, role: str, *parts: torch.Tensor) -> torch.Ten
     (tensor,) = parts
     if role == "router_bias" and config.family.router_bias_row:
         return tensor.reshape(1, -1)
+    if role == "conv":
+        return tensor.unsqueeze(1)
     heads = _rotated_heads(config, role)
     return tensor if heads is None else _pairs_to_halves(tensor, heads)
 

@@ -23,7 +23,7 @@ from tenp_edge.checkpoint.source import WeightSource
 from tenp_edge.errors import UserError
 from tenp_edge.forward import sinks
 from tenp_edge.forward.experts import RaggedExperts, ReadExperts, set_experts
-from tenp_edge.models import EXPERT_KEYS, ModelConfig, TensorSpec
+from tenp_edge.models import EXPERT_KEYS, LayerAttention, ModelConfig, TensorSpec
 
 _VOCAB_CHUNK = 16384
 # Keys of config.json that are not for the model; the last is for those who load it without us.
@@ -61,7 +61,8 @@ def skeleton(config: ModelConfig) -> Any:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attention)
     # What is computed, not stored, would stay empty on the meta device: rotary frequencies first.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    name = config.family.rotary_module
+    setattr(model.model, name, type(getattr(model.model, name))(config=model.config))
     for module in model.modules():
         _fill_computed(model, module)
     return model.eval().requires_grad_(False)
@@ -80,7 +81,7 @@ def _fill_computed(model: Any, module: nn.Module) -> None:
 
 
 def name_in_memory(config: ModelConfig, spec: TensorSpec) -> str:
-    """transformers' name for ``spec``: the MoE block may be called otherwise in memory."""
+    """transformers' name for ``spec``: most families' MoE block is called ``mlp`` in memory."""
     block = config.family.moe_block
     if spec.layer is None or not block or not spec.name.startswith(config.moe_prefix(spec.layer)):
         return spec.name
@@ -115,7 +116,7 @@ class StreamingModel:
         self._skeleton: Any = skeleton(source.config) if like is None else like._skeleton
         if source.config.family.sinks:
             self._skeleton.config._attn_implementation = sinks.NAME
-        self._rotary = self._skeleton.model.rotary_emb.to(device)
+        self._rotary = getattr(self._skeleton.model, source.config.family.rotary_module).to(device)
         # Where transformers lets layers share keys and values, a layer may leave its own behind.
         parameters = inspect.signature(self._skeleton.model.layers[0].forward).parameters
         self._shared: dict[str, Any] = (
@@ -156,6 +157,7 @@ class StreamingModel:
             set_experts(layer, self.config.family, self._experts(index))
         unexpected = layer.load_state_dict(state, strict=False, assign=True).unexpected_keys
         assert not unexpected and not any(t.is_meta for t in layer.state_dict().values())
+        layer.streamed_index = index
         return layer.requires_grad_(False)  # type: ignore[no-any-return]
 
     def _experts(self, layer: int) -> RaggedExperts:
@@ -180,7 +182,7 @@ class StreamingModel:
     def forward(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """`run`, [n, seq, hidden] to the same, with whatever the caller says about gradients."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        index = layer.get_submodule("self_attn").layer_idx
+        index = layer.streamed_index
         assert isinstance(index, int)
         output = layer(
             hidden,
@@ -194,8 +196,12 @@ class StreamingModel:
 
     def _mask(self, layer: int, positions: torch.Tensor) -> torch.Tensor | None:
         """bool (1, 1, query, key): what the layer sees; None where that is all up to the query,
-        which the operator knows by itself."""
-        window = self.config.layer_attention(layer).window
+        which the operator knows by itself, and where it does not attend: a state is of what came
+        before, and padding comes after."""
+        own = self.config.mixers[layer]
+        if not isinstance(own, LayerAttention):
+            return None
+        window = own.window
         if window is None and not self.config.family.sinks:
             return None
         behind = positions[:, None] - positions[None]
@@ -209,22 +215,30 @@ class StreamingModel:
         kind = self._skeleton.config.layer_types[layer]
         return self._rotary(hidden, positions, kind)
 
+    def final_norm(self, name: str) -> nn.Module:
+        """The empty module of the tensor ``name``."""
+        found = self._skeleton.get_submodule(name.removesuffix(".weight"))
+        assert isinstance(found, nn.Module)
+        return found
+
     def head(self) -> Head:
         """The final norm and output matrix."""
-        return Head(self, copy.deepcopy(self._skeleton.model.norm))
+        return Head(self)
 
 
 class Head:
     """Final norm and output matrix, the matrix as it is stored, cast a slice at a time."""
 
-    def __init__(self, model: StreamingModel, norm: nn.Module) -> None:
+    def __init__(self, model: StreamingModel) -> None:
         source = model.source
+        norm_name = next(s.name for s in source.tensors.values() if s.role == "norm")
+        norm = copy.deepcopy(model.final_norm(norm_name))
         tied = model.config.tie_word_embeddings
         self.dtype, self.device = model.dtype, model.device
         self._softcap = model.config.logit_softcap
         self.vocab = model.config.vocab_size
         self.rows = source.held("model.embed_tokens.weight" if tied else "lm_head.weight")
-        scale = source.read("model.norm.weight").to(model.device, model.dtype)
+        scale = source.read(norm_name).to(model.device, model.dtype)
         norm.load_state_dict({"weight": scale}, assign=True)
         self.norm = norm
 

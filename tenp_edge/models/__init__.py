@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tenp_edge.models.families import FAMILIES
     from tenp_edge.models.family import Family
     from tenp_edge.models.layer_attention import LayerAttention
+    from tenp_edge.models.mixers import Mixer, ShortConvolution, state_bytes
     from tenp_edge.models.model_config import MLA, ModelConfig, Rope, VisionFacts
     from tenp_edge.models.tensors import Part, Shape, TensorSpec, expected_tensors
 
@@ -24,14 +25,17 @@ __all__ = [
     "MLA",
     "Family",
     "LayerAttention",
+    "Mixer",
     "ModelConfig",
     "Part",
     "Rope",
     "Shape",
+    "ShortConvolution",
     "TensorSpec",
     "VisionFacts",
     "expected_tensors",
     "read_config",
+    "state_bytes",
 ]
 _HOMES = {
     "EXPERT_KEYS": "config.keys",
@@ -39,14 +43,17 @@ _HOMES = {
     "MLA": "model_config",
     "Family": "family",
     "LayerAttention": "layer_attention",
+    "Mixer": "mixers",
     "ModelConfig": "model_config",
     "Part": "tensors",
     "Rope": "model_config",
     "Shape": "tensors",
+    "ShortConvolution": "mixers",
     "TensorSpec": "tensors",
     "VisionFacts": "model_config",
     "expected_tensors": "tensors",
     "read_config": "config.assembly",
+    "state_bytes": "mixers",
 }
 
 

@@ -10,6 +10,7 @@ from tenp_edge.models import (
     glm4_moe,
     glm4_moe_lite,
     gpt_oss,
+    lfm2_moe,
     mixtral,
     olmoe,
     qwen2_moe,
@@ -33,5 +34,6 @@ FAMILIES: dict[str, Family] = {
         qwen3_vl_moe,
         gpt_oss,
         gemma4,
+        lfm2_moe,
     )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tenp_edge.models.wrapper import Wrapper
@@ -40,7 +40,6 @@ class Family:
     ``defaults``: what transformers assumes for keys that a config.json may leave out.
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
     ``moe_block``: where router and experts lie in a layer; empty where they are the layer's own.
-    ``block_in_memory``: what transformers calls it.
     ``stacked``: transformers reads the experts of a layer as two stacked tensors only;
     ``stacked_names``: where their gate and up, and their down, lie in the MoE block;
     ``stacked_transposed``: their matrices as (columns, rows).
@@ -71,6 +70,14 @@ class Family:
     ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
     ``value_norm``: values are divided by their root mean square.
     ``attention_scale``: what scores are multiplied by; None is 1 / sqrt(head size).
+    ``layer_kinds``: what config.json's ``layer_types`` call each kind of mixing block (a key of
+    ``config.mixer_config``); empty where all layers attend.
+    ``names``: of roles (``TensorSpec.role``) that are called otherwise than in the other families,
+    within their layer or after "model.".
+    ``renamed_keys``: keys of config.json -> what the other families call them.
+    ``block_in_memory``: the MoE block's module in transformers' memory. ``rotary_module``: the
+    model's module of rotations.
+    ``router_sum_offset``: what a sigmoid router adds to the sum that its weights are divided by.
     """
 
     model_type: str
@@ -104,7 +111,6 @@ class Family:
     activation: Activation = "silu"
     activation_key: str = "hidden_act"
     router: str = "gate"
-    block_in_memory: str = "mlp"
     stacked: bool = False
     stacked_names: tuple[str, str] = ("experts.gate_up_proj", "experts.down_proj")
     stacked_transposed: bool = False
@@ -120,6 +126,12 @@ class Family:
     wrapper: Wrapper | None = None
     router_linear_bias: bool = False
     sinks: bool = False
+    layer_kinds: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    renamed_keys: Mapping[str, str] = field(default_factory=dict)
+    block_in_memory: str = "mlp"
+    rotary_module: str = "rotary_emb"
+    router_sum_offset: float = 1e-20
 
     @property
     def matrices(self) -> tuple[str, ...]:
@@ -128,5 +140,5 @@ class Family:
 
     @property
     def experts_in_memory(self) -> str:
-        """Where transformers keeps a layer's experts."""
+        """Where transformers keeps a layer's experts: most families' MoE block is ``mlp`` there."""
         return f"{self.block_in_memory}.experts" if self.moe_block else "experts"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -26,3 +27,8 @@ class LayerAttention:
     def cache_rows(self) -> tuple[int, ...]:
         """Values per token of each cache tensor: keys and values, or the one latent row."""
         return (self.latent,) if self.latent else (self.kv_heads * self.head_dim,) * 2
+
+    @property
+    def state_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """None: attention forgets nothing, so it needs no state (see `mixers.Mixer`)."""
+        return {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from tenp_edge.models.family import Family, QkNorm
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.mixers import Mixer
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class VisionFacts:
 class ModelConfig:
     """config.json, normalised. ``raw`` is the file as read, of a wrapped model the language model's
     part of it; ``expert_widths`` lists, for each MoE layer, the width of every routed expert (all
-    equal in a model that was not pruned). ``stored_prefix``: how the files' names begin where the
-    language model's, here and everywhere else, begin with "model."."""
+    equal in a model that was not pruned). ``mixers``: what each layer mixes tokens with, None where
+    nothing; ``mlp_layers``: those with a dense MLP. A layer's feed forward is its experts, its MLP,
+    both, or none. ``stored_prefix``: how the files' names begin where the language model's, here
+    and everywhere else, begin with "model."."""
 
     family: Family
     raw: Mapping[str, Any]
@@ -76,7 +79,8 @@ class ModelConfig:
     dtype: str
     qk_norm: QkNorm
     vision: VisionFacts | None
-    attention_layers: tuple[LayerAttention, ...] = field(repr=False)
+    mixers: tuple[Mixer | None, ...] = field(repr=False)
+    mlp_layers: tuple[int, ...] = field(repr=False)
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
     layer_ropes: tuple[Rope, ...] = field(repr=False)
     logit_softcap: float | None = None
@@ -98,9 +102,22 @@ class ModelConfig:
             return self.mla.qk_rope_head_dim
         return int(self.layer_attention(layer).head_dim * self.layer_ropes[layer].part)
 
+    @property
+    def attention_by_layer(self) -> dict[int, LayerAttention]:
+        """The layers that attend, in order."""
+        mixers = enumerate(self.mixers)
+        return {layer: own for layer, own in mixers if isinstance(own, LayerAttention)}
+
+    @property
+    def attention_layers(self) -> tuple[LayerAttention, ...]:
+        """`attention_by_layer` without the layers' numbers."""
+        return tuple(self.attention_by_layer.values())
+
     def layer_attention(self, layer: int) -> LayerAttention:
         """Heads, sizes and window of ``layer``: what its tensors and its cache follow from."""
-        return self.attention_layers[layer]
+        own = self.mixers[layer]
+        assert isinstance(own, LayerAttention), f"layer {layer} does not attend"
+        return own
 
     def stored_name(self, name: str) -> str:
         """Tensor ``name`` as the files call it."""

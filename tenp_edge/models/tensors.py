@@ -7,14 +7,23 @@ exporters map to their own names.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.mixers import ShortConvolution
 from tenp_edge.models.model_config import ModelConfig
 
+# "state layers": mixing blocks that carry a state.
 Part = Literal[
-    "routed experts", "shared experts", "dense mlp", "attention", "router", "embeddings", "norms"
+    "routed experts",
+    "shared experts",
+    "dense mlp",
+    "attention",
+    "state layers",
+    "router",
+    "embeddings",
+    "norms",
 ]
 Shape = tuple[int, ...]
 
@@ -38,6 +47,17 @@ def expected_tensors(
 
     The routed experts of the layers ``without_experts`` are left out.
     """
+    names = config.family.names
+    for spec in _tensors(config, without_experts):
+        own = names.get(spec.role) if spec.expert is None else None
+        yield spec if own is None else replace(spec, name=_place(config, spec.layer) + own)
+
+
+def _place(config: ModelConfig, layer: int | None) -> str:
+    return "model." if layer is None else config.layer_prefix(layer)
+
+
+def _tensors(config: ModelConfig, without_experts: Container[int]) -> Iterator[TensorSpec]:
     hidden = config.hidden_size
     yield TensorSpec(
         "model.embed_tokens.weight", (config.vocab_size, hidden), "embed", "embeddings"
@@ -49,7 +69,7 @@ def expected_tensors(
         routed = layer in config.expert_widths
         if routed:
             yield from _moe_tensors(config, layer, experts=layer not in without_experts)
-        if not routed or config.family.dense_beside:
+        if layer in config.mlp_layers:
             yield from _mlp_tensors(
                 config, layer, f"{prefix}mlp.", config.intermediate_size, "mlp", "dense mlp"
             )
@@ -62,9 +82,12 @@ _Row = tuple[str, Shape, str, Part]
 
 
 def _layer_tensors(config: ModelConfig, layer: int) -> Iterator[_Row]:
-    hidden, family = (config.hidden_size,), config.family
-    yield "input_layernorm.weight", hidden, "input_norm", "norms"
-    yield from _ATTENTION[family.attention](config, config.layer_attention(layer))
+    hidden, family, mixer = (config.hidden_size,), config.family, config.mixers[layer]
+    if mixer is not None:
+        yield "input_layernorm.weight", hidden, "input_norm", "norms"
+        yield from _MIXERS[type(mixer)](config, mixer)
+    if layer not in config.expert_widths and layer not in config.mlp_layers:
+        return
     if not family.norms_after:
         yield "post_attention_layernorm.weight", hidden, "post_attention_norm", "norms"
     else:
@@ -124,9 +147,21 @@ def _mla_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
         yield "self_attn.o_proj.bias", (hidden,), "o_bias", "attention"
 
 
-_ATTENTION: dict[str, Callable[[ModelConfig, LayerAttention], Iterator[_Row]]] = {
-    "gqa": _gqa_tensors,
-    "mla": _mla_tensors,
+def _attention_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
+    return (_gqa_tensors if config.mla is None else _mla_tensors)(config, own)
+
+
+def _short_convolution_tensors(config: ModelConfig, own: ShortConvolution) -> Iterator[_Row]:
+    hidden, channels = config.hidden_size, own.channels
+    yield "conv.in_proj.weight", (3 * channels, hidden), "conv_in", "state layers"
+    yield "conv.conv.weight", (channels, 1, own.taps), "conv", "state layers"
+    yield "conv.out_proj.weight", (hidden, channels), "conv_out", "state layers"
+
+
+# Of a layer's mixing block, by its kind.
+_MIXERS: dict[type, Callable[[ModelConfig, Any], Iterator[_Row]]] = {
+    LayerAttention: _attention_tensors,
+    ShortConvolution: _short_convolution_tensors,
 }
 
 

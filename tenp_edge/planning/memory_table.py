@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tenp_edge.exporters.base import Manifest
-from tenp_edge.models import ModelConfig
+from tenp_edge.models import ModelConfig, state_bytes
 from tenp_edge.planning.devices import THIS_MACHINE_OVERHEAD_BYTES, DeviceProfile
 from tenp_edge.runtime.memory.footprint import (
+    STATE_SNAPSHOTS,
     MemoryRun,
     RunMemory,
     cache_places,
@@ -109,13 +110,15 @@ def expert_bytes(manifest: Manifest) -> int:
 
 def kv_bytes(config: ModelConfig, run: MemoryRun) -> int:
     """The whole KV cache, layer by layer: keys and values per head, or MLA's latent and rotary key
-    only, of the whole context or of a window."""
+    only, of the whole context or of a window; and the states of layers that carry one, with their
+    snapshots."""
     row_bytes = known_kv_type(run.kv_type).row_bytes
-    return sum(
+    cache = sum(
         cache_places(run.context, attention.window, run.ubatch)
         * sum(map(row_bytes, attention.cache_rows))
-        for attention in map(config.layer_attention, range(config.num_hidden_layers))
+        for attention in config.attention_layers
     )
+    return cache + (1 + STATE_SNAPSHOTS) * state_bytes(config.mixers)
 
 
 def compute_bytes(config: ModelConfig, run: MemoryRun) -> int:
@@ -131,7 +134,7 @@ def compute_bytes(config: ModelConfig, run: MemoryRun) -> int:
     """
     hidden, top_k = config.hidden_size, config.num_experts_per_tok
     width = max(max(row) for row in config.expert_widths.values())
-    dense = config.intermediate_size if len(config.moe_layers) < config.num_hidden_layers else 0
+    dense = config.intermediate_size if config.mlp_layers else 0
     mlp = 3 * max(top_k * width, config.shared_intermediate_size, dense) + 4 * hidden
     shared = 2 * hidden if config.shared_intermediate_size else 0
     floats = max(mlp, 2 * top_k * (hidden + width) + shared)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import takewhile
 from types import TracebackType
 from typing import Self
 
@@ -76,10 +77,15 @@ class Session(ABC):
     def _forget(self, keep: int) -> None:
         """Make the cache forget everything from position ``keep`` on."""
 
-    def _can_return_to(self, keep: int) -> bool:
-        """Whether the cache still holds what a token behind the first ``keep`` sees. Layers of a
-        window overwrite what is older."""
-        return True
+    def _nearest(self, keep: int) -> int:
+        """The last position up to ``keep`` that the cache can go back to: layers of a window
+        overwrite what is older, layers that carry a state hold few of those that it went through.
+        """
+        return keep
+
+    def _at_once(self) -> int:
+        """How many tokens to evaluate at once, from here, where `evaluate` has just come to."""
+        return self.batch_tokens
 
     @abstractmethod
     def close(self) -> None:
@@ -108,10 +114,12 @@ class Session(ABC):
         """Append ``tokens`` to the sequence; logits after the last of them, [vocab] float32."""
         self._check(tokens)
         result = np.empty((1, 0), dtype=np.float32)
-        for start in range(0, len(tokens), self.batch_tokens):
-            batch = tokens[start : start + self.batch_tokens]
+        start = 0
+        while start < len(tokens):
+            batch = tokens[start : start + self._at_once()]
             result = self._run(batch, self.position, False)
             self._tokens += batch
+            start += len(batch)
         last: Logits = result[-1].copy()
         return last
 
@@ -120,10 +128,15 @@ class Session(ABC):
         return self.evaluate([token])
 
     def reset(self, keep: int = 0) -> None:
-        """Go back to the first ``keep`` tokens of the sequence."""
+        """Go back to the first ``keep`` tokens of the sequence; what the cache has lost of them is
+        evaluated again."""
         assert 0 <= keep <= self.position
-        self._forget(keep)
-        del self._tokens[keep:]
+        reached = self._nearest(keep)
+        lost = self._tokens[reached:keep]
+        self._forget(reached)
+        del self._tokens[reached:]
+        if lost:
+            self.evaluate(lost)
 
     def prompt(self, tokens: Sequence[int]) -> Logits:
         """Make ``tokens`` the whole sequence, keeping what the cache shares with it; logits after
@@ -132,16 +145,15 @@ class Session(ABC):
 
     def keep_shared(self, tokens: Sequence[int]) -> int:
         """Go back to what the cache shares with ``tokens``, without the last of them, whose logits
-        are still to come; how many tokens that is: none where it cannot go back so far."""
-        shared = 0
-        for old, new in zip(self._tokens, tokens[:-1], strict=False):
-            if old != new:
-                break
-            shared += 1
-        if not self._can_return_to(shared):
-            shared = 0
-        self.reset(shared)
-        return shared
+        are still to come; how many tokens that is: fewer where it cannot go back so far."""
+        kept = self._nearest(self._shared(tokens))
+        self.reset(kept)
+        return kept
+
+    def _shared(self, tokens: Sequence[int]) -> int:
+        """How many tokens the sequence and ``tokens``, without the last of them, begin with."""
+        pairs = zip(self._tokens, tokens[:-1], strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not tokens:

@@ -190,6 +190,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "use_cache": True,
     },
 }
+_NOT_IN_LFM2 = ("hidden_act", "rms_norm_eps")
 CONFIGS |= {
     "glm4_moe_lite": _COMMON
     | _MLA
@@ -291,6 +292,27 @@ CONFIGS |= {
         "tie_word_embeddings": True,
         "use_bias": False,
     },
+    "lfm2_moe": {key: value for key, value in _COMMON.items() if key not in _NOT_IN_LFM2}
+    | {
+        "architectures": ["Lfm2MoeForCausalLM"],
+        "conv_L_cache": 3,
+        "conv_bias": False,
+        "initializer_range": 0.02,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "moe_intermediate_size": 96,
+        "norm_eps": 1e-5,
+        "norm_topk_prob": True,
+        "num_dense_layers": 1,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "rope_theta": 1000000.0,
+        "routed_scaling_factor": 1.0,
+        "tie_embedding": True,
+        "use_cache": True,
+        "use_expert_bias": True,
+    },
 }
 for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
@@ -342,7 +364,9 @@ def make(directory: Path, family: str, *, fused: bool = False, **changes: Any) -
 def experts_of(model: Any, layer: int) -> Any:
     """The experts' module of a transformers model's layer: the MoE block's, or the layer's own."""
     found = model.model.layers[layer]
-    return found.experts if hasattr(found, "experts") else found.mlp.experts
+    if hasattr(found, "experts"):
+        return found.experts
+    return (found.mlp if hasattr(found, "mlp") else found.feed_forward).experts
 
 
 def is_looked_up(family: str) -> bool:

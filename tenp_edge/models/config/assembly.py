@@ -6,7 +6,7 @@ rope_parameters, num_experts / num_local_experts / n_routed_experts); both spell
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from tenp_edge.models.config.keys import (
     refuse_contradictions,
     refuse_unknown,
 )
+from tenp_edge.models.config.mixer_config import mixers_of
 from tenp_edge.models.config.reader import ConfigReader, contradiction, malformed, refuse
 from tenp_edge.models.config.rope_config import rope_by_layer_type
 from tenp_edge.models.family import Family, QkNorm
@@ -65,7 +66,7 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     layers = config.integer("num_hidden_layers", most=_MOST_LAYERS)
     experts = config.integer(*EXPERT_KEYS, most=_MOST_EXPERTS)
     width, top_k = config.integer(family.width_key), config.integer(*TOP_K_KEYS)
-    refuse_contradictions(raw)
+    refuse_contradictions(config.raw)
     if top_k > experts:
         raise contradiction(f"num_experts_per_tok is {top_k}, the model has {experts} experts")
     moe_layers = moe_layers_of(config, family, layers)
@@ -113,7 +114,8 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         qk_norm=_qk_norm(config, family),
         vision=_vision(config, head_dim, layers) if family.rope_sections else None,
         expert_widths=expert_widths(raw, moe_layers, experts, width),
-        attention_layers=attention_layers(config, family, attention, windows),
+        mixers=mixers_of(config, family, attention_layers(config, family, attention, windows)),
+        mlp_layers=_mlp_layers(family, moe_layers, layers),
         layer_ropes=tuple(ropes[SLIDING if window else FULL] for window in windows),
         logit_softcap=_softcap(config, family),
     )
@@ -132,6 +134,12 @@ def _vision(config: ConfigReader, head_dim: int, layers: int) -> VisionFacts:
     if len(deepstack) > layers:
         raise contradiction(f"deepstack_visual_indexes has {len(deepstack)} of {layers} layers")
     return VisionFacts(tuple(sections), len(deepstack))
+
+
+def _mlp_layers(family: Family, moe_layers: Sequence[int], layers: int) -> tuple[int, ...]:
+    """Those that do not route, or all where an MLP runs beside the experts."""
+    routed = () if family.dense_beside else moe_layers
+    return tuple(layer for layer in range(layers) if layer not in routed)
 
 
 def _qk_norm(config: ConfigReader, family: Family) -> QkNorm:

@@ -79,6 +79,7 @@ def refuse_unknown(raw: Mapping[str, Any], family: Family, defaults: Mapping[str
         if value not in values:
             raise refuse(f"{key} = {value!r}", ", ".join(repr(v) for v in values))
     known = _READ_KEYS | _INERT_KEYS | set(family.allowed) | set(family.extra_keys)
+    known |= set(family.renamed_keys)
     unknown = sorted(
         key for key in raw if key not in known and raw[key] not in (None, False, [], {})
     )

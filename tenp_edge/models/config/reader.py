@@ -21,7 +21,7 @@ class ConfigReader:
     """Looks a key up in config.json, then in the family's defaults, then refuses."""
 
     def __init__(self, raw: Mapping[str, Any], family: Family) -> None:
-        self.raw, self.family, self.defaults = raw, family, family.defaults
+        self.raw, self.family, self.defaults = _renamed(raw, family), family, family.defaults
 
     def value(self, *keys: str, default: Any = None) -> Any:
         for source in (self.raw, self.defaults):
@@ -65,6 +65,18 @@ class ConfigReader:
         if not isinstance(value, list) or not all(type(item) is int for item in value):
             raise malformed(key, value, "a list of layers")
         return set(value)
+
+
+def _renamed(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """``raw`` with the family's own keys under the names of the others too."""
+    renamed = dict(raw)
+    for key, usual in family.renamed_keys.items():
+        value = raw.get(key)
+        if value is not None and raw.get(usual, value) != value:
+            raise contradiction(f"{key} is {value}, {usual} is {raw[usual]}")
+        if value is not None:
+            renamed[usual] = value
+    return renamed
 
 
 def finite(key: str, value: Any, *, zero: bool = False) -> float:

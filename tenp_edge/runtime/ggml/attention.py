@@ -8,68 +8,21 @@ Sizes in comments are as ggml counts, row length first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
+from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.runtime.ggml import bindings as ggml
-from tenp_edge.runtime.ggml.spans import Span
-from tenp_edge.runtime.ggml.weights import Cache, Weights
+from tenp_edge.runtime.ggml.step import Step
 from tenp_edge.runtime.gguf.attention_facts import Mla
-from tenp_edge.runtime.gguf.model_metadata import Facts
 
 
-@dataclass(frozen=True)
-class Step:
-    """One evaluation of ``tokens`` new tokens.
-
-    Inputs of the graph: ``positions`` (tokens) int32, and of every window its `Span`.
-    ``rope_divisors`` (rotated size / 2): of the frequencies, where the file asks for some.
-    """
-
-    library: ggml.Library
-    context: ggml.Context
-    facts: Facts
-    weights: Weights
-    cache: Cache
-    flash_attention: bool
-    tokens: int
-    positions: int
-    spans: Mapping[int | None, Span]
-    rope_divisors: int | None
-
-    def span(self, layer: int) -> Span:
-        """What ``layer`` writes and sees of its cache."""
-        return self.spans[self.facts.attention[layer].window]
-
-    def weight(self, layer: int, name: str) -> int:
-        return self.weights[f"blk.{layer}.{name}"]
-
-    def linear(self, layer: int, name: str, x: int) -> int:
-        """``x`` times a matrix, plus its bias where the file has one."""
-        product = self.context.mul_mat(self.weight(layer, f"{name}.weight"), x)
-        bias = self.weights.get(f"blk.{layer}.{name}.bias")
-        return product if bias is None else self.context.add(product, bias)
-
-    def norm(self, layer: int, name: str, x: int) -> int:
-        normed = self.context.rms_norm(x, self.facts.eps)
-        return self.context.mul(normed, self.weight(layer, f"{name}.weight"))
-
-    def norm_if_any(self, layer: int, name: str, x: int) -> int:
-        """`norm` where the file has one of that name; `check_tensors` knows where it must."""
-        there = self.weights.get(f"blk.{layer}.{name}.weight") is not None
-        return self.norm(layer, name, x) if there else x
-
-
-def build_attention(step: Step, layer: int, x: int) -> int:
+def build_attention(step: Step, layer: int, own: LayerAttention, x: int) -> int:
     """``x`` (hidden, tokens), normed -> (hidden, tokens) before the residual sum."""
     mla = step.facts.mla
-    mixed = _grouped(step, layer, x) if mla is None else _latent(step, mla, layer, x)
+    mixed = _grouped(step, layer, own, x) if mla is None else _latent(step, mla, layer, own, x)
     return step.linear(layer, "attn_output", mixed)
 
 
-def _grouped(step: Step, layer: int, x: int) -> int:
+def _grouped(step: Step, layer: int, attention: LayerAttention, x: int) -> int:
     context, facts, tokens = step.context, step.facts, step.tokens
-    attention = facts.attention[layer]
     size, heads, kv_heads = attention.head_dim, attention.heads, attention.kv_heads
     q, k = (step.linear(layer, f"attn_{name}", x) for name in "qk")
     v = step.linear(layer, "attn_v", x) if attention.own_values else k
@@ -97,10 +50,10 @@ def _grouped(step: Step, layer: int, x: int) -> int:
     return context.reshape_2d(mixed, size * heads, tokens)
 
 
-def _latent(step: Step, mla: Mla, layer: int, x: int) -> int:
+def _latent(step: Step, mla: Mla, layer: int, attention: LayerAttention, x: int) -> int:
     """Queries are multiplied into the latent space (k_b), so that all heads share one cache row."""
     context, facts, tokens = step.context, step.facts, step.tokens
-    heads, rope, rank = facts.attention[layer].heads, facts.rope.dimensions, mla.kv_rank
+    heads, rope, rank = attention.heads, facts.rope.dimensions, mla.kv_rank
     row = 4 * (mla.nope + rope)
     q = _queries(step, mla, layer, x)
     q_nope = context.view_3d(q, mla.nope, heads, tokens, row, row * heads, 0)
@@ -141,7 +94,7 @@ def _queries(step: Step, mla: Mla, layer: int, x: int) -> int:
 def _rotate(step: Step, layer: int, x: int) -> int:
     """Rotary embedding of (size, heads, tokens). Where the file divides frequencies, those of the
     layers that see everything are meant."""
-    rope, window = step.facts.layer_ropes[layer], step.facts.attention[layer].window
+    rope, window = step.facts.layer_ropes[layer], step.window(layer)
     divided = step.weights.get("rope_freqs.weight") if window is None else None
     return step.context.rope_ext(
         x,

@@ -26,6 +26,7 @@ _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _S, _B, _T = ctypes.c_size_t, ctypes.c_bool, ctypes.c_char_p
 CUSTOM_OP = ctypes.CFUNCTYPE(None, _P, _I, _I, _P)
 Sizes = ctypes.c_int64
+Bytes = npt.NDArray[np.uint8]
 
 
 class InitParams(ctypes.Structure):
@@ -108,6 +109,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_swiglu_oai": (_P, (_P, _P, _P, _F, _F)),
     "ggml_concat": (_P, (_P, _P, _P, _I)),
     "ggml_cont": (_P, (_P, _P)),
+    "ggml_cpy": (_P, (_P, _P, _P)),
+    "ggml_ssm_conv": (_P, (_P, _P, _P)),
     "ggml_cast": (_P, (_P, _P, _I)),
     "ggml_transpose": (_P, (_P, _P)),
     "ggml_permute": (_P, (_P, _P, _I, _I, _I, _I)),

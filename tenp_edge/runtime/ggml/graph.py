@@ -1,9 +1,10 @@
 """The whole model as one ggml graph for a number of new tokens and of cache slots.
 
-ids -> embedding -> [ norm, attention, (norm), +  norm, feed forward, (norm), + ] per layer
+ids -> embedding -> [ norm, mixing block, (norm), +  norm, feed forward, (norm), + ] per layer
     -> norm -> output matrix -> (bound) -> logits of the last token, or of all
 
-The feed forward is an MLP, or experts with shared ones, or an MLP beside experts:
+The mixing block is attention or one that carries a state (`mixers`). A layer may lack it, or the
+feed forward. The feed forward is an MLP, or experts with shared ones, or an MLP beside experts:
 
     stream -- norm -- MLP ------ norm --+-- sum
     stream -- norm -- experts -- norm --+     (their router reads the stream)
@@ -19,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tenp_edge.runtime.ggml import bindings as ggml
-from tenp_edge.runtime.ggml.attention import Step, build_attention
 from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches, gated, ungated
+from tenp_edge.runtime.ggml.mixers import build_mixer
 from tenp_edge.runtime.ggml.ragged import (
     MAX_TOKENS,
     RaggedLayer,
@@ -31,6 +32,8 @@ from tenp_edge.runtime.ggml.ragged import (
 )
 from tenp_edge.runtime.ggml.routing import build_router, residual_input
 from tenp_edge.runtime.ggml.spans import Span
+from tenp_edge.runtime.ggml.states import States
+from tenp_edge.runtime.ggml.step import Step
 from tenp_edge.runtime.ggml.weights import Cache, Constant, Weights
 from tenp_edge.runtime.gguf.model_metadata import Facts
 
@@ -50,7 +53,7 @@ class GraphShape:
 
 
 class Model:
-    """Weights and cache, and the graphs over them."""
+    """Weights, cache and states, and the graphs over them."""
 
     def __init__(
         self,
@@ -58,12 +61,13 @@ class Model:
         facts: Facts,
         weights: Weights,
         cache: Cache,
+        states: States,
         *,
         flash_attention: bool,
         use_extension: bool = True,
     ) -> None:
         self.library, self.facts = library, facts
-        self.weights, self.cache = weights, cache
+        self.weights, self.cache, self.states = weights, cache, states
         self.flash_attention = flash_attention
         self.rope_divisors = Constant(library, facts.rope.divisors)
         self.experts = {
@@ -130,6 +134,7 @@ class Graph:
             facts=facts,
             weights=model.weights,
             cache=model.cache,
+            states=model.states,
             flash_attention=model.flash_attention,
             tokens=tokens,
             positions=self._input(ggml.I32, tokens),
@@ -144,7 +149,8 @@ class Graph:
         """What layers of each window see of their cache."""
         facts, cache, shape = self._model.facts, self._model.cache, self.shape
         spans: dict[int | None, Span] = {}
-        for attention, places in zip(facts.attention, cache.places, strict=True):
+        for layer, attention in facts.attention.items():
+            places = cache.places[layer]
             if attention.window not in spans:
                 slots = min(shape.slots, places)
                 rows = self._input(ggml.I64, shape.tokens)
@@ -169,7 +175,8 @@ class Graph:
         for layer in range(facts.layers):
             x = self._layer(layer, x)
             context.expand(x)
-        normed = context.mul(context.rms_norm(x, facts.eps), weights["output_norm.weight"])
+        norm = weights[f"{facts.architecture.output_norm}.weight"]
+        normed = context.mul(context.rms_norm(x, facts.eps), norm)
         head = weights.get("output.weight")
         logits = context.mul_mat(embedding if head is None else head, normed)
         if not facts.softcap:
@@ -181,20 +188,22 @@ class Graph:
         """(hidden, tokens) -> the same; the last layer goes on with the last token alone, unless
         all logits are wanted."""
         context, step, tokens = self.context, self._step, self.shape.tokens
-        attended = build_attention(step, layer, step.norm(layer, "attn_norm", x))
-        if layer == self._model.facts.layers - 1 and not self.shape.all_logits and tokens > 1:
-            x, attended = self._last(x), self._last(attended)
+        facts = self._model.facts
+        mixed = build_mixer(step, layer, x)
+        if layer == facts.layers - 1 and not self.shape.all_logits and tokens > 1:
+            x, mixed = self._last(x), None if mixed is None else self._last(mixed)
             tokens = 1
-        after = self._model.facts.architecture.norms_after
-        if after:
-            attended = step.norm(layer, "post_attention_norm", attended)
-        x = context.add(attended, x)
-        mixed = self._feed_forward(layer, x, tokens)
-        if after:
-            mixed = step.norm(layer, "post_ffw_norm", mixed)
-        x = context.add(mixed, x)
+        if mixed is not None:
+            x = self._added(layer, "post_attention_norm", mixed, x)
+        if layer in facts.widths or layer in facts.mlp_layers:
+            x = self._added(layer, "post_ffw_norm", self._feed_forward(layer, x, tokens), x)
         scale = step.weights.get(f"blk.{layer}.layer_output_scale.weight")
         return x if scale is None else context.mul(x, scale)
+
+    def _added(self, layer: int, norm: str, mixed: int, x: int) -> int:
+        """``x`` and what a block made of it, which some architectures normalise before."""
+        after = self._model.facts.architecture.norms_after
+        return self.context.add(self._step.norm(layer, norm, mixed) if after else mixed, x)
 
     def _feed_forward(self, layer: int, x: int, tokens: int) -> int:
         """Of the residual stream ``x`` (hidden, tokens), before it is added to it."""

@@ -17,6 +17,7 @@ from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.graph import Graph, GraphShape, Model
 from tenp_edge.runtime.ggml.library import open_library
 from tenp_edge.runtime.ggml.spans import kept_places
+from tenp_edge.runtime.ggml.states import States
 from tenp_edge.runtime.ggml.weights import Cache, Weights
 from tenp_edge.runtime.gguf.header import Header, mapped, parse_header
 from tenp_edge.runtime.gguf.model_metadata import read_facts
@@ -33,7 +34,8 @@ CACHED_GRAPHS = 2
 
 @dataclass(frozen=True)
 class RuntimeMemory:
-    """Bytes that a model takes beside the Python process: ``compute`` for a full ubatch at a full
+    """Bytes that a model takes beside the Python process: ``kv`` of the cache, and of states and
+    their snapshots where layers carry some; ``compute`` for a full ubatch at a full
     context, ``scratch`` of the decode extension, ``graph`` the descriptions of two such graphs, as
     many as are kept."""
 
@@ -94,11 +96,14 @@ class PerExpertModel(Session):
                 library, self.facts, context, kv_type, min(ubatch, context), empty=weightless
             )
             stack.callback(self._cache.close)
+            self._states = States(library, self.facts, empty=weightless)
+            stack.callback(self._states.close)
             self._model = Model(
                 library,
                 self.facts,
                 weights,
                 self._cache,
+                self._states,
                 flash_attention=flash_attention,
                 use_extension=use_extension,
             )
@@ -129,7 +134,7 @@ class PerExpertModel(Session):
             graph.close()
         return RuntimeMemory(
             weights_bytes=self._weight_bytes,
-            kv_bytes=self._cache.nbytes,
+            kv_bytes=self._cache.nbytes + self._states.nbytes,
             compute_bytes=compute,
             scratch_bytes=self._model.scratch_bytes,
             graph_bytes=graphs,
@@ -174,12 +179,26 @@ class PerExpertModel(Session):
     def _forget(self, keep: int) -> None:
         """Places beyond the position are masked; with an empty cache none holds anything."""
         self._written = self._written if keep else 0
+        self._states.return_to(keep, self.position)
 
-    def _can_return_to(self, keep: int) -> bool:
-        return all(
-            kept_places(attention.window, places, self._written, keep)
-            for attention, places in zip(self.facts.attention, self._cache.places, strict=True)
+    def _nearest(self, keep: int) -> int:
+        places = self._cache.places
+        kept = all(
+            kept_places(attention.window, places[layer], self._written, keep)
+            for layer, attention in self.facts.attention.items()
         )
+        return self._states.nearest(keep, self.position) if kept else 0
+
+    def keep_shared(self, tokens: Sequence[int]) -> int:
+        shared = self._shared(tokens)
+        kept = super().keep_shared(tokens)
+        self._states.plan(shared if kept < shared else None, len(tokens) - 1)
+        return kept
+
+    def _at_once(self) -> int:
+        self._states.arrive(self.position)
+        next_stop = self._states.until_snapshot(self.position)
+        return self.batch_tokens if next_stop is None else min(self.batch_tokens, next_stop)
 
     def close(self) -> None:
         """Free everything; harmless when called again."""

@@ -71,11 +71,12 @@ class Constant:
 
 
 class Cache:
-    """Keys and values (or latent rows) of every layer: tensors of (values, places).
+    """Keys and values (or latent rows) of every layer that attends: tensors of (values, places).
 
-    ``places``: of each layer, for the context or for what a window needs (`cache_places`). All of
-    it is resident from the start, as in llama.cpp: what does not fit fails at load, not in the
-    middle of a long answer. ``empty``: sizes and shapes alone, at addresses with nothing there.
+    ``layers``, ``places``: by layer; places for the context or for what a window needs
+    (`cache_places`). All of it is resident from the start, as in llama.cpp: what does not fit fails
+    at load, not in the middle of a long answer. ``empty``: sizes and shapes alone, at addresses
+    with nothing there.
     """
 
     def __init__(
@@ -98,28 +99,29 @@ class Cache:
                 )
         self._library = library
         self.slots = cache_places(context, None, ubatch)
-        self.places = [
-            cache_places(context, attention.window, ubatch) for attention in facts.attention
-        ]
+        self.places = {
+            layer: cache_places(context, attention.window, ubatch)
+            for layer, attention in facts.attention.items()
+        }
         self.type = stored.ggml_id
-        shapes = [
-            [(values, places) for values in attention.cache_rows]
-            for attention, places in zip(facts.attention, self.places, strict=True)
-        ]
-        self.nbytes: int = sum(stored.row_bytes(v) * n for layer in shapes for v, n in layer)
-        self._memory = np.empty(64, dtype=np.uint8) if empty else _zeros(self.nbytes)
-        self._context = ggml.Context(library, sum(map(len, shapes)))
+        shapes = {
+            layer: [(values, self.places[layer]) for values in attention.cache_rows]
+            for layer, attention in facts.attention.items()
+        }
+        self.nbytes: int = sum(stored.row_bytes(v) * n for row in shapes.values() for v, n in row)
+        self._memory = zeros(64 if empty else self.nbytes, "a KV cache")
+        self._context = ggml.Context(library, sum(map(len, shapes.values())))
         start = -(-self._memory.ctypes.data // 64) * 64
         self._buffer = library.ggml_backend_cpu_buffer_from_ptr(start, self.nbytes)
-        self.layers: list[tuple[int, ...]] = []
-        for shape in shapes:
-            layer = []
+        self.layers: dict[int, tuple[int, ...]] = {}
+        for layer, shape in shapes.items():
+            tensors = []
             for values, places in shape:
                 item = self._context.new_tensor_2d(self.type, values, places)
                 library.ggml_backend_tensor_alloc(self._buffer, item, start)
-                layer.append(item)
+                tensors.append(item)
                 start += stored.row_bytes(values) * places
-            self.layers.append(tuple(layer))
+            self.layers[layer] = tuple(tensors)
 
     def close(self) -> None:
         if self._buffer:
@@ -130,17 +132,18 @@ class Cache:
 
 def _row_sizes(facts: Facts) -> Iterator[int]:
     """What must divide into blocks: the rows, and the heads that are viewed in them."""
-    for attention in facts.attention:
+    for attention in facts.attention.values():
         yield from attention.cache_rows
         yield attention.head_dim if facts.mla is None else facts.mla.kv_rank
 
 
-def _zeros(count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def zeros(count: int, what: str) -> ggml.Bytes:
+    """``count`` bytes and 64 more to align them, all touched; UserError where there is no room."""
     try:
         memory = np.empty(count + 64, dtype=np.uint8)
     except MemoryError:
         raise UserError(
-            f"there is not enough memory for a KV cache of {count:,} bytes", "a smaller --context"
+            f"there is not enough memory for {what} of {count:,} bytes", "a smaller --context"
         ) from None
     memory.fill(0)
     return memory

@@ -9,10 +9,12 @@ docs/formats/gguf-per-expert.md.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.mixers import Mixer
 from tenp_edge.runtime.gguf.attention_facts import (
     Mla,
     attention_by_layer,
@@ -23,6 +25,7 @@ from tenp_edge.runtime.gguf.attention_facts import (
 from tenp_edge.runtime.gguf.file_origin import LAYOUT, OWN, STACKED
 from tenp_edge.runtime.gguf.header import Header
 from tenp_edge.runtime.gguf.metadata_reader import LARGEST, Fields
+from tenp_edge.runtime.gguf.mixer_facts import kv_heads_of, read_mixers
 from tenp_edge.runtime.gguf.rope_facts import Rope, check_sections, read_rope
 from tenp_edge.runtime.gguf.runnable_architectures import ARCHITECTURES, Architecture
 
@@ -34,17 +37,18 @@ _LLAMA_LAYERS = _LLAMA_EXPERTS = 512
 
 @dataclass(frozen=True)
 class Facts:
-    """The model of a file of ours. ``widths``: routed layer -> width of each expert;
-    ``feed_forward``: width of the dense layers, 0 where there are none; ``stacked``: the one width
-    of experts that lie in one tensor, 0 where each has its own; ``softcap``: the bound of logits,
-    0 for none."""
+    """The model of a file of ours. ``mixers``: what each layer mixes tokens with, None where
+    nothing. ``widths``: routed layer -> width of each expert; ``mlp_layers``: those with a dense
+    MLP; ``feed_forward``: its width, 0 where there are none; ``stacked``: the one width of experts
+    that lie in one tensor, 0 where each has its own; ``softcap``: the bound of logits, 0 for
+    none."""
 
     name: str
     architecture: Architecture
     layers: int
     hidden: int
     vocab: int
-    attention: tuple[LayerAttention, ...]
+    mixers: tuple[Mixer | None, ...]
     eps: float
     rope: Rope
     attention_scale: float
@@ -57,11 +61,18 @@ class Facts:
     groups: int
     groups_used: int
     widths: dict[int, tuple[int, ...]]
+    mlp_layers: tuple[int, ...]
     feed_forward: int
     trained_context: int
     layer_ropes: tuple[Rope, ...]
     softcap: float = 0.0
     stacked: int = 0
+
+    @property
+    def attention(self) -> dict[int, LayerAttention]:
+        """The layers that attend, in order."""
+        mixers = enumerate(self.mixers)
+        return {layer: own for layer, own in mixers if isinstance(own, LayerAttention)}
 
 
 def read_facts(header: Header) -> Facts:
@@ -91,10 +102,10 @@ def read_stacked(header: Header) -> Facts:
 def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
     """(whether llama.cpp ends the process, why)."""
     sizes = [
-        (attention.head_dim, rope)
-        for attention, rope in zip(facts.attention, facts.layer_ropes, strict=True)
+        (attention.head_dim, facts.layer_ropes[layer])
+        for layer, attention in facts.attention.items()
     ]
-    kv_heads = {attention.kv_heads for attention in facts.attention}
+    kv_heads = {attention.kv_heads for attention in facts.attention.values()}
     return (
         (
             facts.layers > _LLAMA_LAYERS or facts.experts > _LLAMA_EXPERTS,
@@ -141,7 +152,7 @@ def _facts(fields: Fields, name: str) -> Facts:
     mla = read_mla(fields) if row.mla else None
     rope = read_rope(fields)
     heads = fields.integer("attention.head_count")
-    kv_heads = 1 if row.by_layer else fields.integer("attention.head_count_kv", heads)
+    kv_heads = 1 if row.by_layer else kv_heads_of(fields, row, heads)
     head_dim = fields.integer("attention.key_length")
     query_dim = head_dim if mla is None else mla.nope + rope.dimensions
     if heads % kv_heads or (mla is None and fields.integer("attention.value_length") != head_dim):
@@ -174,7 +185,7 @@ def _facts(fields: Fields, name: str) -> Facts:
         layers=layers,
         hidden=fields.integer("embedding_length"),
         vocab=_vocab(fields),
-        attention=attention,
+        mixers=read_mixers(fields, row, attention),
         eps=fields.real("attention.layer_norm_rms_epsilon"),
         rope=rope,
         attention_scale=attention_scale(fields, row, rope, query_dim),
@@ -187,6 +198,7 @@ def _facts(fields: Fields, name: str) -> Facts:
         groups=groups,
         groups_used=groups_used,
         widths=widths,
+        mlp_layers=_mlp_layers(row, widths, layers),
         feed_forward=_feed_forward(fields, row),
         trained_context=fields.integer("context_length"),
         layer_ropes=ropes,
@@ -212,6 +224,11 @@ def _sigmoid(fields: Fields) -> bool:
 def _feed_forward(fields: Fields, row: Architecture) -> int:
     dense = row.dense_beside or fields.integer("leading_dense_block_count", 0)
     return fields.integer("feed_forward_length") if dense else 0
+
+
+def _mlp_layers(row: Architecture, routed: Container[int], layers: int) -> tuple[int, ...]:
+    """Those that do not route, or all where an MLP runs beside the experts."""
+    return tuple(layer for layer in range(layers) if row.dense_beside or layer not in routed)
 
 
 def _widths(fields: Fields, layers: int, experts: int) -> dict[int, tuple[int, ...]]:

@@ -9,6 +9,8 @@ if TYPE_CHECKING:  # To run a file takes no family.
     from tenp_edge.models.family import Activation
 
 _PAIRWISE, _NEOX = 0, 2
+# Blocks that carry a state (`mixer_facts`).
+StateKind = Literal["short convolution"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Architecture:
     ``residual_router``: the router reads the residual stream, divided by its root mean square and
     sqrt(hidden), times a vector. ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
     ``scales``: experts' weights and layers' outputs are multiplied by numbers of their own.
+    ``state``: the block of layers that have no KV heads. ``output_norm``: the last norm's name.
     """
 
     rope: int = _NEOX
@@ -64,6 +67,8 @@ class Architecture:
     residual_router: bool = False
     embedding_scale: bool = False
     scales: bool = False
+    state: StateKind | None = None
+    output_norm: str = "output_norm"
 
 
 ARCHITECTURES = {
@@ -105,5 +110,11 @@ ARCHITECTURES = {
         residual_router=True,
         embedding_scale=True,
         scales=True,
+    ),
+    "lfm2moe": Architecture(
+        qk_norm="head",
+        norm_topk=True,
+        state="short convolution",
+        output_norm="token_embd_norm",
     ),
 }

@@ -3,15 +3,19 @@ the tensor table's, before any weight is touched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.mixers import ShortConvolution
 from tenp_edge.runtime.gguf.header import Header, TensorInfo
 from tenp_edge.runtime.gguf.model_metadata import Facts
 
 Shape = tuple[int, ...]
 _SHOWN = 240
+# In float32, whatever their shape: biases, and convolutions, of which ggml takes no other.
+_FLOAT_NAMES = (".bias", ".shortconv.conv.weight")
 
 
 def check_tensors(header: Header, facts: Facts) -> None:
@@ -29,7 +33,7 @@ def check_tensors(header: Header, facts: Facts) -> None:
             raise _contradiction(
                 header, f"{name} is {_times(info.shape)}, the metadata says {_times(shape)}"
             )
-        if (len(shape) == 1 or name.endswith(".bias")) and info.type_name != "F32":
+        if (len(shape) == 1 or name.endswith(_FLOAT_NAMES)) and info.type_name != "F32":
             raise _contradiction(header, f"{name} is {info.type_name}, not F32")
     unknown = [name for name in header.tensors if name not in known]
     if unknown:
@@ -40,26 +44,37 @@ def _expected(facts: Facts, header: Header) -> Iterator[tuple[str, Shape, bool]]
     """(name, shape as ggml counts, whether it may be missing) of every tensor."""
     hidden = facts.hidden
     yield "token_embd.weight", (hidden, facts.vocab), False
-    yield "output_norm.weight", (hidden,), False
+    yield f"{facts.architecture.output_norm}.weight", (hidden,), False
     yield "output.weight", (hidden, facts.vocab), True
-    full = [geometry.head_dim for geometry in facts.attention if geometry.window is None]
+    full = [own.head_dim for own in facts.attention.values() if own.window is None]
     if facts.architecture.by_layer and full:
         yield "rope_freqs.weight", (full[0] // 2,), True
     for layer in range(facts.layers):
-        geometry = facts.attention[layer]
-        attention = _mla_tensors(facts, geometry) if facts.mla else _gqa_tensors(facts, geometry)
-        routed = layer in facts.widths
-        feed_forward = [*_routed_tensors(facts, layer, header)] if routed else []
-        if not routed or facts.architecture.dense_beside:
-            feed_forward += _mlp_tensors(facts, facts.feed_forward, "")
         for name, shape, optional in (
-            ("attn_norm.weight", (hidden,), False),
-            (f"{facts.architecture.ffn_norm}.weight", (hidden,), False),
+            *_mixer_tensors(facts, layer),
             *_more_norms(facts),
-            *attention,
-            *feed_forward,
+            *_feed_forward_tensors(facts, layer, header),
         ):
             yield f"blk.{layer}.{name}", shape, optional
+
+
+def _mixer_tensors(facts: Facts, layer: int) -> Iterator[tuple[str, Shape, bool]]:
+    mixer = facts.mixers[layer]
+    if mixer is not None:
+        yield "attn_norm.weight", (facts.hidden,), False
+        yield from _MIXERS[type(mixer)](facts, mixer)
+
+
+def _feed_forward_tensors(
+    facts: Facts, layer: int, header: Header
+) -> Iterator[tuple[str, Shape, bool]]:
+    routed, dense = layer in facts.widths, layer in facts.mlp_layers
+    if routed or dense:
+        yield f"{facts.architecture.ffn_norm}.weight", (facts.hidden,), False
+    if routed:
+        yield from _routed_tensors(facts, layer, header)
+    if dense:
+        yield from _mlp_tensors(facts, facts.feed_forward, "")
 
 
 def _more_norms(facts: Facts) -> Iterator[tuple[str, Shape, bool]]:
@@ -71,6 +86,18 @@ def _more_norms(facts: Facts) -> Iterator[tuple[str, Shape, bool]]:
         yield f"{name}.weight", (facts.hidden,), False
     if row.scales:
         yield "layer_output_scale.weight", (1,), False
+
+
+def _attention_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape, bool]]:
+    return (_mla_tensors if facts.mla else _gqa_tensors)(facts, own)
+
+
+def _short_convolution_tensors(
+    facts: Facts, own: ShortConvolution
+) -> Iterator[tuple[str, Shape, bool]]:
+    yield "shortconv.in_proj.weight", (facts.hidden, 3 * own.channels), False
+    yield "shortconv.conv.weight", (own.taps, own.channels), False
+    yield "shortconv.out_proj.weight", (own.channels, facts.hidden), False
 
 
 def _gqa_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape, bool]]:
@@ -108,6 +135,13 @@ def _mla_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape
     yield "attn_k_b.weight", (mla.nope, mla.kv_rank, own.heads), False
     yield "attn_v_b.weight", (mla.kv_rank, mla.value, own.heads), False
     yield "attn_output.weight", (own.heads * mla.value, hidden), False
+
+
+# Of a layer's mixing block, by its kind.
+_MIXERS: dict[type, Callable[[Facts, Any], Iterator[tuple[str, Shape, bool]]]] = {
+    LayerAttention: _attention_tensors,
+    ShortConvolution: _short_convolution_tensors,
+}
 
 
 def _mlp_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str, Shape, bool]]:

@@ -112,12 +112,20 @@ class LlamaCppModel(Session):
         else:
             self._native.llama_memory_clear(memory, True)
 
-    def _can_return_to(self, keep: int) -> bool:
-        """The window before ``keep`` must still be there (llama.cpp's server asks the same)."""
+    def _nearest(self, keep: int) -> int:
+        """The window before ``keep`` must still be there (llama.cpp's server asks the same); the
+        state of a recurrent layer is only that of the last position."""
         window = self._native.llama_model_n_swa(self._model)
         memory = self._native.llama_get_memory(self._state)
         oldest = self._native.llama_memory_seq_pos_min(memory, 0)
-        return bool(window == 0 or oldest <= max(0, keep - window))
+        if self._carries_state:
+            return keep if keep == self.position else 0
+        return keep if window == 0 or oldest <= max(0, keep - window) else 0
+
+    @property
+    def _carries_state(self) -> bool:
+        model, native = self._model, self._native
+        return bool(native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
 
     # -- lifetime ------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ class KvType:
 
 # What every runtime of GGUF files here keeps a cache in; what is not in it cannot be planned.
 KV_TYPES = {"F32": KvType(0, 1, 4), "F16": KvType(1, 1, 2), "Q8_0": KvType(8, 32, 34)}
+# Copies of the states of layers that carry one, in our own runtime (`ggml.states`).
+STATE_SNAPSHOTS = 2
 # Caches are rounded up to whole steps of so many places, as in llama.cpp.
 CONTEXT_STEP = 256
 # ggml's GGML_MAX_N_THREADS: it aborts the process above.

@@ -33,7 +33,7 @@ def facts(sound: Header, **changes: Any) -> Facts:
 
 def test_every_layer_is_the_checkpoints(sound: Header, checkpoint_of: CheckpointOf) -> None:
     config, found = Checkpoint(Path(checkpoint_of("gemma4_text"))).config, facts(sound)
-    assert found.attention == config.attention_layers
+    assert found.mixers == config.mixers
     for own, rope, wanted in zip(
         found.attention, found.layer_ropes, config.layer_ropes, strict=True
     ):

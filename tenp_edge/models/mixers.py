@@ -1,0 +1,52 @@
+"""What a layer mixes tokens with: attention, or a block that carries a state.
+
+Attention keeps rows of a cache for every token it may see again (`LayerAttention`). The others keep
+a state of one size, however many tokens went into it; it cannot be cut back to fewer of them. A new
+kind is a class of `Mixer`'s attributes here, chosen by a fact of config.json
+(`config.mixer_config`), never by the model's type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar, Protocol
+
+Shape = tuple[int, ...]
+STATE_VALUE_BYTES = 4  # float32, in our runtime as in llama.cpp
+
+
+class Mixer(Protocol):
+    """One layer's mixing block."""
+
+    @property
+    def cache_rows(self) -> Shape:
+        """Values per token of each cache tensor; none where nothing is kept by token."""
+
+    @property
+    def state_shapes(self) -> Mapping[str, Shape]:
+        """Of each state tensor, by name: as ggml counts, row length first, for one sequence. All of
+        them are zero before the first token."""
+
+
+@dataclass(frozen=True)
+class ShortConvolution:
+    """Gated short convolution (LFM2): of every channel, a token and the ``taps`` - 1 before it.
+
+    Its state is those last inputs of the convolution.
+    """
+
+    channels: int
+    taps: int
+    cache_rows: ClassVar[Shape] = ()
+
+    @property
+    def state_shapes(self) -> Mapping[str, Shape]:
+        return {"conv": (self.taps - 1, self.channels)}
+
+
+def state_bytes(mixers: Iterable[Mixer | None]) -> int:
+    """Bytes of the state of one sequence, over all layers."""
+    shapes = (shape for mixer in mixers if mixer for shape in mixer.state_shapes.values())
+    return STATE_VALUE_BYTES * sum(map(prod, shapes))

@@ -1,0 +1,32 @@
+"""The mixing block of a layer, by its kind: attention, or one that carries a state.
+
+A block is a function (step, layer, mixer, x) -> mixed, both (hidden, tokens): it reads what the
+tokens before left from ``step.cache`` or ``step.state``, and leaves there what the next ones need.
+The tokens of a step follow one another in one sequence; any number of them must give what one at a
+time would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tenp_edge.models.layer_attention import LayerAttention
+from tenp_edge.models.mixers import ShortConvolution
+from tenp_edge.runtime.ggml.attention import build_attention
+from tenp_edge.runtime.ggml.short_convolution import build_short_convolution
+from tenp_edge.runtime.ggml.step import Step
+
+_BUILDERS: dict[type, Callable[[Step, int, Any, int], int]] = {
+    LayerAttention: build_attention,
+    ShortConvolution: build_short_convolution,
+}
+
+
+def build_mixer(step: Step, layer: int, x: int) -> int | None:
+    """What ``layer`` mixes of the stream ``x`` (hidden, tokens), before it is added to it; None
+    where it has no such block."""
+    mixer = step.facts.mixers[layer]
+    if mixer is None:
+        return None
+    return _BUILDERS[type(mixer)](step, layer, mixer, step.norm(layer, "attn_norm", x))

@@ -1,0 +1,30 @@
+"""LFM2's gated short convolution over the tokens of a channel.
+
+    x -> b, c, u;  b u -> the last inputs (state), then the new ones -> convolution -> times c
+      -> output matrix
+
+Sizes in comments are as ggml counts, row length first.
+"""
+
+from __future__ import annotations
+
+from tenp_edge.models.mixers import ShortConvolution
+from tenp_edge.runtime.ggml import bindings as ggml
+from tenp_edge.runtime.ggml.step import Step
+
+
+def build_short_convolution(step: Step, layer: int, own: ShortConvolution, x: int) -> int:
+    """``x`` (hidden, tokens), normed -> (hidden, tokens) before the residual sum."""
+    context, channels, tokens = step.context, own.channels, step.tokens
+    joined = step.linear(layer, "shortconv.in_proj", x)
+    b, c, u = (
+        context.view_2d(joined, channels, tokens, 12 * channels, 4 * channels * part)
+        for part in range(3)
+    )
+    new = context.transpose(context.mul(b, u))
+    # (taps - 1 + tokens, channels)
+    seen = context.concat(step.state(layer, "conv"), new, 0)
+    last = context.view_2d(seen, own.taps - 1, channels, ggml.tensor(seen).nb[1], 4 * tokens)
+    step.keep_state(layer, "conv", last)
+    mixed = context.ssm_conv(seen, step.weight(layer, "shortconv.conv.weight"))
+    return step.linear(layer, "shortconv.out_proj", context.mul(c, mixed))
