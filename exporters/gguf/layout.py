@@ -58,7 +58,7 @@ def entries(config: ModelConfig, layout: str, recipe: TypeRecipe) -> list[Entry]
             tensors += expand(config, layout, recipe, spec.layer)
     if config.tie_word_embeddings and architecture(config).output_needed:
         tied = (config.vocab_size, config.hidden_size)
-        spec = TensorSpec("model.embed_tokens.weight", tied, "output", "embeddings")
+        spec = TensorSpec(config.embedding_name, tied, "output", "embeddings")
         tensors += _plain(config, layout, recipe, spec)
     tensors += _computed(config, recipe)
     _check_rules(recipe, tensors)

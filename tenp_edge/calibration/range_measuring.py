@@ -167,7 +167,7 @@ def _head(model: StreamingModel, sequences: Any) -> Mapping[str, MatrixRange]:
             logits = span_of(head(rows))
             whole |= MatrixRange(span_of(head.norm(rows.to(model.device))), logits, logits)
     tied = model.config.tie_word_embeddings
-    return {"model.embed_tokens.weight" if tied else "lm_head.weight": whole}
+    return {model.config.embedding_name if tied else "lm_head.weight": whole}
 
 
 def span_of(values: torch.Tensor) -> Span:

@@ -206,7 +206,7 @@ class Checkpoint(ModelFiles):
     def dtype(self) -> torch.dtype:
         """The dtype the embedding is stored in, or that the config names where it is quantised:
         what experts are read in and a pruned checkpoint is written in."""
-        embedding = self.weights["model.embed_tokens.weight"]
+        embedding = self.weights[self.config.embedding_name]
         if not embedding.is_plain:
             return cast(torch.dtype, getattr(torch, self.config.dtype))
         return TORCH_DTYPES[self.tensors[embedding.tensors["weight"]].dtype]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tenp_edge.models.families import FAMILIES
     from tenp_edge.models.family import Family
     from tenp_edge.models.layer_attention import LayerAttention
-    from tenp_edge.models.mixers import Mixer, ShortConvolution, state_bytes
+    from tenp_edge.models.mixers import Mamba2, Mixer, ShortConvolution, state_bytes
     from tenp_edge.models.model_config import MLA, ModelConfig, Rope, VisionFacts
     from tenp_edge.models.tensors import Part, Shape, TensorSpec, expected_tensors
 
@@ -25,6 +25,7 @@ __all__ = [
     "MLA",
     "Family",
     "LayerAttention",
+    "Mamba2",
     "Mixer",
     "ModelConfig",
     "Part",
@@ -43,6 +44,7 @@ _HOMES = {
     "MLA": "model_config",
     "Family": "family",
     "LayerAttention": "layer_attention",
+    "Mamba2": "mixers",
     "Mixer": "mixers",
     "ModelConfig": "model_config",
     "Part": "tensors",

@@ -10,8 +10,10 @@ from tenp_edge.models import (
     glm4_moe,
     glm4_moe_lite,
     gpt_oss,
+    granitemoehybrid,
     lfm2_moe,
     mixtral,
+    nemotron_h,
     olmoe,
     qwen2_moe,
     qwen3_moe,
@@ -35,5 +37,7 @@ FAMILIES: dict[str, Family] = {
         gpt_oss,
         gemma4,
         lfm2_moe,
+        nemotron_h,
+        granitemoehybrid,
     )
 }

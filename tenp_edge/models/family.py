@@ -71,12 +71,20 @@ class Family:
     ``value_norm``: values are divided by their root mean square.
     ``attention_scale``: what scores are multiplied by; None is 1 / sqrt(head size).
     ``layer_kinds``: what config.json's ``layer_types`` call each kind of mixing block (a key of
-    ``config.mixer_config``); empty where all layers attend.
+    ``config.mixer_config``), or a layer of experts alone; empty where all layers attend.
+    ``layer_letters``: of them in a string, for ``hybrid_override_pattern``.
     ``names``: of roles (``TensorSpec.role``) that are called otherwise than in the other families,
     within their layer or after "model.".
     ``renamed_keys``: keys of config.json -> what the other families call them.
-    ``block_in_memory``: the MoE block's module in transformers' memory. ``rotary_module``: the
-    model's module of rotations.
+    ``block_in_memory``: the MoE block's module in transformers' memory; ``router_in_memory``: the
+    router's in it, if it has another name. ``rotary_module``: the model's module of rotations, None
+    where nothing is rotated.
+    ``shared_width_key``: of config.json, where the shared expert's width has one.
+    ``shared_stacked``: its gate and up are one matrix, gate's rows first.
+    ``multipliers``: embeddings, attention scores, what blocks add and logits are scaled by numbers
+    of config.json (`Multipliers`).
+    ``stored_prefixes``: what the names in the files begin with, where not with "model." alone; the
+    published one first.
     ``router_sum_offset``: what a sigmoid router adds to the sum that its weights are divided by.
     """
 
@@ -130,8 +138,14 @@ class Family:
     names: Mapping[str, str] = field(default_factory=dict)
     renamed_keys: Mapping[str, str] = field(default_factory=dict)
     block_in_memory: str = "mlp"
-    rotary_module: str = "rotary_emb"
+    rotary_module: str | None = "rotary_emb"
     router_sum_offset: float = 1e-20
+    layer_letters: Mapping[str, str] = field(default_factory=dict)
+    router_in_memory: str | None = None
+    shared_width_key: str | None = None
+    shared_stacked: bool = False
+    multipliers: bool = False
+    stored_prefixes: tuple[str, ...] = ("model.",)
 
     @property
     def matrices(self) -> tuple[str, ...]:

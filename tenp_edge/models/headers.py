@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,9 @@ class ModelFiles:
     def __init__(self, path: str | Path) -> None:
         self.path = _model_directory(Path(path))
         raw = with_modelopt(read_json(self.path / "config.json"), self.path)
-        self.config: ModelConfig = read_config(raw, FAMILIES)
-        self.tensors = _named_as_text_model(_read_index(self.path), self.config.stored_prefix)
+        config, tensors = read_config(raw, FAMILIES), _read_index(self.path)
+        self.config: ModelConfig = replace(config, stored_prefix=_prefix(config, tensors))
+        self.tensors = _named_as_text_model(tensors, self.config.stored_prefix)
         self._index = WeightIndex(self.config, self.tensors, quantised_layouts(self.config.raw))
         self._check_number()
         self._check()
@@ -144,6 +146,14 @@ class ModelFiles:
                 f"{list(rule.shapes[0])}",
                 "check that config.json belongs to this checkpoint",
             )
+
+
+def _prefix(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> str:
+    """What the names begin with: the one of those that the family has which is there."""
+    legal = config.family.stored_prefixes
+    if len(legal) == 1:
+        return config.stored_prefix
+    return next((p for p in legal if any(n.startswith(p) for n in tensors)), legal[0])
 
 
 def _named_as_text_model(

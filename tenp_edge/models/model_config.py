@@ -43,6 +43,17 @@ class VisionFacts:
 
 
 @dataclass(frozen=True)
+class Multipliers:
+    """Numbers that scale embeddings, attention scores (None: 1 / sqrt(head size)), what each block
+    adds to the stream, and logits."""
+
+    embedding: float = 1.0
+    attention: float | None = None
+    residual: float = 1.0
+    logits: float = 1.0
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """config.json, normalised. ``raw`` is the file as read, of a wrapped model the language model's
     part of it; ``expert_widths`` lists, for each MoE layer, the width of every routed expert (all
@@ -84,6 +95,7 @@ class ModelConfig:
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
     layer_ropes: tuple[Rope, ...] = field(repr=False)
     logit_softcap: float | None = None
+    multipliers: Multipliers = Multipliers()
     stored_prefix: str = "model."
 
     @property
@@ -118,6 +130,16 @@ class ModelConfig:
         own = self.mixers[layer]
         assert isinstance(own, LayerAttention), f"layer {layer} does not attend"
         return own
+
+    @property
+    def embedding_name(self) -> str:
+        """Of the embedding's tensor."""
+        return f"model.{self.family.names.get('embed', 'embed_tokens.weight')}"
+
+    @property
+    def norm_name(self) -> str:
+        """Of the last norm's tensor."""
+        return f"model.{self.family.names.get('norm', 'norm.weight')}"
 
     def stored_name(self, name: str) -> str:
         """Tensor ``name`` as the files call it."""
