@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.stacked import StackedExperts
 from tenp_edge.disk import copy_file, read_json, require_free, write_json, write_text
 from tenp_edge.errors import UserError
-from tenp_edge.models import EXPERT_KEYS
+from tenp_edge.models import EXPERT_KEYS, ModelConfig
 from tenp_edge.models.headers import INDEX_NAME
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.resumable import JobRecord
@@ -55,7 +56,18 @@ def checkpoint_shards(source: ModelSource) -> list[Shard]:
     return plan_shards(list(_entries(source)))
 
 
+def _published(config: ModelConfig, name: str) -> str:
+    """Tensor ``name`` as the family's files call it; a wrapped language model stands alone."""
+    return name if config.family.wrapper is not None else config.stored_name(name)
+
+
 def _entries(source: ModelSource) -> Iterator[TensorEntry]:
+    for entry in _own_entries(source):
+        yield replace(entry, name=_published(source.config, entry.name))
+
+
+def _own_entries(source: ModelSource) -> Iterator[TensorEntry]:
+    """The same by the names that a tensor has in here."""
     stacked, seen = StackedExperts(source), set[int]()
     for name, spec in source.tensors.items():
         if spec.expert is None or spec.layer is None or not stacked.any:
@@ -67,7 +79,13 @@ def _entries(source: ModelSource) -> Iterator[TensorEntry]:
 
 def _blocks(source: ModelSource) -> Callable[[str], Iterator[torch.Tensor]]:
     stacked = StackedExperts(source)
-    return lambda name: stacked.blocks(name) if name in stacked else source.blocks(name)
+    names = {_published(source.config, e.name): e.name for e in _own_entries(source)}
+
+    def blocks(stored: str) -> Iterator[torch.Tensor]:
+        name = names[stored]
+        return stacked.blocks(name) if name in stacked else source.blocks(name)
+
+    return blocks
 
 
 def checkpoint_files(source: ModelSource) -> dict[str, int]:

@@ -59,9 +59,7 @@ def _place(config: ModelConfig, layer: int | None) -> str:
 
 def _tensors(config: ModelConfig, without_experts: Container[int]) -> Iterator[TensorSpec]:
     hidden = config.hidden_size
-    yield TensorSpec(
-        config.embedding_name, (config.vocab_size, hidden), "embed", "embeddings"
-    )
+    yield TensorSpec(config.embedding_name, (config.vocab_size, hidden), "embed", "embeddings")
     for layer in range(config.num_hidden_layers):
         prefix = config.layer_prefix(layer)
         for suffix, shape, role, part in _layer_tensors(config, layer):

@@ -21,6 +21,8 @@ from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.forward.text_batch import Domain
 
+# Of the experts' own, in transformers: what it is given is the residual stream.
+_NORMS = ("pre_feedforward_layernorm_2", "post_attention_layernorm", "ffn_norm", "norm")
 NAMES = (*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA)
 
 
@@ -31,7 +33,7 @@ def hooked_sums(path: Path, data: Domain) -> dict[int, dict[str, torch.Tensor]]:
     seen: dict[int, dict[str, Any]] = {layer: {} for layer in checkpoint.config.moe_layers}
     for layer, found in seen.items():
         block = model.model.layers[layer]
-        own_norm = getattr(block, "pre_feedforward_layernorm_2", block.post_attention_layernorm)
+        own_norm = next(getattr(block, name) for name in _NORMS if hasattr(block, name))
         own_norm.register_forward_pre_hook(
             lambda _, args, found=found: found.update(h=args[0].flatten(0, -2))
         )
@@ -176,7 +178,7 @@ def test_inputs_equal_hooks(
     expected = hooked_inputs(checkpoint.path, data)
     for layer in range(checkpoint.config.num_hidden_layers):
         roles = matrix_roles(checkpoint.config, layer)
-        assert len(roles) >= 4
+        assert len(roles) >= 2
         for name, role in roles.items():
             sums = found.matrix_inputs("code", layer, role)
             assert sums is not None

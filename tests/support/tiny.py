@@ -313,13 +313,103 @@ CONFIGS |= {
         "use_cache": True,
         "use_expert_bias": True,
     },
+    "nemotron_h": {key: value for key, value in _COMMON.items() if key not in _NOT_IN_LFM2}
+    | {
+        "architectures": ["NemotronHForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "chunk_size": 16,
+        "conv_kernel": 4,
+        "expand": 2,
+        "head_dim": 32,
+        "hidden_dropout": 0.0,
+        "hybrid_override_pattern": "ME*ME",
+        "initializer_range": 0.02,
+        "intermediate_size": 96,
+        "layer_norm_epsilon": 1e-5,
+        "mamba_head_dim": 16,
+        "mamba_hidden_act": "silu",
+        "mamba_num_heads": 8,
+        "mamba_proj_bias": False,
+        "mamba_ssm_cache_dtype": "float32",
+        "mlp_bias": False,
+        "mlp_hidden_act": "relu2",
+        "moe_intermediate_size": 96,
+        "moe_shared_expert_intermediate_size": 160,
+        "n_group": 1,
+        "n_groups": 2,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "norm_eps": 1e-5,
+        "norm_topk_prob": True,
+        "num_experts_per_tok": 3,
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 2,
+        "num_logits_to_keep": 1,
+        "num_nextn_predict_layers": 1,
+        "pad_token_id": 0,
+        "partial_rotary_factor": 1.0,
+        "rescale_prenorm_residual": True,
+        "residual_in_fp32": False,
+        "rope_theta": 10000,
+        "routed_scaling_factor": 2.5,
+        "sliding_window": None,
+        "ssm_state_size": 16,
+        "tie_word_embeddings": False,
+        "time_step_floor": 0.0001,
+        "time_step_max": 0.1,
+        "time_step_min": 0.001,
+        "topk_group": 1,
+        "use_bias": False,
+        "use_cache": True,
+        "use_conv_bias": True,
+        "use_mamba_kernels": True,
+    },
+    "granitemoehybrid": _COMMON
+    | {
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attention_multiplier": 0.125,
+        "embedding_multiplier": 12,
+        "init_method": "mup",
+        "initializer_range": 0.1,
+        "intermediate_size": 96,
+        "layer_types": ["mamba", "attention", "mamba"],
+        "logits_scaling": 6,
+        "mamba_chunk_size": 16,
+        "mamba_conv_bias": True,
+        "mamba_d_conv": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 16,
+        "mamba_expand": 2,
+        "mamba_n_groups": 1,
+        "mamba_n_heads": 8,
+        "mamba_proj_bias": False,
+        "normalization_function": "rmsnorm",
+        "num_experts_per_tok": 3,
+        "num_key_value_heads": 2,
+        "num_local_experts": 8,
+        "output_router_logits": False,
+        "pad_token_id": 0,
+        "position_embedding_type": "nope",
+        "residual_multiplier": 0.22,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": None,
+        "rope_theta": 10000,
+        "router_aux_loss_coef": 0.0,
+        "shared_intermediate_size": 160,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+    },
 }
 for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
 FAMILIES = tuple(CONFIGS)
 MLA_FAMILIES = tuple(name for name, config in CONFIGS.items() if "kv_lora_rank" in config)
 # Whose experts transformers reads stacked only, as they are published; of those, transposed ones.
-STACKED, TRANSPOSED = ("gpt_oss", "qwen3_vl_moe", "gemma4_text"), ("gpt_oss", "qwen3_vl_moe")
+STACKED = ("gpt_oss", "qwen3_vl_moe", "gemma4_text", "granitemoehybrid")
+TRANSPOSED = ("gpt_oss", "qwen3_vl_moe")
 # Those without windows, whose places in a fixed cache are known beforehand.
 STATIC_FAMILIES = tuple(name for name, config in CONFIGS.items() if "sliding_window" not in config)
 # Those whose experts onnxruntime's own operators compute.
@@ -364,9 +454,9 @@ def make(directory: Path, family: str, *, fused: bool = False, **changes: Any) -
 def experts_of(model: Any, layer: int) -> Any:
     """The experts' module of a transformers model's layer: the MoE block's, or the layer's own."""
     found = model.model.layers[layer]
-    if hasattr(found, "experts"):
-        return found.experts
-    return (found.mlp if hasattr(found, "mlp") else found.feed_forward).experts
+    names = ("mlp", "feed_forward", "mixer", "block_sparse_moe")
+    places = (found, *(getattr(found, name, None) for name in names))
+    return next(place.experts for place in places if hasattr(place, "experts"))
 
 
 def is_looked_up(family: str) -> bool:
