@@ -83,7 +83,8 @@ class Requantised:
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         matrices = self._expert_layer(layer)
-        return ExpertWeights(*(matrices[expert, p].decoded() for p in self.config.expert_parts))
+        parts = self.config.expert_parts
+        return ExpertWeights.of({part: matrices[expert, part].decoded() for part in parts})
 
     # Helpers.
 

@@ -19,7 +19,7 @@ from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.metadata import expert_width, shared_count
 from tenp_edge.exporters.gguf.recipes import TypeRecipe
 from tenp_edge.exporters.gguf.types import TYPES
-from tenp_edge.models import ModelConfig, Shape, TensorSpec, expected_tensors
+from tenp_edge.models import Mamba2, ModelConfig, Shape, TensorSpec, expected_tensors
 
 LAYOUTS: tuple[str, ...] = ("per-expert", "merged", "padded")
 
@@ -116,7 +116,7 @@ def _plain(
 
 
 def _targets(config: ModelConfig, layout: str, spec: TensorSpec) -> list[tuple[str, Shape]]:
-    """Roles and shapes in the file of one source tensor: itself, but for two of deepseek2's."""
+    """Roles and shapes in the file of one source tensor, as `transforms.to_file` gives them."""
     mla = config.mla
     if spec.role == "kv_b" and mla is not None and spec.layer is not None:
         heads, rank = config.layer_attention(spec.layer).heads, mla.kv_lora_rank
@@ -126,8 +126,17 @@ def _targets(config: ModelConfig, layout: str, spec: TensorSpec) -> list[tuple[s
         ]
     if spec.role == "router_bias":
         return [(spec.role, spec.shape[-1:])]
-    if spec.role == "conv":
+    if spec.role in ("conv", "ssm_conv"):
         return [(spec.role, (spec.shape[0], spec.shape[-1]))]
+    if spec.role in ("ssm_a", "ssm_d"):
+        return [(spec.role, (*spec.shape, 1))]
+    if spec.role == "ssm_norm" and spec.layer is not None:
+        mixer = config.mixers[spec.layer]
+        assert isinstance(mixer, Mamba2)
+        return [(spec.role, (mixer.groups, spec.shape[0] // mixer.groups))]
+    if spec.role == "shared_gate_up":
+        half = (spec.shape[0] // 2, spec.shape[1])
+        return [("shared_gate", half), ("shared_up", half)]
     if spec.part == "shared experts" and architecture(config).shared_count:
         width = shared_count(config, layout) * expert_width(config, layout)
         shape = (

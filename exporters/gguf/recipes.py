@@ -18,7 +18,7 @@ from tenp_edge.exporters.gguf.types import FILE_TYPES, TYPES, legal_type
 from tenp_edge.models import LayerAttention, ModelConfig, expected_tensors
 
 # llama.cpp keeps these in float32 in every file type.
-_FLOAT_ROLES = frozenset({"router", "shared_router", "conv"})
+_FLOAT_ROLES = frozenset("router shared_router conv ssm_conv ssm_a ssm_d ssm_norm".split())
 _DOWN_ROLES = ("mlp_down", "expert_down", "shared_down")  # in the order of their names
 # attn_output of an ordinary model, and of one with exactly eight experts (Mixtral).
 _ATTENTION_OUTPUT = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "IQ3_XXS": "IQ3_S", "IQ3_M": "Q4_K"}

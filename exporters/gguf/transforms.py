@@ -4,26 +4,40 @@
     q, k          rows of a head in halves    rows of a head in pairs (arch llama only)
     kv_b          (heads (nope + v), rank)    k_b (heads, rank, nope), v_b (heads, v, rank)
     router_bias   (1, experts) or (experts,)  (experts,)
-    conv          (channels, 1, taps)         (channels, taps)
+    conv, ssm_conv  (channels, 1, taps)       (channels, taps)
+    ssm_a         log, (heads,)               - exp, (heads, 1)
+    ssm_d         (heads,)                    (heads, 1)
+    ssm_norm      (values,)                   (groups, values / groups)
+    shared_gate_up  (2 width, hidden)         shared_gate, shared_up (width, hidden)
     any other     as it is                    as it is
 
 `file_roles` names the file's tensors of a role, `to_file` gives one of them, `from_file` puts them
-together again: nothing is rounded, so the round trip is the tensor bit for bit.
+together again: the round trip is the tensor bit for bit, but for ssm_a's logarithm.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 
 from tenp_edge.exporters.gguf.architectures import architecture
-from tenp_edge.models import ModelConfig
+from tenp_edge.models import Mamba2, ModelConfig
 
 _LATENT = ("k_b", "v_b")
+_SHARED = ("shared_gate", "shared_up")
+_Form = Callable[[ModelConfig, torch.Tensor], torch.Tensor]
 
 
 def file_roles(role: str) -> tuple[str, ...]:
     """The roles in the file (keys of NAMES) of the source tensor of ``role``."""
-    return _LATENT if role == "kv_b" else (role,)
+    return {"kv_b": _LATENT, "shared_gate_up": _SHARED}.get(role, (role,))
+
+
+def source_role(config: ModelConfig, file_role: str) -> str:
+    """The source tensor's role of the file's tensor ``file_role``."""
+    stacked = file_role in _SHARED and config.family.shared_stacked
+    return "shared_gate_up" if stacked else file_role
 
 
 def is_transformed(config: ModelConfig, file_role: str) -> bool:
@@ -31,8 +45,9 @@ def is_transformed(config: ModelConfig, file_role: str) -> bool:
     flattened = file_role == "router_bias" and config.family.router_bias_row
     return (
         flattened
-        or file_role == "conv"
+        or file_role in _FORMS
         or file_role in _LATENT
+        or source_role(config, file_role) != file_role
         or _rotated_heads(config, file_role) is not None
     )
 
@@ -43,8 +58,10 @@ def to_file(config: ModelConfig, file_role: str, tensor: torch.Tensor) -> torch.
         return _split_latent(config, file_role, tensor)
     if file_role == "router_bias" and config.family.router_bias_row:
         return tensor.reshape(-1)
-    if file_role == "conv":
-        return tensor.squeeze(1)
+    if file_role in _FORMS:
+        return _FORMS[file_role][0](config, tensor)
+    if source_role(config, file_role) != file_role:
+        return tensor.chunk(2)[_SHARED.index(file_role)]
     heads = _rotated_heads(config, file_role)
     return tensor if heads is None else _halves_to_pairs(tensor, heads)
 
@@ -53,16 +70,51 @@ def from_file(config: ModelConfig, role: str, *parts: torch.Tensor) -> torch.Ten
     """The source tensor of ``role`` from the file's tensors, in the order of `file_roles`."""
     if role == "kv_b":
         return _join_latent(*parts)
+    if len(parts) > 1:
+        return torch.cat(parts)
     (tensor,) = parts
     if role == "router_bias" and config.family.router_bias_row:
         return tensor.reshape(1, -1)
-    if role == "conv":
-        return tensor.unsqueeze(1)
+    if role in _FORMS:
+        return _FORMS[role][1](config, tensor)
     heads = _rotated_heads(config, role)
     return tensor if heads is None else _pairs_to_halves(tensor, heads)
 
 
 # Helpers.
+
+
+def _groups(config: ModelConfig) -> int:
+    return next(mixer.groups for mixer in config.mixers if isinstance(mixer, Mamba2))
+
+
+def _squeezed(config: ModelConfig, taps: torch.Tensor) -> torch.Tensor:
+    return taps.squeeze(1)
+
+
+def _unsqueezed(config: ModelConfig, taps: torch.Tensor) -> torch.Tensor:
+    return taps.unsqueeze(1)
+
+
+def _column(config: ModelConfig, values: torch.Tensor) -> torch.Tensor:
+    return values.reshape(-1, 1)
+
+
+def _flat(config: ModelConfig, values: torch.Tensor) -> torch.Tensor:
+    return values.reshape(-1)
+
+
+# Roles of which each tensor has another form in the file: (to it, from it).
+_FORMS: Mapping[str, tuple[_Form, _Form]] = {
+    "conv": (_squeezed, _unsqueezed),
+    "ssm_conv": (_squeezed, _unsqueezed),
+    "ssm_a": (
+        lambda _, logs: -torch.exp(logs.float()).reshape(-1, 1),
+        lambda _, decays: torch.log(-decays.float()).reshape(-1),
+    ),
+    "ssm_d": (_column, _flat),
+    "ssm_norm": (lambda config, values: values.reshape(_groups(config), -1), _flat),
+}
 
 
 def _rotated_heads(config: ModelConfig, role: str) -> int | None:

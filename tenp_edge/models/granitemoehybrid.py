@@ -27,6 +27,7 @@ FAMILY = Family(
     shared_width_key="shared_intermediate_size",
     shared_stacked=True,
     multipliers=True,
+    always_norm_topk=True,
     layer_kinds={
         "mamba": "mamba2",
         "linear_attention": "mamba2",

@@ -9,6 +9,7 @@ from typing import Any
 from tenp_edge.models.family import Family, QkNorm
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.models.mixers import Mixer
+from tenp_edge.models.multipliers import Multipliers
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,6 @@ class VisionFacts:
 
     rope_sections: tuple[int, ...]
     deepstack_layers: int
-
-
-@dataclass(frozen=True)
-class Multipliers:
-    """Numbers that scale embeddings, attention scores (None: 1 / sqrt(head size)), what each block
-    adds to the stream, and logits."""
-
-    embedding: float = 1.0
-    attention: float | None = None
-    residual: float = 1.0
-    logits: float = 1.0
 
 
 @dataclass(frozen=True)

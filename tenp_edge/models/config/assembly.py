@@ -37,7 +37,8 @@ from tenp_edge.models.config.reader import ConfigReader, contradiction, malforme
 from tenp_edge.models.config.rope_config import rope_by_layer_type
 from tenp_edge.models.family import Family, QkNorm
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.model_config import ModelConfig, Multipliers, VisionFacts
+from tenp_edge.models.model_config import ModelConfig, VisionFacts
+from tenp_edge.models.multipliers import Multipliers
 from tenp_edge.models.quantization import quantised_layouts
 from tenp_edge.models.wrapper import own_keys, unwrap
 

@@ -111,6 +111,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_cont": (_P, (_P, _P)),
     "ggml_cpy": (_P, (_P, _P, _P)),
     "ggml_ssm_conv": (_P, (_P, _P, _P)),
+    "ggml_ssm_scan": (_P, (_P, _P, _P, _P, _P, _P, _P, _P)),
     "ggml_cast": (_P, (_P, _P, _I)),
     "ggml_transpose": (_P, (_P, _P)),
     "ggml_permute": (_P, (_P, _P, _I, _I, _I, _I)),

@@ -70,6 +70,7 @@ class Model:
         self.weights, self.cache, self.states = weights, cache, states
         self.flash_attention = flash_attention
         self.rope_divisors = Constant(library, facts.rope.divisors)
+        self.sequence = Constant(library, [0], ggml.I32)
         self.experts = {
             layer: [_expert(weights, layer, expert) for expert in range(facts.experts)]
             for layer in facts.widths
@@ -105,6 +106,7 @@ class Model:
 
     def close(self) -> None:
         self.rope_divisors.close()
+        self.sequence.close()
 
 
 def _expert(weights: Weights, layer: int, expert: int) -> Expert:
@@ -140,6 +142,7 @@ class Graph:
             positions=self._input(ggml.I32, tokens),
             spans=self._spans(),
             rope_divisors=model.rope_divisors.tensor,
+            sequence=model.sequence.tensor or 0,
         )
         self._logits = self._build()
         model.library.ggml_set_output(self._logits)
@@ -172,6 +175,7 @@ class Graph:
         x = context.get_rows(embedding, self._ids)
         if facts.architecture.embedding_scale:
             x = context.scale(x, math.sqrt(facts.hidden))
+        x = self._scaled(x, facts.multipliers.embedding)
         for layer in range(facts.layers):
             x = self._layer(layer, x)
             context.expand(x)
@@ -179,6 +183,7 @@ class Graph:
         normed = context.mul(context.rms_norm(x, facts.eps), norm)
         head = weights.get("output.weight")
         logits = context.mul_mat(embedding if head is None else head, normed)
+        logits = self._scaled(logits, facts.multipliers.logits)
         if not facts.softcap:
             return logits
         bounded = context.tanh(context.scale(logits, 1.0 / facts.softcap))
@@ -202,8 +207,13 @@ class Graph:
 
     def _added(self, layer: int, norm: str, mixed: int, x: int) -> int:
         """``x`` and what a block made of it, which some architectures normalise before."""
-        after = self._model.facts.architecture.norms_after
-        return self.context.add(self._step.norm(layer, norm, mixed) if after else mixed, x)
+        facts = self._model.facts
+        if facts.architecture.norms_after:
+            mixed = self._step.norm(layer, norm, mixed)
+        return self.context.add(self._scaled(mixed, facts.multipliers.residual), x)
+
+    def _scaled(self, x: int, factor: float) -> int:
+        return x if factor == 1.0 else self.context.scale(x, factor)
 
     def _feed_forward(self, layer: int, x: int, tokens: int) -> int:
         """Of the residual stream ``x`` (hidden, tokens), before it is added to it."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.mixers import Mixer, ShortConvolution
+from tenp_edge.models.mixers import Mamba2, Mixer, ShortConvolution
 from tenp_edge.runtime.gguf.metadata_reader import Fields
 from tenp_edge.runtime.gguf.runnable_architectures import Architecture, StateKind
 
@@ -13,11 +13,12 @@ _MOST_TAPS = 64
 
 
 def read_mixers(
-    fields: Fields, row: Architecture, attention: Sequence[LayerAttention]
+    fields: Fields, row: Architecture, attention: Sequence[LayerAttention], routed: Container[int]
 ) -> tuple[Mixer | None, ...]:
     """The block of every layer; ``attention``: what it is where the layer attends.
 
-    As llama.cpp has it, a layer without KV heads is the architecture's one that carries a state.
+    As llama.cpp has it, a layer without KV heads is the architecture's one that carries a state,
+    or, where it is ``routed`` and such layers are experts alone, has none.
     """
     if row.state is None:
         return tuple(attention)
@@ -26,7 +27,13 @@ def read_mixers(
     if len(kv_heads) != len(attention) or not {0} | heads >= set(kv_heads):
         raise fields.error("its attention heads contradict each other")
     block = _STATES[row.state](fields)
-    return tuple(own if count else block for own, count in zip(attention, kv_heads, strict=True))
+    mixers: list[Mixer | None] = []
+    for layer, (own, count) in enumerate(zip(attention, kv_heads, strict=True)):
+        alone = row.experts_alone and layer in routed
+        if alone and count:
+            raise fields.error(f"layer {layer} both attends and routes")
+        mixers.append(None if alone else own if count else block)
+    return tuple(mixers)
 
 
 def kv_heads_of(fields: Fields, row: Architecture, heads: int) -> int:
@@ -43,4 +50,15 @@ def _short_convolution(fields: Fields) -> ShortConvolution:
     return ShortConvolution(fields.integer("embedding_length"), taps)
 
 
-_STATES: Mapping[StateKind, Callable[[Fields], Mixer]] = {"short convolution": _short_convolution}
+def _mamba2(fields: Fields) -> Mamba2:
+    heads, inner = fields.integer("ssm.time_step_rank"), fields.integer("ssm.inner_size")
+    groups, taps = fields.integer("ssm.group_count"), fields.integer("ssm.conv_kernel")
+    if inner % heads or heads % groups or not 2 <= taps <= _MOST_TAPS:
+        raise fields.error("the sizes of its states contradict each other")
+    return Mamba2(heads, inner // heads, fields.integer("ssm.state_size"), groups, taps)
+
+
+_STATES: Mapping[StateKind, Callable[[Fields], Mixer]] = {
+    "short convolution": _short_convolution,
+    "mamba2": _mamba2,
+}

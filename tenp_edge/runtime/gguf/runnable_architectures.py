@@ -10,15 +10,15 @@ if TYPE_CHECKING:  # To run a file takes no family.
 
 _PAIRWISE, _NEOX = 0, 2
 # Blocks that carry a state (`mixer_facts`).
-StateKind = Literal["short convolution"]
+StateKind = Literal["short convolution", "mamba2"]
 
 
 @dataclass(frozen=True)
 class Architecture:
     """How llama.cpp computes an architecture.
 
-    ``rope``: pairs (0) or halves (2) are rotated. ``qk_norm``: RMSNorm of each head of q and k, or
-    of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
+    ``rope``: pairs (0) or halves (2) are rotated, None: nothing is. ``qk_norm``: RMSNorm of each
+    head of q and k, or of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
     ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
     ``selection_bias``: softmax scores may have a bias that selects, as sigmoid ones always may.
     ``qk_norm_optional``: a model may have no such norm. ``partial_rotary``: a part of a head may
@@ -38,9 +38,11 @@ class Architecture:
     sqrt(hidden), times a vector. ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
     ``scales``: experts' weights and layers' outputs are multiplied by numbers of their own.
     ``state``: the block of layers that have no KV heads. ``output_norm``: the last norm's name.
+    ``experts_alone``: layers of experts alone stand among those of a mixing block, and no layer has
+    both. ``multipliers``: embeddings, scores, what blocks add and logits are scaled by numbers.
     """
 
-    rope: int = _NEOX
+    rope: int | None = _NEOX
     qk_norm: Literal["none", "head", "row"] = "none"
     norm_topk: bool | None = False
     attention_bias: bool = False
@@ -68,6 +70,8 @@ class Architecture:
     embedding_scale: bool = False
     scales: bool = False
     state: StateKind | None = None
+    experts_alone: bool = False
+    multipliers: bool = False
     output_norm: str = "output_norm"
 
 
@@ -117,4 +121,14 @@ ARCHITECTURES = {
         state="short convolution",
         output_norm="token_embd_norm",
     ),
+    "nemotron_h_moe": Architecture(
+        rope=None,
+        norm_topk=None,
+        ffn_norm="attn_norm",
+        activation="relu2",
+        gated=False,
+        state="mamba2",
+        experts_alone=True,
+    ),
+    "granitehybrid": Architecture(rope=None, norm_topk=True, state="mamba2", multipliers=True),
 }

@@ -8,14 +8,19 @@ from typing import Any
 
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.mixers import ShortConvolution
+from tenp_edge.models.mixers import Mamba2, ShortConvolution
 from tenp_edge.runtime.gguf.header import Header, TensorInfo
 from tenp_edge.runtime.gguf.model_metadata import Facts
 
 Shape = tuple[int, ...]
 _SHOWN = 240
 # In float32, whatever their shape: biases, and convolutions, of which ggml takes no other.
-_FLOAT_NAMES = (".bias", ".shortconv.conv.weight")
+_FLOAT_NAMES = (".bias", ".shortconv.conv.weight") + (
+    ".ssm_conv1d.weight",
+    ".ssm_a",
+    ".ssm_d",
+    ".ssm_norm.weight",
+)
 
 
 def check_tensors(header: Header, facts: Facts) -> None:
@@ -100,6 +105,17 @@ def _short_convolution_tensors(
     yield "shortconv.out_proj.weight", (own.channels, facts.hidden), False
 
 
+def _mamba2_tensors(facts: Facts, own: Mamba2) -> Iterator[tuple[str, Shape, bool]]:
+    yield "ssm_in.weight", (facts.hidden, own.inner + own.channels + own.heads), False
+    yield "ssm_conv1d.weight", (own.taps, own.channels), False
+    yield "ssm_conv1d.bias", (own.channels,), False
+    yield "ssm_dt.bias", (own.heads,), False
+    yield "ssm_a", (1, own.heads), False
+    yield "ssm_d", (1, own.heads), False
+    yield "ssm_norm.weight", (own.inner // own.groups, own.groups), False
+    yield "ssm_out.weight", (own.inner, facts.hidden), False
+
+
 def _gqa_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape, bool]]:
     hidden, row = facts.hidden, facts.architecture
     queries, keys = own.heads * own.head_dim, own.kv_heads * own.head_dim
@@ -141,6 +157,7 @@ def _mla_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape
 _MIXERS: dict[type, Callable[[Facts, Any], Iterator[tuple[str, Shape, bool]]]] = {
     LayerAttention: _attention_tensors,
     ShortConvolution: _short_convolution_tensors,
+    Mamba2: _mamba2_tensors,
 }
 
 
