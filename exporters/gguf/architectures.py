@@ -235,7 +235,7 @@ _Limits = tuple[tuple[bool, str], ...]
 
 
 def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
-    dense = [layer for layer in range(config.num_hidden_layers) if layer not in config.moe_layers]
+    dense = [layer for layer in config.mlp_layers if layer not in config.moe_layers]
     leading = row.leading_dense and dense == list(range(len(dense)))
     where = "has dense layers only in front" if row.leading_dense else "routes in every layer"
     does = "always" if row.graph.norm_topk else "never"

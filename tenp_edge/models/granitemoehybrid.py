@@ -57,6 +57,7 @@ FAMILY = Family(
         "max_position_embeddings": 2048,
         "mamba_num_heads": 128,
         "mamba_head_dim": "auto",
+        "mamba_expand": 2,
         "ssm_state_size": 256,
         "n_groups": 1,
         "conv_kernel": 4,

@@ -9,7 +9,7 @@ from typing import Any
 from tenp_edge.models.family import Family, QkNorm
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.models.mixers import Mixer
-from tenp_edge.models.multipliers import Multipliers
+from tenp_edge.models.multipliers import UNSCALED, Multipliers
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ModelConfig:
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
     layer_ropes: tuple[Rope, ...] = field(repr=False)
     logit_softcap: float | None = None
-    multipliers: Multipliers = Multipliers()
+    multipliers: Multipliers = UNSCALED
     stored_prefix: str = "model."
 
     @property

@@ -14,3 +14,6 @@ class Multipliers:
     attention: float | None = None
     residual: float = 1.0
     logits: float = 1.0
+
+
+UNSCALED = Multipliers()

@@ -338,7 +338,7 @@ CONFIGS |= {
         "moe_shared_expert_intermediate_size": 160,
         "n_group": 1,
         "n_groups": 2,
-        "n_routed_experts": 8,
+        "n_routed_experts": 6,
         "n_shared_experts": 1,
         "norm_eps": 1e-5,
         "norm_topk_prob": True,

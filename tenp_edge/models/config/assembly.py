@@ -38,7 +38,7 @@ from tenp_edge.models.config.rope_config import rope_by_layer_type
 from tenp_edge.models.family import Family, QkNorm
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.models.model_config import ModelConfig, VisionFacts
-from tenp_edge.models.multipliers import Multipliers
+from tenp_edge.models.multipliers import UNSCALED, Multipliers
 from tenp_edge.models.quantization import quantised_layouts
 from tenp_edge.models.wrapper import own_keys, unwrap
 
@@ -124,7 +124,7 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         mlp_layers=_mlp_layers(family, moe_layers, layers),
         layer_ropes=tuple(ropes[SLIDING if window else FULL] for window in windows),
         logit_softcap=_softcap(config, family),
-        multipliers=_multipliers(config) if family.multipliers else Multipliers(),
+        multipliers=_multipliers(config) if family.multipliers else UNSCALED,
         stored_prefix=family.stored_prefixes[0],
     )
 

@@ -72,9 +72,13 @@ def _mamba2(config: ConfigReader) -> Mamba2:
         raise refuse(f"conv_kernel = {taps}", "2 or more")
     if heads % groups:
         raise contradiction(f"{heads} Mamba heads do not divide into {groups} groups")
-    return Mamba2(
-        heads, config.integer("mamba_head_dim"), config.integer("ssm_state_size"), groups, taps
-    )
+    head_dim, hidden = config.integer("mamba_head_dim"), config.integer("hidden_size")
+    expand = config.value("mamba_expand")
+    if expand is not None and heads * head_dim != expand * hidden:
+        raise contradiction(
+            f"{heads} Mamba heads of {head_dim} are not mamba_expand = {expand} times {hidden}"
+        )
+    return Mamba2(heads, head_dim, config.integer("ssm_state_size"), groups, taps)
 
 
 _MOST_TAPS = 64  # The models have 3; what a convolution of them keeps stays small.

@@ -292,7 +292,8 @@ class Graph:
         positions = np.arange(position, position + count)
         # Inputs share memory with later nodes, so each run writes them all.
         ggml.array(self._ids, np.int32, (count,))[:] = tokens
-        ggml.array(self._step.positions, np.int32, (count,))[:] = positions
+        if self._model.facts.architecture.rope is not None:  # else no node reads them
+            ggml.array(self._step.positions, np.int32, (count,))[:] = positions
         for span in self._step.spans.values():
             span.write(positions)
         for route in self._routes:

@@ -26,7 +26,7 @@ def read_mixers(
     heads = {own.kv_heads for own in attention}
     if len(kv_heads) != len(attention) or not {0} | heads >= set(kv_heads):
         raise fields.error("its attention heads contradict each other")
-    block = _STATES[row.state](fields)
+    block = _STATES[row.state](fields, row)
     mixers: list[Mixer | None] = []
     for layer, (own, count) in enumerate(zip(attention, kv_heads, strict=True)):
         alone = row.experts_alone and layer in routed
@@ -43,22 +43,24 @@ def kv_heads_of(fields: Fields, row: Architecture, heads: int) -> int:
     return max([1, *(count for count in fields.integers("attention.head_count_kv"))])
 
 
-def _short_convolution(fields: Fields) -> ShortConvolution:
+def _short_convolution(fields: Fields, row: Architecture) -> ShortConvolution:
     taps = fields.integer("shortconv.l_cache")
     if not 2 <= taps <= _MOST_TAPS:
         raise fields.error(f"shortconv.l_cache is {taps}")
     return ShortConvolution(fields.integer("embedding_length"), taps)
 
 
-def _mamba2(fields: Fields) -> Mamba2:
+def _mamba2(fields: Fields, row: Architecture) -> Mamba2:
     heads, inner = fields.integer("ssm.time_step_rank"), fields.integer("ssm.inner_size")
     groups, taps = fields.integer("ssm.group_count"), fields.integer("ssm.conv_kernel")
     if inner % heads or heads % groups or not 2 <= taps <= _MOST_TAPS:
         raise fields.error("the sizes of its states contradict each other")
+    if row.state_expands and inner != row.state_expands * fields.integer("embedding_length"):
+        raise fields.error(f"ssm.inner_size is not {row.state_expands} times the hidden size")
     return Mamba2(heads, inner // heads, fields.integer("ssm.state_size"), groups, taps)
 
 
-_STATES: Mapping[StateKind, Callable[[Fields], Mixer]] = {
+_STATES: Mapping[StateKind, Callable[[Fields, Architecture], Mixer]] = {
     "short convolution": _short_convolution,
     "mamba2": _mamba2,
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.models.mixers import Mixer
-from tenp_edge.models.multipliers import Multipliers
+from tenp_edge.models.multipliers import UNSCALED, Multipliers
 from tenp_edge.runtime.gguf.attention_facts import (
     Mla,
     attention_by_layer,
@@ -68,7 +68,7 @@ class Facts:
     layer_ropes: tuple[Rope, ...]
     softcap: float = 0.0
     stacked: int = 0
-    multipliers: Multipliers = Multipliers()
+    multipliers: Multipliers = UNSCALED
 
     @property
     def attention(self) -> dict[int, LayerAttention]:
@@ -209,7 +209,7 @@ def _facts(fields: Fields, name: str) -> Facts:
         trained_context=fields.integer("context_length"),
         layer_ropes=ropes,
         softcap=fields.real("final_logit_softcapping", 0.0),
-        multipliers=_multipliers(fields) if row.multipliers else Multipliers(),
+        multipliers=_multipliers(fields) if row.multipliers else UNSCALED,
     )
 
 

@@ -18,7 +18,8 @@ class Architecture:
     """How llama.cpp computes an architecture.
 
     ``rope``: pairs (0) or halves (2) are rotated, None: nothing is. ``qk_norm``: RMSNorm of each
-    head of q and k, or of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
+    head of q and k, or of the whole row. ``norm_topk``: top-k weights are renormalised; None where
+    a key says so.
     ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
     ``selection_bias``: softmax scores may have a bias that selects, as sigmoid ones always may.
     ``qk_norm_optional``: a model may have no such norm. ``partial_rotary``: a part of a head may
@@ -38,6 +39,7 @@ class Architecture:
     sqrt(hidden), times a vector. ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
     ``scales``: experts' weights and layers' outputs are multiplied by numbers of their own.
     ``state``: the block of layers that have no KV heads. ``output_norm``: the last norm's name.
+    ``state_expands``: its heads' values are so many times the hidden size.
     ``experts_alone``: layers of experts alone stand among those of a mixing block, and no layer has
     both. ``multipliers``: embeddings, scores, what blocks add and logits are scaled by numbers.
     """
@@ -70,6 +72,7 @@ class Architecture:
     embedding_scale: bool = False
     scales: bool = False
     state: StateKind | None = None
+    state_expands: int | None = None
     experts_alone: bool = False
     multipliers: bool = False
     output_norm: str = "output_norm"
@@ -130,5 +133,7 @@ ARCHITECTURES = {
         state="mamba2",
         experts_alone=True,
     ),
-    "granitehybrid": Architecture(rope=None, norm_topk=True, state="mamba2", multipliers=True),
+    "granitehybrid": Architecture(
+        rope=None, norm_topk=True, state="mamba2", state_expands=2, multipliers=True
+    ),
 }

@@ -15,7 +15,9 @@ from tenp_edge.runtime.gguf.model_metadata import Facts
 Shape = tuple[int, ...]
 _SHOWN = 240
 # In float32, whatever their shape: biases, and convolutions, of which ggml takes no other.
-_FLOAT_NAMES = (".bias", ".shortconv.conv.weight") + (
+_FLOAT_NAMES = (
+    ".bias",
+    ".shortconv.conv.weight",
     ".ssm_conv1d.weight",
     ".ssm_a",
     ".ssm_d",

@@ -19,6 +19,8 @@ TRANSFORMED = {
     "deepseek_v3": {"kv_b"},
     "glm4_moe_lite": {"kv_b"},
     "ernie4_5_moe": {"router_bias"},
+    "nemotron_h": {"ssm_conv", "ssm_a", "ssm_d", "ssm_norm"},
+    "granitemoehybrid": {"ssm_conv", "ssm_a", "ssm_d", "ssm_norm", "shared_gate_up"},
 }
 
 
@@ -33,7 +35,9 @@ def test_what_is_stored_in_another_form_comes_back_bit_for_bit(
             continue
         whole = torch.randn(spec.shape, generator=generator)
         parts = [to_file(config, role, whole) for role in file_roles(spec.role)]
-        assert torch.equal(from_file(config, spec.role, *parts), whole), spec.name
+        again, rounded = from_file(config, spec.role, *parts), spec.role == "ssm_a"  # log of exp
+        same = torch.allclose(again, whole, atol=1e-6) if rounded else torch.equal(again, whole)
+        assert same, spec.name
         assert sum(part.numel() for part in parts) == whole.numel()
         if any(is_transformed(config, role) for role in file_roles(spec.role)):
             changed.add(spec.role)
