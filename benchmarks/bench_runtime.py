@@ -68,6 +68,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     | {"vocab_size": 32000, "tie_word_embeddings": True},
     "glm4_moe_lite": PUBLISHED["zai-org/GLM-4.7-Flash"][1]
     | {"num_nextn_predict_layers": 0, **_VOCAB},
+    # A dense and three routed layers, one of them attending, as three of four are convolutions.
+    "lfm2_moe": PUBLISHED["LiquidAI/LFM2-8B-A1B"][1] | {"num_dense_layers": 1, "vocab_size": 32000},
 }
 _TYPE_IDS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
 Tensor = tuple[str, tuple[int, ...], str]
@@ -129,7 +131,10 @@ def _arguments() -> argparse.Namespace:
 
 def config_of(shape: str, model: str, layers: int) -> ModelConfig:
     """The shape with the widths of ``model``."""
-    config = read_config(SHAPES[shape] | {"num_hidden_layers": layers}, FAMILIES)
+    raw = SHAPES[shape] | {"num_hidden_layers": layers}
+    if raw.get("layer_types"):
+        raw["layer_types"] = raw["layer_types"][:layers]
+    config = read_config(raw, FAMILIES)
     full, count = config.moe_intermediate_size, config.num_experts
     row = (full,) * count
     if model == "ragged":

@@ -40,6 +40,8 @@ _QWEN3_30B: dict[str, Any] = {
     "vocab_size": 151936,
 }
 
+_LFM2_ATTENDS = (2, 6, 10, 14, 18, 21)
+
 # repository: (parameters in billions, config.json)
 PUBLISHED: dict[str, tuple[float, dict[str, Any]]] = {
     "allenai/OLMoE-1B-7B-0924": (
@@ -59,6 +61,36 @@ PUBLISHED: dict[str, tuple[float, dict[str, Any]]] = {
             "max_position_embeddings": 4096,
             "rope_theta": 10000.0,
             "vocab_size": 50304,
+        },
+    ),
+    "LiquidAI/LFM2-8B-A1B": (
+        8.34,
+        {
+            "architectures": ["Lfm2MoeForCausalLM"],
+            "model_type": "lfm2_moe",
+            "conv_L_cache": 3,
+            "conv_bias": False,
+            "dtype": "bfloat16",
+            "hidden_size": 2048,
+            "intermediate_size": 7168,
+            "layer_types": [
+                "full_attention" if layer in _LFM2_ATTENDS else "conv" for layer in range(24)
+            ],
+            "max_position_embeddings": 128000,
+            "moe_intermediate_size": 1792,
+            "norm_eps": 1e-05,
+            "norm_topk_prob": True,
+            "num_attention_heads": 32,
+            "num_dense_layers": 2,
+            "num_experts": 32,
+            "num_experts_per_tok": 4,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 8,
+            "rope_theta": 1000000.0,
+            "routed_scaling_factor": 1.0,
+            "tie_word_embeddings": True,
+            "use_expert_bias": True,
+            "vocab_size": 65536,
         },
     ),
     "Qwen/Qwen1.5-MoE-A2.7B": (

@@ -32,7 +32,7 @@ from tenp_edge.exporters.onnx.fixed_lengths import fixed_lengths
 from tenp_edge.exporters.onnx.limits import check_model
 from tenp_edge.exporters.onnx.modes import FIXED_MODES, MODES, QUANTS, check_mode, mode_of, way_of
 from tenp_edge.exporters.onnx.run_memory import encoding_speed, run_memory, run_notes
-from tenp_edge.models import ModelConfig
+from tenp_edge.models import ModelConfig, state_bytes
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.memory.footprint import MemoryRun, PlannedRun, RunMemory
 from tenp_edge.runtime.onnx.directory import holds_onnx, read_directory
@@ -178,7 +178,9 @@ def _small_files(
     lengths = fixed_lengths(config, options) if way.static else None
     mode, padding = mode_of(options), not counts_keys
     tenp = tenp_file(config, mode, options.quant, sizes, padding, digest, lengths, run)
-    genai = None if way.static or options.latent_cache else Genai(shares_cache=counts_keys)
+    # onnxruntime-genai can hold neither a latent nor a state of our names.
+    other = way.static or options.latent_cache or state_bytes(config.mixers) > 0
+    genai = None if other else Genai(shares_cache=counts_keys)
     companions = companion_files(checkpoint, config, genai, digest)
     return {**graphs, **companions, "tenp.json": tenp}
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.onnx.fixed_lengths import check_lengths
+from tenp_edge.exporters.onnx.graph.mixers import unknown_mixers
 from tenp_edge.exporters.onnx.graph.router import expert_groups
 from tenp_edge.exporters.onnx.modes import mode_of, way_of
 from tenp_edge.exporters.onnx.targets import targets_of
-from tenp_edge.models import ModelConfig
+from tenp_edge.models import ModelConfig, state_bytes
 from tenp_edge.models.family import Activation
 
 _ACTIVATIONS: dict[Activation, str] = {
@@ -21,6 +22,7 @@ _ACTIVATIONS: dict[Activation, str] = {
 def check_model(config: ModelConfig, options: ExportOptions) -> None:
     """Raise UserError with the reason where the graph would compute something else."""
     _check_options(config, options)
+    _check_states(config, options)
     _check_rope(config)
     if way_of(options).static:
         _check_static(config, options)
@@ -44,6 +46,23 @@ def _check_options(config: ModelConfig, options: ExportOptions) -> None:
         raise UserError(
             f"{config.family.model_type} has no latent attention: its cache is keys and values",
             "leave --latent-cache out",
+        )
+
+
+def _check_states(config: ModelConfig, options: ExportOptions) -> None:
+    """Blocks that carry a state: of a known kind, and in a mode that has them."""
+    unknown = unknown_mixers(config)
+    if unknown:
+        raise UserError(
+            f"ONNX cannot hold {config.family.model_type}: there is no graph for its layers of the "
+            f"kind {', '.join(unknown)}",
+            "--format gguf",
+        )
+    if way_of(options).static and state_bytes(config.mixers):
+        raise UserError(
+            f"--mode {mode_of(options)} cannot hold {config.family.model_type}: a state goes on "
+            "from the last token of a step, which a step of fixed length does not end with",
+            "--mode portable without --target, --batch, --length and --past",
         )
 
 

@@ -11,7 +11,7 @@ from tenp_edge.exporters.base import ExportOptions, FixedLengths
 from tenp_edge.exporters.onnx.files.stored import Stored, as_array
 from tenp_edge.exporters.onnx.graph.cache import cache_shapes
 from tenp_edge.exporters.onnx.linear.quantise import Floats, quantise_blocks, quantise_rows
-from tenp_edge.models import ModelConfig
+from tenp_edge.models import ModelConfig, state_bytes
 from tenp_edge.runtime.memory.footprint import MemoryRun, RunMemory
 
 # What a session keeps per stored tensor: five nodes or so with names, kernels and a place in the
@@ -32,7 +32,8 @@ def run_memory(
     """
     if options.lengths is not None:
         return _fixed_memory(config, options.lengths, weights)
-    caches = cache_shapes(config, options.latent_cache)
+    shapes = cache_shapes(config, options.latent_cache)
+    per_token = sum(cache.bytes_per_token for cache in shapes.values())
     width = max(max(row) for row in config.expert_widths.values())
     routed = config.num_experts_per_tok * (3 * config.hidden_size + 3 * width)
     dense = 3 * max(config.intermediate_size, config.shared_intermediate_size)
@@ -41,7 +42,7 @@ def run_memory(
     session = len(weights) * _TENSOR_BYTES
     return RunMemory(
         weights_bytes=sum(stored.nbytes for stored in weights),
-        kv_bytes=2 * sum(cache.bytes_per_token for cache in caches) * run.context,
+        kv_bytes=2 * (per_token * run.context + state_bytes(config.mixers)),
         compute_bytes=4 * min(run.ubatch, run.context) * (token + cell * run.context),
         process_bytes=_PROCESS_BYTES + session,
         file_process_bytes=session,
@@ -58,7 +59,8 @@ def _fixed_memory(
     Per token and place: the scores of every head, of which three steps are held at once, and the
     mask. The decoding session adds its nodes.
     """
-    cache = sum(shape.bytes_per_token for shape in cache_shapes(config, pads_values=False))
+    shapes = cache_shapes(config, pads_values=False)
+    cache = sum(shape.bytes_per_token for shape in shapes.values())
     width = max(max(row) for row in config.expert_widths.values())
     widest = max(width, config.intermediate_size, config.shared_intermediate_size)
     token = 2 * config.vocab_size + 4 * widest + 10 * config.hidden_size + 4 * config.num_experts

@@ -81,7 +81,7 @@ class ModelConfig:
     qk_norm: QkNorm
     vision: VisionFacts | None
     mixers: tuple[Mixer | None, ...] = field(repr=False)
-    mlp_layers: tuple[int, ...] = field(repr=False)
+    mlp_layers: frozenset[int] = field(repr=False)
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
     layer_ropes: tuple[Rope, ...] = field(repr=False)
     logit_softcap: float | None = None

@@ -78,9 +78,9 @@ class Running:
         self.ids, self.mask, self.positions = IDS[rows], MASK[rows], POSITIONS[rows]
         self.done = 0
         self.cache = {
-            given.name: np.zeros([len(self.ids), given.shape[1], 0, given.shape[3]], np.float32)
+            given.name: np.zeros([len(self.ids), *_empty(given)], np.float32)
             for given in self.session.get_inputs()
-            if given.name.startswith("past_key_values.")
+            if given.name.startswith("past_")
         }
 
     def step(self, tokens: int) -> Floats:
@@ -95,13 +95,19 @@ class Running:
         found = dict(zip(names, self.session.run(None, feed | self.cache), strict=True))
         logits: Floats = found.pop("logits")
         self.cache = {
-            name.replace("present.", "past_key_values."): value for name, value in found.items()
+            name.replace("present.", "past_key_values.").replace("present_", "past_"): value
+            for name, value in found.items()
         }
         self.done = end
         return logits
 
     def steps(self, *tokens: int) -> Floats:
         return np.concatenate([self.step(count) for count in tokens], axis=1)
+
+
+def _empty(given: Any) -> list[int]:
+    """Sizes of one sequence's part before the first token: a cache has none, a state its own."""
+    return [size if isinstance(size, int) else 0 for size in given.shape[1:]]
 
 
 def relative_rms(found: Floats, wanted: Floats) -> float:

@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from tenp_edge.models import FAMILIES as MODELS
-from tenp_edge.models import read_config
+from tenp_edge.models import read_config, state_bytes
 
 VOCAB = 384
 _COMMON: dict[str, Any] = {
@@ -309,7 +309,7 @@ CONFIGS |= {
         "pad_token_id": 0,
         "rope_theta": 1000000.0,
         "routed_scaling_factor": 1.0,
-        "tie_embedding": True,
+        "tie_word_embeddings": True,
         "use_cache": True,
         "use_expert_bias": True,
     },
@@ -410,8 +410,16 @@ MLA_FAMILIES = tuple(name for name, config in CONFIGS.items() if "kv_lora_rank" 
 # Whose experts transformers reads stacked only, as they are published; of those, transposed ones.
 STACKED = ("gpt_oss", "qwen3_vl_moe", "gemma4_text", "granitemoehybrid")
 TRANSPOSED = ("gpt_oss", "qwen3_vl_moe")
-# Those without windows, whose places in a fixed cache are known beforehand.
-STATIC_FAMILIES = tuple(name for name, config in CONFIGS.items() if "sliding_window" not in config)
+# Those with layers that carry a state.
+STATE_FAMILIES = tuple(
+    name for name, config in CONFIGS.items() if state_bytes(read_config(config, MODELS).mixers)
+)
+# Those without windows and states, whose places in a fixed cache are known beforehand.
+STATIC_FAMILIES = tuple(
+    name
+    for name, config in CONFIGS.items()
+    if "sliding_window" not in config and name not in STATE_FAMILIES
+)
 # Those whose experts onnxruntime's own operators compute.
 CPU_FAMILIES = tuple(name for name in FAMILIES if name != "gemma4_text")
 

@@ -122,7 +122,7 @@ def genai_config(
 ) -> dict[str, Any]:
     """For onnxruntime-genai, which knows any decoder by the type "decoder"."""
     # Of the first layer: where layers differ, onnxruntime-genai goes by the graph's inputs.
-    cache = cache_shapes(config)[0]
+    cache = next(iter(cache_shapes(config).values()))
     names = {
         "input_ids": "input_ids",
         "attention_mask": "attention_mask",

@@ -1,13 +1,16 @@
-"""The KV cache as inputs and outputs: past_key_values.N.key/value -> present.N.key/value.
+"""The KV cache as inputs and outputs: past_key_values.N.key/value -> present.N.key/value, and the
+states of layers that carry one: past_state.N.NAME -> present_state.N.NAME.
 
 Float32, (batch, heads, tokens, size). MLA's cache holds keys and values expanded, the values padded
 to the keys' size (onnxruntime-genai allocates both alike), or on demand the latent: "key" is then
-the normalised latent (1 head of kv_lora_rank), "value" the rotated key (1 head).
+the normalised latent (1 head of kv_lora_rank), "value" the rotated key (1 head). A state is
+float32, (batch, ...) with its shape from the outermost dimension on, whatever came before; zeros
+before the first token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -33,13 +36,13 @@ class CacheShape:
 
 def cache_shapes(
     config: ModelConfig, latent: bool = False, pads_values: bool = True
-) -> tuple[CacheShape, ...]:
-    """Of every layer. A layer of a window caches all tokens too, and masks what it does not see:
-    callers give every layer a cache of one length."""
-    return tuple(
-        _cache_shape(config.mla, config.layer_attention(layer), latent, pads_values)
-        for layer in range(config.num_hidden_layers)
-    )
+) -> dict[int, CacheShape]:
+    """Of every layer that attends. A layer of a window caches all tokens too, and masks what it
+    does not see: callers give every layer a cache of one length."""
+    return {
+        layer: _cache_shape(config.mla, own, latent, pads_values)
+        for layer, own in config.attention_by_layer.items()
+    }
 
 
 def _cache_shape(mla: MLA | None, own: LayerAttention, latent: bool, pads: bool) -> CacheShape:
@@ -60,14 +63,35 @@ def cache_dims(shape: CacheShape, batch: int | str, tokens: int | str) -> tuple[
 
 
 def past_inputs(
-    g: GraphBuilder, shapes: Sequence[CacheShape], batch: int | str, tokens: int | str
-) -> tuple[tuple[ir.Value, ir.Value], ...]:
+    g: GraphBuilder, shapes: Mapping[int, CacheShape], batch: int | str, tokens: int | str
+) -> dict[int, tuple[ir.Value, ir.Value]]:
     """The cache of every layer as inputs of the graph."""
-    dims = [cache_dims(shape, batch, tokens) for shape in shapes]
-    return tuple(
-        (
+    dims = {layer: cache_dims(shape, batch, tokens) for layer, shape in shapes.items()}
+    return {
+        layer: (
             g.input(f"past_key_values.{layer}.key", FLOAT, key_dims),
             g.input(f"past_key_values.{layer}.value", FLOAT, value_dims),
         )
-        for layer, (key_dims, value_dims) in enumerate(dims)
-    )
+        for layer, (key_dims, value_dims) in dims.items()
+    }
+
+
+def state_dims(config: ModelConfig, batch: int | str) -> dict[int, dict[str, Dims]]:
+    """Dimensions of the states, by layer and name."""
+    return {
+        layer: {name: (batch, *shape[::-1]) for name, shape in mixer.state_shapes.items()}
+        for layer, mixer in enumerate(config.mixers)
+        if mixer is not None and mixer.state_shapes
+    }
+
+
+def state_inputs(
+    g: GraphBuilder, dims: Mapping[int, Mapping[str, Dims]]
+) -> dict[int, dict[str, ir.Value]]:
+    """The states as inputs of the graph."""
+    return {
+        layer: {
+            name: g.input(f"past_state.{layer}.{name}", FLOAT, size) for name, size in sizes.items()
+        }
+        for layer, sizes in dims.items()
+    }

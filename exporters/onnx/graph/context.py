@@ -44,16 +44,21 @@ class Run:
     ``masks``: by window (batch, 1, query, key); bool, True where a query may look, or in a static
     graph float, what is added to the scores; empty where ``keys`` takes their place.
     ``rotations``: of each layer cosines and sines, (batch, query, rotary dimensions / 2).
-    ``past``: keys and values of each layer, (batch, heads, past, size).
-    ``present``: dimensions of each layer's keys and values after this run.
+    ``past``: keys and values of each layer that attends, (batch, heads, past, size).
+    ``present``: dimensions of each such layer's keys and values after this run.
+    ``states``: what the tokens before left, by layer and name, of ``state_dims``; ``real``: where
+    there are some, (batch, query, 1) float, 0 of padding.
     """
 
     shape: ir.Value | list[int]
     masks: Mapping[int | None, ir.Value]
-    rotations: tuple[Rotation, ...]
-    past: tuple[tuple[ir.Value, ir.Value], ...]
-    present: tuple[tuple[Dims, Dims], ...]
-    caches: tuple[CacheShape, ...]
+    rotations: Mapping[int, Rotation]
+    past: Mapping[int, tuple[ir.Value, ir.Value]]
+    present: Mapping[int, tuple[Dims, Dims]]
+    caches: Mapping[int, CacheShape]
+    states: Mapping[int, Mapping[str, ir.Value]] = field(default_factory=dict)
+    state_dims: Mapping[int, Mapping[str, Dims]] = field(default_factory=dict)
+    real: ir.Value | None = None
     static: Fixed | None = None
     keys: KeyCounts | None = None
 
@@ -163,6 +168,7 @@ class Context:
     run: Run = field(init=False)
     specs: Mapping[tuple[str, int | None, int | None], TensorSpec] = field(init=False)
     _present: list[tuple[int, ir.Value, ir.Value]] = field(init=False, default_factory=list)
+    _states: list[tuple[int, str, ir.Value]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.specs = {(s.role, s.layer, s.expert): s for s in expected_tensors(self.config)}
@@ -194,6 +200,10 @@ class Context:
         """Keep one layer's keys and values, past and new, as outputs."""
         self._present.append((layer, key, value))
 
+    def keep_state(self, layer: int, name: str, value: ir.Value) -> None:
+        """Keep what the next run reads as ``run.states[layer][name]``, as an output."""
+        self._states.append((layer, name, value))
+
     def finish(self) -> None:
         """Announce the kept caches: outputs come after the logits, which callers look for first."""
         for layer, key, value in self._present:
@@ -201,3 +211,6 @@ class Context:
                 ("key", "value"), (key, value), self.run.present[layer], strict=True
             ):
                 self.g.output(kept, f"present.{layer}.{name}", FLOAT, dims)
+        for layer, name, value in self._states:
+            dims = self.run.state_dims[layer][name]
+            self.g.output(value, f"present_state.{layer}.{name}", FLOAT, dims)

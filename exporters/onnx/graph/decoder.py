@@ -4,32 +4,25 @@ input_ids ── embedding ──┬── norm ── attention ── Add ─�
                          └────────────────────────┘     └───────────────────┘
 ── norm ── output ── logits
 
+In place of attention a layer may have a block that carries a state, or none; and no feed forward.
 The feed forward is norm ── MoE | MLP, or both beside each other, each between norms of its own.
 Families that have more norms and scales put them where the comments say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 
-from tenp_edge.exporters.onnx.graph.attention import grouped_query
 from tenp_edge.exporters.onnx.graph.builder import FLOAT, GraphBuilder
 from tenp_edge.exporters.onnx.graph.cache import cache_shapes
 from tenp_edge.exporters.onnx.graph.context import Context, Makers
 from tenp_edge.exporters.onnx.graph.inputs import Lengths, make_inputs
-from tenp_edge.exporters.onnx.graph.mla import latent_attention
+from tenp_edge.exporters.onnx.graph.mixers import build_mixer
 from tenp_edge.exporters.onnx.graph.mlp import gated_mlp
 from tenp_edge.exporters.onnx.graph.moe import moe
 from tenp_edge.exporters.onnx.linear.plain import plain_weight
 from tenp_edge.models import ModelConfig
-
-_ATTENTION: dict[str, Callable[[Context, str, ir.Value, int], ir.Value]] = {
-    "gqa": grouped_query,
-    "mla": latent_attention,
-}
 
 
 def build_decoder(
@@ -57,13 +50,13 @@ def build_decoder(
 
 
 def _layer(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
-    attention = _ATTENTION[c.config.family.attention]
-    normed = _norm(c, path, x, "input_norm", layer)
-    mixed = attention(c, f"{path}/attn", normed, layer)
-    mixed = _norm(c, path, mixed, "attention_out_norm", layer)
-    x = c.g.op(f"{path}/attn_residual", "Add", [x, mixed])
-    out = _norm(c, path, _feed_forward(c, path, x, layer), "block_out_norm", layer)
-    x = c.g.op(f"{path}/residual", "Add", [x, out])
+    if c.config.mixers[layer] is not None:
+        mixed = build_mixer(c, path, _norm(c, path, x, "input_norm", layer), layer)
+        mixed = _norm(c, path, mixed, "attention_out_norm", layer)
+        x = c.g.op(f"{path}/attn_residual", "Add", [x, mixed])
+    if layer in c.config.expert_widths or layer in c.config.mlp_layers:
+        out = _norm(c, path, _feed_forward(c, path, x, layer), "block_out_norm", layer)
+        x = c.g.op(f"{path}/residual", "Add", [x, out])
     if not c.has("layer_scale", layer):
         return x
     return c.g.op(f"{path}/scaled", "Mul", [x, plain_weight(c.g, c.spec("layer_scale", layer))])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.graph.builder import BOOL, FLOAT, INT64, GraphBuilder
-from tenp_edge.exporters.onnx.graph.cache import CacheShape, cache_dims, past_inputs
+from tenp_edge.exporters.onnx.graph.cache import (
+    CacheShape,
+    cache_dims,
+    past_inputs,
+    state_dims,
+    state_inputs,
+)
 from tenp_edge.exporters.onnx.graph.context import Fixed, Makers, Run
 from tenp_edge.exporters.onnx.graph.rope import make_rotations
 from tenp_edge.models import ModelConfig
@@ -41,7 +47,7 @@ class Lengths:
 def make_inputs(
     g: GraphBuilder,
     config: ModelConfig,
-    caches: Sequence[CacheShape],
+    caches: Mapping[int, CacheShape],
     lengths: Lengths,
     makers: Makers,
 ) -> tuple[ir.Value, Run]:
@@ -50,6 +56,8 @@ def make_inputs(
     attention = g.input("attention_mask", INT64, [lengths.batch, lengths.total])
     positions = g.input("position_ids", INT64, [lengths.batch, lengths.query])
     past = past_inputs(g, caches, lengths.batch, lengths.past)
+    states = state_dims(config, lengths.batch)
+    held = state_inputs(g, states)
     rotations = make_rotations(g, config, positions)
     masks: Mapping[int | None, ir.Value] = {}
     keys = None
@@ -65,11 +73,24 @@ def make_inputs(
         masks=masks,
         rotations=rotations,
         past=past,
-        present=tuple(cache_dims(cache, lengths.batch, lengths.kept) for cache in caches),
-        caches=tuple(caches),
+        present={
+            layer: cache_dims(cache, lengths.batch, lengths.kept) for layer, cache in caches.items()
+        },
+        caches=caches,
+        states=held,
+        state_dims=states,
+        real=_real_tokens(g, ids, attention) if states else None,
         static=lengths.fixed,
         keys=keys,
     )
+
+
+def _real_tokens(g: GraphBuilder, ids: ir.Value, attention: ir.Value) -> ir.Value:
+    """float (batch, query, 1): 0 where a new token is padding."""
+    path = "/model/real"
+    first = g.op(path, "Neg", [g.op(path, "Shape", [ids], start=1, end=2)])
+    new = g.op(path, "Slice", [attention, first, [2**31 - 1], [1]])
+    return g.op(path, "Unsqueeze", [g.op(path, "Cast", [new], to=FLOAT), [2]])
 
 
 def _tokens_shape(g: GraphBuilder, ids: ir.Value, fixed: Fixed | None) -> ir.Value | list[int]:

@@ -88,21 +88,22 @@ def attention_scale(config: ModelConfig, layer: int) -> float:
 
 def make_rotations(
     g: GraphBuilder, config: ModelConfig, positions: ir.Value
-) -> tuple[Rotation, ...]:
-    """cos and sin of this run's positions for every layer; layers that rotate alike share them."""
+) -> dict[int, Rotation]:
+    """cos and sin of this run's positions for every layer that attends; layers that rotate alike
+    share them."""
     steps = g.op(_PATH, "Cast", [positions], to=FLOAT)
     column = g.op(_PATH, "Unsqueeze", [steps, [2]])
     made: list[tuple[object, Rotation]] = []
-    rotations = []
-    for layer, rope in enumerate(config.layer_ropes):
-        kind = (rope, config.rotary_size(layer))
+    rotations = {}
+    for layer in config.attention_by_layer:
+        kind = (config.layer_ropes[layer], config.rotary_size(layer))
         known = next((rotation for other, rotation in made if other == kind), None)
         if known is None:
             path = _PATH if not made else f"{_PATH}/{len(made)}"
             known = _rotation(g, path, config, layer, column)
             made.append((kind, known))
-        rotations.append(known)
-    return tuple(rotations)
+        rotations[layer] = known
+    return rotations
 
 
 def _rotation(

@@ -19,9 +19,6 @@ from tenp_edge.exporters.onnx.graph.context import Context
 from tenp_edge.exporters.onnx.linear.plain import plain_weight
 from tenp_edge.models import ModelConfig
 
-# transformers' DeepSeek-V3 divides by the sum plus this.
-_LEAST_SUM = 1e-20
-
 
 def chosen_experts(c: Context, path: str, x: ir.Value, layer: int) -> tuple[ir.Value, ir.Value]:
     """``x`` (tokens, hidden) -> ids int64 and weights float32, both (tokens, top_k)."""
@@ -64,7 +61,8 @@ def _normalised(c: Context, path: str, weights: ir.Value) -> ir.Value:
     if config.norm_topk_prob:
         total = g.op(path, "ReduceSum", [weights, [1]], keepdims=1)
         if config.family.router_score == "sigmoid":
-            total = g.op(f"{path}/total", "Add", [total, np.asarray(_LEAST_SUM, np.float32)])
+            offset = np.asarray(config.family.router_sum_offset, np.float32)
+            total = g.op(f"{path}/total", "Add", [total, offset])
         weights = g.op(path, "Div", [weights, total])
     if config.routed_scaling_factor != 1.0:
         factor = np.asarray(config.routed_scaling_factor, np.float32)

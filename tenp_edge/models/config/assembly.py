@@ -144,13 +144,11 @@ def _vision(config: ConfigReader, head_dim: int, layers: int) -> VisionFacts:
     return VisionFacts(tuple(sections), len(deepstack))
 
 
-def _mlp_layers(family: Family, moe_layers: Sequence[int], layers: int) -> tuple[int, ...]:
+def _mlp_layers(family: Family, moe_layers: Sequence[int], layers: int) -> frozenset[int]:
     """Those that do not route, or all where an MLP runs beside the experts; none where layers of
     experts alone stand among others."""
-    if EXPERTS in family.layer_kinds.values():
-        return ()
-    routed = () if family.dense_beside else moe_layers
-    return tuple(layer for layer in range(layers) if layer not in routed)
+    own = () if EXPERTS in family.layer_kinds.values() else range(layers)
+    return frozenset(own).difference(() if family.dense_beside else moe_layers)
 
 
 def _qk_norm(config: ConfigReader, family: Family) -> QkNorm:

@@ -21,6 +21,8 @@ def mixers_of(
     if not family.layer_kinds:
         return tuple(attention)
     kinds = layer_kinds(config, family, len(attention))
+    if ATTENTION not in kinds:
+        raise contradiction("layer_types names no layer that attends")
     states: dict[str, Mixer | None] = {EXPERTS: None}
     states |= {kind: _READERS[kind](config) for kind in dict.fromkeys(kinds) if kind in _READERS}
     return tuple(states.get(kind, own) for kind, own in zip(kinds, attention, strict=True))

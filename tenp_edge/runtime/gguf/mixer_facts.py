@@ -24,7 +24,7 @@ def read_mixers(
         return tuple(attention)
     kv_heads = fields.integers("attention.head_count_kv")
     heads = {own.kv_heads for own in attention}
-    if len(kv_heads) != len(attention) or not {0} | heads >= set(kv_heads):
+    if len(kv_heads) != len(attention) or not heads <= set(kv_heads) <= {0} | heads:
         raise fields.error("its attention heads contradict each other")
     block = _STATES[row.state](fields, row)
     mixers: list[Mixer | None] = []
@@ -40,7 +40,7 @@ def kv_heads_of(fields: Fields, row: Architecture, heads: int) -> int:
     """KV heads of a layer that attends."""
     if row.state is None:
         return fields.integer("attention.head_count_kv", heads)
-    return max([1, *(count for count in fields.integers("attention.head_count_kv"))])
+    return max([1, *fields.integers("attention.head_count_kv")])
 
 
 def _short_convolution(fields: Fields, row: Architecture) -> ShortConvolution:

@@ -9,7 +9,7 @@ docs/formats/gguf-per-expert.md.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tenp_edge.errors import UserError, shown
@@ -62,7 +62,7 @@ class Facts:
     groups: int
     groups_used: int
     widths: dict[int, tuple[int, ...]]
-    mlp_layers: tuple[int, ...]
+    mlp_layers: frozenset[int]
     feed_forward: int
     trained_context: int
     layer_ropes: tuple[Rope, ...]
@@ -233,11 +233,11 @@ def _feed_forward(fields: Fields, row: Architecture) -> int:
     return fields.integer("feed_forward_length") if dense else 0
 
 
-def _mlp_layers(row: Architecture, routed: Container[int], layers: int) -> tuple[int, ...]:
+def _mlp_layers(row: Architecture, routed: Iterable[int], layers: int) -> frozenset[int]:
     """Those that do not route, or all where an MLP runs beside the experts; none where the others
     are mixing blocks."""
     own = () if row.experts_alone else range(layers)
-    return tuple(layer for layer in own if row.dense_beside or layer not in routed)
+    return frozenset(own).difference(() if row.dense_beside else routed)
 
 
 def _multipliers(fields: Fields) -> Multipliers:

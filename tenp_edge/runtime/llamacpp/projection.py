@@ -20,7 +20,8 @@ from tenp_edge.runtime.memory.resident import resident_bytes
 _FLASH_ATTENTION = 1
 _HINT = "pip install 'llama-cpp-python>=0.3.36,<0.4'"
 _BUFFER = re.compile(r"(\S+) +(KV|output|compute) buffer size = +([\d.]+) MiB")
-_CACHE = re.compile(r"llama_kv_cache: size = +([\d.]+) MiB")
+# The KV cache, and the states of layers that carry one (float32, one per sequence).
+_CACHE = re.compile(r"(?:llama_kv_cache|llama_memory_recurrent): size = +([\d.]+) MiB")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@
     position_ids   [batch, length] int64                       the new tokens' part alone
     past_key_values.N.key / .value  [batch, heads, past, size]
 
+    past_state.N.NAME  [batch, ...]               present_state.N.NAME  [batch, ...]
+
 A dimension is a number where the graph fixes it. The cache's third name and the number of its
 tensors per layer are the graph's own affair (a latent cache has one); the axis before the last
-counts tokens.
+counts tokens. A state has one size, whatever came before, and a layer has a cache or states.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ MASK = "attention_mask"
 POSITIONS = "position_ids"
 LOGITS = "logits"
 _PAST, _PRESENT = "past_key_values.", "present."
+_PAST_STATE, _PRESENT_STATE = "past_state.", "present_state."
 TOKEN_AXIS = -2
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -67,8 +70,9 @@ def open_session(graph: Path, threads: int | None, prepack: bool) -> Any:
 class Decoder:
     """A graph with the names and shapes it was found to have.
 
-    ``batch``, ``length`` and ``past`` are None where they are dynamic. Raises UserError for a graph
-    that is not a decoder.
+    ``batch``, ``length`` and ``past`` are None where they are dynamic. ``cache_names``: of tensors
+    with a row per token; ``state_names``: of those of one size, as the graph's inputs. Raises
+    UserError for a graph that is not a decoder.
     """
 
     def __init__(self, graph: Path, threads: int | None = None, prepack: bool = True) -> None:
@@ -79,6 +83,7 @@ class Decoder:
         self.cache_names = [
             name.removeprefix(_PAST) for name in self._inputs if name.startswith(_PAST)
         ]
+        self.state_names = [name for name in self._inputs if name.startswith(_PAST_STATE)]
         self._check_names()
         self.batch, self.length = _sizes(self._inputs[TOKENS])[:2]
         past = {_sizes(self._inputs[_PAST + name])[TOKEN_AXIS] for name in self.cache_names}
@@ -87,8 +92,8 @@ class Decoder:
         self.past = past.pop()
 
     def _check_names(self) -> None:
-        required = {TOKENS, MASK, *(_PAST + name for name in self.cache_names)}
-        made = {LOGITS, *(_PRESENT + name for name in self.cache_names)}
+        required = {TOKENS, MASK, *(self._held.values())}
+        made = {LOGITS, *map(_present, self._held.values())}
         unknown = self._inputs.keys() - required - {POSITIONS}
         missing = (required - self._inputs.keys()) | (made - self._outputs.keys())
         if unknown or missing or not self.cache_names:
@@ -98,6 +103,17 @@ class Decoder:
             value = self._inputs[_PAST + name]
             if value.type not in _DTYPES or any(n is None for n in self.cache_shape(name)):
                 raise self._odd(f"{value.name} is {value.type} {value.shape}")
+
+        for name in self.state_names:
+            value = self._inputs[name]
+            if value.type not in _DTYPES or None in _sizes(value)[1:]:
+                raise self._odd(f"{value.name} is {value.type} {value.shape}")
+
+    @cached_property
+    def _held(self) -> dict[str, str]:
+        """Cache or state -> the input that takes it."""
+        caches = {name: _PAST + name for name in self.cache_names}
+        return caches | {name: name for name in self.state_names}
 
     def _odd(self, what: str) -> UserError:
         return UserError(
@@ -123,18 +139,18 @@ class Decoder:
         return tuple(shape)  # type: ignore[arg-type]
 
     def zeros(self, batch: int = 1, tokens: int = 0) -> dict[str, Array]:
-        """A cache of ``tokens`` empty places."""
-        return {
-            name: np.zeros(
-                self.cache_shape(name, batch, tokens), _DTYPES[self._inputs[_PAST + name].type]
-            )
-            for name in self.cache_names
-        }
+        """A cache of ``tokens`` empty places, and the states before the first token."""
+        shapes = {name: self.cache_shape(name, batch, tokens) for name in self.cache_names}
+        for name in self.state_names:
+            shapes[name] = (batch, *(size or 0 for size in _sizes(self._inputs[name])[1:]))
+        types = {name: _DTYPES[self._inputs[self._held[name]].type] for name in shapes}
+        return {name: np.zeros(shape, types[name]) for name, shape in shapes.items()}
 
     def run(
         self, tokens: Array, mask: Array, positions: Array, cache: Mapping[str, Any]
     ) -> tuple[Array, dict[str, Any]]:
-        """Logits [batch, length, vocab] float32, and what the graph gives back for every cache.
+        """Logits [batch, length, vocab] float32, and what the graph gives back for every cache and
+        state.
 
         ``tokens``, ``positions``: [batch, length]; ``mask``: [batch, past + length], 1 for what may
         be seen. ``cache``: numpy arrays or the values that an earlier call gave; no copy is made
@@ -147,14 +163,21 @@ class Decoder:
             for name, array in inputs.items()
             if name in self._inputs
         }
-        for name in self.cache_names:
+        for name, given in self._held.items():
             held = cache[name]
-            feeds[_PAST + name] = value(held) if isinstance(held, np.ndarray) else held
-        names = [LOGITS, *(_PRESENT + name for name in self.cache_names)]
+            feeds[given] = value(held) if isinstance(held, np.ndarray) else held
+        names = [LOGITS, *map(_present, self._held.values())]
         logits, *present = self._session.run_with_ort_values(names, feeds)
         return logits.numpy().astype(np.float32, copy=False), dict(
-            zip(self.cache_names, present, strict=True)
+            zip(self._held, present, strict=True)
         )
+
+
+def _present(given: str) -> str:
+    """The output of what the input ``given`` takes."""
+    if given.startswith(_PAST_STATE):
+        return _PRESENT_STATE + given.removeprefix(_PAST_STATE)
+    return _PRESENT + given.removeprefix(_PAST)
 
 
 def _sizes(value: Any) -> Shape:

@@ -88,6 +88,9 @@ class OnnxModel(Session):
     def _forget(self, keep: int) -> None:
         self._caches.forget(keep)
 
+    def _nearest(self, keep: int) -> int:
+        return keep if keep == self.position or not self._caches.carries_state else 0
+
     def padded_logits(self, sequences: Sequence[Sequence[int]]) -> list[Logits]:
         """Logits [tokens, vocab] of every one of ``sequences``, in one call that pads them on the
         left to the longest. Raises UserError where the graph cannot do that."""
@@ -126,6 +129,11 @@ class _Caches(ABC):
     def forget(self, keep: int) -> None:
         """Only the first ``keep`` tokens are still wanted."""
 
+    @property
+    def carries_state(self) -> bool:
+        """Whether it can only go back to the start, since a state cannot be cut back."""
+        return False
+
 
 class _Growing(_Caches):
     """model.onnx: the cache is as long as the sequence."""
@@ -149,10 +157,18 @@ class _Growing(_Caches):
         return [row[-len(tokens) :] for row, tokens in zip(logits, sequences, strict=True)]
 
     def forget(self, keep: int) -> None:
-        for name, held in self._cache.items():
+        for name in self._graph.cache_names:
+            held = self._cache[name]
             array: Array = held if isinstance(held, np.ndarray) else held.numpy()
             if array.shape[TOKEN_AXIS] > keep:
                 self._cache[name] = np.ascontiguousarray(array[..., :keep, :])
+        if keep == 0:
+            empty = self._graph.zeros()
+            self._cache |= {name: empty[name] for name in self._graph.state_names}
+
+    @property
+    def carries_state(self) -> bool:
+        return bool(self._graph.state_names)
 
 
 class _Fixed(_Caches):

@@ -19,6 +19,7 @@ TRANSFORMED = {
     "deepseek_v3": {"kv_b"},
     "glm4_moe_lite": {"kv_b"},
     "ernie4_5_moe": {"router_bias"},
+    "lfm2_moe": {"conv"},
     "nemotron_h": {"ssm_conv", "ssm_a", "ssm_d", "ssm_norm"},
     "granitemoehybrid": {"ssm_conv", "ssm_a", "ssm_d", "ssm_norm", "shared_gate_up"},
 }

@@ -148,15 +148,18 @@ def test_graph_is_plain_onnx(family: str, checkpoint_of: Make, tmp_path: Path) -
     assert len({node.name for node in nodes}) == len(nodes)
     moe_layer = checkpoint.config.moe_layers[0]
     assert f"/model/layers.{moe_layer}/moe/experts.3/down_proj/MatMul" in {n.name for n in nodes}
-    layers = range(checkpoint.config.num_hidden_layers)
-    kv = [f"{layer}.{name}" for layer in layers for name in ("key", "value")]
+    config = checkpoint.config
+    kv = [f"{layer}.{name}" for layer in config.attention_by_layer for name in ("key", "value")]
+    states = [f"{n}.{name}" for n, own in enumerate(config.mixers) for name in own.state_shapes]
     assert [i.name for i in model.graph.input] == [
         "input_ids",
         "attention_mask",
         "position_ids",
         *(f"past_key_values.{name}" for name in kv),
+        *(f"past_state.{name}" for name in states),
     ]
-    assert [o.name for o in model.graph.output] == ["logits", *(f"present.{name}" for name in kv)]
+    outputs = [f"present.{name}" for name in kv] + [f"present_state.{name}" for name in states]
+    assert [o.name for o in model.graph.output] == ["logits", *outputs]
     dims = [
         dim.dim_param or dim.dim_value for dim in model.graph.input[3].type.tensor_type.shape.dim
     ]

@@ -35,7 +35,7 @@ def test_every_layer_is_the_checkpoints(sound: Header, checkpoint_of: Checkpoint
     config, found = Checkpoint(Path(checkpoint_of("gemma4_text"))).config, facts(sound)
     assert found.mixers == config.mixers
     for own, rope, wanted in zip(
-        found.attention, found.layer_ropes, config.layer_ropes, strict=True
+        found.attention.values(), found.layer_ropes, config.layer_ropes, strict=True
     ):
         assert (rope.dimensions, rope.base) == (own.head_dim, wanted.theta)
     assert (found.softcap, found.attention_scale, found.feed_forward) == (30.0, 1.0, 128)
