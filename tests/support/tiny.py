@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from tenp_edge.models import FAMILIES as MODELS
-from tenp_edge.models import read_config, state_bytes
+from tenp_edge.models import Mamba2, ModelConfig, read_config, state_bytes
 
 VOCAB = 384
 _COMMON: dict[str, Any] = {
@@ -371,7 +371,7 @@ CONFIGS |= {
         "attention_bias": False,
         "attention_dropout": 0.0,
         "attention_multiplier": 0.125,
-        "embedding_multiplier": 12,
+        "embedding_multiplier": 0.5,
         "init_method": "mup",
         "initializer_range": 0.1,
         "intermediate_size": 96,
@@ -393,7 +393,7 @@ CONFIGS |= {
         "output_router_logits": False,
         "pad_token_id": 0,
         "position_embedding_type": "nope",
-        "residual_multiplier": 0.22,
+        "residual_multiplier": 0.5,
         "rms_norm_eps": 1e-5,
         "rope_scaling": None,
         "rope_theta": 10000,
@@ -405,6 +405,12 @@ CONFIGS |= {
 }
 for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
+
+
+def _has_mamba(config: ModelConfig) -> bool:
+    return any(isinstance(mixer, Mamba2) for mixer in config.mixers)
+
+
 FAMILIES = tuple(CONFIGS)
 MLA_FAMILIES = tuple(name for name, config in CONFIGS.items() if "kv_lora_rank" in config)
 # Whose experts transformers reads stacked only, as they are published; of those, transposed ones.
@@ -420,8 +426,12 @@ STATIC_FAMILIES = tuple(
     for name, config in CONFIGS.items()
     if "sliding_window" not in config and name not in STATE_FAMILIES
 )
+# Those that have a graph for onnxruntime.
+ONNX_FAMILIES = tuple(
+    name for name, config in CONFIGS.items() if not _has_mamba(read_config(config, MODELS))
+)
 # Those whose experts onnxruntime's own operators compute.
-CPU_FAMILIES = tuple(name for name in FAMILIES if name != "gemma4_text")
+CPU_FAMILIES = tuple(name for name in ONNX_FAMILIES if name != "gemma4_text")
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
