@@ -45,6 +45,7 @@ from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.session import Session
 
 MODELS = ("full", "uniform", "ragged")
+_BLOCK = 32  # of a quantised row
 WIDE_SHARE = 26 / 64  # of the experts of ``ragged``; the others have a third of the width
 _VOCAB: dict[str, Any] = {"vocab_size": 32000, "tie_word_embeddings": False}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -70,6 +71,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     | {"num_nextn_predict_layers": 0, **_VOCAB},
     # A dense and three routed layers, one of them attending, as three of four are convolutions.
     "lfm2_moe": PUBLISHED["LiquidAI/LFM2-8B-A1B"][1] | {"num_dense_layers": 1, "vocab_size": 32000},
+    # One layer each of Mamba2 and attention and two of experts in four.
+    "nemotron_h": PUBLISHED["nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"][1]
+    | {"hybrid_override_pattern": "ME*EMEME", **_VOCAB},
 }
 _TYPE_IDS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
 Tensor = tuple[str, tuple[int, ...], str]
@@ -134,12 +138,15 @@ def config_of(shape: str, model: str, layers: int) -> ModelConfig:
     raw = SHAPES[shape] | {"num_hidden_layers": layers}
     if raw.get("layer_types"):
         raw["layer_types"] = raw["layer_types"][:layers]
+    if raw.get("hybrid_override_pattern"):
+        raw["hybrid_override_pattern"] = raw["hybrid_override_pattern"][:layers]
     config = read_config(raw, FAMILIES)
     full, count = config.moe_intermediate_size, config.num_experts
     row = (full,) * count
     if model == "ragged":
         chosen = np.random.default_rng(0).permutation(count)[: round(WIDE_SHARE * count)]
-        row = tuple(full if expert in chosen else full // 3 for expert in range(count))
+        narrow = full // 3 // _BLOCK * _BLOCK
+        row = tuple(full if expert in chosen else narrow for expert in range(count))
     return replace(config, expert_widths=dict.fromkeys(config.moe_layers, row))
 
 
