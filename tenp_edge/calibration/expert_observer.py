@@ -75,7 +75,7 @@ class MoeObserver:
         h, after, gain = self.h, output.reshape(self.h.shape), self.gain.squared()
         if kept is not None:
             h, after = h[kept], after[kept]
-            gain = None if gain is None else gain[kept]
+            gain = gain[kept] if gain is not None and gain.ndim else gain
         accumulate_growth(self.stats, h=h, after=after, gain=gain)
 
     def expert(self, group: ExpertGroup) -> None:
@@ -133,7 +133,8 @@ def observe(
 ) -> MoeObserver:
     """Watch ``layer``, which is number ``index`` of ``config``'s model."""
     modules = norms_of(layer, config, index)
-    gain = RoutedGain(modules, getattr(layer, "layer_scalar", None))
+    scale = getattr(layer, "layer_scalar", None)
+    gain = RoutedGain(modules, scale, config.multipliers.residual)
     observer = MoeObserver(routed_experts(layer), gain, info)
     # Where the dense MLP runs beside the experts, they have a norm of their own.
     before = modules.get("routed_norm", modules["post_attention_norm"])

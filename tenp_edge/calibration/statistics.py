@@ -246,9 +246,9 @@ def accumulate_growth(
 ) -> None:
     """Add how much the block lengthened the residual stream, in place; h, after: [tokens, hidden].
 
-    ``gain`` [tokens]: what the square of the routed sum is multiplied by on its way into the stream
-    (`RoutedGain`): the stream then counts in the unit of that sum. The logarithm's mean is that of
-    an ordinary token: a few with massive activations do not count.
+    ``gain`` [tokens] or one number: what the square of the routed sum is multiplied by on its way
+    into the stream (`RoutedGain`): the stream then counts in the unit of that sum. The logarithm's
+    mean is that of an ordinary token: a few with massive activations do not count.
     """
     parts = [
         (_norm(after[b].float()) / _norm(h[b].float()).clamp_min(_EPSILON)).clamp_min(_EPSILON)

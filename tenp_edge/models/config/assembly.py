@@ -27,7 +27,6 @@ from tenp_edge.models.config.expert_config import (
 from tenp_edge.models.config.keys import (
     EXPERT_KEYS,
     TOP_K_KEYS,
-    dense_model,
     family_of,
     refuse_contradictions,
     refuse_unknown,
@@ -67,8 +66,6 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     listed = listed_layers(config, family)
     layers = config.integer("num_hidden_layers", default=listed, most=_MOST_LAYERS)
-    if config.value(*EXPERT_KEYS) == 0:
-        raise dense_model(family.model_type, [family.model_type])
     experts = config.integer(*EXPERT_KEYS, most=_MOST_EXPERTS)
     width, top_k = config.integer(family.width_key), config.integer(*TOP_K_KEYS)
     refuse_contradictions(config.raw)

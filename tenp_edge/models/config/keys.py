@@ -51,6 +51,8 @@ def family_of(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
     """The family of ``raw`` (config.json). Raises UserError for one that is not supported."""
     model_type = raw.get(WRAPPED_BY, raw.get("model_type"))
     supported = ", ".join(sorted(families))
+    if any(type(raw.get(key)) is int and raw[key] == 0 for key in EXPERT_KEYS):
+        raise dense_model(model_type, families)
     for family in families.values():
         if isinstance(model_type, str) and model_type in _names(family):
             return family

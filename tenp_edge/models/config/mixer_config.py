@@ -43,7 +43,9 @@ def _layer_types(config: ConfigReader, family: Family) -> object:
         raise malformed("hybrid_override_pattern", letters, "a string of letters")
     spelled = [family.layer_letters.get(letter, letter) for letter in letters]
     if types is not None and types != spelled:
-        raise contradiction(f"layers are {letters} and {types}")
+        raise contradiction(
+            f"hybrid_override_pattern is {letters[:60]}, layers_block_type says otherwise"
+        )
     return spelled
 
 
