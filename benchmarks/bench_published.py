@@ -6,18 +6,22 @@
 The checkpoint (random, of the published shape) is generated, goes through inspect, calibrate, plan
 and compress, each a process of its own, and is deleted. The disk is checked first. A stage above
 3 GiB of resident memory fails the benchmark. --no-checkpoint leaves out the pruned checkpoint,
-which in bf16 is the largest file.
+which in bf16 is the largest file. --stay DIR: the files lie there and stay, and a run that was
+stopped goes on after its last whole stage.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from bench_scale import stage, stage_table
+from bench_scale import Stage, checkpoint_bytes, stage, stage_table
 from random_quantised import PUBLISHED, quantised_bytes, write_quantised
 from random_tokenizer import write_full_tokenizer
 from records import add_record_flag, write_record
@@ -34,18 +38,27 @@ def main() -> None:
     args = _arguments()
     published = PUBLISHED[args.shape]
     source = quantised_bytes(published, args.layers)
-    decoded = 0 if args.no_checkpoint else 2 * 2 * source  # FP4 is a quarter of bf16
+    layers = {"num_hidden_layers": args.layers} if args.layers else {}
+    decoded = 0 if args.no_checkpoint else checkpoint_bytes(dict(published.config) | layers)
     needed = source + decoded + parse_size(args.ram) + 2**30
     args.dir.mkdir(parents=True, exist_ok=True)
     try:
-        require_free(args.dir, needed, "this benchmark")
+        if args.stay is None:
+            require_free(args.dir, needed, "this benchmark")
     except UserError as error:
         sys.exit(str(error))
-    with tempfile.TemporaryDirectory(dir=args.dir, prefix="bench-published-") as directory:
+    with _place(args) as directory:
         table, above = _run(Path(directory), args)
         write_record(args.record, stages=table)
     if above:
         sys.exit(f"above {format_size(LIMIT_BYTES)}: {', '.join(above)}")
+
+
+def _place(args: argparse.Namespace) -> AbstractContextManager[str]:
+    if args.stay is None:
+        return tempfile.TemporaryDirectory(dir=args.dir, prefix="bench-published-")
+    args.stay.mkdir(parents=True, exist_ok=True)
+    return nullcontext(str(args.stay))
 
 
 def _arguments() -> argparse.Namespace:
@@ -58,6 +71,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=2, help="calibration samples per domain")
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--no-checkpoint", action="store_true", help="no pruned checkpoint")
+    parser.add_argument("--checkpoint-dtype", default="decoded", help="decoded or source")
+    parser.add_argument("--stay", type=Path, help="where the files lie and stay")
     add_record_flag(parser)
     return parser.parse_args()
 
@@ -65,20 +80,23 @@ def _arguments() -> argparse.Namespace:
 def _run(directory: Path, args: argparse.Namespace) -> tuple[object, list[str]]:
     model, work = directory / "model", directory / "work"
     start = time.perf_counter()
-    write_quantised(model, PUBLISHED[args.shape], args.layers)
-    write_full_tokenizer(model, PUBLISHED[args.shape].config["vocab_size"])
+    if not (model / "config.json").is_file():
+        write_full_tokenizer(model, PUBLISHED[args.shape].config["vocab_size"])
+        write_quantised(model, PUBLISHED[args.shape], args.layers)
     generated = time.perf_counter() - start
     summary = inspect_model(model)
     size = ["--ram", args.ram, "--quant", args.quant, "--calibration", str(work)]
     few = ["--samples", str(args.samples), "--seq-len", str(args.seq_len)]
-    skip = ["--skip-checkpoint"] if args.no_checkpoint else []
+    form = ["--checkpoint-dtype", args.checkpoint_dtype]
+    skip = ["--skip-checkpoint"] if args.no_checkpoint else form
     whole = ["--no-validate", "--no-repair", *skip, "-o", str(directory / "out")]
-    stages = [
-        stage(["inspect", str(model)]),
-        stage(["calibrate", str(model), *few, "-o", str(work)]),
-        stage(["plan", str(model), *size, "-o", str(directory / "plan.json")]),
-        stage(["compress", str(model), *size, *whole]),
+    commands = [
+        ["inspect", str(model)],
+        ["calibrate", str(model), *few, "-o", str(work)],
+        ["plan", str(model), *size, "-o", str(directory / "plan.json")],
+        ["compress", str(model), *size, *whole],
     ]
+    stages = [_once(directory, command) for command in commands]
     written = (directory / "out" / "model.gguf").stat().st_size
     table = stage_table(stages)
     print(
@@ -87,6 +105,14 @@ def _run(directory: Path, args: argparse.Namespace) -> tuple[object, list[str]]:
         f"model.gguf {format_size(written)}; generated in {generated:.0f} s\n\n{table}"
     )
     return table, [done.name for done in stages if done.peak_bytes > LIMIT_BYTES]
+
+
+def _once(directory: Path, command: Sequence[str]) -> Stage:
+    """The stage, or what an earlier process measured of it."""
+    file = directory / f"stage-{command[0]}.json"
+    if not file.is_file():
+        file.write_text(json.dumps(vars(stage(command))))
+    return Stage(**json.loads(file.read_text()))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
     python benchmarks/bench_runtime.py --threads 2 --types Q8_0 Q4_0 Q4_K
     python benchmarks/bench_runtime.py --shape gpt_oss --layers 2 --types Q8_0
+    python benchmarks/bench_runtime.py --threads 1 --layers 2 --types mixed
 
 Random weights in the shapes of Qwen3-MoE (hidden 2048, 64 experts of width 768, top-8), or of
 another family in SHAPES. For each type: ``full`` merged in llama.cpp; ``uniform``, the same widths
 per expert in ours; ``ragged``, 26 of 64 experts at the full width and the rest at a third in ours.
+``--types mixed`` measures experts in types of their own instead (mixed_types.py).
 Rounds alternate between the models, so that a slow minute hits all of them: a ratio is the median
 over the rounds, a round's decode the median of its tokens.
 Ideal speed-ups are ratios of active bytes (decode) and of multiplications (prefill); which experts
@@ -21,29 +23,24 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import mixed_types
 import numpy as np
-import torch
+from mixed_types import MIXED
 from published_configs import PUBLISHED
+from random_gguf import typed_entries, write_random
 from records import Table, add_record_flag, write_record
 
-from tenp_edge.exporters.gguf.fields import header, padded, text
-from tenp_edge.exporters.gguf.layout import entries
-from tenp_edge.exporters.gguf.metadata import Recipe, model_fields
-from tenp_edge.exporters.gguf.quantiser import quantize_rows
-from tenp_edge.exporters.gguf.recipes import TypeRecipe
-from tenp_edge.exporters.gguf.types import legal_type
+from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.models import FAMILIES, ModelConfig, read_config
-from tenp_edge.runtime.gguf.header import GGML_TYPES
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.session import Session
 
+_FEW_TOKENS = 512
 MODELS = ("full", "uniform", "ragged")
 _BLOCK = 32  # of a quantised row
 WIDE_SHARE = 26 / 64  # of the experts of ``ragged``; the others have a third of the width
@@ -75,8 +72,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "nemotron_h": PUBLISHED["nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"][1]
     | {"hybrid_override_pattern": "ME*EMEME", **_VOCAB},
 }
-_TYPE_IDS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
-Tensor = tuple[str, tuple[int, ...], str]
 
 
 @dataclass(frozen=True)
@@ -99,6 +94,9 @@ def main() -> None:
     if arguments.first_token is not None:
         print(_first_token(arguments.first_token, arguments.threads))
         return
+    if arguments.types == [MIXED]:
+        _bench_mixed(arguments)
+        return
     results: list[Speeds] = []
     if arguments.make_files:
         for kind in arguments.types:
@@ -108,7 +106,8 @@ def main() -> None:
         for kind in arguments.types:
             results += _bench_type(kind, Path(scratch), arguments)
     _report(results, arguments.shape, arguments.layers)
-    write_record(arguments.record, speeds=beside_full(results, arguments.threads))
+    speeds = beside_full(results, arguments.threads, arguments.shape, arguments.layers)
+    write_record(arguments.record, speeds=speeds)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(row) for row in results], indent=2) + "\n")
 
@@ -128,6 +127,17 @@ def _arguments() -> argparse.Namespace:
     add_record_flag(parser)
     parser.add_argument("--first-token", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def _bench_mixed(arguments: argparse.Namespace) -> None:
+    """The experts alone are of interest, so there is hardly any vocabulary."""
+    config = replace(config_of(arguments.shape, "ragged", arguments.layers), vocab_size=_FEW_TOKENS)
+    sizes = arguments.threads, arguments.prompt, arguments.decode, arguments.rounds
+    with tempfile.TemporaryDirectory() as scratch:
+        speeds = mixed_types.measure(config, arguments.files or Path(scratch), *sizes)
+    mixed_types.report(speeds)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(asdict(speeds), indent=2) + "\n")
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -154,46 +164,8 @@ def layout_of(model: str) -> str:
     return "merged" if model == "full" else "per-expert"
 
 
-def tensors_of(config: ModelConfig, layout: str, kind: str) -> Iterator[Tensor]:
-    """(name, row-major shape, type) of every tensor."""
-    for entry in entries(config, layout, TypeRecipe(config, "F16")):
-        tensor = entry.tensor
-        own = tensor.type if tensor.type == "F32" else legal_type(kind, tensor.shape[-1])
-        yield tensor.name, tensor.shape, own
-
-
 def write_file(config: ModelConfig, layout: str, kind: str, file: Path) -> None:
-    """Random weights, the same for every tensor of a shape: speed does not depend on them."""
-    tensors = list(tensors_of(config, layout, kind))
-    infos = [(name, shape, _TYPE_IDS[t], _nbytes(shape, t)) for name, shape, t in tensors]
-    known: dict[tuple[tuple[int, ...], str], bytes] = {}
-    with file.open("wb") as stream:
-        fields = model_fields(config, layout, "F16", Recipe())
-        no_vocabulary = ("tokenizer.ggml.model", text("no_vocab"))
-        stream.write(header([*fields, no_vocabulary], infos))
-        for name, shape, stored in tensors:
-            matrix = shape[-2:] if len(shape) > 1 else shape
-            key = (matrix, stored) if stored != "F32" else (matrix, name)
-            if key not in known:
-                known[key] = _random(matrix, stored, zlib.crc32(repr(key).encode()))
-            for _ in range(shape[0] if len(shape) == 3 else 1):
-                stream.write(known[key])
-            stream.write(bytes(padded(stream.tell()) - stream.tell()))
-
-
-def _nbytes(shape: tuple[int, ...], stored: str) -> int:
-    _, block, block_bytes = GGML_TYPES[_TYPE_IDS[stored]]
-    return int(np.prod(shape)) // block * block_bytes
-
-
-def _random(shape: tuple[int, ...], stored: str, seed: int) -> bytes:
-    generator = torch.Generator().manual_seed(seed)
-    if len(shape) == 1:
-        return torch.ones(shape).numpy().tobytes()
-    rows = torch.randn(shape, generator=generator) / shape[-1] ** 0.5
-    if stored == "F32":
-        return rows.numpy().tobytes()
-    return bytes(quantize_rows(_TYPE_IDS[stored], rows, _nbytes(shape[-1:], stored)))
+    write_random(config, layout, lambda entry: kind, file)
 
 
 # -- measuring -------------------------------------------------------------------------------------
@@ -278,32 +250,47 @@ def active(shape: str, model: str, layers: int, kind: str) -> tuple[float, float
     """(bytes read, multiplications) per token: everything but the embedding, top-k experts."""
     config, layout = config_of(shape, model, layers), layout_of(model)
     nbytes = products = 0.0
-    for name, sizes, stored in tensors_of(config, layout, kind):
-        routed = any(part in name for part in ("_exps", "ffn_gate.", "ffn_up.", "ffn_down."))
+    for entry, stored in typed_entries(config, layout, lambda entry: kind):
+        routed, sizes = entry.role.startswith("expert_"), entry.tensor.shape
         share = config.num_experts_per_tok / config.num_experts if routed else 1.0
-        share *= name != "token_embd.weight"
-        nbytes += share * _nbytes(sizes, stored)
-        products += share * float(np.prod(sizes)) * (name != "output.weight")
+        share *= entry.role != "embed"
+        nbytes += share * TYPES[stored].nbytes(sizes)
+        products += share * float(np.prod(sizes)) * (entry.role != "output")
     return nbytes, products
 
 
 COLUMNS = (
+    ("shape", "{shape}"),
     ("threads", "{threads}"),
     ("type", "{type}"),
-    ("prefill of 256: uniform / ragged", "{prefill_uniform:.2f} / {prefill_ragged:.2f}"),
-    ("decode: uniform / ragged", "{decode_uniform:.2f} / {decode_ragged:.2f}"),
+    ("prefill: uniform", "{prefill_uniform:.2f}"),
+    ("ragged, of the ideal", "{prefill_ragged:.2f}, {prefill_of_ideal:.0%}"),
+    ("decode: uniform", "{decode_uniform:.2f}"),
+    ("ragged, of the ideal", "{decode_ragged:.2f}, {decode_of_ideal:.0%}"),
 )
 
 
-def beside_full(results: list[Speeds], threads: int) -> Table:
-    """A row a type: speeds over those of the full model in llama.cpp."""
+def beside_full(results: list[Speeds], threads: int, shape: str, layers: int) -> Table:
+    """A row a type: speeds over those of the full model in llama.cpp, and of the ragged one as a
+    share of what it would gain at best."""
     rows: dict[str, dict[str, Any]] = {}
     for speeds in results:
-        row = rows.setdefault(speeds.type, {"threads": str(threads), "type": speeds.type})
+        title = {"shape": shape, "threads": str(threads), "type": speeds.type}
+        row = rows.setdefault(speeds.type, title)
         row[f"prefill_{speeds.model}"] = speeds.prefill_x_full
         row[f"decode_{speeds.model}"] = speeds.decode_x_full
         row[f"first_token_seconds_{speeds.model}"] = speeds.first_token_seconds
+        if speeds.model == "ragged":
+            decode, prefill = ideals(shape, speeds.model, layers, speeds.type)
+            row["prefill_of_ideal"] = speeds.prefill_x_full / prefill
+            row["decode_of_ideal"] = speeds.decode_x_full / decode
     return Table(COLUMNS, list(rows.values()))
+
+
+def ideals(shape: str, model: str, layers: int, kind: str) -> tuple[float, float]:
+    """How much faster than the full model ``model`` is at best: (decode, prefill)."""
+    whole, own = (active(shape, m, layers, kind) for m in ("full", model))
+    return whole[0] / own[0], whole[1] / own[1]
 
 
 def _report(results: list[Speeds], shape: str, layers: int) -> None:
@@ -311,12 +298,12 @@ def _report(results: list[Speeds], shape: str, layers: int) -> None:
         "type  model     prefill tok/s   x full  ideal   decode tok/s   x full  ideal   first token"
     )
     for row in results:
-        whole, own = (active(shape, m, layers, row.type) for m in ("full", row.model))
+        decode, prefill = ideals(shape, row.model, layers, row.type)
         print(
             f"{row.type:5} {row.model:8} {row.prefill_tokens_per_second:10.1f}"
-            f"{row.prefill_x_full:12.3f} {whole[1] / own[1]:6.3f}"
+            f"{row.prefill_x_full:12.3f} {prefill:6.3f}"
             f"{row.decode_tokens_per_second:13.1f}"
-            f"{row.decode_x_full:11.3f} {whole[0] / own[0]:6.3f} {row.first_token_seconds:10.3f} s"
+            f"{row.decode_x_full:11.3f} {decode:6.3f} {row.first_token_seconds:10.3f} s"
         )
 
 

@@ -119,6 +119,31 @@ CONFIGS |= {
     ),
 }
 
+# Rows of whole K- and IQ-blocks of 256 weights, so that every tensor type of ggml can hold them.
+_BLOCKS: dict[str, Any] = {
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "moe_intermediate_size": 256,
+}
+CONFIGS |= {
+    "qwen3_moe_blocks": (
+        Qwen3MoeConfig,
+        CONFIGS["qwen3_moe"][1] | _BLOCKS | {"head_dim": 64, "num_key_value_heads": 4},
+    ),
+    "qwen2_moe_blocks": (
+        Qwen2MoeConfig,
+        CONFIGS["qwen2_moe"][1]
+        | _BLOCKS
+        | {
+            "num_key_value_heads": 4,
+            "num_experts": 40,
+            "num_experts_per_tok": 4,
+            "shared_expert_intermediate_size": 256,
+        },
+    ),
+}
+
 
 def make_model(name: str, vocab_size: int, end_of_text: int) -> Any:
     """The model ``name`` with fresh weights, its experts computed by `padded_experts_forward`."""

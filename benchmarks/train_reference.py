@@ -374,10 +374,12 @@ def main() -> None:
     parser.add_argument("--slice-tokens", type=int, default=400_000, help="a model's turn")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
+    parser.add_argument("--step-sequences", type=int, default=Recipe.sequences_per_step)
+    parser.add_argument("--peak", type=float, default=Recipe.peak_learning_rate)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    recipe = Recipe()
+    recipe = Recipe(sequences_per_step=arguments.step_sequences, peak_learning_rate=arguments.peak)
     prepare(arguments.work, arguments.corpus, recipe)
     steps = arguments.tokens // recipe.tokens_per_step
     slice_steps = max(1, arguments.slice_tokens // recipe.tokens_per_step)

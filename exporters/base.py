@@ -12,9 +12,10 @@ object with this interface.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, runtime_checkable
@@ -25,6 +26,7 @@ from tenp_edge.calibration.activation_ranges import Ranges
 from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource, StoredModel, WeightSource
+from tenp_edge.checkpoint.tensor_types import AUTO, TensorTypes
 from tenp_edge.disk import atomic_file, require_free
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
@@ -69,6 +71,8 @@ class ExportOptions:
     ``shard_bytes``: cut weight files at this size, for formats that keep weights in files of their
     own. ``latent_cache``: latent attention keeps its latent, not the keys and values it expands to.
     ``lengths`` and ``targets`` (compilers that must take every operator): for fixed shapes.
+    ``types``: of every tensor, by the experts of the model that is written; ``quant`` is then
+    `tensor_types.AUTO`, and ``tensor_types`` go before them, too.
     """
 
     quant: str
@@ -80,6 +84,11 @@ class ExportOptions:
     latent_cache: bool = False
     lengths: FixedLengths | None = None
     targets: tuple[str, ...] = ()
+    types: TensorTypes | None = None
+
+    def typed(self, types: TensorTypes | None) -> ExportOptions:
+        """The same with ``types``, where there are some."""
+        return self if types is None else replace(self, quant=AUTO, types=types)
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,15 @@ class Manifest:
     @property
     def weight_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def type_shares(self) -> dict[str, float]:
+        """Share of the routed experts' bytes by type, the largest first."""
+        nbytes: Counter[str] = Counter()
+        for tensor in self.tensors:
+            if tensor.part == "routed experts":
+                nbytes[tensor.type] += tensor.nbytes
+        return {name: count / nbytes.total() for name, count in nbytes.most_common()}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ import torch
 from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource, StoredModel
+from tenp_edge.checkpoint.tensor_types import AUTO, TensorTypes
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import (
     NO_DATA,
@@ -30,6 +33,14 @@ from tenp_edge.exporters.gguf.fields import Field, header, header_bytes, padded
 from tenp_edge.exporters.gguf.imatrix_file import write_imatrix
 from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
 from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
+from tenp_edge.exporters.gguf.mixes import (
+    MIXED_TYPES,
+    check_types,
+    mostly,
+    tensor_bytes,
+    typed_matrices,
+    types_of,
+)
 from tenp_edge.exporters.gguf.reading import GgufModel
 from tenp_edge.exporters.gguf.recipes import TypeRecipe, parse_rules
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
@@ -40,8 +51,10 @@ from tenp_edge.exporters.gguf.types import (
     QUANTS,
     TYPES,
     WEIGHTED_QUANTS,
+    legal_type,
 )
 from tenp_edge.exporters.gguf.writer import TensorWriter
+from tenp_edge.exporters.mixing import TypedMatrix
 from tenp_edge.models import ModelConfig
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.child import ChildError
@@ -59,31 +72,26 @@ class GgufExporter:
     layouts = LAYOUTS
     fixed_layouts: tuple[str, ...] = ()
     quants = QUANTS
-    weighted_quants = WEIGHTED_QUANTS
+    weighted_quants = (*WEIGHTED_QUANTS, AUTO)
     automatic_quants = AUTOMATIC_QUANTS
     measured_quants = MEASURED_QUANTS
+    mixed_types = MIXED_TYPES
     default_quant = "Q8_0"
     kv_types: tuple[str, ...] = ()
     target = "model.gguf"
 
     def width_limits(self, options: ExportOptions) -> WidthLimits:
         """Any width: a type whose blocks rows do not fill falls back to one that they do."""
+        if options.quant == AUTO:  # Whoever chose the types saw to the widths.
+            return WidthLimits()
         return WidthLimits(block=TYPES[FILE_TYPES[options.quant].default].block)
 
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, layout or type cannot be written."""
-        if options.quant not in self.quants:
-            raise UserError(
-                f"GGUF has no tensor type '{options.quant}'", f"--quant {', '.join(self.quants)}"
-            )
-        if TYPES[FILE_TYPES[options.quant].default].needs_importance and not options.imatrix:
-            raise UserError(
-                f"{options.quant} needs an importance matrix",
-                "--calibration WORK (tenp-edge calibrate) without --no-imatrix, or --quant Q2_K",
-            )
         layout = self.layout(config, options)
         if layout not in self.layouts:
             raise UserError(f"GGUF has no layout '{layout}'", f"--layout {', '.join(self.layouts)}")
+        self._check_types(config, options, layout)
         for flag, value in (
             ("--latent-cache", options.latent_cache),
             ("--shard-size", options.shard_bytes),
@@ -102,6 +110,25 @@ class GgufExporter:
                 "--layout per-expert or padded; or compress again with --layout merged",
             )
 
+    def _check_types(self, config: ModelConfig, options: ExportOptions, layout: str) -> None:
+        if options.types is not None:
+            one_type = self.one_type(layout)
+            check_types(options.types, config, one_type=one_type, imatrix=options.imatrix)
+        elif options.quant == AUTO:
+            raise UserError(
+                "--quant auto writes the types that a plan chose, and there is no plan with types",
+                "--plan PLAN (tenp-edge plan MODEL --ram SIZE -o PLAN), or --quant Q4_K_M",
+            )
+        elif options.quant not in self.quants:
+            raise UserError(
+                f"GGUF has no tensor type '{options.quant}'", f"--quant {', '.join(self.quants)}"
+            )
+        elif TYPES[FILE_TYPES[options.quant].default].needs_importance and not options.imatrix:
+            raise UserError(
+                f"{options.quant} needs an importance matrix",
+                "--calibration WORK (tenp-edge calibrate) without --no-imatrix, or --quant Q2_K",
+            )
+
     def layout(self, config: ModelConfig, options: ExportOptions) -> str:
         """The layout asked for, or the default: per-expert only where widths differ."""
         return options.layout or ("merged" if config.is_uniform else "per-expert")
@@ -113,7 +140,7 @@ class GgufExporter:
         self.check(config, options)
         layout = self.layout(config, options)
         tensors = entries(config, layout, _types(config, options))
-        fields = _fields(checkpoint, config, options, layout, Recipe())
+        fields = _fields(checkpoint, config, options, tensors, layout, Recipe())
         start = header_bytes(fields, ((e.tensor.name, len(e.tensor.shape)) for e in tensors))
         return _manifest(config, tensors, start, layout, options.quant)
 
@@ -125,7 +152,7 @@ class GgufExporter:
         self.check(config, options)
         layout = self.layout(config, options)
         tensors = entries(config, layout, _types(config, options))
-        head = _header(tensors, _fields(checkpoint, config, options, layout, Recipe()))
+        head = _header(tensors, _fields(checkpoint, config, options, tensors, layout, Recipe()))
         with target.open("wb") as stream:
             stream.write(head)
             stream.truncate(_manifest(config, tensors, len(head), layout, options.quant).file_bytes)
@@ -148,7 +175,9 @@ class GgufExporter:
         manifest = self.manifest(source.checkpoint, source.config, options)
         tensors = entries(source.config, manifest.layout, _types(source.config, options))
         recipe = _recipe(source)
-        fields = _fields(source.checkpoint, source.config, options, manifest.layout, recipe)
+        fields = _fields(
+            source.checkpoint, source.config, options, tensors, manifest.layout, recipe
+        )
         head = _header(tensors, fields)
         with manifest_file(target, manifest.file_bytes) as stream:
             stream.write(head)
@@ -208,9 +237,40 @@ class GgufExporter:
         """Activations are quantised as they come."""
         return False
 
+    # -- types of a plan's own (`mixing.Mixer`) ----------------------------------------------------
+
+    def legal_type(self, type: str, columns: int) -> str:
+        """``type``, or its first fallback whose blocks divide ``columns``."""
+        return legal_type(type, columns)
+
+    def tensor_bytes(self, rows: int, columns: int, type: str) -> int:
+        """Of a matrix in the file, in the type that its rows allow."""
+        return tensor_bytes(rows, columns, type)
+
+    def needs_importance(self, type: str) -> bool:
+        """As llama.cpp has it."""
+        return TYPES[type].needs_importance
+
+    def one_type(self, layout: str) -> bool:
+        """In the layouts that stack the experts of a layer."""
+        return layout != LAYOUT
+
+    def typed_matrices(
+        self, config: ModelConfig, options: ExportOptions
+    ) -> tuple[TypedMatrix, ...]:
+        """Every matrix outside the routed experts but the routers."""
+        layout = self.layout(config, options)
+        return typed_matrices(entries(config, layout, TypeRecipe(config, "F16")))
+
+    def types_of(self, config: ModelConfig, options: ExportOptions) -> TensorTypes:
+        """llama.cpp's mix of the name ``options.quant``."""
+        self.check(config, options)
+        found = entries(config, self.layout(config, options), _types(config, options))
+        return types_of(found, {layer: len(row) for layer, row in config.expert_widths.items()})
+
     def encoding_speed(self, options: ExportOptions) -> float:
-        """Of the file type's commonest tensor type, on all threads."""
-        kind = TYPES[FILE_TYPES[options.quant].default]
+        """Of the file's commonest tensor type, on all threads."""
+        kind = TYPES[_commonest(options)]
         weighted = options.imatrix and kind.weighs_columns
         return encoding_speed(
             lambda rows: kind.encode(rows, torch.ones(rows.shape[-1]) if weighted else None)
@@ -222,6 +282,13 @@ def _weighing(options: ExportOptions, data: ExportData) -> Importance | None:
     return data.imatrix if options.imatrix else None
 
 
+def _commonest(options: ExportOptions) -> str:
+    if options.types is None:
+        return FILE_TYPES[options.quant].default
+    rows = options.types.gate_up.values()
+    return Counter(chain.from_iterable(rows)).most_common(1)[0][0]
+
+
 def _first_bytes(file: Path, count: int) -> bytes:
     with file.open("rb") as stream:
         return stream.read(count)
@@ -229,13 +296,20 @@ def _first_bytes(file: Path, count: int) -> bytes:
 
 def _types(config: ModelConfig, options: ExportOptions) -> TypeRecipe:
     rules = parse_rules(options.tensor_types)
-    return TypeRecipe(config, options.quant, options.imatrix, rules)
+    return TypeRecipe(config, options.quant, options.imatrix, rules, options.types)
 
 
 def _fields(
-    checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions, layout: str, recipe: Recipe
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    options: ExportOptions,
+    found: list[Entry],
+    layout: str,
+    recipe: Recipe,
 ) -> list[Field]:
-    fields = model_fields(config, layout, options.quant, recipe)
+    mixed = options.types is not None
+    file_type = mostly(found) if mixed else FILE_TYPES[options.quant].file_type
+    fields = model_fields(config, layout, file_type, recipe)
     return fields + list(tokenizer_fields(checkpoint.path, config))
 
 

@@ -159,15 +159,16 @@ def _stacked(config: ModelConfig, layout: str, recipe: TypeRecipe, layer: int) -
 def _per_expert(
     config: ModelConfig, layout: str, recipe: TypeRecipe, layer: int
 ) -> Iterator[Entry]:
-    known: dict[tuple[str, int], tuple[str, Shape, str, int]] = {}
+    known: dict[tuple[str, int, str], tuple[str, Shape, str, int]] = {}
     for expert, width in enumerate(config.expert_widths[layer]):
         for part in config.expert_parts:
-            name = expert_name(layer, expert, part)
-            key, role = (part, width), f"expert_{part}"
-            # Experts of one width are alike, unless a rule of the user's names one of them.
+            name, role = expert_name(layer, expert, part), f"expert_{part}"
+            own = recipe.types.expert(layer, expert, part) if recipe.types else ""
+            key = part, width, own
+            # Such experts are alike, unless a rule of the user's names one of them.
             if key not in known or recipe.rules:
                 shape = _part_shape(config, part, width)
-                recipe_type, kind = recipe.choose(name, role, layer, shape)
+                recipe_type, kind = recipe.choose(name, role, layer, shape, expert)
                 known[key] = recipe_type, shape, kind, TYPES[kind].nbytes(shape)
             recipe_type = known[key][0]
             tensor = ManifestTensor(name, *known[key][1:], "routed experts")

@@ -10,7 +10,6 @@ from typing import Any
 
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, booleans, f32, text, u32, u32s, u64
-from tenp_edge.exporters.gguf.types import FILE_TYPES
 from tenp_edge.models import LayerAttention, Mamba2, ModelConfig, ShortConvolution, VisionFacts
 from tenp_edge.runtime.gguf.file_origin import LAYOUT, OWN
 from tenp_edge.runtime.gguf.rope_facts import YARN_TRUNCATE
@@ -35,8 +34,8 @@ class Recipe:
     run: PlannedRun | None = None
 
 
-def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -> list[Field]:
-    """Every field but the tokenizer's, in file order."""
+def model_fields(config: ModelConfig, layout: str, file_type: int, recipe: Recipe) -> list[Field]:
+    """Every field but the tokenizer's, in file order. ``file_type``: general.file_type."""
     arch = architecture_name(config, layout)
     groups = (
         _sizes(config),
@@ -50,7 +49,7 @@ def model_fields(config: ModelConfig, layout: str, quant: str, recipe: Recipe) -
         ("general.architecture", text(arch)),
         ("general.type", text("model")),
         ("general.name", text(config.family.model_type)),
-        ("general.file_type", u32(FILE_TYPES[quant].file_type)),
+        ("general.file_type", u32(file_type)),
         ("general.quantization_version", u32(_QUANTIZATION_VERSION)),
         *((f"{arch}.{key}", value) for key, value in chain(*(g.items() for g in groups))),
         *_tenp(config, layout, recipe),

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
+from tenp_edge.checkpoint.tensor_types import TensorTypes, other_key
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, architecture
 from tenp_edge.exporters.gguf.types import FILE_TYPES, TYPES, legal_type
@@ -19,6 +20,7 @@ from tenp_edge.models import LayerAttention, ModelConfig, expected_tensors
 
 # llama.cpp keeps these in float32 in every file type.
 _FLOAT_ROLES = frozenset("router shared_router conv ssm_conv ssm_a ssm_d ssm_norm".split())
+_EXPERT_ROLES = frozenset({"expert_gate", "expert_up", "expert_down"})
 _DOWN_ROLES = ("mlp_down", "expert_down", "shared_down")  # in the order of their names
 # attn_output of an ordinary model, and of one with exactly eight experts (Mixtral).
 _ATTENTION_OUTPUT = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "IQ3_XXS": "IQ3_S", "IQ3_M": "Q4_K"}
@@ -29,9 +31,10 @@ _EIGHT_OUTPUT = frozenset(
 _LOW = frozenset({"IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
 _LOW_OUTPUT = {"IQ2_M": "IQ3_S", "IQ2_S": "IQ3_S", "IQ1_M": "IQ2_XXS", "IQ1_S": "IQ2_XXS"}
 _EMBEDDINGS = dict.fromkeys(_LOW, "Q2_K") | dict.fromkeys(("IQ2_M", "IQ2_S", "IQ3_XXS"), "IQ3_S")
+_EMBEDDINGS |= dict.fromkeys(("TQ1_0", "TQ2_0"), "Q4_K")
 _QUERIES = {"IQ3_XXS": "IQ2_S"}
 # Three-dimensional in the merged file: what MXFP4 is for.
-_STACKED_ROLES = frozenset({"expert_gate", "expert_up", "expert_down", "k_b", "v_b"})
+_STACKED_ROLES = _EXPERT_ROLES | {"k_b", "v_b"}
 _EXPERT = re.compile(
     re.escape(EXPERT_NAME)
     .replace(r"\{layer\}", r"(?P<layer>\d+)")
@@ -72,35 +75,66 @@ def parse_rules(texts: tuple[str, ...]) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
+def is_quantised(role: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor may have another type than F32."""
+    return len(shape) > 1 and role not in _FLOAT_ROLES and not role.endswith("_bias")
+
+
+def _told(types: TensorTypes, role: str, layer: int | None, expert: int) -> str:
+    if role in _EXPERT_ROLES and layer is not None:
+        return types.expert(layer, expert, role.removeprefix("expert_"))
+    key = other_key(layer, role)
+    if key not in types.others:
+        raise UserError(f"the plan's types do not name '{key}'", "plan again")
+    return types.others[key]
+
+
 @dataclass(frozen=True)
 class TypeRecipe:
     """The types of one file: what ``quant`` means for ``config``, with the user's ``rules``.
 
     ``imatrix``: whether the file is quantised with an importance matrix, which spares some tensors
-    their extra bits.
+    their extra bits. ``types``: the types themselves, instead of a mix of llama.cpp's; experts of
+    the model that is written.
     """
 
     config: ModelConfig
     quant: str
     imatrix: bool = False
     rules: tuple[Rule, ...] = ()
+    types: TensorTypes | None = None
 
-    def wanted(self, name: str, role: str, layer: int | None, shape: tuple[int, ...]) -> str:
-        """The type of tensor ``name`` before its row length has a say."""
-        if len(shape) == 1 or role in _FLOAT_ROLES or role.endswith("_bias"):
+    def wanted(
+        self,
+        name: str,
+        role: str,
+        layer: int | None,
+        shape: tuple[int, ...],
+        expert: int | None = None,
+    ) -> str:
+        """The type of tensor ``name`` before its row length has a say; ``expert``: of one expert's
+        own, None for a tensor that stacks them all."""
+        if not is_quantised(role, shape):
             return "F32"
         rule = self.rule(name)
         if rule is not None:
             return rule.type
+        if self.types is not None:
+            return _told(self.types, role, layer, expert or 0)
         if FILE_TYPES[self.quant].is_float:
             return self.quant
         return self._mixed(role, layer or 0, shape[-1])
 
     def choose(
-        self, name: str, role: str, layer: int | None, shape: tuple[int, ...]
+        self,
+        name: str,
+        role: str,
+        layer: int | None,
+        shape: tuple[int, ...],
+        expert: int | None = None,
     ) -> tuple[str, str]:
         """The type that tensor ``name`` should have, and the one that its row length allows."""
-        recipe_type = self.wanted(name, role, layer, shape)
+        recipe_type = self.wanted(name, role, layer, shape, expert)
         return recipe_type, legal_type(recipe_type, shape[-1])
 
     def rule(self, name: str) -> Rule | None:

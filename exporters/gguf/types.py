@@ -41,10 +41,13 @@ class TensorType:
         """The bytes of ``rows``, [..., row length] in any float dtype.
 
         ``importance``: float32 [row length], what the columns weigh, for types that can use it;
-        where nothing is known of a matrix, all columns weigh alike.
+        where nothing is known of a matrix, all columns weigh alike. Raises UserError for values
+        that the type cannot hold.
         """
         if importance is None and self.needs_importance:
             importance = torch.ones(rows.shape[-1])
+        if self.name in _GRIDS:
+            _check_sums(self.name, rows, importance)
         return self.encoder(rows, importance)
 
     def decode(self, data: bytearray, shape: tuple[int, ...]) -> torch.Tensor:
@@ -55,8 +58,8 @@ class TensorType:
 
     @property
     def weighs_columns(self) -> bool:
-        """Whether importance changes the bytes: floats and Q8_0 only round."""
-        return self.name not in FLOAT_TYPES and self.name not in ("Q8_0", "MXFP4")
+        """Whether importance changes the bytes: many types only round."""
+        return self.name not in FLOAT_TYPES and self.name not in _ROUNDED
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of ``shape`` (row-major, last size the row length)."""
@@ -64,6 +67,19 @@ class TensorType:
         for size in shape[:-1]:
             count *= size
         return count * (shape[-1] // self.block)
+
+
+def _check_sums(name: str, rows: torch.Tensor, importance: torch.Tensor | None) -> None:
+    """Raise UserError where ggml, which looks for the nearest point of a grid, would find none and
+    end the process: its sums of weighted cubes must not overflow a float32."""
+    largest = float(rows.abs().max())
+    weight = 1.0 if importance is None else float(importance.max())
+    if not largest**3 * max(weight, 1.0) < _LARGEST_SUM:  # nor NaN
+        raise UserError(
+            f"a weight of {largest:.4g}, in columns that weigh up to {weight:.4g}, is too large "
+            f"for {name}",
+            "--quant Q4_K_M, or --no-imatrix",
+        )
 
 
 def _encode_f32(rows: torch.Tensor, importance: torch.Tensor | None) -> memoryview:
@@ -103,7 +119,7 @@ def _blocks(
     return TensorType(name, ggml_id, block, block_bytes, encode, fallback, weighed)
 
 
-# The fallbacks of 256-value blocks are llama.cpp's (tensor_type_fallback).
+# The fallbacks of 256-value blocks are llama.cpp's (tensor_type_fallback); it has none for NVFP4.
 TYPES = {
     row.name: row
     for row in (
@@ -117,6 +133,7 @@ TYPES = {
         _blocks("Q5_1", 7, 32, 24, fallback="F16"),
         _blocks("IQ4_NL", 20, 32, 18, fallback="F16"),
         _blocks("MXFP4", 39, 32, 17, fallback="F16"),
+        _blocks("NVFP4", 40, 64, 36, fallback="Q4_0"),
         _blocks("Q2_K", 10, 256, 84, fallback="Q4_0"),
         _blocks("Q3_K", 11, 256, 110, fallback="Q4_0"),
         _blocks("Q4_K", 12, 256, 144, fallback="Q5_0"),
@@ -130,8 +147,14 @@ TYPES = {
         _blocks("IQ2_XXS", 16, 256, 66, fallback="IQ4_NL", weighed=True),
         _blocks("IQ1_M", 29, 256, 56, fallback="IQ4_NL", weighed=True),
         _blocks("IQ1_S", 19, 256, 50, fallback="IQ4_NL", weighed=True),
+        _blocks("TQ2_0", 35, 256, 66, fallback="Q4_0"),
+        _blocks("TQ1_0", 34, 256, 54, fallback="Q4_0"),
     )
 }
+# Types of points on a grid. Blocks are of 256 values at most, twice as many leave some room.
+_GRIDS = frozenset(name for name in TYPES if name.startswith(("IQ1", "IQ2", "IQ3")))
+_LARGEST_SUM = torch.finfo(torch.float32).max / 512
+_ROUNDED = frozenset({"Q8_0", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0"})
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOAT_TYPES = frozenset(_FLOATS)
 
@@ -177,6 +200,8 @@ FILE_TYPES = {
         FileType("IQ2_XXS", 19, "IQ2_XXS"),
         FileType("IQ1_M", 31, "IQ1_M"),
         FileType("IQ1_S", 24, "IQ1_S"),
+        FileType("TQ2_0", 37, "TQ2_0"),
+        FileType("TQ1_0", 36, "TQ1_0"),
     )
 }
 QUANTS: tuple[str, ...] = tuple(FILE_TYPES)

@@ -20,12 +20,14 @@ import torch
 
 from tenp_edge.checkpoint.files import Shard, TensorEntry, write_shards
 from tenp_edge.checkpoint.plan_record import PlanRecord, record_of
+from tenp_edge.checkpoint.tensor_types import TensorTypes, types_of_json
 from tenp_edge.disk import read_json, read_range, write_json
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
 from tenp_edge.models.headers import read_header
 
 VERSION = 2
+TYPED_VERSION = 3  # of plans with types, which releases that know none must not read
 Widths = dict[int, tuple[int, ...]]
 ExpertKey = tuple[int, int]
 Kind = TypeVar("Kind")
@@ -40,6 +42,8 @@ class CompressionPlan:
     ``retained``: (layer, expert) -> ascending indices; None while only the bytes are planned.
     ``record``: how the plan was made and what it predicts.
     ``memory``: the memory table; ``files``: exact bytes of every weight file to be written.
+    ``types``: of every tensor, where the plan chose them one by one; None where the record's
+    ``quant`` says them. They are no part of the digest: what is pruned does not depend on them.
     """
 
     model_type: str
@@ -50,6 +54,12 @@ class CompressionPlan:
     record: PlanRecord = field(default_factory=PlanRecord)
     memory: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, int] = field(default_factory=dict)
+    types: TensorTypes | None = None
+
+    @property
+    def file_types(self) -> TensorTypes | None:
+        """``types`` by the experts of the pruned model, as exporters take them."""
+        return None if self.types is None else self.types.kept(self.widths)
 
     @property
     def keep_ratio(self) -> float:
@@ -105,9 +115,10 @@ class CompressionPlan:
         write_json(file, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
+        types = {} if self.types is None else {"types": self.types.to_json()}
         return {
             "format": "tenp-edge plan",
-            "version": VERSION,
+            "version": TYPED_VERSION if types else VERSION,
             "model": {"model_type": self.model_type, "fingerprint": self.fingerprint},
             "moe_intermediate_size": self.full_width,
             "keep_ratio": self.keep_ratio,
@@ -117,14 +128,13 @@ class CompressionPlan:
             "has_neurons": self.retained is not None,
             "digest": self.digest,
             "widths": {str(layer): list(row) for layer, row in sorted(self.widths.items())},
+            **types,
         }
 
 
 def load_plan(file: Path) -> CompressionPlan:
     """Read a plan back and check that it is whole. Raises UserError naming the field."""
-    raw = read_json(file)
-    if raw.get("format") != "tenp-edge plan" or raw.get("version") != VERSION:
-        raise UserError(f"{file} is not a tenp-edge plan of version {VERSION}", "plan again")
+    raw = _raw_plan(file)
     field = partial(_field, file, raw)
     full = field("moe_intermediate_size", int)
     widths = _widths(file, field("widths", dict), full)
@@ -138,10 +148,28 @@ def load_plan(file: Path) -> CompressionPlan:
         record=record_of(field("record", dict)),
         memory=field("memory", dict),
         files=field("files", dict),
+        types=_types(field("types", dict), widths) if _has_types(raw) else None,
     )
     if plan.digest != raw.get("digest"):
         raise UserError(f"{file} does not match its plan.safetensors", "plan again")
     return plan
+
+
+def names_types(file: Path) -> bool:
+    """Whether the plan in ``file`` says the type of every tensor. Reads plan.json alone."""
+    return _has_types(_raw_plan(file))
+
+
+def _raw_plan(file: Path) -> Mapping[str, Any]:
+    raw = read_json(file)
+    if raw.get("format") != "tenp-edge plan" or raw.get("version") not in (VERSION, TYPED_VERSION):
+        versions = f"{VERSION} or {TYPED_VERSION}"
+        raise UserError(f"{file} is not a tenp-edge plan of version {versions}", "plan again")
+    return raw
+
+
+def _has_types(raw: Mapping[str, Any]) -> bool:
+    return bool(raw["version"] == TYPED_VERSION)
 
 
 def _field(file: Path, raw: Mapping[str, Any], name: str, kind: type[Kind]) -> Kind:
@@ -162,6 +190,10 @@ def _widths(file: Path, raw: Mapping[str, Any], full: int) -> Widths:
     if any(not 0 <= width <= full for row in rows for width in row):
         raise UserError(f"{file}: a width is outside 0..{full}", "plan again")
     return {int(layer): tuple(row) for layer, row in raw.items()}
+
+
+def _types(raw: Mapping[str, Any], widths: Widths) -> TensorTypes:
+    return types_of_json(raw, {layer: len(row) for layer, row in widths.items()})
 
 
 def _load_neurons(file: Path, widths: Widths, full: int) -> dict[ExpertKey, torch.Tensor]:

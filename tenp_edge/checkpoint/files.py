@@ -29,7 +29,7 @@ from tenp_edge.models.headers import (
     ModelFiles,
     StoredTensor,
 )
-from tenp_edge.models.layouts import StoredWeight
+from tenp_edge.models.layouts import PartRule, StoredWeight
 from tenp_edge.models.stored_weights import StackedExperts
 
 TORCH_DTYPES = {
@@ -122,6 +122,11 @@ class Checkpoint(ModelFiles):
             return self._rows(name if weight is None else weight.tensors["weight"], start, stop)
         return self._decoded(weight, start, stop)
 
+    def stored(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Tensor ``name`` of the files as it is, a part of a quantised weight too; of its first
+        dimension ``start:stop``."""
+        return self._tensor(name) if stop is None else self._rows(name, start, stop)
+
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         """One routed expert, whether stored per expert or stacked (gate_up_proj, down_proj)."""
         stacked = self.stacked.get(layer)
@@ -153,20 +158,23 @@ class Checkpoint(ModelFiles):
         return entry.T.contiguous() if weight.transposed else entry
 
     def _decoded(self, weight: StoredWeight, start: int, stop: int) -> torch.Tensor:
-        """Rows ``start:stop`` of a quantised matrix, reading whole blocks of rows; all of them
-        where the rows are not apart in the file."""
+        """Rows ``start:stop`` of a quantised matrix, reading whole blocks of rows; where the rows
+        are not apart in the file, reading all and decoding those."""
         (rows, columns), rules, step = weight.shape, weight.rules, weight.row_step
-        first = start // step * step if step else 0
-        last = min(-(-stop // step) * step, rows) if step else rows
+        first, last = start // step * step, min(-(-stop // step) * step, rows)
         decoded = torch.empty(last - first, columns, dtype=self.dtype)
         parts = {
-            part: self._rows(name, first // rules[part].rows, -(-last // rules[part].rows))
-            if rules[part].rows and self.tensors[name].shape
-            else self._tensor(name)
+            part: self._part_rows(name, rules[part], first, last)
             for part, name in weight.tensors.items()
         }
         _decode_into(decoded, weight, parts)
         return decoded[start - first : stop - first]
+
+    def _part_rows(self, name: str, rule: PartRule, start: int, stop: int) -> torch.Tensor:
+        """What tensor ``name`` of a quantised matrix holds for its rows ``start:stop``."""
+        if rule.rows and not rule.transposed and self.tensors[name].shape:
+            return self._rows(name, start // rule.rows, -(-stop // rule.rows))
+        return _rows_of(self._tensor(name), rule, start, stop)
 
     def dtype_of(self, name: str) -> str:
         """The safetensors name ("BF16") of the dtype that `read` gives the weight in."""
@@ -187,6 +195,10 @@ class Checkpoint(ModelFiles):
             return self.dtype_of((stacked.biases if bias else stacked.weights)[index].name)
         name_of = self.config.expert_bias if bias else self.config.expert_tensor
         return self.dtype_of(name_of(layer, expert, self.config.family.matrices.index(projection)))
+
+    @property
+    def has_quantised_experts(self) -> bool:
+        return any(w.part == "routed experts" and not w.is_plain for w in self.weights.values())
 
     def _tensor(self, name: str) -> torch.Tensor:
         stored = self.tensors[name]
@@ -222,16 +234,19 @@ def _decode_into(
     """
     decoder, facts, rules = DECODERS[weight.layout.name], weight.layout.facts, weight.rules
     (rows, columns), step = target.shape, weight.row_step
-    count = max(1, _DECODED_AT_ONCE // (columns * step)) * step if step else rows
+    count = max(1, _DECODED_AT_ONCE // (columns * step)) * step
     for start in range(0, rows, count):
         stop = min(start + count, rows)
-        slices = {
-            part: tensor[start // rules[part].rows : -(-stop // rules[part].rows)]
-            if rules[part].rows and tensor.ndim
-            else tensor
-            for part, tensor in parts.items()
-        }
+        slices = {part: _rows_of(parts[part], rules[part], start, stop) for part in parts}
         target[start:stop] = decoder(slices, (stop - start, columns), facts)
+
+
+def _rows_of(tensor: torch.Tensor, rule: PartRule, start: int, stop: int) -> torch.Tensor:
+    """What ``tensor``, a part of a quantised matrix, holds for its rows ``start:stop``."""
+    if not rule.rows or not tensor.ndim:
+        return tensor
+    first, last = start // rule.rows, -(-stop // rule.rows)
+    return tensor.narrow(int(rule.transposed), first, last - first)
 
 
 def _halves(both: torch.Tensor, *, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:

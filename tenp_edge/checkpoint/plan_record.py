@@ -17,6 +17,7 @@ _OPTIONAL = (
     "predicted_kl",
     "type_kl",
     "type_choice",
+    "type_shares",
     "chosen_by",
     "refined",
     "way",
@@ -48,6 +49,7 @@ class PlanRecord:
     the share of the neurons that stays in each layer, ``model_retention`` of all parameters,
     ``active_ratio`` of the routed width of a token. Nats per token: ``predicted_kl`` by pruning,
     ``type_kl`` by the type. ``unreached``: (layer, expert) that no calibration token chose.
+    ``type_shares``: share of the experts' bytes by type, where the plan names types itself.
     ``type_choice``, ``frontier``, ``way`` and ``refined`` are what was weighed, as JSON values.
     """
 
@@ -84,6 +86,7 @@ class PlanRecord:
     way: Mapping[str, Any] | None = None
     chosen_by: str | None = None
     refined: Mapping[str, Any] | None = None
+    type_shares: Mapping[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {

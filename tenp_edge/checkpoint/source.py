@@ -23,6 +23,8 @@ from tenp_edge.models import ModelConfig, TensorSpec, expected_tensors
 from tenp_edge.runtime.memory.footprint import PlannedRun
 
 BLOCK_BYTES = 64 * 2**20
+# The experts of a layer are read again for each use where they would be more than this.
+HELD_DECODED_BYTES = 2 * 2**30
 _DOWN = -1
 Rows = Callable[[int, int], torch.Tensor]
 
@@ -131,8 +133,22 @@ class ModelSource:
         return lambda start, stop: whole[start:stop]
 
     @property
-    def stored_dtype(self) -> torch.dtype:
-        return self.checkpoint.dtype
+    def stored_dtype(self) -> torch.dtype | None:
+        """None of a quantised checkpoint whose layers are too large to be held decoded: 1.7 GB of
+        gpt-oss-120b become 6.4."""
+        return None if self._is_large_decoded else self.checkpoint.dtype
+
+    @cached_property
+    def _is_large_decoded(self) -> bool:
+        config = self.config
+        widest = max(map(sum, config.expert_widths.values()))
+        nbytes = (
+            len(config.family.matrices)
+            * config.hidden_size
+            * widest
+            * self.checkpoint.dtype.itemsize
+        )
+        return nbytes > HELD_DECODED_BYTES and self.checkpoint.has_quantised_experts
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """Tensor ``name`` in order, in blocks of rows where the whole would be large to hold."""

@@ -3,64 +3,71 @@
     gate_up_proj (experts, 2 width, hidden), gate's rows first; down_proj (experts, hidden, width)
 
 The matrices may lie transposed, gate's and up's rows in turns, and biases beside them, as the
-family's table says. Stacking needs experts of one width. Where they have several, each has its own
-three matrices.
+family's table says. Stacking needs experts of one width, all of them numbers or all as a quantised
+source stores them (its stacks' parts then, in its orientation). Else each has its own matrices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import torch
 
+from tenp_edge.checkpoint.as_stored import DOWN_STACK, GATE_UP_STACK, AsStored, Cut, Piece
 from tenp_edge.checkpoint.files import TensorEntry
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.models import Family
 
-_GATE_UP, _DOWN = "gate_up", "down"
+_GATE_UP, _DOWN = GATE_UP_STACK, DOWN_STACK
 _BIASES = (f"{_GATE_UP}_bias", f"{_DOWN}_bias")
 
 
 class StackedExperts:
     """The stacked tensors of ``source``, none where its family's experts are written one by one."""
 
-    def __init__(self, source: ModelSource) -> None:
-        config, self._source = source.config, source
+    def __init__(self, source: ModelSource, as_stored: AsStored) -> None:
+        config, self._source, self._stored = source.config, source, as_stored
         first, second = config.family.stacked_names
         names = {_GATE_UP: first, _DOWN: second}
         if config.family.expert_bias:
             names |= dict(zip(_BIASES, (f"{first}_bias", f"{second}_bias"), strict=True))
         self._places: dict[str, tuple[int, str]] = {}
         self._biases: dict[tuple[int, int, str], torch.Tensor] = {}
-        if config.family.stacked and config.is_uniform:
+        alike = bool(as_stored.stacks) or not as_stored.has_experts
+        if config.family.stacked and config.is_uniform and alike:
             for layer in config.expert_widths:
                 prefix = config.moe_prefix(layer)
                 self._places |= {prefix + name: (layer, kind) for kind, name in names.items()}
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
 
     @property
     def any(self) -> bool:
         return bool(self._places)
 
-    def entries(self, layer: int) -> Iterator[TensorEntry]:
+    def pieces(self, layer: int) -> Iterator[Piece]:
         """Of one layer, in file order."""
+        for name, (tensor_layer, kind) in self._places.items():
+            if tensor_layer != layer:
+                continue
+            cuts = self._stored.stacks.get((layer, kind))
+            if cuts is None:
+                yield Piece(self._entry(name, layer, kind), partial(self.blocks, name))
+            else:
+                yield from _stored_pieces(name, cuts)
+
+    def _entry(self, name: str, layer: int, kind: str) -> TensorEntry:
         config = self._source.config
         row, hidden = config.expert_widths[layer], config.hidden_size
-        for name, (tensor_layer, kind) in self._places.items():
-            if tensor_layer == layer:
-                rows, columns = (
-                    (2 * row[0], hidden) if kind.startswith(_GATE_UP) else (hidden, row[0])
-                )
-                matrix = (columns, rows) if config.family.stacked_transposed else (rows, columns)
-                biased = kind in _BIASES
-                stored = (config.expert_bias if biased else config.expert_tensor)(layer, 0, 0)
-                shape = (len(row), rows) if biased else (len(row), *matrix)
-                yield TensorEntry(name, self._source.dtype(stored), shape)
+        rows, columns = (2 * row[0], hidden) if kind.startswith(_GATE_UP) else (hidden, row[0])
+        matrix = (columns, rows) if config.family.stacked_transposed else (rows, columns)
+        biased = kind in _BIASES
+        stored = (config.expert_bias if biased else config.expert_tensor)(layer, 0, 0)
+        shape = (len(row), rows) if biased else (len(row), *matrix)
+        return TensorEntry(name, self._source.dtype(stored), shape)
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """Tensor ``name``, one expert at a time."""
+        """Tensor ``name`` in numbers, one expert at a time."""
         layer, kind = self._places[name]
         for expert in range(len(self._source.config.expert_widths[layer])):
             bias = self._biases.pop((layer, expert, kind), None)
@@ -76,6 +83,17 @@ class StackedExperts:
             return self._biases.pop((layer, expert, kind))
         matrix = _parts(weights.gate, weights.up, weights.down, family)[kind]()
         return matrix.T if family.stacked_transposed else matrix
+
+
+def _stored_pieces(name: str, cuts: list[Cut]) -> Iterator[Piece]:
+    """The parts of the stack ``name`` as the source stores it."""
+    for part, entry in cuts[0].entries(name.removesuffix(".weight")).items():
+        whole = replace(entry, shape=(len(cuts), *entry.shape))
+        yield Piece(whole, partial(_stored_blocks, cuts, part))
+
+
+def _stored_blocks(cuts: list[Cut], part: str) -> Iterator[torch.Tensor]:
+    return (cut.read(part)[None] for cut in cuts)
 
 
 def _parts(

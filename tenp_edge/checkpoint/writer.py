@@ -3,20 +3,23 @@
 The directory is a Hugging Face model directory in the source's dtype: sharded safetensors with
 per-expert names (`stacked` where transformers reads no others), config.json with a ``tenp`` section
 that lists every expert's width, tokenizer, generation config, chat template, licence and a model
-card. config.json comes last, so a directory that has one is complete; until then a marker says
-whose half-written shards lie there.
+card. A quantised source's weights are written as the numbers that they mean or, where that is asked
+for, as they are stored (`as_stored`). config.json comes last, so a directory that has one is
+complete; until then a marker says whose half-written shards lie there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tenp_edge.checkpoint.as_stored import AsStored, Piece
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Shard, TensorEntry, is_written, plan_shards, write_shards
 from tenp_edge.checkpoint.overlay import Mended, settings_of
@@ -24,8 +27,10 @@ from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.stacked import StackedExperts
 from tenp_edge.disk import copy_file, read_json, require_free, write_json, write_text
 from tenp_edge.errors import UserError
-from tenp_edge.models import EXPERT_KEYS, ModelConfig
+from tenp_edge.models import EXPERT_KEYS
 from tenp_edge.models.headers import INDEX_NAME
+from tenp_edge.models.quantization import with_unquantised
+from tenp_edge.models.tensors import Shape
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.resumable import JobRecord
 from tenp_edge.units import format_count, format_size
@@ -43,7 +48,10 @@ COPIED = (
 # DeepSeek's multi-token-prediction layers are not written, so they must not be announced.
 _MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
 # Code of its own, and how the weights were quantised, which are written decoded.
-_NOT_WRITTEN = ("auto_map", "quantization_config")
+_QUANTISED = "quantization_config"
+_NOT_WRITTEN = ("auto_map", _QUANTISED)
+# What the ``tenp`` section says of which checkpoint it is.
+_IDENTITY = ("digest", "stored")
 # What transformers names when it refuses the checkpoint: the one key of config.json that it checks
 # before it reads a weight, in words that it repeats. Else it fails at stacking the experts.
 _EXPERTS = "narrower experts; tenp_edge.load_pruned(PATH) loads them"
@@ -51,75 +59,95 @@ _NARROWED = "Its experts are narrower than config.json says, which plain transfo
 _HUB_CACHE = re.compile(r"models--(.+)")
 
 
-def checkpoint_shards(source: ModelSource) -> list[Shard]:
-    """Every safetensors file that ``write_checkpoint`` will write, exact in names and bytes."""
-    return plan_shards(list(_entries(source)))
+class PrunedFiles:
+    """The weight files that ``source`` is written as, exact in names and bytes. ``dtype``:
+    "decoded", a quantised source's weights as numbers, or "source", as they are stored where
+    slicing allows."""
+
+    def __init__(self, source: ModelSource, dtype: str = "decoded") -> None:
+        self.source, self.as_stored = source, AsStored(source, dtype)
+        pieces = map(self._published, self._all_pieces())
+        self._pieces = {piece.entry.name: piece for piece in pieces}
+        self.shards = plan_shards([piece.entry for piece in self._pieces.values()])
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """Rows of tensor ``name`` in order."""
+        return self._pieces[name].blocks()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which model this is, and in which form: keys of the ``tenp`` section."""
+        form = {"stored": self.as_stored.text} if self.as_stored.any else {}
+        return {"digest": self.source.digest, **form}
+
+    def _published(self, piece: Piece) -> Piece:
+        """``piece`` under the name that the family's files have; a wrapped language model stands
+        alone."""
+        config = self.source.config
+        if config.family.wrapper is not None:
+            return piece
+        return replace(piece, entry=replace(piece.entry, name=config.stored_name(piece.entry.name)))
+
+    def _all_pieces(self) -> Iterator[Piece]:
+        stacked, seen = StackedExperts(self.source, self.as_stored), set[int]()
+        for name, spec in self.source.tensors.items():
+            if spec.expert is None or spec.layer is None or not stacked.any:
+                yield from self.as_stored.pieces(spec) or [self._number(name, spec.shape)]
+            elif spec.layer not in seen:
+                seen.add(spec.layer)
+                yield from stacked.pieces(spec.layer)
+
+    def _number(self, name: str, shape: Shape) -> Piece:
+        entry = TensorEntry(name, self.source.dtype(name), shape)
+        return Piece(entry, partial(self.source.blocks, name))
 
 
-def _published(config: ModelConfig, name: str) -> str:
-    """Tensor ``name`` as the family's files call it; a wrapped language model stands alone."""
-    return name if config.family.wrapper is not None else config.stored_name(name)
-
-
-def _entries(source: ModelSource) -> Iterator[TensorEntry]:
-    for entry in _own_entries(source):
-        yield replace(entry, name=_published(source.config, entry.name))
-
-
-def _own_entries(source: ModelSource) -> Iterator[TensorEntry]:
-    """The same by the names that a tensor has in here."""
-    stacked, seen = StackedExperts(source), set[int]()
-    for name, spec in source.tensors.items():
-        if spec.expert is None or spec.layer is None or not stacked.any:
-            yield TensorEntry(name, source.dtype(name), spec.shape)
-        elif spec.layer not in seen:
-            seen.add(spec.layer)
-            yield from stacked.entries(spec.layer)
-
-
-def _blocks(source: ModelSource) -> Callable[[str], Iterator[torch.Tensor]]:
-    stacked = StackedExperts(source)
-    names = {_published(source.config, e.name): e.name for e in _own_entries(source)}
-
-    def blocks(stored: str) -> Iterator[torch.Tensor]:
-        name = names[stored]
-        return stacked.blocks(name) if name in stacked else source.blocks(name)
-
-    return blocks
-
-
-def checkpoint_files(source: ModelSource) -> dict[str, int]:
+def checkpoint_files(source: ModelSource, dtype: str = "decoded") -> dict[str, int]:
     """Exact bytes of every weight file of the pruned checkpoint, by name."""
-    return {shard.name: shard.nbytes for shard in checkpoint_shards(source)}
+    return {shard.name: shard.nbytes for shard in PrunedFiles(source, dtype).shards}
 
 
 def write_checkpoint(
-    source: ModelSource, directory: Path, progress: Progress = QUIET
+    source: ModelSource,
+    directory: Path,
+    progress: Progress = QUIET,
+    dtype: str = "decoded",
 ) -> Mapping[str, str]:
-    """Write ``source`` (seen through a plan) to ``directory``; again, to continue where it stopped.
+    """`write_files` of ``source``, seen through a plan."""
+    return write_files(PrunedFiles(source, dtype), directory, progress)
+
+
+def write_files(
+    files: PrunedFiles, directory: Path, progress: Progress = QUIET
+) -> Mapping[str, str]:
+    """Write ``files`` and what belongs to them to ``directory``; again, to continue.
 
     Holds one expert, or one block of an embedding's rows, in memory at a time. Returns the SHA-256
     of the weight files that it wrote, by name: those that were there are not read.
     Raises UserError when ``directory`` holds another model or the disk has no room.
     """
-    shards = checkpoint_shards(source)
+    source, shards, written = files.source, files.shards, pruned_json(files)
     digests: dict[str, str] = {}
-    if _is_complete(source, directory, shards):
+    if _is_complete(written, directory, shards):
         return digests
     _require_neurons(_plan(source))
-    _claim(source, directory)
+    _claim(files.identity, directory)
     pending = [shard for shard in shards if not is_written(directory, shard)]
     require_free(directory, sum(shard.nbytes for shard in pending), "the pruned checkpoint")
     total = sum(entry.nbytes for shard in pending for entry in shard.entries)
     with progress.task("writing the pruned checkpoint", total, "bytes") as task:
-        for entry in write_shards(directory, shards, _blocks(source), digests):
+        for entry in write_shards(directory, shards, files.blocks, digests):
             task.advance(entry.nbytes)
     for file in copied_files(source.checkpoint.path):
         target = directory / file.relative_to(source.checkpoint.path)
         target.parent.mkdir(exist_ok=True)
         copy_file(file, target)
-    write_text(directory / "README.md", model_card(source))
-    write_json(directory / "config.json", pruned_json(source), indent=2)
+    write_text(directory / "README.md", model_card(files))
+    write_json(directory / "config.json", written, indent=2)
     (directory / MARKER).unlink()
     return digests
 
@@ -136,11 +164,11 @@ def _require_neurons(plan: CompressionPlan) -> None:
                 plan.neurons(layer, expert)
 
 
-def _is_complete(source: ModelSource, directory: Path, shards: Sequence[Shard]) -> bool:
+def _is_complete(config: Mapping[str, Any], directory: Path, shards: Sequence[Shard]) -> bool:
     """True when this very model is there; UserError when a finished other one is."""
     if not (directory / "config.json").is_file():
         return False
-    if read_json(directory / "config.json") != pruned_json(source):
+    if read_json(directory / "config.json") != config:
         raise UserError(
             f"{directory} already holds another model",
             "another output directory, or --force to overwrite this one",
@@ -148,23 +176,27 @@ def _is_complete(source: ModelSource, directory: Path, shards: Sequence[Shard]) 
     return not (directory / MARKER).is_file() and all(is_written(directory, s) for s in shards)
 
 
-def is_other_checkpoint(directory: Path, digest: str | None) -> bool:
-    """Whether a finished checkpoint other than `ModelSource.digest` lies in ``directory``."""
+def is_other_checkpoint(directory: Path, files: PrunedFiles) -> bool:
+    """Whether a finished checkpoint other than ``files`` lies in ``directory``."""
     file = directory / "config.json"
-    return file.is_file() and (read_json(file).get("tenp") or {}).get("digest") != digest
+    if not file.is_file():
+        return False
+    section = read_json(file).get("tenp") or {}
+    return any(section.get(key) != files.identity.get(key) for key in _IDENTITY)
 
 
-def reopen(directory: Path, digest: str | None) -> None:
-    """Make the finished checkpoint ``digest`` in ``directory``, of which files are missing, an
-    unfinished one: `write_checkpoint` then writes what is missing and keeps the rest."""
+def reopen(directory: Path, files: PrunedFiles) -> None:
+    """Make the finished checkpoint in ``directory``, of whose ``files`` some are missing, an
+    unfinished one: `write_files` then writes what is missing and keeps the rest."""
     if directory.is_dir():
-        _unfinished(directory, digest).write()
+        JobRecord(directory / MARKER, files.identity).write()
 
 
-def _claim(source: ModelSource, directory: Path) -> None:
-    """Mark ``directory`` as ours; what an interrupted run for another plan left is removed."""
+def _claim(identity: Mapping[str, Any], directory: Path) -> None:
+    """Mark ``directory`` as ours; what an interrupted run for another plan left is removed. The
+    marker says whose half-written shards lie there; a shard that has its name is done."""
     directory.mkdir(parents=True, exist_ok=True)
-    record = _unfinished(directory, source.digest)
+    record = JobRecord(directory / MARKER, identity)
     files = sorted([*directory.glob("*.safetensors"), *directory.glob(INDEX_NAME)])
     if record.file.is_file():
         stale = files if record.found() is None else []
@@ -178,11 +210,6 @@ def _claim(source: ModelSource, directory: Path) -> None:
     record.write()
 
 
-def _unfinished(directory: Path, digest: str | None) -> JobRecord:
-    """Says whose half-written shards lie in ``directory``; a shard that has its name is done."""
-    return JobRecord(directory / MARKER, {"digest": digest})
-
-
 def copied_files(directory: Path) -> Iterator[Path]:
     """The files of a model directory that a pruned copy takes over as they are."""
     for pattern in COPIED:
@@ -191,9 +218,13 @@ def copied_files(directory: Path) -> Iterator[Path]:
                 yield file
 
 
-def pruned_json(source: ModelSource) -> dict[str, Any]:
-    """config.json of the pruned model: the source's, new counts, and the ``tenp`` section."""
+def pruned_json(files: PrunedFiles) -> dict[str, Any]:
+    """config.json of the pruned model: the source's, new counts, and the ``tenp`` section; how the
+    weights are quantised where some are still."""
+    source, stored = files.source, files.as_stored
     raw = {key: value for key, value in source.config.raw.items() if key not in _NOT_WRITTEN}
+    if stored.any:
+        raw[_QUANTISED] = with_unquantised(source.config, stored.unquantised)
     for key in _MTP_KEYS:
         if raw.get(key):
             raw[key] = 0
@@ -202,7 +233,7 @@ def pruned_json(source: ModelSource) -> dict[str, Any]:
         raw[key] = source.config.num_experts
     if _is_narrowed(source):
         raw["experts_implementation"] = _EXPERTS
-    raw["tenp"] = _tenp_section(source)
+    raw["tenp"] = _tenp_section(source) | files.identity
     return raw
 
 
@@ -253,8 +284,9 @@ def base_model(directory: Path, raw: Mapping[str, Any]) -> str | None:
     return None
 
 
-def model_card(source: ModelSource) -> str:
+def model_card(files: PrunedFiles) -> str:
     """README.md of the pruned checkpoint: what was done, and how to load it."""
+    source = files.source
     base = base_model(source.checkpoint.path, source.config.raw)
     name = base or f"A {source.config.family.model_type} model"
     shown = base or source.checkpoint.path.resolve().name
@@ -262,13 +294,13 @@ def model_card(source: ModelSource) -> str:
     if base:
         front.insert(0, f"base_model: {base}")
     title = f"# {shown.split('/')[-1]}, pruned"
-    return "\n".join(["---", *front, "---", "", title, "", _card_text(source, name)])
+    return "\n".join(["---", *front, "---", "", title, "", _card_text(files, name)])
 
 
-def _card_text(source: ModelSource, name: str) -> str:
+def _card_text(files: PrunedFiles, name: str) -> str:
+    source = files.source
     plan, config = _plan(source), source.config
     widths = [width for row in config.expert_widths.values() for width in row]
-    total = sum(shard.nbytes for shard in checkpoint_shards(source))
     kept = len(config.family.matrices) * config.hidden_size * config.expert_neurons
     left_out = source.checkpoint.left_out_text
     extra = f"| left out | {left_out} |\n" if left_out else ""
@@ -276,7 +308,7 @@ def _card_text(source: ModelSource, name: str) -> str:
     loading = _NARROWED if _is_narrowed(source) else "Load it with:"
     return f"""\
 {name} with {removed} removed by tenp-edge
-{__version__}. {_unchanged(source)}
+{__version__}. {_unchanged(files)}
 
 | | |
 |---|---|
@@ -284,7 +316,7 @@ def _card_text(source: ModelSource, name: str) -> str:
 | routed-expert parameters kept | {plan.keep_ratio:.2%} ({format_count(kept)}) |
 | expert width | {min(widths)} to {max(widths)} of {plan.full_width} |
 | experts per layer | {config.num_experts} |
-| size | {format_size(total)} |
+| size | {format_size(files.nbytes)} |
 {extra}
 {loading}
 
@@ -298,11 +330,12 @@ model = tenp_edge.load_pruned("PATH")
 """
 
 
-def _unchanged(source: ModelSource) -> str:
+def _unchanged(files: PrunedFiles) -> str:
     """What of the original is still there as it was."""
+    source = files.source
     if not isinstance(source.mended, Mended):
         rest = "Everything else, the router's remaining rows included, is the original's, bit for"
-        return f"{rest}\nbit{_decoded(source)}."
+        return f"{rest}\nbit{_decoded(files)}."
     info, done = source.mended.info, []
     if info["repair"]:
         ridge = f"by ridge least squares ({info['repair_ridge']:g})"
@@ -310,14 +343,14 @@ def _unchanged(source: ModelSource) -> str:
     if info["heal"]:
         what = {"routers": "the routers", "norms": "the routers and the layers' norms"}
         done.append(f"{what[info['heal']]} were trained against the original, layer by layer")
-    return (
-        "Then " + " and\n".join(done) + f".\nEverything else is the original's{_decoded(source)}."
-    )
+    return "Then " + " and\n".join(done) + f".\nEverything else is the original's{_decoded(files)}."
 
 
-def _decoded(source: ModelSource) -> str:
-    """What to add of a quantised original, whose weights are written as the numbers they mean."""
-    weights = source.checkpoint.weights.values()
+def _decoded(files: PrunedFiles) -> str:
+    """What to add of a quantised original: which weights are written as the numbers they mean."""
+    if files.as_stored.any:
+        return f". {files.as_stored.text}"
+    weights = files.source.checkpoint.weights.values()
     titles = sorted({weight.layout.title for weight in weights if not weight.is_plain})
     return f", decoded from {' and '.join(titles)}" if titles else ""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from tenp_edge.cli import flags
 from tenp_edge.cli.console import progress, show
@@ -27,7 +27,12 @@ from tenp_edge.verbs.options import (
 def compare(
     model: flags.Model,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Directory for compare.json, .md and .png.")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Directory for the tables: compare.json, .md and .png, or matched.json and .md.",
+        ),
     ],
     options: CompareOptions,
     json_output: flags.Json = False,
@@ -39,25 +44,46 @@ def compare(
     checkpoint for each ratio, whatever the number of methods. The same command continues after a
     kill.
 
+    --matched compares files of equal size: the whole model in the best type that fits, one type
+    with pruning, experts removed, and plans that choose widths and types together.
+
     Examples:
 
         tenp-edge compare MODEL -o OUT
+
+        tenp-edge compare MODEL --matched --budget IQ4_XS --budget Q2_K -o OUT
 
         tenp-edge compare MODEL --method short --keep 0.6 --seeds 1 -o OUT
 
         tenp-edge compare MODEL --data code=a.jsonl --eval-data code=b.jsonl --method all -o OUT
     """
-    from tenp_edge.cli.report import measured_tables
-    from tenp_edge.evaluation.comparison.table import lines, predictions
-    from tenp_edge.verbs.compare import run_compare
-
-    result = run_compare(model, output, options, TerminalProgress(Console(stderr=True)))
+    shown = TerminalProgress(Console(stderr=True))
+    result, report = (_matched if options.matched else _by_share)(model, output, options, shown)
     if json_output:
         print(json.dumps(result, indent=1))
     else:
         # In a pipe or a log there is no terminal width to respect, and the table is wide.
-        width = None if sys.stdout.isatty() else 160
-        Console(width=width).print(measured_tables.comparison(lines(result), predictions(result)))
+        Console(width=None if sys.stdout.isatty() else 160).print(report)
+
+
+def _by_share(
+    model: Path, output: Path, options: CompareOptions, shown: TerminalProgress
+) -> tuple[dict[str, Any], RenderableType]:
+    from tenp_edge.evaluation.comparison.table import lines, predictions
+    from tenp_edge.verbs.compare import run_compare
+
+    result = run_compare(model, output, options, shown)
+    return result, measured_tables.comparison(lines(result), predictions(result))
+
+
+def _matched(
+    model: Path, output: Path, options: CompareOptions, shown: TerminalProgress
+) -> tuple[dict[str, Any], RenderableType]:
+    from tenp_edge.evaluation.matched.table import sections
+    from tenp_edge.verbs.compare_matched import run_compare_matched
+
+    result = run_compare_matched(model, output, options, shown)
+    return result, measured_tables.matched(sections(result))
 
 
 @flags.expanded()

@@ -11,18 +11,59 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from tenp_edge.cli import convert, evaluate, inspect, interrupts, prune, run
+from tenp_edge.cli import interrupts
 from tenp_edge.cli.console import err
 from tenp_edge.cli.os_errors import as_user_error
 from tenp_edge.errors import UserError
 from tenp_edge.version import __version__
 
+# Each verb and the module beside this one in which it is. In the order of the help.
+VERBS = {
+    "demo": "prune",
+    "inspect": "inspect",
+    "profiles": "inspect",
+    "calibrate": "prune",
+    "merge": "prune",
+    "plan": "prune",
+    "compress": "prune",
+    "export": "convert",
+    "validate": "evaluate",
+    "compare": "evaluate",
+    "run": "run",
+    "serve": "run",
+    "bench": "run",
+}
+
+
+class _Verbs(TyperGroup):
+    """The verbs; one is loaded when it is typed, all are for the help and for a mistyped one."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        for name in [cmd_name] if cmd_name in VERBS else VERBS:
+            if name not in self.commands:
+                self.commands[name] = loaded_verb(name)
+        return self.commands.get(cmd_name)
+
+
+def loaded_verb(name: str) -> Any:
+    """The verb as a command of its own, for the command line and the pages made from it."""
+    verb = typer.Typer(rich_markup_mode="rich", add_completion=False)
+    verb.command(name)(getattr(import_module(f"tenp_edge.cli.{VERBS[name]}"), name))
+    return typer.main.get_command(verb)
+
+
 app = typer.Typer(
     name="tenp-edge",
+    cls=_Verbs,
     help="Prune the experts of a Mixture-of-Experts model to a RAM budget, export it, prove it.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -75,7 +116,10 @@ def _version(value: bool) -> None:
 def _root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "-V", "--version", callback=_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     if context.invoked_subcommand not in _RUNNING:
@@ -84,24 +128,6 @@ def _root(
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     else:
         interrupts.leave_to_the_verb()
-
-
-for _verb in (
-    prune.demo,
-    inspect.inspect,
-    inspect.profiles,
-    prune.calibrate,
-    prune.merge,
-    prune.plan,
-    prune.compress,
-    convert.export,
-    evaluate.validate,
-    evaluate.compare,
-    run.run,
-    run.serve,
-    run.bench,
-):
-    app.command()(_verb)
 
 
 if __name__ == "__main__":

@@ -167,7 +167,9 @@ def _calibration(compute: ComputeOptions) -> CalibrationOptions:
 def compress(
     model: flags.Model,
     options: CompressOptions,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan, by bytes.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only plan, by bytes: what plan does.", hidden=True)
+    ] = False,
     json_output: flags.Json = False,
 ) -> None:
     """Calibrate, plan, slice, export and validate: a model that fits, with proof.

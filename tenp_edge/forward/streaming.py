@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,10 @@ from tenp_edge.forward.experts import RaggedExperts, ReadExperts, set_experts
 from tenp_edge.models import EXPERT_KEYS, LayerAttention, ModelConfig, TensorSpec
 
 _VOCAB_CHUNK = 16384
+# Of a package of kernels for a GPU, which it would have everybody install: the same numbers.
+logging.getLogger("transformers.integrations.hub_kernels").addFilter(
+    lambda record: "falling back to its reference" not in record.getMessage()
+)
 # Keys of config.json that are not for the model; the last is for those who load it without us.
 _NOT_FOR_MODELS = (
     "tenp",

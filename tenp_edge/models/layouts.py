@@ -23,13 +23,18 @@ class PartRule:
     ``suffixes``: what follows the module's name, the first that is in the files counts. They begin
     with a dot for a module's tensors, with none for the parameters of stacked experts.
     ``shapes``: the legal ones. ``rows``: rows of the weight that one entry of the first dimension
-    is for; 0 where the tensor is for the whole weight.
+    is for; 0 where an entry is for all of them. ``columns``: the same of the second dimension; None
+    where columns cannot go without the others. ``transposed``: the first dimension is the columns'.
+    ``lanes``: where an entry is a word of a code for each of its rows: the place of each in it.
     """
 
     suffixes: tuple[str, ...]
     dtypes: tuple[str, ...]
     shapes: tuple[Shape, ...]
     rows: int = 1
+    columns: int | None = 1
+    transposed: bool = False
+    lanes: tuple[int, ...] = ()
     optional: bool = False
 
 
@@ -108,9 +113,8 @@ class StoredWeight:
 
     @property
     def row_step(self) -> int:
-        """Rows that must be decoded together; 0 where all must."""
-        rows = [self.rules[part].rows for part in self.tensors]
-        return max(rows) if rows[0] else 0
+        """Rows that must be decoded together."""
+        return max(self.rules[part].rows for part in self.tensors)
 
     def parts(self) -> Iterator[tuple[str, PartRule]]:
         """(tensor, rule) of every part that is there."""

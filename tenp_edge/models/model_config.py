@@ -136,6 +136,11 @@ class ModelConfig:
         inside = name.startswith("model.")
         return self.stored_prefix + name.removeprefix("model.") if inside else name
 
+    def text_name(self, name: str) -> str:
+        """What the files call ``name``, as the language model alone calls it."""
+        inside = name.startswith(self.stored_prefix)
+        return "model." + name.removeprefix(self.stored_prefix) if inside else name
+
     def layer_prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."
 

@@ -6,7 +6,7 @@ mean is in the decoder of the same name (`tenp_edge.checkpoint.stored`).
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 from tenp_edge.models.layouts import Layout, PartRule, Rules
 from tenp_edge.models.tensors import Shape
@@ -16,6 +16,8 @@ _E8M0 = ("F8_E8M0", "U8")  # an exponent in a byte, under either name
 _ONE: tuple[Shape, ...] = ((), (1,), (1, 1))
 _WORD_BITS = 32
 MX_GROUP, NV_GROUP = 32, 16
+# Where in a word of eight, counted from the lowest bits, output 0, 1, 2, ... of the eight lies.
+AWQ_LANES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 def scaled(
@@ -44,13 +46,14 @@ def scaled(
             shapes = (grid, *_ONE)
         elif block == (1, None):
             shapes = (grid, grid[:1])
-        rows = block[0] or 0
+        rule = partial(PartRule, rows=block[0] or 0, columns=block[1] or 0)
         parts = {
             "codes": PartRule((".weight", ""), codes, (shape,)),
-            "scale": PartRule(suffixes, (*FLOATS, *_E8M0), shapes, rows),
+            "scale": rule(suffixes, (*FLOATS, *_E8M0), shapes),
         }
         if zero_points:
-            parts["zero"] = PartRule((".weight_zero_point",), ("I8", *FLOATS), shapes, rows)
+            kinds = ("I8", *FLOATS)
+            parts["zero"] = rule((".weight_zero_point",), kinds, shapes)
         return parts
 
     facts = {"block": block, "rounds_to": rounds_to}
@@ -77,8 +80,10 @@ def mxfp4_stacked() -> Layout:
     def rules(shape: Shape) -> Rules:
         rows, groups = shape[0], shape[1] // MX_GROUP
         return {
-            "codes": PartRule(("_blocks",), ("U8",), ((rows, groups, MX_GROUP // 2),)),
-            "scale": PartRule(("_scales",), _E8M0, ((rows, groups),)),
+            "codes": PartRule(
+                ("_blocks",), ("U8",), ((rows, groups, MX_GROUP // 2),), columns=MX_GROUP
+            ),
+            "scale": PartRule(("_scales",), _E8M0, ((rows, groups),), columns=MX_GROUP),
         }
 
     return Layout("fp4", "MXFP4", rules, {"group": MX_GROUP})
@@ -91,8 +96,8 @@ def mxfp4(codes: tuple[str, ...], scale: tuple[str, ...]) -> Layout:
     def rules(shape: Shape) -> Rules:
         rows, columns = shape
         return {
-            "codes": PartRule(codes, ("U8", "I8"), ((rows, columns // 2),)),
-            "scale": PartRule(scale, _E8M0, ((rows, columns // MX_GROUP),)),
+            "codes": PartRule(codes, ("U8", "I8"), ((rows, columns // 2),), columns=2),
+            "scale": PartRule(scale, _E8M0, ((rows, columns // MX_GROUP),), columns=MX_GROUP),
         }
 
     return Layout("fp4", "MXFP4", rules, {"group": MX_GROUP})
@@ -106,10 +111,11 @@ def nvfp4(codes: str, whole: str, *, reciprocal: bool, rounds_to: str | None = N
     @cache
     def rules(shape: Shape) -> Rules:
         rows, columns = shape
+        scales = ((rows, columns // NV_GROUP),)
         return {
-            "codes": PartRule((codes,), ("U8",), ((rows, columns // 2),)),
-            "scale": PartRule((".weight_scale",), ("F8_E4M3",), ((rows, columns // NV_GROUP),)),
-            "whole": PartRule((whole,), ("F32",), _ONE, rows=0),
+            "codes": PartRule((codes,), ("U8",), ((rows, columns // 2),), columns=2),
+            "scale": PartRule((".weight_scale",), ("F8_E4M3",), scales, columns=NV_GROUP),
+            "whole": PartRule((whole,), ("F32",), _ONE, rows=0, columns=0),
         }
 
     facts = {"group": NV_GROUP, "reciprocal": reciprocal, "rounds_to": rounds_to}
@@ -124,22 +130,35 @@ def packed(bits: int, group: int | None, *, zero_points: bool) -> Layout:
     def rules(shape: Shape) -> Rules:
         rows, columns = shape
         groups = _blocks(columns, group)
-        words = _words(columns, bits)
+        words, in_word = _words(columns, bits), _WORD_BITS // bits
         scales: tuple[Shape, ...] = ((rows, groups),) if groups > 1 else ((rows, 1), (rows,))
         parts = {
-            "codes": PartRule((".weight_packed",), ("I32",), ((rows, words),)),
-            "scale": PartRule((".weight_scale",), FLOATS, scales),
-            "shape": PartRule((".weight_shape",), ("I64", "I32"), ((2,),), 0, optional=True),
-            "order": PartRule((".weight_g_idx",), ("I32",), ((columns,),), 0, optional=True),
+            "codes": PartRule((".weight_packed",), ("I32",), ((rows, words),), columns=in_word),
+            "scale": PartRule((".weight_scale",), FLOATS, scales, columns=group or 0),
+            "shape": PartRule(
+                (".weight_shape",), ("I64", "I32"), ((2,),), 0, columns=0, optional=True
+            ),
+            "order": _order((".weight_g_idx",), columns),
         }
         if zero_points:
-            zeros = ((_words(rows, bits), groups),)
-            rows_a_word = _WORD_BITS // bits
-            parts["zero"] = PartRule((".weight_zero_point",), ("I32",), zeros, rows_a_word)
+            parts["zero"] = PartRule(
+                (".weight_zero_point",),
+                ("I32",),
+                ((_words(rows, bits), groups),),
+                rows=in_word,
+                columns=group or 0,
+                lanes=tuple(range(in_word)),
+            )
         return parts
 
     facts = {"bits": bits, "group": group, "rounds_to": "scale"}
     return Layout("packed", f"INT{bits}, {_groups(group)}", rules, facts)
+
+
+def _order(suffixes: tuple[str, ...], columns: int) -> PartRule:
+    """The group of each column, which a cut of columns would number anew."""
+    shapes = ((columns,),)
+    return PartRule(suffixes, ("I32",), shapes, rows=0, columns=None, optional=True)
 
 
 def _words(count: int, bits: int) -> int:
@@ -157,12 +176,17 @@ def gptq(bits: int, group: int | None, *, shift: int) -> Layout:
     @cache
     def rules(shape: Shape) -> Rules:
         rows, columns = shape
-        groups = _blocks(columns, group)
+        groups, in_word = _blocks(columns, group), _WORD_BITS // bits
+        words, zeros = _words(columns, bits), _words(rows, bits)
+        across = partial(PartRule, columns=group or 0, transposed=True)
+        lanes = tuple(range(in_word))
         return {
-            "codes": PartRule((".qweight",), ("I32",), ((_words(columns, bits), rows),), 0),
-            "zero": PartRule((".qzeros",), ("I32",), ((groups, _words(rows, bits)),), 0),
-            "scale": PartRule((".scales",), FLOATS, ((groups, rows),), 0),
-            "order": PartRule((".g_idx",), ("I32",), ((columns,),), 0, optional=True),
+            "codes": PartRule(
+                (".qweight",), ("I32",), ((words, rows),), columns=in_word, transposed=True
+            ),
+            "zero": across((".qzeros",), ("I32",), ((groups, zeros),), rows=in_word, lanes=lanes),
+            "scale": across((".scales",), FLOATS, ((groups, rows),)),
+            "order": _order((".g_idx",), columns),
         }
 
     facts = {"bits": bits, "group": group, "shift": shift}
@@ -176,10 +200,12 @@ def awq(group: int | None) -> Layout:
     def rules(shape: Shape) -> Rules:
         rows, columns = shape
         groups, words = _blocks(columns, group), _words(rows, 4)
+        eight = partial(PartRule, rows=8, transposed=True, lanes=AWQ_LANES)
+        scales = ((groups, rows),)
         return {
-            "codes": PartRule((".qweight",), ("I32",), ((columns, words),), 0),
-            "zero": PartRule((".qzeros",), ("I32",), ((groups, words),), 0),
-            "scale": PartRule((".scales",), FLOATS, ((groups, rows),), 0),
+            "codes": eight((".qweight",), ("I32",), ((columns, words),)),
+            "zero": eight((".qzeros",), ("I32",), ((groups, words),), columns=group or 0),
+            "scale": PartRule((".scales",), FLOATS, scales, columns=group or 0, transposed=True),
         }
 
     return Layout("awq", f"AWQ, 4 bits, {_groups(group)}", rules, {"group": group})

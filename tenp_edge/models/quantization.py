@@ -7,7 +7,7 @@ the config leaves as it was (modules_to_not_convert, ignore) is read as such wit
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
 from tenp_edge.models.config.reader import malformed
 from tenp_edge.models.layouts import Layout
+from tenp_edge.models.model_config import ModelConfig
 from tenp_edge.models.quantised_layouts import (
     MX_GROUP,
     awq,
@@ -26,6 +27,7 @@ from tenp_edge.models.quantised_layouts import (
     scaled,
 )
 
+_SECTION = "quantization_config"
 _BLOCK = (128, 128)
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _INVERSE = (".weight_scale_inv", "_scale_inv", ".scale")
@@ -42,7 +44,7 @@ def quantised_layouts(raw: Mapping[str, Any]) -> tuple[Layout, ...]:
 
     Raises UserError for a method or a setting that is not known, by its name.
     """
-    stated = raw.get("quantization_config")
+    stated = raw.get(_SECTION)
     if not stated:
         return ()
     config = stated if isinstance(stated, dict) else {"quant_method": stated}
@@ -241,3 +243,23 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], tuple[Layout, ...]]] = {
 _REASONS = {
     "bitsandbytes": "its blocks run over rows and its tables are nested, which is not read",
 }
+
+# -- which modules are not quantised ---------------------------------------------------------------
+
+
+def with_unquantised(config: ModelConfig, modules: Sequence[str]) -> dict[str, Any]:
+    """quantization_config of ``config``, which names ``modules`` too as such that are not
+    quantised, in the words of its method, and all of them as the language model alone has them."""
+    stated = dict(config.raw[_SECTION])
+    key = next((key for key in _UNQUANTISED if key in stated), None)
+    key = key or _OWN_UNQUANTISED.get(stated["quant_method"], _UNQUANTISED[0])
+    if key == _RULES:  # a pattern with a minus before it
+        patterns: dict[str, Any] = {f"-:{re.escape(module)}": {} for module in modules}
+        return stated | {key: {**(stated.get(key) or {}), **patterns}}
+    renamed = [config.text_name(name) for name in stated.get(key) or ()]
+    return stated | {key: [*renamed, *modules]}
+
+
+_RULES = "dynamic"  # GPTQModel's
+_UNQUANTISED = ("modules_to_not_convert", "ignore", "exclude_modules", _RULES)
+_OWN_UNQUANTISED = {"compressed-tensors": "ignore", "modelopt": "ignore", "gptq": _RULES}

@@ -62,7 +62,7 @@ def make_record(checkpoint: Checkpoint, search: Search, priced: Priced) -> PlanR
         width_multiple=target.width_multiple,
         format=target.exporter.format,
         layout=priced.manifest.layout,
-        quant=file.quant,
+        quant=priced.manifest.quant,
         imatrix=file.imatrix,
         tensor_types=file.tensor_types,
         shard_bytes=file.shard_bytes,
@@ -81,6 +81,7 @@ def make_record(checkpoint: Checkpoint, search: Search, priced: Priced) -> PlanR
         active_ratio=None if evidence is None else evidence.active_ratio(widths, priced.full_width),
         predicted_loss=None if evidence is None else evidence.predicted_loss(widths),
         predicted_kl=None if evidence is None else search.kl_of(widths),
+        type_shares=None if priced.types is None else priced.manifest.type_shares,
         unreached=() if evidence is None else tuple(evidence.unreached),
         notes=tuple(_notes(search, priced)),
     )

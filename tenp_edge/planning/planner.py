@@ -75,7 +75,7 @@ def make_plan(
         way=way or None,
     )
     plan = replace(
-        draft(checkpoint, priced.widths),
+        draft(checkpoint, priced.widths, priced.types),
         retained=None if evidence is None else evidence.retained(priced.widths),
         record=record,
         memory=memory_json(search, priced),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import pruned_config
-from tenp_edge.exporters.base import Manifest
+from tenp_edge.checkpoint.tensor_types import TensorTypes
+from tenp_edge.exporters.base import ExportOptions, Manifest
 from tenp_edge.models import ModelConfig
 from tenp_edge.planning.memory_table import MemoryTable, memory_table
 from tenp_edge.planning.target import Target
@@ -16,13 +17,14 @@ from tenp_edge.runtime.memory.footprint import RunMemory
 
 @dataclass(frozen=True)
 class Priced:
-    """Widths with the manifest and the memory they cost."""
+    """Widths, and types where there are some, with the manifest and the memory they cost."""
 
     widths: Widths
     full_width: int
     config: ModelConfig
     manifest: Manifest
     memory: MemoryTable
+    types: TensorTypes | None = None
 
     @property
     def keep_ratio(self) -> float:
@@ -32,10 +34,11 @@ class Priced:
 
 
 class Pricer:
-    """Prices widths for one checkpoint and target, each manifest once.
+    """Prices widths (and types of every tensor) for one checkpoint and target, each manifest once.
 
-    The weights are exact; what the run takes besides is estimated, or, once `confirm` was called,
-    what the runtime answered last: it hardly changes from plan to plan.
+    ``types`` go by the experts of the source model, as in a plan. The weights are exact; what the
+    run takes besides is estimated, or, once `confirm` was called, what the runtime answered last:
+    it hardly changes from plan to plan.
     """
 
     def __init__(
@@ -43,37 +46,54 @@ class Pricer:
     ) -> None:
         self.checkpoint, self.target = checkpoint, target
         self.answer = answer
-        self._known: dict[tuple[tuple[int, ...], ...], tuple[ModelConfig, Manifest]] = {}
+        self._known: dict[_Key, tuple[ModelConfig, Manifest]] = {}
 
-    def __call__(self, widths: Widths) -> Priced:
-        target, (config, manifest) = self.target, self._manifest(widths)
+    def __call__(self, widths: Widths, types: TensorTypes | None = None) -> Priced:
+        target, (config, manifest) = self.target, self._manifest(widths, types)
         table = memory_table(
             config, manifest, target.profile, target.run, target.budget_bytes, self.answer
         )
-        return Priced(widths, self.checkpoint.config.moe_intermediate_size, config, manifest, table)
+        full = self.checkpoint.config.moe_intermediate_size
+        return Priced(widths, full, config, manifest, table, types)
 
-    def confirm(self, widths: Widths) -> Priced:
+    def confirm(self, widths: Widths, types: TensorTypes | None = None) -> Priced:
         """The price with the runtime's own answer for this very plan, where it can be asked."""
-        target, (config, _) = self.target, self._manifest(widths)
-        memory = target.exporter.run_memory(self.checkpoint, config, target.options, target.run)
+        target, (config, _) = self.target, self._manifest(widths, types)
+        options = _file_options(target, widths, types)
+        memory = target.exporter.run_memory(self.checkpoint, config, options, target.run)
         self.answer = memory or self.answer
-        return self(widths)
+        return self(widths, types)
 
-    def _manifest(self, widths: Widths) -> tuple[ModelConfig, Manifest]:
-        key = tuple(widths.values())
+    def _manifest(self, widths: Widths, types: TensorTypes | None) -> tuple[ModelConfig, Manifest]:
+        key = tuple(widths.values()), None if types is None else _key(types)
         if key not in self._known:
-            target = self.target
+            options = _file_options(self.target, widths, types)
             config = pruned_config(self.checkpoint.config, draft(self.checkpoint, widths))
-            manifest = target.exporter.manifest(self.checkpoint, config, target.options)
+            manifest = self.target.exporter.manifest(self.checkpoint, config, options)
             self._known[key] = config, manifest
         return self._known[key]
 
 
-def draft(checkpoint: Checkpoint, widths: Widths) -> CompressionPlan:
+_Key = tuple[tuple[tuple[int, ...], ...], tuple[object, ...] | None]
+
+
+def _key(types: TensorTypes) -> tuple[object, ...]:
+    rows = (*types.gate_up.values(), *types.down.values())
+    return (*rows, *sorted(types.others.items()))
+
+
+def _file_options(target: Target, widths: Widths, types: TensorTypes | None) -> ExportOptions:
+    return target.options if types is None else target.options.typed(types.kept(widths))
+
+
+def draft(
+    checkpoint: Checkpoint, widths: Widths, types: TensorTypes | None = None
+) -> CompressionPlan:
     """A plan of bytes alone."""
     return CompressionPlan(
         model_type=checkpoint.config.family.model_type,
         fingerprint=checkpoint.fingerprint,
         full_width=checkpoint.config.moe_intermediate_size,
         widths=widths,
+        types=types,
     )

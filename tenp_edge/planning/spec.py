@@ -21,7 +21,8 @@ RANKINGS = ("global", "layer", "trapezoid", "coverage")
 GUARDS = ("super", "tail")
 QUANTS = (
     "GGUF: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, Q4_0, "
-    "MXFP4, Q3_K_M, IQ3_M, IQ3_S, IQ3_XXS, Q2_K, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M or IQ1_S. "
+    "MXFP4, Q3_K_M, IQ3_M, IQ3_S, IQ3_XXS, Q2_K, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, "
+    "IQ1_S, TQ2_0 or TQ1_0. "
     "ONNX: none, int8 or int4."
 )
 LAYOUTS = (

@@ -36,6 +36,7 @@ from tenp_edge.verbs.options import CompareOptions
 from tenp_edge.verbs.run_directory import key_of
 from tenp_edge.verbs.token_chunks import calibration_domains, validation_domains
 
+SEEDS = 3
 FILE, PAGE, PICTURE, TASKS = "compare.json", "compare.md", "compare.png", "lm-eval.json"
 
 
@@ -64,8 +65,9 @@ def _compared(
     dtype_name = options.calibration.dtype
     # As in validation: bf16's own rounding would be counted as a candidate's loss.
     dtype = choose_dtype("float32" if dtype_name == "auto" else dtype_name, where, checkpoint.dtype)
-    measures = _measures(checkpoint, options, progress)
-    statistics = _statistics(checkpoint, output, options, methods, progress)
+    measures = text_measures(checkpoint, options, progress)
+    backward = any(method.needs_gradients for method in methods)
+    statistics = calibrations(checkpoint, output, options, progress, backward=backward)
     comparison = Comparison(
         checkpoint=checkpoint,
         methods=methods,
@@ -75,7 +77,7 @@ def _compared(
         measures=measures,
         mend=_menders(checkpoint, output, options, methods, progress),
         width_multiple=options.width_multiple,
-        about={"width_multiple": options.width_multiple, **_about(options, measures)},
+        about={"width_multiple": options.width_multiple, **about(options, measures)},
     )
     result = compare(comparison, output / FILE, device=where, dtype=dtype, progress=progress)
     write_text(output / PAGE, markdown(result))
@@ -92,23 +94,28 @@ def _check(options: CompareOptions) -> None:
     for keep in options.ratios:
         if not 0 < keep < 1:
             raise UserError(f"--keep {keep:g} is not a share of the experts", "--keep 0.6")
-    for flag, value in (("--seeds", options.seeds), ("--width-multiple", options.width_multiple)):
-        if value < 1:
+    if options.budgets or options.files:
+        only = ["--budget", *options.budgets[:1]] if options.budgets else ["--files"]
+        raise UserError(f"{only[0]} is for --matched", " ".join(["--matched", *only]))
+    checked = (("--seeds", options.seeds), ("--width-multiple", options.width_multiple))
+    for flag, value in checked:
+        if value is not None and value < 1:
             raise UserError(f"{flag} {value} is not above zero", f"{flag} 1")
     if options.lm_eval:
         lm_eval_tasks.require_lm_eval()
 
 
-def _statistics(
+def calibrations(
     checkpoint: Checkpoint,
     output: Path,
     options: CompareOptions,
-    methods: Sequence[Contender],
     progress: Progress,
+    seeds: int = SEEDS,
+    backward: bool = False,
 ) -> dict[int, Statistics]:
     """One calibration a seed, with a backward pass where a method needs one."""
-    backward, statistics = any(method.needs_gradients for method in methods), {}
-    for seed in range(options.calibration.seed, options.calibration.seed + options.seeds):
+    statistics = {}
+    for seed in options.calibration_seeds(seeds):
         chosen = replace(options.calibration, seed=seed)
         statistics[seed] = run_calibrate(
             checkpoint.path, output / f"calibration-{seed}", chosen, progress, backward
@@ -126,11 +133,11 @@ def _menders(
     """By calibration seed, what mends a plan on that calibration's text, if a method does."""
     if not any(method.mends for method in methods):
         return {}
-    seeds = range(options.calibration.seed, options.calibration.seed + options.seeds)
-    return {seed: _mender(checkpoint, output, options, seed, progress) for seed in seeds}
+    seeds = options.calibration_seeds(SEEDS)
+    return {seed: mender(checkpoint, output, options, seed, progress) for seed in seeds}
 
 
-def _mender(
+def mender(
     checkpoint: Checkpoint, output: Path, options: CompareOptions, seed: int, progress: Progress
 ) -> Mend:
     chosen = replace(options.calibration, seed=seed)
@@ -158,7 +165,7 @@ def _mender(
     return build
 
 
-def _measures(
+def text_measures(
     checkpoint: Checkpoint, options: CompareOptions, progress: Progress
 ) -> dict[str, Sequence[Measure]]:
     """Held-out text by domain, and the questions made of it."""
@@ -189,7 +196,7 @@ def _texts(options: CompareOptions, tokenizer: Any) -> Mapping[str, Sequence[str
     }
 
 
-def _about(options: CompareOptions, measures: Mapping[str, Sequence[Measure]]) -> dict[str, Any]:
+def about(options: CompareOptions, measures: Mapping[str, Sequence[Measure]]) -> dict[str, Any]:
     """What the result says about its own making."""
     calibration, validation = options.calibration, options.validation
     return {

@@ -18,7 +18,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.checkpoint.overlay import DIRECTORY, Mended
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.checkpoint.writer import is_other_checkpoint, reopen, write_checkpoint
+from tenp_edge.checkpoint.writer import PrunedFiles, is_other_checkpoint, reopen, write_files
 from tenp_edge.disk import write_json
 from tenp_edge.evaluation.type_sensitivity import TypeJob
 from tenp_edge.evaluation.validation import ValidationReport, load_report
@@ -129,9 +129,8 @@ class _Run:
         inputs = asdict(request.plan_options), asdict(request.profile), statistics.info
         costs = costs_of(self._checkpoint, request.statistics_directory)
         types = () if costs is None else (costs.to_json(),)
-        key = key_of(
-            *inputs, options.skip_checkpoint, options.plan.refine, options.successive, *types
-        )
+        written = options.skip_checkpoint or options.checkpoint_dtype
+        key = key_of(*inputs, written, options.plan.refine, options.successive, *types)
         if self._directory.done("plan", key):
             return load_plan(file)
         plan = request.planned(statistics)
@@ -159,14 +158,19 @@ class _Run:
         return mended
 
     def write_checkpoint(self, source: ModelSource) -> None:
-        target, key = self._output / "checkpoint", key_of(source.digest)
-        if self._options.skip_checkpoint or self._directory.done("checkpoint", key):
+        if self._options.skip_checkpoint:
+            return
+        pruned = PrunedFiles(source, self._options.checkpoint_dtype)
+        target, key = self._output / "checkpoint", key_of(*pruned.identity.values())
+        if self._directory.done("checkpoint", key):
             return
         if self._directory.has_run("checkpoint", key):  # and has lost files since
-            reopen(target, source.digest)
-        elif is_other_checkpoint(target, source.digest):  # an unfinished run's, other settings
+            reopen(target, pruned)
+        elif is_other_checkpoint(target, pruned):  # an unfinished run's, other settings
             shutil.rmtree(target)
-        digests = write_checkpoint(source, target, self._progress)
+        if pruned.as_stored.any:
+            self._progress.note(f"checkpoint: {pruned.as_stored.text}")
+        digests = write_files(pruned, target, self._progress)
         files = [file for file in target.rglob("*") if file.is_file()]
         known = {target / name: digest for name, digest in digests.items()}
         self._directory.finish("checkpoint", key, files, known)

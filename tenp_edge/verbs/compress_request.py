@@ -17,6 +17,7 @@ from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.methods import method_named
 from tenp_edge.planning.pricing import Priced, Pricer
+from tenp_edge.planning.settings import check
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.planning.target import PlanSpec, make_target, resolve
 from tenp_edge.progress import Progress
@@ -38,6 +39,7 @@ class CompressRequest:
     ) -> None:
         self.checkpoint, self.output, self.options = checkpoint, output, options
         self._progress = progress
+        check(options)
         self.profile = choose_profile(options.plan)
         require_size(options.plan)
         self.plan_options = replace(options.plan, seed=options.calibration.seed, frontier=True)
@@ -94,6 +96,7 @@ class CompressRequest:
             latent_cache=record.latent_cache,
             lengths=None if record.lengths is None else FixedLengths(**record.lengths),
             targets=record.targets,
+            types=plan.file_types,
         )
 
     def memory_run(self, plan: CompressionPlan) -> MemoryRun:
@@ -153,7 +156,8 @@ class CompressRequest:
 
     def _checkpoint_files(self, plan: CompressionPlan) -> dict[str, int]:
         """Exact size of every weight file of the pruned checkpoint."""
-        files = checkpoint_files(ModelSource(self.checkpoint, plan))
+        source = ModelSource(self.checkpoint, plan)
+        files = checkpoint_files(source, self.options.checkpoint_dtype)
         return {f"checkpoint/{name}": size for name, size in files.items()}
 
     def _padded(self) -> Priced:

@@ -10,10 +10,11 @@ from tenp_edge.calibration.activation_ranges import Ranges, load_ranges
 from tenp_edge.calibration.imatrix import Importance, importance_of
 from tenp_edge.calibration.range_measuring import identity, measure_ranges
 from tenp_edge.calibration.storage import load_statistics
-from tenp_edge.checkpoint.compression_plan import load_plan
+from tenp_edge.checkpoint.compression_plan import load_plan, names_types
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer, one_writer_of
 from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.checkpoint.tensor_types import AUTO
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import (
@@ -23,6 +24,7 @@ from tenp_edge.exporters.base import (
     exporter,
     fixed_lengths,
 )
+from tenp_edge.exporters.mixing import Mixer
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.progress import QUIET, Progress
@@ -36,7 +38,7 @@ def export_options(options: FileOptions) -> ExportOptions:
         raise UserError("--imatrix-out has no importance matrix to write", "--calibration WORK")
     knobs = options.knobs
     return ExportOptions(
-        options.quant or exporter(options.format).default_quant,
+        options.quant or _planned_quant(options),
         options.layout,
         imatrix=not options.no_imatrix,
         tensor_types=knobs.tensor_types,
@@ -46,6 +48,13 @@ def export_options(options: FileOptions) -> ExportOptions:
         lengths=fixed_lengths(knobs.batch, options.length, options.past),
         targets=knobs.targets,
     )
+
+
+def _planned_quant(options: FileOptions) -> str:
+    """The types of the plan, where it names some that the format can give, or the default."""
+    writer, plan = exporter(options.format), options.plan
+    typed = isinstance(writer, Mixer) and plan is not None and names_types(plan)
+    return AUTO if typed else writer.default_quant
 
 
 def run_export(
@@ -64,18 +73,22 @@ def run_export(
     Where activations get fixed scales, their ranges come from the directory ``statistics``, or are
     measured on the text of ``calibration`` and kept there.
 
-    With ``statistics`` and ``options.imatrix`` it is quantised with an importance matrix, where the
-    type has a use for one. With ``dry_run`` the manifest is returned and nothing is written.
+    ``options.quant`` auto takes the types that the plan names. With ``statistics`` and
+    ``options.imatrix`` it is quantised with an importance matrix, where the type has a use for one.
+    With ``dry_run`` the manifest is returned and nothing is written.
     """
     checkpoint, writer = Checkpoint(model), exporter(format)
     loaded_plan = None if plan is None else load_plan(plan)
+    if loaded_plan is not None and options.quant == AUTO:
+        options = options.typed(loaded_plan.file_types)
     weighted = options.quant in writer.weighted_quants or options.imatrix_file is not None
     importance = None
     if statistics is not None and options.imatrix and weighted:
         importance = importance_of(checkpoint, load_statistics(statistics), loaded_plan)
     if checkpoint.config.raw.get("tenp"):
         # it was pruned by this plan already
-        loaded_plan = None if importance is not None else loaded_plan
+        used = importance is not None or options.types is not None
+        loaded_plan = None if used else loaded_plan
     options = replace(options, imatrix=importance is not None)
     source = ModelSource(checkpoint, loaded_plan)
     writer.check(source.config, options)

@@ -13,7 +13,7 @@ from tenp_edge.planning.spec import EXPORT, LAYOUTS, QUANTS, STATIC, FileKnobs, 
 from tenp_edge.runtime.memory.footprint import MOST_THREADS, MemoryRun, known_kv_type
 
 CALIBRATION, VALIDATION, COMPUTE = "Calibration", "Validation", "Compute"
-COMPARISON = "Comparison"
+COMPARISON, MATCHED = "Comparison", "Comparison at equal sizes"
 MENDING = "Mending: changes weights that stay"
 
 
@@ -215,6 +215,15 @@ class CompressOptions(StatisticsOptions):
     skip_checkpoint: Annotated[
         bool, Flag("skip-checkpoint", "Export without storing the checkpoint.")
     ] = False
+    checkpoint_dtype: Annotated[
+        str,
+        Flag(
+            "checkpoint-dtype",
+            "What a quantised model's checkpoint is written in: decoded, the model's own dtype "
+            "(bf16), or source, as it is stored wherever the cut lets it.",
+            choices=("decoded", "source"),
+        ),
+    ] = "decoded"
     no_validate: Annotated[bool, Flag("no-validate", "Leave the comparison out.")] = False
     force: Annotated[bool, Flag("force", "Overwrite another run's output.", recorded=False)] = False
 
@@ -281,7 +290,14 @@ class CompareOptions:
             COMPARISON,
         ),
     ] = (0.9, 0.75, 0.6, 0.45, 0.3)
-    seeds: Annotated[int, Flag("seeds", "Calibrations, each with its own sample.", COMPARISON)] = 3
+    seeds: Annotated[
+        int | None,
+        Flag(
+            "seeds",
+            "Calibrations, each with its own sample. Default: 3; with --matched 1.",
+            COMPARISON,
+        ),
+    ] = None
     width_multiple: Annotated[
         int,
         Flag(
@@ -290,6 +306,33 @@ class CompareOptions:
             COMPARISON,
         ),
     ] = 1
+    matched: Annotated[
+        bool,
+        Flag(
+            "matched",
+            "Compare at equal file sizes instead: the whole model in few bits, pruned models in "
+            "more, and plans that choose widths and types together.",
+            MATCHED,
+        ),
+    ] = False
+    budgets: Annotated[
+        tuple[str, ...],
+        Flag(
+            "budget",
+            "A file size, as that of the whole model in this type; repeat for more. Default: Q6_K, "
+            "Q5_K_M, Q4_K_M, IQ4_XS, Q3_K_M, IQ3_XXS, Q2_K, IQ2_M, IQ2_XXS and IQ1_M.",
+            MATCHED,
+            example="IQ4_XS",
+        ),
+    ] = ()
+    files: Annotated[
+        bool,
+        Flag(
+            "files",
+            "Also write the file of every row, and measure its speed and its peak memory.",
+            MATCHED,
+        ),
+    ] = False
     questions: Annotated[
         int,
         Flag(
@@ -312,6 +355,11 @@ class CompareOptions:
     ] = None
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     validation: HeldOutOptions = field(default_factory=HeldOutOptions)
+
+    def calibration_seeds(self, default: int) -> range:
+        """The seeds of the calibrations; ``default``: how many, where nothing is asked for."""
+        first = self.calibration.seed
+        return range(first, first + (default if self.seeds is None else self.seeds))
 
 
 def choose_profile(options: PlanOptions) -> DeviceProfile:

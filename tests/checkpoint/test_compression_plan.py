@@ -75,6 +75,6 @@ def test_plan_without_its_neurons(checkpoint_of: CheckpointOf, tmp_path: Path) -
 def test_something_else_than_a_plan(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
     assert refusal(lambda: load_plan(tmp_path / "plan.json")) == (
-        f"{tmp_path / 'plan.json'} is not a tenp-edge plan of version 2",
+        f"{tmp_path / 'plan.json'} is not a tenp-edge plan of version 2 or 3",
         "plan again",
     )

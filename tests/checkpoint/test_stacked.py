@@ -13,6 +13,7 @@ from support.plans import cycled, plan_for, removal_plan, whole_plan
 from transformers import AutoModelForCausalLM
 
 from tenp_edge import load_pruned
+from tenp_edge.checkpoint.as_stored import AsStored
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.stacked import StackedExperts
@@ -66,5 +67,11 @@ def test_stacked_as_gpt_oss_is_published(checkpoint_of: Make, tmp_path: Path) ->
     assert written.keys() == published.keys()
     assert all(torch.equal(written[name], published[name]) for name in published)
     for name in ("down_proj_bias", "gate_up_proj_bias", "gate_up_proj"):
-        experts = torch.cat([*StackedExperts(source).blocks(f"model.layers.1.mlp.experts.{name}")])
+        experts = torch.cat(
+            [
+                *StackedExperts(source, AsStored(source, "decoded")).blocks(
+                    f"model.layers.1.mlp.experts.{name}"
+                )
+            ]
+        )
         assert torch.equal(experts, published[f"model.layers.1.mlp.experts.{name}"])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from support import tiny
 from support.plans import ragged_plan
-from support.quantised import LAYOUTS, quantise
+from support.quantised import LAYOUTS, stored_in
 from support.quantised_codes import Tensors
-from support.stored_layouts import stack_experts
 
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
@@ -39,11 +37,8 @@ def stored(
     request: pytest.FixtureRequest, original: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Stored:
     """(layout, model, what the reference reads): the original in every layout."""
-    layout = LAYOUTS[request.param]
-    model = Path(shutil.copytree(original, tmp_path_factory.mktemp("stored") / "model"))
-    if layout.stacked:
-        stack_experts(model)
-    return request.param, model, quantise(model, layout)
+    model = tmp_path_factory.mktemp("stored") / "model"
+    return request.param, model, stored_in(request.param, original, model)
 
 
 def test_equals_the_reference_bit_for_bit(stored: Stored) -> None:

@@ -14,7 +14,6 @@ import pytest
 from support.command import Done, refused, run, started
 from support.plans import ragged_plan
 from support.serving_cases import make_files
-from typer.main import get_group
 
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.plan_record import PlanRecord
@@ -231,7 +230,7 @@ def test_the_small_reader_leaves_the_rest_to_typer(typed: list[str]) -> None:
 
 
 def test_both_readers_have_the_same_flags_and_defaults() -> None:
-    command = get_group(main.app).commands["run"]
+    command = main.loaded_verb("run")
     typer_flags = {p.name: (p.opts, p.default) for p in command.params if p.name != "file"}
     ours = {flag.key: ([*flag.names], flag.default) for flag in lean_flags.RUN}
     assert {name: sorted(opts) for name, (opts, _) in typer_flags.items()} == {

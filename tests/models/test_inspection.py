@@ -57,13 +57,18 @@ def test_60_gb_in_under_two_seconds(tmp_path: Path) -> None:
     path = write_holes(tmp_path, SHAPES["qwen3-30b-a3b"])
     code = (
         f"import sys, time; sys.argv = ['tenp-edge', 'inspect', {str(path)!r}, '--json']\n"
-        "import atexit; atexit.register(lambda: print(time.process_time(), file=sys.stderr))\n"
+        "import atexit; atexit.register(lambda: print(time.process_time(), *sys.modules, "
+        "file=sys.stderr))\n"
         "from tenp_edge.cli.main import main; main()"
     )
     root = Path(__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
     assert json.loads(found.stdout)["bytes"] == 61_064_245_248
-    assert float(found.stderr) < 2
+    seconds, *modules = found.stderr.decode().split()
+    assert float(seconds) < 2
+    # Of the verbs and of the families, only what was asked for is loaded.
+    assert {"tenp_edge.cli.inspect", "tenp_edge.models.qwen3_moe"} <= {*modules}
+    assert not {"tenp_edge.cli.prune", "tenp_edge.cli.run", "tenp_edge.models.olmoe"} & {*modules}
 
 
 def test_fused_and_plain_count_the_same(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:

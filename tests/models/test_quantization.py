@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from support import tiny
-from support.edits import edit_tensors, refusal
+from support.command import run
+from support.edits import edit, edit_tensors, refusal
 from support.quantised import LAYOUTS, Quantised, quantise, write_config
 from support.stored_layouts import stack_experts
 
@@ -300,3 +301,41 @@ def test_stacked_experts_in_fp8(transposed: bool, model: Path) -> None:
         gate, up = both[expert].chunk(2)
         assert torch.equal(found.gate, gate) and torch.equal(found.up, up)
         assert torch.equal(found.down, down[expert])
+
+
+ONE_LINE: list[tuple[str, dict[str, Any], str, str]] = [
+    (
+        "qwen3_moe",
+        {"quantization_config": {"quant_method": "hqq"}},
+        "the checkpoint is quantised (hqq): this layout is not known",
+        KNOWN,
+    ),
+    (
+        "qwen3_moe",
+        {"hidden_act": "gelu"},
+        "config.json: hidden_act = 'gelu' is not supported",
+        "supported: silu",
+    ),
+    (
+        "qwen3_vl_moe",
+        {"text_config": None},
+        "config.json has no text_config: qwen3_vl_moe wraps a language model, and this one has "
+        "none",
+        "the config.json and the weights of the whole model",
+    ),
+]
+
+
+@pytest.mark.parametrize("command", ["inspect", "calibrate"])
+@pytest.mark.parametrize(("family", "changes", "message", "hint"), ONE_LINE)
+def test_what_cannot_be_read_is_said_in_one_line(
+    command: str, family: str, changes: dict[str, Any], message: str, hint: str, tmp_path: Path
+) -> None:
+    """By every command alike: a layout, a value and a wrapper that are not understood."""
+    model = tiny.make(tmp_path / "model", family)
+    edit(model / "config.json", lambda raw: raw.update(changes))
+    more = ("-o", tmp_path / "work") if command == "calibrate" else ()
+    done = run(command, model, *more)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {message}\ntry:   {hint}\n"
+    assert not (tmp_path / "work").exists()

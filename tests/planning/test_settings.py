@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 from support.command import refused, run
-from typer.main import get_group
 
 from tenp_edge.cli import flags
-from tenp_edge.cli.main import app
+from tenp_edge.cli.main import loaded_verb
 from tenp_edge.errors import UserError
 from tenp_edge.planning.allocators import BUILDERS
 from tenp_edge.planning.methods import METHODS
@@ -30,7 +29,7 @@ KNOWN = options_of(PlanOptions)
 
 def shown(verb: str) -> list[str]:
     """The flags that the help of ``verb`` shows, --help among them."""
-    command = get_group(app).commands[verb]  # type: ignore[attr-defined]
+    command = loaded_verb(verb)
     options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
     return [*(p.opts[0] for p in options), "--help"]
 

@@ -177,9 +177,7 @@ def _saved(tokenizer: Tokenizer, directory: Path, bos: bool, old_merges: bool) -
 def vocabulary_file(directory: Path, checkpoint: Path, size: int) -> Path:
     """A GGUF file that holds the tokenizer of ``directory`` and no tensors."""
     config = replace(Checkpoint(checkpoint).config, vocab_size=size)
-    fields = model_fields(config, "merged", "F32", Recipe()) + list(
-        tokenizer_fields(directory, config)
-    )
+    fields = model_fields(config, "merged", 0, Recipe()) + list(tokenizer_fields(directory, config))
     file = directory / "vocab.gguf"
     file.write_bytes(header(fields, []))
     return file

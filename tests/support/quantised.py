@@ -8,6 +8,7 @@ here where no library is at hand (ModelOpt, GPTQ, AWQ).
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,6 +38,7 @@ from support.quantised_codes import (
     encode_per_tensor,
     largest_of_blocks,
 )
+from support.stored_layouts import stack_experts
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,14 @@ def quantise(model: Path, layout: Quantised) -> Tensors:
     save_file(tensors, file)
     edit(model / "config.json", lambda raw: raw.update(quantization_config=dict(layout.config)))
     return expected
+
+
+def stored_in(name: str, original: Path, model: Path) -> Tensors:
+    """``original`` in the layout ``name`` at ``model``; the reference's numbers by name."""
+    shutil.copytree(original, model)
+    if LAYOUTS[name].stacked:
+        stack_experts(model)
+    return quantise(model, LAYOUTS[name])
 
 
 def _is_quantised(name: str, layout: Quantised) -> bool:

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from tenp_edge.checkpoint.stored.numbers import group_of, words_to_codes
+from tenp_edge.models.quantised_layouts import AWQ_LANES
 
 _BITS = 4
-# Where in a word of eight, counted from the lowest bits, output 0, 1, 2, ... of the eight lies.
-_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 def decode_awq(
@@ -31,5 +30,5 @@ def decode_awq(
 
 def _outputs(words: torch.Tensor) -> torch.Tensor:
     """[n, words] -> [n, 8 words]: the codes in the order of the outputs."""
-    codes = words_to_codes(words, _BITS).reshape(len(words), -1, len(_PLACES))
-    return torch.stack([codes[..., place] for place in _PLACES], dim=-1).flatten(-2)
+    codes = words_to_codes(words, _BITS).reshape(len(words), -1, len(AWQ_LANES))
+    return torch.stack([codes[..., place] for place in AWQ_LANES], dim=-1).flatten(-2)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.calibration.storage import Statistics
     from tenp_edge.checkpoint.compression_plan import CompressionPlan
     from tenp_edge.evaluation.comparison.table import Line, Prediction
+    from tenp_edge.evaluation.matched.table import Section
     from tenp_edge.planning.type_costs import TypeCosts
 from tenp_edge.cli.report.plan_tables import plan_report
 from tenp_edge.cli.report.rich_tables import facts, percent, table
@@ -53,6 +54,11 @@ def comparison(lines: Sequence[Line], predicted: Sequence[Prediction] = ()) -> G
         title = "Predicted loss against measured KL"
         parts.append(table(title, ["keep", "plans", "rank correlation"], rows))
     return Group(*parts)
+
+
+def matched(sections: Sequence[Section]) -> Group:
+    """One table a budget: the ways to spend it, what they are, the file as it runs."""
+    return Group(*(table(one.title, one.headings, one.rows) for one in sections))
 
 
 def validation(report: Mapping[str, Any]) -> RenderableType:

@@ -53,6 +53,8 @@ def family_of(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
     supported = ", ".join(sorted(families))
     if any(type(raw.get(key)) is int and raw[key] == 0 for key in EXPERT_KEYS):
         raise dense_model(model_type, families)
+    if isinstance(model_type, str) and model_type in families:
+        return families[model_type]
     for family in families.values():
         if isinstance(model_type, str) and model_type in _names(family):
             return family

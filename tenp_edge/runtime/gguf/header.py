@@ -62,7 +62,10 @@ GGML_TYPES = {
     23: ("IQ4_XS", 256, 136),
     29: ("IQ1_M", 256, 56),
     30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
 }
 
 Bytes = bytes | bytearray | memoryview | mmap.mmap

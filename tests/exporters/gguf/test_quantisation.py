@@ -292,8 +292,9 @@ RULES = {
     "attn_v": ("--tensor-type 'attn_v' is not REGEX=TYPE", "--tensor-type 'attn_v=Q8_0'"),
     "attn_v=Q4_K_M": (
         "--tensor-type 'attn_v=Q4_K_M': 'Q4_K_M' is not a tensor type",
-        "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, "
-        "Q6_K, IQ4_XS, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S",
+        "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, MXFP4, NVFP4, Q2_K, Q3_K, "
+        "Q4_K, Q5_K, Q6_K, IQ4_XS, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S, TQ2_0, "
+        "TQ1_0",
     ),
     "attn_(=Q8_0": (
         "--tensor-type 'attn_(=Q8_0': missing ), unterminated subpattern at position 5",

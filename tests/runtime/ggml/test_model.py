@@ -67,6 +67,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek_v3",
         {"n_group": 1, "topk_group": 1, "q_lora_rank": None, "norm_topk_prob": False},
     ),
+    # GLM-4.7-Flash's own: transformers divides latents with another epsilon, 1e-6.
+    "published epsilon": ("glm4_moe_lite", {"rms_norm_eps": 1e-5}),
     "low-rank queries": ("deepseek_v2", {"q_lora_rank": 32, "num_hidden_layers": 4}),
     "one head for all": ("mixtral", {"num_key_value_heads": 1}),
     "every expert": ("olmoe", {"num_experts": 3, "num_experts_per_tok": 3}),
@@ -214,7 +216,11 @@ def test_fallback_types_are_llamacpps(quant: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "MXFP4"]
+    "kind",
+    [
+        *("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"),
+        *("MXFP4", "NVFP4", "TQ2_0", "TQ1_0"),
+    ],
 )
 def test_few_bits_are_llamacpps(kind: str, tmp_path: Path) -> None:
     """Experts whose gate and up are in the type and whose down is in another; three of one layer,

@@ -1,0 +1,59 @@
+"""The contract of exporters that give every tensor a type of its own, as a plan chose them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from tenp_edge.checkpoint.tensor_types import TensorTypes
+from tenp_edge.exporters.base import ExportOptions
+from tenp_edge.models import ModelConfig
+
+
+@dataclass(frozen=True)
+class TypedMatrix:
+    """A matrix outside the routed experts whose type may be chosen: its key in
+    `TensorTypes.others`, where it sits, and its row-major shape in the file."""
+
+    key: str
+    layer: int | None
+    role: str
+    shape: tuple[int, ...]
+
+
+@runtime_checkable
+class Mixer(Protocol):
+    """What an exporter may also be: one that gives every tensor the type that `ExportOptions.types`
+    says. ``mixed_types``: what it can be told there, the most precise first.
+
+    A file of other types differs by the `tensor_bytes` of its matrices alone, so that combinations
+    are priced without a manifest: all else, its header included, is the same.
+    """
+
+    mixed_types: tuple[str, ...]
+
+    def legal_type(self, type: str, columns: int) -> str:
+        """``type``, or what a matrix of rows of ``columns`` takes instead."""
+        ...
+
+    def tensor_bytes(self, rows: int, columns: int, type: str) -> int:
+        """What a matrix takes in the file, in the type that its rows allow, alignment included."""
+        ...
+
+    def needs_importance(self, type: str) -> bool:
+        """Whether ``type`` is refused without an importance matrix."""
+        ...
+
+    def one_type(self, layout: str) -> bool:
+        """Whether all experts of a layer must agree on their types in ``layout``."""
+        ...
+
+    def typed_matrices(
+        self, config: ModelConfig, options: ExportOptions
+    ) -> tuple[TypedMatrix, ...]:
+        """All that `TensorTypes.others` must name; the types in ``options`` do not matter."""
+        ...
+
+    def types_of(self, config: ModelConfig, options: ExportOptions) -> TensorTypes:
+        """The types that ``options.quant`` means: a mix to start from."""
+        ...

@@ -1,0 +1,83 @@
+"""The verb `compare --matched`: calibrate, measure every way at every budget, write the table."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.locking import one_writer
+from tenp_edge.disk import write_text
+from tenp_edge.errors import UserError
+from tenp_edge.evaluation.matched.filled import BUDGETS, budgets_of
+from tenp_edge.evaluation.matched.measuring import Matched, compare_matched
+from tenp_edge.evaluation.matched.running import run_file
+from tenp_edge.evaluation.matched.table import markdown
+from tenp_edge.evaluation.matched.ways import WAYS
+from tenp_edge.evaluation.refine import known_trials
+from tenp_edge.exporters.base import exporter
+from tenp_edge.forward.device import choose_device, choose_dtype
+from tenp_edge.progress import QUIET, Progress
+from tenp_edge.runtime.session import thread_count
+from tenp_edge.verbs.compare import about, calibrations, mender, text_measures
+from tenp_edge.verbs.options import CompareOptions
+
+SEEDS = 1
+FILE, PAGE = "matched.json", "matched.md"
+
+
+def run_compare_matched(
+    model: Path, output: Path, options: CompareOptions, progress: Progress = QUIET
+) -> dict[str, Any]:
+    """Every way to spend the bytes of ``options.budgets``, measured on ``model`` into ``output``;
+    JSON values, as in matched.json.
+
+    Continues after a kill, one budget at a time. Raises UserError for what no comparison can be
+    made of, before the first long step.
+    """
+    _check(options)
+    checkpoint, writer = Checkpoint(model), exporter("gguf")
+    budgets = budgets_of(checkpoint, writer, options.budgets or BUDGETS)
+    where = choose_device(options.calibration.device)
+    kind = options.calibration.dtype
+    dtype = choose_dtype("float32" if kind == "auto" else kind, where, checkpoint.dtype)
+    with one_writer(output):
+        measures = text_measures(checkpoint, options, progress)
+        statistics = calibrations(checkpoint, output, options, progress, SEEDS)
+        matched = Matched(
+            checkpoint=checkpoint,
+            writer=writer,
+            budgets=budgets,
+            ways=WAYS,
+            statistics=statistics,
+            measures=measures,
+            mend={s: mender(checkpoint, output, options, s, progress) for s in statistics},
+            trials={s: known_trials(output / f"calibration-{s}") for s in statistics},
+            about=about(options, measures),
+        )
+        runs = partial(run_file, checkpoint, writer, work=output, threads=thread_count(None))
+        result = compare_matched(
+            matched,
+            output / FILE,
+            device=where,
+            dtype=dtype,
+            progress=progress,
+            run_file=runs if options.files else None,
+        )
+        write_text(output / PAGE, markdown(result))
+    return result
+
+
+def _check(options: CompareOptions) -> None:
+    plain = CompareOptions()
+    for flag, name in (
+        ("--method", "methods"),
+        ("--keep", "ratios"),
+        ("--width-multiple", "width_multiple"),
+        ("--lm-eval", "lm_eval"),
+    ):
+        if getattr(options, name) != getattr(plain, name):
+            raise UserError(f"{flag} is not for --matched", f"leave {flag} or --matched out")
+    if options.seeds is not None and options.seeds < 1:
+        raise UserError(f"--seeds {options.seeds} is not above zero", "--seeds 1")
