@@ -117,7 +117,9 @@ def test_experts_without_a_gate_have_whole_blocks_too(tmp_path: Path) -> None:
     assert {w for row in cut.widths.values() for w in row} == {768}
     saved = (weights(whole) - weights(cut)) / int(whole.memory["experts_bytes"])
     assert saved > 2 * (1 - 768 / 832), "the cut, and down in its own type again"
-    assert note_of(whole).startswith("experts of 832 neurons are no whole blocks of Q4_K_M: with 768")
+    assert note_of(whole).startswith(
+        "experts of 832 neurons are no whole blocks of Q4_K_M: with 768"
+    )
 
 
 def test_less_than_the_smallest_plan_of_blocks(model: Checkpoint, statistics: Statistics) -> None:
