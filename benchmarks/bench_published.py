@@ -2,6 +2,7 @@
 
     python benchmarks/bench_published.py qwen3-30b-a3b-fp8 --layers 16   # a third of its layers
     python benchmarks/bench_published.py gpt-oss-20b --layers 8
+    python benchmarks/bench_published.py qwen3.6-35b-a3b-fp8 --layers 12
 
 The checkpoint (random, of the published shape) is generated, goes through inspect, calibrate, plan
 and compress, each a process of its own, and is deleted. The disk is checked first. A stage above
@@ -80,8 +81,9 @@ def _arguments() -> argparse.Namespace:
 def _run(directory: Path, args: argparse.Namespace) -> tuple[object, list[str]]:
     model, work = directory / "model", directory / "work"
     start = time.perf_counter()
+    config = PUBLISHED[args.shape].config
     if not (model / "config.json").is_file():
-        write_full_tokenizer(model, PUBLISHED[args.shape].config["vocab_size"])
+        write_full_tokenizer(model, config.get("text_config", config)["vocab_size"])
         write_quantised(model, PUBLISHED[args.shape], args.layers)
     generated = time.perf_counter() - start
     summary = inspect_model(model)

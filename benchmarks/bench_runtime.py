@@ -61,6 +61,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 1e6,
         **_VOCAB,
     },
+    # A quarter and half of their experts, so that a machine of 8 GB holds four layers.
+    "qwen3_next": PUBLISHED["Qwen/Qwen3-Next-80B-A3B-Instruct"][1] | {"num_experts": 128, **_VOCAB},
+    "qwen3_5_moe": PUBLISHED["Qwen/Qwen3.6-35B-A3B"][1]["text_config"]
+    | {"num_experts": 128, **_VOCAB},
     "gpt_oss": PUBLISHED["openai/gpt-oss-20b"][1] | {"layer_types": None, **_VOCAB},
     "gemma4": PUBLISHED["google/gemma-4-26B-A4B"][1]["text_config"]
     | {"vocab_size": 32000, "tie_word_embeddings": True},

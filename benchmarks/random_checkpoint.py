@@ -58,6 +58,8 @@ def random_tensor(name: str, shape: tuple[int, ...], role: str, dtype: torch.dty
         repeats = -(-(start + prod(shape)) // _BLOCK)
         return block.repeat(repeats)[start : start + prod(shape)].reshape(shape)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    if role == "delta_decay":  # a logarithm: heads that remember ten tokens, and a hundred
+        return (-2 - noise.abs()).to(dtype)
     if role.endswith(("norm", "scale")):
         return (1 + 0.1 * noise).to(dtype)
     if role.endswith("bias"):
@@ -91,7 +93,8 @@ def write_random_checkpoint(
         scale = embedding_scale if spec.role == "embed" else 1.0
         if spec.role == "embed" and config.family.embedding_scale:  # the model does it itself
             scale /= config.hidden_size**0.5
-        return random_tensor(name, spec.shape, spec.role, own) * scale
+        made = random_tensor(name, spec.shape, spec.role, own) * scale
+        return made - 1 if spec.role in config.family.zero_centred_roles else made
 
     def stored(name: str) -> torch.Tensor:
         if name in named:

@@ -23,6 +23,7 @@ from tenp_edge.models import ModelConfig
 
 TypeOf = Callable[[Entry], str]
 _POOL_BLOCKS = 16
+_DECAY = -0.1  # What a state loses with a token: it must not grow without end.
 # Over the spread of a type's values at scale 1.
 _GRID_SCALE = {"IQ1": 1 / 8, "IQ2": 1 / 60, "IQ3": 1 / 200}
 
@@ -59,6 +60,8 @@ def write_random(
             else:
                 key = matrix, kind, tensor.name if tensor.type == "F32" else entry.role
                 data = _random(matrix, kind, zlib.crc32(repr(key).encode()))
+                if tensor.name.endswith(".ssm_a"):
+                    data = torch.full(matrix, _DECAY).numpy().tobytes()
                 for _ in range(tensor.shape[0] if len(tensor.shape) == 3 else 1):
                     stream.write(data)
             stream.write(bytes(padded(stream.tell()) - stream.tell()))

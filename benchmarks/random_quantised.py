@@ -11,7 +11,7 @@ import argparse
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, log2
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,14 @@ _BLOCK = 128
 _MX_GROUP = 32
 _MX_RMS = 2.9  # of FP4 codes drawn evenly
 _FP8_SPAN = 64.0  # the largest noise, about five standard deviations, stays below 448
-_KEPT = ("embed", "output", "router")
+# What stays in bf16: DeepSeek's and Qwen's modules_to_not_convert.
+_KEPT = frozenset("embed output router shared_router delta_a delta_b delta_ba delta_conv".split())
+_FP8: dict[str, Any] = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [_BLOCK, _BLOCK],
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Published:
 def write_quantised(directory: Path, published: Published, layers: int | None = None) -> Path:
     """The checkpoint in ``directory``; ``layers``: the first of them only."""
     directory.mkdir(parents=True, exist_ok=True)
-    raw = dict(published.config) | ({"num_hidden_layers": layers} if layers else {})
+    raw = _with_layers(published.config, layers)
     parts = {part.entry.name: part for part in published.parts(read_config(raw, FAMILIES))}
     shards = plan_shards([part.entry for part in parts.values()])
     for _ in write_shards(directory, shards, lambda name: parts[name].make()):
@@ -63,8 +70,17 @@ def write_quantised(directory: Path, published: Published, layers: int | None = 
 
 def quantised_bytes(published: Published, layers: int | None = None) -> int:
     """Bytes that `write_quantised` will write."""
-    raw = dict(published.config) | ({"num_hidden_layers": layers} if layers else {})
+    raw = _with_layers(published.config, layers)
     return sum(part.entry.nbytes for part in published.parts(read_config(raw, FAMILIES)))
+
+
+def _with_layers(config: Mapping[str, Any], layers: int | None) -> dict[str, Any]:
+    """``config`` with the first ``layers`` only."""
+    if layers is None:
+        return dict(config)
+    if "text_config" in config:
+        return {**config, "text_config": _with_layers(config["text_config"], layers)}
+    return {**config, "num_hidden_layers": layers}
 
 
 def _bf16(spec: TensorSpec) -> Part:
@@ -79,10 +95,11 @@ def _random(name: str) -> torch.Generator:
 def fp8_parts(config: ModelConfig) -> Iterator[Part]:
     """DeepSeek's and Qwen's FP8: every matrix but embeddings, router and head in 128 x 128."""
     for spec in expected_tensors(config):
+        stored = replace(spec, name=config.stored_name(spec.name))
         if len(spec.shape) < 2 or spec.role in _KEPT:
-            yield _bf16(spec)
+            yield _bf16(stored)
             continue
-        yield from _fp8(spec)
+        yield from _fp8(stored)
 
 
 def _fp8(spec: TensorSpec) -> Iterator[Part]:
@@ -135,13 +152,12 @@ PUBLISHED: dict[str, Published] = {
     "qwen3-30b-a3b-fp8": Published(
         SHAPES["qwen3-30b-a3b"]
         | {
-            "quantization_config": {
-                "quant_method": "fp8",
-                "fmt": "e4m3",
-                "activation_scheme": "dynamic",
-                "weight_block_size": [_BLOCK, _BLOCK],
-            }
+            "quantization_config": _FP8,
         },
+        fp8_parts,
+    ),
+    "qwen3.6-35b-a3b-fp8": Published(
+        published_configs.PUBLISHED["Qwen/Qwen3.6-35B-A3B"][1] | {"quantization_config": _FP8},
         fp8_parts,
     ),
     "gpt-oss-20b": Published(

@@ -33,6 +33,8 @@ from tenp_edge.models import ModelConfig
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.memory.footprint import MemoryRun, RunMemory
 
+KEEP = "keep"  # a ``quant``: of every tensor the type that the model's own file has it in
+
 
 @dataclass(frozen=True)
 class FixedLengths:

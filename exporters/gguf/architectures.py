@@ -41,6 +41,16 @@ NAMES = {
     "kv_a_norm": "blk.{layer}.attn_kv_a_norm.weight",
     "k_b": "blk.{layer}.attn_k_b.weight",
     "v_b": "blk.{layer}.attn_v_b.weight",
+    "delta_qkv": "blk.{layer}.attn_qkv.weight",
+    "delta_z": "blk.{layer}.attn_gate.weight",
+    "delta_ba": "blk.{layer}.ssm_ba.weight",
+    "delta_a": "blk.{layer}.ssm_alpha.weight",
+    "delta_b": "blk.{layer}.ssm_beta.weight",
+    "delta_conv": "blk.{layer}.ssm_conv1d.weight",
+    "delta_dt_bias": "blk.{layer}.ssm_dt.bias",
+    "delta_decay": "blk.{layer}.ssm_a",
+    "delta_norm": "blk.{layer}.ssm_norm.weight",
+    "delta_out": "blk.{layer}.ssm_out.weight",
     "post_attention_norm": "blk.{layer}.ffn_norm.weight",
     "attention_out_norm": "blk.{layer}.post_attention_norm.weight",
     "block_out_norm": "blk.{layer}.post_ffw_norm.weight",
@@ -119,6 +129,7 @@ class Architecture:
         return runnable_architectures.ARCHITECTURES[self.name]
 
 
+_POST_ATTENTION = {"post_attention_norm": "blk.{layer}.post_attention_norm.weight"}
 _DEEPSEEK2 = Architecture("deepseek2", leading_dense=True, router_keys=True, shared_count=True)
 ARCHITECTURES = {
     "qwen2_moe": Architecture(
@@ -133,7 +144,7 @@ ARCHITECTURES = {
     "gpt_oss": Architecture(
         "gpt-oss",
         output_needed=True,
-        names={"post_attention_norm": "blk.{layer}.post_attention_norm.weight"},
+        names=_POST_ATTENTION,
     ),
     "deepseek_v2": _DEEPSEEK2,
     "deepseek_v3": _DEEPSEEK2,
@@ -152,7 +163,7 @@ ARCHITECTURES = {
         router_keys=True,
         shared_count=True,
         constants=(("nextn_predict_layers", 0),),
-        names={"post_attention_norm": "blk.{layer}.post_attention_norm.weight"},
+        names=_POST_ATTENTION,
     ),
     "gemma4": Architecture("gemma4"),
     "lfm2_moe": Architecture(
@@ -177,6 +188,8 @@ ARCHITECTURES = {
         shared_needed=False,
         unrotated_key=True,
     ),
+    "qwen3_next": Architecture("qwen3next", shared_width=True, names=_POST_ATTENTION),
+    "qwen3_5_moe": Architecture("qwen35moe", shared_width=True, names=_POST_ATTENTION),
 }
 
 

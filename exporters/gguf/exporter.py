@@ -16,6 +16,7 @@ from tenp_edge.checkpoint.source import ModelSource, StoredModel
 from tenp_edge.checkpoint.tensor_types import AUTO, TensorTypes
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import (
+    KEEP,
     NO_DATA,
     ExportData,
     Exporter,
@@ -43,6 +44,9 @@ from tenp_edge.exporters.gguf.mixes import (
 )
 from tenp_edge.exporters.gguf.reading import GgufModel
 from tenp_edge.exporters.gguf.recipes import TypeRecipe, parse_rules
+from tenp_edge.exporters.gguf.source.kept_bytes import KeptBytes, SourceTypes
+from tenp_edge.exporters.gguf.source.kept_fields import with_source_fields
+from tenp_edge.exporters.gguf.source.opening import open_source
 from tenp_edge.exporters.gguf.tokenizer import tokenizer_fields
 from tenp_edge.exporters.gguf.types import (
     AUTOMATIC_QUANTS,
@@ -56,6 +60,7 @@ from tenp_edge.exporters.gguf.types import (
 from tenp_edge.exporters.gguf.writer import TensorWriter
 from tenp_edge.exporters.mixing import TypedMatrix
 from tenp_edge.models import ModelConfig
+from tenp_edge.models.other_formats import OpenedSource
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.child import ChildError
 from tenp_edge.runtime.gguf.file_origin import LAYOUT
@@ -72,7 +77,7 @@ class GgufExporter:
     layouts = LAYOUTS
     fixed_layouts: tuple[str, ...] = ()
     quants = QUANTS
-    weighted_quants = (*WEIGHTED_QUANTS, AUTO)
+    weighted_quants = (*WEIGHTED_QUANTS, AUTO, KEEP)
     automatic_quants = AUTOMATIC_QUANTS
     measured_quants = MEASURED_QUANTS
     mixed_types = MIXED_TYPES
@@ -119,7 +124,7 @@ class GgufExporter:
                 "--quant auto writes the types that a plan chose, and there is no plan with types",
                 "--plan PLAN (tenp-edge plan MODEL --ram SIZE -o PLAN), or --quant Q4_K_M",
             )
-        elif options.quant not in self.quants:
+        elif options.quant not in (*self.quants, KEEP):
             raise UserError(
                 f"GGUF has no tensor type '{options.quant}'", f"--quant {', '.join(self.quants)}"
             )
@@ -139,7 +144,7 @@ class GgufExporter:
         """Every tensor and the exact size of the file, without reading a weight."""
         self.check(config, options)
         layout = self.layout(config, options)
-        tensors = entries(config, layout, _types(config, options))
+        tensors = entries(config, layout, _types(checkpoint, config, options))
         fields = _fields(checkpoint, config, options, tensors, layout, Recipe())
         start = header_bytes(fields, ((e.tensor.name, len(e.tensor.shape)) for e in tensors))
         return _manifest(config, tensors, start, layout, options.quant)
@@ -151,7 +156,7 @@ class GgufExporter:
         open it and say what running it takes."""
         self.check(config, options)
         layout = self.layout(config, options)
-        tensors = entries(config, layout, _types(config, options))
+        tensors = entries(config, layout, _types(checkpoint, config, options))
         head = _header(tensors, _fields(checkpoint, config, options, tensors, layout, Recipe()))
         with target.open("wb") as stream:
             stream.write(head)
@@ -173,7 +178,11 @@ class GgufExporter:
                 "--calibration WORK, or --no-imatrix",
             )
         manifest = self.manifest(source.checkpoint, source.config, options)
-        tensors = entries(source.config, manifest.layout, _types(source.config, options))
+        kept = KeptBytes(source) if options.quant == KEEP else None
+        types = _types(source.checkpoint, source.config, options)
+        tensors = entries(source.config, manifest.layout, types)
+        if kept is not None and not options.imatrix:
+            kept.require_no_importance(tensors)
         recipe = _recipe(source)
         fields = _fields(
             source.checkpoint, source.config, options, tensors, manifest.layout, recipe
@@ -184,12 +193,17 @@ class GgufExporter:
             with (
                 progress.task(f"writing {target.name}", manifest.weight_bytes, "bytes") as task,
                 TensorWriter(
-                    stream, source, tensors, len(head), _weighing(options, data)
+                    stream,
+                    source,
+                    tensors,
+                    len(head),
+                    _weighing(options, data),
+                    kept,
                 ) as writer,
             ):
                 writer.write(tensors, task)
         if options.imatrix_file is not None and data.imatrix is not None:
-            write_imatrix(data.imatrix, tensors, Path(options.imatrix_file))
+            write_imatrix(source.config, data.imatrix, tensors, Path(options.imatrix_file))
         return manifest
 
     def requantised(
@@ -198,8 +212,13 @@ class GgufExporter:
         """The weights that a file of ``source`` would hold, decoded, without writing it."""
         self.check(source.config, options)
         layout = self.layout(source.config, options)
-        tensors = entries(source.config, layout, _types(source.config, options))
+        types = _types(source.checkpoint, source.config, options)
+        tensors = entries(source.config, layout, types)
         return Requantised(source, tensors, _weighing(options, data))
+
+    def open_source(self, path: Path) -> OpenedSource | None:
+        """A GGUF of a family that is known, of any program's."""
+        return open_source(path)
 
     def recognise(self, path: Path) -> Path | None:
         """A file of that name or beginning."""
@@ -265,7 +284,9 @@ class GgufExporter:
     def types_of(self, config: ModelConfig, options: ExportOptions) -> TensorTypes:
         """llama.cpp's mix of the name ``options.quant``."""
         self.check(config, options)
-        found = entries(config, self.layout(config, options), _types(config, options))
+        rules = parse_rules(options.tensor_types)
+        recipe = TypeRecipe(config, options.quant, options.imatrix, rules)
+        found = entries(config, self.layout(config, options), recipe)
         return types_of(found, {layer: len(row) for layer, row in config.expert_widths.items()})
 
     def encoding_speed(self, options: ExportOptions) -> float:
@@ -294,9 +315,10 @@ def _first_bytes(file: Path, count: int) -> bytes:
         return stream.read(count)
 
 
-def _types(config: ModelConfig, options: ExportOptions) -> TypeRecipe:
+def _types(checkpoint: Checkpoint, config: ModelConfig, options: ExportOptions) -> TypeRecipe:
     rules = parse_rules(options.tensor_types)
-    return TypeRecipe(config, options.quant, options.imatrix, rules, options.types)
+    kept = SourceTypes(checkpoint) if options.quant == KEEP else None
+    return TypeRecipe(config, options.quant, options.imatrix, rules, options.types, kept)
 
 
 def _fields(
@@ -310,6 +332,8 @@ def _fields(
     mixed = options.types is not None
     file_type = mostly(found) if mixed else FILE_TYPES[options.quant].file_type
     fields = model_fields(config, layout, file_type, recipe)
+    if checkpoint.is_file:
+        return with_source_fields(checkpoint.path, fields, same_types=options.quant == KEEP)
     return fields + list(tokenizer_fields(checkpoint.path, config))
 
 

@@ -8,10 +8,10 @@ layer's experts stay in memory, encoded: the forward asks for them once per batc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch.nn.functional import pad
@@ -41,7 +41,7 @@ class Requantised:
         self, source: ModelSource, found: Iterable[Entry], imatrix: Importance | None
     ) -> None:
         self._source = source
-        self._weights = ColumnWeights(imatrix)
+        self._weights = ColumnWeights(source.config, imatrix)
         self._plain: dict[tuple[str, int | None], Entry] = {}
         self._experts: dict[tuple[int, str, int | None], Entry] = {}
         for entry in found:
@@ -85,6 +85,9 @@ class Requantised:
         matrices = self._expert_layer(layer)
         parts = self.config.expert_parts
         return ExpertWeights.of({part: matrices[expert, part].decoded() for part in parts})
+
+    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
+        return partial(self.expert, layer)
 
     # Helpers.
 

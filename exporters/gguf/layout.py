@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import ManifestTensor
 from tenp_edge.exporters.gguf.architectures import (
@@ -18,6 +20,7 @@ from tenp_edge.exporters.gguf.architectures import (
 from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.metadata import expert_width, shared_count
 from tenp_edge.exporters.gguf.recipes import TypeRecipe
+from tenp_edge.exporters.gguf.transforms import file_roles, to_file
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.models import Mamba2, ModelConfig, Shape, TensorSpec, expected_tensors
 
@@ -143,7 +146,12 @@ def _targets(config: ModelConfig, layout: str, spec: TensorSpec) -> list[tuple[s
             (config.hidden_size, width) if spec.role == "shared_down" else (width, spec.shape[1])
         )
         return [(spec.role, shape)]
-    return [(spec.role, spec.shape)]
+    return _forms(config, spec) if spec.role.startswith("delta_") else [(spec.role, spec.shape)]
+
+
+def _forms(config: ModelConfig, spec: TensorSpec) -> list[tuple[str, Shape]]:
+    whole = torch.empty(spec.shape, device="meta")
+    return [(role, tuple(to_file(config, role, whole).shape)) for role in file_roles(spec.role)]
 
 
 def _stacked(config: ModelConfig, layout: str, recipe: TypeRecipe, layer: int) -> Iterator[Entry]:

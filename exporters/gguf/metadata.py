@@ -10,7 +10,14 @@ from typing import Any
 
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, booleans, f32, text, u32, u32s, u64
-from tenp_edge.models import LayerAttention, Mamba2, ModelConfig, ShortConvolution, VisionFacts
+from tenp_edge.models import (
+    DeltaNet,
+    LayerAttention,
+    Mamba2,
+    ModelConfig,
+    ShortConvolution,
+    VisionFacts,
+)
 from tenp_edge.runtime.gguf.file_origin import LAYOUT, OWN
 from tenp_edge.runtime.gguf.rope_facts import YARN_TRUNCATE
 from tenp_edge.runtime.memory.footprint import PlannedRun
@@ -121,7 +128,7 @@ def _attention(config: ModelConfig) -> _Fields:
 def _kv_heads(config: ModelConfig) -> bytes:
     """Of all layers at once, or of each where some do not attend: those have none."""
     own = config.attention_by_layer
-    if len(own) == config.num_hidden_layers:
+    if len(own) == config.num_hidden_layers or architecture(config).graph.recurrent_layers:
         return u32(_one_attention(config).kv_heads)
     layers = range(config.num_hidden_layers)
     return u32s([own[layer].kv_heads if layer in own else 0 for layer in layers])
@@ -141,6 +148,32 @@ def _states(config: ModelConfig) -> _Fields:
                 "ssm.time_step_rank": u32(mixer.heads),
                 "ssm.group_count": u32(mixer.groups),
             }
+        if isinstance(mixer, DeltaNet):
+            fields |= _delta_net(mixer)
+    return {**fields, **_recurrent_layers(config)}
+
+
+def _delta_net(net: DeltaNet) -> _Fields:
+    """Sizes in the words of state space models."""
+    return {
+        "ssm.conv_kernel": u32(net.taps),
+        "ssm.inner_size": u32(net.value_size),
+        "ssm.state_size": u32(net.head_dim),
+        "ssm.time_step_rank": u32(net.value_heads),
+        "ssm.group_count": u32(net.key_heads),
+    }
+
+
+def _recurrent_layers(config: ModelConfig) -> _Fields:
+    """Which layers carry a state, where heads do not say; as an interval too where they have one:
+    readers that do not know the list assume that."""
+    if not architecture(config).graph.recurrent_layers:
+        return {}
+    own, layers = config.attention_by_layer, range(config.num_hidden_layers)
+    fields = {"attention.recurrent_layers": booleans([layer not in own for layer in layers])}
+    first = next(iter(own)) + 1
+    if all((layer in own) == ((layer + 1) % first == 0) for layer in layers):
+        fields["full_attention_interval"] = u32(first)
     return fields
 
 
@@ -255,10 +288,10 @@ def _vision(config: ModelConfig) -> _Fields:
     """What llama.cpp needs to look at pictures with a vision model's file beside this one."""
     if config.vision is None:
         return {}
-    return {
-        "rope.dimension_sections": u32s([*_sections(config, config.vision), 0]),
-        "n_deepstack_layers": u32(config.vision.deepstack_layers),
-    }
+    fields = {"rope.dimension_sections": u32s([*_sections(config, config.vision), 0])}
+    if config.vision.deepstack_layers is not None:
+        fields["n_deepstack_layers"] = u32(config.vision.deepstack_layers)
+    return fields
 
 
 def _sections(config: ModelConfig, vision: VisionFacts) -> list[int]:

@@ -7,16 +7,11 @@ float types need no native code.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
-from tenp_edge.errors import UserError
-
-_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
+from tenp_edge.checkpoint.stored.ggml import ggml_library
 
 
 def quantize_rows(
@@ -38,34 +33,11 @@ def quantize_rows(
     return memoryview(target)
 
 
-def dequantize_rows(name: str, data: bytearray, count: int) -> torch.Tensor:
-    """Float32 [count] of the blocks in ``data``, of ggml type ``name`` ("Q4_K")."""
-    # ggml spells them q4_0, iq4_nl, but q4_K.
-    symbol = name.lower() if not name.endswith("_K") else f"{name[:-2].lower()}_K"
-    decode = getattr(_library(), f"dequantize_row_{symbol}")
-    decode.restype, decode.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    values = torch.empty(count)
-    source = (ctypes.c_char * len(data)).from_buffer(data)
-    decode(ctypes.addressof(source), values.data_ptr(), count)
-    return values
-
-
 @cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_library_file()))
+    library = ggml_library()
     function = library.ggml_quantize_chunk
     function.restype = ctypes.c_size_t
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [ctypes.c_int, pointer, pointer, size, size, size, pointer]
     return library
-
-
-def _library_file() -> Path:
-    spec = find_spec("llama_cpp")
-    places: Sequence[str] = (spec.submodule_search_locations or ()) if spec else ()
-    for place in places:
-        for name in _NAMES:
-            file = Path(place) / "lib" / name
-            if file.is_file():
-                return file
-    raise UserError("llama-cpp-python is not installed", "pip install llama-cpp-python")

@@ -8,9 +8,9 @@ the full width, a shared expert to a multiple of it) is cut off again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,9 @@ class GgufModel:
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         parts = self.config.expert_parts
         return ExpertWeights.of({part: self._expert_part(layer, expert, part) for part in parts})
+
+    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
+        return partial(self.expert, layer)
 
     # Helpers.
 

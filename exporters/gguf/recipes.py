@@ -15,13 +15,17 @@ from functools import cached_property
 from tenp_edge.checkpoint.tensor_types import TensorTypes, other_key
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.gguf.architectures import EXPERT_NAME, MERGED_NAME, architecture
+from tenp_edge.exporters.gguf.source.kept_bytes import SourceTypes
 from tenp_edge.exporters.gguf.types import FILE_TYPES, TYPES, legal_type
-from tenp_edge.models import LayerAttention, ModelConfig, expected_tensors
+from tenp_edge.models import DeltaNet, LayerAttention, ModelConfig, expected_tensors
 
 # llama.cpp keeps these in float32 in every file type.
-_FLOAT_ROLES = frozenset("router shared_router conv ssm_conv ssm_a ssm_d ssm_norm".split())
+_FLOAT_ROLES = frozenset(
+    "router shared_router conv delta_conv ssm_conv ssm_a ssm_d ssm_norm".split()
+)
 _EXPERT_ROLES = frozenset({"expert_gate", "expert_up", "expert_down"})
 _DOWN_ROLES = ("mlp_down", "expert_down", "shared_down")  # in the order of their names
+_VALUE_ROLES = ("v", "delta_qkv")
 # attn_output of an ordinary model, and of one with exactly eight experts (Mixtral).
 _ATTENTION_OUTPUT = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "IQ3_XXS": "IQ3_S", "IQ3_M": "Q4_K"}
 _EIGHT_OUTPUT = frozenset(
@@ -95,7 +99,7 @@ class TypeRecipe:
 
     ``imatrix``: whether the file is quantised with an importance matrix, which spares some tensors
     their extra bits. ``types``: the types themselves, instead of a mix of llama.cpp's; experts of
-    the model that is written.
+    the model that is written. ``source``: types that are kept.
     """
 
     config: ModelConfig
@@ -103,6 +107,7 @@ class TypeRecipe:
     imatrix: bool = False
     rules: tuple[Rule, ...] = ()
     types: TensorTypes | None = None
+    source: SourceTypes | None = None
 
     def wanted(
         self,
@@ -121,6 +126,9 @@ class TypeRecipe:
             return rule.type
         if self.types is not None:
             return _told(self.types, role, layer, expert or 0)
+        kept = None if self.source is None else self.source.of(name, role, layer)
+        if kept is not None:
+            return kept
         if FILE_TYPES[self.quant].is_float:
             return self.quant
         return self._mixed(role, layer or 0, shape[-1])
@@ -152,7 +160,7 @@ class TypeRecipe:
             return _EMBEDDINGS.get(self.quant, default)
         if self.quant in _LOW:
             return self._low(role, layer) or default
-        if role == "v":
+        if role in _VALUE_ROLES:
             return self._attention_v(layer) or default
         if role == "k" and self._eight:
             return "Q8_0"
@@ -173,7 +181,7 @@ class TypeRecipe:
     def _low(self, role: str, layer: int) -> str | None:
         """In the mixes of two bits and less."""
         more = "IQ3_S" if self.quant in ("IQ2_M", "IQ2_S") else "Q2_K"
-        if role == "v":
+        if role in _VALUE_ROLES:
             return "Q4_K" if self._grouped or self.config.num_experts >= 4 else more
         if role == "k" and self._eight:
             return "Q4_K"
@@ -232,9 +240,13 @@ class TypeRecipe:
 
     @cached_property
     def _with_values(self) -> tuple[int, ...]:
-        """Layers that have a matrix for values: llama.cpp counts those matrices, not layers."""
-        layers = self.config.attention_by_layer.items()
-        return tuple(layer for layer, attention in layers if attention.own_values)
+        """Layers that have a matrix for values, alone or with queries and keys: llama.cpp counts
+        those matrices, not layers."""
+        return tuple(
+            layer
+            for layer, own in enumerate(self.config.mixers)
+            if isinstance(own, DeltaNet) or (isinstance(own, LayerAttention) and own.own_values)
+        )
 
     @property
     def _eighth(self) -> int:
@@ -242,8 +254,15 @@ class TypeRecipe:
 
     @property
     def _grouped(self) -> bool:
-        first = self.config.mixers[0]  # which llama.cpp asks
-        return isinstance(first, LayerAttention) and first.heads // first.kv_heads >= 4
+        if not self._states_have_heads and not isinstance(self.config.mixers[0], LayerAttention):
+            return False
+        first = self.config.attention_layers[0]
+        return first.heads // first.kv_heads >= 4
+
+    @property
+    def _states_have_heads(self) -> bool:
+        """Whether llama.cpp knows KV heads of layers that do not attend."""
+        return architecture(self.config).graph.recurrent_layers
 
     @cached_property
     def _eight(self) -> bool:

@@ -5,6 +5,8 @@
     kv_b          (heads (nope + v), rank)    k_b (heads, rank, nope), v_b (heads, v, rank)
     router_bias   (1, experts) or (experts,)  (experts,)
     conv, ssm_conv  (channels, 1, taps)       (channels, taps)
+    norms         w, zero-centred             1 + w
+    delta_*       a gated delta net's         see `delta_net_forms`
     ssm_a         log, (heads,)               - exp, (heads, 1)
     ssm_d         (heads,)                    (heads, 1)
     ssm_norm      (values,)                   (groups, values / groups)
@@ -12,7 +14,8 @@
     any other     as it is                    as it is
 
 `file_roles` names the file's tensors of a role, `to_file` gives one of them, `from_file` puts them
-together again: the round trip is the tensor bit for bit, but for ssm_a's logarithm.
+together again: nothing is rounded, so the round trip is the tensor bit for bit. Only where a number
+is computed (1 + w, the decay of its logarithm) is it rounded, to float32.
 """
 
 from __future__ import annotations
@@ -21,45 +24,62 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from tenp_edge.exporters.gguf import delta_net_forms
 from tenp_edge.exporters.gguf.architectures import architecture
 from tenp_edge.models import Mamba2, ModelConfig
 
 _LATENT = ("k_b", "v_b")
 _SHARED = ("shared_gate", "shared_up")
+_SPLIT = {
+    "kv_b": _LATENT,
+    "shared_gate_up": _SHARED,
+    delta_net_forms.JOINED: delta_net_forms.PARTS,
+}
+_DELTA_NET = "delta_"
 _Form = Callable[[ModelConfig, torch.Tensor], torch.Tensor]
 
 
 def file_roles(role: str) -> tuple[str, ...]:
     """The roles in the file (keys of NAMES) of the source tensor of ``role``."""
-    return {"kv_b": _LATENT, "shared_gate_up": _SHARED}.get(role, (role,))
+    return _SPLIT.get(role, (role,))
 
 
 def source_role(config: ModelConfig, file_role: str) -> str:
-    """The source tensor's role of the file's tensor ``file_role``."""
-    stacked = file_role in _SHARED and config.family.shared_stacked
-    return "shared_gate_up" if stacked else file_role
+    """The role of the source tensor that a tensor of the file is made from."""
+    if file_role in _SHARED and not config.family.shared_stacked:
+        return file_role
+    return next((role for role, parts in _SPLIT.items() if file_role in parts), file_role)
+
+
+def file_columns(config: ModelConfig, file_role: str, columns: torch.Tensor) -> torch.Tensor:
+    """What belongs to each column of a source matrix, [columns], in the order of the file's."""
+    if file_role not in delta_net_forms.COLUMNS:
+        return columns
+    return to_file(config, file_role, columns[None])[0]
 
 
 def is_transformed(config: ModelConfig, file_role: str) -> bool:
     """Whether `to_file` changes what it is given, and so needs the whole tensor at once."""
+    if file_role.startswith(_DELTA_NET):
+        return delta_net_forms.is_changed(config, file_role)
     flattened = file_role == "router_bias" and config.family.router_bias_row
-    return (
-        flattened
-        or file_role in _FORMS
-        or file_role in _LATENT
-        or source_role(config, file_role) != file_role
-        or _rotated_heads(config, file_role) is not None
-    )
+    changed = flattened or file_role in _FORMS or _is_zero_centred(config, file_role)
+    changed = changed or source_role(config, file_role) != file_role
+    return changed or _rotated_heads(config, file_role) is not None
 
 
 def to_file(config: ModelConfig, file_role: str, tensor: torch.Tensor) -> torch.Tensor:
     """The file's tensor ``file_role`` of the source tensor that it is made from."""
+    if file_role.startswith(_DELTA_NET):
+        return delta_net_forms.to_file(config, file_role, tensor)
     if file_role in _LATENT:
         return _split_latent(config, file_role, tensor)
     if file_role == "router_bias" and config.family.router_bias_row:
         return tensor.reshape(-1)
     if file_role in _FORMS:
         return _FORMS[file_role][0](config, tensor)
+    if _is_zero_centred(config, file_role):
+        return 1 + tensor.float()
     if source_role(config, file_role) != file_role:
         return tensor.chunk(2)[_SHARED.index(file_role)]
     heads = _rotated_heads(config, file_role)
@@ -68,6 +88,8 @@ def to_file(config: ModelConfig, file_role: str, tensor: torch.Tensor) -> torch.
 
 def from_file(config: ModelConfig, role: str, *parts: torch.Tensor) -> torch.Tensor:
     """The source tensor of ``role`` from the file's tensors, in the order of `file_roles`."""
+    if role.startswith(_DELTA_NET):
+        return delta_net_forms.from_file(config, role, *parts)
     if role == "kv_b":
         return _join_latent(*parts)
     if len(parts) > 1:
@@ -77,6 +99,8 @@ def from_file(config: ModelConfig, role: str, *parts: torch.Tensor) -> torch.Ten
         return tensor.reshape(1, -1)
     if role in _FORMS:
         return _FORMS[role][1](config, tensor)
+    if _is_zero_centred(config, role):
+        return tensor - 1
     heads = _rotated_heads(config, role)
     return tensor if heads is None else _pairs_to_halves(tensor, heads)
 
@@ -115,6 +139,10 @@ _FORMS: Mapping[str, tuple[_Form, _Form]] = {
     "ssm_d": (_column, _flat),
     "ssm_norm": (lambda config, values: values.reshape(_groups(config), -1), _flat),
 }
+
+
+def _is_zero_centred(config: ModelConfig, role: str) -> bool:
+    return role in config.family.zero_centred_roles
 
 
 def _rotated_heads(config: ModelConfig, role: str) -> int | None:

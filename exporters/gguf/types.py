@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 
 import torch
 
 from tenp_edge.checkpoint.files import tensor_bytes
+from tenp_edge.checkpoint.stored.ggml import to_float
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.gguf.quantiser import dequantize_rows, quantize_rows
+from tenp_edge.exporters.base import KEEP
+from tenp_edge.exporters.gguf.quantiser import quantize_rows
 
 Encoder = Callable[[torch.Tensor, torch.Tensor | None], memoryview]
 
@@ -52,9 +53,7 @@ class TensorType:
 
     def decode(self, data: bytearray, shape: tuple[int, ...]) -> torch.Tensor:
         """Float32 [``shape``] (rows of whole blocks) of stored ``data``."""
-        if self.name in _FLOATS:
-            return torch.frombuffer(data, dtype=_FLOATS[self.name]).float().reshape(shape)
-        return dequantize_rows(self.name, data, prod(shape)).reshape(shape)
+        return to_float(self.ggml_id, torch.frombuffer(data, dtype=torch.uint8)).reshape(shape)
 
     @property
     def weighs_columns(self) -> bool:
@@ -159,6 +158,9 @@ _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOAT_TYPES = frozenset(_FLOATS)
 
 
+_GUESSED = 1024  # llama.cpp's general.file_type of a file that does not say
+
+
 @dataclass(frozen=True)
 class FileType:
     """What ``--quant`` names: ``file_type`` is its general.file_type, ``default`` the type of every
@@ -206,6 +208,8 @@ FILE_TYPES = {
 }
 QUANTS: tuple[str, ...] = tuple(FILE_TYPES)
 WEIGHTED_QUANTS = tuple(name for name in QUANTS if TYPES[FILE_TYPES[name].default].weighs_columns)
+# Every tensor as the source has it. What is encoded nevertheless is a part of the experts.
+FILE_TYPES[KEEP] = FileType(KEEP, _GUESSED, "Q8_0")
 # docs/results.md: down to four bits, bits lose less than the neurons of as many bytes.
 AUTOMATIC_QUANTS: tuple[str, ...] = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS")
 # Fewer bits are taken only where their loss on this very model was measured.

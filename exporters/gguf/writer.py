@@ -22,9 +22,12 @@ from tenp_edge.exporters.base import ManifestTensor
 from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.encoding import Encoding
 from tenp_edge.exporters.gguf.fields import padded
+from tenp_edge.exporters.gguf.imatrix_file import matrix_squares
 from tenp_edge.exporters.gguf.layout import Entry
+from tenp_edge.exporters.gguf.source.kept_bytes import KeptBytes
 from tenp_edge.exporters.gguf.transforms import is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES, TensorType
+from tenp_edge.models import ModelConfig
 from tenp_edge.progress import Task
 
 _READ_BYTES = 32 * 2**20
@@ -37,7 +40,7 @@ class TensorWriter:
     """Writes the tensors of ``found`` behind a header of ``data_start`` bytes.
 
     A context manager: what `write` started is in the file when it is left. ``imatrix`` weighs the
-    columns of every matrix that it knows.
+    columns of every matrix that it knows. ``kept``: bytes that are not encoded but moved.
     """
 
     def __init__(
@@ -47,9 +50,10 @@ class TensorWriter:
         found: Sequence[Entry],
         data_start: int,
         imatrix: Importance | None = None,
+        kept: KeptBytes | None = None,
     ) -> None:
-        self._source = source
-        self._weights = ColumnWeights(imatrix)
+        self._source, self._kept = source, kept
+        self._weights = ColumnWeights(source.config, imatrix)
         self._encoding = Encoding(stream)
         self._offsets: dict[str, int] = {}
         for entry in found:
@@ -89,7 +93,12 @@ class TensorWriter:
                 nbytes = TYPES[tensor.type].nbytes(shape)
                 place = self._offsets[tensor.name] + (0 if expert_entry else expert * nbytes)
                 columns = self._weights.expert(layer, expert, part, tensor)
-                place += self._put_rows(place, matrix, tensor, columns)
+                kept = self._kept
+                moved = None if kept is None else kept.expert(layer, expert, part, tensor)
+                if moved is None:
+                    place += self._put_rows(place, matrix, tensor, columns)
+                else:
+                    place += self._put_bytes(place, moved)
                 self._put_nothing(place, tensor, rows - len(matrix), columns)
                 task.advance(nbytes)
             if len(weights.matrices) * weights.down.nbytes > _ALONE_BYTES:
@@ -97,6 +106,10 @@ class TensorWriter:
 
     def _write_plain(self, entry: Entry) -> None:
         tensor, offset = entry.tensor, self._offsets[entry.tensor.name]
+        if self._kept is not None and self._kept.has(tensor, entry.name):
+            for piece in self._kept.plain(tensor):
+                offset += self._put_bytes(offset, piece)
+            return
         config = self._source.config
         if entry.name is None:
             self._put_rows(offset, computed_tensors(config)[entry.role][None], tensor, None)
@@ -113,6 +126,11 @@ class TensorWriter:
             chunk = self._source.read_rows(entry.name, start, min(start + step, height))
             offset += self._put_rows(offset, chunk, tensor, columns)
         self._put_nothing(offset, tensor, tensor.shape[0] - height, columns)
+
+    def _put_bytes(self, offset: int, data: memoryview) -> int:
+        """Write ``data`` as it is; how many bytes that is."""
+        self._encoding.put(offset, lambda: data)
+        return data.nbytes
 
     def _put_nothing(
         self, offset: int, tensor: ManifestTensor, rows: int, columns: torch.Tensor | None
@@ -150,8 +168,8 @@ def _encode(
 class ColumnWeights:
     """What each tensor's columns are weighed by: float32 [row length], None where not known."""
 
-    def __init__(self, importance: Importance | None) -> None:
-        self._importance = importance
+    def __init__(self, config: ModelConfig, importance: Importance | None) -> None:
+        self._config, self._importance = config, importance
 
     def expert(
         self, layer: int, expert: int, part: str, tensor: ManifestTensor
@@ -164,11 +182,9 @@ class ColumnWeights:
 
     def matrix(self, entry: Entry) -> torch.Tensor | None:
         """Of a matrix outside the routed experts."""
-        if self._importance is None or entry.layer is None:
+        if self._importance is None or not TYPES[entry.tensor.type].weighs_columns:
             return None
-        if not TYPES[entry.tensor.type].weighs_columns:
-            return None
-        squares = self._importance.matrix(entry.layer, entry.role)
+        squares = matrix_squares(self._config, self._importance, entry)
         if squares is None:
             return None
         return pad(squares.weights(), (0, entry.tensor.shape[-1] - len(squares.sums)))

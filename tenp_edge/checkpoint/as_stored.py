@@ -20,7 +20,7 @@ from tenp_edge.models import TensorSpec
 from tenp_edge.models.layouts import StoredWeight
 from tenp_edge.models.tensors import Shape
 
-_WEIGHT = ".weight"
+_WEIGHT, _DOWN = ".weight", "down"
 GATE_UP_STACK, DOWN_STACK = "gate_up_proj", "down_proj"
 
 
@@ -46,9 +46,16 @@ class Cut:
     def is_whole(self) -> bool:
         return self.rows is None and self.columns is None
 
+    @property
+    def module(self) -> str:
+        return self.weight.name.removesuffix(_WEIGHT)
+
     @cached_property
     def shapes(self) -> Mapping[str, Shape] | None:
-        """Of each part that is left; None where the layout does not let it go alone."""
+        """Of each part that is left; None where the layout does not let it go alone, or is of
+        another kind of file (a GGUF's tensors have other names)."""
+        if not all(name.startswith(self.module) for name in self.weight.tensors.values()):
+            return None
         stored = {
             part: self.checkpoint.tensors[name].shape[0 if self.entry is None else 1 :]
             for part, name in self.weight.tensors.items()
@@ -90,10 +97,10 @@ class Cut:
     def entries(self, module: str, *, unstacked: bool = False) -> dict[str, TensorEntry]:
         """The tensor that each part becomes for the weight of ``module``; ``unstacked``: of one of
         the stacked matrices alone, under the names that the layout's publisher gives such."""
-        own, rules = self.weight.name.removesuffix(_WEIGHT), self.weight.rules
+        rules = self.weight.rules
         return {
             part: TensorEntry(
-                module + (rules[part].suffixes[0] if unstacked else name.removeprefix(own)),
+                module + (rules[part].suffixes[0] if unstacked else name.removeprefix(self.module)),
                 self.checkpoint.tensors[name].dtype,
                 (self.shapes or {})[part],
             )
@@ -130,11 +137,12 @@ class AsStored:
         return pieces if stacked else [*pieces, *self._beside(cut, module)]
 
     def _beside(self, cut: Cut, module: str) -> Iterator[Piece]:
-        own = cut.weight.name.removesuffix(_WEIGHT)
-        for name in self._needless.get(own, ()):
+        for name in self._needless.get(cut.module, ()):
             stored = self._checkpoint.tensors[name]
             if cut.is_whole or stored.shape in ((), (1,)):
-                entry = TensorEntry(module + name.removeprefix(own), stored.dtype, stored.shape)
+                entry = TensorEntry(
+                    module + name.removeprefix(cut.module), stored.dtype, stored.shape
+                )
                 yield Piece(entry, partial(self._stored, name))
 
     def _stored(self, name: str) -> Iterator[torch.Tensor]:
@@ -211,36 +219,38 @@ class AsStored:
             return None
         return torch.tensor([self._source.original_expert(layer, e) for e in range(count)])
 
-    def _expert_cut(self, layer: int, expert: int, projection: str) -> Cut | None:
-        matrices = self._source.config.family.matrices
-        if projection not in matrices:  # a bias
-            return None
-        index, original = matrices.index(projection), self._source.original_expert(layer, expert)
+    def _expert_cut(self, layer: int, expert: int, part: str) -> Cut | None:
+        """Of the tensor ``part`` of an expert, as `ModelConfig.expert_parts` names it."""
+        original, config = self._source.original_expert(layer, expert), self._checkpoint.config
         if layer in self._checkpoint.stacked:
-            return self._unstacked_cut(layer, original, projection)
-        name = self._checkpoint.config.expert_tensor(layer, original, index)
-        weight, neurons = self._checkpoint.weights[name], self._neurons(layer, original)
+            return self._unstacked_cut(layer, original, part)
+        names = zip(config.expert_parts, config.expert_tensors(layer, original), strict=True)
+        weight, neurons = (
+            self._checkpoint.weights[dict(names)[part]],
+            self._neurons(layer, original),
+        )
         if weight.is_plain:
             return None
-        rows, columns = (None, neurons) if projection == "down" else (neurons, None)
+        rows, columns = (None, neurons) if part == _DOWN else (neurons, None)
         return Cut(self._checkpoint, weight, rows=rows, columns=columns)
 
-    def _unstacked_cut(self, layer: int, original: int, projection: str) -> Cut | None:
+    def _unstacked_cut(self, layer: int, original: int, part: str) -> Cut | None:
         """Of stacked matrices, one alone: gate and up are halves of theirs."""
-        stacked = self._checkpoint.stacked[layer]
-        weight = stacked.down if projection == "down" else stacked.gate_up
-        if weight.is_plain or weight.transposed:
+        stacked, neurons = self._checkpoint.stacked[layer], self._neurons(layer, original)
+        config = self._checkpoint.config
+        weight = stacked.down if part == _DOWN else stacked.gate_up
+        if weight.is_plain or weight.transposed or part not in config.family.matrices:
             return None
-        neurons = self._neurons(layer, original)
-        if projection == "down":
+        if part == _DOWN:
             return Cut(self._checkpoint, weight, original, columns=neurons)
-        rows = self._rows(layer, neurons)[0 if projection == "gate" else -1]
+        rows = self._rows(layer, neurons)[0 if part == "gate" else -1]
         return Cut(self._checkpoint, weight, original, rows=rows)
 
     def _stack_cut(self, layer: int, expert: int, kind: str) -> Cut | None:
         """Of stacked matrices that stay stacked: gate's and up's rows in one."""
         stacked = self._checkpoint.stacked.get(layer)
-        if stacked is None or self._is_mended(self._source.config.expert_tensor(layer, expert, -1)):
+        matrices = self._source.config.expert_tensors(layer, expert)
+        if stacked is None or any(map(self._is_mended, matrices)):
             return None
         weight = stacked.down if kind == DOWN_STACK else stacked.gate_up
         original = self._source.original_expert(layer, expert)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
-from functools import cached_property
-from math import prod
+from functools import cached_property, partial
+from math import lcm, prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -31,6 +33,7 @@ from tenp_edge.models.headers import (
 )
 from tenp_edge.models.layouts import PartRule, StoredWeight
 from tenp_edge.models.stored_weights import StackedExperts
+from tenp_edge.runtime.gguf.header import GGML_TYPES
 
 TORCH_DTYPES = {
     "F32": torch.float32,
@@ -46,6 +49,7 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
 }
 _DECODED_AT_ONCE = 2**18
+_BLOCKS = "ggml"  # the layout whose rows are decoded in no time
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
@@ -108,6 +112,8 @@ class Checkpoint(ModelFiles):
     given in `dtype`. Nothing but headers is read until a weight is asked for.
     """
 
+    _held: Mapping[str, torch.Tensor] = MappingProxyType({})
+
     def read(self, name: str) -> torch.Tensor:
         """The whole weight in its stored dtype."""
         weight = self.weights.get(name)
@@ -126,6 +132,26 @@ class Checkpoint(ModelFiles):
         """Tensor ``name`` of the files as it is, a part of a quantised weight too; of its first
         dimension ``start:stop``."""
         return self._tensor(name) if stop is None else self._rows(name, start, stop)
+
+    def held_blocks(self, name: str) -> Callable[[int, int], torch.Tensor] | None:
+        """Matrix ``name`` in memory as ggml's blocks, as a function of (start, stop) that decodes
+        those rows; None of one that is stored in another way."""
+        weight = self.weights.get(name)
+        if weight is None or weight.layout.name != _BLOCKS or not weight.row_step:
+            return None
+        return partial(self._holding(weight.tensors.values()).read_rows, name)
+
+    def holding(self, layer: int) -> Checkpoint:
+        """The same with the experts of ``layer`` in memory, as they are stored."""
+        config = self.config
+        names = (config.expert_tensors(layer, e) for e in range(len(config.expert_widths[layer])))
+        weights = [self.weights[name] for expert in names for name in expert]
+        return self._holding(t for weight in weights for t in weight.tensors.values())
+
+    def _holding(self, tensors: Iterable[str]) -> Checkpoint:
+        held = copy(self)
+        held._held = {name: self._tensor(name) for name in tensors}
+        return held
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         """One routed expert, whether stored per expert or stacked (gate_up_proj, down_proj)."""
@@ -176,6 +202,22 @@ class Checkpoint(ModelFiles):
             return self._rows(name, start // rule.rows, -(-stop // rule.rows))
         return _rows_of(self._tensor(name), rule, start, stop)
 
+    @cached_property
+    def down_block(self) -> int:
+        """How many of an expert's neurons share a block of its down matrix, 1 where each has
+        numbers of its own."""
+        weights = [
+            self.weights.get(self.config.expert_tensor(layer, 0, -1))
+            for layer in self.config.moe_layers
+        ]
+        kinds = [
+            kind
+            for weight in weights
+            if weight is not None and weight.layout.name == _BLOCKS
+            for kind in weight.layout.facts["types"].values()
+        ]
+        return lcm(*(GGML_TYPES[kind][1] for kind in kinds))
+
     def dtype_of(self, name: str) -> str:
         """The safetensors name ("BF16") of the dtype that `read` gives the weight in."""
         weight = self.weights.get(name)
@@ -201,10 +243,14 @@ class Checkpoint(ModelFiles):
         return any(w.part == "routed experts" and not w.is_plain for w in self.weights.values())
 
     def _tensor(self, name: str) -> torch.Tensor:
+        if name in self._held:
+            return self._held[name]
         stored = self.tensors[name]
         return self._read_bytes(stored, stored.offset, stored.nbytes).reshape(stored.shape)
 
     def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        if name in self._held:
+            return self._held[name][start:stop]
         stored = self.tensors[name]
         row = stored.nbytes // stored.shape[0]
         flat = self._read_bytes(stored, stored.offset + start * row, (stop - start) * row)
@@ -212,7 +258,8 @@ class Checkpoint(ModelFiles):
 
     def _read_bytes(self, stored: StoredTensor, offset: int, nbytes: int) -> torch.Tensor:
         buffer = read_range(stored.file, offset, nbytes)
-        return torch.frombuffer(buffer, dtype=TORCH_DTYPES[stored.dtype])
+        # Blocks of types that torch has not got are bytes.
+        return torch.frombuffer(buffer, dtype=TORCH_DTYPES.get(stored.dtype, torch.uint8))
 
     @cached_property
     def dtype(self) -> torch.dtype:

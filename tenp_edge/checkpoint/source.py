@@ -8,8 +8,9 @@ Without a plan it is the checkpoint itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -54,6 +55,11 @@ class WeightSource(Protocol):
         ...
 
     def expert(self, layer: int, expert: int) -> ExpertWeights: ...
+
+    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
+        """The experts of ``layer`` by number, for who reads them many times: kept in memory as they
+        are stored, where that takes less than reading them again."""
+        ...
 
 
 class StoredModel(WeightSource, Protocol):
@@ -128,9 +134,17 @@ class ModelSource:
         return check_finite(name, self.checkpoint.read_rows(name, start, stop))
 
     def held(self, name: str) -> Rows:
-        """Matrix ``name`` in memory, in its stored dtype, as a function of (start, stop)."""
+        """Matrix ``name`` in memory, as it is stored, as a function of (start, stop)."""
+        blocks = None if self._is_mended(name) else self.checkpoint.held_blocks(name)
+        if blocks is not None:
+            return blocks
         whole = self.read(name)
         return lambda start, stop: whole[start:stop]
+
+    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
+        held = copy(self)
+        held.checkpoint, held._last = self.checkpoint.holding(layer), None
+        return partial(held.expert, layer)
 
     @property
     def stored_dtype(self) -> torch.dtype | None:
@@ -195,6 +209,14 @@ class ModelSource:
         sliced = slice_expert(weights, self.plan.neurons(layer, original))
         down = self.config.expert_tensor(layer, expert, _DOWN)
         return replace(sliced, down=self._mended(down)) if self._is_mended(down) else sliced
+
+    def changes(self, name: str) -> bool:
+        """Whether tensor ``name`` holds other numbers than the checkpoint's, cuts aside: it was
+        mended, or lost rows with the experts that are removed."""
+        removed = self.tensors[name].part == "router" and any(
+            0 in row for row in (self.plan.widths.values() if self.plan else ())
+        )
+        return self._is_mended(name) or removed
 
     def _is_mended(self, name: str) -> bool:
         return self.mended is not None and name in self.mended

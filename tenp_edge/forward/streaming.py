@@ -177,12 +177,13 @@ class StreamingModel:
         stored, family = self.source.stored_dtype, self.config.family
         count = len(self.config.expert_widths[layer])
         if stored is None:
-            return ReadExperts(partial(self._expert, layer, self.dtype), count, family)
+            read = self.source.held_experts(layer)
+            return ReadExperts(lambda e: self._moved(read(e), self.dtype), count, family)
         kept = stored if stored.itemsize < self.dtype.itemsize else self.dtype
-        return RaggedExperts([self._expert(layer, kept, e) for e in range(count)], family)
+        read = partial(self.source.expert, layer)
+        return RaggedExperts([self._moved(read(e), kept) for e in range(count)], family)
 
-    def _expert(self, layer: int, dtype: torch.dtype, expert: int) -> ExpertWeights:
-        weights = self.source.expert(layer, expert)
+    def _moved(self, weights: ExpertWeights, dtype: torch.dtype) -> ExpertWeights:
         return weights.mapped(lambda tensor: tensor.to(self.device, dtype))
 
     @torch.no_grad()

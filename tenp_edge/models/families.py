@@ -24,6 +24,8 @@ _MODULES = (
     "lfm2_moe",
     "nemotron_h",
     "granitemoehybrid",
+    "qwen3_next",
+    "qwen3_5_moe",
 )
 
 

@@ -16,6 +16,10 @@ QkNorm = Literal["none", "head", "projection"]
 Activation = Literal["silu", "gelu_tanh", "swiglu_oai", "relu2"]
 
 
+# A delta net's own norm is an ordinary one.
+_ZERO_CENTRED = frozenset({"input_norm", "post_attention_norm", "q_norm", "k_norm", "norm"})
+
+
 @dataclass(frozen=True)
 class LayerKeys:
     """Keys of config.json for the layers that see everything, where they have another geometry.
@@ -86,6 +90,11 @@ class Family:
     ``stored_prefixes``: what the names in the files begin with, where not with "model." alone; the
     published one first.
     ``router_sum_offset``: what a sigmoid router adds to the sum that its weights are divided by.
+    ``zero_centred_norms``: norms multiply by 1 + weight, but for a delta net's own.
+    ``attention_gate``: each head's output is multiplied by the sigmoid of a gate, whose rows lie
+    behind the head's in the queries' matrix.
+    ``joined_projections``: a gated delta net's matrices lie together by key head (q, k, v, z and
+    beta, alpha), not apart.
     """
 
     model_type: str
@@ -146,11 +155,19 @@ class Family:
     shared_stacked: bool = False
     multipliers: bool = False
     stored_prefixes: tuple[str, ...] = ("model.",)
+    zero_centred_norms: bool = False
+    attention_gate: bool = False
+    joined_projections: bool = False
 
     @property
     def matrices(self) -> tuple[str, ...]:
         """What the matrices of `projections` are: PROJECTIONS, or those without the gate."""
         return PROJECTIONS[-len(self.projections) :]
+
+    @property
+    def zero_centred_roles(self) -> frozenset[str]:
+        """Roles of the norms that multiply by 1 + weight."""
+        return _ZERO_CENTRED if self.zero_centred_norms else frozenset()
 
     @property
     def experts_in_memory(self) -> str:

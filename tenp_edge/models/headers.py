@@ -1,6 +1,8 @@
-"""What a model directory says without reading a weight: config.json and safetensors headers.
+"""What a model says without reading a weight: config.json and safetensors headers, or the header of
+a file of another format.
 
-No torch in here: `inspect` answers from this module alone, sooner than torch can be imported.
+No torch in here: `inspect` of a directory answers from this module alone, sooner than torch can be
+imported.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models import FAMILIES, ModelConfig, read_config
 from tenp_edge.models.layouts import PartRule, StoredWeight
+from tenp_edge.models.other_formats import OpenedSource, open_file
 from tenp_edge.models.quantization import ORIGINAL, quantised_layouts, with_modelopt
 from tenp_edge.models.safetensors_header import DTYPE_BYTES, StoredTensor, read_header
 from tenp_edge.models.stored_weights import StackedExperts, WeightIndex
@@ -32,18 +35,26 @@ _PREFIX = "model."  # of the language model's tensors, everywhere but in a wrapp
 
 
 class ModelFiles:
-    """A model directory opened by header: its config, and where every tensor lies.
+    """A model directory, or a file of another format (GGUF), opened by header: its config, and
+    where every tensor lies.
 
     Raises UserError when the directory, the config or the set of tensors cannot be used.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = _model_directory(Path(path))
-        raw = with_modelopt(read_json(self.path / "config.json"), self.path)
-        config, tensors = read_config(raw, FAMILIES), _read_index(self.path)
-        self.config: ModelConfig = replace(config, stored_prefix=_prefix(config, tensors))
-        self.tensors = _named_as_text_model(tensors, self.config.stored_prefix)
-        self._index = WeightIndex(self.config, self.tensors, quantised_layouts(self.config.raw))
+        self.path, opened = _model_at(Path(path))
+        self.is_file = opened is not None
+        if opened is None:
+            raw = with_modelopt(read_json(self.path / "config.json"), self.path)
+            config = read_config(raw, FAMILIES)
+            stored = _read_index(self.path)
+            config = replace(config, stored_prefix=_prefix(config, stored))
+            tensors = _named_as_text_model(stored, config.stored_prefix)
+        else:
+            config, tensors = opened.config, opened.tensors
+        self.config: ModelConfig = config
+        self.tensors: Mapping[str, StoredTensor] = tensors
+        self._index = opened or WeightIndex(config, tensors, quantised_layouts(config.raw))
         self._check_number()
         self._check()
 
@@ -174,18 +185,20 @@ def _named_as_text_model(
     return renamed
 
 
-def _model_directory(path: Path) -> Path:
-    """``path`` itself, or the checkpoint inside an output directory of ``compress``."""
+def _model_at(path: Path) -> tuple[Path, OpenedSource | None]:
+    """``path`` itself, or the checkpoint inside an output directory of ``compress``; and what a
+    file holds."""
     if (path / "checkpoint" / "config.json").is_file() and not (path / "config.json").is_file():
-        return path / "checkpoint"
-    if path.suffix == ".gguf" and path.is_file():
+        return path / "checkpoint", None
+    if path.is_dir():
+        return path, None
+    opened = open_file(path) if path.is_file() else None
+    if opened is None:
         raise UserError(
-            f"{path} is a GGUF file; tenp-edge prunes Hugging Face checkpoints",
-            "the checkpoint it was made from (a directory with config.json and .safetensors)",
+            f"{path} is not a model directory or a GGUF file",
+            "the path of a downloaded checkpoint",
         )
-    if not path.is_dir():
-        raise UserError(f"{path} is not a model directory", "the path of a downloaded checkpoint")
-    return path
+    return path, opened
 
 
 def _read_index(path: Path) -> dict[str, StoredTensor]:

@@ -78,6 +78,43 @@ class Mamba2:
         }
 
 
+@dataclass(frozen=True)
+class DeltaNet:
+    """Gated delta net (Qwen3-Next): of every value head a matrix that each token corrects.
+
+    ``head_dim``: elements of a query, a key and a value. Each key head serves ``value_heads`` /
+    ``key_heads`` value heads. A convolution of ``taps`` tokens, as `ShortConvolution`'s, goes over
+    queries, keys and values before. The state is its last inputs, and the matrices (Yang et al.
+    2024, https://arxiv.org/abs/2412.06464).
+    """
+
+    key_heads: int
+    value_heads: int
+    head_dim: int
+    taps: int
+    cache_rows: ClassVar[Shape] = ()
+
+    @property
+    def key_size(self) -> int:
+        """Queries of a token, and keys, of all heads."""
+        return self.key_heads * self.head_dim
+
+    @property
+    def value_size(self) -> int:
+        """Values of a token, of all heads."""
+        return self.value_heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: queries, keys and values."""
+        return 2 * self.key_size + self.value_size
+
+    @property
+    def state_shapes(self) -> Mapping[str, Shape]:
+        size = self.head_dim
+        return {"conv": (self.taps - 1, self.channels), "memory": (size, size, self.value_heads)}
+
+
 def state_bytes(mixers: Iterable[Mixer | None]) -> int:
     """Bytes of the state of one sequence, over all layers."""
     shapes = (shape for mixer in mixers if mixer for shape in mixer.state_shapes.values())

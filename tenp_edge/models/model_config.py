@@ -37,10 +37,11 @@ class Rope:
 @dataclass(frozen=True)
 class VisionFacts:
     """What a language model's file must say for pictures: frequencies of a head for time, height
-    and width, and the number of layers that take features of a picture (deepstack)."""
+    and width, and the number of layers that take features of a picture (deepstack), None of a
+    family that has none."""
 
     rope_sections: tuple[int, ...]
-    deepstack_layers: int
+    deepstack_layers: int | None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.mixers import Mamba2, ShortConvolution
+from tenp_edge.models.mixers import DeltaNet, Mamba2, ShortConvolution
 from tenp_edge.models.model_config import ModelConfig
 
 # "state layers": mixing blocks that carry a state.
@@ -103,7 +103,8 @@ def _layer_tensors(config: ModelConfig, layer: int) -> Iterator[_Row]:
 def _gqa_tensors(config: ModelConfig, own: LayerAttention) -> Iterator[_Row]:
     hidden, head = config.hidden_size, own.head_dim
     q_rows, kv_rows = own.heads * head, own.kv_heads * head
-    for name, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows if own.own_values else 0)):
+    gated_rows = 2 * q_rows if config.family.attention_gate else q_rows
+    for name, rows in (("q", gated_rows), ("k", kv_rows), ("v", kv_rows if own.own_values else 0)):
         if rows:
             yield f"self_attn.{name}_proj.weight", (rows, hidden), name, "attention"
         if rows and config.qkv_bias:
@@ -172,11 +173,27 @@ def _mamba2_tensors(config: ModelConfig, own: Mamba2) -> Iterator[_Row]:
         yield f"mamba.{name}", shape, role, "state layers"
 
 
+def _delta_net_tensors(config: ModelConfig, net: DeltaNet) -> Iterator[_Row]:
+    hidden, block, heads = config.hidden_size, "linear_attn.", net.value_heads
+    part: Part = "state layers"
+    rows = {"qkv": net.channels, "z": net.value_size, "b": heads, "a": heads}
+    if config.family.joined_projections:
+        rows = {"qkvz": net.channels + net.value_size, "ba": 2 * heads}
+    for name, count in rows.items():
+        yield f"{block}in_proj_{name}.weight", (count, hidden), f"delta_{name}", part
+    yield f"{block}conv1d.weight", (net.channels, 1, net.taps), "delta_conv", part
+    yield f"{block}dt_bias", (heads,), "delta_dt_bias", part
+    yield f"{block}A_log", (heads,), "delta_decay", part
+    yield f"{block}norm.weight", (net.head_dim,), "delta_norm", "norms"
+    yield f"{block}out_proj.weight", (hidden, net.value_size), "delta_out", part
+
+
 # Of a layer's mixing block, by its kind.
 _MIXERS: dict[type, Callable[[ModelConfig, Any], Iterator[_Row]]] = {
     LayerAttention: _attention_tensors,
     ShortConvolution: _short_convolution_tensors,
     Mamba2: _mamba2_tensors,
+    DeltaNet: _delta_net_tensors,
 }
 
 

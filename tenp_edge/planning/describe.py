@@ -12,6 +12,7 @@ from tenp_edge.checkpoint.plan_record import PlanRecord, TrapezoidRecord
 from tenp_edge.models import ModelConfig, expected_tensors
 from tenp_edge.planning.allocators import Tenp
 from tenp_edge.planning.budget import Search
+from tenp_edge.planning.kl_law import predicted_kl
 from tenp_edge.planning.memory_table import decode_tokens_per_second
 from tenp_edge.planning.pricing import Priced
 from tenp_edge.units import format_size
@@ -134,6 +135,14 @@ def _notes(search: Search, priced: Priced) -> list[str]:
         )
     if spec.allocated is not spec.method:
         notes.append("the merged layout takes one width for all experts: uniform allocation")
+    if evidence is not None and evidence.scores.block > 1 and priced.keep_ratio < 1:
+        blocked, single = (
+            predicted_kl(loss, search.measured) for loss in evidence.block_losses(priced.widths)
+        )
+        notes.append(
+            f"neurons stay in whole blocks of {evidence.scores.block}, so that down keeps its "
+            f"bytes: predicted KL {blocked:.2g}, of as many single neurons {single:.2g}"
+        )
     if evidence is not None and evidence.unreached:
         notes.append(
             f"no calibration token reached {len(evidence.unreached)} experts: they are ranked "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import lcm
 
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
@@ -23,7 +24,7 @@ from tenp_edge.planning.devices import DeviceProfile
 from tenp_edge.planning.pricing import Priced, Pricer, draft
 from tenp_edge.planning.probes import best_way
 from tenp_edge.planning.score_tables import Evidence, Scores, scores_of
-from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.planning.spec import BLOCKS, PlanOptions
 from tenp_edge.planning.target import PlanSpec, resolve
 from tenp_edge.planning.tensor_types import TypeChoice, applies, choose_by_rule, choose_jointly
 from tenp_edge.planning.trials import Trial
@@ -177,8 +178,17 @@ class _Given:
             space = make_space(config, spec.target.width_multiple)
             typed = choose_by_rule(self.checkpoint, spec, space, self.confirm)
         spec = spec if typed is None else spec.with_type(typed.quant)
+        block = self._block(spec)
+        if block > 1:
+            multiple = lcm(spec.target.width_multiple, block)
+            target = replace(spec.target, width_multiple=multiple)
+            spec = replace(spec, target=target, in_blocks=True)
         spec.target.exporter.check(config, spec.target.options)
         return spec, typed
+
+    def _block(self, spec: PlanSpec) -> int:
+        """How many neurons stay or go together."""
+        return self.checkpoint.down_block if spec.options.down == BLOCKS else 1
 
     def _space(self, spec: PlanSpec) -> Space:
         target = spec.target
@@ -191,7 +201,7 @@ class _Given:
         if self.statistics is None:
             return None
         scores = scores_of(spec.method, spec.options, self.statistics, spec.options.seed)
-        key = self._space(spec), scores
+        key = self._space(spec), replace(scores, block=self._block(spec))
         if key not in self._evidence:
             self._evidence[key] = Evidence(self.statistics, *key)
         return self._evidence[key]

@@ -29,7 +29,8 @@ class Scores:
     """Which scores decide. ``shared_ranking``: neurons compete across experts (method free).
 
     ``insurance``: what is added for text of another kind (method adaptive;
-    `regularisation.insured`).
+    `regularisation.insured`). ``block``: so many neurons, from a multiple of it on, stay or go
+    together.
     """
 
     expert: str
@@ -37,6 +38,7 @@ class Scores:
     seed: int
     shared_ranking: bool = False
     insurance: Insurance = NO_INSURANCE
+    block: int = 1
 
 
 def scores_of(method: Method, knobs: Knobs, statistics: Statistics, seed: int) -> Scores:
@@ -150,7 +152,30 @@ class Evidence:
                     kept[layer, expert] = order[expert, :width].sort().values.int()
         return kept
 
+    def block_losses(self, widths: Widths) -> tuple[float, float]:
+        """The predicted loss of ``widths`` with the neurons in blocks, and with single ones."""
+        totals = []
+        for scores in (self._neuron_scores, self._single_scores):
+            losses = (
+                cut_losses(self.statistics, layer, _descending(scores(layer)))
+                .gather(1, torch.tensor(row)[:, None])
+                .sum()
+                for layer, row in widths.items()
+            )
+            totals.append(float(sum(losses)))
+        return totals[0], totals[1]
+
     def _neuron_scores(self, layer: int) -> torch.Tensor:
+        """Where neurons stay in blocks, all of a block have its mean score, so that they are
+        neighbours in every order."""
+        size = self.scores.block
+        if size == 1:
+            return self._single_scores(layer)
+        scores = self._single_scores(layer)
+        means = scores.reshape(len(scores), -1, size).mean(dim=2)
+        return means.repeat_interleave(size, dim=1)
+
+    def _single_scores(self, layer: int) -> torch.Tensor:
         name, seed = self.scores.neuron, self.scores.seed
         scores = neuron_scores(self.statistics, layer, name, seed)
         score = neuron_score(name)
@@ -166,7 +191,7 @@ class Evidence:
     def _losses(self, layer: int, order: torch.Tensor) -> torch.Tensor:
         """Of keeping each expert's first w neurons of ``order``, [experts, width + 1]: what the
         joint order was made with, or from the sums of single neurons."""
-        if neuron_score(self.scores.neuron).needs == "elimination":
+        if self.scores.block == 1 and neuron_score(self.scores.neuron).needs == "elimination":
             return self.statistics.elimination(layer, self.scores.neuron).losses
         return cut_losses(self.statistics, layer, order)
 

@@ -22,9 +22,10 @@ GUARDS = ("super", "tail")
 QUANTS = (
     "GGUF: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, Q4_0, "
     "MXFP4, Q3_K_M, IQ3_M, IQ3_S, IQ3_XXS, Q2_K, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, "
-    "IQ1_S, TQ2_0 or TQ1_0. "
+    "IQ1_S, TQ2_0 or TQ1_0; keep, of a model that is a GGUF, is every tensor's own. "
     "ONNX: none, int8 or int4."
 )
+REQUANTISE, BLOCKS = "requantise", "blocks"
 LAYOUTS = (
     "GGUF: per-expert, merged (stock llama.cpp) or padded. ONNX: portable (any onnxruntime), "
     "static (NPU compilers) or ort-cpu."
@@ -292,6 +293,16 @@ class PlanOptions(FileKnobs, Knobs):
             example="32",
         ),
     ] = None
+    down: Annotated[
+        str,
+        Flag(
+            "down",
+            "--quant keep: how the columns of down are cut: requantise (any neurons, in the same "
+            "type again) or blocks (the source's bytes: neurons are kept in whole blocks of them).",
+            knob=True,
+            choices=(REQUANTISE, BLOCKS),
+        ),
+    ] = REQUANTISE
     ubatch: Annotated[
         int | None,
         Flag(

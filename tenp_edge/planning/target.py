@@ -7,11 +7,19 @@ from dataclasses import dataclass, replace
 from math import lcm
 
 from tenp_edge.errors import UserError
-from tenp_edge.exporters.base import Exporter, ExportOptions, FixedLengths, WidthLimits, exporter
+from tenp_edge.exporters.base import (
+    KEEP,
+    Exporter,
+    ExportOptions,
+    FixedLengths,
+    WidthLimits,
+    exporter,
+)
+from tenp_edge.models.other_formats import SourceFormat
 from tenp_edge.planning.devices import DeviceProfile
 from tenp_edge.planning.methods import METHODS, Method, method_named
 from tenp_edge.planning.settings import check
-from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.planning.spec import BLOCKS, PlanOptions
 from tenp_edge.runtime.memory.footprint import MemoryRun
 
 
@@ -90,6 +98,11 @@ def check_options(options: PlanOptions) -> None:
     """Raise UserError for a value that no model could be planned with."""
     method_named(options.method).check(options)
     check(options)
+    if options.down == BLOCKS and options.quant != KEEP:
+        raise UserError(
+            "--set down=blocks keeps the bytes of down, which another type would not have",
+            "--quant keep",
+        )
     alpha, keep = options.whole_share, options.keep
     if alpha is not None and keep is not None and alpha > keep:
         raise UserError(
@@ -116,11 +129,11 @@ def make_target(profile: DeviceProfile, options: PlanOptions, positions: int) ->
             f"format {writer.format} has no layout '{layout}'",
             f"--layout {'|'.join(writer.layouts)}",
         )
-    if quant not in writer.quants:
+    if quant not in (*writer.quants, *((KEEP,) if isinstance(writer, SourceFormat) else ())):
         raise UserError(
             f"format {writer.format} cannot write {quant}", f"--quant {'|'.join(writer.quants)}"
         )
-    if own_format and quant not in profile.tensor_types:
+    if own_format and quant not in (*profile.tensor_types, KEEP):
         raise UserError(
             f"{profile.name} cannot run {quant}", f"--quant {'|'.join(profile.tensor_types)}"
         )

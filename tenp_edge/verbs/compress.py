@@ -68,6 +68,9 @@ def run_compress(
     checkpoint = Checkpoint(model)
     if checkpoint.left_out:
         progress.note(f"left out: {checkpoint.left_out_text}")
+    if checkpoint.is_file and not options.skip_checkpoint:
+        progress.note("no pruned checkpoint is written: the model is a file, not a checkpoint")
+        options = replace(options, skip_checkpoint=True)
     request = CompressRequest(checkpoint, output, options, progress)
     request.require_disk()
     with one_writer(output):

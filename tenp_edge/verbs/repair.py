@@ -11,6 +11,7 @@ from tenp_edge.checkpoint.overlay import Mended
 from tenp_edge.errors import UserError
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.planning.methods import method_named
+from tenp_edge.planning.spec import BLOCKS
 from tenp_edge.progress import Progress
 from tenp_edge.recovery.recover import MendRules, mend
 from tenp_edge.verbs.options import (
@@ -21,12 +22,18 @@ from tenp_edge.verbs.options import (
 
 def mend_rules(options: CompressOptions) -> MendRules | None:
     """What the options ask for; None where no weight is to change."""
-    by_default = method_named(options.plan.method).repaired
+    keeps_down = options.plan.down == BLOCKS
+    by_default = method_named(options.plan.method).repaired and not keeps_down
     repair = by_default if options.repair is None else options.repair
     if options.repair_ridge is not None and not repair:
         raise UserError("repair-ridge says how to repair, and nothing is repaired", "--repair")
     if not repair and options.heal is None:
         return None
+    if keeps_down:
+        raise UserError(
+            "--repair and --set heal change down, whose bytes --set down=blocks keeps",
+            "--no-repair, or leave --set down=blocks out",
+        )
     ridge = {} if options.repair_ridge is None else {"repair_ridge": options.repair_ridge}
     rules = MendRules(repair=repair, heal=options.heal, **ridge)
     rules.check()

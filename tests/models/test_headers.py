@@ -41,16 +41,16 @@ def sharded(tmp_path: Path) -> Path:
 
 def test_no_such_directory(tmp_path: Path) -> None:
     assert refusal(lambda: inspect_model(tmp_path / "none")) == (
-        f"{tmp_path / 'none'} is not a model directory",
+        f"{tmp_path / 'none'} is not a model directory or a GGUF file",
         "the path of a downloaded checkpoint",
     )
 
 
-def test_a_gguf_is_no_model_to_compress(tmp_path: Path) -> None:
+def test_a_broken_gguf(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert refusal(lambda: Checkpoint(tmp_path / "model.gguf")) == (
-        f"{tmp_path / 'model.gguf'} is a GGUF file; tenp-edge prunes Hugging Face checkpoints",
-        "the checkpoint it was made from (a directory with config.json and .safetensors)",
+        "model.gguf is not a usable GGUF file: it has 4 bytes, a header needs 24",
+        "a sound copy of it",
     )
 
 

@@ -58,8 +58,11 @@ def test_checkpoint_file_and_runtime_are_the_mended_model(
     gguf.write(source, ExportOptions("F32"), file)
     stored = gguf.read_back(file, checkpoint.config)
     assert stored.plan_digest == source.digest
+    # Norms around zero are stored as 1 + w, in float32.
+    rounded = 2**-22 if checkpoint.config.family.zero_centred_norms else 0.0
     for name in tensors_of(found):
-        assert torch.equal(stored.read(name), source.read(name).float()), name
+        apart = (stored.read(name) - source.read(name).float()).abs().max()
+        assert float(apart) <= rounded, name
     options = RunOptions(context=32, kv_type="F32", flash_attention=False)
     with open_model(file, options) as model:
         ran = torch.from_numpy(model.logits(tokens[0].tolist(), 0))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from random_checkpoint import write_random_checkpoint
+from support.tiny_delta_nets import delta_net_configs
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -403,6 +404,7 @@ CONFIGS |= {
         "use_cache": True,
     },
 }
+CONFIGS |= delta_net_configs(_COMMON)
 for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
 
@@ -420,6 +422,8 @@ TRANSPOSED = ("gpt_oss", "qwen3_vl_moe")
 STATE_FAMILIES = tuple(
     name for name, config in CONFIGS.items() if state_bytes(read_config(config, MODELS).mixers)
 )
+# Those that can be read back from a GGUF.
+GGUF_SOURCES = tuple(name for name in FAMILIES if name not in STATE_FAMILIES)
 # Those without windows and states, whose places in a fixed cache are known beforehand.
 STATIC_FAMILIES = tuple(
     name

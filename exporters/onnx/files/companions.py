@@ -16,6 +16,7 @@ from typing import Any
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.writer import MARKER, copied_files
 from tenp_edge.disk import read_json
+from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import FixedLengths
 from tenp_edge.exporters.onnx.graph.cache import cache_shapes
 from tenp_edge.models import EXPERT_KEYS, ModelConfig
@@ -46,6 +47,11 @@ def companion_files(
     ``genai``: None where onnxruntime-genai cannot run the graph.
     """
     base = checkpoint.path
+    if checkpoint.is_file:
+        raise UserError(
+            f"{base.name} has no tokenizer files, which an ONNX directory needs",
+            "--format gguf, or the checkpoint that the file was made from",
+        )
     files = {str(file.relative_to(base)): file.read_bytes() for file in copied_files(base)}
     files["config.json"] = _json(model_config(checkpoint, config, digest))
     if "generation_config.json" not in files:

@@ -8,9 +8,9 @@ How a tensor may be stored is the affair of `decoding`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,9 @@ class OnnxWeights:
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         return ExpertWeights(*map(self.read, self.config.expert_tensors(layer, expert)))
+
+    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
+        return partial(self.expert, layer)
 
     def _decoded(self, name: str, at: slice = ALL) -> Array:
         return decoded(self._stored, self._mapped, self.config, self.tensors[name], at)

@@ -5,7 +5,8 @@
         └── v_proj ── (norm) ──────────────┘              └── present
 
 q_norm and k_norm work on each head (qwen3_moe) or on the whole projection (olmoe). Where a layer
-has no v_proj, what k_proj gives takes its place.
+has no v_proj, what k_proj gives takes its place. Some families multiply what comes out by the
+sigmoid of a gate, which q_proj gives beside the queries.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     attention = c.config.layer_attention(layer)
     counts = {"q": attention.heads, "k": attention.kv_heads}
     rotated, projected = {}, {}
+    gate = None
     for role, count in counts.items():
         projected[role] = c.linear(f"{path}/{role}_proj", x, role, layer)
+        if role == "q" and c.config.family.attention_gate:
+            projected[role], gate = _gate_apart(c, f"{path}/gate", projected[role], layer)
         normed = _normed(c, f"{path}/{role}_norm", projected[role], role, layer, count)
         rotated[role] = _rotated(c, f"{path}/{role}_rotary", normed, count, layer)
     v = c.linear(f"{path}/v_proj", x, "v", layer) if attention.own_values else projected["k"]
@@ -34,7 +38,22 @@ def grouped_query(c: Context, path: str, x: ir.Value, layer: int) -> ir.Value:
     scale, sinks = attention_scale(c.config, layer), c.has("sinks", layer)
     heads = Heads(attention.heads, attention.kv_heads, scale, attention.window, sinks)
     mixed = c.makers.attend(c, path, rotated["q"], rotated["k"], v, heads, layer)
+    if gate is not None:
+        share = c.g.op(f"{path}/gate", "Sigmoid", [gate])
+        mixed = c.g.op(f"{path}/gated", "Mul", [mixed, share])
     return c.linear(f"{path}/o_proj", mixed, "o", layer)
+
+
+def _gate_apart(c: Context, path: str, x: ir.Value, layer: int) -> tuple[ir.Value, ir.Value]:
+    """Queries, and the gate that some families have behind each head's: (query gate) heads."""
+    own = c.config.layer_attention(layer)
+    by_head = c.g.op(f"{path}/heads", "Reshape", [x, [0, 0, own.heads, 2 * own.head_dim]])
+    parts = c.g.ops(f"{path}/parts", "Split", [by_head, [own.head_dim] * 2], 2, axis=-1)
+    queries, gate = (
+        c.g.op(f"{path}/{name}", "Reshape", [part, [0, 0, own.heads * own.head_dim]])
+        for name, part in zip(("query", "flat"), parts, strict=True)
+    )
+    return queries, gate
 
 
 def _rotated(c: Context, path: str, x: ir.Value, heads: int, layer: int) -> ir.Value:

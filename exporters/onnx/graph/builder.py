@@ -122,6 +122,21 @@ class GraphBuilder:
             value.type = ir.TensorType(dtype)
         return ir.Graph([], [value for value, _ in outputs], nodes=nodes, name=name)
 
+    def loop_body(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        make: Callable[..., Sequence[ir.Value]],
+        dtype: ir.DataType,
+    ) -> ir.Graph:
+        """A graph with ``inputs`` (the body of Scan) of the nodes that ``make`` asks for of them;
+        everything it takes and gives is of ``dtype``, its shapes the loop's affair."""
+        given = [ir.Value(name=f"{name}/{each}", type=ir.TensorType(dtype)) for each in inputs]
+        body = self.subgraph(name, lambda: [(value, dtype) for value in make(*given)])
+        if not self.sketch:
+            body.inputs.extend(given)
+        return body
+
     def graph(self, name: str, opsets: Mapping[str, int]) -> ir.Graph:
         """The finished outer graph."""
         assert not self.sketch

@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from tenp_edge.exporters.onnx.graph.attention import grouped_query
 from tenp_edge.exporters.onnx.graph.context import Context
+from tenp_edge.exporters.onnx.graph.delta_net import delta_net
 from tenp_edge.exporters.onnx.graph.mla import latent_attention
 from tenp_edge.exporters.onnx.graph.short_convolution import short_convolution
-from tenp_edge.models import LayerAttention, ModelConfig, ShortConvolution
+from tenp_edge.models import DeltaNet, LayerAttention, ModelConfig, ShortConvolution
 
 
 def _attention(c: Context, path: str, x: ir.Value, layer: int, _own: LayerAttention) -> ir.Value:
@@ -23,6 +24,7 @@ def _attention(c: Context, path: str, x: ir.Value, layer: int, _own: LayerAttent
 _BUILDERS: dict[type, tuple[str, Callable[[Context, str, ir.Value, int, Any], ir.Value]]] = {
     LayerAttention: ("attn", _attention),
     ShortConvolution: ("conv", short_convolution),
+    DeltaNet: ("delta_net", delta_net),
 }
 
 

@@ -16,6 +16,8 @@ from tenp_edge.models import TensorSpec
 def rms_norm(c: Context, path: str, x: ir.Value, weight: TensorSpec, epsilon: float) -> ir.Value:
     """RMSNormalization over the last dimension, in float32 as transformers computes it."""
     scale = plain_weight(c.g, weight)
+    if weight.role in c.config.family.zero_centred_roles:
+        scale = c.g.op(f"{path}/scale", "Add", [scale, np.asarray(1, np.float32)])
     return c.g.op(path, "RMSNormalization", [x, scale], axis=-1, epsilon=epsilon)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from tenp_edge.calibration.text.gguf_tokenizer import GgufTokenizer
 from tenp_edge.checkpoint.files import Shard, TensorEntry, dtype_name, read_stored, write_shards
 from tenp_edge.errors import UserError
 from tenp_edge.forward.text_batch import Domain
@@ -36,7 +37,12 @@ Texts = Sequence[str] | Mapping[str, Sequence[str]]
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The checkpoint's own tokenizer; its kind comes from its files. Nothing is downloaded."""
+    """The checkpoint's own tokenizer; its kind comes from its files. Nothing is downloaded.
+
+    ``directory``: of the checkpoint, or the GGUF file that takes its place.
+    """
+    if directory.is_file():
+        return GgufTokenizer(directory)
     names = ("tokenizer.json", "tokenizer.model", RANKS_NAME, "vocab.json", "tokenizer_config.json")
     if not any((directory / name).is_file() for name in names):
         raise UserError(f"{directory} has no tokenizer", "copy tokenizer.json there")

@@ -12,6 +12,7 @@ import torch
 
 from tenp_edge.checkpoint.stored.awq import decode_awq
 from tenp_edge.checkpoint.stored.fp4 import decode_fp4
+from tenp_edge.checkpoint.stored.ggml import decode_ggml
 from tenp_edge.checkpoint.stored.gptq import decode_gptq
 from tenp_edge.checkpoint.stored.packed import decode_packed
 from tenp_edge.checkpoint.stored.scaled import decode_scaled
@@ -26,4 +27,5 @@ DECODERS: dict[str, Decoder] = {
     "packed": decode_packed,
     "gptq": decode_gptq,
     "awq": decode_awq,
+    "ggml": decode_ggml,
 }

@@ -33,7 +33,7 @@ from tenp_edge.models.config.keys import (
 )
 from tenp_edge.models.config.mixer_config import EXPERTS, listed_layers, mixers_of
 from tenp_edge.models.config.reader import ConfigReader, contradiction, malformed, refuse
-from tenp_edge.models.config.rope_config import rope_by_layer_type
+from tenp_edge.models.config.rope_config import rope_by_layer_type, rope_sections
 from tenp_edge.models.family import Family, QkNorm
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.models.model_config import ModelConfig, VisionFacts
@@ -115,7 +115,7 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         mla=mla,
         dtype=_dtype(config),
         qk_norm=_qk_norm(config, family),
-        vision=_vision(config, head_dim, layers) if family.rope_sections else None,
+        vision=_vision(config, int(head_dim * ropes[FULL].part), layers),
         expert_widths=expert_widths(raw, moe_layers, experts, width),
         mixers=mixers_of(config, family, attention_layers(config, family, attention, windows)),
         mlp_layers=_mlp_layers(family, moe_layers, layers),
@@ -126,15 +126,19 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     )
 
 
-def _vision(config: ConfigReader, head_dim: int, layers: int) -> VisionFacts:
-    sections = config.value("mrope_section")
+def _vision(config: ConfigReader, rotated: int, layers: int) -> VisionFacts | None:
+    """None of a family that divides no frequencies; ``rotated`` elements of a head turn."""
+    if not config.family.rope_sections:
+        return None
+    sections = rope_sections(config)
     legal = isinstance(sections, list) and len(sections) == 3
     if not legal or not all(type(size) is int and size > 0 for size in sections):
         raise malformed("mrope_section", sections, "three numbers above zero")
-    if sum(sections) != head_dim // 2:
-        raise contradiction(
-            f"mrope_section sums to {sum(sections)}, half a head is {head_dim // 2}"
-        )
+    if sum(sections) != rotated // 2:
+        raise contradiction(f"mrope_section sums to {sum(sections)}, half a head is {rotated // 2}")
+    wrapper = config.family.wrapper
+    if wrapper is None or not wrapper.taken:
+        return VisionFacts(tuple(sections), None)
     deepstack = config.layers("deepstack_visual_indexes")
     if len(deepstack) > layers:
         raise contradiction(f"deepstack_visual_indexes has {len(deepstack)} of {layers} layers")

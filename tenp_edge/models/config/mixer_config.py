@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from tenp_edge.models.config.reader import ConfigReader, contradiction, malformed, refuse
 from tenp_edge.models.family import Family
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.mixers import Mamba2, Mixer, ShortConvolution
+from tenp_edge.models.mixers import DeltaNet, Mamba2, Mixer, ShortConvolution
 
 ATTENTION, SHORT_CONVOLUTION, MAMBA2 = "attention", "short convolution", "mamba2"
-EXPERTS = "experts"
+DELTA_NET, EXPERTS = "gated delta net", "experts"
 
 
 def mixers_of(
@@ -50,8 +50,17 @@ def _layer_types(config: ConfigReader, family: Family) -> object:
 
 
 def layer_kinds(config: ConfigReader, family: Family, layers: int) -> list[str]:
-    """ATTENTION, EXPERTS, or a key of `_READERS`, of every layer."""
+    """ATTENTION, EXPERTS, or a key of `_READERS`, of every layer: as listed, else every so many
+    attend."""
     types = _layer_types(config, family)
+    if types is None and config.value("full_attention_interval") is not None:
+        every = config.integer("full_attention_interval")
+        if every > layers:
+            raise contradiction(
+                f"full_attention_interval is {every}, the model has {layers} layers"
+            )
+        state = next(kind for kind in family.layer_kinds.values() if kind != ATTENTION)
+        return [state if (layer + 1) % every else ATTENTION for layer in range(layers)]
     if not isinstance(types, list) or len(types) != layers:
         raise malformed("layer_types", types, f"a list of {layers} layers")
     for kind in types:
@@ -85,8 +94,22 @@ def _mamba2(config: ConfigReader) -> Mamba2:
     return Mamba2(heads, head_dim, config.integer("ssm_state_size"), groups, taps)
 
 
+def _delta_net(config: ConfigReader) -> DeltaNet:
+    keys, values = (config.integer(f"linear_num_{kind}_heads") for kind in ("key", "value"))
+    size, value_size = (config.integer(f"linear_{kind}_head_dim") for kind in ("key", "value"))
+    taps = config.integer("linear_conv_kernel_dim", most=_MOST_TAPS)
+    if values % keys:
+        raise contradiction(f"{values} value heads do not divide by {keys} key heads")
+    if size != value_size:
+        raise refuse(f"linear_value_head_dim = {value_size}", f"linear_key_head_dim, {size}")
+    if taps < 2:
+        raise refuse(f"linear_conv_kernel_dim = {taps}", "2 or more")
+    return DeltaNet(keys, values, size, taps)
+
+
 _MOST_TAPS = 64  # The models have 3; what a convolution of them keeps stays small.
 _READERS: Mapping[str, Callable[[ConfigReader], Mixer]] = {
     SHORT_CONVOLUTION: _short_convolution,
     MAMBA2: _mamba2,
+    DELTA_NET: _delta_net,
 }

@@ -26,6 +26,9 @@ _ROPE_KEYS = frozenset(
     "beta_fast beta_slow mscale mscale_all_dim truncate partial_rotary_factor".split()
 )
 
+# Of families that divide a head's frequencies among time, height and width.
+_SECTIONS, _INTERLEAVED = "mrope_section", "mrope_interleaved"
+
 
 def rope_by_layer_type(config: ConfigReader, family: Family) -> dict[str, Rope]:
     """The rotary embedding by type of layer; one for all but where the family has two."""
@@ -44,6 +47,10 @@ def rope_by_layer_type(config: ConfigReader, family: Family) -> dict[str, Rope]:
 
 def _rope(config: ConfigReader, key: str, stated: Mapping[str, Any], kinds: Sequence[str]) -> Rope:
     scaling = dict(stated)
+    if config.family.rope_sections:
+        scaling.pop(_SECTIONS, None)
+        if scaling.pop(_INTERLEAVED, None) not in (None, True):
+            raise refuse(f"{key}.{_INTERLEAVED} = {stated[_INTERLEAVED]!r}", "True")
     unknown = sorted(set(scaling) - _ROPE_KEYS)
     if unknown:
         raise refuse(f"rope key {', '.join(unknown)}", ", ".join(sorted(_ROPE_KEYS)))
@@ -60,6 +67,12 @@ def _rope(config: ConfigReader, key: str, stated: Mapping[str, Any], kinds: Sequ
         part = _rotary_part(config, scaling.pop("partial_rotary_factor", None))
     _check_scaling(key, kind, scaling)
     return Rope(theta=finite("rope_theta", theta), kind=kind, scaling=scaling, part=part)
+
+
+def rope_sections(config: ConfigReader) -> Any:
+    """The division of a head's frequencies, among the rope's keys or beside them."""
+    stated = config.value("rope_parameters", "rope_scaling", default={})
+    return stated.get(_SECTIONS) or config.value(_SECTIONS)
 
 
 def _rotary_part(config: ConfigReader, stated: object) -> float:

@@ -1,7 +1,7 @@
 """Attention over the KV cache: grouped queries, or the latent form of deepseek2.
 
     x -> q, k, v (+ bias, norms, rotation) -> k, v into their cache slots; v may be k's product
-      -> softmax(q k^T scale + mask) v over all slots -> output matrix
+      -> softmax(q k^T scale + mask) v over all slots (times sigmoid of a gate) -> output matrix
 
 Sizes in comments are as ggml counts, row length first.
 """
@@ -29,7 +29,7 @@ def _grouped(step: Step, layer: int, attention: LayerAttention, x: int) -> int:
     by_row, by_head = (facts.architecture.qk_norm == kind for kind in ("row", "head"))
     if by_row:
         q, k = step.norm(layer, "attn_q_norm", q), step.norm(layer, "attn_k_norm", k)
-    q = context.reshape_3d(q, size, heads, tokens)
+    q, gate = _gate_apart(step, q, size, heads)
     k = context.reshape_3d(k, size, kv_heads, tokens)
     if by_head:
         q, k = step.norm_if_any(layer, "attn_q_norm", q), step.norm_if_any(layer, "attn_k_norm", k)
@@ -48,7 +48,22 @@ def _grouped(step: Step, layer: int, attention: LayerAttention, x: int) -> int:
         _heads_of(step, layer, keys, size, kv_heads),
         _heads_of(step, layer, values, size, kv_heads),
     )
-    return context.reshape_2d(mixed, size * heads, tokens)
+    mixed = context.reshape_2d(mixed, size * heads, tokens)
+    return mixed if gate is None else context.mul(mixed, context.sigmoid(gate))
+
+
+def _gate_apart(step: Step, q: int, size: int, heads: int) -> tuple[int, int | None]:
+    """Queries (size, heads, tokens), and the gate (size heads, tokens) that an architecture has
+    behind each head's: (query gate) heads."""
+    context, tokens = step.context, step.tokens
+    if not step.facts.architecture.attention_gate:
+        return context.reshape_3d(q, size, heads, tokens), None
+    head = 2 * 4 * size
+    queries, gate = (
+        context.view_3d(q, size, heads, tokens, head, head * heads, start)
+        for start in (0, head // 2)
+    )
+    return queries, context.reshape_2d(context.cont(gate), size * heads, tokens)
 
 
 def _latent(step: Step, mla: Mla, layer: int, attention: LayerAttention, x: int) -> int:

@@ -267,9 +267,11 @@ class Graph:
         return self.context.mul(shared, self._shared_gate(layer, x))
 
     def _shared_gate(self, layer: int, x: int) -> int:
-        """sigmoid(g) as llama.cpp computes it, silu(g) / g: a rounding away from ggml's sigmoid,
+        """sigmoid(g) as llama.cpp computes it: ggml's, or silu(g) / g, a rounding away from it,
         which would be seen in every logit. There g = 0 gives 0 / 0; here it is moved aside."""
         gate = self._step.linear(layer, "ffn_gate_inp_shexp", x)
+        if self._model.facts.architecture.gate_is_sigmoid:
+            return self.context.sigmoid(gate)
         gate = self.context.scale_bias(gate, 1.0, _GATE_OFFSET)
         return self.context.div(self.context.silu(gate), gate)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,12 +18,11 @@ from tenp_edge.runtime.ggml.library import open_library
 from tenp_edge.runtime.ggml.spans import kept_places
 from tenp_edge.runtime.ggml.states import States
 from tenp_edge.runtime.ggml.weights import Cache, Weights
-from tenp_edge.runtime.gguf.header import Header, mapped, parse_header
+from tenp_edge.runtime.gguf.header import mapped, parse_header
 from tenp_edge.runtime.gguf.model_metadata import read_facts
 from tenp_edge.runtime.gguf.tensor_checks import check_tensors
-from tenp_edge.runtime.gguf.tokenizer_file import tokenizer_file
 from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary
-from tenp_edge.runtime.llamacpp.model import LlamaCppModel
+from tenp_edge.runtime.llamacpp.vocabulary_file import vocabulary_model
 from tenp_edge.runtime.memory.footprint import cache_places, known_kv_type
 from tenp_edge.runtime.session import Session, check_context, thread_count
 
@@ -113,7 +111,7 @@ class PerExpertModel(Session):
             self._written = 0
             self._graphs: OrderedDict[GraphShape, Graph] = OrderedDict()
             stack.callback(self._drop_graphs)
-            vocabulary = stack.enter_context(_vocabulary_model(header, memory)).vocabulary
+            vocabulary = stack.enter_context(vocabulary_model(header, memory)).vocabulary
             super().__init__(vocabulary, context, min(ubatch, context))
             self.kv_type = kv_type
             self._stack = stack.pop_all()
@@ -203,12 +201,6 @@ class PerExpertModel(Session):
     def close(self) -> None:
         """Free everything; harmless when called again."""
         self._stack.close()
-
-
-def _vocabulary_model(header: Header, memory: mmap.mmap) -> LlamaCppModel:
-    """The file's tokenizer in llama.cpp."""
-    with tokenizer_file(header, memory) as file:
-        return LlamaCppModel(file, vocab_only=True, name=header.file)
 
 
 def _check_choices(context: int, ubatch: int, kv_type: str, flash_attention: bool) -> None:

@@ -66,6 +66,8 @@ GGML_TYPES = {
     35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17),
     40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
 }
 
 Bytes = bytes | bytearray | memoryview | mmap.mmap

@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # To run a file takes no family.
 
 _PAIRWISE, _NEOX = 0, 2
 # Blocks that carry a state (`mixer_facts`).
-StateKind = Literal["short convolution", "mamba2"]
+StateKind = Literal["short convolution", "mamba2", "gated delta net"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,11 @@ class Architecture:
     ``residual_router``: the router reads the residual stream, divided by its root mean square and
     sqrt(hidden), times a vector. ``embedding_scale``: embeddings are multiplied by sqrt(hidden).
     ``scales``: experts' weights and layers' outputs are multiplied by numbers of their own.
-    ``state``: the block of layers that have no KV heads. ``output_norm``: the last norm's name.
+    ``state``: the block of layers that carry one. ``recurrent_layers``: a list says which do, else
+    those that have no KV heads. ``output_norm``: the last norm's name.
+    ``attention_gate``: a head's output is multiplied by the sigmoid of a gate, which the queries'
+    matrix gives behind the head. ``value_heads_by_turns``: of a delta net, one of each key head by
+    turns, not grouped. ``gate_is_sigmoid``: the shared expert's; else silu(g) / g.
     ``state_expands``: its heads' values are so many times the hidden size.
     ``experts_alone``: layers of experts alone stand among those of a mixing block, and no layer has
     both. ``multipliers``: embeddings, scores, what blocks add and logits are scaled by numbers.
@@ -75,7 +79,11 @@ class Architecture:
     state_expands: int | None = None
     experts_alone: bool = False
     multipliers: bool = False
+    recurrent_layers: bool = False
     output_norm: str = "output_norm"
+    attention_gate: bool = False
+    value_heads_by_turns: bool = False
+    gate_is_sigmoid: bool = False
 
 
 ARCHITECTURES = {
@@ -135,5 +143,29 @@ ARCHITECTURES = {
     ),
     "granitehybrid": Architecture(
         rope=None, norm_topk=True, state="mamba2", state_expands=2, multipliers=True
+    ),
+    "qwen3next": Architecture(
+        qk_norm="head",
+        norm_topk=True,
+        shared_gate=True,
+        gate_is_sigmoid=True,
+        partial_rotary=True,
+        ffn_norm="post_attention_norm",
+        attention_gate=True,
+        state="gated delta net",
+        recurrent_layers=True,
+    ),
+    "qwen35moe": Architecture(
+        qk_norm="head",
+        norm_topk=True,
+        shared_gate=True,
+        gate_is_sigmoid=True,
+        partial_rotary=True,
+        sections=True,
+        ffn_norm="post_attention_norm",
+        attention_gate=True,
+        state="gated delta net",
+        recurrent_layers=True,
+        value_heads_by_turns=True,
     ),
 }

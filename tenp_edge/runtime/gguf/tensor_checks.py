@@ -8,7 +8,7 @@ from typing import Any
 
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.mixers import Mamba2, ShortConvolution
+from tenp_edge.models.mixers import DeltaNet, Mamba2, ShortConvolution
 from tenp_edge.runtime.gguf.header import Header, TensorInfo
 from tenp_edge.runtime.gguf.model_metadata import Facts
 
@@ -118,10 +118,27 @@ def _mamba2_tensors(facts: Facts, own: Mamba2) -> Iterator[tuple[str, Shape, boo
     yield "ssm_out.weight", (own.inner, facts.hidden), False
 
 
+def _delta_net_tensors(facts: Facts, own: DeltaNet) -> Iterator[tuple[str, Shape, bool]]:
+    hidden, heads = facts.hidden, own.value_heads
+    yield "attn_qkv.weight", (hidden, own.channels), False
+    yield "attn_gate.weight", (hidden, own.value_size), False
+    if facts.architecture.value_heads_by_turns:
+        yield "ssm_beta.weight", (hidden, heads), False
+        yield "ssm_alpha.weight", (hidden, heads), False
+    else:
+        yield "ssm_ba.weight", (hidden, 2 * heads), False
+    yield "ssm_conv1d.weight", (own.taps, own.channels), False
+    yield "ssm_dt.bias", (heads,), False
+    yield "ssm_a", (heads,), False
+    yield "ssm_norm.weight", (own.head_dim,), False
+    yield "ssm_out.weight", (own.value_size, hidden), False
+
+
 def _gqa_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape, bool]]:
     hidden, row = facts.hidden, facts.architecture
     queries, keys = own.heads * own.head_dim, own.kv_heads * own.head_dim
-    for name, size in (("q", queries), ("k", keys), ("v", keys if own.own_values else 0)):
+    gated = 2 * queries if row.attention_gate else queries
+    for name, size in (("q", gated), ("k", keys), ("v", keys if own.own_values else 0)):
         if size:
             yield f"attn_{name}.weight", (hidden, size), False
         if size and row.attention_bias:
@@ -160,6 +177,7 @@ _MIXERS: dict[type, Callable[[Facts, Any], Iterator[tuple[str, Shape, bool]]]] =
     LayerAttention: _attention_tensors,
     ShortConvolution: _short_convolution_tensors,
     Mamba2: _mamba2_tensors,
+    DeltaNet: _delta_net_tensors,
 }
 
 

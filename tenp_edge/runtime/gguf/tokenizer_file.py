@@ -4,7 +4,7 @@ architecture's name that llama.cpp knows.
     general.architecture = tenp-qwen3moe    ->  general.architecture = qwen3moe
     tenp-qwen3moe.context_length            ->  qwen3moe.context_length
     tokenizer.ggml.pre = gpt-4o             ->  tokenizer.ggml.pre = granite-embed-multi-97m
-    tenp.*, the tensors                     ->  left out
+    tenp.*, split.*, the tensors            ->  left out
 
 Without the tensors for a second reason: llama.cpp would compare every tensor's name with every
 other (5 s for 18,000 of them).
@@ -27,6 +27,7 @@ _ARCHITECTURE, _SPLITTER = "general.architecture", "tokenizer.ggml.pre"
 # expressions without that fault have another name, which older releases of llama.cpp do not know:
 # not for files that go elsewhere.
 _REPAIRED = {"gpt-4o": "granite-embed-multi-97m"}
+_LEFT_OUT = ("tenp.", "split.")
 _STRING = 8
 _DESCRIPTORS = Path("/dev/fd")
 
@@ -56,7 +57,7 @@ def _parts(header: Header, memory: mmap.mmap) -> Iterator[bytes | memoryview]:
     architecture = str(header.fields[_ARCHITECTURE])
     name = architecture.removeprefix(OWN)
     splitter = _REPAIRED.get(str(header.fields.get(_SPLITTER)))
-    kept = {key: span for key, span in header.spans.items() if not key.startswith("tenp.")}
+    kept = {key: span for key, span in header.spans.items() if not key.startswith(_LEFT_OUT)}
     yield memory[:8] + struct.pack("<QQ", 0, len(kept))
     with memoryview(memory) as view:
         for key, (start, end) in kept.items():

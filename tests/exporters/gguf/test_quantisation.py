@@ -35,6 +35,8 @@ WEIGHED_ONLY = ("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_
 # Rows of 256 fit K-quants, rows of 96 take every fallback; 18 layers reach every layer rule.
 WIDE = {"hidden_size": 256, "num_attention_heads": 4, "head_dim": 64}
 DEEP = WIDE | {"num_hidden_layers": 18}
+_ROPE = {"rope_theta": 1e7, "rope_type": "default", "mrope_section": [3, 3, 2]}
+DELTA = {"linear_key_head_dim": 64, "linear_value_head_dim": 64, "full_attention_interval": 4}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,15 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         DEEP | {"num_experts": 5, "num_key_value_heads": 1, "layer_types": None},
     ),
     "deepseek_v3": ("deepseek_v3", WIDE | {"num_hidden_layers": 17, "head_dim": None}),
+    "qwen3_next": ("qwen3_next", DEEP | DELTA),
+    "qwen3_next, grouped": (
+        "qwen3_next",
+        DEEP | DELTA | {"num_experts": 5, "num_key_value_heads": 1},
+    ),
+    "qwen3_5_moe": (
+        "qwen3_5_moe",
+        DEEP | DELTA | {"num_experts": 5, "layer_types": None, "rope_parameters": _ROPE},
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import struct
 from pathlib import Path
@@ -14,6 +15,7 @@ from support import gguf_bytes as made
 from support import tiny
 from support.runtime_cases import CheckpointOf, export_ragged
 
+from tenp_edge.checkpoint.stored.ggml import ggml_library
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.ggml.library import open_library
 from tenp_edge.runtime.ggml.model import PerExpertModel
@@ -51,8 +53,10 @@ def test_every_field_and_tensor_is_what_gguf_py_reads(
 
 def test_types_are_ggmls() -> None:
     library = open_library()
+    name_of = ggml_library().ggml_type_name
+    name_of.restype = ctypes.c_char_p
     for number, (name, block, nbytes) in GGML_TYPES.items():
-        assert gguf.GGMLQuantizationType(number).name == name
+        assert name_of(number).decode().upper() == name
         assert library.ggml_blck_size(number) == block
         assert library.ggml_type_size(number) == nbytes
 

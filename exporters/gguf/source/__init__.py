@@ -1,0 +1,1 @@
+"""A GGUF as the model to start from: its config, its weights, its metadata."""

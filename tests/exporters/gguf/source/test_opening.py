@@ -1,0 +1,228 @@
+"""A GGUF opened as a model to start from is the checkpoint that it was made of."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from support import tiny
+from support.gguf_cases import TOKENS, export, random_plan
+from support.gguf_sources import dequantised, rewritten, tensors_of, write_gguf
+
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.errors import UserError
+from tenp_edge.forward.sweep import streaming_logits
+from tenp_edge.models import expected_tensors
+
+Make = Callable[..., Path]
+# GLM-4.7-Flash is in every file what DeepSeek-V3 is: the same arithmetic under another name.
+OTHER_NAME = {"glm4_moe_lite": "deepseek_v3"}
+NOT_COMPARED = {"raw", "family", "stored_prefix", "dtype"}
+
+
+@pytest.mark.parametrize("family", tiny.GGUF_SOURCES)
+def test_the_config_and_every_weight_come_back(
+    family: str, checkpoint_of: Make, gguf_of: Make
+) -> None:
+    """Of the float32 file: bit for bit."""
+    original, found = Checkpoint(checkpoint_of(family)), Checkpoint(gguf_of(family, "F32"))
+    model_type = original.config.family.model_type
+    assert found.config.family.model_type == OTHER_NAME.get(model_type, model_type)
+    for field in {field.name for field in fields(original.config)} - NOT_COMPARED:
+        assert getattr(found.config, field) == getattr(original.config, field), field
+    for spec in expected_tensors(original.config, without_experts=original.config.moe_layers):
+        assert torch.equal(found.read(spec.name), original.read(spec.name)), spec.name
+    for layer in original.config.moe_layers:
+        for expert in range(original.config.num_experts):
+            theirs, ours = original.expert(layer, expert), found.expert(layer, expert)
+            for part in original.config.expert_parts:
+                assert torch.equal(getattr(ours, part), getattr(theirs, part)), part
+
+
+@pytest.mark.parametrize("family", tiny.GGUF_SOURCES)
+def test_what_is_made_of_it_is_what_is_made_of_its_values(
+    family: str, checkpoint_of: Make, gguf_of: Make, tmp_path: Path
+) -> None:
+    """A merged file of a Q8_0 one, tensor by tensor, and the forward that decides the plan."""
+    source = gguf_of(family)
+    values = dequantised(source, checkpoint_of(family), tmp_path / "values")
+    made, logits = [], []
+    for path in (source, values):
+        checkpoint = Checkpoint(path)
+        pruned = ModelSource(checkpoint, random_plan(checkpoint, "uniform"))
+        export(pruned, tmp_path / "made.gguf", "Q8_0", "merged")
+        made.append(tensors_of(tmp_path / "made.gguf"))
+        tokens = torch.tensor([TOKENS[:24]])
+        cpu = torch.device("cpu")
+        logits += streaming_logits(ModelSource(checkpoint), tokens, device=cpu, dtype=torch.float32)
+    assert made[0] == made[1]
+    assert torch.equal(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("family", tiny.STATE_FAMILIES)
+def test_a_state_is_not_read_back(family: str, gguf_of: Make) -> None:
+    with pytest.raises(UserError, match="carry a state, which is not read back from a GGUF"):
+        Checkpoint(gguf_of(family))
+
+
+def test_a_few_rows_are_read_alone(gguf_of: Make) -> None:
+    checkpoint = Checkpoint(gguf_of("mixtral"))
+    for name in ("model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.weight"):
+        whole = checkpoint.read(name)
+        assert whole.dtype == torch.float32
+        assert torch.equal(checkpoint.read_rows(name, 5, 9), whole[5:9])
+
+
+@pytest.mark.parametrize("layout", ["padded", "per-expert"])
+def test_a_file_that_was_pruned_says_so(
+    layout: str, checkpoint_of: Make, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    original = Checkpoint(checkpoint_of("deepseek_v2"))
+    plan = random_plan(original, "ragged")
+    export(ModelSource(original, plan), tmp_path / "made.gguf", "F32", layout)
+    found = Checkpoint(tmp_path / "made.gguf")
+    assert found.config.expert_widths == plan.widths
+    expected = ModelSource(original, plan).expert(1, 2)
+    assert torch.equal(found.expert(1, 2).down, expected.down)
+    command = ("plan", tmp_path / "made.gguf", "--keep", "0.5")
+    assert refuse(*command) == (
+        f"error: {tmp_path / 'made.gguf'} is pruned already\n"
+        "try:   the original checkpoint, to plan again from"
+    )
+
+
+# -- what others publish ---------------------------------------------------------------------------
+
+
+def test_gate_and_up_may_lie_in_one_tensor(gguf_of: Make, tmp_path: Path) -> None:
+    import gguf
+    import numpy as np
+
+    source = gguf_of("gemma4_text")
+    reader = gguf.GGUFReader(source)
+    named = {tensor.name: tensor for tensor in reader.tensors}
+    writer = gguf.GGUFWriter(tmp_path / "fused.gguf", "gemma4")
+    for key, field in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type=inner)
+    for name, tensor in named.items():
+        data = np.array(tensor.data)
+        if "ffn_up_exps" in name:
+            continue
+        if "ffn_gate_exps" in name:
+            up = np.array(named[name.replace("gate", "up")].data)
+            data, name = np.concatenate([data, up], axis=1), name.replace("gate", "gate_up")
+        writer.add_tensor(name, data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    apart, fused = Checkpoint(source), Checkpoint(tmp_path / "fused.gguf")
+    for part in ("gate", "up", "down"):
+        theirs = getattr(apart.expert(2, 7), part)
+        assert torch.equal(getattr(fused.expert(2, 7), part), theirs)
+
+
+def test_layers_that_predict_further_tokens_are_left_out(gguf_of: Make, tmp_path: Path) -> None:
+    """GLM-4.5's files count such a layer among the others."""
+    file = Path(shutil.copy(gguf_of("glm4_moe"), tmp_path))
+    rename = {"blk.2.ffn_norm.weight": "blk.2.ffn_norm.weight"}
+    rewritten(
+        file,
+        add={"glm4moe.block_count": 3, "glm4moe.nextn_predict_layers": 1},
+        rename=rename,
+    )
+    checkpoint = Checkpoint(file)
+    assert checkpoint.config.num_hidden_layers == 2
+    assert all(name.startswith("blk.2.") for name in checkpoint.left_out)
+    assert checkpoint.left_out_text.endswith("of multi-token prediction layers")
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def test_an_unknown_architecture(gguf_of: Make, tmp_path: Path, refuse: Callable[..., str]) -> None:
+    file = Path(shutil.copy(gguf_of("qwen3_moe"), tmp_path / "model.gguf"))
+    rewritten(file, add={"general.architecture": "grok"})
+    assert refuse("inspect", file) == (
+        "error: model.gguf: a model of the architecture 'grok' is not one that is pruned\n"
+        "try:   a Mixture-of-Experts model of one of: deepseek2, ernie4_5-moe, gemma4, glm4moe, "
+        "gpt-oss, llama, olmoe, qwen2moe, qwen3moe, qwen3vlmoe"
+    )
+
+
+def test_a_dense_model(gguf_of: Make, tmp_path: Path) -> None:
+    file = Path(shutil.copy(gguf_of("mixtral"), tmp_path / "model.gguf"))
+    rewritten(file, drop=("llama.expert_",))
+    with pytest.raises(UserError, match="'llama' is dense: it has no routed experts to prune"):
+        Checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "qwen3moe.attention.something",
+            2.0,
+            "qwen3moe.attention.something is 2.0, which a model of qwen3_moe is not known to have",
+        ),
+        (
+            "qwen3moe.rope.scaling.type",
+            "longrope",
+            "is not a usable model: rope scaling 'longrope' is not known",
+        ),
+        (
+            "qwen3moe.attention.value_length",
+            16,
+            "qwen3moe.attention.value_length is 16, which a model of qwen3_moe is not known",
+        ),
+        (
+            "qwen3moe.expert_count",
+            4,
+            "blk.0.ffn_gate_inp.weight is 8 x 64, its metadata implies 4 x 64",
+        ),
+    ],
+)
+def test_metadata_that_is_not_understood(
+    key: str, value: object, message: str, gguf_of: Make, tmp_path: Path
+) -> None:
+    file = Path(shutil.copy(gguf_of("qwen3_moe"), tmp_path / "model.gguf"))
+    rewritten(file, add={key: value})
+    with pytest.raises(UserError) as refused:
+        Checkpoint(file)
+    assert message in refused.value.message
+
+
+def test_tensors_that_are_not_understood_or_missing(gguf_of: Make, tmp_path: Path) -> None:
+    file = Path(shutil.copy(gguf_of("qwen3_moe"), tmp_path / "model.gguf"))
+    rewritten(file, rename={"blk.1.attn_q_norm.weight": "blk.1.attn_sinks.weight"})
+    with pytest.raises(UserError, match=r"is not a usable model: it has no tensor blk.1.attn_q_n"):
+        Checkpoint(file)
+    file = Path(shutil.copy(gguf_of("olmoe"), tmp_path / "other.gguf"))
+    rewritten(file, rename={"output.weight": "blk.1.attn_gate.weight"})
+    with pytest.raises(UserError, match=r"a model of olmoe has no blk.1.attn_gate.weight, and wha"):
+        Checkpoint(file)
+
+
+def test_a_file_that_is_no_gguf(tmp_path: Path, refuse: Callable[..., str]) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"PK\3\4 something")
+    assert refuse("inspect", tmp_path / "weights.bin") == (
+        f"error: {tmp_path / 'weights.bin'} is not a model directory or a GGUF file\n"
+        "try:   the path of a downloaded checkpoint"
+    )
+
+
+def test_a_whole_model_that_we_wrote(checkpoint_of: Make, tmp_path: Path) -> None:
+    """With our own fields, which say that nothing was cut."""
+    original = Checkpoint(checkpoint_of("ernie4_5_moe"))
+    export(ModelSource(original), tmp_path / "ours.gguf", "Q8_0", "merged")
+    found = Checkpoint(tmp_path / "ours.gguf").config
+    assert found.is_uniform and "tenp" not in found.raw
+    write_gguf(checkpoint_of("ernie4_5_moe"), tmp_path / "theirs.gguf")
+    assert found.raw == Checkpoint(tmp_path / "theirs.gguf").config.raw
