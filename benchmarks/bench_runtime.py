@@ -11,8 +11,9 @@ per expert in ours; ``ragged``, 26 of 64 experts at the full width and the rest 
 Rounds alternate between the models, so that a slow minute hits all of them: a ratio is the median
 over the rounds, a round's decode the median of its tokens.
 Ideal speed-ups are ratios of active bytes (decode) and of multiplications (prefill); which experts
-the random routers prefer moves both a little. --files keeps the files (5.8 GB for Q8_0 and Q4_K)
-for the next call.
+the random routers prefer moves both a little. --clock cpu counts the CPU time of all threads, not
+the time that passes: for a machine with other work, with OMP_WAIT_POLICY=passive, so that a thread
+that waits counts nothing. --files keeps the files (5.8 GB for Q8_0 and Q4_K) for the next call.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -40,6 +42,7 @@ from tenp_edge.models import FAMILIES, ModelConfig, read_config
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.session import Session
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _FEW_TOKENS = 512
 MODELS = ("full", "uniform", "ragged")
 _BLOCK = 32  # of a quantised row
@@ -125,6 +128,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--decode", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--files", type=Path, help="make the files here and keep them")
     parser.add_argument("--make-files", action="store_true", help="only make them, measure nothing")
     parser.add_argument("--json", type=Path)
@@ -182,7 +186,7 @@ def _bench_type(kind: str, scratch: Path, arguments: argparse.Namespace) -> list
     seconds: dict[str, list[tuple[float, float]]] = {model: [] for model in files}
     for _ in range(arguments.rounds + 1):  # The first round only warms up.
         for model, session in sessions.items():
-            seconds[model].append(_round(session, arguments.prompt, arguments.decode))
+            seconds[model].append(_round(session, arguments))
     for session in sessions.values():
         session.close()
     rows = []
@@ -218,19 +222,20 @@ def _make_files(shape: str, kind: str, folder: Path, layers: int) -> dict[str, P
     return files
 
 
-def _round(session: Session, prompt: int, decode: int) -> tuple[float, float]:
+def _round(session: Session, arguments: argparse.Namespace) -> tuple[float, float]:
     """Seconds of the prompt, and the median of the tokens after it."""
-    tokens = np.random.default_rng(1).integers(session.vocab_size, size=prompt + decode).tolist()
+    prompt, size = arguments.prompt, arguments.prompt + arguments.decode
+    tokens = np.random.default_rng(1).integers(session.vocab_size, size=size).tolist()
+    clock = CLOCKS[arguments.clock]
     session.reset()
-    return _seconds(session, tokens[:prompt]), median(
-        _seconds(session, [t]) for t in tokens[prompt:]
-    )
+    first = _seconds(session, tokens[:prompt], clock)
+    return first, median(_seconds(session, [token], clock) for token in tokens[prompt:])
 
 
-def _seconds(session: Session, tokens: list[int]) -> float:
-    start = time.perf_counter()
+def _seconds(session: Session, tokens: list[int], clock: Callable[[], float]) -> float:
+    start = clock()
     session.evaluate(tokens)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _first_token_of(file: Path, threads: int) -> float:
@@ -254,12 +259,14 @@ def active(shape: str, model: str, layers: int, kind: str) -> tuple[float, float
     """(bytes read, multiplications) per token: everything but the embedding, top-k experts."""
     config, layout = config_of(shape, model, layers), layout_of(model)
     nbytes = products = 0.0
-    for entry, stored in typed_entries(config, layout, lambda entry: kind):
+    found = list(typed_entries(config, layout, lambda entry: kind))
+    output = "output" if any(entry.role == "output" for entry, _ in found) else "embed"
+    for entry, stored in found:
         routed, sizes = entry.role.startswith("expert_"), entry.tensor.shape
         share = config.num_experts_per_tok / config.num_experts if routed else 1.0
-        share *= entry.role != "embed"
+        share *= entry.role != "embed" or output == "embed"  # a tied one is read as the output
         nbytes += share * TYPES[stored].nbytes(sizes)
-        products += share * float(np.prod(sizes)) * (entry.role != "output")
+        products += share * float(np.prod(sizes)) * (entry.role != output)
     return nbytes, products
 
 

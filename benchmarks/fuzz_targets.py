@@ -7,7 +7,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from fuzz_inputs import damage_fields, damage_json, hostile_template, with_sentencepiece
 from support import gguf_bytes, tiny
 from support.gguf_cases import export
+from support.mixes import GGUF
 from support.onnx_directories import export_onnx
 from support.plans import ragged_plan
 from support.runtime_cases import export_ragged
@@ -29,6 +30,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.overlay import FILE as MENDED_FILE
 from tenp_edge.checkpoint.overlay import Mended
 from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.forward.streaming import transformers_config
 from tenp_edge.models.headers import read_header
 from tenp_edge.models.inspection import inspect_model
@@ -138,7 +140,9 @@ def _plans(scratch: Path, model: Path) -> dict[str, Loader]:
     checkpoint = Checkpoint(model)
     for name in ("plan", "plan-tensors"):
         (scratch / name).mkdir()
-        ragged_plan(checkpoint).save(scratch / name / "plan.json")
+        types = GGUF.types_of(checkpoint.config, ExportOptions("Q8_0", "per-expert"))
+        typed = replace(ragged_plan(checkpoint), types=types, keeps_places=True)
+        typed.save(scratch / name / "plan.json")
     for name in ("statistics", "sums"):
         write_statistics(scratch / name, checkpoint.config, checkpoint.fingerprint)
     mended = scratch / "mended"

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -43,19 +44,23 @@ def write_random(
     file: Path,
     own: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write ``file``; ``own``: float32 tensors by name, stored instead of random ones."""
+    """Write ``file``; ``own``: float32 tensors by name, stored instead of random ones, or behind
+    them all."""
     found = list(typed_entries(config, layout, type_of))
     infos = [
         (e.tensor.name, e.tensor.shape, TYPES[kind].ggml_id, TYPES[kind].nbytes(e.tensor.shape))
         for e, kind in found
     ]
+    own, names = own or {}, {entry.tensor.name for entry, _ in found}
+    more = {name: tensor for name, tensor in own.items() if name not in names}
+    infos += [(name, tuple(t.shape), TYPES["F32"].ggml_id, t.nbytes) for name, t in more.items()]
     with file.open("wb") as stream:
         fields = model_fields(config, layout, 1, Recipe())
         stream.write(header([*fields, ("tokenizer.ggml.model", text("no_vocab"))], infos))
         for entry, kind in found:
             tensor = entry.tensor
             matrix = tensor.shape[-2:] if len(tensor.shape) > 1 else tensor.shape
-            if own and tensor.name in own:
+            if tensor.name in own:
                 stream.write(own[tensor.name].numpy().tobytes())
             else:
                 key = matrix, kind, tensor.name if tensor.type == "F32" else entry.role
@@ -64,7 +69,14 @@ def write_random(
                     data = torch.full(matrix, _DECAY).numpy().tobytes()
                 for _ in range(tensor.shape[0] if len(tensor.shape) == 3 else 1):
                     stream.write(data)
-            stream.write(bytes(padded(stream.tell()) - stream.tell()))
+            _fill_up(stream)
+        for values in more.values():
+            stream.write(values.numpy().tobytes())
+            _fill_up(stream)
+
+
+def _fill_up(stream: BinaryIO) -> None:
+    stream.write(bytes(padded(stream.tell()) - stream.tell()))
 
 
 @cache

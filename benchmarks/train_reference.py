@@ -344,6 +344,8 @@ def train_slice(
     temporary.write_text(json.dumps([*log, entry], indent=1) + "\n")
     temporary.replace(file)
     _print(name, entry)
+    if interrupted:
+        raise SystemExit(f"{name}: interrupted after step {run.step}; the same call continues")
     return run.step >= steps
 
 

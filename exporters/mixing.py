@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
+
+from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.tensor_types import TensorTypes
-from tenp_edge.exporters.base import ExportOptions
+from tenp_edge.exporters.base import ExportData, ExportOptions
 from tenp_edge.models import ModelConfig
 
 
@@ -19,6 +23,15 @@ class TypedMatrix:
     layer: int | None
     role: str
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """Some rows of a matrix, [n, columns], and the importance of its columns, [columns] (None: of
+    all alike)."""
+
+    rows: torch.Tensor
+    importance: torch.Tensor | None
 
 
 @runtime_checkable
@@ -56,4 +69,14 @@ class Mixer(Protocol):
 
     def types_of(self, config: ModelConfig, options: ExportOptions) -> TensorTypes:
         """The types that ``options.quant`` means: a mix to start from."""
+        ...
+
+    def rounded(self, sample: SampledRows, type: str) -> torch.Tensor:
+        """The rows as ``type`` stores them, float32; their length must be whole blocks."""
+        ...
+
+    def sampled_matrices(
+        self, source: ModelSource, options: ExportOptions, data: ExportData, rows: int
+    ) -> Iterator[tuple[TypedMatrix, SampledRows]]:
+        """About ``rows`` rows, spread, of each of `typed_matrices`."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from tenp_edge.exporters.gguf.mixes import (
 )
 from tenp_edge.exporters.gguf.reading import GgufModel
 from tenp_edge.exporters.gguf.recipes import TypeRecipe, parse_rules
+from tenp_edge.exporters.gguf.sampling import rounded, sampled_matrices
 from tenp_edge.exporters.gguf.source.kept_bytes import KeptBytes, SourceTypes
 from tenp_edge.exporters.gguf.source.kept_fields import with_source_fields
 from tenp_edge.exporters.gguf.source.opening import open_source
@@ -57,8 +59,8 @@ from tenp_edge.exporters.gguf.types import (
     WEIGHTED_QUANTS,
     legal_type,
 )
-from tenp_edge.exporters.gguf.writer import TensorWriter
-from tenp_edge.exporters.mixing import TypedMatrix
+from tenp_edge.exporters.gguf.writer import ColumnWeights, TensorWriter
+from tenp_edge.exporters.mixing import SampledRows, TypedMatrix
 from tenp_edge.models import ModelConfig
 from tenp_edge.models.other_formats import OpenedSource
 from tenp_edge.progress import QUIET, Progress
@@ -288,6 +290,20 @@ class GgufExporter:
         recipe = TypeRecipe(config, options.quant, options.imatrix, rules)
         found = entries(config, self.layout(config, options), recipe)
         return types_of(found, {layer: len(row) for layer, row in config.expert_widths.items()})
+
+    def rounded(self, sample: SampledRows, type: str) -> torch.Tensor:
+        """By ggml's own quantiser."""
+        return rounded(sample, type)
+
+    def sampled_matrices(
+        self, source: ModelSource, options: ExportOptions, data: ExportData, rows: int
+    ) -> Iterator[tuple[TypedMatrix, SampledRows]]:
+        """In the file's form: some are stored transposed or split."""
+        layout = self.layout(source.config, options)
+        found = entries(source.config, layout, TypeRecipe(source.config, "F16"))
+        return sampled_matrices(
+            source, found, ColumnWeights(source.config, _weighing(options, data)), rows
+        )
 
     def encoding_speed(self, options: ExportOptions) -> float:
         """Of the file's commonest tensor type, on all threads."""

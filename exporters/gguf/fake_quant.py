@@ -82,6 +82,8 @@ class Requantised:
         return encoded.rows
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
+        if not self.config.expert_widths[layer][expert]:
+            return self._source.expert(layer, expert)
         matrices = self._expert_layer(layer)
         parts = self.config.expert_parts
         return ExpertWeights.of({part: matrices[expert, part].decoded() for part in parts})
@@ -112,7 +114,9 @@ class Requantised:
             for part in self.config.expert_parts:
                 role, matrix = f"expert_{part}", getattr(weights, part)
                 expert_entry = self._experts.get((layer, role, expert))
-                entry = expert_entry or self._experts[layer, role, None]
+                entry = expert_entry or self._experts.get((layer, role, None))
+                if entry is None:
+                    continue  # Of an expert without neurons.
                 columns = self._weights.expert(layer, expert, part, entry.tensor)
                 yield (expert, part), matrix, entry, columns
 

@@ -170,6 +170,8 @@ def _per_expert(
     known: dict[tuple[str, int, str], tuple[str, Shape, str, int]] = {}
     for expert, width in enumerate(config.expert_widths[layer]):
         for part in config.expert_parts:
+            if not width and part != "down_bias":
+                continue  # It has no neurons.
             name, role = expert_name(layer, expert, part), f"expert_{part}"
             own = recipe.types.expert(layer, expert, part) if recipe.types else ""
             key = part, width, own

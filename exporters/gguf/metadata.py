@@ -23,6 +23,7 @@ from tenp_edge.runtime.gguf.rope_facts import YARN_TRUNCATE
 from tenp_edge.runtime.memory.footprint import PlannedRun
 
 TENP_VERSION = 1
+EMPTY_VERSION = 2  # of a file with experts that have no neurons
 NO_DIGEST = "0" * 32
 _METHOD_CHARACTERS = 16
 _KV_TYPE_BYTES, _DEVICE_BYTES = 4, 24
@@ -345,7 +346,7 @@ def _tenp(config: ModelConfig, layout: str, recipe: Recipe) -> list[Field]:
     """What docs/formats/gguf-per-expert.md specifies."""
     widths = [width for layer in config.moe_layers for width in config.expert_widths[layer]]
     return [
-        ("tenp.version", u32(TENP_VERSION)),
+        ("tenp.version", u32(TENP_VERSION if all(widths) else EMPTY_VERSION)),
         ("tenp.layout", text(layout)),
         ("tenp.full_width", u32(config.moe_intermediate_size)),
         ("tenp.moe_layers", u32s(config.moe_layers)),

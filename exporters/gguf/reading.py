@@ -96,11 +96,20 @@ class GgufModel:
             whole = stored.rows(self.file, expert * height, (expert + 1) * height)
             whole = whole if len(stored.shape) == 3 else whole[0]
         else:
-            whole = self._stored[expert_name(layer, expert, part)].read(self.file)
+            whole = self._own_part(layer, expert, part)
         width = self.config.expert_widths[layer][expert]
         if part.startswith("down"):
             return whole[:, :width].contiguous() if part == "down" else whole
         return whole[:width]
+
+    def _own_part(self, layer: int, expert: int, part: str) -> torch.Tensor:
+        stored = self._stored.get(expert_name(layer, expert, part))
+        if stored is not None:
+            return stored.read(self.file)
+        hidden = self.config.hidden_size  # Of an expert without neurons.
+        if part == "down":
+            return torch.empty(hidden, 0)
+        return torch.empty(0) if part.endswith("_bias") else torch.empty(0, hidden)
 
     def _name(self, spec: TensorSpec) -> str:
         return tensor_name(self.config, spec.role, spec.layer)
@@ -136,6 +145,8 @@ class GgufModel:
             grows = not any(is_transformed(self.config, role) for role in file_roles(spec.role))
             for name, shape in self._parts(spec).items():
                 stored = self._stored.get(name)
+                if stored is None and 0 in shape:
+                    continue
                 if stored is None:
                     raise UserError(f"{self.file.name} has no tensor {name}")
                 if stored.kind not in _BY_ID:

@@ -84,9 +84,12 @@ class TensorWriter:
             weights = self._source.expert(layer, expert)
             for part in self._source.config.expert_parts:
                 role, stored = f"expert_{part}", getattr(weights, part)
-                matrix = stored.reshape(-1, stored.shape[-1])
+                matrix = stored if stored.dim() == 2 else stored[None]
                 expert_entry = targets.get((role, expert))
-                tensor = (expert_entry or targets[role, None]).tensor
+                entry = expert_entry or targets.get((role, None))
+                if entry is None:
+                    continue  # Of an expert without neurons.
+                tensor = entry.tensor
                 # Of one expert: a bias is one row.
                 shape = tensor.shape if expert_entry else tensor.shape[1:]
                 rows = shape[0] if len(shape) == 2 else 1
@@ -150,7 +153,7 @@ class TensorWriter:
         """Encode ``rows``, grown to the tensor's row length, in tasks; how many bytes it takes."""
         kind, length = TYPES[tensor.type], tensor.shape[-1]
         step, start = max(1, _TASK_BYTES // (4 * length)), offset
-        for part in torch.split(rows, step):
+        for part in torch.split(rows, step) if len(rows) else ():
             encode = partial(_encode, kind, part, length, columns)
             self._encoding.put(offset, encode)
             offset += kind.nbytes((len(part), length))
@@ -182,7 +185,11 @@ class ColumnWeights:
 
     def matrix(self, entry: Entry) -> torch.Tensor | None:
         """Of a matrix outside the routed experts."""
-        if self._importance is None or not TYPES[entry.tensor.type].weighs_columns:
+        return self.importance(entry) if TYPES[entry.tensor.type].weighs_columns else None
+
+    def importance(self, entry: Entry) -> torch.Tensor | None:
+        """The same whatever the matrix's type."""
+        if self._importance is None:
             return None
         squares = matrix_squares(self._config, self._importance, entry)
         if squares is None:

@@ -77,6 +77,12 @@ def _check_widths(config: ModelConfig, options: ExportOptions) -> None:
             portable,
         )
     for layer, row in sorted(config.expert_widths.items()):
+        if 0 in row:
+            raise UserError(
+                f"ONNX cannot hold experts without neurons, as expert {row.index(0)} of layer "
+                f"{layer} is",
+                "--format gguf, or plan again for ONNX",
+            )
         odd = [(expert, width) for expert, width in enumerate(row) if width % multiple]
         if odd:
             raise UserError(

@@ -173,7 +173,7 @@ def _sums_bytes(info: Mapping[str, Any]) -> int:
     and one a hidden feature, which the other matrices' inputs hardly add to; norms and joint order
     once."""
     experts, domains = len(info["layers"]) * info["experts"], len(info["domains"])
-    values = info["width"] * (9 * domains + 5) + info["hidden"] * domains
+    values = info["width"] * (9 * domains + 8) + info["hidden"] * domains
     return int(2 * 4 * experts * values)
 
 
@@ -250,7 +250,8 @@ class _Collector(LayerObserver):
             norms = weight_norms(routed_experts(layer))
             use = self.experts.sequence_use()
             orders = self.experts.eliminations(self.sums, norms)
-            self.named |= layer_tensors(self.index, self.sums, norms, orders, use)
+            rounding = self.experts.roundings(self.sums)
+            self.named |= layer_tensors(self.index, self.sums, norms, orders, use, rounding)
         self.named |= input_tensors(self.index, self.inputs.sums)
 
 

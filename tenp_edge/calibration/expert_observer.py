@@ -16,9 +16,12 @@ from tenp_edge.calibration.elimination import (
     prior,
 )
 from tenp_edge.calibration.order_priors import ORDER_PRIORS
+from tenp_edge.calibration.rounding import RoundingMoments, Sampled, sampled
 from tenp_edge.calibration.routed_gain import RoutedGain
 from tenp_edge.calibration.statistics import (
     GROWTH_SUM,
+    INPUT_SUM,
+    ROUNDING,
     LayerStatistics,
     Scratch,
     accumulate_expert,
@@ -39,6 +42,7 @@ class MoeObserver:
         self.uses: list[torch.Tensor] = []
         first = experts[0].weight("up")
         self.moments = JointMoments(len(experts), first.shape[0], first.device)
+        self.rounding = RoundingMoments(len(experts), first.shape[0])
         # Every domain counts the same, whatever its length.
         self.shares = {
             name: 1 / (max(counts["tokens"], 1) * len(info["domains"]))
@@ -55,6 +59,7 @@ class MoeObserver:
         self.stats, self.experts.active = stats, None if bool(active.all()) else active
         self.share = self.shares[domain]
         self.gated_norms: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.sampled: list[Sampled] = []
 
     def sequence_use(self) -> torch.Tensor:
         """[sequences, experts]: the choices that `routed` counted."""
@@ -73,6 +78,7 @@ class MoeObserver:
         """``output``: the layer's, [n, seq, hidden], of the forward that just ran."""
         kept = self.experts.active
         h, after, gain = self.h, output.reshape(self.h.shape), self.gain.squared()
+        self._round(after, gain)
         if kept is not None:
             h, after = h[kept], after[kept]
             gain = gain[kept] if gain is not None and gain.ndim else gain
@@ -95,6 +101,16 @@ class MoeObserver:
         lengths = torch.linalg.vector_norm(h.float(), dim=-1).clamp_min(_SHORTEST)
         weights = group.g * self.share**0.5 / lengths
         self.moments.add(group.expert, group.padded_m, weights)
+        self.sampled.append(sampled(group, self.share))
+
+    def _round(self, after: torch.Tensor, gain: torch.Tensor | None) -> None:
+        """Take down what rounding would do to the tokens ``after`` [tokens, hidden] the block."""
+        for tokens in self.sampled:
+            stream = after[tokens.rows].float().square().sum(dim=-1)
+            stream = stream if gain is None else stream / gain[tokens.rows]
+            weights = self.experts[tokens.expert].matrices(tokens.x.dtype)
+            self.rounding.add(tokens, stream, weights, self.experts.family.activation)
+        self.sampled.clear()
 
     def eliminations(
         self, sums: Mapping[str, LayerStatistics], norms: Mapping[str, torch.Tensor]
@@ -111,6 +127,20 @@ class MoeObserver:
             score: eliminate(self.moments, weight * unseen, growth)
             for score, weight in ORDER_PRIORS.items()
         }
+
+    def roundings(self, sums: Mapping[str, LayerStatistics]) -> dict[str, torch.Tensor]:
+        """ROUNDING of the layer, float64 [experts, width] each."""
+        domains = list(sums.values())
+        squares = torch.stack([stats[INPUT_SUM] for stats in domains]).sum(dim=0)
+        tokens = torch.stack([stats["tokens"] for stats in domains]).sum(dim=0)
+        inputs = squares / tokens.clamp_min(1)[:, None]
+        losses = [
+            self.rounding.losses(
+                expert, self.experts[expert].matrices(torch.float32), inputs[expert]
+            )
+            for expert in range(len(self.experts))
+        ]
+        return dict(zip(ROUNDING, torch.stack(losses, dim=1), strict=True))
 
     def routed(self, chosen: torch.Tensor, output: torch.Tensor) -> None:
         """The block is done: ``chosen`` experts [tokens, top_k] (past the last one: padding),

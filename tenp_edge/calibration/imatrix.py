@@ -19,7 +19,6 @@ from tenp_edge.calibration.statistics import INPUT_SUM
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, load_plan
 from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.checkpoint.slicing import kept_experts
 from tenp_edge.errors import UserError
 
 
@@ -105,7 +104,7 @@ class Importance:
         return None if total is None else Squares(total.float(), self.tokens)
 
     def _original(self, layer: int, expert: int) -> int:
-        return expert if self._plan is None else int(kept_experts(self._plan.widths[layer])[expert])
+        return expert if self._plan is None else self._plan.kept_experts(layer)[expert]
 
     def _expert_sums(self, layer: int) -> dict[str, torch.Tensor]:
         """The layer's sums over all domains; those of the last layer are remembered."""

@@ -54,6 +54,10 @@ ELIMINATION = ("order", "losses")
 # How often each sequence of the text chose each expert, [sequences, experts], in the order of the
 # domains: whether the text is of one kind (`text_kind`). Merged statistics lack it.
 SEQUENCE_USE = "sequence_use"
+# What every neuron's rounding costs (`rounding`), of all domains together, [experts, width]: the
+# loss at an error as large as its row of gate or up, or its column of down. Merged statistics lack
+# it. Where experts have no gate, its loss is 0.
+ROUNDING = ("rounding_gate", "rounding_up", "rounding_down")
 # Norms of the weights, [experts, width]: facts of the model, not of the data. The first is missing
 # where experts have no gate.
 WEIGHT_NORMS = ("gate_norm", "up_norm", "down_norm")

@@ -19,6 +19,7 @@ from tenp_edge.calibration.statistics import (
     INPUT_SUM,
     NEURON_MAXIMA,
     NEURON_SUMS,
+    ROUNDING,
     SEQUENCE_USE,
     WEIGHT_NORMS,
     LayerStatistics,
@@ -98,6 +99,8 @@ class Statistics:
         of_sum |= dict.fromkeys((*NEURON_SUMS, *NEURON_MAXIMA, *GRADIENT_SUMS), (experts, width))
         of_sum |= {INPUT_SUM: (experts, hidden), GROWTH_SUM: (2,)}
         layer_shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self._norms, (experts, width))
+        if self.has_rounding:
+            layer_shapes |= dict.fromkeys(ROUNDING, (experts, width))
         if self.has_elimination:
             shapes = ((experts, width), (experts, width + 1))
             for score in ORDER_PRIORS:
@@ -137,6 +140,16 @@ class Statistics:
         `order_priors.ORDER_PRIORS`."""
         order, losses = (self.read(f"layers.{layer}.{name}") for name in elimination_names(score))
         return Elimination(order.long(), losses.double())
+
+    @property
+    def has_rounding(self) -> bool:
+        """Whether `rounding` is there: merged statistics and those of older versions lack it."""
+        return all(f"layers.{la}.{name}" in self.stored for la in self.layers for name in ROUNDING)
+
+    def rounding(self, layer: int) -> dict[str, torch.Tensor]:
+        """ROUNDING: every neuron's loss at an error as large as its weights, float64 [experts,
+        width] each."""
+        return {name: self.read(f"layers.{layer}.{name}").double() for name in ROUNDING}
 
     def sequence_use(self, layer: int) -> torch.Tensor | None:
         """Each sequence's choices of each expert, float64 [sequences, experts]; None if merged."""
@@ -255,12 +268,15 @@ def layer_tensors(
     norms: Mapping[str, torch.Tensor],
     eliminations: Mapping[str, Elimination] | None = None,
     sequence_use: torch.Tensor | None = None,
+    rounding: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """One layer's tensors under their stored names: neuron sums as float32, the rest float64.
 
-    ``norms``: WEIGHT_NORMS, [experts, width]; ``sequence_use``: [sequences, experts].
+    ``norms``: WEIGHT_NORMS, and ``rounding``: ROUNDING, [experts, width]; ``sequence_use``:
+    [sequences, experts].
     """
-    named = {f"layers.{layer}.{name}": value.float() for name, value in norms.items()}
+    singles = {**norms, **(rounding or {})}
+    named = {f"layers.{layer}.{name}": value.float() for name, value in singles.items()}
     if sequence_use is not None:
         named[f"layers.{layer}.{SEQUENCE_USE}"] = sequence_use.float()
     for score, elimination in (eliminations or {}).items():

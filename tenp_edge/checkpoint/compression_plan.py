@@ -27,7 +27,8 @@ from tenp_edge.models import ModelConfig
 from tenp_edge.models.headers import read_header
 
 VERSION = 2
-TYPED_VERSION = 3  # of plans with types, which releases that know none must not read
+# Of plans with types or experts without neurons, which older releases would read as something else.
+LATER_VERSION = 3
 Widths = dict[int, tuple[int, ...]]
 ExpertKey = tuple[int, int]
 Kind = TypeVar("Kind")
@@ -42,6 +43,8 @@ class CompressionPlan:
     ``retained``: (layer, expert) -> ascending indices; None while only the bytes are planned.
     ``record``: how the plan was made and what it predicts.
     ``memory``: the memory table; ``files``: exact bytes of every weight file to be written.
+    ``keeps_places``: an expert of width 0 keeps its place in the router, and gives nothing (but a
+    bias of its output, where the family has one); else it is removed.
     ``types``: of every tensor, where the plan chose them one by one; None where the record's
     ``quant`` says them. They are no part of the digest: what is pruned does not depend on them.
     """
@@ -55,11 +58,19 @@ class CompressionPlan:
     memory: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, int] = field(default_factory=dict)
     types: TensorTypes | None = None
+    keeps_places: bool = False
+
+    def kept_experts(self, layer: int) -> tuple[int, ...]:
+        """Numbers in the source model of the experts that the pruned one has, ascending."""
+        row = self.widths[layer]
+        return tuple(e for e, width in enumerate(row) if width or self.keeps_places)
 
     @property
     def file_types(self) -> TensorTypes | None:
         """``types`` by the experts of the pruned model, as exporters take them."""
-        return None if self.types is None else self.types.kept(self.widths)
+        if self.types is None:
+            return None
+        return self.types.kept({layer: self.kept_experts(layer) for layer in self.widths})
 
     @property
     def keep_ratio(self) -> float:
@@ -69,13 +80,15 @@ class CompressionPlan:
 
     @property
     def removes_experts(self) -> bool:
-        return any(width == 0 for row in self.widths.values() for width in row)
+        empty = any(width == 0 for row in self.widths.values() for width in row)
+        return empty and not self.keeps_places
 
     @property
     def digest(self) -> str:
         """Identity of what the plan does to the weights (not of the prices around it)."""
         state = hashlib.sha256(self.fingerprint.encode())
         state.update(json.dumps({str(k): v for k, v in sorted(self.widths.items())}).encode())
+        state.update(b"places" if self.keeps_places else b"")
         for key in sorted(self.retained or {}):
             state.update(self.retained[key].numpy().tobytes())  # type: ignore[index]
         return state.hexdigest()[:32]
@@ -115,10 +128,11 @@ class CompressionPlan:
         write_json(file, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        types = {} if self.types is None else {"types": self.types.to_json()}
+        more: dict[str, Any] = {} if self.types is None else {"types": self.types.to_json()}
+        more |= {"keeps_places": True} if self.keeps_places else {}
         return {
             "format": "tenp-edge plan",
-            "version": TYPED_VERSION if types else VERSION,
+            "version": LATER_VERSION if more else VERSION,
             "model": {"model_type": self.model_type, "fingerprint": self.fingerprint},
             "moe_intermediate_size": self.full_width,
             "keep_ratio": self.keep_ratio,
@@ -128,7 +142,7 @@ class CompressionPlan:
             "has_neurons": self.retained is not None,
             "digest": self.digest,
             "widths": {str(layer): list(row) for layer, row in sorted(self.widths.items())},
-            **types,
+            **more,
         }
 
 
@@ -149,6 +163,7 @@ def load_plan(file: Path) -> CompressionPlan:
         memory=field("memory", dict),
         files=field("files", dict),
         types=_types(field("types", dict), widths) if _has_types(raw) else None,
+        keeps_places=_keeps_places(raw),
     )
     if plan.digest != raw.get("digest"):
         raise UserError(f"{file} does not match its plan.safetensors", "plan again")
@@ -162,14 +177,18 @@ def names_types(file: Path) -> bool:
 
 def _raw_plan(file: Path) -> Mapping[str, Any]:
     raw = read_json(file)
-    if raw.get("format") != "tenp-edge plan" or raw.get("version") not in (VERSION, TYPED_VERSION):
-        versions = f"{VERSION} or {TYPED_VERSION}"
+    if raw.get("format") != "tenp-edge plan" or raw.get("version") not in (VERSION, LATER_VERSION):
+        versions = f"{VERSION} or {LATER_VERSION}"
         raise UserError(f"{file} is not a tenp-edge plan of version {versions}", "plan again")
     return raw
 
 
 def _has_types(raw: Mapping[str, Any]) -> bool:
-    return bool(raw["version"] == TYPED_VERSION)
+    return raw["version"] == LATER_VERSION and ("types" in raw or not _keeps_places(raw))
+
+
+def _keeps_places(raw: Mapping[str, Any]) -> bool:
+    return raw["version"] == LATER_VERSION and raw.get("keeps_places") is True
 
 
 def _field(file: Path, raw: Mapping[str, Any], name: str, kind: type[Kind]) -> Kind:

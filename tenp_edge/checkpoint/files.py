@@ -143,10 +143,16 @@ class Checkpoint(ModelFiles):
 
     def holding(self, layer: int) -> Checkpoint:
         """The same with the experts of ``layer`` in memory, as they are stored."""
+        weights = self._experts_of(layer)
+        return self._holding(t for weight in weights for t in weight.tensors.values())
+
+    def _experts_of(self, layer: int) -> Sequence[StoredWeight]:
+        """What the experts of ``layer`` are stored as."""
+        if layer in self.stacked:
+            return self.stacked[layer].weights
         config = self.config
         names = (config.expert_tensors(layer, e) for e in range(len(config.expert_widths[layer])))
-        weights = [self.weights[name] for expert in names for name in expert]
-        return self._holding(t for weight in weights for t in weight.tensors.values())
+        return [self.weights[name] for expert in names for name in expert]
 
     def _holding(self, tensors: Iterable[str]) -> Checkpoint:
         held = copy(self)
@@ -257,9 +263,9 @@ class Checkpoint(ModelFiles):
         return flat.reshape(stop - start, *stored.shape[1:])
 
     def _read_bytes(self, stored: StoredTensor, offset: int, nbytes: int) -> torch.Tensor:
+        dtype = TORCH_DTYPES.get(stored.dtype, torch.uint8)  # blocks of other types are bytes
         buffer = read_range(stored.file, offset, nbytes)
-        # Blocks of types that torch has not got are bytes.
-        return torch.frombuffer(buffer, dtype=TORCH_DTYPES.get(stored.dtype, torch.uint8))
+        return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,8 +13,3 @@ def slice_expert(weights: ExpertWeights, neurons: torch.Tensor) -> ExpertWeights
     """The expert with only ``neurons`` (ascending indices, [width]) left; down's bias stays."""
     rows = {name: t[neurons] for name, t in weights.parts.items() if not name.startswith("down")}
     return replace(weights, **rows, down=weights.down[:, neurons].contiguous())
-
-
-def kept_experts(widths: Sequence[int]) -> torch.Tensor:
-    """Original numbers of the experts that a layer keeps (width above 0), ascending."""
-    return torch.tensor([expert for expert, width in enumerate(widths) if width])

@@ -18,7 +18,7 @@ import torch
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
 from tenp_edge.checkpoint.overlay import Overlay, model_digest
-from tenp_edge.checkpoint.slicing import kept_experts, slice_expert
+from tenp_edge.checkpoint.slicing import slice_expert
 from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig, TensorSpec, expected_tensors
 from tenp_edge.runtime.memory.footprint import PlannedRun
@@ -90,7 +90,9 @@ class ModelSource:
         self.mended = mended
         self._last: tuple[tuple[int, int], ExpertWeights] | None = None
         self._kept = (
-            {} if plan is None else {k: kept_experts(row) for k, row in plan.widths.items()}
+            {}
+            if plan is None
+            else {layer: torch.tensor(plan.kept_experts(layer)) for layer in plan.widths}
         )
         self.config = checkpoint.config if plan is None else pruned_config(checkpoint.config, plan)
 
@@ -261,13 +263,19 @@ def pruned_config(config: ModelConfig, plan: CompressionPlan) -> ModelConfig:
             "the checkpoint is already pruned (its config.json has a tenp section)",
             "prune the original model, which the section names by its fingerprint",
         )
-    widths = {layer: tuple(w for w in row if w) for layer, row in plan.widths.items()}
+    widths = {
+        layer: tuple(row[expert] for expert in plan.kept_experts(layer))
+        for layer, row in plan.widths.items()
+    }
     counts = {len(row) for row in widths.values()}
     if len(counts) != 1 or min(counts) < config.num_experts_per_tok:
         raise UserError(
             f"the plan leaves {min(counts)} to {max(counts)} experts per layer; every layer needs "
             f"the same number, at least top-k = {config.num_experts_per_tok}"
         )
+    bare = [layer for layer, row in widths.items() if not any(row)]
+    if bare:
+        raise UserError(f"the plan leaves no neurons in layer {bare[0]}", "plan again")
     if min(counts) % config.n_group:
         raise UserError(
             f"the plan leaves {min(counts)} experts per layer, which do not divide into the "

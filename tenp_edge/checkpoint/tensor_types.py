@@ -43,12 +43,12 @@ class TensorTypes:
         """The types of all of a layer's experts."""
         return (self.down if projection == "down" else self.gate_up)[layer]
 
-    def kept(self, widths: Mapping[int, Sequence[int]]) -> TensorTypes:
-        """Of the model that ``widths`` leave: without the entries of removed experts."""
+    def kept(self, experts: Mapping[int, Sequence[int]]) -> TensorTypes:
+        """Of the model that keeps ``experts`` of each layer, ascending."""
 
         def rows(types: Mapping[int, Names]) -> dict[int, Names]:
             return {
-                layer: tuple(name for name, width in zip(row, widths[layer], strict=True) if width)
+                layer: tuple(row[expert] for expert in experts[layer])
                 for layer, row in types.items()
             }
 

@@ -229,8 +229,8 @@ Types = Annotated[
     bool,
     _flag(
         "--types",
-        help="Measure what each GGUF tensor type costs this model, for plan and compress to "
-        "choose by.",
+        help="Measure what each GGUF tensor type does to this model, for plan and compress to "
+        "choose widths and types together.",
         panel=CALIBRATION,
     ),
 ]

@@ -71,8 +71,8 @@ def calibrate(
     The same command continues after a kill. The statistics serve every later plan of this model,
     for any RAM number. `tenp-edge merge` adds up statistics of several runs.
 
-    With --types, what every tensor type costs this model is measured too (a KL, on text held out):
-    plans then weigh more neurons in fewer bits against fewer in more.
+    With --types, what every tensor type does to this model is measured too (errors of sampled rows,
+    and the KL of some on text held out): plans then choose widths and types together.
 
     Examples:
 
@@ -83,13 +83,16 @@ def calibrate(
         tenp-edge calibrate MODEL --data code=a.jsonl --data prose=b.txt --samples 64 -o WORK
     """
     from tenp_edge.calibration.coverage import coverage
+    from tenp_edge.planning.rounding_errors import load_errors
     from tenp_edge.planning.type_costs import load_costs
     from tenp_edge.verbs.calibrate import run_calibrate
 
     statistics = run_calibrate(model, output, options, progress, gradients, types)
-    covered, costs = coverage(statistics), load_costs(output) if types else None
-    shown = covered.to_json() | ({} if costs is None else {"types": costs.to_json()["types"]})
-    show(measured_tables.calibrated(statistics, covered, costs), shown, json_output)
+    covered, errors = coverage(statistics), load_errors(output) if types else None
+    costs = load_costs(output) if types and errors is None else None
+    known = errors or costs
+    shown = covered.to_json() | ({} if known is None else {"types": known.to_json()})
+    show(measured_tables.calibrated(statistics, covered, costs, errors), shown, json_output)
 
 
 def merge(
@@ -132,8 +135,8 @@ def plan(
     Without --calibration it plans by bytes, in the paper's shape. With it, every expert gets the
     width that its predicted loss is worth, and the plan names the neurons; --refine measures.
     Without a profile the device is this machine's CPU: per-expert GGUF, context 4096. With --ram
-    and without --quant it chooses the tensor type and says why: by what each costs this model
-    where that was measured (calibrate --types; Q8_0 down to Q2_K), else by a rule (to IQ4_XS).
+    and without --quant it chooses the types too: of every tensor, together with the widths, where
+    it was measured what types do to this model (calibrate --types); else one by a rule (to IQ4_XS).
 
     Examples:
 

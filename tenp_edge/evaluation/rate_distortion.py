@@ -1,62 +1,90 @@
 """The least loss that so many bits allow at all: what no choice of types and widths can beat.
 
 A weight of variance s^2 whose error costs a per unit of its square is told in r bits with an error
-of at least s^2 2^-2r, if it is Gaussian (Shannon); so its energy e = a s^2, what its absence costs,
-leaves a loss of e 2^-2r. Of many weights the least total for a number of bits has one error level
-for all whose energy is above it, and no bit for the others, which are cut ("reverse
-water-filling", Cover and Thomas, Elements of Information Theory, theorem 10.3.3).
+of at least s^2 2^-2r, if it is Gaussian (Shannon); so its energy e = a s^2, the loss at an error as
+large as itself, leaves e 2^-2r. Of many weights the least total for a number of bits has one error
+level for all whose energy is above it, and no bit for the others ("reverse water-filling", Cover
+and Thomas, Elements of Information Theory, theorem 10.3.3). A neuron may also be cut: then it takes
+no bit, and costs its cut once, however many weights it had.
+
+What ggml's types add to this: steps instead of the best code (about a quarter of a bit), scales
+(0.06 to 0.5 bits), one type for a whole matrix. What a plan may have below it: cuts that take each
+other's error away, and repair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from tenp_edge.calibration.statistics import INPUT_SUM
+from tenp_edge.calibration.statistics import INPUT_SUM, ROUNDING
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.scoring.neuron_scores import relative
 from tenp_edge.scoring.saliency import domain_tokens, sum_of
 
-_STEPS = 60
+_STEPS = 50
 _TINY = 1e-30
 
 
-def least_loss(energies: torch.Tensor, bits: float) -> float:
-    """The least sum of losses of weights with ``energies`` [weights], told in ``bits`` in all.
+@dataclass(frozen=True)
+class Neurons:
+    """``energies`` [neurons, weights]: of every weight; ``cut`` [neurons]: what is lost where the
+    neuron goes, in the same unit."""
 
-    Any shape; the unit of the result is theirs. All of them where there is no bit.
-    """
-    values = energies.flatten().clamp_min(_TINY).log2()
-    low, high = float(values.min()) - 2 * bits / len(values) - 1, float(values.max())
+    energies: torch.Tensor
+    cut: torch.Tensor
+
+
+def least_loss(parts: Sequence[Neurons], bits: float) -> float:
+    """The least sum of losses of all neurons of ``parts``, told in ``bits`` in all."""
+    largest = max(float(part.energies.max()) for part in parts)
+    weights = sum(part.energies.numel() for part in parts)
+    high = math.log2(max(largest, _TINY)) + 1
+    low = high - 2 * bits / weights - 100
     for _ in range(_STEPS):
         level = (low + high) / 2
-        spent = float((values - level).clamp_min(0).sum(dtype=torch.float64)) / 2
+        _, spent = _at(parts, level)
         low, high = (level, high) if spent > bits else (low, level)
-    return float(values.clamp_max(high).exp2().sum(dtype=torch.float64))
+    return _at(parts, high)[0]
 
 
-def expert_energies(
-    checkpoint: Checkpoint, statistics: Statistics
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """What each weight of the routed experts costs when it is gone, layer by layer: (layer,
-    float32 [experts, matrices, width, hidden]), in the unit of `losses.cut_losses`.
+def _at(parts: Sequence[Neurons], level: float) -> tuple[float, float]:
+    """Loss and bits at an error level of 2 ** ``level``: a bit more takes off 2 ln 2 of it."""
+    loss = bits = 0.0
+    price = 2 * math.log(2) * 2.0**level
+    for part in parts:
+        logs = part.energies.clamp_min(_TINY).log2()
+        spent = (logs - level).clamp_min(0).sum(dim=1, dtype=torch.float64) / 2
+        kept = logs.clamp_max(level).exp2().sum(dim=1, dtype=torch.float64)
+        cut = part.cut.double() < kept + price * spent
+        loss += float(torch.where(cut, part.cut.double(), kept).sum())
+        bits += float(spent[~cut].sum())
+    return loss, bits
 
-    A neuron's loss is spread over the weights of its row of gate, of up, and of its column of down:
-    by column for gate and up (variance of the column times its mean squared input), by row for down
-    (variance of the row). Each of the matrices has the whole loss: without any one of them
-    the neuron is silent.
+
+def expert_neurons(checkpoint: Checkpoint, statistics: Statistics) -> Iterator[Neurons]:
+    """The routed experts' neurons, layer by layer, in the unit of `losses.cut_losses`.
+
+    A matrix's loss at an error as large as itself (ROUNDING) is spread over the weights of a
+    neuron: by column for gate and up (variance of the column times its mean squared input), by row
+    for down.
     """
     for layer in checkpoint.config.moe_layers:
-        losses, inputs = _neuron_losses(statistics, layer), _inputs(statistics, layer)
-        parts = []
-        for expert, loss in enumerate(losses):
+        sums, inputs = statistics.rounding(layer), _inputs(statistics, layer)
+        cut, energies = _neuron_losses(statistics, layer), []
+        for expert in range(checkpoint.config.num_experts):
             weights = checkpoint.expert(layer, expert)
-            columns = [_shares(w.float(), inputs[expert]) for w in weights.matrices[:-1]]
-            rows = _shares(weights.down.float().T, torch.ones(weights.down.shape[0]))
-            parts.append(torch.stack([loss[:, None] * share for share in (*columns, rows)]))
-        yield layer, torch.stack(parts)
+            shares = [_shares(w.float(), inputs[expert]) for w in weights.matrices[:-1]]
+            shares.append(_shares(weights.down.float().T, torch.ones(weights.down.shape[0])))
+            names = ROUNDING[-len(shares) :]
+            losses = [sums[name][expert].float() for name in names]
+            pairs = zip(losses, shares, strict=True)
+            energies.append(torch.cat([loss[:, None] * share for loss, share in pairs], dim=1))
+        yield Neurons(torch.cat(energies), cut.flatten())
 
 
 def _shares(matrix: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
@@ -82,7 +110,11 @@ def _inputs(statistics: Statistics, layer: int) -> torch.Tensor:
     return sum_of(by_domain).float()
 
 
-def least_expert_loss(checkpoint: Checkpoint, statistics: Statistics, nbytes: int) -> float:
-    """The least predicted loss with all routed experts in ``nbytes`` bytes, whatever the types."""
-    energies = [of_layer for _, of_layer in expert_energies(checkpoint, statistics)]
-    return least_loss(torch.cat([one.flatten() for one in energies]), 8 * nbytes)
+def least_expert_loss(checkpoint: Checkpoint, statistics: Statistics) -> Callable[[int], float]:
+    """By a number of bytes, the least predicted loss with all routed experts in them.
+
+    Needs statistics that know what rounding costs; holds a float32 for each of the experts'
+    weights.
+    """
+    layers = list(expert_neurons(checkpoint, statistics))
+    return lambda nbytes: least_loss(layers, 8 * nbytes)

@@ -87,6 +87,11 @@ def judge(overall: Mapping[str, Any], domains: Iterable[Mapping[str, Any]] = ())
     )
 
 
+def expected(mean_kl: float) -> str:
+    """The word for a predicted KL."""
+    return next((level.word for level in LEVELS if mean_kl <= level.mean_kl), LEVELS[-1].word)
+
+
 def _level(row: Mapping[str, Any]) -> int:
     """Of the best level whose limits ``row`` keeps; not a number keeps none."""
     held = (n for n, level in enumerate(LEVELS) if level.holds(row["mean_kl"], row["same_top"]))

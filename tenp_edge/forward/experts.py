@@ -22,6 +22,7 @@ from tenp_edge.models.family import Activation, Family
 # to this multiple so that shapes repeat (10-20 times faster on two cores).
 GROUP_MULTIPLE = 64
 _NORM_ROWS = 128
+_STEP = 2**-6  # of `slopes`
 
 
 class Observer(Protocol):
@@ -72,8 +73,10 @@ class RaggedExpert(nn.Module):
         self.roles = family.matrices
         for name, role in zip(self.names, self.roles, strict=True):
             matrix, bias = getattr(weights, role), getattr(weights, f"{role}_bias")
-            with torch.device("meta"):
-                module = nn.Linear(matrix.shape[1], matrix.shape[0], bias=bias is not None)
+            rows, columns = matrix.shape
+            with torch.device("meta"):  # torch warns of making a matrix of no size
+                module = nn.Linear(max(columns, 1), max(rows, 1), bias=bias is not None)
+            module.in_features, module.out_features = columns, rows
             module.weight = nn.Parameter(matrix, requires_grad=False)
             if bias is not None:
                 module.bias = nn.Parameter(bias, requires_grad=False)
@@ -136,6 +139,25 @@ def neurons(
     if weights.gate is None:
         return _UNGATED[activation](up)
     return _ACTIVATIONS[activation](linear(x, weights.gate, weights.gate_bias), up)
+
+
+def slopes(
+    weights: ExpertWeights, x: torch.Tensor, activation: Activation = "silu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dm/da and dm/du of m = act(a, u), float32 [n, width] each, at the inputs x, [n, hidden].
+
+    By differences, so that they are those of any activation. Without a gate its slope is 0.
+    """
+    up = linear(x, weights.up, weights.up_bias).float()
+    if weights.gate is None:
+        alone = _UNGATED[activation]
+        by_up = alone(up + _STEP) - alone(up - _STEP)
+        return torch.zeros_like(up), by_up / (2 * _STEP)
+    gate = linear(x, weights.gate, weights.gate_bias).float()
+    act = _ACTIVATIONS[activation]
+    by_gate = act(gate + _STEP, up) - act(gate - _STEP, up)
+    by_up = act(gate, up + _STEP) - act(gate, up - _STEP)
+    return by_gate / (2 * _STEP), by_up / (2 * _STEP)
 
 
 class RaggedExperts(nn.Module):

@@ -24,13 +24,25 @@ def predicted_kl(loss: float, measured: Sequence[Trial] = ()) -> float:
     """
     if loss <= 0:
         return 0.0
-    points = [
+    scale, power = _fitted(_points(measured))
+    return math.exp(scale + power * math.log(loss))
+
+
+def loss_of_kl(kl: float, measured: Sequence[Trial] = ()) -> float:
+    """The predicted loss that costs ``kl`` nats per token: `predicted_kl` the other way round."""
+    if kl <= 0:
+        return 0.0
+    scale, power = _fitted(_points(measured))
+    return math.exp((math.log(kl) - scale) / power)
+
+
+def _points(measured: Sequence[Trial]) -> list[tuple[float, float]]:
+    """(log loss, log KL) of the plans that lost something."""
+    return [
         (math.log(trial.predicted_loss), math.log(trial.mean_kl))
         for trial in measured
         if trial.predicted_loss > 0 and trial.mean_kl > 0
     ]
-    scale, power = _fitted(points)
-    return math.exp(scale + power * math.log(loss))
 
 
 def _fitted(points: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import lcm
+from typing import Any
 
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.tensor_types import AUTO
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import placed_files
 from tenp_edge.planning.allocation import Space
@@ -21,8 +23,10 @@ from tenp_edge.planning.alternatives import refusal
 from tenp_edge.planning.budget import InfeasibleError, Search, make_space, sufficient, whole_widths
 from tenp_edge.planning.describe import blocks_chosen, blocks_offered, make_record, memory_json
 from tenp_edge.planning.devices import DeviceProfile
+from tenp_edge.planning.joint_plan import JointPlan, JointPlanner, joins
 from tenp_edge.planning.pricing import Priced, Pricer, draft
 from tenp_edge.planning.probes import best_way
+from tenp_edge.planning.rounding_errors import RoundingErrors
 from tenp_edge.planning.score_tables import Evidence, Scores, scores_of
 from tenp_edge.planning.spec import BLOCKS, PlanOptions
 from tenp_edge.planning.target import PlanSpec, resolve
@@ -43,40 +47,51 @@ def make_plan(
     measured: Sequence[Trial] = (),
     confirm: bool = False,
     costs: TypeCosts | None = None,
+    rounding: RoundingErrors | None = None,
 ) -> CompressionPlan:
     """The largest legal plan of the requested method within the budget or the keep ratio.
 
     With ``statistics`` the plan names the retained neurons, and method tenp chooses alpha and the
     trapezoid's shape by predicted loss (`losses.cut_losses`). Without, it plans by bytes with
-    the paper's shape. Where the options name no type, one is chosen: with ``costs``, what each was
-    measured to cost, types and widths together, else by a rule (`tensor_types`).
+    the paper's shape. Where the options name no type (or auto), types are chosen: with
+    ``rounding``, what it does to this model, of every tensor together with the widths
+    (`joint_plan`); with ``costs``, what each type was measured to cost, one for the file, else by a
+    rule (`tensor_types`).
     ``extra_files`` adds exact sizes of further weight files (the pruned checkpoint's);
     ``measured`` are plans of this model that were run: they say what a loss means in nats, and for
     the default method which way of sharing out width was best near the plan's size (`probes`).
     ``confirm``: the memory is the runtime's own answer for the very plan; without, it is estimated.
     Raises UserError when nothing legal fits, with what would.
     """
-    inputs = _Given(checkpoint, profile, statistics, measured, confirm, costs)
+    inputs = _Given(checkpoint, profile, statistics, measured, confirm, costs, rounding)
     try:
-        largest, way = inputs.largest(options), None
+        largest = inputs.largest(options)
         keep = largest.priced.keep_ratio
-        if keep < 1 and (way := best_way(measured, options, keep)):
+        way = best_way(measured, options, keep) if keep < 1 else None
+        if way and largest.joint is not None:  # which compares all layers
+            way = {**way, "ranking": "global"}
+        if way:
             options = replace(options, **way)
             largest = inputs.largest(options)
     except InfeasibleError as infeasible:
         raise refusal(infeasible, checkpoint, options, inputs.smallest) from None
-    search, priced, typed = largest.search, largest.priced, largest.typed
-    evidence, record = search.evidence, make_record(checkpoint, search, priced)
+    search, priced, evidence = largest.search, largest.priced, largest.search.evidence
+    record = make_record(checkpoint, search, priced)
     record = replace(
         record,
         notes=(*record.notes, *largest.notes),
-        type_kl=None if evidence is None else inputs.type_kl(search.spec),
-        frontier=tuple(search.frontier(priced)) if evidence and options.frontier else (),
-        type_choice=None if typed is None else typed.to_json(),
+        type_kl=largest.type_kl or inputs.type_kl(search.spec),
+        frontier=largest.frontier(),
+        type_choice=largest.type_choice(),
         way=way or None,
     )
     plan = replace(
-        draft(checkpoint, priced.widths, priced.types),
+        draft(
+            checkpoint,
+            priced.widths,
+            priced.types,
+            keeps_places=search.pricer.keeps_places,
+        ),
         retained=None if evidence is None else evidence.retained(priced.widths),
         record=record,
         memory=memory_json(search, priced),
@@ -95,12 +110,29 @@ class _Found:
     priced: Priced
     typed: TypeChoice | None
     notes: tuple[str, ...] = ()
+    joint: JointPlan | None = None
 
     def rank(self) -> float:
         """Predicted nats, or without statistics the share that is cut: the less the better."""
         if self.search.evidence is None:
             return 1 - self.priced.keep_ratio
         return self.search.kl_of(self.priced.widths)
+
+    @property
+    def type_kl(self) -> float | None:
+        """Nats per token of all types, where they were chosen together with the widths."""
+        return None if self.joint is None else self.joint.type_kl
+
+    def frontier(self) -> tuple[dict[str, Any], ...]:
+        """Plans of other sizes, the largest first, where they were asked for."""
+        if self.joint is not None:
+            return self.joint.frontier[::-1]
+        asked = self.search.evidence is not None and self.search.spec.options.frontier
+        return tuple(self.search.frontier(self.priced)) if asked else ()
+
+    def type_choice(self) -> dict[str, Any] | None:
+        chosen = self.joint or self.typed
+        return None if chosen is None else chosen.to_json()
 
 
 @dataclass(frozen=True)
@@ -113,11 +145,16 @@ class _Given:
     measured: Sequence[Trial]
     confirm: bool
     costs: TypeCosts | None
+    rounding: RoundingErrors | None = None
     _evidence: dict[tuple[Space, Scores], Evidence] = field(default_factory=dict)
 
     def largest(self, options: PlanOptions) -> _Found:
         """The best of the largest plans that ``options`` describe: with every legal width, or with
-        whole blocks of the tensor type alone, where that buys more."""
+        whole blocks of the tensor type alone, where that buys more; with types of their own for all
+        tensors where rounding was measured."""
+        joint = self.joint(options)
+        if joint is not None:
+            return joint
         search, typed = self.search(options)
         best = _Found(search, search.largest(self.confirm, search.near), typed)
         self.check_fits(best.priced, options)
@@ -134,6 +171,27 @@ class _Given:
             return best
         said = blocks_chosen(best.priced, other.priced, blocks.space.multiple)
         return replace(other, notes=said)
+
+    def joint(self, options: PlanOptions) -> _Found | None:
+        """The best of all widths and types together; None where they are not to be chosen, where
+        rounding was not measured, and where nothing fits (the plain search then says what would).
+        """
+        positions = self.checkpoint.config.max_position_embeddings
+        spec = resolve(options, self.profile, positions)
+        if self.rounding is None or spec.sized or not joins(spec, self.rounding, self.statistics):
+            return None
+        check_model(self.checkpoint, self.statistics)
+        spec = spec.with_type(AUTO)
+        evidence, pricer = self.evidence(spec), Pricer(self.checkpoint, spec.target)
+        assert evidence is not None
+        planner = JointPlanner(
+            self.checkpoint, spec, evidence, self.rounding, pricer, self.measured
+        )
+        found = planner.plan(spec.target.budget_bytes, self.confirm)
+        if found is None:
+            return None
+        search = Search(spec, evidence.space, evidence, pricer, self.measured)
+        return _Found(search, found.priced, None, joint=found)
 
     def _in_blocks(self, search: Search) -> Search | None:
         """``search`` with widths of whole blocks; None where every width is, and none would be."""
@@ -208,7 +266,7 @@ class _Given:
 
     def type_kl(self, spec: PlanSpec) -> float | None:
         """What the type costs by itself, where that was measured for such files."""
-        if self.costs is None or not applies(self.costs, spec):
+        if self.costs is None or self.statistics is None or not applies(self.costs, spec):
             return None
         return self.costs.kl(spec.target.options.quant)
 

@@ -8,7 +8,7 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import pruned_config
 from tenp_edge.checkpoint.tensor_types import TensorTypes
-from tenp_edge.exporters.base import ExportOptions, Manifest
+from tenp_edge.exporters.base import Manifest
 from tenp_edge.models import ModelConfig
 from tenp_edge.planning.memory_table import MemoryTable, memory_table
 from tenp_edge.planning.target import Target
@@ -36,16 +36,21 @@ class Priced:
 class Pricer:
     """Prices widths (and types of every tensor) for one checkpoint and target, each manifest once.
 
-    ``types`` go by the experts of the source model, as in a plan. The weights are exact; what the
-    run takes besides is estimated, or, once `confirm` was called, what the runtime answered last:
-    it hardly changes from plan to plan.
+    ``keeps_places``: as in a plan, where a width may be 0. ``types`` go by the experts of the
+    source model, as in a plan. The weights are exact; what the run takes besides is estimated, or,
+    once `confirm` was called, what the runtime answered last: it hardly changes from plan to plan.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, target: Target, answer: RunMemory | None = None
+        self,
+        checkpoint: Checkpoint,
+        target: Target,
+        answer: RunMemory | None = None,
+        *,
+        keeps_places: bool = False,
     ) -> None:
         self.checkpoint, self.target = checkpoint, target
-        self.answer = answer
+        self.answer, self.keeps_places = answer, keeps_places
         self._known: dict[_Key, tuple[ModelConfig, Manifest]] = {}
 
     def __call__(self, widths: Widths, types: TensorTypes | None = None) -> Priced:
@@ -59,7 +64,7 @@ class Pricer:
     def confirm(self, widths: Widths, types: TensorTypes | None = None) -> Priced:
         """The price with the runtime's own answer for this very plan, where it can be asked."""
         target, (config, _) = self.target, self._manifest(widths, types)
-        options = _file_options(target, widths, types)
+        options = target.options.typed(self._draft(widths, types).file_types)
         memory = target.exporter.run_memory(self.checkpoint, config, options, target.run)
         self.answer = memory or self.answer
         return self(widths, types)
@@ -67,11 +72,15 @@ class Pricer:
     def _manifest(self, widths: Widths, types: TensorTypes | None) -> tuple[ModelConfig, Manifest]:
         key = tuple(widths.values()), None if types is None else _key(types)
         if key not in self._known:
-            options = _file_options(self.target, widths, types)
-            config = pruned_config(self.checkpoint.config, draft(self.checkpoint, widths))
+            plan = self._draft(widths, types)
+            options = self.target.options.typed(plan.file_types)
+            config = pruned_config(self.checkpoint.config, plan)
             manifest = self.target.exporter.manifest(self.checkpoint, config, options)
             self._known[key] = config, manifest
         return self._known[key]
+
+    def _draft(self, widths: Widths, types: TensorTypes | None) -> CompressionPlan:
+        return draft(self.checkpoint, widths, types, keeps_places=self.keeps_places)
 
 
 _Key = tuple[tuple[tuple[int, ...], ...], tuple[object, ...] | None]
@@ -82,12 +91,12 @@ def _key(types: TensorTypes) -> tuple[object, ...]:
     return (*rows, *sorted(types.others.items()))
 
 
-def _file_options(target: Target, widths: Widths, types: TensorTypes | None) -> ExportOptions:
-    return target.options if types is None else target.options.typed(types.kept(widths))
-
-
 def draft(
-    checkpoint: Checkpoint, widths: Widths, types: TensorTypes | None = None
+    checkpoint: Checkpoint,
+    widths: Widths,
+    types: TensorTypes | None = None,
+    *,
+    keeps_places: bool = False,
 ) -> CompressionPlan:
     """A plan of bytes alone."""
     return CompressionPlan(
@@ -96,4 +105,5 @@ def draft(
         full_width=checkpoint.config.moe_intermediate_size,
         widths=widths,
         types=types,
+        keeps_places=keeps_places,
     )

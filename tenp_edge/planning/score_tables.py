@@ -142,12 +142,16 @@ class Evidence:
             full += float(tokens.sum()) * full_width
         return kept / full if full else None
 
+    def order(self, layer: int) -> torch.Tensor:
+        """Neurons of every expert, best first, int64 [experts, width]."""
+        return _descending(self._neuron_scores(layer))
+
     def retained(self, widths: Widths) -> dict[ExpertKey, torch.Tensor]:
         """The best neurons of every expert at its width, ascending, int32 [width]."""
         kept: dict[ExpertKey, torch.Tensor] = {}
         with _one_thread():
             for layer, row in widths.items():
-                order = _descending(self._neuron_scores(layer))
+                order = self.order(layer)
                 for expert, width in enumerate(row):
                     kept[layer, expert] = order[expert, :width].sort().values.int()
         return kept

@@ -279,7 +279,8 @@ class PlanOptions(FileKnobs, Knobs):
         str | None,
         Flag(
             "quant",
-            f"{QUANTS} Default: chosen to fit the memory; with --keep the profile's.",
+            f"auto, or one mix for all. {QUANTS} Default: auto, types of every tensor chosen "
+            "together with the widths to fit the memory; with --keep the profile's.",
             EXPORT,
         ),
     ] = None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import lcm
 
+from tenp_edge.checkpoint.tensor_types import AUTO
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import (
     KEEP,
@@ -15,6 +16,7 @@ from tenp_edge.exporters.base import (
     WidthLimits,
     exporter,
 )
+from tenp_edge.exporters.mixing import Mixer
 from tenp_edge.models.other_formats import SourceFormat
 from tenp_edge.planning.devices import DeviceProfile
 from tenp_edge.planning.methods import METHODS, Method, method_named
@@ -70,12 +72,16 @@ class PlanSpec:
         target = make_target(self.target.profile, options, self.positions)
         return replace(self, target=target, in_blocks=False)
 
+    @property
+    def sized(self) -> bool:
+        """Whether the user pinned the type or the size: there is nothing to choose."""
+        return self.options.quant is not None or self.options.keep is not None
+
     def choosable(self, types: Sequence[str]) -> tuple[str, ...]:
         """Those of ``types``, the most precise first, that may be chosen: what the device runs,
         from its default down. None where the user pinned the type or the size."""
         target, default = self.target, self.target.options.quant
-        pinned = self.options.quant is not None or self.options.keep is not None
-        if pinned or default not in types:
+        if self.sized or default not in types:
             return ()
         own_format = target.exporter.format == target.profile.format
         runs = target.profile.tensor_types if own_format else types
@@ -88,10 +94,23 @@ def resolve(options: PlanOptions, profile: DeviceProfile, positions: int) -> Pla
     Raises UserError for a value that no model could be planned with, or not this one.
     """
     check_options(options)
+    options = without_auto(options)
     method, target = method_named(options.method), make_target(profile, options, positions)
     merged = target.options.layout == "merged" and method.one_width
     allocated = METHODS[method.one_width] if merged and method.one_width else method
     return PlanSpec(options, method, allocated, target, positions)
+
+
+def without_auto(options: PlanOptions) -> PlanOptions:
+    """``options`` with no type where they say auto. Raises UserError where a size is pinned."""
+    if options.quant != AUTO:
+        return options
+    if options.keep is not None:
+        raise UserError(
+            "--quant auto chooses types for a number of bytes; --keep names none",
+            "--ram SIZE, or --quant Q4_K_M",
+        )
+    return replace(options, quant=None)
 
 
 def check_options(options: PlanOptions) -> None:
@@ -129,11 +148,13 @@ def make_target(profile: DeviceProfile, options: PlanOptions, positions: int) ->
             f"format {writer.format} has no layout '{layout}'",
             f"--layout {'|'.join(writer.layouts)}",
         )
-    if quant not in (*writer.quants, *((KEEP,) if isinstance(writer, SourceFormat) else ())):
+    own = (AUTO,) if isinstance(writer, Mixer) else ()
+    own = (*own, KEEP) if isinstance(writer, SourceFormat) else own
+    if quant not in (*writer.quants, *own):
         raise UserError(
             f"format {writer.format} cannot write {quant}", f"--quant {'|'.join(writer.quants)}"
         )
-    if own_format and quant not in (*profile.tensor_types, KEEP):
+    if own_format and quant not in (*profile.tensor_types, *own):
         raise UserError(
             f"{profile.name} cannot run {quant}", f"--quant {'|'.join(profile.tensor_types)}"
         )

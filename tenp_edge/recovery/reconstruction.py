@@ -149,7 +149,7 @@ def repair_layer(
     assert plan is not None
     repaired = {}
     for expert, rows, weights in seen.by_expert(len(config.expert_widths[index])):
-        if config.expert_widths[index][expert] == plan.full_width:
+        if config.expert_widths[index][expert] in (0, plan.full_width):
             continue
         original = source.original_expert(index, expert)
         whole = checkpoint.expert(index, original)

@@ -26,7 +26,14 @@ from tenp_edge.planning.probes import KEEPS, WAYS, probe
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.planning.trials import Records
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.verbs.measure_types import CHEAP_SECONDS, default_job, exactly, types_into
+from tenp_edge.verbs.measure_types import (
+    CHEAP_SECONDS,
+    default_job,
+    exactly,
+    rounding_into,
+    rounding_job,
+    types_into,
+)
 from tenp_edge.verbs.options import (
     CalibrationOptions,
 )
@@ -72,7 +79,7 @@ def _run_calibrate(
         progress.note(more or f"nothing to do: {work} is complete")
     probe_if_short(checkpoint, statistics, work, options, progress)
     if types:
-        types_into(checkpoint, default_job(), statistics, work, options, progress)
+        _measure_types(checkpoint, statistics, work, options, progress)
     if not gradients:
         return statistics
     return collect_gradients(
@@ -84,6 +91,23 @@ def _run_calibrate(
         dtype=options.dtype,
         progress=progress,
     )
+
+
+def _measure_types(
+    checkpoint: Checkpoint,
+    statistics: Statistics,
+    work: Path,
+    options: CalibrationOptions,
+    progress: Progress,
+) -> None:
+    """What types cost, of every tensor where the statistics know what rounding does, else of the
+    whole model in each."""
+    job = default_job()
+    together = rounding_job(job.writer, job.options)
+    if together is not None and statistics.has_rounding:
+        rounding_into(checkpoint, together, statistics, work, options, progress)
+    else:
+        types_into(checkpoint, job, statistics, work, options, progress)
 
 
 def run_merge(parts: Sequence[Path], output: Path, force: bool = False) -> Statistics:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.disk import write_text
@@ -13,14 +15,17 @@ from tenp_edge.errors import UserError
 from tenp_edge.evaluation.matched.filled import BUDGETS, budgets_of
 from tenp_edge.evaluation.matched.measuring import Matched, compare_matched
 from tenp_edge.evaluation.matched.running import run_file
+from tenp_edge.evaluation.matched.single_type import whole_types
 from tenp_edge.evaluation.matched.table import markdown
 from tenp_edge.evaluation.matched.ways import WAYS
 from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.exporters.base import exporter
 from tenp_edge.forward.device import choose_device, choose_dtype
+from tenp_edge.planning.rounding_errors import RoundingErrors
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.session import thread_count
 from tenp_edge.verbs.compare import about, calibrations, mender, text_measures
+from tenp_edge.verbs.measure_types import default_job, rounding_into, rounding_job
 from tenp_edge.verbs.options import CompareOptions
 
 SEEDS = 1
@@ -50,10 +55,12 @@ def run_compare_matched(
             writer=writer,
             budgets=budgets,
             ways=WAYS,
+            types=whole_types(writer),
             statistics=statistics,
             measures=measures,
             mend={s: mender(checkpoint, output, options, s, progress) for s in statistics},
             trials={s: known_trials(output / f"calibration-{s}") for s in statistics},
+            rounding=_rounding(checkpoint, output, options, statistics, progress),
             about=about(options, measures),
         )
         runs = partial(run_file, checkpoint, writer, work=output, threads=thread_count(None))
@@ -67,6 +74,28 @@ def run_compare_matched(
         )
         write_text(output / PAGE, markdown(result))
     return result
+
+
+def _rounding(
+    checkpoint: Checkpoint,
+    output: Path,
+    options: CompareOptions,
+    statistics: Mapping[int, Statistics],
+    progress: Progress,
+) -> dict[int, RoundingErrors]:
+    """What rounding does to the model, by calibration seed; kept beside the statistics."""
+    plain = default_job()
+    job = rounding_job(plain.writer, plain.options)
+    if job is None:
+        return {}
+    found = {}
+    for seed, known in statistics.items():
+        if known.has_rounding:
+            directory = output / f"calibration-{seed}"
+            found[seed] = rounding_into(
+                checkpoint, job, known, directory, options.calibration, progress
+            )
+    return found
 
 
 def _check(options: CompareOptions) -> None:

@@ -30,7 +30,13 @@ from tenp_edge.progress import QUIET, Progress
 from tenp_edge.verbs.calibrate import calibrate_into, finished_at, probe_if_short
 from tenp_edge.verbs.compress_request import CompressRequest
 from tenp_edge.verbs.export import export_into, kept_ranges, ranges_into
-from tenp_edge.verbs.measure_types import costs_of, types_if_cheap
+from tenp_edge.verbs.measure_types import (
+    costs_of,
+    rounding_if_cheap,
+    rounding_job,
+    rounding_of,
+    types_if_cheap,
+)
 from tenp_edge.verbs.options import CompressOptions
 from tenp_edge.verbs.recipe_files import FILE as RECIPE
 from tenp_edge.verbs.recipe_files import write_recipe
@@ -124,14 +130,20 @@ class _Run:
         export_options = replace(spec.target.options, imatrix=request.plan_options.imatrix)
         job = TypeJob(spec.target.exporter, export_options, measurable(spec))
         where, compute = request.statistics_directory, self._options.calibration
-        types_if_cheap(self._checkpoint, job, statistics, where, compute, self._progress)
+        given = self._checkpoint, statistics, where, compute, self._progress
+        together = rounding_job(job.writer, export_options)
+        chosen = together is not None and not spec.sized and spec.method.probed
+        if chosen and together and rounding_if_cheap(given[0], together, *given[1:]):
+            return
+        types_if_cheap(given[0], job, *given[1:])
 
     def plan(self, statistics: Statistics) -> CompressionPlan:
         file, options, request = self._output / "plan.json", self._options, self._request
         # By what it is made from: the process that its memory counts differs by pages each time.
         inputs = asdict(request.plan_options), asdict(request.profile), statistics.info
         costs = costs_of(self._checkpoint, request.statistics_directory)
-        types = () if costs is None else (costs.to_json(),)
+        rounding = rounding_of(self._checkpoint, request.statistics_directory)
+        types = tuple(known.to_json() for known in (costs, rounding) if known is not None)
         written = options.skip_checkpoint or options.checkpoint_dtype
         key = key_of(*inputs, written, options.plan.refine, options.successive, *types)
         if self._directory.done("plan", key):

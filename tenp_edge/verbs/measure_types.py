@@ -11,15 +11,24 @@ from tenp_edge.calibration.held_out import load_slice, stored_slice
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
+from tenp_edge.evaluation.rounding import RoundingJob, measure_rounding, rounding_seconds
 from tenp_edge.evaluation.type_sensitivity import (
     TypeJob,
     measure_types,
     measuring_seconds,
     missing_of,
 )
-from tenp_edge.exporters.base import ExportOptions, exporter, measured_quants
+from tenp_edge.exporters.base import (
+    Exporter,
+    ExportOptions,
+    Requantiser,
+    exporter,
+    measured_quants,
+)
+from tenp_edge.exporters.mixing import Mixer
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.models.inspection import inspect_model
+from tenp_edge.planning.rounding_errors import RoundingErrors, load_errors
 from tenp_edge.planning.type_costs import TypeCosts, load_costs
 from tenp_edge.progress import Progress
 from tenp_edge.verbs.options import CalibrationOptions, ComputeOptions
@@ -80,6 +89,71 @@ def types_if_cheap(
         "types are chosen by a rule: measuring what each costs would take about "
         f"{shown_seconds(seconds)}; tenp-edge calibrate MODEL --types -o {directory} does"
     )
+
+
+# -- widths and types together ---------------------------------------------------------------------
+
+
+def rounding_job(writer: Exporter, options: ExportOptions) -> RoundingJob | None:
+    """What rounding does to the matrices of such files; None where the exporter gives tensors no
+    types of their own, or they are not quantised with an importance matrix."""
+    mixes = isinstance(writer, Mixer) and isinstance(writer, Requantiser)
+    return RoundingJob(writer, options) if mixes and options.imatrix else None
+
+
+def rounding_into(
+    checkpoint: Checkpoint,
+    job: RoundingJob,
+    statistics: Statistics,
+    directory: Path,
+    compute: CalibrationOptions,
+    progress: Progress,
+) -> RoundingErrors:
+    """What the types of ``job`` do to this model, in rounding.json of ``directory``."""
+    device, dtype = exactly(checkpoint, compute)
+    with one_writer(directory):
+        return measure_rounding(
+            checkpoint, job, statistics, directory, device=device, dtype=dtype, progress=progress
+        )
+
+
+def rounding_if_cheap(
+    checkpoint: Checkpoint,
+    job: RoundingJob,
+    statistics: Statistics,
+    directory: Path,
+    compute: CalibrationOptions,
+    progress: Progress,
+) -> bool:
+    """`rounding_into` where it is a matter of a moment, or takes at most half of a calibration.
+    Whether it was measured; where it would take longer, a note says how to get it."""
+    if stored_slice(directory) is None or not statistics.has_rounding:
+        return False
+    if rounding_of(checkpoint, directory) is None:
+        domains = load_slice(directory)
+        device, dtype = exactly(checkpoint, compute)
+        speed = operations_per_second(device, dtype)
+        tokens = sum(int(domain.lengths.sum()) for domain in domains)
+        active = inspect_model(checkpoint.path).active_parameters
+        seconds = rounding_seconds(checkpoint.config, job, tokens, active, speed)
+        calibrating = most_tokens(compute) * 2 * active / speed
+        if seconds > max(CHEAP_SECONDS, calibrating / 2):
+            progress.note(
+                "widths and types are not chosen together: measuring what rounding does would take "
+                f"about {shown_seconds(seconds)}; tenp-edge calibrate MODEL --types -o {directory} "
+                "does"
+            )
+            return False
+    rounding_into(checkpoint, job, statistics, directory, compute, progress)
+    return True
+
+
+def rounding_of(checkpoint: Checkpoint, directory: Path) -> RoundingErrors | None:
+    """What was measured of this checkpoint in ``directory``, on the text that lies there."""
+    errors = load_errors(directory)
+    if errors is None or errors.conditions.fingerprint != checkpoint.fingerprint:
+        return None
+    return errors if errors.conditions.slice == stored_slice(directory) else None
 
 
 def _measured(

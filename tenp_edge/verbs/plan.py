@@ -14,7 +14,7 @@ from tenp_edge.evaluation.refine import MakePlan, known_trials, refine
 from tenp_edge.planning.planner import ExtraFiles, make_plan
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.verbs.measure_types import costs_of, exactly
+from tenp_edge.verbs.measure_types import costs_of, exactly, rounding_of
 from tenp_edge.verbs.options import (
     ComputeOptions,
     choose_profile,
@@ -60,6 +60,7 @@ def run_plan(
             measured=known_trials(beside) if beside else (),
             confirm=asked.frontier,
             costs=costs_of(checkpoint, beside) if beside else None,
+            rounding=rounding_of(checkpoint, beside) if beside else None,
         )
 
     if options.refine and beside is not None:

@@ -73,17 +73,18 @@ def test_compress_from_fp8(plain: Path, tmp_path: Path) -> None:
     assert loaded.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3).shape[1] > 3
 
 
+@pytest.mark.parametrize("name", ["int4", "mxfp4 gpt-oss"])
 def test_large_layers_are_decoded_expert_by_expert(
-    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a layer is too large to be held, with the same numbers as where it is not."""
-    model, _ = in_layout(plain, "int4", tmp_path)
+    """Where a layer is too large to be held decoded, with the same numbers as where it is not."""
+    model, _ = in_layout(plain, name, tmp_path)
     run(model, tmp_path / "held", two_domains())
     monkeypatch.setattr("tenp_edge.checkpoint.source.HELD_DECODED_BYTES", 0)
     run(model, tmp_path / "read", two_domains())
     assert ModelSource(Checkpoint(model)).stored_dtype is None
     assert ModelSource(Checkpoint(plain)).stored_dtype == torch.bfloat16
     one, other = (
-        load_file(tmp_path / name / "statistics.safetensors") for name in ("held", "read")
+        load_file(tmp_path / kind / "statistics.safetensors") for kind in ("held", "read")
     )
     assert all(torch.equal(one[key], other[key]) for key in one)

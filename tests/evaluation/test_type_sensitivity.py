@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import torch
 from support import tiny, toy_exporter
 from support.calibrating import domain
 from support.calibrating import run as calibrated
-from support.command import run as command
 
 import tenp_edge
 from tenp_edge.calibration.held_out import SLICE_FILE
@@ -267,22 +264,6 @@ def test_the_frontier_moves_from_bits_to_neurons() -> None:
 
 
 # -- the verbs -------------------------------------------------------------------------------------
-
-
-def test_from_the_command_line(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
-    model = checkpoint_of("qwen3_moe")
-    small = ("--samples", "2", "--seq-len", "64", "--json")
-    done = command("calibrate", model, "--types", *small, "-o", tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["types"]
-    assert list(found) == list(EXPORTER.measured_quants)  # type: ignore[attr-defined]
-    assert found == json.loads((tmp_path / FILE).read_text())["types"]
-    done = command("plan", model, "--ram", "8GiB", "--calibration", tmp_path)
-    assert "Types within the RAM" in done.stdout and "<- chosen" in done.stdout
-    assert "Other RAM numbers" in done.stdout and "<- asked" in done.stdout
-    (tmp_path / FILE).unlink()
-    done = command("plan", model, "--ram", "8GiB", "--calibration", tmp_path)
-    assert "note: the type was chosen by a rule; `tenp-edge calibrate MODEL --types" in done.stdout
 
 
 def test_compress_measures_where_it_is_cheap(

@@ -9,15 +9,18 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from support import gguf_bytes as made
 from support.gguf_cases import export
+from support.mixes import GGUF, mix
 from support.plans import cycled, plan_for
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.runtime.ggml import ragged
 from tenp_edge.runtime.gguf.file_origin import OWN
 from tenp_edge.runtime.gguf.header import read_header
@@ -40,6 +43,17 @@ def export_ragged(
     plan = ragged_widths(checkpoint)
     export(ModelSource(checkpoint, plan), file, quant, layout)
     return plan
+
+
+def export_mixed(path: Path, file: Path) -> None:
+    """Write a model whose experts have types of their own, and every third of them no neurons."""
+    checkpoint = Checkpoint(path)
+    config = checkpoint.config
+    plan = plan_for(checkpoint, cycled(checkpoint, (0, 32, config.moe_intermediate_size)))
+    types = mix(config, ("Q4_0", "Q8_0"), ("IQ4_NL",))
+    plan = replace(plan, types=types, keeps_places=True)
+    options = ExportOptions("Q8_0", "per-expert").typed(plan.file_types)
+    GGUF.write(ModelSource(checkpoint, plan), options, file)
 
 
 def build_extension(directory: Path) -> bool:

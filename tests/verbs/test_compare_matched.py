@@ -23,9 +23,10 @@ def test_one_budget_of_a_tiny_model(checkpoint_of: Make, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     found = json.loads((out / "matched.json").read_text())
     (rows,) = found["rows"].values()
-    assert [row["way"] for row in rows][:3] == ["whole", "pruned", "pruned+repair"]
+    ways = [row["way"] for row in rows]
+    assert ways[:4] == ["whole", "own types", "pruned", "pruned+repair"] and "joint" in ways
     page = (out / "matched.md").read_text()
-    assert page.count("## ") == 1
+    assert page.count("## ") == 2  # the budget, and the bars
     assert "the whole model in IQ4_XS" in done.stdout
     again = command.run(*typed, "--json")
     assert json.loads(again.stdout)["scores"] == found["scores"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.checkpoint.compression_plan import CompressionPlan
     from tenp_edge.evaluation.comparison.table import Line, Prediction
     from tenp_edge.evaluation.matched.table import Section
+    from tenp_edge.planning.rounding_errors import RoundingErrors
     from tenp_edge.planning.type_costs import TypeCosts
 from tenp_edge.cli.report.plan_tables import plan_report
 from tenp_edge.cli.report.rich_tables import facts, percent, table
@@ -150,14 +151,24 @@ def peak_rss(checked: Mapping[str, Any]) -> RenderableType:
 
 
 def calibrated(
-    statistics: Statistics, covered: Coverage, costs: TypeCosts | None
+    statistics: Statistics,
+    covered: Coverage,
+    costs: TypeCosts | None = None,
+    errors: RoundingErrors | None = None,
 ) -> RenderableType:
-    """``tenp-edge calibrate``: the coverage, and what the types cost where that was measured."""
-    if costs is None:
-        return coverage(statistics, covered)
-    rows = [(name, f"{cost.kl:.4f}", f"{cost.seconds:.0f} s") for name, cost in costs.types.items()]
-    title = f"Types: KL of the whole model, {len(costs.layers)} layers quantised"
-    return Group(coverage(statistics, covered), table(title, ("type", "KL", "took"), rows))
+    """``tenp-edge calibrate``: the coverage, and what types do where that was measured."""
+    parts: list[RenderableType] = [coverage(statistics, covered)]
+    if errors is not None:
+        rows = [(name, cost.type, f"{cost.kl:.5f}") for name, cost in errors.groups.items()]
+        columns = ("matrices", "in", "KL of the whole model")
+        parts.append(table(f"Types, measured in {errors.seconds:.0f} s", columns, rows))
+    elif costs is not None:
+        times = [
+            (name, f"{cost.kl:.4f}", f"{cost.seconds:.0f} s") for name, cost in costs.types.items()
+        ]
+        title = f"Types: KL of the whole model, {len(costs.layers)} layers quantised"
+        parts.append(table(title, ("type", "KL", "took"), times))
+    return Group(*parts)
 
 
 def coverage(statistics: Statistics, covered: Coverage) -> RenderableType:

@@ -15,6 +15,7 @@ from tenp_edge.units import format_size
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.checkpoint.compression_plan import CompressionPlan
     from tenp_edge.checkpoint.plan_record import PlanRecord
+from tenp_edge.cli.report import joint_report
 from tenp_edge.cli.report.rich_tables import bar, percent, table
 
 
@@ -42,10 +43,11 @@ def memory(plan: CompressionPlan) -> Table:
 
 def widths(plan: CompressionPlan) -> Table:
     """One line a layer: a bar for the share of neurons kept, and the widths behind it."""
-    rows = []
+    rows, full = [], plan.full_width
+    gone = "without neurons" if plan.keeps_places else "removed"
     for layer, row in sorted(plan.widths.items()):
-        share = sum(row) / (len(row) * plan.full_width)
-        rows.append((layer, bar(share), percent(share), _describe_widths(row, plan.full_width)))
+        share = sum(row) / (len(row) * full)
+        rows.append((layer, bar(share), percent(share), _describe_widths(row, full, gone)))
     drawn = Table(title="Widths", title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     for column in ("layer", "neurons kept", "", "experts"):
         drawn.add_column(column)
@@ -54,8 +56,9 @@ def widths(plan: CompressionPlan) -> Table:
     return drawn
 
 
-def _describe_widths(row: Sequence[int], full: int) -> str:
-    """ "5 whole, 11 x 64" or, with many widths, "2 whole, 58 of 128..1024"."""
+def _describe_widths(row: Sequence[int], full: int, gone: str) -> str:
+    """ "5 whole, 11 x 64" or, with many widths, "2 whole, 58 of 128..1024"; ``gone``: what experts
+    of width 0 are called."""
     whole = sum(width == full for width in row)
     removed = sum(width == 0 for width in row)
     narrow = sorted({width for width in row if width not in (0, full)})
@@ -66,7 +69,7 @@ def _describe_widths(row: Sequence[int], full: int) -> str:
     elif narrow:
         parts.append(f"{count} of {narrow[0]}..{narrow[-1]}")
     if removed:
-        parts.append(f"{removed} removed")
+        parts.append(f"{removed} {gone}")
     return ", ".join(parts)
 
 
@@ -76,7 +79,11 @@ def _record_lines(plan: CompressionPlan) -> list[str]:
         f"{record.method}: keeps {percent(plan.keep_ratio)} of the routed-expert neurons (rho), "
         f"{percent(record.model_retention)} of the model's parameters",
     ]
-    if record.quant:
+    choice = record.type_choice or {}
+    if "bits_per_weight" in choice:
+        total = plan.memory["total_bytes"]
+        lines.append(joint_report.what_it_buys(choice, plan.keep_ratio, total))
+    elif record.quant:
         lines.append(_type_line(record))
     if trapezoid is not None:
         lines.append(
@@ -97,9 +104,9 @@ def _record_lines(plan: CompressionPlan) -> list[str]:
 def _choice_lines(record: PlanRecord, kl: float) -> list[str]:
     """What the plan will cost, and why it is this one."""
     sized = "asked for" if record.budget_bytes is None else "the largest within the budget"
-    by_type = ""
+    by_type, joint = "", "bits_per_weight" in (record.type_choice or {})
     if record.type_kl is not None:
-        by_type = f" by pruning, {record.type_kl:.2g} by the type"
+        by_type = f" by pruning, {record.type_kl:.2g} by the type{'s' * joint}"
     lines = [f"predicted KL: about {kl:.2g} nats a token{by_type}; size: {sized}"]
     refined = record.refined
     if refined:
@@ -173,8 +180,12 @@ def plan_report(plan: CompressionPlan) -> RenderableType:
     notes = [*plan.record.notes, *([choice["note"]] if choice.get("note") else [])]
     lines = [*_record_lines(plan), *(f"note: {note}" for note in notes)]
     parts: list[RenderableType] = [Text("\n".join(lines)), memory(plan)]
-    parts += type_tables(choice) if "types" in choice else []
-    parts += [frontier(plan)] if plan.record.frontier else []
+    if "bits_per_weight" in choice:
+        parts.append(joint_report.types_of_experts(choice))
+        parts += [joint_report.frontier_plot(plan.record.frontier)] if plan.record.frontier else []
+    else:
+        parts += type_tables(choice) if "types" in choice else []
+        parts += [frontier(plan)] if plan.record.frontier else []
     parts.append(widths(plan))
     if plan.files:
         rows = [(name, f"{size:,}", format_size(size)) for name, size in plan.files.items()]

@@ -1,12 +1,14 @@
 """What the table must show: how much of the others' loss a searched plan may have at equal bytes.
 
 Of the best whole model that fits never more than all, at four bits half, and a quarter at three
-bits and less; of the best single type with pruning 0.7, wherever the plan has several types.
+bits and less; of the best single type with pruning 0.7, wherever the plan has several types. Where
+rows are too short for a type's blocks and the whole model falls back to four bits, the bytes are
+those of four bits, and so is the bar.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +47,17 @@ def bars(result: Mapping[str, Any], way: str = JOINT) -> list[Bar]:
 def _of(rows: Mapping[str, Mapping[str, Any]], way: str) -> list[Bar]:
     row, judged = rows[way], []
     if "whole" in rows:
-        limit = min(_OF_WHOLE.get(name, _ALL) for name in row["budget"])
-        judged.append(_bar(row, rows["whole"], limit))
+        judged.append(_bar(row, rows["whole"], _limit(row["budget"], row["budget_type"])))
     if "pruned" in rows and row["type_count"] > 1:
         judged.append(_bar(row, rows["pruned"], _SINGLE))
     return judged
+
+
+def _limit(names: Sequence[str], kind: str) -> float:
+    """Of the budget called ``names``, in which most of the experts' bytes are of type ``kind``."""
+    bits = kind.partition("_")[0]
+    own = [name for name in names if name.partition("_")[0] == bits]
+    return max((_OF_WHOLE.get(name, _ALL) for name in own), default=_OF_WHOLE["IQ4_XS"])
 
 
 def _bar(row: Mapping[str, Any], rival: Mapping[str, Any], limit: float) -> Bar:

@@ -33,10 +33,12 @@ BUDGETS = (
 @dataclass(frozen=True)
 class Budget:
     """``file_bytes`` of the whole model in each of ``names``: more than one where rows are too
-    short for the types' blocks, so that several fall back to one."""
+    short for the types' blocks, so that several fall back to one. ``type``: what most of the
+    experts' bytes then are."""
 
     names: tuple[str, ...]
     file_bytes: int
+    type: str
 
     @property
     def name(self) -> str:
@@ -57,6 +59,11 @@ class Filled:
     @property
     def file_bytes(self) -> int:
         return self.manifest.file_bytes
+
+    @property
+    def expert_bytes(self) -> int:
+        """Of the routed experts' matrices."""
+        return sum(tensor.nbytes for tensor in self.manifest.tensors if tensor.part != "other")
 
     @property
     def keep_ratio(self) -> float:
@@ -120,8 +127,11 @@ def budgets_of(
     Raises UserError for a name that is no type of the format.
     """
     sizes: dict[int, list[str]] = {}
+    types: dict[int, str] = {}
     for name in names:
         if name not in writer.quants:
             raise UserError(f"--budget {name} is not known", f"--budget {'|'.join(BUDGETS)}")
-        sizes.setdefault(whole(checkpoint, writer, name).file_bytes, []).append(name)
-    return [Budget(tuple(sizes[size]), size) for size in sorted(sizes, reverse=True)]
+        file = whole(checkpoint, writer, name)
+        sizes.setdefault(file.file_bytes, []).append(name)
+        types.setdefault(file.file_bytes, file.commonest_type)
+    return [Budget(tuple(sizes[size]), size, types[size]) for size in sorted(sizes, reverse=True)]

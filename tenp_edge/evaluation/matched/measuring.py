@@ -25,10 +25,12 @@ from tenp_edge.evaluation.comparison.compared_methods import Mend
 from tenp_edge.evaluation.comparison.grid import MENDED, measure
 from tenp_edge.evaluation.comparison.measures import Measure
 from tenp_edge.evaluation.evaluator import Evaluator, LayerCache
+from tenp_edge.evaluation.matched.calibrated import Calibrated
 from tenp_edge.evaluation.matched.filled import Budget, Filled, whole
-from tenp_edge.evaluation.matched.ways import Calibrated, Way, whole_types
+from tenp_edge.evaluation.matched.ways import Way
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, Exporter, Requantiser
+from tenp_edge.planning.rounding_errors import RoundingErrors
 from tenp_edge.planning.trials import Trial
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.resumable import JobRecord
@@ -40,17 +42,20 @@ RunFile = Callable[[Filled, Statistics], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Matched:
-    """What is compared. By calibration seed: ``statistics``, ``mend`` and ``trials``, as in
-    `grid.Comparison`; ``about`` is recorded as it is."""
+    """What is compared. ``types``: those of the rows of one type. By calibration seed:
+    ``statistics``, ``mend``, ``trials`` and ``rounding``, as in `Calibrated`; ``about`` is recorded
+    as it is."""
 
     checkpoint: Checkpoint
     writer: Exporter
     budgets: Sequence[Budget]
     ways: Sequence[Way]
+    types: Sequence[str]
     statistics: Mapping[int, Statistics]
     measures: Mapping[str, Sequence[Measure]]
     mend: Mapping[int, Mend]
     trials: Mapping[int, Sequence[Trial]]
+    rounding: Mapping[int, RoundingErrors]
     about: Mapping[str, Any]
 
     @property
@@ -76,6 +81,7 @@ class Matched:
             whole_kl,
             self.mend.get(seed),
             self.trials.get(seed, ()),
+            self.rounding.get(seed),
         )
 
 
@@ -141,7 +147,7 @@ class _Job:
     def with_whole_types(self, seed: int) -> Calibrated:
         """Measures the whole model in every type: what all ways go by."""
         checkpoint, writer = self.matched.checkpoint, self.matched.writer
-        files = {quant: whole(checkpoint, writer, quant) for quant in whole_types(writer)}
+        files = {quant: whole(checkpoint, writer, quant) for quant in self.matched.types}
         self._measure(list(files.values()), self.matched.statistics[seed], f"whole, seed {seed}")
         kls = {quant: self._kl(file, seed) for quant, file in files.items()}
         return self.matched.calibrated(seed, kls)
@@ -182,6 +188,7 @@ class _Job:
             "seed": seed,
             "budget": list(budget.names),
             "budget_bytes": budget.file_bytes,
+            "budget_type": budget.type,
             **_facts(best),
             **self.scores[self._score_key(best, seed)],
             "candidates": others,
@@ -226,6 +233,7 @@ def _facts(file: Filled) -> dict[str, Any]:
         "quant": file.options.quant,
         "layout": file.options.layout,
         "file_bytes": file.file_bytes,
+        "expert_bytes": file.expert_bytes,
         "kept": file.keep_ratio,
         "commonest_type": file.commonest_type,
         "type_count": file.type_count,

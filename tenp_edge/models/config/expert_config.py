@@ -103,7 +103,8 @@ def expert_widths(
         finite("tenp.keep_ratio", section.get("keep_ratio", 1.0))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise UserError("config.json: the tenp section is malformed", BELONGS) from None
-    legal = all(0 < w <= width for row in widths.values() for w in row)
+    # An expert of width 0 is one without neurons that keeps its place in the router.
+    legal = all(0 <= w <= width and any(row) for row in widths.values() for w in row)
     same = tuple(sorted(widths)) == moe_layers and {len(r) for r in widths.values()} == {experts}
     if not (legal and same):
         raise UserError(

@@ -46,7 +46,8 @@ typedef void (*quantise_fn)(const float *x, void *y, int64_t n);
 typedef void (*activation_fn)(int n, float *y, const float *gate, const float *up);
 
 /* One expert: its matrices (gate may be none) and biases (or none) as they lie in the file, and the
- * kernels of their types. */
+ * kernels of their types. One of width 0 has no matrices: what it gives is its down_bias, or
+ * nothing. */
 struct expert {
     const char *gate, *up, *down;
     const float *gate_bias, *up_bias, *down_bias;
@@ -249,7 +250,8 @@ static void down_unit(const struct layer *l, int e, int first, int last) {
         for (int q = s->start[e]; q < end; q++) {
             float *y = s->y + (size_t)s->pair[q] * l->hidden;
             const char *h = s->hq + q * s->hq_stride;
-            for (int r = row; r < stop; r++)
+            if (!x->width) memset(y + row, 0, sizeof(float) * (stop - row));
+            for (int r = row; x->width && r < stop; r++)
                 x->down_dot((int)x->width, &y[r], 0, x->down + r * x->down_row, 0, h, 0, 1);
             add_bias(y + row, x->down_bias, row, stop);
             for (int r = row; r < stop; r++) y[r] *= x->scale;

@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # To run a file takes no family.
 
 @dataclass(frozen=True)
 class Expert:
-    """The tensors of one expert; a gate and biases where the file has some."""
+    """The tensors of one expert; a gate and biases where the file has some. One without neurons has
+    no matrices (0): what it gives is ``down_bias``, or nothing."""
 
     gate: int | None
     up: int
@@ -40,6 +41,10 @@ class Expert:
         """Gate (if any), up and down by these names."""
         gate = {} if self.gate is None else {"gate": self.gate}
         return {**gate, "up": self.up, "down": self.down}
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.down
 
 
 def _swiglu_oai(context: ggml.Context, gate: int, up: int) -> int:
@@ -85,23 +90,21 @@ class Route:
         # Tensor addresses by the place of the row count in their shape, each with its expert: flat
         # lists, for experts whose matrices take rows of different kinds have different numbers.
         self._varying: tuple[list[tuple[int, int]], ...] = ([], [])
-        self._branches = 0
         self._index: npt.NDArray[np.int64] | None = None
         self._owners: npt.NDArray[np.int64] | None = None
         self.error: BaseException | None = None
         self._callback = ggml.CUSTOM_OP(self._run)
         self.function = ggml.address_of(self._callback)
 
-    def add_branch(self, vectors: Sequence[int], matrices: Sequence[int]) -> None:
-        """The next expert's tensors whose row count varies: 1-D by ne[0], 2-D by ne[1]."""
+    def add_branch(self, expert: int, vectors: Sequence[int], matrices: Sequence[int]) -> None:
+        """An expert's tensors whose row count varies: 1-D by ne[0], 2-D by ne[1]."""
         for pairs, addresses in zip(self._varying, (vectors, matrices), strict=True):
-            pairs += [(address, self._branches) for address in addresses]
-        self._branches += 1
+            pairs += [(address, expert) for address in addresses]
 
     def reset(self) -> None:
         """Full row counts, before ggml plans its work memory from them."""
         if self._index is None:
-            arrays = [np.array(pairs, dtype=np.int64).T for pairs in self._varying]
+            arrays = [np.array(pairs, dtype=np.int64).reshape(-1, 2).T for pairs in self._varying]
             indices = [self._context.indices(pairs[0], size) for size, pairs in enumerate(arrays)]
             self._index = np.concatenate(indices)
             self._owners = np.concatenate([pairs[1] for pairs in arrays])
@@ -152,14 +155,17 @@ def build_branches(
     size = tokens * len(experts)
     lists = context.custom(ggml.I32, (size, 2), [ids], route.function, 1)
     y = context.custom(ggml.F32, (hidden, top_k * tokens), [lists], ggml.NOTHING, 1)
+    if any(expert.is_empty for expert in experts):
+        y = context.fill(y, 0.0)
     for number, expert in enumerate(experts):
+        if expert.is_empty and expert.down_bias is None:
+            continue
         rows = context.view_1d(lists, tokens, 4 * tokens * number)
         places = context.view_1d(lists, tokens, 4 * (size + tokens * number))
-        inner = _neurons(context, activation, expert, inputs_of, rows)
-        outputs = _linear(context, expert.down, expert.down_bias, inner[-1])
-        y = context.set_rows(y, outputs[-1], places)
+        made = _output(context, inputs_of, activation, expert, rows)
+        y = context.set_rows(y, made[-1], places)
         context.expand(y)
-        route.add_branch((rows, places), (*inner, *outputs))
+        route.add_branch(number, (rows, places), made)
     by_slot = context.reshape_3d(y, hidden, top_k, tokens)
     if scales is not None:
         every = context.reshape_3d(scales, 1, len(experts), 1)
@@ -167,6 +173,19 @@ def build_branches(
         by_slot = context.mul(by_slot, context.get_rows(every, ids))
     weighted = context.mul(by_slot, context.reshape_3d(weights, 1, top_k, tokens))
     return _sum_of_slots(context, weighted, hidden, top_k, tokens), route
+
+
+def _output(
+    context: ggml.Context, inputs_of: _Inputs, activation: Activation, expert: Expert, rows: int
+) -> tuple[int, ...]:
+    """What ``expert`` makes of the ``rows`` of x, last, behind the tensors before it whose rows
+    vary, too."""
+    if expert.is_empty:
+        assert expert.down_bias is not None
+        (hidden, _), (tokens, _) = ggml.shape(expert.down_bias), ggml.shape(rows)
+        return (context.repeat_4d(expert.down_bias, hidden, tokens, 1, 1),)
+    inner = _neurons(context, activation, expert, inputs_of, rows)
+    return *inner, *_linear(context, expert.down, expert.down_bias, inner[-1])
 
 
 class _Inputs:

@@ -91,6 +91,7 @@ class Model:
                     scratch,
                     experts,
                     facts.top_k,
+                    facts.hidden,
                     activation,
                     self.scales(layer),
                 )
@@ -112,7 +113,7 @@ class Model:
 def _expert(weights: Weights, layer: int, expert: int) -> Expert:
     gate, up, down = (f"blk.{layer}.ffn_{name}.{expert}" for name in ("gate", "up", "down"))
     biases = (weights.get(f"{name}.bias") for name in (gate, up, down))
-    matrices = weights[f"{up}.weight"], weights[f"{down}.weight"]
+    matrices = (weights.get(f"{name}.weight") or 0 for name in (up, down))
     return Expert(weights.get(f"{gate}.weight"), *matrices, *biases)
 
 

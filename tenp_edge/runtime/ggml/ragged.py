@@ -126,6 +126,7 @@ class RaggedLayer:
         scratch: Scratch,
         experts: Sequence[Expert],
         top_k: int,
+        hidden: int,
         activation: Activation = "silu",
         scales: int | None = None,
     ) -> None:
@@ -141,7 +142,6 @@ class RaggedLayer:
         self._records["scale"] = (
             1.0 if scales is None else ggml.array(scales, np.float32, (len(experts),))
         )
-        hidden = ggml.shape(experts[0].up)[0]
         layer = self._record
         layer["experts"], layer["scratch"] = self._records.ctypes.data, scratch.record.ctypes.data
         layer["activation"] = _activation(library, operations, activation)
@@ -152,10 +152,13 @@ class RaggedLayer:
             layer["x_row"][0, index] = library.ggml_row_size(kind, hidden)
 
     def _fill(self, record: np.void, expert: Expert) -> None:
-        for name, matrix in expert.matrices.items():
-            item = ggml.tensor(matrix)
+        matrices = expert.matrices
+        for name in ("gate", "up", "down"):
             bias = getattr(expert, f"{name}_bias")
             record[f"{name}_bias"] = 0 if bias is None else ggml.tensor(bias).data
+            if expert.is_empty or name not in matrices:
+                continue
+            item = ggml.tensor(matrices[name])
             traits = self._library.traits(item.type)
             record[name], record[f"{name}_row"] = item.data, item.nb[1]
             record[f"{name}_dot"] = traits.vec_dot

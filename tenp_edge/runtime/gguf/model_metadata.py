@@ -30,7 +30,8 @@ from tenp_edge.runtime.gguf.mixer_facts import kv_heads_of, read_mixers
 from tenp_edge.runtime.gguf.rope_facts import Rope, check_sections, read_rope
 from tenp_edge.runtime.gguf.runnable_architectures import ARCHITECTURES, Architecture
 
-_VERSION = 1
+# 2: some expert has no neurons.
+_VERSIONS = (1, 2)
 _SOFTMAX, _SIGMOID = 1, 2
 # What llama.cpp has room for.
 _LLAMA_LAYERS = _LLAMA_EXPERTS = 512
@@ -134,8 +135,8 @@ def _llama_limits(facts: Facts) -> tuple[tuple[bool, str], ...]:
 def _read(header: Header, layouts: tuple[str, ...]) -> tuple[Facts, Fields]:
     fields = Fields(header)
     version = fields.integer("tenp.version")
-    if version != _VERSION:
-        raise fields.error(f"tenp.version is {version}; this release reads {_VERSION}")
+    if version not in _VERSIONS:
+        raise fields.error(f"tenp.version is {version}; this release reads {_VERSIONS[-1]}")
     layout = fields.text("tenp.layout")
     if layout not in layouts:
         raise UserError(f"{header.file} has the layout '{shown(layout)}'", "run it with llama.cpp")
@@ -276,9 +277,14 @@ def _widths(
         raise fields.error(
             f"{len(widths)} expert widths for {len(routed)} layers of {experts} experts"
         )
-    if min(widths, default=0) < 1 or max(widths, default=0) > full:
-        raise fields.error(f"an expert width is not in 1..{full}")
-    return {
+    least = 2 - fields.integer("tenp.version")
+    if min(widths, default=-1) < least or max(widths, default=0) > full:
+        raise fields.error(f"an expert width is not in {least}..{full}")
+    rows = {
         layer: tuple(widths[index * experts : (index + 1) * experts])
         for index, layer in enumerate(routed)
     }
+    for layer, kept in rows.items():
+        if not any(kept):
+            raise fields.error(f"no expert of layer {layer} has neurons")
+    return rows

@@ -6,7 +6,8 @@
 Stored blocks are copied as they are and the missing neurons are zero bytes, which decode to zeros
 in every ggml type; so judging the twin is judging the file as written, its quantisation included.
 Only where experts differ in type, or the full width does not fill whole blocks, is a tensor
-decoded to float32. One tensor of one expert is in memory at a time.
+decoded to float32. An expert without neurons is zeros. One tensor of one expert is in memory at a
+time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _EXPERT = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.(weight|bias)")
 _ALIGNMENT = 32
 _F32 = 0
 _STRING = 8
-_SUPPORTED_VERSION = 1
+_SUPPORTED_VERSION = 2
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -89,7 +90,8 @@ class _Target:
     ne: tuple[int, ...]
     kind: int
     nbytes: int
-    sources: tuple[Any, ...]
+    sources: tuple[Any, ...]  # None of an expert without neurons
+    merged: bool = False
 
 
 def write_padded_twin(file: GgufFile, target: Path, progress: Progress = QUIET) -> None:
@@ -110,8 +112,8 @@ def write_padded_twin(file: GgufFile, target: Path, progress: Progress = QUIET) 
 
 def _targets(file: GgufFile) -> list[_Target]:
     """The twin's tensors: everything else as it is, the experts of a layer as one."""
-    full = int(file.value("tenp.full_width"))
-    groups: dict[tuple[str, str, str], list[tuple[int, Any]]] = {}
+    full, count = int(file.value("tenp.full_width")), file.size("expert_count") or 0
+    groups: dict[tuple[str, str, str], dict[int, Any]] = {}
     targets = []
     for tensor in file.reader.tensors:
         match = _EXPERT.fullmatch(tensor.name)
@@ -121,35 +123,43 @@ def _targets(file: GgufFile) -> list[_Target]:
             targets.append(_Target(tensor.name, ne, kind, nbytes, (tensor,)))
         else:
             key = match[1], match[2], match[4]
-            groups.setdefault(key, []).append((int(match[3]), tensor))
+            groups.setdefault(key, {})[int(match[3])] = tensor
     for (layer, projection, suffix), group in groups.items():
-        experts = [tensor for _, tensor in sorted(group, key=lambda pair: pair[0])]
+        if (projection, suffix) == ("down", "bias") and len(group) < count:
+            raise UserError(
+                f"{file.file.name} has experts that give a constant, which llama.cpp cannot hold",
+                "leave --twin out",
+            )
+        experts = [group.get(expert) for expert in range(count)]
         name = f"blk.{layer}.ffn_{projection}_exps.{suffix}"
         targets.append(_merged(name, projection, experts, full))
     return targets
 
 
 def _merged(name: str, projection: str, experts: Sequence[Any], full: int) -> _Target:
-    ne = [int(size) for size in experts[0].shape]
+    stored = [tensor for tensor in experts if tensor is not None]
+    ne = [int(size) for size in stored[0].shape]
     # gate and up (hidden, width), biases (width); down (width, hidden), its bias (hidden)
     if projection != "down":
         ne[-1] = full
     elif len(ne) == 2:
         ne[0] = full
     row, rows = ne[0], math.prod(ne[1:])
-    kinds = {int(tensor.tensor_type) for tensor in experts}
+    kinds = {int(tensor.tensor_type) for tensor in stored}
     kind = kinds.pop() if len(kinds) == 1 else _F32
     if row % _block(kind)[0]:
         kind = _F32
     nbytes = len(experts) * rows * _row_bytes(kind, row)
-    return _Target(name, (*ne, len(experts)), kind, nbytes, tuple(experts))
+    return _Target(name, (*ne, len(experts)), kind, nbytes, tuple(experts), merged=True)
 
 
 def _write(stream: BinaryIO, file: Path, target: _Target) -> None:
-    merged = _EXPERT.fullmatch(target.sources[0].name) is not None
     for tensor in target.sources:
+        if tensor is None:
+            stream.write(bytes(target.nbytes // len(target.sources)))
+            continue
         raw = _raw(file, tensor)
-        data = _grown(raw, tensor, target) if merged else raw
+        data = _grown(raw, tensor, target) if target.merged else raw
         stream.write(np.ascontiguousarray(data).reshape(-1).data)
     stream.write(b"\0" * (_padded(target.nbytes) - target.nbytes))
 

@@ -211,9 +211,13 @@ def _routed_tensors(facts: Facts, layer: int, header: Header) -> Iterator[tuple[
 
 
 def _expert_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str, Shape, bool]]:
+    biased = facts.architecture.expert_bias
+    if not width:
+        yield f"ffn_down{suffix}.bias", (facts.hidden,), not biased
+        return
     for name, shape, optional in _mlp_tensors(facts, width, suffix):
         yield name, shape, optional
-        if facts.architecture.expert_bias:
+        if biased:
             yield name.replace(".weight", ".bias"), shape[1:], optional
 
 

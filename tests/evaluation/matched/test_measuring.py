@@ -22,19 +22,23 @@ from tenp_edge.errors import UserError
 from tenp_edge.evaluation.attribution import BOTH
 from tenp_edge.evaluation.comparison.measures import TextMeasure
 from tenp_edge.evaluation.matched.bars import bars
+from tenp_edge.evaluation.matched.calibrated import Calibrated
 from tenp_edge.evaluation.matched.filled import BUDGETS, Budget, Filled, budgets_of, whole
 from tenp_edge.evaluation.matched.measuring import Matched, compare_matched
 from tenp_edge.evaluation.matched.running import run_file
+from tenp_edge.evaluation.matched.single_type import pruned, whole_types
 from tenp_edge.evaluation.matched.table import lines, markdown
-from tenp_edge.evaluation.matched.ways import WAYS, Calibrated, Way, whole_types
+from tenp_edge.evaluation.matched.ways import WAYS
+from tenp_edge.evaluation.rounding import RoundingJob, sampled_errors
 from tenp_edge.evaluation.validation import validate
-from tenp_edge.exporters.base import ExportData, exporter
+from tenp_edge.exporters.base import ExportData, ExportOptions, exporter
 from tenp_edge.progress import QuietProgress
 from tenp_edge.recovery.recover import MendRules, mend
 
 Make = Callable[[str], Path]
 HOW: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
 GGUF = exporter("gguf")
+TYPES = ("Q8_0", "Q6_K", "IQ4_XS", "Q4_0")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,9 @@ def matched(checkpoint_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Ma
     texts = calibrating.two_domains()
     statistics = calibrating.run(checkpoint.path, work, texts)
 
+    job = RoundingJob(GGUF, ExportOptions("Q8_0", "per-expert", imatrix=True))
+    rounding = sampled_errors(checkpoint, job, ExportData(Importance(statistics)))
+
     def mended(plan: CompressionPlan, rules: MendRules) -> Mended:
         return mend(checkpoint, plan, texts, work / plan.digest, rules, device="cpu")
 
@@ -53,10 +60,12 @@ def matched(checkpoint_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Ma
         writer=GGUF,
         budgets=budgets_of(checkpoint, GGUF, ["Q6_K", "IQ4_XS"]),
         ways=WAYS,
+        types=TYPES,
         statistics={0: statistics},
         measures={"text": [TextMeasure.of(calibrating.domain("other", 2, seed=7))]},
         mend={0: mended},
         trials={},
+        rounding={0: rounding},
         about={"width_multiple": 32},
     )
 
@@ -89,10 +98,15 @@ def test_every_row_fits_and_the_best_candidate_is_taken(
         kls = [candidate["mean_kl"] for candidate in row["candidates"]]
         assert row["overall"]["mean_kl"] == min(kls)
     ways = {row["way"] for row in result["rows"]}
-    assert {"whole", "pruned", "pruned+repair"} <= ways
+    assert {"whole", "own types", "pruned", "pruned+repair", "joint"} <= ways
     by_way = {(row["budget"][0], row["way"]): row for row in result["rows"]}
     assert by_way["Q6_K", "whole"]["kept"] == 1
     assert 0 < by_way["IQ4_XS", "pruned"]["kept"] < 1
+    assert by_way["IQ4_XS", "own types"]["kept"] == 1
+    for way in ("own types", "joint"):
+        row = by_way["Q6_K", way]
+        assert row["quant"] == "auto"
+        assert row["budget_bytes"] - row["file_bytes"] < 0.05 * row["budget_bytes"]
 
 
 def test_types_are_only_worse_with_fewer_bytes_where_nothing_is_cut(
@@ -110,9 +124,9 @@ def test_a_row_is_what_its_file_measures(matched: Matched, tmp_path: Path) -> No
     job = replace(matched, ways=[way for way in WAYS if way.name == "pruned"])
     got = compare_matched(replace(job, budgets=job.budgets[-1:]), tmp_path / "m.json", **HOW)
     (row,) = got["rows"]
-    kls = dict.fromkeys(whole_types(GGUF), 0.0)
+    kls = dict.fromkeys(TYPES, 0.0)
     calibrated = Calibrated(matched.checkpoint, GGUF, statistics, 0, kls)
-    offered = WAYS[1].candidates(calibrated, row["budget_bytes"])
+    offered = pruned(calibrated, row["budget_bytes"])
     best = next(file for file in offered if file.options.quant == row["quant"])
     file = tmp_path / "model.gguf"
     source = ModelSource(matched.checkpoint, best.plan)
@@ -121,6 +135,9 @@ def test_a_row_is_what_its_file_measures(matched: Matched, tmp_path: Path) -> No
     stored = validate(matched.checkpoint.path, file, [text], device="cpu").losses[0]
     assert stored.stage == BOTH
     assert row["overall"]["mean_kl"] == pytest.approx(stored.overall.mean_kl, rel=1e-3)
+
+
+ONE, TWO = ("whole",), ("whole", "pruned")
 
 
 class Killed(QuietProgress):
@@ -136,17 +153,18 @@ def test_continues_where_it_was_killed(
     matched: Matched, result: dict[str, Any], tmp_path: Path
 ) -> None:
     """What is measured is not measured again; another way joins the rows that are there."""
-    file, first = tmp_path / "matched.json", replace(matched, ways=WAYS[:1])
+    one, two = ([w for w in WAYS if w.name in names] for names in (ONE, TWO))
+    file, first = tmp_path / "matched.json", replace(matched, ways=one)
     first = replace(first, budgets=matched.budgets[-1:])
     with pytest.raises(calibrating.StoppedError):
-        compare_matched(replace(first, ways=WAYS[:2]), file, **HOW, progress=Killed())
+        compare_matched(replace(first, ways=two), file, **HOW, progress=Killed())
     whole_types_done = json.loads(file.read_text())["scores"]
     compare_matched(first, file, **HOW, progress=Killed())  # nothing new to measure
     assert json.loads(file.read_text())["scores"] == whole_types_done
-    again = compare_matched(replace(first, ways=WAYS[:2]), file, **HOW)
+    again = compare_matched(replace(first, ways=two), file, **HOW)
     assert [row["way"] for row in again["rows"]] == ["whole", "pruned"]
-    expected = [row for row in result["rows"] if row["budget"] == again["rows"][0]["budget"]]
-    assert again["rows"] == expected[:2]
+    last = [row for row in result["rows"] if row["budget"] == again["rows"][0]["budget"]]
+    assert again["rows"] == [row for row in last if row["way"] in TWO]
 
 
 def test_files_are_written_timed_and_deleted(matched: Matched, tmp_path: Path) -> None:
@@ -170,6 +188,7 @@ def _row(way: str, kl: float, budget: str = "IQ4_XS", types: int = 1) -> dict[st
         "seed": 0,
         "budget": [budget],
         "budget_bytes": 2**20,
+        "budget_type": budget,
         "quant": "Q4_K_S",
         "commonest_type": "Q4_K",
         "type_count": types,
@@ -186,6 +205,8 @@ def test_bars_are_judged_by_budget() -> None:
     rows = [_row("whole", 0.1, "Q2_K"), _row("pruned", 0.06, "Q2_K"), _row("joint", 0.04, "Q2_K")]
     (bar,) = bars({"rows": rows})
     assert (bar.limit, bar.held) == (0.25, False)  # one type: nothing to beat the other by
+    fallen_back = [{**row, "budget_type": "IQ4_NL"} for row in rows]
+    assert [bar.limit for bar in bars({"rows": fallen_back})] == [0.5]
 
 
 def test_the_page_has_a_section_a_budget() -> None:
@@ -206,5 +227,6 @@ def test_the_page_has_a_section_a_budget() -> None:
 
 
 def test_budgets_with_several_names_and_ways_have_words() -> None:
-    assert Budget(("Q2_K", "IQ2_M"), 5).name == "Q2_K = IQ2_M"
-    assert all(isinstance(way, Way) and way.about for way in WAYS)
+    assert Budget(("Q2_K", "IQ2_M"), 5, "IQ4_NL").name == "Q2_K = IQ2_M"
+    assert all(way.about for way in WAYS)
+    assert {"Q8_0", "Q4_K_M", "IQ1_S"} <= set(whole_types(GGUF)) <= set(GGUF.quants)

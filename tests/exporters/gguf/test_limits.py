@@ -46,6 +46,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "no renormalisation": ("deepseek_v3", {"norm_topk_prob": False}),
     "norms of heads": ("glm4_moe", {"use_qk_norm": True, "attention_bias": False}),
     "sections that end early": ("qwen3_vl_moe", {"rope_scaling": SECTIONS, "rope_theta": 100.0}),
+    "a longer convolution": ("lfm2_moe", {"conv_L_cache": 5, "num_dense_layers": 2}),
+    "every layer routed and untied": (
+        "lfm2_moe",
+        {"num_dense_layers": 0, "tie_word_embeddings": False, "num_key_value_heads": 4},
+    ),
     "no shared expert": ("ernie4_5_moe", {"moe_num_shared_experts": 0, "moe_layer_start_index": 0}),
 }
 
@@ -61,6 +66,12 @@ def test_config_variants_in_llama_cpp(variant: str, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a factor of the experts' sum": (
+        "lfm2_moe",
+        {"routed_scaling_factor": 2.0},
+        "llama.cpp's lfm2moe has no factor for the experts' sum, this model has "
+        "routed_scaling_factor = 2",
+    ),
     "renormalised": (
         "qwen2_moe",
         {"norm_topk_prob": True},
@@ -176,7 +187,7 @@ def test_options_that_do_not_exist(checkpoint_of: Make) -> None:
             ExportOptions("Q9"),
             "GGUF has no tensor type 'Q9'\ntry: --quant F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, "
             "Q5_K_S, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, Q4_0, MXFP4, Q3_K_M, IQ3_M, IQ3_S, IQ3_XXS, "
-            "Q2_K, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S",
+            "Q2_K, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S, TQ2_0, TQ1_0",
         ),
         (
             ExportOptions("F32", "flat"),

@@ -134,6 +134,17 @@ def test_the_spelling_does_not_matter(tmp_path: Path) -> None:
     assert found(tmp_path, pre_tokenizer=steps(*splits(with_slash), TO_BYTES)) == "gpt-4o"
 
 
+def test_lfm2_splits_as_llama_3(tmp_path: Path) -> None:
+    """llama.cpp's own name for it, lfm2, means the same there."""
+    byte_level(tmp_path, "llama-bpe")
+    isolated = pre_tokenizers.Split(Regex(LLAMA3), "isolated")
+    raw = tokenizer_json(tmp_path)
+    raw["pre_tokenizer"] = steps(isolated, TO_BYTES)
+    assert detect(raw) == "llama-bpe"
+    raw["model"]["ignore_merges"] = False
+    assert detect(raw) == "smaug-bpe"
+
+
 def refusal(directory: Path, **changes: Any) -> str:
     with pytest.raises(UserError) as caught:
         found(directory, **changes)

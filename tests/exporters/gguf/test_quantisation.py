@@ -74,6 +74,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         DEEP | {"num_experts": 5, "num_key_value_heads": 1, "layer_types": None},
     ),
     "deepseek_v3": ("deepseek_v3", WIDE | {"num_hidden_layers": 17, "head_dim": None}),
+    # Six of 18 layers have an attn_v; the first, which llama.cpp asks for heads, has none.
+    "lfm2_moe": ("lfm2_moe", DEEP | {"layer_types": tiny.CONFIGS["lfm2_moe"]["layer_types"] * 6}),
     "qwen3_next": ("qwen3_next", DEEP | DELTA),
     "qwen3_next, grouped": (
         "qwen3_next",

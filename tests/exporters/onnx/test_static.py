@@ -149,3 +149,13 @@ def test_windows_have_no_fixed_places(checkpoint_of: Make) -> None:
         "--mode static cannot hold gpt_oss: which places of a fixed cache a window covers changes "
         "from token to token\ntry: --mode portable without --target, --batch, --length and --past"
     )
+
+
+def test_states_have_no_fixed_step(checkpoint_of: Make) -> None:
+    with pytest.raises(UserError) as caught:
+        EXPORTER.check(Checkpoint(checkpoint_of("lfm2_moe")).config, OPTIONS)
+    assert str(caught.value) == (
+        "--mode static cannot hold lfm2_moe: a state goes on from the last token of a step, which "
+        "a step of fixed length does not end with\n"
+        "try: --mode portable without --target, --batch, --length and --past"
+    )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from random_gguf import TypeOf, write_random
+from support.edits import refusal
 from support.gguf_cases import Logits
 
 from tenp_edge.exporters.gguf.layout import Entry
@@ -132,6 +133,30 @@ def test_several_experts_a_token_and_many_tokens(
             model.reset()
         for token in tokens[:8]:
             assert np.array_equal(mixed.decode(token), plain.decode(token))
+
+
+@pytest.mark.parametrize("use_extension", [True, False])
+@pytest.mark.parametrize("length", [1, 40])
+def test_an_expert_may_be_a_constant(use_extension: bool, length: int, tmp_path: Path) -> None:
+    """Without neurons, but with a bias of its output: one so large that nothing else is left."""
+    config = config_of(4)
+    config = replace(config, expert_widths={0: (256, 0, 256, 0)})
+    constant = torch.randn(256, generator=torch.Generator().manual_seed(2))
+    head = torch.randn(SHAPE["vocab_size"], 256, generator=torch.Generator().manual_seed(3))
+    stored = own(4) | {"token_embd.weight": embeddings(), "output.weight": head}
+    stored |= {"blk.0.ffn_down.3.bias": 1e6 * constant}
+    file = tmp_path / "model.gguf"
+    floats = ("embed", "output")
+    write_random(
+        config, "per-expert", lambda e: "F32" if e.role in floats else "Q8_0", file, stored
+    )
+    wanted = (head @ (constant / constant.square().mean().sqrt())).numpy()
+    with PerExpertModel(file, use_extension=use_extension, **CHOICES) as model:
+        found = model.logits([3] * length)
+    assert np.abs(found - wanted).max() < 1e-3
+    why = "model.gguf has experts that give a constant, which llama.cpp cannot hold"
+    twin = tmp_path / "twin.gguf"
+    assert refusal(lambda: write_padded_twin(GgufFile(file), twin)) == (why, "leave --twin out")
 
 
 def mean_kl(reference: Logits, candidate: Logits) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support import gguf_bytes as made
 from support import tiny
-from support.runtime_cases import CheckpointOf, export_ragged
+from support.runtime_cases import CheckpointOf, export_mixed, export_ragged
 
 from tenp_edge.checkpoint.stored.ggml import ggml_library
 from tenp_edge.errors import UserError
@@ -189,6 +189,12 @@ def rewritten(data: bytes, **changes: Any) -> Header:
     return Header("model.gguf", fields, header.tensors, header.data_start, {})
 
 
+def _emptied() -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+    """The widths of `sound`, but for the first expert, which has no neurons."""
+    row = [32, 64, 96] * 3
+    return np.array([0, *row[1:8], *row[:8]], dtype=np.uint32)
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: CheckpointOf) -> bytes:
     file = tmp_path_factory.mktemp("sound") / "model.gguf"
@@ -199,7 +205,15 @@ def sound(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: CheckpointOf)
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"tenp__version": 2}, "cannot be run: tenp.version is 2; this release reads 1"),
+        ({"tenp__version": 3}, "cannot be run: tenp.version is 3; this release reads 2"),
+        (
+            {"tenp__version": 2, "tenp__expert_widths": np.array([0] * 16, dtype=np.uint32)},
+            "cannot be run: no expert of layer 1 has neurons",
+        ),
+        (
+            {"tenp__version": 2, "tenp__expert_widths": _emptied()},
+            "contradicts itself: blk.1.ffn_gate.0.weight belongs to no layer",
+        ),
         (
             {"tenp-deepseek2__nextn_predict_layers": 1},
             "cannot be run: it has layers that predict further tokens",
@@ -360,7 +374,7 @@ def test_random_damage_is_refused_or_harmless(checkpoint_of: CheckpointOf, tmp_p
     outcomes = {"refused": 0, "accepted": 0}
     for family in tiny.FAMILIES:
         file = tmp_path / f"{family}.gguf"
-        export_ragged(checkpoint_of(family), file, "Q8_0")
+        export_mixed(checkpoint_of(family), file)
         whole = file.read_bytes()
         header = whole[: read_sound(whole).data_start]
         for _ in range(MUTANTS // len(tiny.FAMILIES)):

@@ -1,0 +1,267 @@
+"""Widths and types of every tensor for a number of bytes: the plan of ``--quant auto``.
+
+The tables say what every choice costs, the search what is best within so many bytes, the exporter's
+manifest what a plan really takes. Beside it, for the reader: other RAM numbers, and the best mix of
+one name that leaves the model whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tenp_edge.calibration.storage import Statistics
+from tenp_edge.checkpoint.compression_plan import Widths
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.tensor_types import AUTO, TensorTypes
+from tenp_edge.exporters.base import ExportOptions
+from tenp_edge.exporters.mixing import Mixer
+from tenp_edge.planning.joint_losses import measured_factors
+from tenp_edge.planning.joint_search import Chosen, Indices, JointSearch
+from tenp_edge.planning.joint_tables import (
+    Pricing,
+    Tables,
+    expert_tables,
+    other_table,
+)
+from tenp_edge.planning.kl_law import predicted_kl
+from tenp_edge.planning.pricing import Priced, Pricer
+from tenp_edge.planning.rounding_errors import RoundingErrors
+from tenp_edge.planning.score_tables import Evidence
+from tenp_edge.planning.target import PlanSpec
+from tenp_edge.planning.trials import Trial
+
+_ROUNDS = 6  # of pricing: what is not weights hardly changes from plan to plan
+SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75)  # of the weights' bytes
+
+
+@dataclass(frozen=True)
+class JointPlan:
+    """``priced`` with its types; nats per token: ``kl`` in all, ``cut_kl`` and ``type_kl`` of each
+    alone. ``frontier`` and ``whole``: other sizes, and the model uncut, as JSON values."""
+
+    priced: Priced
+    kl: float
+    cut_kl: float
+    type_kl: float
+    bits: float
+    frontier: tuple[dict[str, Any], ...]
+    whole: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        shares = self.priced.manifest.type_shares
+        return {
+            "quant": AUTO,
+            "by": "joint search",
+            "kl": self.kl,
+            "pruning_kl": self.cut_kl,
+            "type_kl": self.type_kl,
+            "bits_per_weight": self.bits,
+            "types": dict(shares),
+            "frontier": list(self.frontier),
+            "whole": self.whole,
+        }
+
+
+class JointPlanner:
+    """Plans of one model for ``spec``, whose type is `AUTO`."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        spec: PlanSpec,
+        evidence: Evidence,
+        errors: RoundingErrors,
+        pricer: Pricer,
+        measured: Sequence[Trial] = (),
+    ) -> None:
+        self.checkpoint, self.spec, self.evidence = checkpoint, spec, evidence
+        self.errors, self.pricer, self.measured = errors, pricer, measured
+        assert isinstance(spec.target.exporter, Mixer)
+        self.mixer: Mixer = spec.target.exporter
+        self.options = ExportOptions(AUTO, spec.target.options.layout, imatrix=True)
+
+    @cached_property
+    def tables(self) -> Tables:
+        config, factors = self.checkpoint.config, self.factors
+        types = mixable(self.checkpoint, self.spec)
+        pricing = Pricing(self.mixer, types, config.hidden_size, "gate" in config.family.matrices)
+        unit = self.spec.options.unit or 0.0
+        experts = expert_tables(self.evidence, self.errors, pricing, factors, unit)
+        matrices = self.mixer.typed_matrices(config, self.options)
+        others = other_table(matrices, self.errors, pricing, factors)
+        return Tables(self.evidence.space.legal_widths, types, tuple(experts), others)
+
+    @cached_property
+    def factors(self) -> dict[str, float]:
+        return measured_factors(self.errors, self.evidence, self.mixer, self.measured)
+
+    @cached_property
+    def search(self) -> JointSearch:
+        layout = self.spec.target.options.layout
+        return JointSearch(self.tables, self.mixer.one_type(layout or ""))
+
+    def plan(self, budget: int, confirm: bool = False) -> JointPlan | None:
+        """The best plan within ``budget`` bytes of memory; None where the smallest does not fit.
+
+        ``confirm``: within it by the runtime's own answer for that very plan.
+        """
+        chosen = self.search.smallest
+        priced = self._priced(chosen, confirm)
+        best: tuple[Chosen, Priced] | None = None
+        for _ in range(_ROUNDS):
+            besides = priced.memory.total_bytes - chosen.nbytes
+            found = self.search.within(budget - besides)
+            if found is None:
+                break
+            if best is not None and found.nbytes <= best[0].nbytes:
+                break
+            chosen, priced = found, self._priced(found, confirm)
+            if priced.memory.total_bytes <= budget:
+                best = chosen, priced
+        return None if best is None else self._described(*best)
+
+    def _priced(self, chosen: Chosen, confirm: bool) -> Priced:
+        widths, types = self.widths(chosen), self.types(chosen)
+        return self.pricer.confirm(widths, types) if confirm else self.pricer(widths, types)
+
+    # -- what was chosen, in the plan's terms ------------------------------------------------------
+
+    def widths(self, chosen: Chosen) -> Widths:
+        legal = self.tables.widths
+        return {
+            table.layer: tuple(legal[index] for index in row)
+            for table, row in zip(self.tables.experts, chosen.width, strict=True)
+        }
+
+    def types(self, chosen: Chosen) -> TensorTypes:
+        others = zip(self.tables.others.keys, chosen.other, strict=True)
+        return TensorTypes(
+            self._rows(chosen.gate_up),
+            self._rows(chosen.down),
+            {key: self.tables.types[index] for key, index in others},
+        )
+
+    def _rows(self, indices: Indices) -> dict[int, tuple[str, ...]]:
+        types = self.tables.types
+        return {
+            table.layer: tuple(types[index] for index in row)
+            for table, row in zip(self.tables.experts, indices, strict=True)
+        }
+
+    # -- what is said of it ------------------------------------------------------------------------
+
+    def kl(self, loss: float) -> float:
+        return predicted_kl(loss, self.measured)
+
+    def _described(self, chosen: Chosen, priced: Priced) -> JointPlan:
+        besides = priced.memory.total_bytes - chosen.nbytes
+        return JointPlan(
+            priced,
+            self.kl(chosen.loss),
+            self.kl(chosen.cut_loss),
+            self.kl(chosen.type_loss),
+            self._bits(chosen),
+            tuple(self._frontier(chosen, besides)) if self.spec.options.frontier else (),
+            self._whole(chosen.nbytes) if self.spec.options.frontier else None,
+        )
+
+    def _frontier(self, chosen: Chosen, besides: float) -> Iterator[dict[str, Any]]:
+        """Plans of other sizes, smallest first; the chosen one among them."""
+        for share in SHARES:
+            found = chosen if share == 1 else self.search.within(share * chosen.nbytes)
+            if found is not None:
+                yield {
+                    "total_bytes": round(found.nbytes + besides),
+                    "keep_ratio": self._keep_ratio(found),
+                    "bits_per_weight": self._bits(found),
+                    "predicted_kl": self.kl(found.loss),
+                    "chosen": found is chosen,
+                }
+
+    def _keep_ratio(self, chosen: Chosen) -> float:
+        widths = np.array(self.tables.widths)[chosen.width]
+        return float(widths.mean() / self.checkpoint.config.moe_intermediate_size)
+
+    def _bits(self, chosen: Chosen) -> float:
+        """Of a weight of the experts that stays."""
+        neurons = float(np.array(self.tables.widths)[chosen.width].sum())
+        others = self.tables.others.nbytes
+        outside = float(others[np.arange(len(others)), chosen.other].sum())
+        config = self.checkpoint.config
+        weights = len(config.family.matrices) * neurons * config.hidden_size
+        return 8 * (chosen.nbytes - outside) / weights
+
+    def _whole(self, nbytes: float) -> dict[str, Any] | None:
+        """The uncut model in llama.cpp's best mix within ``nbytes``; None where none fits."""
+        fitting = [(name, chosen) for name, chosen in self.wholes() if chosen.nbytes <= nbytes]
+        if not fitting:
+            return None
+        name, chosen = min(fitting, key=lambda pair: pair[1].loss)
+        return {
+            "quant": name,
+            "weights_bytes": round(chosen.nbytes),
+            "bits_per_weight": self._bits(chosen),
+            "predicted_kl": self.kl(chosen.loss),
+        }
+
+    def wholes(self) -> Iterator[tuple[str, Chosen]]:
+        """The uncut model in each of the format's own mixes of the types that may be chosen."""
+        writer, config = self.spec.target.exporter, self.checkpoint.config
+        last = len(self.tables.widths) - 1
+        shape = (len(self.tables.experts), config.num_experts)
+        for quant in writer.quants:
+            types = self.mixer.types_of(config, ExportOptions(quant, "merged", imatrix=True))
+            if not types.names <= set(self.tables.types):
+                continue
+            gate_up, down = (self._indices(rows) for rows in (types.gate_up, types.down))
+            other = [self.tables.types.index(types.others[key]) for key in self.tables.others.keys]
+            yield (
+                quant,
+                self.search.priced(
+                    np.full(shape, last), gate_up, down, np.array(other, dtype=np.int64)
+                ),
+            )
+
+    def _indices(self, rows: Any) -> Indices:
+        types = self.tables.types
+        return np.array(
+            [[types.index(name) for name in rows[table.layer]] for table in self.tables.experts]
+        )
+
+
+def joins(spec: PlanSpec, errors: RoundingErrors, statistics: Statistics | None) -> bool:
+    """Whether types and widths are chosen together: for the default method, where such files were
+    measured and the statistics know what rounding costs."""
+    target, options = spec.target, spec.options
+    if statistics is None or not statistics.has_rounding or not errors.groups:
+        return False
+    plain = options.ranking in (None, "global") and not options.guards and not options.tilt
+    same = errors.conditions.holds(target.exporter.format, options.imatrix, options.tensor_types)
+    return isinstance(target.exporter, Mixer) and spec.method.probed and plain and same
+
+
+def mixable(checkpoint: Checkpoint, spec: PlanSpec) -> tuple[str, ...]:
+    """The types that tensors may be given one by one, the most precise first: what the device runs,
+    from its default down."""
+    target, config = spec.target, checkpoint.config
+    assert isinstance(target.exporter, Mixer)
+    mixer, profile = target.exporter, target.profile
+
+    def of(quant: str) -> frozenset[str]:
+        return mixer.types_of(config, ExportOptions(quant, "merged", imatrix=True)).names
+
+    own_format = target.exporter.format == profile.format
+    runs = profile.tensor_types if own_format else target.exporter.quants
+    every = mixer.mixed_types
+    default = profile.default_tensor_type if own_format else target.exporter.default_quant
+    first = min(every.index(name) for name in of(default))
+    if set(target.exporter.quants) <= set(runs):
+        return every[first:]
+    named = frozenset[str]().union(*map(of, runs))
+    allowed = named | {mixer.legal_type(name, 32) for name in named}
+    return tuple(name for name in every[first:] if name in allowed)

@@ -1,0 +1,109 @@
+"""The joint search against every choice there is."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from tenp_edge.planning.joint_search import Chosen, JointSearch
+from tenp_edge.planning.joint_tables import Array, ExpertTable, OtherTable, Tables
+
+WIDTHS, TYPES = (32, 64, 96), ("BIG", "MIDDLE", "SMALL")
+
+
+def tables(seed: int = 0, experts: int = 2, layers: int = 1, weight: float = 1.0) -> Tables:
+    """Random losses that fall with width and precision."""
+    draw = np.random.default_rng(seed)
+    sizes = np.outer(WIDTHS, (8.0, 4.0, 2.0))
+    rounding = np.array([0.01, 0.1, 1.0])
+
+    def typed(size: float) -> Array:
+        kept = np.cumsum(draw.uniform(0, size, (experts, len(WIDTHS))), axis=1)
+        return kept[:, :, None] * rounding
+
+    def layer(number: int) -> ExpertTable:
+        steps = draw.uniform(0, 1, (experts, len(WIDTHS)))
+        cut = np.cumsum(steps[:, ::-1], axis=1)[:, ::-1]
+        cut = np.concatenate([cut[:, 1:], np.zeros((experts, 1))], axis=1)
+        return ExpertTable(number, weight, cut, typed(0.5), typed(0.5), 2 * sizes, sizes)
+
+    others = OtherTable(
+        ("a", "b"), draw.uniform(0, 1, (2, 1)) * rounding, np.array([[80.0, 40, 20]] * 2)
+    )
+    return Tables(WIDTHS, TYPES, tuple(map(layer, range(layers))), others)
+
+
+def every_choice(search: JointSearch, experts: int) -> list[Chosen]:
+    each = list(product(range(3), repeat=3))
+    found = []
+    for choices in product(each, repeat=experts):
+        for other in product(range(3), repeat=2):
+            width, gate_up, down = (np.array([column]) for column in zip(*choices, strict=True))
+            found.append(search.priced(width, gate_up, down, np.array(other)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_within_the_bytes_is_much_better(seed: int) -> None:
+    """On the lower hull it is the best there is; between its points one step may be missing."""
+    search = JointSearch(tables(seed, experts=2))
+    every = every_choice(search, 2)
+    sizes = sorted({chosen.nbytes for chosen in every})
+    for nbytes in sizes[:: max(1, len(sizes) // 20)]:
+        found = search.within(nbytes)
+        best = min((c.loss for c in every if c.nbytes <= nbytes), default=None)
+        assert (found is None) == (best is None)
+        if found is None:
+            continue
+        assert found.nbytes <= nbytes and best is not None and found.loss >= best - 1e-12
+        exactly = min(c.loss for c in every if c.nbytes <= found.nbytes)
+        assert found.loss <= 2 * exactly + 0.2
+
+
+def test_more_bytes_never_cost_more() -> None:
+    search = JointSearch(tables(4, experts=6, layers=3))
+    smallest, largest = search.smallest, search.within(1e9)
+    assert largest is not None
+    before = np.inf
+    for nbytes in np.linspace(smallest.nbytes, largest.nbytes, 30):
+        found = search.within(nbytes)
+        assert found is not None and found.nbytes <= nbytes
+        assert found.loss <= before * 1.05 + 1e-9
+        before = found.loss
+    assert before == largest.loss
+
+
+def test_all_is_kept_where_there_is_room() -> None:
+    found = JointSearch(tables(1)).within(1e9)
+    assert found is not None
+    assert (found.width == 2).all() and (found.cut_loss, found.gate_up.max()) == (0, 0)
+    assert not found.down.any() and not found.other.any()
+
+
+def test_nothing_fits_into_too_little() -> None:
+    search = JointSearch(tables(1))
+    assert search.within(search.smallest.nbytes - 1) is None
+    found = search.within(search.smallest.nbytes)
+    assert found is not None and found.nbytes == search.smallest.nbytes
+
+
+def test_stacked_experts_agree() -> None:
+    search = JointSearch(tables(2, experts=5, layers=2), one_type=True)
+    free = JointSearch(tables(2, experts=5, layers=2))
+    for nbytes in np.linspace(search.smallest.nbytes, 12_000, 7):
+        found, own = search.within(nbytes), free.within(nbytes)
+        assert found is not None and own is not None and own.loss <= found.loss * 1.05
+        assert len(np.unique(found.width)) == 1
+        for row in (*found.gate_up, *found.down):
+            assert len(np.unique(row)) == 1
+
+
+def test_a_layer_that_counts_more_keeps_more() -> None:
+    light, heavy = tables(3, experts=4), tables(3, experts=4, weight=30.0)
+    both = Tables(WIDTHS, TYPES, (*light.experts, *heavy.experts), light.others)
+    search = JointSearch(both)
+    found = search.within(3 * search.smallest.nbytes)
+    assert found is not None
+    assert (found.width[1] >= found.width[0]).all() and found.width[1].sum() > found.width[0].sum()
