@@ -75,6 +75,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     | {"num_nextn_predict_layers": 0, **_VOCAB},
     # A dense and three routed layers, one of them attending, as three of four are convolutions.
     "lfm2_moe": PUBLISHED["LiquidAI/LFM2-8B-A1B"][1] | {"num_dense_layers": 1, "vocab_size": 32000},
+    # One layer each of Mamba2 and attention and two of experts in four.
+    "nemotron_h": PUBLISHED["nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"][1]
+    | {"hybrid_override_pattern": "ME*EMEME", **_VOCAB},
 }
 
 
@@ -153,6 +156,8 @@ def config_of(shape: str, model: str, layers: int) -> ModelConfig:
     raw = SHAPES[shape] | {"num_hidden_layers": layers}
     if raw.get("layer_types"):
         raw["layer_types"] = raw["layer_types"][:layers]
+    if raw.get("hybrid_override_pattern"):
+        raw["hybrid_override_pattern"] = raw["hybrid_override_pattern"][:layers]
     config = read_config(raw, FAMILIES)
     full, count = config.moe_intermediate_size, config.num_experts
     row = (full,) * count

@@ -77,7 +77,7 @@ def write_random_checkpoint(
     embedding_scale: float = 1.0,
 ) -> Path:
     """Write config.json and random safetensors for config ``raw``; ``fused`` stacks the experts
-    (gate_up_proj, down_proj) the way transformers 5 saves some models, ``transposed`` each matrix,
+    the way transformers 5 saves some models, ``transposed`` each matrix,
     the way others are published. ``embedding_scale`` above 1 lets tokens differ more from each
     other than attention makes them alike: every expert is then chosen by some."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -99,19 +99,19 @@ def write_random_checkpoint(
     def stored(name: str) -> torch.Tensor:
         if name in named:
             return make(named[name])
-        kind = name.split(".")[-1]
         layer = int(name.removeprefix(config.stored_prefix).split(".")[1])
         names = [config.expert_tensors(layer, e) for e in range(config.num_experts)]
-        place = 3 if kind.endswith("_bias") else 0
-        if kind.startswith("down_proj"):
-            whole = torch.stack([make(n[place + 2]) for n in names])
-        else:
-            whole = torch.stack([join(make(n[place]), make(n[place + 1])) for n in names])
+        matrices = len(config.family.matrices)
+        first = matrices if name.endswith("_bias") else 0
+        places = slice(first, first + matrices - 1)
+        if name.removesuffix("_bias").endswith(config.family.stacked_names[1]):
+            places = slice(places.stop, places.stop + 1)
+        whole = torch.stack([join([make(part) for part in n[places]]) for n in names])
         return whole.mT.contiguous() if transposed and whole.dim() == 3 else whole
 
-    def join(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        turns = config.family.gate_up_interleaved
-        return torch.stack([gate, up], dim=1).flatten(0, 1) if turns else torch.cat([gate, up])
+    def join(parts: list[torch.Tensor]) -> torch.Tensor:
+        turns = config.family.gate_up_interleaved and len(parts) > 1
+        return torch.stack(parts, dim=1).flatten(0, 1) if turns else torch.cat(parts)
 
     entries: list[TensorEntry] = []
     for spec in specs.values():
@@ -120,16 +120,17 @@ def write_random_checkpoint(
             entries.append(TensorEntry(config.stored_name(spec.name), own, spec.shape))
     if fused:
         for layer in config.moe_layers:
-            place = f"{config.layer_prefix(layer)}{config.family.experts_in_memory}."
-            prefix = config.stored_name(place)
+            block = config.family.experts_in_memory.removesuffix("experts")
+            prefix = config.stored_name(f"{config.layer_prefix(layer)}{block}")
+            first, second = config.family.stacked_names
             experts, width, hidden = (
                 config.num_experts,
                 config.moe_intermediate_size,
                 config.hidden_size,
             )
             for name, rows, columns in (
-                ("gate_up_proj", 2 * width, hidden),
-                ("down_proj", hidden, width),
+                (first, (len(config.family.matrices) - 1) * width, hidden),
+                (second, hidden, width),
             ):
                 shape = (columns, rows) if transposed else (rows, columns)
                 entries.append(TensorEntry(prefix + name, dtype, (experts, *shape)))

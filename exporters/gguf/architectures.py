@@ -62,6 +62,14 @@ NAMES = {
     "conv_in": "blk.{layer}.shortconv.in_proj.weight",
     "conv": "blk.{layer}.shortconv.conv.weight",
     "conv_out": "blk.{layer}.shortconv.out_proj.weight",
+    "ssm_in": "blk.{layer}.ssm_in.weight",
+    "ssm_conv": "blk.{layer}.ssm_conv1d.weight",
+    "ssm_conv_bias": "blk.{layer}.ssm_conv1d.bias",
+    "ssm_dt_bias": "blk.{layer}.ssm_dt.bias",
+    "ssm_a": "blk.{layer}.ssm_a",
+    "ssm_d": "blk.{layer}.ssm_d",
+    "ssm_norm": "blk.{layer}.ssm_norm.weight",
+    "ssm_out": "blk.{layer}.ssm_out.weight",
     "router": "blk.{layer}.ffn_gate_inp.weight",
     "router_linear_bias": "blk.{layer}.ffn_gate_inp.bias",
     "router_bias": "blk.{layer}.exp_probs_b.bias",
@@ -93,8 +101,9 @@ class Architecture:
     renormalisation have keys; ``router_score``: the score alone has one.
     ``shared_needed``: where a family has shared experts, the graph reads
     them in every model. ``shared_width``: their width has a key; ``shared_count``: it is told as a
-    number of routed experts. ``constants``: keys that llama.cpp asks for and that say the same of
-    every model.
+    number of routed experts. ``constants``, ``real_constants``: keys that llama.cpp asks for and
+    that say the same of every model. ``width_by_layer``: feed_forward_length lists the layers, 0
+    for those without experts. ``unrotated_key``: a key says that attention does not rotate.
     """
 
     name: str
@@ -110,6 +119,9 @@ class Architecture:
     shared_width: bool = False
     shared_count: bool = False
     constants: tuple[tuple[str, int], ...] = ()
+    real_constants: tuple[tuple[str, float], ...] = ()
+    width_by_layer: bool = False
+    unrotated_key: bool = False
 
     @property
     def graph(self) -> runnable_architectures.Architecture:
@@ -160,6 +172,21 @@ ARCHITECTURES = {
         square=True,
         names={"norm": "token_embd_norm.weight"},
         router_score=True,
+    ),
+    "nemotron_h": Architecture(
+        "nemotron_h_moe",
+        names={"post_attention_norm": "blk.{layer}.attn_norm.weight"},
+        router_keys=True,
+        shared_width=True,
+        width_by_layer=True,
+        real_constants=(("attention.layer_norm_epsilon", 1e-5),),
+    ),
+    "granitemoehybrid": Architecture(
+        "granitehybrid",
+        own_width=False,
+        shared_width=True,
+        shared_needed=False,
+        unrotated_key=True,
     ),
     "qwen3_next": Architecture("qwen3next", shared_width=True, names=_POST_ATTENTION),
     "qwen3_5_moe": Architecture("qwen35moe", shared_width=True, names=_POST_ATTENTION),
@@ -221,7 +248,7 @@ _Limits = tuple[tuple[bool, str], ...]
 
 
 def _expert_limits(config: ModelConfig, row: Architecture) -> _Limits:
-    dense = [layer for layer in range(config.num_hidden_layers) if layer not in config.moe_layers]
+    dense = [layer for layer in config.mlp_layers if layer not in config.moe_layers]
     leading = row.leading_dense and dense == list(range(len(dense)))
     where = "has dense layers only in front" if row.leading_dense else "routes in every layer"
     does = "always" if row.graph.norm_topk else "never"

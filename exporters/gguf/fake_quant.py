@@ -85,7 +85,8 @@ class Requantised:
         if not self.config.expert_widths[layer][expert]:
             return self._source.expert(layer, expert)
         matrices = self._expert_layer(layer)
-        return ExpertWeights(*(matrices[expert, p].decoded() for p in self.config.expert_parts))
+        parts = self.config.expert_parts
+        return ExpertWeights.of({part: matrices[expert, part].decoded() for part in parts})
 
     def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
         return partial(self.expert, layer)

@@ -44,7 +44,7 @@ def matrix_squares(config: ModelConfig, importance: Importance, entry: Entry) ->
     is known."""
     if entry.layer is None:
         return None
-    squares = importance.matrix(entry.layer, source_role(entry.role))
+    squares = importance.matrix(entry.layer, source_role(config, entry.role))
     if squares is None:
         return None
     return replace(squares, sums=file_columns(config, entry.role, squares.sums))

@@ -22,7 +22,7 @@ from tenp_edge.exporters.gguf.metadata import expert_width, shared_count
 from tenp_edge.exporters.gguf.recipes import TypeRecipe
 from tenp_edge.exporters.gguf.transforms import file_roles, to_file
 from tenp_edge.exporters.gguf.types import TYPES
-from tenp_edge.models import ModelConfig, Shape, TensorSpec, expected_tensors
+from tenp_edge.models import Mamba2, ModelConfig, Shape, TensorSpec, expected_tensors
 
 LAYOUTS: tuple[str, ...] = ("per-expert", "merged", "padded")
 
@@ -61,7 +61,7 @@ def entries(config: ModelConfig, layout: str, recipe: TypeRecipe) -> list[Entry]
             tensors += expand(config, layout, recipe, spec.layer)
     if config.tie_word_embeddings and architecture(config).output_needed:
         tied = (config.vocab_size, config.hidden_size)
-        spec = TensorSpec("model.embed_tokens.weight", tied, "output", "embeddings")
+        spec = TensorSpec(config.embedding_name, tied, "output", "embeddings")
         tensors += _plain(config, layout, recipe, spec)
     tensors += _computed(config, recipe)
     _check_rules(recipe, tensors)
@@ -119,7 +119,7 @@ def _plain(
 
 
 def _targets(config: ModelConfig, layout: str, spec: TensorSpec) -> list[tuple[str, Shape]]:
-    """Roles and shapes in the file of one source tensor: itself, but for two of deepseek2's."""
+    """Roles and shapes in the file of one source tensor, as `transforms.to_file` gives them."""
     mla = config.mla
     if spec.role == "kv_b" and mla is not None and spec.layer is not None:
         heads, rank = config.layer_attention(spec.layer).heads, mla.kv_lora_rank
@@ -129,8 +129,17 @@ def _targets(config: ModelConfig, layout: str, spec: TensorSpec) -> list[tuple[s
         ]
     if spec.role == "router_bias":
         return [(spec.role, spec.shape[-1:])]
-    if spec.role == "conv":
+    if spec.role in ("conv", "ssm_conv"):
         return [(spec.role, (spec.shape[0], spec.shape[-1]))]
+    if spec.role in ("ssm_a", "ssm_d"):
+        return [(spec.role, (*spec.shape, 1))]
+    if spec.role == "ssm_norm" and spec.layer is not None:
+        mixer = config.mixers[spec.layer]
+        assert isinstance(mixer, Mamba2)
+        return [(spec.role, (mixer.groups, spec.shape[0] // mixer.groups))]
+    if spec.role == "shared_gate_up":
+        half = (spec.shape[0] // 2, spec.shape[1])
+        return [("shared_gate", half), ("shared_up", half)]
     if spec.part == "shared experts" and architecture(config).shared_count:
         width = shared_count(config, layout) * expert_width(config, layout)
         shape = (

@@ -10,7 +10,14 @@ from typing import Any
 
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, booleans, f32, text, u32, u32s, u64
-from tenp_edge.models import DeltaNet, LayerAttention, ModelConfig, ShortConvolution, VisionFacts
+from tenp_edge.models import (
+    DeltaNet,
+    LayerAttention,
+    Mamba2,
+    ModelConfig,
+    ShortConvolution,
+    VisionFacts,
+)
 from tenp_edge.runtime.gguf.file_origin import LAYOUT, OWN
 from tenp_edge.runtime.gguf.rope_facts import YARN_TRUNCATE
 from tenp_edge.runtime.memory.footprint import PlannedRun
@@ -44,6 +51,7 @@ def model_fields(config: ModelConfig, layout: str, file_type: int, recipe: Recip
         _experts(config, layout),
         _rope(config, layout),
         _output(config),
+        _multipliers(config),
     )
     return [
         ("general.architecture", text(arch)),
@@ -102,6 +110,8 @@ def _attention(config: ModelConfig) -> _Fields:
             "attention.value_length": u32(attention.head_dim),
             "rope.dimension_count": u32(config.rotary_size(next(iter(config.attention_by_layer)))),
         }
+        if architecture(config).unrotated_key:
+            fields["rope.scaling.finetuned"] = boolean(False)
         return {**fields, **_window(config), **_states(config)}
     # The absorbed form is multi-query attention: one KV head of lora + rope, V a view of K.
     return fields | {
@@ -131,6 +141,14 @@ def _states(config: ModelConfig) -> _Fields:
     for mixer in dict.fromkeys(config.mixers):
         if isinstance(mixer, ShortConvolution):
             fields["shortconv.l_cache"] = u32(mixer.taps)
+        if isinstance(mixer, Mamba2):
+            fields |= {
+                "ssm.conv_kernel": u32(mixer.taps),
+                "ssm.inner_size": u32(mixer.inner),
+                "ssm.state_size": u32(mixer.state),
+                "ssm.time_step_rank": u32(mixer.heads),
+                "ssm.group_count": u32(mixer.groups),
+            }
         if isinstance(mixer, DeltaNet):
             fields |= _delta_net(mixer)
     return {**fields, **_recurrent_layers(config)}
@@ -198,10 +216,14 @@ def _window(config: ModelConfig) -> _Fields:
 
 def _experts(config: ModelConfig, layout: str) -> _Fields:
     row, width = architecture(config), expert_width(config, layout)
+    layers = config.num_hidden_layers
+    routed = (width if layer in config.moe_layers else 0 for layer in range(layers))
     fields = {
         "expert_count": u32(config.num_experts),
         "expert_used_count": u32(config.num_experts_per_tok),
-        "feed_forward_length": u32(config.intermediate_size if row.own_width else width),
+        "feed_forward_length": u32s([*routed])
+        if row.width_by_layer
+        else u32(config.intermediate_size if row.own_width else width),
     }
     if row.own_width:
         fields["expert_feed_forward_length"] = u32(width)
@@ -218,6 +240,8 @@ def _experts(config: ModelConfig, layout: str) -> _Fields:
         fields |= _router_score(config)
     for key, value in row.constants:
         fields[key] = u32(value)
+    for key, number in row.real_constants:
+        fields[key] = f32(number)
     return fields
 
 
@@ -284,6 +308,18 @@ def _sections(config: ModelConfig, vision: VisionFacts) -> list[int]:
 def _output(config: ModelConfig) -> _Fields:
     bound = config.logit_softcap
     return {} if bound is None else {"final_logit_softcapping": f32(bound)}
+
+
+def _multipliers(config: ModelConfig) -> _Fields:
+    own = config.multipliers
+    if own.attention is None:
+        return {}
+    return {
+        "attention.scale": f32(own.attention),
+        "embedding_scale": f32(own.embedding),
+        "residual_scale": f32(own.residual),
+        "logit_scale": f32(1.0 / own.logits),
+    }
 
 
 def _yarn_magnitude(scaling: Mapping[str, Any], latent: bool) -> _Fields:

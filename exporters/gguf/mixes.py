@@ -74,7 +74,9 @@ def types_of(found: Sequence[Entry], counts: Mapping[int, int]) -> TensorTypes:
 
     ``counts``: layer -> its experts.
     """
-    experts: dict[str, dict[int, list[str]]] = {"expert_gate": {}, "expert_down": {}}
+    gated = any(entry.role == "expert_gate" for entry in found)  # which up's type is, too
+    first = "expert_gate" if gated else "expert_up"
+    experts: dict[str, dict[int, list[str]]] = {first: {}, "expert_down": {}}
     wanted: dict[str, str] = {}
     for entry in found:
         wanted[other_key(entry.layer, entry.role)] = entry.wanted

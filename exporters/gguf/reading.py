@@ -82,7 +82,7 @@ class GgufModel:
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         parts = self.config.expert_parts
-        return ExpertWeights(*(self._expert_part(layer, expert, part) for part in parts))
+        return ExpertWeights.of({part: self._expert_part(layer, expert, part) for part in parts})
 
     def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
         return partial(self.expert, layer)
@@ -137,7 +137,7 @@ class GgufModel:
         if isinstance(told, list):
             place = config.moe_layers.index(layer) * count
             return tuple(int(width) for width in told[place : place + count])
-        merged = self._stored.get(merged_name(layer, "gate"))
+        merged = self._stored.get(merged_name(layer, "up"))
         return (merged.shape[1],) * count if merged is not None else ()
 
     def _check(self) -> None:

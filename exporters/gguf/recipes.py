@@ -20,7 +20,9 @@ from tenp_edge.exporters.gguf.types import FILE_TYPES, TYPES, legal_type
 from tenp_edge.models import DeltaNet, LayerAttention, ModelConfig, expected_tensors
 
 # llama.cpp keeps these in float32 in every file type.
-_FLOAT_ROLES = frozenset({"router", "shared_router", "conv", "delta_conv"})
+_FLOAT_ROLES = frozenset(
+    "router shared_router conv delta_conv ssm_conv ssm_a ssm_d ssm_norm".split()
+)
 _EXPERT_ROLES = frozenset({"expert_gate", "expert_up", "expert_down"})
 _DOWN_ROLES = ("mlp_down", "expert_down", "shared_down")  # in the order of their names
 _VALUE_ROLES = ("v", "delta_qkv")

@@ -4,9 +4,13 @@
     q, k          rows of a head in halves    rows of a head in pairs (arch llama only)
     kv_b          (heads (nope + v), rank)    k_b (heads, rank, nope), v_b (heads, v, rank)
     router_bias   (1, experts) or (experts,)  (experts,)
-    conv          (channels, 1, taps)         (channels, taps)
+    conv, ssm_conv  (channels, 1, taps)       (channels, taps)
     norms         w, zero-centred             1 + w
     delta_*       a gated delta net's         see `delta_net_forms`
+    ssm_a         log, (heads,)               - exp, (heads, 1)
+    ssm_d         (heads,)                    (heads, 1)
+    ssm_norm      (values,)                   (groups, values / groups)
+    shared_gate_up  (2 width, hidden)         shared_gate, shared_up (width, hidden)
     any other     as it is                    as it is
 
 `file_roles` names the file's tensors of a role, `to_file` gives one of them, `from_file` puts them
@@ -16,15 +20,23 @@ is computed (1 + w, the decay of its logarithm) is it rounded, to float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 
 from tenp_edge.exporters.gguf import delta_net_forms
 from tenp_edge.exporters.gguf.architectures import architecture
-from tenp_edge.models import ModelConfig
+from tenp_edge.models import Mamba2, ModelConfig
 
 _LATENT = ("k_b", "v_b")
-_SPLIT = {"kv_b": _LATENT, delta_net_forms.JOINED: delta_net_forms.PARTS}
+_SHARED = ("shared_gate", "shared_up")
+_SPLIT = {
+    "kv_b": _LATENT,
+    "shared_gate_up": _SHARED,
+    delta_net_forms.JOINED: delta_net_forms.PARTS,
+}
 _DELTA_NET = "delta_"
+_Form = Callable[[ModelConfig, torch.Tensor], torch.Tensor]
 
 
 def file_roles(role: str) -> tuple[str, ...]:
@@ -32,8 +44,10 @@ def file_roles(role: str) -> tuple[str, ...]:
     return _SPLIT.get(role, (role,))
 
 
-def source_role(file_role: str) -> str:
+def source_role(config: ModelConfig, file_role: str) -> str:
     """The role of the source tensor that a tensor of the file is made from."""
+    if file_role in _SHARED and not config.family.shared_stacked:
+        return file_role
     return next((role for role, parts in _SPLIT.items() if file_role in parts), file_role)
 
 
@@ -49,8 +63,8 @@ def is_transformed(config: ModelConfig, file_role: str) -> bool:
     if file_role.startswith(_DELTA_NET):
         return delta_net_forms.is_changed(config, file_role)
     flattened = file_role == "router_bias" and config.family.router_bias_row
-    changed = flattened or file_role == "conv" or file_role in _LATENT
-    changed = changed or _is_zero_centred(config, file_role)
+    changed = flattened or file_role in _FORMS or _is_zero_centred(config, file_role)
+    changed = changed or source_role(config, file_role) != file_role
     return changed or _rotated_heads(config, file_role) is not None
 
 
@@ -62,10 +76,12 @@ def to_file(config: ModelConfig, file_role: str, tensor: torch.Tensor) -> torch.
         return _split_latent(config, file_role, tensor)
     if file_role == "router_bias" and config.family.router_bias_row:
         return tensor.reshape(-1)
-    if file_role == "conv":
-        return tensor.squeeze(1)
+    if file_role in _FORMS:
+        return _FORMS[file_role][0](config, tensor)
     if _is_zero_centred(config, file_role):
         return 1 + tensor.float()
+    if source_role(config, file_role) != file_role:
+        return tensor.chunk(2)[_SHARED.index(file_role)]
     heads = _rotated_heads(config, file_role)
     return tensor if heads is None else _halves_to_pairs(tensor, heads)
 
@@ -76,11 +92,13 @@ def from_file(config: ModelConfig, role: str, *parts: torch.Tensor) -> torch.Ten
         return delta_net_forms.from_file(config, role, *parts)
     if role == "kv_b":
         return _join_latent(*parts)
+    if len(parts) > 1:
+        return torch.cat(parts)
     (tensor,) = parts
     if role == "router_bias" and config.family.router_bias_row:
         return tensor.reshape(1, -1)
-    if role == "conv":
-        return tensor.unsqueeze(1)
+    if role in _FORMS:
+        return _FORMS[role][1](config, tensor)
     if _is_zero_centred(config, role):
         return tensor - 1
     heads = _rotated_heads(config, role)
@@ -88,6 +106,39 @@ def from_file(config: ModelConfig, role: str, *parts: torch.Tensor) -> torch.Ten
 
 
 # Helpers.
+
+
+def _groups(config: ModelConfig) -> int:
+    return next(mixer.groups for mixer in config.mixers if isinstance(mixer, Mamba2))
+
+
+def _squeezed(config: ModelConfig, taps: torch.Tensor) -> torch.Tensor:
+    return taps.squeeze(1)
+
+
+def _unsqueezed(config: ModelConfig, taps: torch.Tensor) -> torch.Tensor:
+    return taps.unsqueeze(1)
+
+
+def _column(config: ModelConfig, values: torch.Tensor) -> torch.Tensor:
+    return values.reshape(-1, 1)
+
+
+def _flat(config: ModelConfig, values: torch.Tensor) -> torch.Tensor:
+    return values.reshape(-1)
+
+
+# Roles of which each tensor has another form in the file: (to it, from it).
+_FORMS: Mapping[str, tuple[_Form, _Form]] = {
+    "conv": (_squeezed, _unsqueezed),
+    "ssm_conv": (_squeezed, _unsqueezed),
+    "ssm_a": (
+        lambda _, logs: -torch.exp(logs.float()).reshape(-1, 1),
+        lambda _, decays: torch.log(-decays.float()).reshape(-1),
+    ),
+    "ssm_d": (_column, _flat),
+    "ssm_norm": (lambda config, values: values.reshape(_groups(config), -1), _flat),
+}
 
 
 def _is_zero_centred(config: ModelConfig, role: str) -> bool:

@@ -1,6 +1,6 @@
 """Write a file along its manifest: header first, then every tensor at its own offset.
 
-An expert is read once and its three matrices go to their places, which lie far apart in the merged
+An expert is read once and its matrices go to their places, which lie far apart in the merged
 layout; other matrices pass in chunks of rows. Rows are encoded by threads, a few small chunks ahead
 (`Encoding`). So memory holds one expert, or two small ones, and a few chunks, whatever the model's
 size.
@@ -104,7 +104,7 @@ class TensorWriter:
                     place += self._put_bytes(place, moved)
                 self._put_nothing(place, tensor, rows - len(matrix), columns)
                 task.advance(nbytes)
-            if 3 * weights.down.nbytes > _ALONE_BYTES:
+            if len(weights.matrices) * weights.down.nbytes > _ALONE_BYTES:
                 self._encoding.flush()
 
     def _write_plain(self, entry: Entry) -> None:

@@ -14,6 +14,7 @@ would be width^2 numbers an expert.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -97,19 +98,18 @@ def own_losses(moments: JointMoments, growth: float) -> torch.Tensor:
     return diagonal.double().cpu() / growth
 
 
-def prior(
-    single: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
-) -> torch.Tensor:
+def prior(single: torch.Tensor, norms: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """What cutting neurons would cost if text said nothing about them, float64 [experts, width].
 
     In proportion to (||gate_k|| ||up_k|| ||w_k||)^2, a neuron's mean square output for inputs of no
     direction at experts that are chosen alike. Their mean is the geometric mean of the layer's
     ``single`` losses (`own_losses`, [experts, width]): what an ordinary neuron is worth, where the
     arithmetic mean would be that of the few busiest. Mixed in, it insures neurons that the
-    calibration text did not need but other text may. ``gate``, ``up``, ``down``: WEIGHT_NORMS,
-    [experts, width].
+    calibration text did not need but other text may. Without a gate a neuron is relu(u)^2, a
+    product of u with itself: up's row counts twice. ``norms``: WEIGHT_NORMS, [experts, width].
     """
-    sizes = (gate * up * down).double().square()
+    up, down = norms["up_norm"], norms["down_norm"]
+    sizes = (norms.get("gate_norm", up) * up * down).double().square()
     needed = single[single > 0]
     typical = needed.log().mean().exp() if len(needed) else single.new_zeros(())
     return sizes * (typical / sizes.mean().clamp_min(torch.finfo(torch.float64).tiny))

@@ -22,7 +22,6 @@ from tenp_edge.calibration.statistics import (
     GROWTH_SUM,
     INPUT_SUM,
     ROUNDING,
-    WEIGHT_NORMS,
     LayerStatistics,
     Scratch,
     accumulate_expert,
@@ -41,7 +40,7 @@ class MoeObserver:
     def __init__(self, experts: RaggedExperts, gain: RoutedGain, info: Mapping[str, Any]) -> None:
         self.experts, self.gain, self.scratch = experts, gain, Scratch()
         self.uses: list[torch.Tensor] = []
-        first = experts[0].weight(0)
+        first = experts[0].weight("up")
         self.moments = JointMoments(len(experts), first.shape[0], first.device)
         self.rounding = RoundingMoments(len(experts), first.shape[0])
         # Every domain counts the same, whatever its length.
@@ -82,7 +81,7 @@ class MoeObserver:
         self._round(after, gain)
         if kept is not None:
             h, after = h[kept], after[kept]
-            gain = None if gain is None else gain[kept]
+            gain = gain[kept] if gain is not None and gain.ndim else gain
         accumulate_growth(self.stats, h=h, after=after, gain=gain)
 
     def expert(self, group: ExpertGroup) -> None:
@@ -119,11 +118,11 @@ class MoeObserver:
         """The best order of cuts in the layer for each of ORDER_PRIORS, after its last token;
         ``norms``: WEIGHT_NORMS, [experts, width]."""
         for expert in range(len(self.experts)):
-            self.moments.finish(expert, self.experts[expert].weight(2).float())
+            self.moments.finish(expert, self.experts[expert].weight("down").float())
         logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
         growth = float(torch.stack(logs).mean().exp())
         single = own_losses(self.moments, growth)
-        unseen = prior(single, *(norms[name] for name in WEIGHT_NORMS))
+        unseen = prior(single, norms)
         return {
             score: eliminate(self.moments, weight * unseen, growth)
             for score, weight in ORDER_PRIORS.items()
@@ -164,7 +163,8 @@ def observe(
 ) -> MoeObserver:
     """Watch ``layer``, which is number ``index`` of ``config``'s model."""
     modules = norms_of(layer, config, index)
-    gain = RoutedGain(modules, getattr(layer, "layer_scalar", None))
+    scale = getattr(layer, "layer_scalar", None)
+    gain = RoutedGain(modules, scale, config.multipliers.residual)
     observer = MoeObserver(routed_experts(layer), gain, info)
     # Where the dense MLP runs beside the experts, they have a norm of their own.
     before = modules.get("routed_norm", modules["post_attention_norm"])

@@ -36,6 +36,10 @@ class Squares:
         return self.sums / torch.tensor(float(self.tokens), dtype=torch.float32)
 
 
+# Matrices that some families store as halves of another.
+_HALVES = {"shared_gate": "shared_gate_up", "shared_up": "shared_gate_up"}
+
+
 class Importance:
     """The squares of every matrix of the model that ``plan`` makes (None: the whole model).
 
@@ -93,6 +97,8 @@ class Importance:
         total: torch.Tensor | None = None
         for domain in self.domains:
             squares = self._statistics.matrix_inputs(domain, layer, role)
+            if squares is None and role in _HALVES:
+                squares = self._statistics.matrix_inputs(domain, layer, _HALVES[role])
             if squares is not None:
                 total = squares if total is None else total + squares
         return None if total is None else Squares(total.float(), self.tokens)

@@ -19,8 +19,9 @@ from tenp_edge.models import ModelConfig, expected_tensors
 
 # Roles of `TensorSpec`. kv_b is left out: llama.cpp runs it as two matrices with other inputs.
 ROLES = frozenset(
-    "q k v o q_a q_b kv_a conv_in conv_out shared_gate shared_up shared_down mlp_gate mlp_up "
-    "mlp_down delta_qkvz delta_ba delta_qkv delta_z delta_a delta_b delta_out".split()
+    "q k v o q_a q_b kv_a conv_in conv_out ssm_in ssm_out shared_gate shared_up shared_gate_up "
+    "shared_down mlp_gate mlp_up mlp_down delta_qkvz delta_ba delta_qkv delta_z delta_a delta_b "
+    "delta_out".split()
 )
 
 

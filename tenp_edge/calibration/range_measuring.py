@@ -29,7 +29,6 @@ from tenp_edge.progress import QUIET, Progress
 # Of every domain: a few thousand tokens.
 CHUNKS = 8
 _HEAD_ROWS = 512
-_DOWN = 2
 
 
 def measure_ranges(
@@ -113,16 +112,16 @@ class _RangeObserver(LayerObserver):
         return span_of(rows if self._active is None else rows[self._active])
 
     def expert(self, group: ExpertGroup) -> None:
-        """One expert's tokens; what gate and up give is computed once more."""
+        """One expert's tokens; what its first matrices give is computed once more."""
         assert self._experts is not None
         weights = self._experts[group.expert].matrices(group.x.dtype)
         inputs, neurons = span_of(group.x), span_of(group.m)
         names = self._names(group.expert)
-        for name, matrix in zip(names, (weights.gate, weights.up), strict=False):
+        for name, matrix in zip(names, weights.matrices[:-1], strict=False):
             product = span_of(linear(group.x, matrix))
             self._add(name, inputs, product, product)
         out = span_of(group.y)
-        self._add(names[2], neurons, out, out)
+        self._add(names[-1], neurons, out, out)
 
     def routed(self, chosen: torch.Tensor, output: torch.Tensor) -> None:
         """Nothing is quantised there."""
@@ -134,16 +133,17 @@ class _RangeObserver(LayerObserver):
 
     def _complete(self) -> None:
         """All experts are given the same tensor, so one range; fill in those without tokens."""
-        for projection in range(3):
+        for projection, role in enumerate(self._config.family.matrices):
             names = [self._names(e)[projection] for e in range(self._config.num_experts)]
             every = union(self._found[name] for name in names if name in self._found)
             for name in names:
                 expert_range = self._found.get(name, every)
-                inputs = expert_range.given if projection == _DOWN else every.given
+                inputs = expert_range.given if role == "down" else every.given
                 self._found[name] = MatrixRange(inputs, expert_range.product, expert_range.output)
 
     def _names(self, expert: int) -> list[str]:
-        return [self._config.expert_tensor(self._index, expert, i) for i in range(3)]
+        matrices = range(len(self._config.family.matrices))
+        return [self._config.expert_tensor(self._index, expert, i) for i in matrices]
 
 
 def _matrices(config: ModelConfig, index: int, layer: nn.Module) -> dict[str, nn.Module]:
@@ -167,7 +167,7 @@ def _head(model: StreamingModel, sequences: Any) -> Mapping[str, MatrixRange]:
             logits = span_of(head(rows))
             whole |= MatrixRange(span_of(head.norm(rows.to(model.device))), logits, logits)
     tied = model.config.tie_word_embeddings
-    return {"model.embed_tokens.weight" if tied else "lm_head.weight": whole}
+    return {model.config.embedding_name if tied else "lm_head.weight": whole}
 
 
 def span_of(values: torch.Tensor) -> Span:

@@ -71,10 +71,11 @@ class RoundingMoments:
 
     def losses(self, expert: int, weights: ExpertWeights, inputs: torch.Tensor) -> torch.Tensor:
         """Of gate, up and down, each neuron's loss at an error as large as itself, float64
-        [3, width]; ``inputs``: E[x_j^2], [hidden]."""
+        [3, width]; ``inputs``: E[x_j^2], [hidden]. Without a gate its are 0."""
         columns = weights.down.float().square().sum(dim=0).double().cpu()
-        fed = torch.stack([_energies(m, inputs) for m in (weights.gate, weights.up)])
-        return self.sums[:, expert] * columns * torch.cat([fed, torch.ones_like(fed[:1])])
+        up = _energies(weights.up, inputs)
+        gate = torch.zeros_like(up) if weights.gate is None else _energies(weights.gate, inputs)
+        return self.sums[:, expert] * columns * torch.stack([gate, up, torch.ones_like(up)])
 
 
 def _energies(matrix: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

@@ -2,9 +2,9 @@
 
     r = sum of g y ── (norm) ── b ── (+ dense MLP) ── t ── (norm) ── (layer scale) ── added
 
-Where nothing stands between, r is added as it is. Where norms do, an error of r counts by what they
-make of r: |u| / |r|, with u the part of what is added that comes from r. (A norm also turns an
-error along r into nothing; that is not counted.)
+Where nothing stands between, r is added as it is, or times a number of the model's. Where norms do,
+an error of r counts by what they make of r: |u| / |r|, with u the part of what is added that comes
+from r. (A norm also turns an error along r into nothing; that is not counted.)
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ _LEAST = 1e-20
 
 
 class RoutedGain:
-    """|u|^2 / |r|^2 of the tokens of the last forward; ``modules``: of one layer, by role."""
+    """|u|^2 / |r|^2 of the tokens of the last forward; ``modules``: of one layer, by role;
+    ``multiplier``: of all that a block adds (`Multipliers.residual`)."""
 
-    def __init__(self, modules: dict[str, nn.Module], scale: torch.Tensor | None) -> None:
-        self._scale = scale
+    def __init__(
+        self, modules: dict[str, nn.Module], scale: torch.Tensor | None, multiplier: float = 1.0
+    ) -> None:
+        self._scale, self._multiplier = scale, multiplier
         self._seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._norm = modules.get("block_out_norm")
         for role in ("routed_out_norm", "block_out_norm"):
@@ -37,9 +40,10 @@ class RoutedGain:
         return see
 
     def squared(self) -> torch.Tensor | None:
-        """float32 [tokens]; None where r is added as it is."""
+        """float32 [tokens], or one number for all; None where r is added as it is."""
         if "routed_out_norm" not in self._seen:
-            return None
+            same = self._multiplier == 1.0
+            return None if same else torch.tensor(self._multiplier).square()
         routed, part = self._seen["routed_out_norm"]
         if self._norm is not None:
             whole, _ = self._seen["block_out_norm"]

@@ -2,9 +2,10 @@
 
 Everything is a plain sum (or a maximum), so statistics of two runs add up to the statistics of
 both, and every score in `saliency` is a function of these sums alone. Notation, per MoE layer and
-routed expert: x [tokens, hidden] the tensor it receives, m [tokens, width] = act(gate) * up, and
-y [tokens, hidden] = m W_down^T, g [tokens] the weight that multiplies y at dispatch, h the residual
-stream before the MoE block. Sums are float64 while they grow, whatever the dtype of the forward.
+routed expert: x [tokens, hidden] the tensor it receives, m [tokens, width] = act(gate) * up, or
+without a gate relu(up)^2, y [tokens, hidden] = m W_down^T, g [tokens] the weight that multiplies y
+at dispatch, h the residual stream before the MoE block. Sums are float64 while they grow, whatever
+the dtype of the forward.
 """
 
 from __future__ import annotations
@@ -55,9 +56,10 @@ ELIMINATION = ("order", "losses")
 SEQUENCE_USE = "sequence_use"
 # What every neuron's rounding costs (`rounding`), of all domains together, [experts, width]: the
 # loss at an error as large as its row of gate or up, or its column of down. Merged statistics lack
-# it.
+# it. Where experts have no gate, its loss is 0.
 ROUNDING = ("rounding_gate", "rounding_up", "rounding_down")
-# Norms of the weights, [experts, width]: facts of the model, not of the data.
+# Norms of the weights, [experts, width]: facts of the model, not of the data. The first is missing
+# where experts have no gate.
 WEIGHT_NORMS = ("gate_norm", "up_norm", "down_norm")
 _GROUP_SUMS = EXPERT_SUMS[:-1]  # what one expert's tokens give; easy_ep needs the whole output
 _EPSILON = 1e-20
@@ -248,9 +250,9 @@ def accumulate_growth(
 ) -> None:
     """Add how much the block lengthened the residual stream, in place; h, after: [tokens, hidden].
 
-    ``gain`` [tokens]: what the square of the routed sum is multiplied by on its way into the stream
-    (`RoutedGain`): the stream then counts in the unit of that sum. The logarithm's mean is that of
-    an ordinary token: a few with massive activations do not count.
+    ``gain`` [tokens] or one number: what the square of the routed sum is multiplied by on its way
+    into the stream (`RoutedGain`): the stream then counts in the unit of that sum. The logarithm's
+    mean is that of an ordinary token: a few with massive activations do not count.
     """
     parts = [
         (_norm(after[b].float()) / _norm(h[b].float()).clamp_min(_EPSILON)).clamp_min(_EPSILON)

@@ -98,7 +98,7 @@ class Statistics:
         of_sum: dict[str, tuple[int, ...]] = dict.fromkeys(EXPERT_SUMS, (experts,))
         of_sum |= dict.fromkeys((*NEURON_SUMS, *NEURON_MAXIMA, *GRADIENT_SUMS), (experts, width))
         of_sum |= {INPUT_SUM: (experts, hidden), GROWTH_SUM: (2,)}
-        layer_shapes: dict[str, tuple[int, ...]] = dict.fromkeys(WEIGHT_NORMS, (experts, width))
+        layer_shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self._norms, (experts, width))
         if self.has_rounding:
             layer_shapes |= dict.fromkeys(ROUNDING, (experts, width))
         if self.has_elimination:
@@ -165,8 +165,14 @@ class Statistics:
         return self.read(name).double() if name in self.stored else None
 
     def weight_norms(self, layer: int) -> dict[str, torch.Tensor]:
-        """Row norms of gate and up and column norms of down, float64 [experts, width]."""
-        return {name: self.read(f"layers.{layer}.{name}").double() for name in WEIGHT_NORMS}
+        """Row norms of gate (if any) and up, column norms of down, float64 [experts, width]."""
+        return {name: self.read(f"layers.{layer}.{name}").double() for name in self._norms}
+
+    @property
+    def _norms(self) -> list[str]:
+        """WEIGHT_NORMS, but for that of a gate where the experts have none."""
+        first = f"layers.{self.layers[0]}."
+        return [n for n in WEIGHT_NORMS if n != "gate_norm" or first + n in self.stored]
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor by its stored name, in the stored dtype and shape (`shapes`)."""

@@ -16,7 +16,7 @@ import torch
 from tenp_edge.checkpoint.files import Checkpoint, TensorEntry, dtype_name
 from tenp_edge.checkpoint.source import BLOCK_BYTES, ModelSource, check_finite
 from tenp_edge.checkpoint.stored.cutting import Kept, cut_part, cut_part_shapes
-from tenp_edge.models import PROJECTIONS, TensorSpec
+from tenp_edge.models import TensorSpec
 from tenp_edge.models.layouts import StoredWeight
 from tenp_edge.models.tensors import Shape
 
@@ -237,13 +237,14 @@ class AsStored:
     def _unstacked_cut(self, layer: int, original: int, part: str) -> Cut | None:
         """Of stacked matrices, one alone: gate and up are halves of theirs."""
         stacked, neurons = self._checkpoint.stacked[layer], self._neurons(layer, original)
+        config = self._checkpoint.config
         weight = stacked.down if part == _DOWN else stacked.gate_up
-        if weight.is_plain or weight.transposed or part not in PROJECTIONS:
+        if weight.is_plain or weight.transposed or part not in config.family.matrices:
             return None
         if part == _DOWN:
             return Cut(self._checkpoint, weight, original, columns=neurons)
-        gate, up = self._halves(layer, neurons)
-        return Cut(self._checkpoint, weight, original, rows=gate if part == "gate" else up)
+        rows = self._rows(layer, neurons)[0 if part == "gate" else -1]
+        return Cut(self._checkpoint, weight, original, rows=rows)
 
     def _stack_cut(self, layer: int, expert: int, kind: str) -> Cut | None:
         """Of stacked matrices that stay stacked: gate's and up's rows in one."""
@@ -260,15 +261,17 @@ class AsStored:
             return Cut(self._checkpoint, weight, original)
         if kind == DOWN_STACK:
             return Cut(self._checkpoint, weight, original, columns=neurons)
-        halves = self._halves(layer, neurons)
-        rows = torch.stack(halves, 1).flatten() if stacked.interleaved else torch.cat(halves)
+        parts = self._rows(layer, neurons)
+        rows = torch.stack(parts, 1).flatten() if stacked.interleaved else torch.cat(parts)
         return Cut(self._checkpoint, weight, original, rows=rows)
 
-    def _halves(self, layer: int, neurons: Kept) -> list[torch.Tensor]:
-        """Where in the stacked matrix the rows of gate and of up are."""
+    def _rows(self, layer: int, neurons: Kept) -> list[torch.Tensor]:
+        """Where in the stacked matrix the rows of gate (if there is one) and of up are."""
         stacked = self._checkpoint.stacked[layer]
-        width = stacked.gate_up.shape[1] // 2
+        width = stacked.gate_up.shape[1] // (2 if stacked.gated else 1)
         kept = torch.arange(width) if neurons is None else neurons
+        if not stacked.gated:
+            return [kept]
         return [2 * kept, 2 * kept + 1] if stacked.interleaved else [kept, kept + width]
 
     def _neurons(self, layer: int, original: int) -> Kept:

@@ -13,13 +13,11 @@ from math import lcm
 import torch
 
 from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.models import PROJECTIONS
 from tenp_edge.models.layouts import StoredWeight
 from tenp_edge.runtime.gguf.header import GGML_TYPES
 
 _LAYOUT = "ggml"
 _HELD_BYTES = 2 * 2**30
-_DOWN = PROJECTIONS.index("down")
 
 
 def held_rows(checkpoint: Checkpoint, name: str) -> Callable[[int, int], torch.Tensor] | None:
@@ -51,7 +49,7 @@ def _experts_of(checkpoint: Checkpoint, layer: int) -> Sequence[StoredWeight]:
 def down_block(checkpoint: Checkpoint) -> int:
     """How many of an expert's neurons share a block of its down matrix, 1 where each has numbers of
     its own."""
-    names = (checkpoint.config.expert_tensor(x, 0, _DOWN) for x in checkpoint.config.moe_layers)
+    names = (checkpoint.config.expert_tensor(x, 0, -1) for x in checkpoint.config.moe_layers)
     weights = [weight for name in names if (weight := checkpoint.weights.get(name))]
     kinds = (
         kind

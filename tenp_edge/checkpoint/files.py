@@ -24,7 +24,7 @@ import torch
 from tenp_edge.checkpoint.digests import HashedStream
 from tenp_edge.checkpoint.stored import DECODERS
 from tenp_edge.disk import atomic_file, read_range, write_text
-from tenp_edge.models import PROJECTIONS, Shape
+from tenp_edge.models import Shape
 from tenp_edge.models.headers import (
     DTYPE_BYTES,
     INDEX_NAME,
@@ -67,10 +67,10 @@ def read_stored(stored: StoredTensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """One routed expert: gate and up are (width, hidden), down is (hidden, width); their biases,
-    where the family has some, are (width,), (width,) and (hidden,)."""
+    """One routed expert: gate (where the family has one) and up are (width, hidden), down is
+    (hidden, width); their biases, where it has some, are (width,), (width,) and (hidden,)."""
 
-    gate: torch.Tensor
+    gate: torch.Tensor | None
     up: torch.Tensor
     down: torch.Tensor
     gate_bias: torch.Tensor | None = None
@@ -79,12 +79,28 @@ class ExpertWeights:
 
     @property
     def width(self) -> int:
-        return self.gate.shape[0]
+        return self.up.shape[0]
+
+    @classmethod
+    def of(cls, parts: Mapping[str, torch.Tensor]) -> ExpertWeights:
+        """Of the tensors that there are, by their names here (`ModelConfig.expert_parts`)."""
+        made: dict[str, Any] = {"gate": None, **parts}
+        return cls(**made)
+
+    @property
+    def parts(self) -> dict[str, torch.Tensor]:
+        """Every tensor that is there, by its name here."""
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in every.items() if tensor is not None}
+
+    @property
+    def matrices(self) -> tuple[torch.Tensor, ...]:
+        """Gate (if any), up and down."""
+        return (self.up, self.down) if self.gate is None else (self.gate, self.up, self.down)
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> ExpertWeights:
         """``change`` of every tensor that is there."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ExpertWeights(**{name: change(t) for name, t in tensors.items() if t is not None})
+        return ExpertWeights.of({name: change(tensor) for name, tensor in self.parts.items()})
 
 
 class Checkpoint(ModelFiles):
@@ -126,10 +142,13 @@ class Checkpoint(ModelFiles):
         stacked = self.stacked.get(layer)
         if stacked is not None:
             return self._stacked_expert(stacked, expert)
-        return ExpertWeights(*map(self.read, self.config.expert_tensors(layer, expert)))
+        stored = map(self.read, self.config.expert_tensors(layer, expert))
+        return ExpertWeights.of(dict(zip(self.config.expert_parts, stored, strict=True)))
 
     def _stacked_expert(self, stacked: StackedExperts, expert: int) -> ExpertWeights:
         gate_up, down, *biases = (self._entry(weight, expert) for weight in stacked.weights)
+        if not stacked.gated:
+            return ExpertWeights(None, gate_up, down)
         gate, up = _halves(gate_up, interleaved=stacked.interleaved)
         if not biases:
             return ExpertWeights(gate, up, down)
@@ -185,7 +204,7 @@ class Checkpoint(ModelFiles):
             stacked, index = self.stacked[layer], int(projection == "down")
             return self.dtype_of((stacked.biases if bias else stacked.weights)[index].name)
         name_of = self.config.expert_bias if bias else self.config.expert_tensor
-        return self.dtype_of(name_of(layer, expert, PROJECTIONS.index(projection)))
+        return self.dtype_of(name_of(layer, expert, self.config.family.matrices.index(projection)))
 
     @property
     def has_quantised_experts(self) -> bool:
@@ -214,7 +233,7 @@ class Checkpoint(ModelFiles):
     def dtype(self) -> torch.dtype:
         """The dtype the embedding is stored in, or that the config names where it is quantised:
         what experts are read in and a pruned checkpoint is written in."""
-        embedding = self.weights["model.embed_tokens.weight"]
+        embedding = self.weights[self.config.embedding_name]
         if not embedding.is_plain:
             return cast(torch.dtype, getattr(torch, self.config.dtype))
         return TORCH_DTYPES[self.tensors[embedding.tensors["weight"]].dtype]

@@ -21,13 +21,13 @@ from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
 from tenp_edge.checkpoint.overlay import Overlay, model_digest
 from tenp_edge.checkpoint.slicing import slice_expert
 from tenp_edge.errors import UserError
-from tenp_edge.models import PROJECTIONS, ModelConfig, TensorSpec, expected_tensors
+from tenp_edge.models import ModelConfig, TensorSpec, expected_tensors
 from tenp_edge.runtime.memory.footprint import PlannedRun
 
 BLOCK_BYTES = 64 * 2**20
 # The experts of a layer are read again for each use where they would be more than this.
 HELD_DECODED_BYTES = 2 * 2**30
-_DOWN = 2
+_DOWN = -1
 Rows = Callable[[int, int], torch.Tensor]
 
 
@@ -159,7 +159,12 @@ class ModelSource:
     def _is_large_decoded(self) -> bool:
         config = self.config
         widest = max(map(sum, config.expert_widths.values()))
-        nbytes = 3 * config.hidden_size * widest * self.checkpoint.dtype.itemsize
+        nbytes = (
+            len(config.family.matrices)
+            * config.hidden_size
+            * widest
+            * self.checkpoint.dtype.itemsize
+        )
         return nbytes > HELD_DECODED_BYTES and self.checkpoint.has_quantised_experts
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
@@ -184,9 +189,9 @@ class ModelSource:
         return self.checkpoint.expert_dtype(spec.layer, original, _expert_part(spec))
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
-        """All three matrices of one routed expert of the pruned model.
+        """All matrices of one routed expert of the pruned model.
 
-        The last expert is remembered: writers ask for its three matrices one after the other.
+        The last expert is remembered: writers ask for its matrices one after the other.
         """
         if self._last is None or self._last[0] != (layer, expert):
             self._last = None  # before the next is read: never two in memory
@@ -196,7 +201,7 @@ class ModelSource:
     def _read_expert(self, layer: int, expert: int) -> ExpertWeights:
         original = self.original_expert(layer, expert)
         weights = self.checkpoint.expert(layer, original)
-        for index, projection in enumerate(PROJECTIONS):
+        for index, projection in enumerate(self.config.family.matrices):
             name = self.config.expert_tensor(layer, original, index)
             check_finite(name, getattr(weights, projection))
             bias = getattr(weights, f"{projection}_bias")

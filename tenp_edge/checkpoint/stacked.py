@@ -29,14 +29,17 @@ class StackedExperts:
 
     def __init__(self, source: ModelSource, as_stored: AsStored) -> None:
         config, self._source, self._stored = source.config, source, as_stored
-        names = (_GATE_UP, _DOWN) + (_BIASES if config.family.expert_bias else ())
+        first, second = config.family.stacked_names
+        names = {_GATE_UP: first, _DOWN: second}
+        if config.family.expert_bias:
+            names |= dict(zip(_BIASES, (f"{first}_bias", f"{second}_bias"), strict=True))
         self._places: dict[str, tuple[int, str]] = {}
         self._biases: dict[tuple[int, int, str], torch.Tensor] = {}
         alike = bool(as_stored.stacks) or not as_stored.has_experts
         if config.family.stacked and config.is_uniform and alike:
             for layer in config.expert_widths:
-                prefix = config.moe_prefix(layer) + "experts."
-                self._places |= {prefix + name: (layer, name) for name in names}
+                prefix = config.moe_prefix(layer)
+                self._places |= {prefix + name: (layer, kind) for kind, name in names.items()}
 
     @property
     def any(self) -> bool:
@@ -84,7 +87,7 @@ class StackedExperts:
 
 def _stored_pieces(name: str, cuts: list[Cut]) -> Iterator[Piece]:
     """The parts of the stack ``name`` as the source stores it."""
-    for part, entry in cuts[0].entries(name).items():
+    for part, entry in cuts[0].entries(name.removesuffix(".weight")).items():
         whole = replace(entry, shape=(len(cuts), *entry.shape))
         yield Piece(whole, partial(_stored_blocks, cuts, part))
 

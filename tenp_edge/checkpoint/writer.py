@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ class PrunedFiles:
 
     def __init__(self, source: ModelSource, dtype: str = "decoded") -> None:
         self.source, self.as_stored = source, AsStored(source, dtype)
-        self._pieces = {piece.entry.name: piece for piece in self._all_pieces()}
+        pieces = map(self._published, self._all_pieces())
+        self._pieces = {piece.entry.name: piece for piece in pieces}
         self.shards = plan_shards([piece.entry for piece in self._pieces.values()])
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
@@ -81,6 +83,14 @@ class PrunedFiles:
         """Which model this is, and in which form: keys of the ``tenp`` section."""
         form = {"stored": self.as_stored.text} if self.as_stored.any else {}
         return {"digest": self.source.digest, **form}
+
+    def _published(self, piece: Piece) -> Piece:
+        """``piece`` under the name that the family's files have; a wrapped language model stands
+        alone."""
+        config = self.source.config
+        if config.family.wrapper is not None:
+            return piece
+        return replace(piece, entry=replace(piece.entry, name=config.stored_name(piece.entry.name)))
 
     def _all_pieces(self) -> Iterator[Piece]:
         stacked, seen = StackedExperts(self.source, self.as_stored), set[int]()
@@ -291,7 +301,7 @@ def _card_text(files: PrunedFiles, name: str) -> str:
     source = files.source
     plan, config = _plan(source), source.config
     widths = [width for row in config.expert_widths.values() for width in row]
-    kept = 3 * config.hidden_size * config.expert_neurons
+    kept = len(config.family.matrices) * config.hidden_size * config.expert_neurons
     left_out = source.checkpoint.left_out_text
     extra = f"| left out | {left_out} |\n" if left_out else ""
     removed = "some of its routed experts" if plan.removes_experts else "neurons of its experts"

@@ -79,13 +79,10 @@ def expert_neurons(checkpoint: Checkpoint, statistics: Statistics) -> Iterator[N
         cut, energies = _neuron_losses(statistics, layer), []
         for expert in range(checkpoint.config.num_experts):
             weights = checkpoint.expert(layer, expert)
-            even = torch.ones(weights.down.shape[0])
-            shares = [
-                _shares(weights.gate.float(), inputs[expert]),
-                _shares(weights.up.float(), inputs[expert]),
-                _shares(weights.down.float().T, even),
-            ]
-            losses = [sums[name][expert].float() for name in ROUNDING]
+            shares = [_shares(w.float(), inputs[expert]) for w in weights.matrices[:-1]]
+            shares.append(_shares(weights.down.float().T, torch.ones(weights.down.shape[0])))
+            names = ROUNDING[-len(shares) :]
+            losses = [sums[name][expert].float() for name in names]
             pairs = zip(losses, shares, strict=True)
             energies.append(torch.cat([loss[:, None] * share for loss, share in pairs], dim=1))
         yield Neurons(torch.cat(energies), cut.flatten())

@@ -38,7 +38,6 @@ _LAYERS = 12  # that experts are sampled in
 _MEASURED_LAYERS = 8  # of a large model, whose groups are rounded
 _PROBE_BITS = 3.5  # of the type that groups are measured in
 _PROBE_QUANT = "Q3_K_M"  # whose speed stands for it
-PROJECTIONS = ("gate", "up", "down")
 EXPERT_GROUPS: Mapping[str, tuple[str, ...]] = {"gate_up": ("gate", "up"), "down": ("down",)}
 
 
@@ -136,17 +135,20 @@ def sampled_errors(
 def _expert_errors(
     source: ModelSource, job: RoundingJob, imatrix: Importance | None, layer: int
 ) -> dict[str, Errors]:
-    """Of one layer's experts, by projection: rows of those that tokens reached."""
-    samples: dict[str, list[SampledRows]] = {part: [] for part in PROJECTIONS}
+    """Of one layer's experts, by projection: rows of those that tokens reached. Where they have no
+    gate, its errors are up's: they multiply a loss of 0."""
+    projections = source.config.family.matrices
+    samples: dict[str, list[SampledRows]] = {part: [] for part in projections}
     for expert in _sampled_experts(source.config, imatrix, layer):
         weights = source.expert(layer, expert)
-        for part in PROJECTIONS:
+        for part in projections:
             matrix = getattr(weights, part)
             squares = None if imatrix is None else imatrix.expert(layer, expert, part)
             importance = None if squares is None or not squares.tokens else squares.weights()
             step = max(1, len(matrix) // _ROWS)
             samples[part].append(SampledRows(matrix[::step][:_ROWS], importance))
-    return {part: job.relative_errors(found) for part, found in samples.items()}
+    errors = {part: job.relative_errors(found) for part, found in samples.items()}
+    return {"gate": errors["up"], **errors}
 
 
 def _sampled_experts(config: ModelConfig, imatrix: Importance | None, layer: int) -> list[int]:
@@ -154,7 +156,7 @@ def _sampled_experts(config: ModelConfig, imatrix: Importance | None, layer: int
     every = range(config.num_experts)
     if imatrix is None:
         return [every[place] for place in spread(len(every), min(_EXPERTS, len(every)))]
-    tokens = {expert: imatrix.expert(layer, expert, "gate").tokens for expert in every}
+    tokens = {expert: imatrix.expert(layer, expert, "up").tokens for expert in every}
     reached = sorted((e for e in every if tokens[e]), key=lambda e: -tokens[e]) or list(every)
     return [reached[place] for place in spread(len(reached), min(_EXPERTS, len(reached)))]
 
@@ -318,7 +320,7 @@ def rounding_seconds(
     """
     matrices = job.mixer.typed_matrices(config, job.options)
     groups = len(EXPERT_GROUPS) + len({matrix.role for matrix in matrices})
-    weights = 3 * config.expert_neurons * config.hidden_size
+    weights = len(config.family.matrices) * config.expert_neurons * config.hidden_size
     weights = min(weights, max(SAMPLED_ABOVE, weights * _MEASURED_LAYERS // len(config.moe_layers)))
     weights += sum(prod(matrix.shape) for matrix in matrices)
     speed = job.writer.encoding_speed(replace(job.options, quant=_PROBE_QUANT))

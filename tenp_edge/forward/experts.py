@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, linear, pad, silu
+from torch.nn.functional import gelu, linear, pad, relu, silu
 
 from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.models.family import Activation, Family
@@ -70,9 +70,9 @@ class RaggedExpert(nn.Module):
     def __init__(self, weights: ExpertWeights, family: Family) -> None:
         super().__init__()
         self.names, self.activation = family.projections, family.activation
-        matrices = (weights.gate, weights.up, weights.down)
-        biases = (weights.gate_bias, weights.up_bias, weights.down_bias)
-        for name, matrix, bias in zip(self.names, matrices, biases, strict=True):
+        self.roles = family.matrices
+        for name, role in zip(self.names, self.roles, strict=True):
+            matrix, bias = getattr(weights, role), getattr(weights, f"{role}_bias")
             rows, columns = matrix.shape
             with torch.device("meta"):  # torch warns of making a matrix of no size
                 module = nn.Linear(max(columns, 1), max(rows, 1), bias=bias is not None)
@@ -82,18 +82,19 @@ class RaggedExpert(nn.Module):
                 module.bias = nn.Parameter(bias, requires_grad=False)
             self.add_module(name, module)
 
-    def weight(self, projection: int) -> torch.Tensor:
-        """W_gate, W_up or W_down by index."""
-        return self._linear(projection).weight
+    def weight(self, role: str) -> torch.Tensor:
+        """W_gate (if there is one), W_up or W_down, by its name in `ExpertWeights`."""
+        return self._linear(role).weight
 
     def matrices(self, dtype: torch.dtype) -> ExpertWeights:
         """The weights in ``dtype``; converted here where they are kept in a smaller one."""
-        modules = [self._linear(projection) for projection in range(3)]
-        biases = (None if m.bias is None else m.bias.to(dtype) for m in modules)
-        return ExpertWeights(*(m.weight.to(dtype) for m in modules), *biases)
+        modules = {role: self._linear(role) for role in self.roles}
+        biased = {f"{role}_bias": m.bias for role, m in modules.items() if m.bias is not None}
+        stored = {role: module.weight for role, module in modules.items()} | biased
+        return ExpertWeights.of({name: tensor.to(dtype) for name, tensor in stored.items()})
 
-    def _linear(self, projection: int) -> nn.Linear:
-        module = self.get_submodule(self.names[projection])
+    def _linear(self, role: str) -> nn.Linear:
+        module = self.get_submodule(self.names[self.roles.index(role)])
         assert isinstance(module, nn.Linear)
         return module
 
@@ -116,7 +117,12 @@ def _swiglu_oai(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return (up + 1) * (gate * torch.sigmoid(gate * 1.702))
 
 
-# As transformers computes them.
+def _relu2(up: torch.Tensor) -> torch.Tensor:
+    return relu(up).square()
+
+
+# As transformers computes them: of gate and up, and of up where there is no gate.
+_UNGATED: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {"relu2": _relu2}
 _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "silu": _swiglu,
     "gelu_tanh": _geglu,
@@ -127,9 +133,12 @@ _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor, torch.Tensor], torch.Tens
 def neurons(
     weights: ExpertWeights, x: torch.Tensor, activation: Activation = "silu"
 ) -> torch.Tensor:
-    """m = act(x W_gate^T + b_gate, x W_up^T + b_up), [n, width], from x, [n, hidden]."""
-    gate = linear(x, weights.gate, weights.gate_bias)
-    return _ACTIVATIONS[activation](gate, linear(x, weights.up, weights.up_bias))
+    """m = act(x W_gate^T + b_gate, x W_up^T + b_up), [n, width], from x, [n, hidden];
+    without a gate m = act(x W_up^T + b_up)."""
+    up = linear(x, weights.up, weights.up_bias)
+    if weights.gate is None:
+        return _UNGATED[activation](up)
+    return _ACTIVATIONS[activation](linear(x, weights.gate, weights.gate_bias), up)
 
 
 def slopes(
@@ -137,10 +146,14 @@ def slopes(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dm/da and dm/du of m = act(a, u), float32 [n, width] each, at the inputs x, [n, hidden].
 
-    By differences, so that they are those of any activation.
+    By differences, so that they are those of any activation. Without a gate its slope is 0.
     """
-    gate = linear(x, weights.gate, weights.gate_bias).float()
     up = linear(x, weights.up, weights.up_bias).float()
+    if weights.gate is None:
+        alone = _UNGATED[activation]
+        by_up = alone(up + _STEP) - alone(up - _STEP)
+        return torch.zeros_like(up), by_up / (2 * _STEP)
+    gate = linear(x, weights.gate, weights.gate_bias).float()
     act = _ACTIVATIONS[activation]
     by_gate = act(gate + _STEP, up) - act(gate - _STEP, up)
     by_up = act(gate, up + _STEP) - act(gate, up - _STEP)
@@ -222,20 +235,17 @@ def set_experts(layer: nn.Module, family: Family, experts: RaggedExperts) -> Non
 
 
 def weight_norms(experts: RaggedExperts) -> dict[str, torch.Tensor]:
-    """Row norms of gate and up, column norms of down: float64 [experts, width] each."""
-    width = experts[0].weight(0).shape[0]
-    names = ("gate_norm", "up_norm", "down_norm")
-    squares = {name: torch.zeros(len(experts), width, dtype=torch.float64) for name in names}
+    """Row norms of gate (if any) and up, column norms of down: float64 [experts, width] each."""
+    width, roles = experts[0].weight("up").shape[0], experts.family.matrices
+    squares = {role: torch.zeros(len(experts), width, dtype=torch.float64) for role in roles}
     for expert in range(len(experts)):
-        for projection, name in enumerate(names):
+        for role in roles:
             # A few rows at a time: whole float32 copies left the heap full of holes (1 GiB).
-            for rows, block in enumerate(
-                torch.split(experts[expert].weight(projection), _NORM_ROWS)
-            ):
-                part = block.float().square().sum(dim=0 if name == "down_norm" else 1).cpu()
-                start = 0 if name == "down_norm" else rows * _NORM_ROWS
-                squares[name][expert, start : start + len(part)] += part
-    return {name: square.sqrt() for name, square in squares.items()}
+            for rows, block in enumerate(torch.split(experts[expert].weight(role), _NORM_ROWS)):
+                part = block.float().square().sum(dim=0 if role == "down" else 1).cpu()
+                start = 0 if role == "down" else rows * _NORM_ROWS
+                squares[role][expert, start : start + len(part)] += part
+    return {f"{role}_norm": square.sqrt() for role, square in squares.items()}
 
 
 class ReadExperts(RaggedExperts):

@@ -37,6 +37,7 @@ _NOT_FOR_MODELS = (
     "auto_map",
     "model_type",
     "quantization_config",
+    "time_step_limit",
     "experts_implementation",
 )
 
@@ -67,7 +68,8 @@ def skeleton(config: ModelConfig) -> Any:
         model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attention)
     # What is computed, not stored, would stay empty on the meta device: rotary frequencies first.
     name = config.family.rotary_module
-    setattr(model.model, name, type(getattr(model.model, name))(config=model.config))
+    if name is not None:
+        setattr(model.model, name, type(getattr(model.model, name))(config=model.config))
     for module in model.modules():
         _fill_computed(model, module)
     return model.eval().requires_grad_(False)
@@ -91,6 +93,8 @@ def name_in_memory(config: ModelConfig, spec: TensorSpec) -> str:
     if spec.layer is None or not block or not spec.name.startswith(config.moe_prefix(spec.layer)):
         return spec.name
     name = spec.name.removeprefix(config.moe_prefix(spec.layer))
+    if config.family.router_in_memory is not None and spec.part == "router":
+        name = name.replace(config.family.router, config.family.router_in_memory)
     owner = dict(config.family.in_memory).get(name.partition(".")[0])
     inner = name if owner is None else f"{owner}.{name}"
     return f"{config.layer_prefix(spec.layer)}{config.family.block_in_memory}.{inner}"
@@ -121,7 +125,8 @@ class StreamingModel:
         self._skeleton: Any = skeleton(source.config) if like is None else like._skeleton
         if source.config.family.sinks:
             self._skeleton.config._attn_implementation = sinks.NAME
-        self._rotary = getattr(self._skeleton.model, source.config.family.rotary_module).to(device)
+        rotary = source.config.family.rotary_module
+        self._rotary = None if rotary is None else getattr(self._skeleton.model, rotary).to(device)
         # Where transformers lets layers share keys and values, a layer may leave its own behind.
         parameters = inspect.signature(self._skeleton.model.layers[0].forward).parameters
         self._shared: dict[str, Any] = (
@@ -141,10 +146,11 @@ class StreamingModel:
             stop = min(start + _VOCAB_CHUNK, self.config.vocab_size)
             inside = (ids >= start) & (ids < stop)
             if inside.any():
-                rows = self.source.read_rows("model.embed_tokens.weight", start, stop)
+                rows = self.source.read_rows(self.config.embedding_name, start, stop)
                 table[inside] = rows[ids[inside] - start].to(self.dtype)
         if self.config.family.embedding_scale:
             table *= torch.tensor(self.config.hidden_size**0.5).to(self.dtype)
+        table *= self.config.multipliers.embedding
         return table[places]
 
     def layer(self, index: int) -> nn.Module:
@@ -194,7 +200,7 @@ class StreamingModel:
             hidden,
             attention_mask=self._mask(index, positions[0]),
             position_ids=positions,
-            position_embeddings=self._rotations(index, hidden, positions),
+            **self._rotations(index, hidden, positions),
             **self._shared,
         )
         assert isinstance(output, torch.Tensor)
@@ -213,13 +219,16 @@ class StreamingModel:
         behind = positions[:, None] - positions[None]
         return ((behind >= 0) & (behind < (window or len(positions))))[None, None]
 
-    def _rotations(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
-        """Cosines and sines of ``positions``; a family of two rotations is asked for one of them
-        by the layer's type."""
-        if self.config.family.layer_keys is None:
-            return self._rotary(hidden, positions)
-        kind = self._skeleton.config.layer_types[layer]
-        return self._rotary(hidden, positions, kind)
+    def _rotations(
+        self, layer: int, hidden: torch.Tensor, positions: torch.Tensor
+    ) -> dict[str, Any]:
+        """Cosines and sines of ``positions``, for a layer's forward, where the family rotates; one
+        of two rotations is asked for one of them by the layer's type."""
+        if self._rotary is None:
+            return {}
+        two = self.config.family.layer_keys is not None
+        kind = (self._skeleton.config.layer_types[layer],) if two else ()
+        return {"position_embeddings": self._rotary(hidden, positions, *kind)}
 
     def final_norm(self, name: str) -> nn.Module:
         """The empty module of the tensor ``name``."""
@@ -237,13 +246,14 @@ class Head:
 
     def __init__(self, model: StreamingModel) -> None:
         source = model.source
-        norm_name = next(s.name for s in source.tensors.values() if s.role == "norm")
+        norm_name = model.config.norm_name
         norm = copy.deepcopy(model.final_norm(norm_name))
         tied = model.config.tie_word_embeddings
         self.dtype, self.device = model.dtype, model.device
         self._softcap = model.config.logit_softcap
+        self._multiplier = model.config.multipliers.logits
         self.vocab = model.config.vocab_size
-        self.rows = source.held("model.embed_tokens.weight" if tied else "lm_head.weight")
+        self.rows = source.held(model.config.embedding_name if tied else "lm_head.weight")
         scale = source.read(norm_name).to(model.device, model.dtype)
         norm.load_state_dict({"weight": scale}, assign=True)
         self.norm = norm
@@ -260,9 +270,10 @@ class Head:
         return logits
 
     def capped(self, products: torch.Tensor) -> torch.Tensor:
-        """Logits of what the output matrix gives: within the family's bound where it has one."""
-        bound = self._softcap
-        return products if bound is None else torch.tanh(products / bound) * bound
+        """Logits of what the output matrix gives: scaled, and within the family's bound, where it
+        has these."""
+        bound, scaled = self._softcap, products * self._multiplier
+        return scaled if bound is None else torch.tanh(scaled / bound) * bound
 
 
 def check_tokens(config: ModelConfig, tokens: torch.Tensor) -> None:

@@ -71,9 +71,11 @@ def _rename_blocks(model: Any, config: ModelConfig) -> None:
     block, in_memory = config.family.moe_block, config.family.block_in_memory
     for layer in config.expert_widths if block else ():
         module = model.model.layers[layer]
+        inner = module.get_submodule(in_memory)
         for name, owner in config.family.in_memory:
-            home = module.get_submodule(in_memory)
-            _move(home.get_submodule(owner), name, home, name)
+            _move(inner.get_submodule(owner), name, inner, name)
+        if config.family.router_in_memory is not None:
+            _rename_router(inner, config.family.router_in_memory, config.family.router)
         if block != in_memory:
             _move(module, in_memory, module, block)
 
@@ -84,6 +86,16 @@ def _move(owner: nn.Module, name: str, home: nn.Module, new_name: str) -> None:
     moved = owner._modules.pop(name)
     owner.__dict__[name] = moved
     home.add_module(new_name, moved)
+
+
+def _rename_router(block: nn.Module, name: str, stored: str) -> None:
+    """Register the weight of the router ``name`` where the file has it, in a module of its own."""
+    router = block.get_submodule(name)
+    weight = router._parameters.pop("weight")
+    router.__dict__["weight"] = weight
+    home = nn.Module()
+    home.register_parameter("weight", weight)
+    router.add_module(stored.removeprefix(f"{name}."), home)
 
 
 def _leave_out_alias(model: Any) -> None:

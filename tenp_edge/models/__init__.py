@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from tenp_edge.models.families import FAMILIES
     from tenp_edge.models.family import Family
     from tenp_edge.models.layer_attention import LayerAttention
-    from tenp_edge.models.mixers import DeltaNet, Mixer, ShortConvolution, state_bytes
-    from tenp_edge.models.model_config import MLA, PROJECTIONS, ModelConfig, Rope, VisionFacts
+    from tenp_edge.models.mixers import DeltaNet, Mamba2, Mixer, ShortConvolution, state_bytes
+    from tenp_edge.models.model_config import MLA, ModelConfig, Rope, VisionFacts
     from tenp_edge.models.tensors import Part, Shape, TensorSpec, expected_tensors
 
 __all__ = [
     "EXPERT_KEYS",
     "FAMILIES",
     "MLA",
-    "PROJECTIONS",
     "DeltaNet",
     "Family",
     "LayerAttention",
+    "Mamba2",
     "Mixer",
     "ModelConfig",
     "Part",
@@ -44,9 +44,9 @@ _HOMES = {
     "EXPERT_KEYS": "config.keys",
     "FAMILIES": "families",
     "MLA": "model_config",
-    "PROJECTIONS": "model_config",
     "Family": "family",
     "LayerAttention": "layer_attention",
+    "Mamba2": "mixers",
     "Mixer": "mixers",
     "ModelConfig": "model_config",
     "Part": "tensors",

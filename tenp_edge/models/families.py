@@ -22,6 +22,8 @@ _MODULES = (
     "gpt_oss",
     "gemma4",
     "lfm2_moe",
+    "nemotron_h",
+    "granitemoehybrid",
     "qwen3_next",
     "qwen3_5_moe",
 )

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from tenp_edge.models.wrapper import Wrapper
 
+# An expert's matrices. Where it has no gate, up and down are all.
+PROJECTIONS = ("gate", "up", "down")
 QkNorm = Literal["none", "head", "projection"]
 # What is made of gate and up: silu(gate) up, gelu(gate) up, or gpt-oss' clamped form
-# (`forward.experts`).
-Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
+# (`forward.experts`); of up alone where there is no gate: relu(up)^2.
+Activation = Literal["silu", "gelu_tanh", "swiglu_oai", "relu2"]
 
 
 # A delta net's own norm is an ordinary one.
@@ -37,11 +39,13 @@ class LayerKeys:
 class Family:
     """One Hugging Face model_type: names and facts, nothing that runs.
 
-    ``projections``: on-disk names of an expert's gate, up and down matrices.
+    ``projections``: on-disk names of an expert's gate, up and down matrices; of up and down where
+    it has no gate.
     ``defaults``: what transformers assumes for keys that a config.json may leave out.
     ``allowed``: keys whose value changes the arithmetic, with the values that are understood.
     ``moe_block``: where router and experts lie in a layer; empty where they are the layer's own.
     ``stacked``: transformers reads the experts of a layer as two stacked tensors only;
+    ``stacked_names``: where their gate and up, and their down, lie in the MoE block;
     ``stacked_transposed``: their matrices as (columns, rows).
     ``qk_norm_key``: whether there is such a norm, where config.json says so.
     ``rotary_part``: share of a head that is rotated, if config.json does not say.
@@ -71,12 +75,20 @@ class Family:
     ``value_norm``: values are divided by their root mean square.
     ``attention_scale``: what scores are multiplied by; None is 1 / sqrt(head size).
     ``layer_kinds``: what config.json's ``layer_types`` call each kind of mixing block (a key of
-    ``config.mixer_config``); empty where all layers attend.
+    ``config.mixer_config``), or a layer of experts alone; empty where all layers attend.
+    ``layer_letters``: of them in a string, for ``hybrid_override_pattern``.
     ``names``: of roles (``TensorSpec.role``) that are called otherwise than in the other families,
     within their layer or after "model.".
     ``renamed_keys``: keys of config.json -> what the other families call them.
-    ``block_in_memory``: the MoE block's module in transformers' memory. ``rotary_module``: the
-    model's module of rotations.
+    ``block_in_memory``: the MoE block's module in transformers' memory; ``router_in_memory``: the
+    router's in it, if it has another name. ``rotary_module``: the model's module of rotations, None
+    where nothing is rotated.
+    ``shared_width_key``: of config.json, where the shared expert's width has one.
+    ``shared_stacked``: its gate and up are one matrix, gate's rows first.
+    ``multipliers``: embeddings, attention scores, what blocks add and logits are scaled by numbers
+    of config.json (`Multipliers`).
+    ``stored_prefixes``: what the names in the files begin with, where not with "model." alone; the
+    published one first.
     ``router_sum_offset``: what a sigmoid router adds to the sum that its weights are divided by.
     ``zero_centred_norms``: norms multiply by 1 + weight, but for a delta net's own.
     ``attention_gate``: each head's output is multiplied by the sigmoid of a gate, whose rows lie
@@ -88,7 +100,7 @@ class Family:
     model_type: str
     architecture: str
     moe_block: str
-    projections: tuple[str, str, str]
+    projections: tuple[str, ...]
     width_key: str
     experts_key: str
     attention: Literal["gqa", "mla"]
@@ -117,6 +129,7 @@ class Family:
     activation_key: str = "hidden_act"
     router: str = "gate"
     stacked: bool = False
+    stacked_names: tuple[str, str] = ("experts.gate_up_proj", "experts.down_proj")
     stacked_transposed: bool = False
     norms_after: bool = False
     dense_beside: bool = False
@@ -134,11 +147,22 @@ class Family:
     names: Mapping[str, str] = field(default_factory=dict)
     renamed_keys: Mapping[str, str] = field(default_factory=dict)
     block_in_memory: str = "mlp"
-    rotary_module: str = "rotary_emb"
+    rotary_module: str | None = "rotary_emb"
     router_sum_offset: float = 1e-20
+    layer_letters: Mapping[str, str] = field(default_factory=dict)
+    router_in_memory: str | None = None
+    shared_width_key: str | None = None
+    shared_stacked: bool = False
+    multipliers: bool = False
+    stored_prefixes: tuple[str, ...] = ("model.",)
     zero_centred_norms: bool = False
     attention_gate: bool = False
     joined_projections: bool = False
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """What the matrices of `projections` are: PROJECTIONS, or those without the gate."""
+        return PROJECTIONS[-len(self.projections) :]
 
     @property
     def zero_centred_roles(self) -> frozenset[str]:

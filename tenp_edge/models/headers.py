@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError, shown
-from tenp_edge.models import FAMILIES, PROJECTIONS, ModelConfig, read_config
+from tenp_edge.models import FAMILIES, ModelConfig, read_config
 from tenp_edge.models.layouts import PartRule, StoredWeight
 from tenp_edge.models.other_formats import OpenedSource, open_file
 from tenp_edge.models.quantization import ORIGINAL, quantised_layouts, with_modelopt
@@ -46,7 +47,9 @@ class ModelFiles:
         if opened is None:
             raw = with_modelopt(read_json(self.path / "config.json"), self.path)
             config = read_config(raw, FAMILIES)
-            tensors = _named_as_text_model(_read_index(self.path), config.stored_prefix)
+            stored = _read_index(self.path)
+            config = replace(config, stored_prefix=_prefix(config, stored))
+            tensors = _named_as_text_model(stored, config.stored_prefix)
         else:
             config, tensors = opened.config, opened.tensors
         self.config: ModelConfig = config
@@ -111,7 +114,7 @@ class ModelFiles:
         apart = sum(
             len(row) for layer, row in config.expert_widths.items() if layer not in self.stacked
         )
-        min_tensors = 2 * config.num_hidden_layers + len(PROJECTIONS) * apart
+        min_tensors = 2 * config.num_hidden_layers + len(config.family.matrices) * apart
         if min_tensors > max(_MANY_TENSORS, len(self.tensors)):
             raise UserError(
                 f"config.json implies {min_tensors} tensors or more, the checkpoint has "
@@ -154,6 +157,14 @@ class ModelFiles:
                 f"{list(rule.shapes[0])}",
                 "check that config.json belongs to this checkpoint",
             )
+
+
+def _prefix(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> str:
+    """What the names begin with: the one of those that the family has which is there."""
+    legal = config.family.stored_prefixes
+    if len(legal) == 1:
+        return config.stored_prefix
+    return next((p for p in legal if any(n.startswith(p) for n in tensors)), legal[0])
 
 
 def _named_as_text_model(

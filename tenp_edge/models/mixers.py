@@ -47,6 +47,38 @@ class ShortConvolution:
 
 
 @dataclass(frozen=True)
+class Mamba2:
+    """Selective state space behind a convolution (Mamba 2). ``heads`` of ``head_dim`` values, of
+    which each has a state of ``state`` numbers; ``groups`` of heads share what is written to it and
+    read from it; the convolution sees a token and the ``taps`` - 1 before it.
+    """
+
+    heads: int
+    head_dim: int
+    state: int
+    groups: int
+    taps: int
+    cache_rows: ClassVar[Shape] = ()
+
+    @property
+    def inner(self) -> int:
+        """Values of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: the values, and of each group what is written and what is read."""
+        return self.inner + 2 * self.groups * self.state
+
+    @property
+    def state_shapes(self) -> Mapping[str, Shape]:
+        return {
+            "conv": (self.taps - 1, self.channels),
+            "ssm": (self.state, self.head_dim, self.heads),
+        }
+
+
+@dataclass(frozen=True)
 class DeltaNet:
     """Gated delta net (Qwen3-Next): of every value head a matrix that each token corrects.
 

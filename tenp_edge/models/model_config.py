@@ -9,9 +9,7 @@ from typing import Any
 from tenp_edge.models.family import Family, QkNorm
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.models.mixers import Mixer
-
-PROJECTIONS = ("gate", "up", "down")
-EXPERT_BIASES = ("gate_bias", "up_bias", "down_bias")
+from tenp_edge.models.multipliers import UNSCALED, Multipliers
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,7 @@ class ModelConfig:
     expert_widths: Mapping[int, tuple[int, ...]] = field(repr=False)
     layer_ropes: tuple[Rope, ...] = field(repr=False)
     logit_softcap: float | None = None
+    multipliers: Multipliers = UNSCALED
     stored_prefix: str = "model."
 
     @property
@@ -123,6 +122,16 @@ class ModelConfig:
         assert isinstance(own, LayerAttention), f"layer {layer} does not attend"
         return own
 
+    @property
+    def embedding_name(self) -> str:
+        """Of the embedding's tensor."""
+        return f"model.{self.family.names.get('embed', 'embed_tokens.weight')}"
+
+    @property
+    def norm_name(self) -> str:
+        """Of the last norm's tensor."""
+        return f"model.{self.family.names.get('norm', 'norm.weight')}"
+
     def stored_name(self, name: str) -> str:
         """Tensor ``name`` as the files call it."""
         inside = name.startswith("model.")
@@ -141,7 +150,7 @@ class ModelConfig:
         return self.layer_prefix(layer) + (f"{block}." if block else "")
 
     def expert_tensor(self, layer: int, expert: int, projection: int) -> str:
-        """On-disk name of one expert matrix; ``projection`` indexes gate, up, down."""
+        """On-disk name of one expert matrix; ``projection`` indexes the family's."""
         return f"{self._projection(layer, expert, projection)}.weight"
 
     def expert_bias(self, layer: int, expert: int, projection: int) -> str:
@@ -151,12 +160,15 @@ class ModelConfig:
     @property
     def expert_parts(self) -> tuple[str, ...]:
         """What an expert is made of, as `ExpertWeights` names it: matrices, then biases if any."""
-        return PROJECTIONS + (EXPERT_BIASES if self.family.expert_bias else ())
+        matrices = self.family.matrices
+        biases = tuple(f"{name}_bias" for name in matrices) if self.family.expert_bias else ()
+        return matrices + biases
 
     def expert_tensors(self, layer: int, expert: int) -> list[str]:
         """On-disk names of `expert_parts`."""
-        names = [self.expert_tensor(layer, expert, index) for index in range(3)]
-        biased = range(3) if self.family.expert_bias else ()
+        matrices = range(len(self.family.projections))
+        names = [self.expert_tensor(layer, expert, index) for index in matrices]
+        biased = matrices if self.family.expert_bias else ()
         return names + [self.expert_bias(layer, expert, index) for index in biased]
 
     def _projection(self, layer: int, expert: int, projection: int) -> str:

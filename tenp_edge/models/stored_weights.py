@@ -24,11 +24,13 @@ from tenp_edge.models.tensors import Part, Shape, expected_tensors
 @dataclass(frozen=True)
 class StackedExperts:
     """A layer's experts in stacked tensors. ``gate_up``: (experts, 2 width, hidden), gate's rows
-    first, or the even ones where ``interleaved``; ``down``: (experts, hidden, width).
-    ``biases``: (experts, 2 width) and (experts, hidden), or none."""
+    first, or the even ones where ``interleaved``; (experts, width, hidden), up's alone, where they
+    are not ``gated``. ``down``: (experts, hidden, width). ``biases``: (experts, 2 width) and
+    (experts, hidden), or none."""
 
     gate_up: StoredWeight
     down: StoredWeight
+    gated: bool
     interleaved: bool
     biases: tuple[StoredWeight, ...]
 
@@ -122,31 +124,33 @@ class WeightIndex:
                 yield layer, self._stacked(layer, prefix)
 
     def _stacked_prefix(self, layer: int) -> str | None:
-        """Transformers 5 calls every MoE block ``mlp``, whatever the family's own name is."""
+        """Of the layer's MoE block, by the family's own name for it or by transformers'."""
         config = self._config
         in_memory = config.family.experts_in_memory.removesuffix("experts")
         for block in (config.moe_prefix(layer), config.layer_prefix(layer) + in_memory):
-            module = f"{block}experts.gate_up_proj"
+            module = block + config.family.stacked_names[0].removesuffix(".weight")
             rules = [layout.first[1] for layout in (PLAIN, *self._layouts)]
             if any(module + s in self._tensors for rule in rules for s in rule.suffixes):
-                return f"{block}experts."
+                return block
         return None
 
     def _stacked(self, layer: int, prefix: str) -> StackedExperts:
         """As the shapes say; as transformers 5 writes them where neither orientation fits."""
-        config = self._config
+        config, family = self._config, self._config.family
         widths, hidden = config.expert_widths[layer], config.hidden_size
-        count, rows = len(widths), 2 * widths[0]
-        shapes = {"gate_up_proj": (count, rows, hidden), "down_proj": (count, hidden, widths[0])}
+        first, second = family.stacked_names
+        count, rows = len(widths), (len(family.matrices) - 1) * widths[0]
+        shapes = {first: (count, rows, hidden), second: (count, hidden, widths[0])}
         gate_up, down = self._oriented(prefix, shapes)
-        biases = {"gate_up_proj_bias": (count, rows), "down_proj_bias": (count, hidden)}
+        biases = {f"{first}_bias": (count, rows), f"{second}_bias": (count, hidden)}
         return StackedExperts(
             gate_up,
             down,
-            config.family.gate_up_interleaved,
+            "gate" in family.matrices,
+            family.gate_up_interleaved,
             tuple(
                 StoredWeight(f"{prefix}{n}", shape, "routed experts", PLAIN, {"weight": prefix + n})
-                for n, shape in (biases if config.family.expert_bias else {}).items()
+                for n, shape in (biases if family.expert_bias else {}).items()
             ),
         )
 
@@ -170,4 +174,4 @@ class WeightIndex:
 
 def _of_stacked(name: str) -> str:
     """The stacked weight whose parameter ``name`` would be."""
-    return re.sub(r"(gate_up_proj|down_proj)\w*$", r"\1", name)
+    return re.sub(r"(up_proj|down_proj)\w*$", r"\1", name)

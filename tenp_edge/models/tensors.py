@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.mixers import DeltaNet, ShortConvolution
-from tenp_edge.models.model_config import PROJECTIONS, ModelConfig
+from tenp_edge.models.mixers import DeltaNet, Mamba2, ShortConvolution
+from tenp_edge.models.model_config import ModelConfig
 
 # "state layers": mixing blocks that carry a state.
 Part = Literal[
@@ -59,9 +59,7 @@ def _place(config: ModelConfig, layer: int | None) -> str:
 
 def _tensors(config: ModelConfig, without_experts: Container[int]) -> Iterator[TensorSpec]:
     hidden = config.hidden_size
-    yield TensorSpec(
-        "model.embed_tokens.weight", (config.vocab_size, hidden), "embed", "embeddings"
-    )
+    yield TensorSpec(config.embedding_name, (config.vocab_size, hidden), "embed", "embeddings")
     for layer in range(config.num_hidden_layers):
         prefix = config.layer_prefix(layer)
         for suffix, shape, role, part in _layer_tensors(config, layer):
@@ -73,7 +71,7 @@ def _tensors(config: ModelConfig, without_experts: Container[int]) -> Iterator[T
             yield from _mlp_tensors(
                 config, layer, f"{prefix}mlp.", config.intermediate_size, "mlp", "dense mlp"
             )
-    yield TensorSpec("model.norm.weight", (hidden,), "norm", "norms")
+    yield TensorSpec(config.norm_name, (hidden,), "norm", "norms")
     if not config.tie_word_embeddings:
         yield TensorSpec("lm_head.weight", (config.vocab_size, hidden), "output", "embeddings")
 
@@ -159,6 +157,22 @@ def _short_convolution_tensors(config: ModelConfig, own: ShortConvolution) -> It
     yield "conv.out_proj.weight", (hidden, channels), "conv_out", "state layers"
 
 
+def _mamba2_tensors(config: ModelConfig, own: Mamba2) -> Iterator[_Row]:
+    hidden = config.hidden_size
+    rows: tuple[tuple[str, Shape, str], ...] = (
+        ("in_proj.weight", (own.inner + own.channels + own.heads, hidden), "ssm_in"),
+        ("conv1d.weight", (own.channels, 1, own.taps), "ssm_conv"),
+        ("conv1d.bias", (own.channels,), "ssm_conv_bias"),
+        ("dt_bias", (own.heads,), "ssm_dt_bias"),
+        ("A_log", (own.heads,), "ssm_a"),
+        ("D", (own.heads,), "ssm_d"),
+        ("norm.weight", (own.inner,), "ssm_norm"),
+        ("out_proj.weight", (hidden, own.inner), "ssm_out"),
+    )
+    for name, shape, role in rows:
+        yield f"mamba.{name}", shape, role, "state layers"
+
+
 def _delta_net_tensors(config: ModelConfig, net: DeltaNet) -> Iterator[_Row]:
     hidden, block, heads = config.hidden_size, "linear_attn.", net.value_heads
     part: Part = "state layers"
@@ -178,6 +192,7 @@ def _delta_net_tensors(config: ModelConfig, net: DeltaNet) -> Iterator[_Row]:
 _MIXERS: dict[type, Callable[[ModelConfig, Any], Iterator[_Row]]] = {
     LayerAttention: _attention_tensors,
     ShortConvolution: _short_convolution_tensors,
+    Mamba2: _mamba2_tensors,
     DeltaNet: _delta_net_tensors,
 }
 
@@ -204,6 +219,13 @@ def _moe_tensors(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[
     if family.shared_block and config.shared_intermediate_size:
         block = f"{prefix}{family.shared_block}."
         width = config.shared_intermediate_size
+        if family.shared_stacked:
+            shape = (2 * width, hidden)
+            name = f"{block}gate_up_proj.weight"
+            yield TensorSpec(name, shape, "shared_gate_up", "shared experts", layer)
+            name = f"{block}down_proj.weight"
+            yield TensorSpec(name, (hidden, width), "shared_down", "shared experts", layer)
+            return
         yield from _mlp_tensors(config, layer, block, width, "shared", "shared experts")
         if family.shared_gated:
             name = f"{prefix}shared_expert_gate.weight"
@@ -215,7 +237,7 @@ def _expert_tensors(
 ) -> Iterator[TensorSpec]:
     hidden = config.hidden_size
     part: Part = "routed experts"
-    for index, projection in enumerate(PROJECTIONS):
+    for index, projection in enumerate(config.family.matrices):
         shape = (hidden, width) if projection == "down" else (width, hidden)
         name, role = config.expert_tensor(layer, expert, index), f"expert_{projection}"
         yield TensorSpec(name, shape, role, part, layer, expert)
@@ -228,7 +250,7 @@ def _mlp_tensors(
     config: ModelConfig, layer: int, prefix: str, width: int, role: str, part: Part
 ) -> Iterator[TensorSpec]:
     hidden = config.hidden_size
-    for projection in PROJECTIONS:
+    for projection in config.family.matrices:
         shape = (hidden, width) if projection == "down" else (width, hidden)
         name = f"{prefix}{projection}_proj.weight"
         yield TensorSpec(name, shape, f"{role}_{projection}", part, layer)

@@ -89,7 +89,7 @@ class JointPlanner:
     def tables(self) -> Tables:
         config, factors = self.checkpoint.config, self.factors
         types = mixable(self.checkpoint, self.spec)
-        pricing = Pricing(self.mixer, types, config.hidden_size)
+        pricing = Pricing(self.mixer, types, config.hidden_size, "gate" in config.family.matrices)
         unit = self.spec.options.unit or 0.0
         experts = expert_tables(self.evidence, self.errors, pricing, factors, unit)
         matrices = self.mixer.typed_matrices(config, self.options)
@@ -192,7 +192,9 @@ class JointPlanner:
         neurons = float(np.array(self.tables.widths)[chosen.width].sum())
         others = self.tables.others.nbytes
         outside = float(others[np.arange(len(others)), chosen.other].sum())
-        return 8 * (chosen.nbytes - outside) / (3 * neurons * self.checkpoint.config.hidden_size)
+        config = self.checkpoint.config
+        weights = len(config.family.matrices) * neurons * config.hidden_size
+        return 8 * (chosen.nbytes - outside) / weights
 
     def _whole(self, nbytes: float) -> dict[str, Any] | None:
         """The uncut model in llama.cpp's best mix within ``nbytes``; None where none fits."""

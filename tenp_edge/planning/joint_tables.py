@@ -61,16 +61,18 @@ class Tables:
 
 @dataclass(frozen=True)
 class Pricing:
-    """What matrices of a model take in its file: ``hidden`` is the width of the stream."""
+    """What matrices of a model take in its file: ``hidden`` is the width of the stream; ``gated``:
+    experts have a gate beside up."""
 
     mixer: Mixer
     types: tuple[str, ...]
     hidden: int
+    gated: bool = True
 
     def gate_up(self, widths: Sequence[int]) -> Array:
         """Of both, [widths, types]."""
-        size = self.mixer.tensor_bytes
-        rows = [[2 * size(width, self.hidden, kind) for kind in self.types] for width in widths]
+        size, count = self.mixer.tensor_bytes, 2 if self.gated else 1
+        rows = [[count * size(width, self.hidden, kind) for kind in self.types] for width in widths]
         return np.array(rows, dtype=np.float64)
 
     def down(self, widths: Sequence[int]) -> Array:

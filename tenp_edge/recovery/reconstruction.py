@@ -67,7 +67,7 @@ def repaired_down(
 
 
 _CHUNK_TOKENS = 4096
-_DOWN = 2
+_DOWN = -1
 
 
 class RoutedInputs:

@@ -94,7 +94,7 @@ def tenp_residual(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
 
 
 def expert_magnitude(stats: LayerStatistics, norms: WeightNorms) -> torch.Tensor:
-    """Frobenius norm of the expert's three matrices; no data.
+    """Frobenius norm of the expert's matrices; no data.
 
     float64 [experts], in the unit of the weights.
     """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tenp_edge.calibration.elimination import prior
-from tenp_edge.calibration.statistics import WEIGHT_NORMS, LayerStatistics
+from tenp_edge.calibration.statistics import LayerStatistics
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.scoring.neuron_scores import relative
 from tenp_edge.scoring.saliency import EPSILON, domain_tokens, ranking_scores, sum_of
@@ -58,7 +58,7 @@ def prior_losses(statistics: Statistics, layer: int) -> torch.Tensor:
         relative(statistics.layer(domain, layer), norms) / domain_tokens(statistics, domain)
         for domain in statistics.domains
     ) / len(statistics.domains)
-    return prior(single, *(norms[name] for name in WEIGHT_NORMS))
+    return prior(single, norms)
 
 
 def stream_square(statistics: Statistics, layer: int) -> float:

@@ -77,8 +77,10 @@ class Score:
 
 
 def neuron_norm_sq(norms: WeightNorms) -> torch.Tensor:
-    """||gate_k||^2 + ||up_k||^2 + ||w_k||^2 of every neuron k, float64 [experts, width]."""
-    return norms["gate_norm"].square() + norms["up_norm"].square() + norms["down_norm"].square()
+    """||gate_k||^2 + ||up_k||^2 + ||w_k||^2 of every neuron k, float64 [experts, width]; the first
+    only where there is a gate."""
+    first, *others = (norms[n] for n in ("gate_norm", "up_norm", "down_norm") if n in norms)
+    return sum((other.square() for other in others), start=first.square())
 
 
 def names(scores: Mapping[str, Score], gradients: bool = False) -> list[str]:

@@ -13,6 +13,7 @@ from support import tiny
 from tenp_edge.calibration.collect import calibrate
 from tenp_edge.calibration.elimination import JointMoments, eliminate, own_losses, prior
 from tenp_edge.calibration.merging import merge_statistics
+from tenp_edge.calibration.statistics import WEIGHT_NORMS
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
@@ -108,19 +109,28 @@ def test_blocks_bound_the_memory_and_keep_their_own_cross_terms(size: int) -> No
 def test_the_prior_decides_over_what_text_did_not_need() -> None:
     case = Case()
     case.m[0] *= 1e-6
-    norms = [torch.rand(EXPERTS, WIDTH) + 0.1 for _ in range(3)]
+    norms = {name: torch.rand(EXPERTS, WIDTH) + 0.1 for name in WEIGHT_NORMS}
     moments = case.moments()
-    insurance = prior(own_losses(moments, 1.0), *norms)
+    insurance = prior(own_losses(moments, 1.0), norms)
     order = eliminate(moments, insurance, growth=1.0).order[0]
-    assert torch.equal(order, (norms[0] * norms[1] * norms[2])[0].argsort(descending=True))
+    sizes = torch.stack([*norms.values()]).prod(dim=0)
+    assert torch.equal(order, sizes[0].argsort(descending=True))
 
 
 def test_the_prior_follows_the_norms_at_the_level_of_an_ordinary_neuron() -> None:
     own = torch.tensor([[1e-4, 1e-6, 0.0], [1e4, 1e-6, 0.0]], dtype=torch.float64)
     norms = torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 2.0]])
-    found = prior(own, norms, torch.ones_like(norms), torch.ones_like(norms))
+    ones = torch.ones_like(norms)
+    found = prior(own, {"gate_norm": norms, "up_norm": ones, "down_norm": ones})
     assert float(found.mean()) == pytest.approx((1e-4 * 1e-6 * 1e4 * 1e-6) ** 0.25)
     torch.testing.assert_close(found / found[0, 0], norms.double().square())
+
+
+def test_without_a_gate_a_neuron_counts_ups_row_twice() -> None:
+    """E relu(u)^4 of u from a row of twice the length is 16 times as much."""
+    norms = torch.tensor([[1.0, 2.0]])
+    found = prior(torch.ones(1, 2), {"up_norm": norms, "down_norm": torch.ones_like(norms)})
+    torch.testing.assert_close(found / found[0, 0], torch.tensor([[1.0, 16.0]]).double())
 
 
 # -- in a calibration ------------------------------------------------------------------------------

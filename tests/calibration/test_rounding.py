@@ -68,6 +68,17 @@ def test_losses_are_those_of_small_errors(number: int, part: str, activation: Ac
     assert expert.measured(part, relative, activation) == pytest.approx(predicted, rel=exact)
 
 
+@pytest.mark.parametrize(("number", "part"), [(1, "up"), (2, "down")])
+def test_losses_without_a_gate(number: int, part: str) -> None:
+    expert, relative = Expert(), 0.01
+    expert.weights = replace(expert.weights, gate=None)
+    predicted = expert.predicted("relu2")
+    assert not predicted[0].any()
+    exact = 0.1 if part == "down" else 0.5
+    found = expert.measured(part, relative, "relu2")
+    assert found == pytest.approx(float(predicted[number].sum()) * relative**2, rel=exact)
+
+
 def test_slopes_are_the_derivatives() -> None:
     expert = Expert()
     gate = (expert.x @ expert.weights.gate.T).requires_grad_()

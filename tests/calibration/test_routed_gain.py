@@ -31,8 +31,22 @@ def test_gain_is_what_small_errors_become(layer: int, checkpoint_of: Make) -> No
     plain = model.run(module, hidden)
     squared = gain.squared()
     assert squared is not None and squared.shape == (24,)
-    became = torch.zeros(24)
-    for _ in range(400):
+    became = errors_after(model, module, hidden, plain, generator, 400)
+    # Two of 64 directions are lost in the norms, and the weights of the others differ.
+    assert float((became / squared).log().abs().mean()) < 0.15
+
+
+def errors_after(
+    model: StreamingModel,
+    module: torch.nn.Module,
+    hidden: torch.Tensor,
+    plain: torch.Tensor,
+    generator: torch.Generator,
+    rounds: int,
+) -> torch.Tensor:
+    """[tokens]: mean square of random errors of the experts' sum after the layer, over before."""
+    became = torch.zeros(hidden.shape[1])
+    for _ in range(rounds):
         error = torch.zeros(0)
 
         def disturb(_: object, __: object, output: torch.Tensor) -> torch.Tensor:
@@ -44,9 +58,20 @@ def test_gain_is_what_small_errors_become(layer: int, checkpoint_of: Make) -> No
         hook = routed_experts(module).register_forward_hook(disturb)
         moved = model.run(module, hidden) - plain
         hook.remove()
-        became += moved[0].square().sum(-1) / error.square().sum(-1) / 400
-    # Two of 64 directions are lost in the norms, and the weights of the others differ.
-    assert float((became / squared).log().abs().mean()) < 0.15
+        became += moved[0].square().sum(-1) / error.square().sum(-1) / rounds
+    return became
+
+
+def test_gain_is_the_square_of_what_blocks_are_multiplied_by(checkpoint_of: Make) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = StreamingModel(ModelSource(Checkpoint(checkpoint_of("granitemoehybrid"))), CPU, F32)
+    module, hidden = model.layer(0), model.embed(torch.arange(8)[None])
+    gain = RoutedGain(norms_of(module, model.config, 0), None, model.config.multipliers.residual)
+    squared = gain.squared()
+    assert squared is not None and float(squared) == 0.25
+    plain = model.run(module, hidden)
+    became = errors_after(model, module, hidden, plain, generator, 1)
+    torch.testing.assert_close(became, squared.expand(8), rtol=1e-2, atol=0)
 
 
 def test_no_gain_where_nothing_stands_between(checkpoint_of: Make) -> None:

@@ -21,6 +21,8 @@ from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.forward.text_batch import Domain
 
+# Of the experts' own, in transformers: what it is given is the residual stream.
+_NORMS = ("pre_feedforward_layernorm_2", "post_attention_layernorm", "ffn_norm", "norm")
 NAMES = (*EXPERT_SUMS, *NEURON_SUMS, *NEURON_MAXIMA)
 
 
@@ -31,8 +33,7 @@ def hooked_sums(path: Path, data: Domain) -> dict[int, dict[str, torch.Tensor]]:
     seen: dict[int, dict[str, Any]] = {layer: {} for layer in checkpoint.config.moe_layers}
     for layer, found in seen.items():
         block = model.model.layers[layer]
-        names = ("pre_feedforward_layernorm_2", "post_attention_layernorm", "ffn_norm")
-        own_norm = next(getattr(block, name) for name in names if hasattr(block, name))
+        own_norm = next(getattr(block, name) for name in _NORMS if hasattr(block, name))
         own_norm.register_forward_pre_hook(
             lambda _, args, found=found: found.update(h=args[0].flatten(0, -2))
         )

@@ -65,17 +65,18 @@ def test_every_expert_is_its_slice_and_the_rest_is_untouched(
         file.name: file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors")
     }
     before = per_expert(checkpoint.path)
-    after = load_file(tmp_path / "out" / "model.safetensors")
+    after = per_expert(tmp_path / "out")
     for layer in checkpoint.config.moe_layers:
         for expert in range(checkpoint.config.num_experts):
-            gate, up, down = (checkpoint.config.expert_tensor(layer, expert, i) for i in range(3))
-            kept = plan.neurons(layer, expert)
-            assert torch.equal(after.pop(gate), before.pop(gate)[kept])
-            assert torch.equal(after.pop(up), before.pop(up)[kept])
-            assert torch.equal(after.pop(down), before.pop(down)[:, kept])
-            biases = checkpoint.config.expert_tensors(layer, expert)[3:-1]  # but for down's
-            for bias in biases:
-                assert torch.equal(after.pop(bias), before.pop(bias)[kept])
+            kept, names = (
+                plan.neurons(layer, expert),
+                checkpoint.config.expert_tensors(layer, expert),
+            )
+            for part, name in zip(checkpoint.config.expert_parts, names, strict=True):
+                if part == "down":
+                    assert torch.equal(after.pop(name), before.pop(name)[:, kept])
+                elif part != "down_bias":
+                    assert torch.equal(after.pop(name), before.pop(name)[kept])
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 

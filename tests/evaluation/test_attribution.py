@@ -57,7 +57,8 @@ def judged(reference: Path, file: Path, **options: Any) -> ValidationReport:
 def test_an_f32_file_gives_back_every_tensor(
     family: str, layout: str, checkpoint_of: CheckpointOf, tmp_path: Path
 ) -> None:
-    """Padded shared experts, interleaved queries and split latents included, bit for bit."""
+    """Padded shared experts, interleaved queries and split latents included, bit for bit; but for
+    Mamba's decays."""
     checkpoint = Checkpoint(checkpoint_of(family))
     plan = random_plan(checkpoint, "uniform" if layout == "merged" else "ragged")
     source = ModelSource(checkpoint, plan)
@@ -67,7 +68,8 @@ def test_an_f32_file_gives_back_every_tensor(
     assert found.config.expert_widths == source.config.expert_widths
     for name, spec in source.tensors.items():
         wanted = source.read(name).float()
-        assert torch.equal(found.read(name), wanted), name
+        tolerance = 1e-6 if spec.role == "ssm_a" else 0.0  # stored as its exponential
+        assert torch.allclose(found.read(name), wanted, rtol=0, atol=tolerance), name
         if spec.part == "embeddings":
             assert torch.equal(found.read_rows(name, 5, 9), wanted[5:9])
             assert torch.equal(found.held(name)(3, 300), wanted[3:300])

@@ -31,10 +31,11 @@ def test_counts_equal_transformers(family: str, checkpoint_of: CheckpointOf) -> 
     buffers = sum(b.numel() for name, b in model.named_buffers() if name in kept)
     assert summary.parameters == buffers + sum(p.numel() for p in model.parameters())
     assert set(summary.parts) <= set(PARTS)
-    biased = Checkpoint(checkpoint_of(family)).config.family.expert_bias
-    biases = 2 * summary.width + summary.hidden_size if biased else 0
+    row = Checkpoint(checkpoint_of(family)).config.family
+    biases = 2 * summary.width + summary.hidden_size if row.expert_bias else 0
+    matrices = len(row.matrices) * summary.width * summary.hidden_size
     assert summary.parts["routed experts"].parameters == (
-        summary.moe_layers * summary.experts * (3 * summary.width * summary.hidden_size + biases)
+        summary.moe_layers * summary.experts * (matrices + biases)
     )
     file = checkpoint_of(family) / "model.safetensors"
     header = int.from_bytes(file.read_bytes()[:8], "little") + 8

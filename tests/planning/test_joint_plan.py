@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import tiny
 from support.calibrating import domain
 from support.calibrating import run as calibrated
 from support.planning import check_legal, total
@@ -85,6 +86,24 @@ def test_the_file_has_the_bytes_and_the_types_of_the_plan(
     assert load_plan(tmp_path / "plan.json").types == plan.types
     options = ExportOptions("auto", "per-expert", imatrix=True, types=plan.file_types)
     source, data = ModelSource(known[0], plan), ExportData(Importance(known[1], plan))
+    EXPORTER.write(source, options, tmp_path / "model.gguf", data)
+    assert (tmp_path / "model.gguf").stat().st_size == plan.files["model.gguf"]
+
+
+def test_experts_without_a_gate(tmp_path: Path) -> None:
+    """The file has the bytes of the plan: a neuron is one row and one column."""
+    tiny.make(tmp_path / "model", "nemotron_h", hidden_size=256, moe_intermediate_size=256)
+    model, work = Checkpoint(tmp_path / "model"), tmp_path / "work"
+    statistics = calibrated(model.path, work, [domain("code", 4, 64)])
+    save_domains(work / SLICE_FILE, [domain("code", 1, 64, 5)])
+    errors = measure_rounding(model, RoundingJob(EXPORTER, OPTIONS), statistics, work, **CPU)
+    known = model, statistics, errors
+    limit = total(planned(known, quant="Q5_K_M", keep=0.75))
+    plan = planned(known, budget_bytes=limit)
+    check_legal(plan, model)
+    assert plan.types is not None and total(plan) <= limit
+    options = ExportOptions("auto", "per-expert", imatrix=True, types=plan.file_types)
+    source, data = ModelSource(model, plan), ExportData(Importance(statistics, plan))
     EXPORTER.write(source, options, tmp_path / "model.gguf", data)
     assert (tmp_path / "model.gguf").stat().st_size == plan.files["model.gguf"]
 

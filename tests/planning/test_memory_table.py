@@ -134,7 +134,7 @@ def test_table_adds_up_to_the_manifest(checkpoint_of: Callable[[str], Path], fam
     assert table.weights_bytes == manifest.weight_bytes
     count = sum(len(row) for row in config.expert_widths.values())
     biases = 2 * config.expert_neurons + count * config.hidden_size
-    experts = 4 * config.expert_neurons * config.hidden_size * 3
+    experts = 4 * config.expert_neurons * config.hidden_size * len(config.family.matrices)
     experts += 4 * biases if config.family.expert_bias else 0
     assert table.experts_bytes == expert_bytes(manifest) == experts
     parts = table.weights_bytes + table.kv_bytes + table.compute_bytes + table.overhead_bytes

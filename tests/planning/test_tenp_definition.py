@@ -25,7 +25,7 @@ from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models import Family
 from tenp_edge.scoring.saliency import expert_scores, neuron_scores
 
-FAMILIES = ("qwen3_moe", "qwen2_moe", "deepseek_v3", "gpt_oss", "gemma4_text")
+FAMILIES = ("qwen3_moe", "qwen2_moe", "deepseek_v3", "gpt_oss", "gemma4_text", "nemotron_h")
 Sums = dict[tuple[str, int, int], tuple[torch.Tensor, torch.Tensor]]
 
 

@@ -106,6 +106,22 @@ def test_the_model_is_never_left_without_a_plan(tmp_path: Path) -> None:
     assert not [note for note in plan.record.notes if "whole blocks" in note]
 
 
+def test_experts_without_a_gate_have_whole_blocks_too(tmp_path: Path) -> None:
+    """Their down alone has rows of a width: Nemotron's 1856 of 2688 becomes 1792."""
+    sizes = {"hidden_size": 256, "moe_intermediate_size": 832}
+    checkpoint = Checkpoint(tiny.make(tmp_path, "nemotron_h", **sizes))
+    whole = make_plan(checkpoint, PROFILE, replace(OPTIONS, method="enp"))
+    cut = make_plan(
+        checkpoint, PROFILE, replace(OPTIONS, method="enp", keep=0.9231, budget_bytes=None)
+    )
+    assert {w for row in cut.widths.values() for w in row} == {768}
+    saved = (weights(whole) - weights(cut)) / int(whole.memory["experts_bytes"])
+    assert saved > 2 * (1 - 768 / 832), "the cut, and down in its own type again"
+    assert note_of(whole).startswith(
+        "experts of 832 neurons are no whole blocks of Q4_K_M: with 768"
+    )
+
+
 def test_less_than_the_smallest_plan_of_blocks(model: Checkpoint, statistics: Statistics) -> None:
     every_256 = replace(OPTIONS, method="enp", keep=0.31, budget_bytes=None)
     smallest = make_plan(model, PROFILE, every_256)

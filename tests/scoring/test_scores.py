@@ -31,9 +31,9 @@ Tokens = dict[str, torch.Tensor]
 HIDDEN, WIDTH, COUNT = 12, 7, 40
 
 
-@pytest.fixture(scope="module")
-def tokens() -> Tokens:
-    """One expert's tokens, float64, and its weights."""
+@pytest.fixture(scope="module", params=["gated", "ungated"])
+def tokens(request: pytest.FixtureRequest) -> Tokens:
+    """One expert's tokens, float64, and its weights: m = silu(gate) up, or relu(up)^2."""
     generator = torch.Generator().manual_seed(5)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -41,14 +41,15 @@ def tokens() -> Tokens:
 
     gate_w, up_w, down_w = draw(WIDTH, HIDDEN), draw(WIDTH, HIDDEN), draw(HIDDEN, WIDTH)
     x, h, g = draw(COUNT, HIDDEN), draw(COUNT, HIDDEN), draw(COUNT).abs()
-    m = torch.nn.functional.silu(x @ gate_w.T) * (x @ up_w.T)
-    return {
+    is_gated = request.param == "gated"
+    gate = torch.nn.functional.silu(x @ gate_w.T)
+    m = gate * (x @ up_w.T) if is_gated else (x @ up_w.T).clamp_min(0).square()
+    return ({"gate_w": gate_w} if is_gated else {}) | {
         "x": x,
         "h": h,
         "g": g,
         "m": m,
         "y": m @ down_w.T,
-        "gate_w": gate_w,
         "up_w": up_w,
         "w": down_w,
         "after": 3 * h + draw(COUNT, HIDDEN),
@@ -68,11 +69,9 @@ def sums(tokens: Tokens) -> tuple[LayerStatistics, dict[str, torch.Tensor]]:
     ones = torch.ones(COUNT, 1, dtype=torch.int64)
     accumulate_tokens(stats, h=t["h"], routed=routed, experts=ones, gated_norm=gated_norm[:, None])
     accumulate_growth(stats, h=t["h"], after=t["after"])
-    norms = {
-        "gate_norm": t["gate_w"].norm(dim=1).expand(2, -1),
-        "up_norm": t["up_w"].norm(dim=1).expand(2, -1),
-        "down_norm": t["w"].norm(dim=0).expand(2, -1),
-    }
+    rows = {"gate_norm": "gate_w", "up_norm": "up_w"}
+    norms = {k: t[name].norm(dim=1).expand(2, -1) for k, name in rows.items() if name in t}
+    norms["down_norm"] = t["w"].norm(dim=0).expand(2, -1)
     for name, value in (
         ("gradient_sq", t["slope"].square()),
         ("taylor", (t["m"] * t["slope"]).abs()),
@@ -85,8 +84,9 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
 
 
-def frobenius(t: Tokens) -> torch.Tensor:
-    return torch.stack([t[n].square().sum() for n in ("gate_w", "up_w", "w")]).sum().sqrt()
+def rows_of(t: Tokens) -> torch.Tensor:
+    """A neuron's weights: its rows of gate (if any) and up and its column of down, end to end."""
+    return torch.cat([*(t[name] for name in ("gate_w", "up_w") if name in t), t["w"].T], dim=1)
 
 
 EXPERT_EQUATIONS: dict[str, Callable[[Tokens], torch.Tensor]] = {
@@ -106,7 +106,7 @@ EXPERT_EQUATIONS: dict[str, Callable[[Tokens], torch.Tensor]] = {
     "tenp-residual": lambda t: (
         t["g"] * t["y"].norm(dim=1) * (1 - cosine(t["h"], t["h"] + t["g"][:, None] * t["y"]))
     ).sum(),
-    "magnitude": frobenius,
+    "magnitude": lambda t: rows_of(t).norm(),
 }
 
 
@@ -139,7 +139,7 @@ NEURON_EQUATIONS: dict[str, Callable[[Tokens], torch.Tensor]] = {
     "heapr": lambda t: t["m"].square().mean(dim=0) * t["slope"].square().mean(dim=0),
     "heapr-sum": lambda t: COUNT * t["m"].square().mean(dim=0) * t["slope"].square().mean(dim=0),
     "taylor": lambda t: (t["m"] * t["slope"]).abs().sum(dim=0),
-    "magnitude": lambda t: torch.cat([t["gate_w"], t["up_w"], t["w"].T], dim=1).norm(dim=1),
+    "magnitude": lambda t: rows_of(t).norm(dim=1),
 }
 
 
@@ -337,7 +337,7 @@ def test_prior_losses_are_those_of_the_domains_mean(
     statistics = statistics_of(checkpoint_of, tmp_path)
     prior, norms = prior_losses(statistics, 1), statistics.weight_norms(1)
     said = ranking_scores(statistics, 1, "relative") / 2
-    expected = elimination.prior(said, norms["gate_norm"], norms["up_norm"], norms["down_norm"])
+    expected = elimination.prior(said, norms)
     torch.testing.assert_close(prior, expected)
     assert (prior[5] > 0).all()  # the expert that no text reached
 

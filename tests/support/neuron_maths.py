@@ -14,7 +14,11 @@ from tenp_edge.models import FAMILIES, Family
 
 def activations(family: Family, weights: ExpertWeights, x: torch.Tensor) -> torch.Tensor:
     """m of every token of ``x`` [n, hidden] (or of one), in float64."""
-    gate, up = x @ weights.gate.double().T, x @ weights.up.double().T
+    up = x @ weights.up.double().T
+    if weights.gate is None:
+        assert family.activation == "relu2"
+        return torch.where(up > 0, up**2, 0)
+    gate = x @ weights.gate.double().T
     if weights.gate_bias is not None and weights.up_bias is not None:
         gate, up = gate + weights.gate_bias.double(), up + weights.up_bias.double()
     if family.activation == "swiglu_oai":
@@ -30,7 +34,10 @@ def activations(family: Family, weights: ExpertWeights, x: torch.Tensor) -> torc
 def weights_in(model: Any, family: Family, layer: int, expert: int) -> ExpertWeights:
     """One expert of a transformers model: views of its stacked parameters."""
     experts = tiny.experts_of(model, layer)
-    gate_up, down = experts.gate_up_proj.detach()[expert], experts.down_proj.detach()[expert]
+    down = experts.down_proj.detach()[expert]
+    if "gate" not in family.matrices:
+        return ExpertWeights(None, experts.up_proj.detach()[expert], down)
+    gate_up = experts.gate_up_proj.detach()[expert]
     if getattr(experts, "is_transposed", False) or family.gate_up_interleaved:
         gate_up, down = gate_up.T, down.T
     found = ExpertWeights(*_halves(family, gate_up), down)

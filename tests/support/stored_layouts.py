@@ -25,7 +25,8 @@ def rewritten(model: Path, change: Callable[[Tensors], Tensors]) -> Path:
 def stack_experts(
     model: Path, *, transposed: bool = False, interleaved: bool = False, suffix: str = ""
 ) -> Path:
-    """The routed experts of every layer in two tensors, their biases (if any) in two more."""
+    """The routed experts of every layer in two tensors, their biases (if any) in two more; of a
+    family whose experts have gates."""
     config = Checkpoint(model).config
 
     def change(tensors: Tensors) -> Tensors:
@@ -59,10 +60,10 @@ def per_expert(model: Path) -> Tensors:
     config, tensors = Checkpoint(model).config, load_file(model / FILE)
     tensors = {name.replace(config.stored_prefix, "model.", 1): t for name, t in tensors.items()}
     for layer in config.moe_layers:
-        prefix = f"{config.moe_prefix(layer)}experts."
-        if f"{prefix}gate_up_proj" not in tensors:
+        prefix, (first, second) = config.moe_prefix(layer), config.family.stacked_names
+        if prefix + first not in tensors:
             continue
-        names = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")
+        names = (first, second, f"{first}_bias", f"{second}_bias")
         parts = [tensors.pop(prefix + name) for name in names if prefix + name in tensors]
         transposed = parts[0].shape[-1] != config.hidden_size
         gate_up, down = (part.mT if transposed else part for part in parts[:2])

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from random_checkpoint import write_random_checkpoint
-from support.tiny_delta_nets import delta_net_configs
+from support.tiny_states import state_configs
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tenp_edge.models import FAMILIES as MODELS
-from tenp_edge.models import read_config, state_bytes
+from tenp_edge.models import Mamba2, ModelConfig, read_config, state_bytes
 
 VOCAB = 384
 _COMMON: dict[str, Any] = {
@@ -191,7 +191,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "use_cache": True,
     },
 }
-_NOT_IN_LFM2 = ("hidden_act", "rms_norm_eps")
 CONFIGS |= {
     "glm4_moe_lite": _COMMON
     | _MLA
@@ -293,35 +292,21 @@ CONFIGS |= {
         "tie_word_embeddings": True,
         "use_bias": False,
     },
-    "lfm2_moe": {key: value for key, value in _COMMON.items() if key not in _NOT_IN_LFM2}
-    | {
-        "architectures": ["Lfm2MoeForCausalLM"],
-        "conv_L_cache": 3,
-        "conv_bias": False,
-        "initializer_range": 0.02,
-        "layer_types": ["conv", "full_attention", "conv"],
-        "moe_intermediate_size": 96,
-        "norm_eps": 1e-5,
-        "norm_topk_prob": True,
-        "num_dense_layers": 1,
-        "num_experts": 8,
-        "num_experts_per_tok": 3,
-        "num_key_value_heads": 2,
-        "pad_token_id": 0,
-        "rope_theta": 1000000.0,
-        "routed_scaling_factor": 1.0,
-        "tie_word_embeddings": True,
-        "use_cache": True,
-        "use_expert_bias": True,
-    },
 }
-CONFIGS |= delta_net_configs(_COMMON)
+CONFIGS |= state_configs(_COMMON)
 for _name, _config in CONFIGS.items():
     _config["model_type"] = _name
+
+
+def _has_mamba(config: ModelConfig) -> bool:
+    return any(isinstance(mixer, Mamba2) for mixer in config.mixers)
+
+
 FAMILIES = tuple(CONFIGS)
 MLA_FAMILIES = tuple(name for name, config in CONFIGS.items() if "kv_lora_rank" in config)
 # Whose experts transformers reads stacked only, as they are published; of those, transposed ones.
-STACKED, TRANSPOSED = ("gpt_oss", "qwen3_vl_moe", "gemma4_text"), ("gpt_oss", "qwen3_vl_moe")
+STACKED = ("gpt_oss", "qwen3_vl_moe", "gemma4_text", "granitemoehybrid")
+TRANSPOSED = ("gpt_oss", "qwen3_vl_moe")
 # Those with layers that carry a state.
 STATE_FAMILIES = tuple(
     name for name, config in CONFIGS.items() if state_bytes(read_config(config, MODELS).mixers)
@@ -332,8 +317,12 @@ STATIC_FAMILIES = tuple(
     for name, config in CONFIGS.items()
     if "sliding_window" not in config and name not in STATE_FAMILIES
 )
+# Those that have a graph for onnxruntime.
+ONNX_FAMILIES = tuple(
+    name for name, config in CONFIGS.items() if not _has_mamba(read_config(config, MODELS))
+)
 # Those whose experts onnxruntime's own operators compute.
-CPU_FAMILIES = tuple(name for name in FAMILIES if name != "gemma4_text")
+CPU_FAMILIES = tuple(name for name in ONNX_FAMILIES if name != "gemma4_text")
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -374,9 +363,9 @@ def make(directory: Path, family: str, *, fused: bool = False, **changes: Any) -
 def experts_of(model: Any, layer: int) -> Any:
     """The experts' module of a transformers model's layer: the MoE block's, or the layer's own."""
     found = model.model.layers[layer]
-    if hasattr(found, "experts"):
-        return found.experts
-    return (found.mlp if hasattr(found, "mlp") else found.feed_forward).experts
+    names = ("mlp", "feed_forward", "mixer", "block_sparse_moe")
+    places = (found, *(getattr(found, name, None) for name in names))
+    return next(place.experts for place in places if hasattr(place, "experts"))
 
 
 def is_looked_up(family: str) -> bool:

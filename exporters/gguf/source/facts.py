@@ -24,10 +24,14 @@ _TIED = "tie_word_embeddings"
 _TOKENS = ("bos", "eos", "padding")
 
 
+_READ_STATES = (None, "short convolution")
+
+
 def is_read(family: Family) -> bool:
     """Whether the way back is there: not for norms that the file holds as 1 + w, whose rounding
-    the source's values do not have."""
-    return not family.zero_centred_roles
+    the source's values do not have, and not for states whose decay it holds as an exponential."""
+    state = ARCHITECTURES[family.model_type].graph.state
+    return not family.zero_centred_roles and state in _READ_STATES
 
 
 def read_told(parts: GgufParts) -> Told:

@@ -21,7 +21,6 @@ from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import ManifestTensor
 from tenp_edge.exporters.gguf.source.parts import open_parts
 from tenp_edge.exporters.gguf.types import TYPES
-from tenp_edge.models import PROJECTIONS
 from tenp_edge.models.layouts import StoredWeight
 
 if TYPE_CHECKING:  # which asks here for types
@@ -63,7 +62,8 @@ class SourceTypes:
         projection, _, bias = role.removeprefix("expert_").partition("_")
         if not role.startswith("expert_") or bias:
             return self._types.get(name)
-        config, index = self._checkpoint.config, PROJECTIONS.index(projection)
+        config = self._checkpoint.config
+        index = config.family.matrices.index(projection)
         return self._stored(self._checkpoint.weights[config.expert_tensor(layer, 0, index)])
 
     def _stored(self, weight: StoredWeight) -> str:
@@ -114,7 +114,8 @@ class KeptBytes:
         must be encoded anew."""
         projection, _, bias = part.partition("_")
         source, config = self._source, self._checkpoint.config
-        original, index = source.original_expert(layer, expert), PROJECTIONS.index(projection)
+        original = source.original_expert(layer, expert)
+        index = config.family.matrices.index(projection)
         if bias or source.changes(source.config.expert_tensor(layer, expert, index)):
             return None
         weight = self._checkpoint.weights[config.expert_tensor(layer, original, index)]

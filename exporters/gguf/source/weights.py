@@ -24,7 +24,7 @@ from tenp_edge.exporters.gguf.architectures import NAMES, expert_name, merged_na
 from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.source.parts import GgufParts, Placed
 from tenp_edge.exporters.gguf.transforms import file_roles, from_file, is_transformed, to_file
-from tenp_edge.models import PROJECTIONS, ModelConfig, Shape, TensorSpec, expected_tensors
+from tenp_edge.models import ModelConfig, Shape, TensorSpec, expected_tensors
 from tenp_edge.models.layouts import PLAIN, WEIGHT_DTYPES, Layout, PartRule, Rules, StoredWeight
 from tenp_edge.models.safetensors_header import StoredTensor
 from tenp_edge.models.tensors import Part
@@ -125,7 +125,7 @@ class _Index:
                 (config.hidden_size, width) if projection == "down" else (width, config.hidden_size)
             )
             shape = matrix[:1] if bias else matrix
-            name = name_of(layer, expert, PROJECTIONS.index(projection))
+            name = name_of(layer, expert, config.family.matrices.index(projection))
             self._add(name, shape, "routed experts", place(expert, shape))
 
     def leave_out(self) -> None:
@@ -174,7 +174,7 @@ class _Index:
 
             def in_fused(expert: int, shape: Shape) -> _Rows:
                 self._checked(fused, (count, 2 * shape[0], shape[1]))
-                first = (2 * expert + PROJECTIONS.index(projection)) * shape[0]
+                first = (2 * expert + self._config.family.matrices.index(projection)) * shape[0]
                 return self._rows_of(fused, shape[0], first, f"{fused}[{expert}, {projection}]")
 
             return in_fused

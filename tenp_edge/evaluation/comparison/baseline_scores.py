@@ -17,14 +17,14 @@ from tenp_edge.scoring.saliency import ranking_scores, sum_of, tokens_routed
 
 
 def aimer_scores(checkpoint: Checkpoint, layer: int) -> torch.Tensor:
-    """-mean|w| / rms(w) over an expert's three matrices, [experts]: AIMER, arXiv 2603.18492.
+    """-mean|w| / rms(w) over an expert's matrices, [experts]: AIMER, arXiv 2603.18492.
 
     The flattest distribution of weights is cut first; no data.
     """
     scores = []
     for expert in range(checkpoint.config.num_experts):
         weights = checkpoint.expert(layer, expert)
-        matrices = [w.float() for w in (weights.gate, weights.up, weights.down)]
+        matrices = [w.float() for w in weights.matrices]
         count = sum(w.numel() for w in matrices)
         mean = sum(float(w.abs().sum()) for w in matrices) / count
         rms = (sum(float(w.square().sum()) for w in matrices) / count) ** 0.5

@@ -125,12 +125,12 @@ class _MaskedSource(ModelSource):
         weights = super()._read_expert(layer, expert)
         inputs = self._norm(layer, INPUT_SUM)[expert]
         neurons = self._norm(layer, "activation_sq")[expert]
-        return replace(
-            weights,
-            gate=masked_rows(weights.gate, inputs, self.keep),
-            up=masked_rows(weights.up, inputs, self.keep),
-            down=masked_rows(weights.down, neurons, self.keep),
-        )
+        named = zip(self.config.family.matrices, weights.matrices, strict=True)
+        masked = {
+            name: masked_rows(matrix, neurons if name == "down" else inputs, self.keep)
+            for name, matrix in named
+        }
+        return replace(weights, **masked)
 
     def _norm(self, layer: int, name: str) -> torch.Tensor:
         """||x_j|| of every expert's inputs (or of its activations) over all domains."""

@@ -172,7 +172,7 @@ def _mean(values: Iterator[float]) -> float:
 
 def _facts(case: Case, cut: Cut) -> dict[str, Any]:
     config, size = case.checkpoint.config, case.checkpoint.dtype.itemsize
-    total = 3 * config.hidden_size * size * case.space.total_neurons
+    total = len(config.family.matrices) * config.hidden_size * size * case.space.total_neurons
     return {
         "kept": cut.kept,
         "expert_bytes": round(cut.stored * total),

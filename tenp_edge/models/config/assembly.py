@@ -31,12 +31,13 @@ from tenp_edge.models.config.keys import (
     refuse_contradictions,
     refuse_unknown,
 )
-from tenp_edge.models.config.mixer_config import mixers_of
+from tenp_edge.models.config.mixer_config import EXPERTS, listed_layers, mixers_of
 from tenp_edge.models.config.reader import ConfigReader, contradiction, malformed, refuse
 from tenp_edge.models.config.rope_config import rope_by_layer_type, rope_sections
 from tenp_edge.models.family import Family, QkNorm
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.models.model_config import ModelConfig, VisionFacts
+from tenp_edge.models.multipliers import UNSCALED, Multipliers
 from tenp_edge.models.quantization import quantised_layouts
 from tenp_edge.models.wrapper import own_keys, unwrap
 
@@ -63,7 +64,8 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     refuse_unknown(raw, family, family.defaults)
     config = ConfigReader(raw, family)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    layers = config.integer("num_hidden_layers", most=_MOST_LAYERS)
+    listed = listed_layers(config, family)
+    layers = config.integer("num_hidden_layers", default=listed, most=_MOST_LAYERS)
     experts = config.integer(*EXPERT_KEYS, most=_MOST_EXPERTS)
     width, top_k = config.integer(family.width_key), config.integer(*TOP_K_KEYS)
     refuse_contradictions(config.raw)
@@ -81,7 +83,8 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     windows = windows_of(config, family, layers)
     attention = LayerAttention(heads, kv_heads, head_dim, latent=latent)
     ropes = rope_by_layer_type(config, family)
-    if mla is None and int(head_dim * ropes[FULL].part) not in range(2, head_dim + 1, 2):
+    rotated = family.rotary_module is not None and mla is None
+    if rotated and int(head_dim * ropes[FULL].part) not in range(2, head_dim + 1, 2):
         part = ropes[FULL].part
         raise contradiction(f"{part:g} of a head of {head_dim} is no even number to rotate")
     return ModelConfig(
@@ -118,6 +121,8 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         mlp_layers=_mlp_layers(family, moe_layers, layers),
         layer_ropes=tuple(ropes[SLIDING if window else FULL] for window in windows),
         logit_softcap=_softcap(config, family),
+        multipliers=_multipliers(config) if family.multipliers else UNSCALED,
+        stored_prefix=family.stored_prefixes[0],
     )
 
 
@@ -141,8 +146,10 @@ def _vision(config: ConfigReader, rotated: int, layers: int) -> VisionFacts | No
 
 
 def _mlp_layers(family: Family, moe_layers: Sequence[int], layers: int) -> frozenset[int]:
-    """Those that do not route, or all where an MLP runs beside the experts."""
-    return frozenset(range(layers)).difference(() if family.dense_beside else moe_layers)
+    """Those that do not route, or all where an MLP runs beside the experts; none where layers of
+    experts alone stand among others."""
+    own = () if EXPERTS in family.layer_kinds.values() else range(layers)
+    return frozenset(own).difference(() if family.dense_beside else moe_layers)
 
 
 def _qk_norm(config: ConfigReader, family: Family) -> QkNorm:
@@ -153,6 +160,15 @@ def _qk_norm(config: ConfigReader, family: Family) -> QkNorm:
 def _softcap(config: ConfigReader, family: Family) -> float | None:
     key = family.softcap_key
     return None if key is None or config.value(key) is None else config.number(key)
+
+
+def _multipliers(config: ConfigReader) -> Multipliers:
+    return Multipliers(
+        embedding=config.number("embedding_multiplier", default=1.0),
+        attention=config.number("attention_multiplier", default=1.0),
+        residual=config.number("residual_multiplier", default=1.0),
+        logits=1.0 / config.number("logits_scaling", default=1.0),
+    )
 
 
 def _dtype(config: ConfigReader) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tenp_edge.errors import UserError
+from tenp_edge.models.config.mixer_config import EXPERTS, layer_kinds
 from tenp_edge.models.config.reader import (
     BELONGS,
     ConfigReader,
@@ -18,6 +19,12 @@ from tenp_edge.models.family import Family
 
 def moe_layers_of(config: ConfigReader, family: Family, layers: int) -> tuple[int, ...]:
     """Which decoder layers route: transformers' rules for dense-first and sparse-step models."""
+    if EXPERTS in family.layer_kinds.values():
+        kinds = enumerate(layer_kinds(config, family, layers))
+        alone = tuple(layer for layer, kind in kinds if kind == EXPERTS)
+        if not alone:
+            raise _no_routed_layer()
+        return alone
     types = config.value("mlp_layer_types")
     if types is not None:
         return _sparse_layers(types, layers)
@@ -76,6 +83,8 @@ def shared_width(config: ConfigReader, family: Family, width: int) -> int:
     """Width of the shared expert, 0 without."""
     if family.shared_block is None:
         return 0
+    if family.shared_width_key is not None:
+        return config.integer(family.shared_width_key, default=0)
     if family.shared_gated:
         return config.integer("shared_expert_intermediate_size", default=0)
     return width * config.integer("n_shared_experts", "moe_num_shared_experts", default=0)

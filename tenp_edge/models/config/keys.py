@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tenp_edge.errors import UserError
@@ -17,6 +17,7 @@ _ACTIVATIONS: dict[Activation, tuple[str, ...]] = {
     "silu": ("silu", "swish"),
     "gelu_tanh": ("gelu_pytorch_tanh",),
     "swiglu_oai": ("silu", "swish"),
+    "relu2": ("relu2",),
 }
 # Keys that any of the families may carry, and keys that change nothing at inference.
 _READ_KEYS = frozenset(
@@ -50,6 +51,8 @@ def family_of(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
     """The family of ``raw`` (config.json). Raises UserError for one that is not supported."""
     model_type = raw.get(WRAPPED_BY, raw.get("model_type"))
     supported = ", ".join(sorted(families))
+    if any(type(raw.get(key)) is int and raw[key] == 0 for key in EXPERT_KEYS):
+        raise dense_model(model_type, families)
     if isinstance(model_type, str) and model_type in families:
         return families[model_type]
     for family in families.values():
@@ -57,11 +60,16 @@ def family_of(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
             return family
     text = raw.get("text_config")
     if not any(key in raw or (isinstance(text, dict) and key in text) for key in EXPERT_KEYS):
-        raise UserError(
-            f"{model_type!r} is a dense model: it has no routed experts to prune",
-            f"a Mixture-of-Experts checkpoint of one of: {supported}",
-        )
+        raise dense_model(model_type, families)
     raise UserError(f"model family {model_type!r} is not supported", f"supported: {supported}")
+
+
+def dense_model(model_type: object, families: Iterable[str]) -> UserError:
+    """The error for a model that has no routed experts."""
+    return UserError(
+        f"{model_type!r} is a dense model: it has no routed experts to prune",
+        f"a Mixture-of-Experts checkpoint of one of: {', '.join(sorted(families))}",
+    )
 
 
 def _names(family: Family) -> tuple[str, ...]:

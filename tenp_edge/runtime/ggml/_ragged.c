@@ -45,8 +45,9 @@ typedef void (*dot_fn)(int n, float *s, size_t bs, const void *x, size_t bx, con
 typedef void (*quantise_fn)(const float *x, void *y, int64_t n);
 typedef void (*activation_fn)(int n, float *y, const float *gate, const float *up);
 
-/* One expert: its matrices and biases (or none) as they lie in the file, and the kernels of their
- * types. One of width 0 has no matrices: what it gives is its down_bias, or nothing. */
+/* One expert: its matrices (gate may be none) and biases (or none) as they lie in the file, and the
+ * kernels of their types. One of width 0 has no matrices: what it gives is its down_bias, or
+ * nothing. */
 struct expert {
     const char *gate, *up, *down;
     const float *gate_bias, *up_bias, *down_bias;
@@ -118,6 +119,15 @@ static void geglu(int n, float *y, const float *gate, const float *up) {
         float g = gate[i];
         if (g > -10.0f && g < 10.0f) g = gelu_table[half_bits(g)];
         y[i] = g <= -10.0f ? 0.0f : g * up[i];
+    }
+}
+
+/* relu(up)^2, of experts that have no gate. */
+static void relu2(int n, float *y, const float *gate, const float *up) {
+    (void)gate;
+    for (int i = 0; i < n; i++) {
+        float u = up[i] > 0.0f ? up[i] : 0.0f;
+        y[i] = u * u;
     }
 }
 
@@ -194,7 +204,7 @@ static void gate_up_unit(const struct layer *l, int e, int first, int last) {
             const char *gx = s->x[x->gate_kind] + token * l->x_row[x->gate_kind];
             const char *ux = s->x[x->up_kind] + token * l->x_row[x->up_kind];
             float gate[MOST_ROWS], up[MOST_ROWS];
-            for (int r = row; r < stop; r++)
+            for (int r = row; x->gate && r < stop; r++)
                 x->gate_dot(l->hidden, &gate[r - row], 0, x->gate + r * x->gate_row, 0, gx, 0, 1);
             for (int r = row; r < stop; r++)
                 x->up_dot(l->hidden, &up[r - row], 0, x->up + r * x->up_row, 0, ux, 0, 1);
@@ -278,10 +288,11 @@ static void down(struct tensor *dst, int ith, int nth, void *user) {
 static PyObject *addresses(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     return Py_BuildValue(
-        "{s:K,s:K,s:K,s:K,s:K,s:K}", "prepare", (unsigned long long)(uintptr_t)prepare, "gate_up",
+        "{s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "prepare", (unsigned long long)(uintptr_t)prepare, "gate_up",
         (unsigned long long)(uintptr_t)gate_up, "down", (unsigned long long)(uintptr_t)down,
         "silu", (unsigned long long)(uintptr_t)own_swiglu, "swiglu_oai",
-        (unsigned long long)(uintptr_t)swiglu_oai, "gelu_tanh", (unsigned long long)(uintptr_t)geglu);
+        (unsigned long long)(uintptr_t)swiglu_oai, "gelu_tanh", (unsigned long long)(uintptr_t)geglu,
+        "relu2", (unsigned long long)(uintptr_t)relu2);
 }
 
 static PyObject *use_gelu_table(PyObject *self, PyObject *address) {

@@ -36,7 +36,8 @@ def _grouped(step: Step, layer: int, attention: LayerAttention, x: int) -> int:
     if facts.architecture.value_norm:
         by_size = context.reshape_3d(v, size, kv_heads, tokens)
         v = context.reshape_2d(context.rms_norm(by_size, facts.eps), size * kv_heads, tokens)
-    q, k = _rotate(step, layer, q), _rotate(step, layer, k)
+    if facts.architecture.rope is not None:
+        q, k = _rotate(step, layer, q), _rotate(step, layer, k)
     keys, values = step.cache.layers[layer]
     _store(step, layer, keys, context.reshape_2d(k, size * kv_heads, tokens))
     _store(step, layer, values, v)

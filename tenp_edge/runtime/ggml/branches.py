@@ -26,15 +26,21 @@ if TYPE_CHECKING:  # To run a file takes no family.
 
 @dataclass(frozen=True)
 class Expert:
-    """The tensors of one expert; biases where the file has some. One without neurons has no
-    matrices (0): what it gives is ``down_bias``, or nothing."""
+    """The tensors of one expert; a gate and biases where the file has some. One without neurons has
+    no matrices (0): what it gives is ``down_bias``, or nothing."""
 
-    gate: int
+    gate: int | None
     up: int
     down: int
     gate_bias: int | None = None
     up_bias: int | None = None
     down_bias: int | None = None
+
+    @property
+    def matrices(self) -> dict[str, int]:
+        """Gate (if any), up and down by these names."""
+        gate = {} if self.gate is None else {"gate": self.gate}
+        return {**gate, "up": self.up, "down": self.down}
 
     @property
     def is_empty(self) -> bool:
@@ -66,6 +72,13 @@ _OF_BOTH: dict[Activation, str] = {"silu": "swiglu", "gelu_tanh": "geglu"}
 def gated(context: ggml.Context, activation: Activation, gate: int, up: int) -> int:
     """What is made of gate and up, with ggml's own operator."""
     return _ACTIVATIONS[activation](context, gate, up)
+
+
+def ungated(context: ggml.Context, activation: Activation, up: int) -> tuple[int, int]:
+    """What is made of up alone, last, behind the step before it: relu(up)^2 as llama.cpp has it."""
+    assert activation == "relu2"
+    positive = context.relu(up)
+    return positive, context.sqr(positive)
 
 
 class Route:
@@ -171,11 +184,8 @@ def _output(
         assert expert.down_bias is not None
         (hidden, _), (tokens, _) = ggml.shape(expert.down_bias), ggml.shape(rows)
         return (context.repeat_4d(expert.down_bias, hidden, tokens, 1, 1),)
-    inputs = inputs_of.take(expert.gate, rows)
-    same = inputs_of.same(expert.gate, expert.up)
-    others = inputs if same else inputs_of.take(expert.up, rows)
-    inner = _gate_up(context, activation, expert, inputs[-1], others[-1])
-    return *inputs, *others, *inner, *_linear(context, expert.down, expert.down_bias, inner[-1])
+    inner = _neurons(context, activation, expert, inputs_of, rows)
+    return *inner, *_linear(context, expert.down, expert.down_bias, inner[-1])
 
 
 class _Inputs:
@@ -228,15 +238,30 @@ def _linear(context: ggml.Context, matrix: int, bias: int | None, x: int) -> tup
     return (product,) if bias is None else (product, context.add(product, bias))
 
 
-def _gate_up(
-    context: ggml.Context, activation: Activation, expert: Expert, x: int, up_x: int
+def _neurons(
+    context: ggml.Context, activation: Activation, expert: Expert, inputs_of: _Inputs, rows: int
 ) -> tuple[int, ...]:
-    """What is made of gate x and up x, last, behind the tensors before it whose rows vary, too.
+    """What is made of gate x and up x, or of up x, last, behind the tensors before it whose rows
+    vary, too."""
+    inputs = inputs_of.take(expert.up, rows)
+    if expert.gate is None:
+        right = _linear(context, expert.up, expert.up_bias, inputs[-1])
+        return (*inputs, *right, *ungated(context, activation, right[-1]))
+    same = inputs_of.same(expert.gate, expert.up)
+    others = inputs if same else inputs_of.take(expert.gate, rows)
+    inner = _gate_up(context, activation, expert, expert.gate, others[-1], inputs[-1])
+    return (*inputs, *others, *inner)
+
+
+def _gate_up(
+    context: ggml.Context, activation: Activation, expert: Expert, gate: int, x: int, up_x: int
+) -> tuple[int, ...]:
+    """What is made of ``gate`` x and up x, last, behind the tensors before it whose rows vary.
 
     Where the file has ``up`` right behind ``gate`` they are one matrix of twice the rows: ggml
     shares larger products out better.
     """
-    gate, up = expert.gate, expert.up
+    up = expert.up
     mergeable = activation in _OF_BOTH and expert.gate_bias is None
     if not mergeable or not _side_by_side(gate, up):
         left = _linear(context, gate, expert.gate_bias, x)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tenp_edge.runtime.ggml import bindings as ggml
-from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches, gated
+from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches, gated, ungated
 from tenp_edge.runtime.ggml.mixers import build_mixer
 from tenp_edge.runtime.ggml.ragged import (
     MAX_TOKENS,
@@ -70,6 +70,7 @@ class Model:
         self.weights, self.cache, self.states = weights, cache, states
         self.flash_attention = flash_attention
         self.rope_divisors = Constant(library, facts.rope.divisors)
+        self.sequence = Constant(library, [0], ggml.I32)
         self.experts = {
             layer: [_expert(weights, layer, expert) for expert in range(facts.experts)]
             for layer in facts.widths
@@ -106,12 +107,14 @@ class Model:
 
     def close(self) -> None:
         self.rope_divisors.close()
+        self.sequence.close()
 
 
 def _expert(weights: Weights, layer: int, expert: int) -> Expert:
-    names = [f"blk.{layer}.ffn_{projection}.{expert}" for projection in ("gate", "up", "down")]
-    matrices = (weights.get(f"{name}.weight") or 0 for name in names)
-    return Expert(*matrices, *(weights.get(f"{name}.bias") for name in names))
+    gate, up, down = (f"blk.{layer}.ffn_{name}.{expert}" for name in ("gate", "up", "down"))
+    biases = (weights.get(f"{name}.bias") for name in (gate, up, down))
+    matrices = (weights.get(f"{name}.weight") or 0 for name in (up, down))
+    return Expert(weights.get(f"{gate}.weight"), *matrices, *biases)
 
 
 class Graph:
@@ -140,6 +143,7 @@ class Graph:
             positions=self._input(ggml.I32, tokens),
             spans=self._spans(),
             rope_divisors=model.rope_divisors.tensor,
+            sequence=model.sequence.tensor or 0,
         )
         self._logits = self._build()
         model.library.ggml_set_output(self._logits)
@@ -172,6 +176,7 @@ class Graph:
         x = context.get_rows(embedding, self._ids)
         if facts.architecture.embedding_scale:
             x = context.scale(x, math.sqrt(facts.hidden))
+        x = self._scaled(x, facts.multipliers.embedding)
         for layer in range(facts.layers):
             x = self._layer(layer, x)
             context.expand(x)
@@ -179,6 +184,7 @@ class Graph:
         normed = context.mul(context.rms_norm(x, facts.eps), norm)
         head = weights.get("output.weight")
         logits = context.mul_mat(embedding if head is None else head, normed)
+        logits = self._scaled(logits, facts.multipliers.logits)
         if not facts.softcap:
             return logits
         bounded = context.tanh(context.scale(logits, 1.0 / facts.softcap))
@@ -202,8 +208,13 @@ class Graph:
 
     def _added(self, layer: int, norm: str, mixed: int, x: int) -> int:
         """``x`` and what a block made of it, which some architectures normalise before."""
-        after = self._model.facts.architecture.norms_after
-        return self.context.add(self._step.norm(layer, norm, mixed) if after else mixed, x)
+        facts = self._model.facts
+        if facts.architecture.norms_after:
+            mixed = self._step.norm(layer, norm, mixed)
+        return self.context.add(self._scaled(mixed, facts.multipliers.residual), x)
+
+    def _scaled(self, x: int, factor: float) -> int:
+        return x if factor == 1.0 else self.context.scale(x, factor)
 
     def _feed_forward(self, layer: int, x: int, tokens: int) -> int:
         """Of the residual stream ``x`` (hidden, tokens), before it is added to it."""
@@ -246,7 +257,7 @@ class Graph:
             )
             self._routes.append(route)
         context.expand(mixed)
-        if weights.get(f"blk.{layer}.ffn_gate_shexp.weight") is None:
+        if weights.get(f"blk.{layer}.ffn_up_shexp.weight") is None:
             return mixed
         return context.add(mixed, self._shared(layer, x))
 
@@ -266,10 +277,15 @@ class Graph:
         return self.context.div(self.context.silu(gate), gate)
 
     def _mlp(self, layer: int, suffix: str, x: int) -> int:
-        step = self._step
-        gate, up = (step.linear(layer, f"ffn_{name}{suffix}", x) for name in ("gate", "up"))
-        inner = gated(self.context, self._model.facts.architecture.activation, gate, up)
-        return step.linear(layer, f"ffn_down{suffix}", inner)
+        step, row = self._step, self._model.facts.architecture
+        up = step.linear(layer, f"ffn_up{suffix}", x)
+        if not row.gated:
+            _, inner = ungated(self.context, row.activation, up)
+            return step.linear(layer, f"ffn_down{suffix}", inner)
+        gate = step.linear(layer, f"ffn_gate{suffix}", x)
+        return step.linear(
+            layer, f"ffn_down{suffix}", gated(self.context, row.activation, gate, up)
+        )
 
     # -- running -------------------------------------------------------------------------------
 
@@ -279,7 +295,8 @@ class Graph:
         positions = np.arange(position, position + count)
         # Inputs share memory with later nodes, so each run writes them all.
         ggml.array(self._ids, np.int32, (count,))[:] = tokens
-        ggml.array(self._step.positions, np.int32, (count,))[:] = positions
+        if self._model.facts.architecture.rope is not None:  # else no node reads them
+            ggml.array(self._step.positions, np.int32, (count,))[:] = positions
         for span in self._step.spans.values():
             span.write(positions)
         for route in self._routes:

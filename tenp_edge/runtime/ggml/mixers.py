@@ -12,15 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.mixers import DeltaNet, ShortConvolution
+from tenp_edge.models.mixers import DeltaNet, Mamba2, ShortConvolution
 from tenp_edge.runtime.ggml.attention import build_attention
 from tenp_edge.runtime.ggml.delta_net import build_delta_net
+from tenp_edge.runtime.ggml.mamba2 import build_mamba2
 from tenp_edge.runtime.ggml.short_convolution import build_short_convolution
 from tenp_edge.runtime.ggml.step import Step
 
 _BUILDERS: dict[type, Callable[[Step, int, Any, int], int]] = {
     LayerAttention: build_attention,
     ShortConvolution: build_short_convolution,
+    Mamba2: build_mamba2,
     DeltaNet: build_delta_net,
 }
 

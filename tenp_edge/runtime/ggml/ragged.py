@@ -152,12 +152,13 @@ class RaggedLayer:
             layer["x_row"][0, index] = library.ggml_row_size(kind, hidden)
 
     def _fill(self, record: np.void, expert: Expert) -> None:
+        matrices = expert.matrices
         for name in ("gate", "up", "down"):
             bias = getattr(expert, f"{name}_bias")
             record[f"{name}_bias"] = 0 if bias is None else ggml.tensor(bias).data
-            if expert.is_empty:
+            if expert.is_empty or name not in matrices:
                 continue
-            item = ggml.tensor(getattr(expert, name))
+            item = ggml.tensor(matrices[name])
             traits = self._library.traits(item.type)
             record[name], record[f"{name}_row"] = item.data, item.nb[1]
             record[f"{name}_dot"] = traits.vec_dot

@@ -18,6 +18,7 @@ class Step:
 
     Inputs of the graph: ``positions`` (tokens) int32, and of every window its `Span`.
     ``rope_divisors`` (rotated size / 2): of the frequencies, where the file asks for some.
+    ``sequence`` (1) int32: the number of the one sequence whose states these are, 0.
     """
 
     library: ggml.Library
@@ -31,6 +32,7 @@ class Step:
     positions: int
     spans: Mapping[int | None, Span]
     rope_divisors: int | None
+    sequence: int
 
     def window(self, layer: int) -> int | None:
         """How many tokens ``layer``, which attends, looks back; None for all of them."""

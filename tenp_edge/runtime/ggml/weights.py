@@ -48,9 +48,12 @@ class Weights:
 
 
 class Constant:
-    """A vector of float32 that no file stores. ``tensor``: its address, None of no values."""
+    """A vector that no file stores, of float32 or int32. ``tensor``: its address, None of no
+    values."""
 
-    def __init__(self, library: ggml.Library, values: Sequence[float]) -> None:
+    def __init__(
+        self, library: ggml.Library, values: Sequence[float], kind: int = ggml.F32
+    ) -> None:
         self._library = library
         self.tensor: int | None = None
         if not values:
@@ -59,9 +62,10 @@ class Constant:
         start = -(-self._memory.ctypes.data // 64) * 64
         self._context = ggml.Context(library, 1)
         self._buffer = library.ggml_backend_cpu_buffer_from_ptr(start, 4 * len(values))
-        self.tensor = self._context.new_tensor_1d(ggml.F32, len(values))
+        self.tensor = self._context.new_tensor_1d(kind, len(values))
         library.ggml_backend_tensor_alloc(self._buffer, self.tensor, start)
-        ggml.array(self.tensor, np.float32, (len(values),))[:] = values
+        dtype = np.float32 if kind == ggml.F32 else np.int32
+        ggml.array(self.tensor, dtype, (len(values),))[:] = values
 
     def close(self) -> None:
         if self.tensor is not None:

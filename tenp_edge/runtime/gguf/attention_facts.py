@@ -77,7 +77,8 @@ def attention_by_layer(
 
 def attention_scale(fields: Fields, row: Architecture, rope: Rope, query_dim: int) -> float:
     """1 / sqrt(head size), times (0.1 mscale_all_dim ln(factor) + 1)^2 in deepseek2."""
-    scale = row.attention_scale or 1.0 / math.sqrt(query_dim)
+    own = fields.real("attention.scale", 0.0) if row.multipliers else row.attention_scale
+    scale = own or 1.0 / math.sqrt(query_dim)
     if not row.mla:
         return scale
     spread = math.log(1.0 / rope.scale)

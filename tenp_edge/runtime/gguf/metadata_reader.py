@@ -11,10 +11,12 @@ from tenp_edge.runtime.gguf.header import Header
 
 _SHOWN = 240
 LARGEST = 2**24  # No size of a model is larger; keeps products small.
-# Keys that we write and that are not read here: the tensors say the same.
+# Keys that we write and that are not read here: the tensors say the same, or, of the last,
+# llama.cpp asks for it and uses it for nothing.
 _TOLD_BY_TENSORS = frozenset(
     "vocab_size feed_forward_length expert_feed_forward_length expert_shared_feed_forward_length "
-    "expert_shared_count rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow".split()
+    "expert_shared_count rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow "
+    "attention.layer_norm_epsilon".split()
 )
 
 

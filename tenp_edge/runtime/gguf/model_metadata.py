@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.models.mixers import Mixer
+from tenp_edge.models.multipliers import UNSCALED, Multipliers
 from tenp_edge.runtime.gguf.attention_facts import (
     Mla,
     attention_by_layer,
@@ -68,6 +69,7 @@ class Facts:
     layer_ropes: tuple[Rope, ...]
     softcap: float = 0.0
     stacked: int = 0
+    multipliers: Multipliers = UNSCALED
 
     @property
     def attention(self) -> dict[int, LayerAttention]:
@@ -152,6 +154,8 @@ def _facts(fields: Fields, name: str) -> Facts:
     row = ARCHITECTURES[name]
     mla = read_mla(fields) if row.mla else None
     rope = read_rope(fields)
+    if row.rope is None and fields.flag("rope.scaling.finetuned"):
+        raise fields.error("its attention rotates, which is not known of this architecture")
     heads = fields.integer("attention.head_count")
     kv_heads = 1 if row.by_layer else kv_heads_of(fields, row, heads)
     head_dim = fields.integer("attention.key_length")
@@ -172,7 +176,9 @@ def _facts(fields: Fields, name: str) -> Facts:
     if not divided or groups_used > groups or top_k > reachable:
         raise fields.error(f"{top_k} of {experts} experts in {groups_used} of {groups} groups")
     norm = bool(fields.flag("expert_weights_norm")) if row.norm_topk is None else row.norm_topk
-    widths = _widths(fields, layers, experts)  # first: lists of any length are compared with it
+    widths = _widths(
+        fields, row, layers, experts
+    )  # first: lists of any length are compared with it
     plain = LayerAttention(heads, kv_heads, head_dim, latent=latent)
     attention = tuple(
         replace(plain, window=window) for window in layer_windows(fields, row, layers)
@@ -186,7 +192,7 @@ def _facts(fields: Fields, name: str) -> Facts:
         layers=layers,
         hidden=fields.integer("embedding_length"),
         vocab=_vocab(fields),
-        mixers=read_mixers(fields, row, attention),
+        mixers=read_mixers(fields, row, attention, widths),
         eps=fields.real("attention.layer_norm_rms_epsilon"),
         rope=rope,
         attention_scale=attention_scale(fields, row, rope, query_dim),
@@ -204,6 +210,7 @@ def _facts(fields: Fields, name: str) -> Facts:
         trained_context=fields.integer("context_length"),
         layer_ropes=ropes,
         softcap=fields.real("final_logit_softcapping", 0.0),
+        multipliers=_multipliers(fields) if row.multipliers else UNSCALED,
     )
 
 
@@ -228,20 +235,44 @@ def _feed_forward(fields: Fields, row: Architecture) -> int:
 
 
 def _mlp_layers(row: Architecture, routed: Iterable[int], layers: int) -> frozenset[int]:
-    """Those that do not route, or all where an MLP runs beside the experts."""
-    return frozenset(range(layers)).difference(() if row.dense_beside else routed)
+    """Those that do not route, or all where an MLP runs beside the experts; none where the others
+    are mixing blocks."""
+    own = () if row.experts_alone else range(layers)
+    return frozenset(own).difference(() if row.dense_beside else routed)
 
 
-def _widths(fields: Fields, layers: int, experts: int) -> dict[int, tuple[int, ...]]:
+def _multipliers(fields: Fields) -> Multipliers:
+    return Multipliers(
+        embedding=fields.real("embedding_scale", 1.0) or 1.0,
+        attention=fields.real("attention.scale", 0.0) or None,
+        residual=fields.real("residual_scale", 1.0) or 1.0,
+        logits=1.0 / (fields.real("logit_scale", 1.0) or 1.0),
+    )
+
+
+def _routed(fields: Fields, row: Architecture, layers: int) -> list[int]:
+    """The layers that route, as llama.cpp knows them."""
+    if row.experts_alone:
+        widths = fields.integers("feed_forward_length")
+        if len(widths) != layers:
+            raise fields.error(f"feed_forward_length has {len(widths)} layers of {layers}")
+        return [layer for layer, width in enumerate(widths) if width]
+    return list(range(fields.integer("leading_dense_block_count", 0), layers))
+
+
+def _widths(
+    fields: Fields, row: Architecture, layers: int, experts: int
+) -> dict[int, tuple[int, ...]]:
     routed = fields.integers("tenp.moe_layers")
     widths = fields.integers("tenp.expert_widths")
     full = fields.integer("tenp.full_width")
-    dense = fields.integer("leading_dense_block_count", 0)
+    expected = _routed(fields, row, layers)
     if fields.integer("nextn_predict_layers", 0):
         raise fields.error("it has layers that predict further tokens")
     step = fields.integer("interleave_moe_layer_step", 1)
-    if step != 1 or len(routed) != layers - dense or routed != list(range(dense, layers)):
-        raise fields.error(f"its routed layers are not {dense}..{layers - 1}")
+    if step != 1 or routed != expected:
+        first = expected[0] if expected else layers
+        raise fields.error(f"its routed layers are not {first}..{layers - 1}")
     if len(widths) != len(routed) * experts:
         raise fields.error(
             f"{len(widths)} expert widths for {len(routed)} layers of {experts} experts"
@@ -253,7 +284,7 @@ def _widths(fields: Fields, layers: int, experts: int) -> dict[int, tuple[int, .
         layer: tuple(widths[index * experts : (index + 1) * experts])
         for index, layer in enumerate(routed)
     }
-    for layer, row in rows.items():
-        if not any(row):
+    for layer, kept in rows.items():
+        if not any(kept):
             raise fields.error(f"no expert of layer {layer} has neurons")
     return rows

@@ -10,21 +10,23 @@ if TYPE_CHECKING:  # To run a file takes no family.
 
 _PAIRWISE, _NEOX = 0, 2
 # Blocks that carry a state (`mixer_facts`).
-StateKind = Literal["short convolution", "gated delta net"]
+StateKind = Literal["short convolution", "mamba2", "gated delta net"]
 
 
 @dataclass(frozen=True)
 class Architecture:
     """How llama.cpp computes an architecture.
 
-    ``rope``: pairs (0) or halves (2) are rotated. ``qk_norm``: RMSNorm of each head of q and k, or
-    of the whole row. ``norm_topk``: top-k weights are renormalised; None where a key says so.
+    ``rope``: pairs (0) or halves (2) are rotated, None: nothing is. ``qk_norm``: RMSNorm of each
+    head of q and k, or of the whole row. ``norm_topk``: top-k weights are renormalised; None where
+    a key says so.
     ``attention_bias``: q, k and v may have biases. ``shared_gate``: the shared expert is gated.
     ``selection_bias``: softmax scores may have a bias that selects, as sigmoid ones always may.
     ``qk_norm_optional``: a model may have no such norm. ``partial_rotary``: a part of a head may
     be all that is rotated. ``sections``: the file divides frequencies among time, height, width.
     ``window_period``: every so many layers one looks at the whole context, the others at a window.
-    ``activation``: what is made of gate and up. ``sinks``: each head has a logit that looks at
+    ``activation``: what is made of gate and up; ``gated``: false where it is made of up alone, and
+    no MLP or expert has a gate. ``sinks``: each head has a logit that looks at
     nothing. ``expert_bias``, ``router_linear_bias``, ``output_bias``: of the routed experts, the
     router's logits, the attention's output. ``chosen_softmax``: weights are the softmax of the
     chosen logits. ``ffn_norm``: the name of the norm after the attention.
@@ -41,9 +43,12 @@ class Architecture:
     ``attention_gate``: a head's output is multiplied by the sigmoid of a gate, which the queries'
     matrix gives behind the head. ``value_heads_by_turns``: of a delta net, one of each key head by
     turns, not grouped. ``gate_is_sigmoid``: the shared expert's; else silu(g) / g.
+    ``state_expands``: its heads' values are so many times the hidden size.
+    ``experts_alone``: layers of experts alone stand among those of a mixing block, and no layer has
+    both. ``multipliers``: embeddings, scores, what blocks add and logits are scaled by numbers.
     """
 
-    rope: int = _NEOX
+    rope: int | None = _NEOX
     qk_norm: Literal["none", "head", "row"] = "none"
     norm_topk: bool | None = False
     attention_bias: bool = False
@@ -56,6 +61,7 @@ class Architecture:
     ffn_norm: str = "ffn_norm"
     window_period: int = 0
     activation: Activation = "silu"
+    gated: bool = True
     sinks: bool = False
     expert_bias: bool = False
     router_linear_bias: bool = False
@@ -70,6 +76,9 @@ class Architecture:
     embedding_scale: bool = False
     scales: bool = False
     state: StateKind | None = None
+    state_expands: int | None = None
+    experts_alone: bool = False
+    multipliers: bool = False
     recurrent_layers: bool = False
     output_norm: str = "output_norm"
     attention_gate: bool = False
@@ -122,6 +131,18 @@ ARCHITECTURES = {
         norm_topk=True,
         state="short convolution",
         output_norm="token_embd_norm",
+    ),
+    "nemotron_h_moe": Architecture(
+        rope=None,
+        norm_topk=None,
+        ffn_norm="attn_norm",
+        activation="relu2",
+        gated=False,
+        state="mamba2",
+        experts_alone=True,
+    ),
+    "granitehybrid": Architecture(
+        rope=None, norm_topk=True, state="mamba2", state_expands=2, multipliers=True
     ),
     "qwen3next": Architecture(
         qk_norm="head",

@@ -8,14 +8,21 @@ from typing import Any
 
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.mixers import DeltaNet, ShortConvolution
+from tenp_edge.models.mixers import DeltaNet, Mamba2, ShortConvolution
 from tenp_edge.runtime.gguf.header import Header, TensorInfo
 from tenp_edge.runtime.gguf.model_metadata import Facts
 
 Shape = tuple[int, ...]
 _SHOWN = 240
 # In float32, whatever their shape: biases, and convolutions, of which ggml takes no other.
-_FLOAT_NAMES = (".bias", ".shortconv.conv.weight", ".ssm_conv1d.weight")
+_FLOAT_NAMES = (
+    ".bias",
+    ".shortconv.conv.weight",
+    ".ssm_conv1d.weight",
+    ".ssm_a",
+    ".ssm_d",
+    ".ssm_norm.weight",
+)
 
 
 def check_tensors(header: Header, facts: Facts) -> None:
@@ -100,6 +107,17 @@ def _short_convolution_tensors(
     yield "shortconv.out_proj.weight", (own.channels, facts.hidden), False
 
 
+def _mamba2_tensors(facts: Facts, own: Mamba2) -> Iterator[tuple[str, Shape, bool]]:
+    yield "ssm_in.weight", (facts.hidden, own.inner + own.channels + own.heads), False
+    yield "ssm_conv1d.weight", (own.taps, own.channels), False
+    yield "ssm_conv1d.bias", (own.channels,), False
+    yield "ssm_dt.bias", (own.heads,), False
+    yield "ssm_a", (1, own.heads), False
+    yield "ssm_d", (1, own.heads), False
+    yield "ssm_norm.weight", (own.inner // own.groups, own.groups), False
+    yield "ssm_out.weight", (own.inner, facts.hidden), False
+
+
 def _delta_net_tensors(facts: Facts, own: DeltaNet) -> Iterator[tuple[str, Shape, bool]]:
     hidden, heads = facts.hidden, own.value_heads
     yield "attn_qkv.weight", (hidden, own.channels), False
@@ -158,12 +176,13 @@ def _mla_tensors(facts: Facts, own: LayerAttention) -> Iterator[tuple[str, Shape
 _MIXERS: dict[type, Callable[[Facts, Any], Iterator[tuple[str, Shape, bool]]]] = {
     LayerAttention: _attention_tensors,
     ShortConvolution: _short_convolution_tensors,
+    Mamba2: _mamba2_tensors,
     DeltaNet: _delta_net_tensors,
 }
 
 
 def _mlp_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str, Shape, bool]]:
-    for name in ("gate", "up"):
+    for name in ("gate", "up") if facts.architecture.gated else ("up",):
         yield f"ffn_{name}{suffix}.weight", (facts.hidden, width), False
     yield f"ffn_down{suffix}.weight", (width, facts.hidden), False
 
@@ -184,7 +203,7 @@ def _routed_tensors(facts: Facts, layer: int, header: Header) -> Iterator[tuple[
             yield name, (*shape, facts.experts), optional
     for expert, width in enumerate(() if facts.stacked else facts.widths[layer]):
         yield from _expert_tensors(facts, width, f".{expert}")
-    shared = _shared_width(header.tensors.get(f"blk.{layer}.ffn_gate_shexp.weight"))
+    shared = _shared_width(header.tensors.get(f"blk.{layer}.ffn_up_shexp.weight"))
     if shared:
         yield from _mlp_tensors(facts, shared, "_shexp")
         if facts.architecture.shared_gate:
@@ -202,9 +221,9 @@ def _expert_tensors(facts: Facts, width: int, suffix: str) -> Iterator[tuple[str
             yield name.replace(".weight", ".bias"), shape[1:], optional
 
 
-def _shared_width(gate: TensorInfo | None) -> int:
-    """Width of the shared expert: its own matrix says it, and the other two must agree."""
-    return gate.shape[1] if gate is not None and len(gate.shape) == 2 else 0
+def _shared_width(up: TensorInfo | None) -> int:
+    """Width of the shared expert: its own matrix says it, and the others must agree."""
+    return up.shape[1] if up is not None and len(up.shape) == 2 else 0
 
 
 def _contradiction(header: Header, why: str) -> UserError:

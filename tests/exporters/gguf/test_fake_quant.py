@@ -29,7 +29,8 @@ def assert_same(held: WeightSource, stored: StoredModel) -> None:
             assert torch.equal(held.held(name)(5, 40), stored.held(name)(5, 40))
     for layer in held.config.moe_layers:
         ours, theirs = held.expert(layer, 1), stored.expert(layer, 1)
-        assert torch.equal(ours.down, theirs.down) and torch.equal(ours.gate, theirs.gate)
+        assert ours.parts.keys() == theirs.parts.keys()
+        assert all(torch.equal(ours.parts[name], theirs.parts[name]) for name in ours.parts)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -24,6 +24,8 @@ TRANSFORMED = {
     "qwen3_next": CENTRED | {"delta_qkvz", "delta_conv", "delta_decay"},
     "qwen3_5_moe": CENTRED | DELTA_NET,
     "lfm2_moe": {"conv"},
+    "nemotron_h": {"ssm_conv", "ssm_a", "ssm_d", "ssm_norm"},
+    "granitemoehybrid": {"ssm_conv", "ssm_a", "ssm_d", "ssm_norm", "shared_gate_up"},
 }
 
 
@@ -40,7 +42,9 @@ def test_what_is_stored_in_another_form_comes_back_bit_for_bit(
         whole = (1024 * torch.randn(spec.shape, generator=generator)).round() / 1024
         whole = -2 - whole.abs() if spec.role == "delta_decay" else whole
         parts = [to_file(config, role, whole) for role in file_roles(spec.role)]
-        assert torch.equal(from_file(config, spec.role, *parts), whole), spec.name
+        again, rounded = from_file(config, spec.role, *parts), spec.role == "ssm_a"  # log of exp
+        same = torch.allclose(again, whole, atol=1e-6) if rounded else torch.equal(again, whole)
+        assert same, spec.name
         assert sum(part.numel() for part in parts) == whole.numel()
         if any(is_transformed(config, role) for role in file_roles(spec.role)):
             changed.add(spec.role)

@@ -58,7 +58,7 @@ def graphs(graph: Any) -> Iterator[Any]:
 # -- bytes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.ONNX_FAMILIES)
 def test_directory_is_the_manifest(family: str, checkpoint_of: Make, tmp_path: Path) -> None:
     checkpoint = Checkpoint(checkpoint_of(family))
     source = ModelSource(checkpoint, different_widths(checkpoint))
@@ -135,7 +135,7 @@ def test_whole_plan_changes_nothing(checkpoint_of: Make, tmp_path: Path) -> None
 # -- the graph -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.ONNX_FAMILIES)
 def test_graph_is_plain_onnx(family: str, checkpoint_of: Make, tmp_path: Path) -> None:
     checkpoint = Checkpoint(checkpoint_of(family))
     export(ModelSource(checkpoint, different_widths(checkpoint)), tmp_path / "out")
@@ -176,7 +176,7 @@ def test_tied_embedding_is_stored_once(checkpoint_of: Make) -> None:
 # -- numbers ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.ONNX_FAMILIES)
 def test_equals_torch_when_every_width_differs(
     family: str, checkpoint_of: Make, tmp_path: Path
 ) -> None:

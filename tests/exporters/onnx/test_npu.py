@@ -154,7 +154,7 @@ def test_ranges_are_those_of_transformers(checkpoint_of: Make) -> None:
     assert q.product != q.output, "qwen2_moe's q has a bias"
 
 
-@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize("family", tiny.ONNX_FAMILIES)
 def test_every_matrix_has_a_range(checkpoint_of: Make, family: str, tmp_path: Path) -> None:
     """Also those of experts that nothing was routed to."""
     source = ragged_source(checkpoint_of(family))

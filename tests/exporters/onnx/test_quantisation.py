@@ -58,7 +58,7 @@ def test_rows_of_int8() -> None:
     np.testing.assert_allclose(scales, [0.02, 0.0])
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.ONNX_FAMILIES)
 def test_int4_computes_with_the_written_weights(
     family: str, checkpoint_of: Make, tmp_path: Path
 ) -> None:

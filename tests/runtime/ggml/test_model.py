@@ -178,6 +178,10 @@ def wide(directory: Path, family: str, width: int = 512, **more: int) -> Checkpo
     changes = WIDE | {keys.experts_key: 4, keys.width_key: width, top_k: 2} | more
     if "layer_types" in row:
         changes["layer_types"] = row["layer_types"][: WIDE["num_hidden_layers"]]
+    if "hybrid_override_pattern" in row:
+        changes |= {"hybrid_override_pattern": "ME*", "num_hidden_layers": 3}
+    if "mamba_expand" in row:
+        changes["mamba_n_heads"] = 2 * WIDE["hidden_size"] // row["mamba_d_head"]
     return Checkpoint(tiny.make(directory, family, **changes))
 
 

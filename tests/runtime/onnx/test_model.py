@@ -48,7 +48,7 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.sqrt(np.square(found - wanted).sum() / np.square(wanted).sum()))
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.ONNX_FAMILIES)
 def test_a_session_says_what_torch_says(
     family: str, source_of: Callable[[str], ModelSource], tmp_path: Path
 ) -> None:
