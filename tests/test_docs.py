@@ -18,7 +18,7 @@ TEMPLATE = RESULTS / "template.md"
 GUIDE = ROOT / "docs" / "guide.md"
 DOCS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page != TEMPLATE]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
-MOST_README_LINES = 134  # a family takes a row
+MOST_README_LINES = 130
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)

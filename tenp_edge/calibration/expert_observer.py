@@ -107,7 +107,8 @@ class MoeObserver:
         """Take down what rounding would do to the tokens ``after`` [tokens, hidden] the block."""
         for tokens in self.sampled:
             stream = after[tokens.rows].float().square().sum(dim=-1)
-            stream = stream if gain is None else stream / gain[tokens.rows]
+            if gain is not None:  # Of every token, or the same for all.
+                stream = stream / (gain[tokens.rows] if gain.ndim else gain)
             weights = self.experts[tokens.expert].matrices(tokens.x.dtype)
             self.rounding.add(tokens, stream, weights, self.experts.family.activation)
         self.sampled.clear()
