@@ -301,9 +301,8 @@ class GgufExporter:
         """In the file's form: some are stored transposed or split."""
         layout = self.layout(source.config, options)
         found = entries(source.config, layout, TypeRecipe(source.config, "F16"))
-        return sampled_matrices(
-            source, found, ColumnWeights(source.config, _weighing(options, data)), rows
-        )
+        weights = ColumnWeights(source.config, _weighing(options, data))
+        return sampled_matrices(source, found, weights, rows)
 
     def encoding_speed(self, options: ExportOptions) -> float:
         """Of the file's commonest tensor type, on all threads."""
