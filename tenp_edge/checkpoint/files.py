@@ -58,11 +58,14 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def read_stored(stored: StoredTensor) -> torch.Tensor:
     """The whole of a stored tensor, in its shape and dtype."""
-    dtype = TORCH_DTYPES[stored.dtype]
-    if not stored.nbytes:  # which frombuffer refuses
-        return torch.empty(stored.shape, dtype=dtype)
-    data = read_range(stored.file, stored.offset, stored.nbytes)
-    return torch.frombuffer(data, dtype=dtype).reshape(stored.shape)
+    return _read_bytes(stored, stored.offset, stored.nbytes).reshape(stored.shape)
+
+
+def _read_bytes(stored: StoredTensor, offset: int, nbytes: int) -> torch.Tensor:
+    dtype = TORCH_DTYPES.get(stored.dtype, torch.uint8)  # blocks of other types are bytes
+    if not nbytes:  # which frombuffer refuses
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer(read_range(stored.file, offset, nbytes), dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -213,21 +216,15 @@ class Checkpoint(ModelFiles):
     def _tensor(self, name: str) -> torch.Tensor:
         if name in self._held:
             return self._held[name]
-        stored = self.tensors[name]
-        return self._read_bytes(stored, stored.offset, stored.nbytes).reshape(stored.shape)
+        return read_stored(self.tensors[name])
 
     def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         if name in self._held:
             return self._held[name][start:stop]
         stored = self.tensors[name]
         row = stored.nbytes // stored.shape[0]
-        flat = self._read_bytes(stored, stored.offset + start * row, (stop - start) * row)
+        flat = _read_bytes(stored, stored.offset + start * row, (stop - start) * row)
         return flat.reshape(stop - start, *stored.shape[1:])
-
-    def _read_bytes(self, stored: StoredTensor, offset: int, nbytes: int) -> torch.Tensor:
-        dtype = TORCH_DTYPES.get(stored.dtype, torch.uint8)  # blocks of other types are bytes
-        buffer = read_range(stored.file, offset, nbytes)
-        return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -140,7 +140,7 @@ class ModelSource:
         """Matrix ``name`` in memory, as it is stored, as a function of (start, stop)."""
         blocks = None if self._is_mended(name) else held_rows(self.checkpoint, name)
         if blocks is not None:
-            return blocks
+            return lambda start, stop: check_finite(name, blocks(start, stop))
         whole = self.read(name)
         return lambda start, stop: whole[start:stop]
 
@@ -216,10 +216,8 @@ class ModelSource:
     def changes(self, name: str) -> bool:
         """Whether tensor ``name`` holds other numbers than the checkpoint's, cuts aside: it was
         mended, or lost rows with the experts that are removed."""
-        removed = self.tensors[name].part == "router" and any(
-            0 in row for row in (self.plan.widths.values() if self.plan else ())
-        )
-        return self._is_mended(name) or removed
+        removes = self.plan is not None and self.plan.removes_experts
+        return self._is_mended(name) or (removes and self.tensors[name].part == "router")
 
     def _is_mended(self, name: str) -> bool:
         return self.mended is not None and name in self.mended

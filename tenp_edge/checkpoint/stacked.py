@@ -20,8 +20,7 @@ from tenp_edge.checkpoint.files import TensorEntry
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.models import Family
 
-_GATE_UP, _DOWN = GATE_UP_STACK, DOWN_STACK
-_BIASES = (f"{_GATE_UP}_bias", f"{_DOWN}_bias")
+_BIASES = (f"{GATE_UP_STACK}_bias", f"{DOWN_STACK}_bias")
 
 
 class StackedExperts:
@@ -30,7 +29,7 @@ class StackedExperts:
     def __init__(self, source: ModelSource, as_stored: AsStored) -> None:
         config, self._source, self._stored = source.config, source, as_stored
         first, second = config.family.stacked_names
-        names = {_GATE_UP: first, _DOWN: second}
+        names = {GATE_UP_STACK: first, DOWN_STACK: second}
         if config.family.expert_bias:
             names |= dict(zip(_BIASES, (f"{first}_bias", f"{second}_bias"), strict=True))
         self._places: dict[str, tuple[int, str]] = {}
@@ -59,7 +58,7 @@ class StackedExperts:
     def _entry(self, name: str, layer: int, kind: str) -> TensorEntry:
         config = self._source.config
         row, hidden = config.expert_widths[layer], config.hidden_size
-        rows, columns = (2 * row[0], hidden) if kind.startswith(_GATE_UP) else (hidden, row[0])
+        rows, columns = (2 * row[0], hidden) if kind.startswith(GATE_UP_STACK) else (hidden, row[0])
         matrix = (columns, rows) if config.family.stacked_transposed else (rows, columns)
         biased = kind in _BIASES
         stored = (config.expert_bias if biased else config.expert_tensor)(layer, 0, 0)
@@ -103,5 +102,8 @@ def _parts(
     if gate is None or up is None or down is None:
         return {}
     if family.gate_up_interleaved:
-        return {_GATE_UP: lambda: torch.stack([gate, up], 1).flatten(0, 1), _DOWN: lambda: down}
-    return {_GATE_UP: lambda: torch.cat([gate, up]), _DOWN: lambda: down}
+        return {
+            GATE_UP_STACK: lambda: torch.stack([gate, up], 1).flatten(0, 1),
+            DOWN_STACK: lambda: down,
+        }
+    return {GATE_UP_STACK: lambda: torch.cat([gate, up]), DOWN_STACK: lambda: down}

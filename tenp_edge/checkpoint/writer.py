@@ -181,8 +181,8 @@ def is_other_checkpoint(directory: Path, files: PrunedFiles) -> bool:
     file = directory / "config.json"
     if not file.is_file():
         return False
-    section = read_json(file).get("tenp") or {}
-    return any(section.get(key) != files.identity.get(key) for key in _IDENTITY)
+    section, identity = read_json(file).get("tenp") or {}, files.identity
+    return any(section.get(key) != identity.get(key) for key in _IDENTITY)
 
 
 def reopen(directory: Path, files: PrunedFiles) -> None:

@@ -15,7 +15,6 @@ QkNorm = Literal["none", "head", "projection"]
 # (`forward.experts`); of up alone where there is no gate: relu(up)^2.
 Activation = Literal["silu", "gelu_tanh", "swiglu_oai", "relu2"]
 
-
 # A delta net's own norm is an ordinary one.
 _ZERO_CENTRED = frozenset({"input_norm", "post_attention_norm", "q_norm", "k_norm", "norm"})
 

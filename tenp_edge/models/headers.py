@@ -49,7 +49,7 @@ class ModelFiles:
             config = read_config(raw, FAMILIES)
             stored = _read_index(self.path)
             config = replace(config, stored_prefix=_prefix(config, stored))
-            tensors = _named_as_text_model(stored, config.stored_prefix)
+            tensors = _named_as_text_model(stored, config)
         else:
             config, tensors = opened.config, opened.tensors
         self.config: ModelConfig = config
@@ -168,15 +168,13 @@ def _prefix(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> str:
 
 
 def _named_as_text_model(
-    tensors: Mapping[str, StoredTensor], prefix: str
+    tensors: Mapping[str, StoredTensor], config: ModelConfig
 ) -> Mapping[str, StoredTensor]:
     """``tensors`` under the names that a wrapped language model has on its own."""
+    prefix = config.stored_prefix
     if prefix == _PREFIX:
         return tensors
-    renamed = {}
-    for name, tensor in tensors.items():
-        inside = name.startswith(prefix)
-        renamed[_PREFIX + name.removeprefix(prefix) if inside else name] = tensor
+    renamed = {config.text_name(name): tensor for name, tensor in tensors.items()}
     if len(renamed) < len(tensors):
         raise UserError(
             f"the checkpoint has tensors both of {prefix}* and of {_PREFIX}* by the same names",

@@ -44,10 +44,9 @@ def quantised_layouts(raw: Mapping[str, Any]) -> tuple[Layout, ...]:
 
     Raises UserError for a method or a setting that is not known, by its name.
     """
-    stated = raw.get(_SECTION)
-    if not stated:
+    config = _stated(raw)
+    if not config:
         return ()
-    config = stated if isinstance(stated, dict) else {"quant_method": stated}
     method = config.get("quant_method")
     if not isinstance(method, str) or method not in METHODS:
         reason = _REASONS.get(str(method), "this layout is not known")
@@ -55,15 +54,21 @@ def quantised_layouts(raw: Mapping[str, Any]) -> tuple[Layout, ...]:
     return METHODS[method](config)
 
 
+def _stated(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """quantization_config of ``raw``, empty where there is none; the method's name may be all."""
+    stated = raw.get(_SECTION) or {}
+    return stated if isinstance(stated, dict) else {"quant_method": stated}
+
+
 def with_modelopt(raw: dict[str, Any], directory: Path) -> dict[str, Any]:
     """``raw`` with what ModelOpt writes into a file of its own beside config.json."""
     file = directory / "hf_quant_config.json"
-    if raw.get("quantization_config") or not file.is_file():
+    if raw.get(_SECTION) or not file.is_file():
         return raw
     stated = read_json(file).get("quantization")
     if not isinstance(stated, dict) or not stated.get("quant_algo"):
         return raw
-    return raw | {"quantization_config": {"quant_method": "modelopt"} | stated}
+    return raw | {_SECTION: {"quant_method": "modelopt"} | stated}
 
 
 def is_of_activations(name: str) -> bool:
@@ -250,7 +255,7 @@ _REASONS = {
 def with_unquantised(config: ModelConfig, modules: Sequence[str]) -> dict[str, Any]:
     """quantization_config of ``config``, which names ``modules`` too as such that are not
     quantised, in the words of its method, and all of them as the language model alone has them."""
-    stated = dict(config.raw[_SECTION])
+    stated = dict(_stated(config.raw))
     key = next((key for key in _UNQUANTISED if key in stated), None)
     key = key or _OWN_UNQUANTISED.get(stated["quant_method"], _UNQUANTISED[0])
     if key == _RULES:  # a pattern with a minus before it

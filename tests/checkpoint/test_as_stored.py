@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from support import tiny
 from support.command import run
-from support.edits import edit_tensors, refusal
+from support.edits import edit, edit_tensors, refusal
 from support.plans import cycled, plan_for, ragged_plan, removal_plan, whole_plan
 from support.quantised import LAYOUTS, quantise, stored_in
 from support.quantised_codes import Tensors
@@ -166,7 +166,8 @@ def test_config_names_what_is_not_quantised(written: Written) -> None:
     }
     assert decoded == {name for name in named if ".experts." in name}
     assert set(before.get("ignore", [])) <= set(named)
-    assert {key: stated[key] for key in before if key not in ("ignore", "modules_to_not_convert")}
+    others = set(before) - {"ignore", "modules_to_not_convert", "dynamic"}
+    assert {key: stated[key] for key in others} == {key: before[key] for key in others}
     count = f"{EXPERTS * 3 + 4 * (not LAYOUTS[written.layout].stacked)} matrices"
     assert count in config["tenp"]["stored"]
     assert config["tenp"]["stored"] in (written.pruned.path / "README.md").read_text()
@@ -244,6 +245,18 @@ def test_whole_gpt_oss_is_what_it_was(tmp_path: Path) -> None:
     )
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_method_that_is_named_alone(tmp_path: Path) -> None:
+    """config.json may say quantization_config in a word."""
+    model, whole = gpt_oss(tmp_path).path, {"quant_method": "mxfp4", "modules_to_not_convert": []}
+    edit(model / "config.json", lambda raw: raw.update(quantization_config="mxfp4"))
+    checkpoint = Checkpoint(model)
+    write_checkpoint(
+        ModelSource(checkpoint, whole_plan(checkpoint)), tmp_path / "pruned", dtype="source"
+    )
+    written = json.loads((tmp_path / "pruned" / "config.json").read_text())
+    assert written["quantization_config"] == whole
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.edits import refusal
 from support.gguf_sources import write_gguf
 
 from tenp_edge.checkpoint.blocks import held_rows
@@ -44,3 +45,24 @@ def test_rows_of_a_matrix_that_is_kept(
     # Put together from rows that lie apart, and not stored in blocks.
     assert held_rows(checkpoint, "model.layers.0.self_attn.q_proj.weight") is None
     assert held_rows(checkpoint, "model.norm.weight") is None
+
+
+def test_a_block_that_is_no_number_is_refused(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Where a matrix is kept as blocks, too."""
+    file = write_gguf(checkpoint_of("mixtral"), tmp_path / "model.gguf")
+    checkpoint, name = Checkpoint(file), "lm_head.weight"
+    (part,) = checkpoint.weights[name].tensors.values()
+    stored = checkpoint.tensors[part]
+    row = stored.nbytes // stored.shape[0]
+    with file.open("r+b") as stream:
+        stream.seek(stored.offset + 3 * row)
+        stream.write(b"\xff" * row)
+    rows = ModelSource(checkpoint).held(name)
+    assert rows(0, 3).isfinite().all()
+    values = checkpoint.weights[name].shape[1]
+    assert refusal(lambda: rows(2, 5)) == (
+        f"{name} holds {values} values that are not finite (NaN or infinity)",
+        "a sound copy of the checkpoint",
+    )

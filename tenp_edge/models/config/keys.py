@@ -50,7 +50,6 @@ _INERT_KEYS = frozenset(
 def family_of(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
     """The family of ``raw`` (config.json). Raises UserError for one that is not supported."""
     model_type = raw.get(WRAPPED_BY, raw.get("model_type"))
-    supported = ", ".join(sorted(families))
     if any(type(raw.get(key)) is int and raw[key] == 0 for key in EXPERT_KEYS):
         raise dense_model(model_type, families)
     if isinstance(model_type, str) and model_type in families:
@@ -61,6 +60,7 @@ def family_of(raw: Mapping[str, Any], families: Mapping[str, Family]) -> Family:
     text = raw.get("text_config")
     if not any(key in raw or (isinstance(text, dict) and key in text) for key in EXPERT_KEYS):
         raise dense_model(model_type, families)
+    supported = ", ".join(sorted(families))
     raise UserError(f"model family {model_type!r} is not supported", f"supported: {supported}")
 
 
