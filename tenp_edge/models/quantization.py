@@ -260,9 +260,11 @@ def with_unquantised(config: ModelConfig, modules: Sequence[str]) -> dict[str, A
     key = key or _OWN_UNQUANTISED.get(stated["quant_method"], _UNQUANTISED[0])
     if key == _RULES:  # a pattern with a minus before it
         patterns: dict[str, Any] = {f"-:{re.escape(module)}": {} for module in modules}
-        return stated | {key: {**(stated.get(key) or {}), **patterns}}
-    renamed = [config.text_name(name) for name in stated.get(key) or ()]
-    return stated | {key: [*renamed, *modules]}
+        return stated | {key: {**_section(stated, key), **patterns}}
+    names = stated.get(key) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise malformed(f"quantization_config.{key}", names, "a list of modules")
+    return stated | {key: [*map(config.text_name, names), *modules]}
 
 
 _RULES = "dynamic"  # GPTQModel's

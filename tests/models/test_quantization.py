@@ -17,7 +17,9 @@ from support.quantised import LAYOUTS, Quantised, quantise, write_config
 from support.stored_layouts import stack_experts
 
 from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.models import FAMILIES, read_config
 from tenp_edge.models.inspection import inspect_model
+from tenp_edge.models.quantization import with_unquantised
 
 KNOWN = (
     "the bf16, f16 or f32 checkpoint of the same model, or one quantised as awq, "
@@ -173,6 +175,29 @@ def test_the_older_spelling_of_blocks(model: Path) -> None:
     config["config_groups"]["group_0"]["weights"]["block_structure"] = "32x48"
     write_config(model, config)
     assert torch.equal(Checkpoint(model).read(name), expected)
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        (
+            {"quant_method": "fp8", "modules_to_not_convert": "lm_head"},
+            "quantization_config.modules_to_not_convert is 'lm_head', not a list of modules",
+        ),
+        (
+            {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": [1]},
+            "quantization_config.ignore is [1], not a list of modules",
+        ),
+        (
+            {"quant_method": "gptq", "bits": 4, "dynamic": ["-:lm_head"]},
+            "quantization_config: dynamic is ['-:lm_head'], not an object",
+        ),
+    ],
+    ids=["a word", "no names", "no rules"],
+)
+def test_what_is_not_quantised_is_not_understood(stated: Any, message: str) -> None:
+    config = read_config(tiny.CONFIGS["qwen3_moe"] | {"quantization_config": stated}, FAMILIES)
+    assert refusal(lambda: with_unquantised(config, ())) == (f"config.json: {message}", BELONGS)
 
 
 Change = Callable[[dict[str, torch.Tensor]], object]

@@ -71,11 +71,12 @@ def _renamed(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """``raw`` with the family's own keys under the names of the others too."""
     renamed = dict(raw)
     for key, usual in family.renamed_keys.items():
-        value = raw.get(key)
-        if value is not None and raw.get(usual, value) != value:
-            raise contradiction(f"{key} is {value}, {usual} is {raw[usual]}")
-        if value is not None:
-            renamed[usual] = value
+        value, other = raw.get(key), raw.get(usual)
+        if value is None:
+            continue
+        if other is not None and other != value:
+            raise contradiction(f"{key} is {value}, {usual} is {other}")
+        renamed[usual] = value
     return renamed
 
 

@@ -142,6 +142,11 @@ def test_defaults_are_transformers() -> None:
             "config.json contradicts itself: tie_embedding is False, tie_word_embeddings is True",
             BELONGS,
         ),
+        (
+            {"norm_eps": float("nan")},
+            "config.json: rms_norm_eps is nan, not a number of zero or more",
+            BELONGS,
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
