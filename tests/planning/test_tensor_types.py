@@ -84,7 +84,7 @@ def test_experts_of_one_width_alone_are_whole(model: Checkpoint) -> None:
     full = model.config.moe_intermediate_size
     plan = planned(model, budget_bytes=2**33, width_multiple=full)
     choice = plan.record.type_choice
-    assert plan.keep_ratio == 1 and choice is not None and choice["types"]["Q8_0"] == 1
+    assert plan.keep_ratio == 1 and choice is not None and choice["quant"] == "Q8_0"
 
 
 def test_the_plan_says_why() -> None:
