@@ -29,7 +29,13 @@ from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, Exporter, ExportOptions, Requantiser
 from tenp_edge.exporters.mixing import Mixer, SampledRows, TypedMatrix
 from tenp_edge.models import ModelConfig, TensorSpec
-from tenp_edge.planning.rounding_errors import Errors, GroupCost, RoundingErrors, load_errors
+from tenp_edge.planning.rounding_errors import (
+    EXPERT_GROUPS,
+    Errors,
+    GroupCost,
+    RoundingErrors,
+    load_errors,
+)
 from tenp_edge.planning.type_costs import Conditions
 from tenp_edge.progress import QUIET, Progress
 
@@ -38,7 +44,6 @@ _LAYERS = 12  # that experts are sampled in
 _MEASURED_LAYERS = 8  # of a large model, whose groups are rounded
 _PROBE_BITS = 3.5  # of the type that groups are measured in
 _PROBE_QUANT = "Q3_K_M"  # whose speed stands for it
-EXPERT_GROUPS: Mapping[str, tuple[str, ...]] = {"gate_up": ("gate", "up"), "down": ("down",)}
 
 
 @dataclass(frozen=True)

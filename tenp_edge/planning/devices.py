@@ -23,8 +23,7 @@ LAYOUTS = {
 }
 GGUF_TYPES = tuple(
     "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S IQ4_NL IQ4_XS Q4_0 MXFP4 Q3_K_M IQ3_M "
-    "IQ3_S IQ3_XXS Q2_K IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ2_0 "
-    "TQ1_0".split()
+    "IQ3_S IQ3_XXS Q2_K IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ2_0 TQ1_0".split()
 )
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # The process of `tenp-edge run` before it opens a file, where it cannot be measured.

@@ -98,7 +98,7 @@ class JointPlanner:
 
     @cached_property
     def factors(self) -> dict[str, float]:
-        return measured_factors(self.errors, self.evidence, self.mixer, self.measured)
+        return measured_factors(self.errors, self.evidence.statistics, self.mixer, self.measured)
 
     @cached_property
     def search(self) -> JointSearch:

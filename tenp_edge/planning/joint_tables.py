@@ -118,7 +118,7 @@ def _layer_table(
     weight: float,
 ) -> ExpertTable:
     table, space = evidence.layers[layer], evidence.space
-    gate, up, down = rounding_sums(evidence, layer)
+    gate, up, down = _rounding_sums(evidence, layer)
     of = {part: errors.of_expert(layer, part) for part in ("gate", "up", "down")}
     by_gate, by_up = (pricing.errors(of[part], pricing.hidden) for part in ("gate", "up"))
     by_down = np.stack([pricing.errors(of["down"], width) for width in space.legal_widths])
@@ -136,7 +136,7 @@ def _layer_table(
     return ExpertTable(layer, weight, cut, gate_up, down_loss, *sizes)
 
 
-def rounding_sums(evidence: Evidence, layer: int) -> tuple[Array, Array, Array]:
+def _rounding_sums(evidence: Evidence, layer: int) -> tuple[Array, Array, Array]:
     """Of gate, up and down: the loss at an error as large as the weights of the neurons that each
     legal width keeps, [experts, widths]."""
     order = evidence.order(layer)

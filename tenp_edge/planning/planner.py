@@ -81,7 +81,7 @@ def make_plan(
     record = replace(
         record,
         notes=(*record.notes, *largest.notes),
-        type_kl=largest.type_kl or inputs.type_kl(search.spec),
+        type_kl=largest.joint.type_kl if largest.joint else inputs.type_kl(search.spec),
         frontier=largest.frontier(),
         type_choice=largest.type_choice(),
         way=way or None,
@@ -118,11 +118,6 @@ class _Found:
         if self.search.evidence is None:
             return 1 - self.priced.keep_ratio
         return self.search.kl_of(self.priced.widths)
-
-    @property
-    def type_kl(self) -> float | None:
-        """Nats per token of all types, where they were chosen together with the widths."""
-        return None if self.joint is None else self.joint.type_kl
 
     def frontier(self) -> tuple[dict[str, Any], ...]:
         """Plans of other sizes, the largest first, where they were asked for."""

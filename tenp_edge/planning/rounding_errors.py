@@ -23,6 +23,9 @@ FORMAT, VERSION = "tenp-edge rounding", 1
 # the columns.
 Errors = Mapping[str, float]
 
+# Matrices of the experts whose types are chosen, and measured, together.
+EXPERT_GROUPS: Mapping[str, tuple[str, ...]] = {"gate_up": ("gate", "up"), "down": ("down",)}
+
 
 @dataclass(frozen=True)
 class GroupCost:

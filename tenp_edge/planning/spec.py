@@ -27,7 +27,7 @@ QUANTS = (
     "ONNX: none, int8 or int4."
 )
 # llama-quantize takes the short names too.
-QUANT_WORDS = {name.lower(): name for name in (*GGUF_TYPES, "TQ2_0", "TQ1_0")} | {
+QUANT_WORDS = {name.lower(): name for name in GGUF_TYPES} | {
     "q3_k": "Q3_K_M",
     "q4_k": "Q4_K_M",
     "q5_k": "Q5_K_M",

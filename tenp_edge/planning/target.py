@@ -108,7 +108,7 @@ def without_auto(options: PlanOptions) -> PlanOptions:
     if options.keep is not None:
         raise UserError(
             "--quant auto chooses types for a number of bytes; --keep names none",
-            "--ram SIZE, or --quant Q4_K_M",
+            "--ram 8GiB instead of --keep, or leave --quant out",
         )
     return replace(options, quant=None)
 

@@ -90,8 +90,10 @@ def choose_by_rule(
         note = MEASURE_HINT if isinstance(pricer.target.exporter, Requantiser) else None
         budget, full = pricer.target.budget_bytes, priced.memory.total_bytes
         weights = priced.memory.weights_bytes - pricer(half).memory.weights_bytes
-        per_share = weights / (1 - halved)  # Buffers hardly shrink: the widest experts stay.
-        kept[quant] = min(1.0, max(0.0, 1 - (full - budget) / per_share))
+        # Buffers hardly shrink: the widest experts stay. No share where there is one width alone.
+        per_share = weights / (1 - halved) if halved < 1 else 0.0
+        share = 1 - (full - budget) / per_share if per_share else float(full <= budget)
+        kept[quant] = min(1.0, max(0.0, share))
         if kept[quant] >= min_kept:
             reason = f"the most precise type that keeps {min_kept:.0%} of the neurons or more"
             return TypeChoice(quant, reason, kept, answer, note=note)

@@ -80,6 +80,13 @@ def test_only_types_of_the_profile_are_tried(model: Checkpoint) -> None:
     assert list(plan.record.type_choice["kept"]) == ["Q8_0", "Q4_K_M"]
 
 
+def test_experts_of_one_width_alone_are_whole(model: Checkpoint) -> None:
+    full = model.config.moe_intermediate_size
+    plan = planned(model, budget_bytes=2**33, width_multiple=full)
+    choice = plan.record.type_choice
+    assert plan.keep_ratio == 1 and choice is not None and choice["quant"] == "Q8_0"
+
+
 def test_the_plan_says_why() -> None:
     choice = {"quant": "Q6_K", "reason": "because", "kept": {"Q8_0": 0.75, "Q6_K": 1.0}}
     assert _type_line(PlanRecord(quant="Q6_K", type_choice=choice)) == (
