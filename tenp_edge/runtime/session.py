@@ -55,11 +55,18 @@ class Session(ABC):
         self.vocabulary = vocabulary
         self.context, self.batch_tokens = context, batch_tokens
         self._tokens: list[int] = []
+        self._under_way = False
 
     @property
     def position(self) -> int:
         """Tokens in the cache."""
         return len(self._tokens)
+
+    @property
+    def _settled(self) -> int | None:
+        """`position`, None after an evaluation that was interrupted: a state, which cannot be cut
+        back, may be beyond it."""
+        return None if self._under_way else self.position
 
     @property
     @abstractmethod
@@ -98,6 +105,7 @@ class Session(ABC):
         self.reset()
         self._check(tokens)
         rows = np.empty((max(0, len(tokens) - first_position), self.vocab_size), dtype=np.float32)
+        self._under_way = True
         for start in range(0, len(tokens), self.batch_tokens):
             batch = tokens[start : start + self.batch_tokens]
             stop = start + len(batch)
@@ -108,6 +116,7 @@ class Session(ABC):
             result = self._run(batch, start, first < stop - 1)
             rows[first - first_position : stop - first_position] = result[first - stop :]
         self._tokens = list(tokens)
+        self._under_way = False
         return rows
 
     def evaluate(self, tokens: Sequence[int]) -> Logits:
@@ -115,11 +124,13 @@ class Session(ABC):
         self._check(tokens)
         result = np.empty((1, 0), dtype=np.float32)
         start = 0
+        self._under_way = True
         while start < len(tokens):
             batch = tokens[start : start + self._at_once()]
             result = self._run(batch, self.position, False)
             self._tokens += batch
             start += len(batch)
+        self._under_way = False
         last: Logits = result[-1].copy()
         return last
 
@@ -135,6 +146,7 @@ class Session(ABC):
         lost = self._tokens[reached:keep]
         self._forget(reached)
         del self._tokens[reached:]
+        self._under_way = False
         if lost:
             self.evaluate(lost)
 

@@ -11,6 +11,7 @@ import sysconfig
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from support import gguf_bytes as made
 from support.gguf_cases import export
@@ -23,7 +24,7 @@ from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.runtime.ggml import ragged
 from tenp_edge.runtime.gguf.file_origin import OWN
-from tenp_edge.runtime.gguf.header import read_header
+from tenp_edge.runtime.gguf.header import Header, read_header
 
 CheckpointOf = Callable[[str], Path]
 _MODULE = "tenp_edge.runtime.ggml._ragged"
@@ -43,6 +44,20 @@ def export_ragged(
     plan = ragged_widths(checkpoint)
     export(ModelSource(checkpoint, plan), file, quant, layout)
     return plan
+
+
+def header_of(checkpoint_path: Path, file: Path) -> Header:
+    """Of the file of `export_ragged`."""
+    export_ragged(checkpoint_path, file)
+    return read_header(file)
+
+
+def changed(sound: Header, **changes: Any) -> Header:
+    """With its architecture's fields replaced (dots written as __) or removed (None)."""
+    name = sound.fields["general.architecture"]
+    fields = sound.fields | {f"{name}.{k.replace('__', '.')}": v for k, v in changes.items()}
+    fields = {key: value for key, value in fields.items() if value is not None}
+    return Header("model.gguf", fields, sound.tensors, sound.data_start, {})
 
 
 def export_mixed(path: Path, file: Path) -> None:

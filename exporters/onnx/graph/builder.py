@@ -19,6 +19,7 @@ import onnx_ir as ir
 from tenp_edge.exporters.onnx.files.stored import Fill, Stored
 
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
+END = 2**31 - 1  # of a Slice: as far as the axis goes
 Array = npt.NDArray[Any]
 Input = ir.Value | Array | int | list[int] | None
 Dims = Sequence[int | str | None]

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from tenp_edge.exporters.onnx.graph.builder import FLOAT, Dims, GraphBuilder
+from tenp_edge.exporters.onnx.graph.builder import END, FLOAT, Dims, GraphBuilder
 from tenp_edge.exporters.onnx.graph.cache import CacheShape
 from tenp_edge.exporters.onnx.linear.plain import FloatLinear, Linear
 from tenp_edge.models import MLA, ModelConfig, TensorSpec, expected_tensors
@@ -203,6 +203,15 @@ class Context:
     def keep_state(self, layer: int, name: str, value: ir.Value) -> None:
         """Keep what the next run reads as ``run.states[layer][name]``, as an output."""
         self._states.append((layer, name, value))
+
+    def convolution_inputs(self, path: str, columns: ir.Value, layer: int, taps: int) -> ir.Value:
+        """The state "conv", and behind it ``columns`` (batch, channels, query): (batch, channels,
+        taps - 1 + query). The last taps - 1 of them are the next state."""
+        before = self.run.states[layer]["conv"]
+        seen = self.g.op(f"{path}/seen", "Concat", [before, columns], axis=-1)
+        last = self.g.op(f"{path}/last", "Slice", [seen, [1 - taps], [END], [-1]])
+        self.keep_state(layer, "conv", last)
+        return seen
 
     def finish(self) -> None:
         """Announce the kept caches: outputs come after the logits, which callers look for first."""

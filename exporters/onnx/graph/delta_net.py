@@ -23,7 +23,6 @@ from tenp_edge.exporters.onnx.graph.context import Context
 from tenp_edge.exporters.onnx.linear.plain import plain_weight
 from tenp_edge.models import DeltaNet
 
-_END = 2**31 - 1
 _LENGTH_EPSILON = np.asarray(1e-6, np.float32)  # transformers' l2norm
 _STEP_INPUTS = ("q", "k", "v", "beta", "decay")
 
@@ -70,10 +69,7 @@ def _convolved(
     """Queries, keys and values as columns, (batch, query, value heads, size, 1)."""
     g, size = c.g, own.head_dim
     columns = g.op(f"{path}/columns", "Transpose", [joined], perm=[0, 2, 1])
-    # (batch, channels, taps - 1 + query)
-    seen = g.op(f"{path}/seen", "Concat", [c.run.states[layer]["conv"], columns], axis=-1)
-    last = g.op(f"{path}/last", "Slice", [seen, [1 - own.taps], [_END], [-1]])
-    c.keep_state(layer, "conv", last)
+    seen = c.convolution_inputs(path, columns, layer, own.taps)
     kernel = plain_weight(g, c.spec("delta_conv", layer))
     mixed = g.op(f"{path}/conv", "Conv", [seen, kernel], group=own.channels)
     rows = g.op(f"{path}/conv/rows", "Transpose", [mixed], perm=[0, 2, 1])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from tenp_edge.exporters.onnx.graph.builder import BOOL, FLOAT, INT64, GraphBuilder
+from tenp_edge.exporters.onnx.graph.builder import BOOL, END, FLOAT, INT64, GraphBuilder
 from tenp_edge.exporters.onnx.graph.cache import (
     CacheShape,
     cache_dims,
@@ -89,7 +89,7 @@ def _real_tokens(g: GraphBuilder, ids: ir.Value, attention: ir.Value) -> ir.Valu
     """float (batch, query, 1): 0 where a new token is padding."""
     path = "/model/real"
     first = g.op(path, "Neg", [g.op(path, "Shape", [ids], start=1, end=2)])
-    new = g.op(path, "Slice", [attention, first, [2**31 - 1], [1]])
+    new = g.op(path, "Slice", [attention, first, [END], [1]])
     return g.op(path, "Unsqueeze", [g.op(path, "Cast", [new], to=FLOAT), [2]])
 
 

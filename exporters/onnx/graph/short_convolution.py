@@ -17,8 +17,6 @@ from tenp_edge.exporters.onnx.graph.context import Context
 from tenp_edge.exporters.onnx.linear.plain import plain_weight
 from tenp_edge.models import ShortConvolution
 
-_END = 2**31 - 1
-
 
 def short_convolution(
     c: Context, path: str, x: ir.Value, layer: int, own: ShortConvolution
@@ -30,10 +28,7 @@ def short_convolution(
     fed = g.op(f"{path}/fed", "Mul", [b, u])
     fed = g.op(f"{path}/real", "Mul", [fed, c.run.real])
     columns = g.op(f"{path}/columns", "Transpose", [fed], perm=[0, 2, 1])
-    # (batch, channels, taps - 1 + query)
-    seen = g.op(f"{path}/seen", "Concat", [c.run.states[layer]["conv"], columns], axis=-1)
-    last = g.op(f"{path}/last", "Slice", [seen, [1 - own.taps], [_END], [-1]])
-    c.keep_state(layer, "conv", last)
+    seen = c.convolution_inputs(path, columns, layer, own.taps)
     kernel = plain_weight(g, c.spec("conv", layer))
     mixed = g.op(path, "Conv", [seen, kernel], group=size)
     rows = g.op(f"{path}/rows", "Transpose", [mixed], perm=[0, 2, 1])

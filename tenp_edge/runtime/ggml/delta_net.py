@@ -10,7 +10,6 @@ Operations and their order are llama.cpp's. Sizes in comments are as ggml counts
 from __future__ import annotations
 
 from tenp_edge.models.mixers import DeltaNet
-from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.step import Step
 
 _BYTES = 4  # of a float32
@@ -36,13 +35,7 @@ def build_delta_net(step: Step, layer: int, own: DeltaNet, x: int) -> int:
 def _convolved(step: Step, layer: int, own: DeltaNet, x: int) -> tuple[int, int, int]:
     """Queries, keys and values of the heads: (size, heads, tokens) each."""
     context, tokens, size = step.context, step.tokens, own.head_dim
-    new = context.transpose(step.linear(layer, "attn_qkv", x))
-    # (taps - 1 + tokens, channels)
-    seen = context.concat(step.state(layer, "conv"), new, 0)
-    last = context.view_2d(
-        seen, own.taps - 1, own.channels, ggml.tensor(seen).nb[1], _BYTES * tokens
-    )
-    step.keep_state(layer, "conv", last)
+    seen = step.convolution_inputs(layer, step.linear(layer, "attn_qkv", x))
     mixed = context.silu(context.ssm_conv(seen, step.weight(layer, "ssm_conv1d.weight")))
     counts = (own.key_heads, own.key_heads, own.value_heads)
     starts = (0, own.key_size, 2 * own.key_size)

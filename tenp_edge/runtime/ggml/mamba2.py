@@ -24,7 +24,7 @@ def build_mamba2(step: Step, layer: int, own: Mamba2, x: int) -> int:
     z = context.view_2d(joined, own.inner, tokens, row, 0)
     wide = context.view_2d(joined, own.channels, tokens, row, _FLOAT * own.inner)
     dt = context.view_2d(joined, own.heads, tokens, row, _FLOAT * (own.inner + own.channels))
-    seen = context.silu(_convolved(step, layer, own, wide))
+    seen = context.silu(_convolved(step, layer, wide))
     dt = context.add(context.cont(dt), step.weight(layer, "ssm_dt.bias"))
     y = _scanned(step, layer, own, seen, dt)
     gate = context.reshape_3d(context.cont(z), own.head_dim, own.heads, tokens)
@@ -34,14 +34,9 @@ def build_mamba2(step: Step, layer: int, own: Mamba2, x: int) -> int:
     return step.linear(layer, "ssm_out", context.reshape_2d(y, own.inner, tokens))
 
 
-def _convolved(step: Step, layer: int, own: Mamba2, new: int) -> int:
+def _convolved(step: Step, layer: int, new: int) -> int:
     """``new`` (channels, tokens) -> the same, each channel over its last taps."""
-    context = step.context
-    # (taps - 1 + tokens, channels)
-    seen = context.concat(step.state(layer, "conv"), context.transpose(new), 0)
-    row = ggml.tensor(seen).nb[1]
-    last = context.view_2d(seen, own.taps - 1, own.channels, row, _FLOAT * step.tokens)
-    step.keep_state(layer, "conv", last)
+    context, seen = step.context, step.convolution_inputs(layer, new)
     mixed = context.ssm_conv(seen, step.weight(layer, "ssm_conv1d.weight"))
     return context.add(mixed, step.weight(layer, "ssm_conv1d.bias"))
 

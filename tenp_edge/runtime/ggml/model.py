@@ -146,8 +146,8 @@ class PerExpertModel(Session):
         needed = position + len(tokens)
         slots = min(cache_places(needed, None, len(tokens)), self._cache.slots)
         graph = self._graph(GraphShape(len(tokens), slots, all_logits))
+        self._written = max(self._written, needed)  # Even where an interrupt ends the run.
         graph.run(self._backend, tokens, position)
-        self._written = max(self._written, needed)
         return graph.logits()
 
     def _graph(self, shape: GraphShape) -> Graph:
@@ -177,15 +177,15 @@ class PerExpertModel(Session):
     def _forget(self, keep: int) -> None:
         """Places beyond the position are masked; with an empty cache none holds anything."""
         self._written = self._written if keep else 0
-        self._states.return_to(keep, self.position)
+        self._states.return_to(keep, self._settled)
 
     def _nearest(self, keep: int) -> int:
-        places = self._cache.places
+        places, nearest = self._cache.places, self._states.nearest(keep, self._settled)
         kept = all(
-            kept_places(attention.window, places[layer], self._written, keep)
+            kept_places(attention.window, places[layer], self._written, nearest)
             for layer, attention in self.facts.attention.items()
         )
-        return self._states.nearest(keep, self.position) if kept else 0
+        return nearest if kept else 0
 
     def keep_shared(self, tokens: Sequence[int]) -> int:
         shared = self._shared(tokens)

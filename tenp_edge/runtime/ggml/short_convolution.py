@@ -9,7 +9,6 @@ Sizes in comments are as ggml counts, row length first.
 from __future__ import annotations
 
 from tenp_edge.models.mixers import ShortConvolution
-from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.step import Step
 
 
@@ -21,10 +20,6 @@ def build_short_convolution(step: Step, layer: int, own: ShortConvolution, x: in
         context.view_2d(joined, channels, tokens, 12 * channels, 4 * channels * part)
         for part in range(3)
     )
-    new = context.transpose(context.mul(b, u))
-    # (taps - 1 + tokens, channels)
-    seen = context.concat(step.state(layer, "conv"), new, 0)
-    last = context.view_2d(seen, own.taps - 1, channels, ggml.tensor(seen).nb[1], 4 * tokens)
-    step.keep_state(layer, "conv", last)
+    seen = step.convolution_inputs(layer, context.mul(b, u))
     mixed = context.ssm_conv(seen, step.weight(layer, "shortconv.conv.weight"))
     return step.linear(layer, "shortconv.out_proj", context.mul(c, mixed))

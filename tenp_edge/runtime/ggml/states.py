@@ -64,8 +64,9 @@ class States:
 
     # -- positions -----------------------------------------------------------------------------
 
-    def nearest(self, keep: int, position: int) -> int:
-        """The last position up to ``keep`` that can be gone back to, from ``position``."""
+    def nearest(self, keep: int, position: int | None) -> int:
+        """The last position up to ``keep`` that can be gone back to, from ``position``; None where
+        the working state is that of no known one."""
         if keep == position or not self.any:
             return keep
         return max((held for held in self._positions if held and held <= keep), default=0)
@@ -85,10 +86,11 @@ class States:
         """The working state is that of ``position``: copy it where that was planned."""
         slot = self._planned.pop(position, None)
         if slot is not None:
+            self._positions[slot] = None  # Until it is there: an interrupt may come between.
             self._place(1 + slot)[:] = self._place(0)
             self._positions[slot] = position
 
-    def return_to(self, keep: int, position: int) -> None:
+    def return_to(self, keep: int, position: int | None) -> None:
         """Make the state that of ``keep`` again, which `nearest` gave."""
         if keep == position or not self.any:
             return

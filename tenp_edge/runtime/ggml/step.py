@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tenp_edge.models.mixers import STATE_VALUE_BYTES
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.spans import Span
 from tenp_edge.runtime.ggml.states import States
@@ -49,6 +50,17 @@ class Step:
     def keep_state(self, layer: int, name: str, new: int) -> None:
         """Write ``new``, made of what `state` gave, into the state for the next evaluation."""
         self.context.expand(self.context.cpy(new, self.state(layer, name)))
+
+    def convolution_inputs(self, layer: int, new: int) -> int:
+        """The state "conv", and behind it ``new`` (channels, tokens): (taps - 1 + tokens,
+        channels). The last taps - 1 of them are the next state."""
+        context, state = self.context, self.state(layer, "conv")
+        kept, channels = ggml.shape(state)
+        seen = context.concat(state, context.transpose(new), 0)
+        row = ggml.tensor(seen).nb[1]
+        last = context.view_2d(seen, kept, channels, row, STATE_VALUE_BYTES * self.tokens)
+        self.keep_state(layer, "conv", last)
+        return seen
 
     def weight(self, layer: int, name: str) -> int:
         return self.weights[f"blk.{layer}.{name}"]

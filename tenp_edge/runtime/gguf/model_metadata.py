@@ -9,7 +9,7 @@ docs/formats/gguf-per-expert.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tenp_edge.errors import UserError, shown
@@ -176,9 +176,8 @@ def _facts(fields: Fields, name: str) -> Facts:
     if not divided or groups_used > groups or top_k > reachable:
         raise fields.error(f"{top_k} of {experts} experts in {groups_used} of {groups} groups")
     norm = bool(fields.flag("expert_weights_norm")) if row.norm_topk is None else row.norm_topk
-    widths = _widths(
-        fields, row, layers, experts
-    )  # first: lists of any length are compared with it
+    # First: lists of any length are compared with it.
+    widths = _widths(fields, row, layers, experts)
     plain = LayerAttention(heads, kv_heads, head_dim, latent=latent)
     attention = tuple(
         replace(plain, window=window) for window in layer_windows(fields, row, layers)
@@ -250,14 +249,14 @@ def _multipliers(fields: Fields) -> Multipliers:
     )
 
 
-def _routed(fields: Fields, row: Architecture, layers: int) -> list[int]:
+def _routed(fields: Fields, row: Architecture, layers: int) -> Sequence[int]:
     """The layers that route, as llama.cpp knows them."""
     if row.experts_alone:
         widths = fields.integers("feed_forward_length")
         if len(widths) != layers:
             raise fields.error(f"feed_forward_length has {len(widths)} layers of {layers}")
         return [layer for layer, width in enumerate(widths) if width]
-    return list(range(fields.integer("leading_dense_block_count", 0), layers))
+    return range(fields.integer("leading_dense_block_count", 0), layers)
 
 
 def _widths(
@@ -270,7 +269,7 @@ def _widths(
     if fields.integer("nextn_predict_layers", 0):
         raise fields.error("it has layers that predict further tokens")
     step = fields.integer("interleave_moe_layer_step", 1)
-    if step != 1 or routed != expected:
+    if step != 1 or len(routed) != len(expected) or routed != list(expected):
         first = expected[0] if expected else layers
         raise fields.error(f"its routed layers are not {first}..{layers - 1}")
     if len(widths) != len(routed) * experts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # To run a file takes no family.
@@ -86,6 +86,18 @@ class Architecture:
     gate_is_sigmoid: bool = False
 
 
+_QWEN3_NEXT = Architecture(
+    qk_norm="head",
+    norm_topk=True,
+    shared_gate=True,
+    gate_is_sigmoid=True,
+    partial_rotary=True,
+    ffn_norm="post_attention_norm",
+    attention_gate=True,
+    state="gated delta net",
+    recurrent_layers=True,
+)
+
 ARCHITECTURES = {
     "qwen2moe": Architecture(attention_bias=True, shared_gate=True),
     "qwen3moe": Architecture(qk_norm="head", norm_topk=True),
@@ -144,28 +156,6 @@ ARCHITECTURES = {
     "granitehybrid": Architecture(
         rope=None, norm_topk=True, state="mamba2", state_expands=2, multipliers=True
     ),
-    "qwen3next": Architecture(
-        qk_norm="head",
-        norm_topk=True,
-        shared_gate=True,
-        gate_is_sigmoid=True,
-        partial_rotary=True,
-        ffn_norm="post_attention_norm",
-        attention_gate=True,
-        state="gated delta net",
-        recurrent_layers=True,
-    ),
-    "qwen35moe": Architecture(
-        qk_norm="head",
-        norm_topk=True,
-        shared_gate=True,
-        gate_is_sigmoid=True,
-        partial_rotary=True,
-        sections=True,
-        ffn_norm="post_attention_norm",
-        attention_gate=True,
-        state="gated delta net",
-        recurrent_layers=True,
-        value_heads_by_turns=True,
-    ),
+    "qwen3next": _QWEN3_NEXT,
+    "qwen35moe": replace(_QWEN3_NEXT, sections=True, value_heads_by_turns=True),
 }

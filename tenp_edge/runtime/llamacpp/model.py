@@ -119,7 +119,7 @@ class LlamaCppModel(Session):
         memory = self._native.llama_get_memory(self._state)
         oldest = self._native.llama_memory_seq_pos_min(memory, 0)
         if self._carries_state:
-            return keep if keep == self.position else 0
+            return keep if keep == self._settled else 0
         return keep if window == 0 or oldest <= max(0, keep - window) else 0
 
     @property

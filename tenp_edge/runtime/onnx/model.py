@@ -89,7 +89,7 @@ class OnnxModel(Session):
         self._caches.forget(keep)
 
     def _nearest(self, keep: int) -> int:
-        return keep if keep == self.position or not self._caches.carries_state else 0
+        return keep if keep == self._settled or not self._caches.carries_state else 0
 
     def padded_logits(self, sequences: Sequence[Sequence[int]]) -> list[Logits]:
         """Logits [tokens, vocab] of every one of ``sequences``, in one call that pads them on the

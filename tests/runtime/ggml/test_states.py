@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -92,6 +92,36 @@ def test_going_back_is_going_on_from_there(
         model.reset(15)
         fresh.reset()
         assert_close(model.decode(5), fresh.evaluate([*([10] * 15), 5]))
+
+
+@pytest.mark.parametrize("layout", SESSIONS)
+@pytest.mark.parametrize("family", tiny.STATE_FAMILIES)
+@pytest.mark.parametrize("before", [0, 50])
+def test_an_interrupted_step_leaves_no_trace(
+    before: int,
+    family: str,
+    layout: str,
+    directory_of: DirectoryOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C is heard when the library returns: the state has gone on, the sequence has not."""
+    with (
+        opened(directory_of(family), layout) as model,
+        opened(directory_of(family), layout) as fresh,
+    ):
+        if before:
+            model.prompt(TOKENS[:before])
+        run = model._run
+
+        def interrupted(tokens: Sequence[int], position: int, all_logits: bool) -> Logits:
+            run(tokens, position, all_logits)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(model, "_run", interrupted)
+            model.evaluate([3, 4, 5])
+        text = [*TOKENS[:before], 7, 8, 9]
+        assert_close(model.prompt(text), fresh.evaluate(text))
 
 
 @pytest.mark.parametrize("family", tiny.STATE_FAMILIES)

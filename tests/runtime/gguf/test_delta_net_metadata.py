@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from support.edits import refusal
-from support.runtime_cases import CheckpointOf, export_ragged
+from support.runtime_cases import CheckpointOf, changed, header_of
 
 from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.runtime.gguf.header import Header, read_header
+from tenp_edge.runtime.gguf.header import Header
 from tenp_edge.runtime.gguf.model_metadata import Facts, read_facts
 from tenp_edge.runtime.gguf.tensor_checks import check_tensors
 
@@ -21,16 +21,7 @@ HEADS = "its heads of state contradict each other"
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: CheckpointOf) -> Header:
-    file = tmp_path_factory.mktemp("sound") / "model.gguf"
-    export_ragged(checkpoint_of("qwen3_next"), file)
-    return read_header(file)
-
-
-def changed(sound: Header, **changes: Any) -> Header:
-    """With fields replaced (dots written as __) or removed (None)."""
-    fields = sound.fields | {f"{NAME}.{k.replace('__', '.')}": v for k, v in changes.items()}
-    fields = {key: value for key, value in fields.items() if value is not None}
-    return Header("model.gguf", fields, sound.tensors, sound.data_start, {})
+    return header_of(checkpoint_of("qwen3_next"), tmp_path_factory.mktemp("sound") / "model.gguf")
 
 
 def facts(sound: Header, **changes: Any) -> Facts:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from support.edits import refusal
-from support.runtime_cases import CheckpointOf, export_ragged
+from support.runtime_cases import CheckpointOf, changed, header_of
 
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.models.multipliers import UNSCALED
-from tenp_edge.runtime.gguf.header import Header, read_header
+from tenp_edge.runtime.gguf.header import Header
 from tenp_edge.runtime.gguf.model_metadata import Facts, read_facts
 
-ARCHITECTURES = {"nemotron_h": "tenp-nemotron_h_moe", "granitemoehybrid": "tenp-granitehybrid"}
+FAMILIES = ("nemotron_h", "granitemoehybrid")
 FactsOf = Callable[..., Facts]
 
 
@@ -24,21 +24,17 @@ FactsOf = Callable[..., Facts]
 def facts(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: CheckpointOf) -> FactsOf:
     """Of a family's file, with fields replaced (dots written as __) or removed (None)."""
     headers: dict[str, Header] = {}
-    for family in ARCHITECTURES:
+    for family in FAMILIES:
         file = tmp_path_factory.mktemp(family) / "model.gguf"
-        export_ragged(checkpoint_of(family), file)
-        headers[family] = read_header(file)
+        headers[family] = header_of(checkpoint_of(family), file)
 
     def read(family: str, **changes: Any) -> Facts:
-        sound, name = headers[family], ARCHITECTURES[family]
-        fields = sound.fields | {f"{name}.{k.replace('__', '.')}": v for k, v in changes.items()}
-        fields = {key: value for key, value in fields.items() if value is not None}
-        return read_facts(Header("model.gguf", fields, sound.tensors, sound.data_start, {}))
+        return read_facts(changed(headers[family], **changes))
 
     return read
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_is_the_checkpoints(
     family: str, facts: FactsOf, checkpoint_of: CheckpointOf
 ) -> None:

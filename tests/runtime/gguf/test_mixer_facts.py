@@ -8,27 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 from support.edits import refusal
-from support.runtime_cases import CheckpointOf, export_ragged
+from support.runtime_cases import CheckpointOf, changed, header_of
 
 from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.runtime.gguf.header import Header, read_header
+from tenp_edge.runtime.gguf.header import Header
 from tenp_edge.runtime.gguf.model_metadata import Facts, read_facts
-
-NAME = "tenp-lfm2moe"
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: CheckpointOf) -> Header:
-    file = tmp_path_factory.mktemp("sound") / "model.gguf"
-    export_ragged(checkpoint_of("lfm2_moe"), file)
-    return read_header(file)
+    return header_of(checkpoint_of("lfm2_moe"), tmp_path_factory.mktemp("sound") / "model.gguf")
 
 
 def facts(sound: Header, **changes: Any) -> Facts:
-    """With fields replaced (dots written as __) or removed (None)."""
-    fields = sound.fields | {f"{NAME}.{k.replace('__', '.')}": v for k, v in changes.items()}
-    fields = {key: value for key, value in fields.items() if value is not None}
-    return read_facts(Header("model.gguf", fields, sound.tensors, sound.data_start, {}))
+    return read_facts(changed(sound, **changes))
 
 
 def test_every_layer_is_the_checkpoints(sound: Header, checkpoint_of: CheckpointOf) -> None:

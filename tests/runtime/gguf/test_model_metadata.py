@@ -8,27 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 from support.edits import refusal
-from support.runtime_cases import CheckpointOf, export_ragged
+from support.runtime_cases import CheckpointOf, changed, header_of
 
 from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.runtime.gguf.header import Header, read_header
+from tenp_edge.runtime.gguf.header import Header
 from tenp_edge.runtime.gguf.model_metadata import Facts, read_facts
-
-NAME = "tenp-gemma4"
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: CheckpointOf) -> Header:
-    file = tmp_path_factory.mktemp("sound") / "model.gguf"
-    export_ragged(checkpoint_of("gemma4_text"), file)
-    return read_header(file)
+    return header_of(checkpoint_of("gemma4_text"), tmp_path_factory.mktemp("sound") / "model.gguf")
 
 
 def facts(sound: Header, **changes: Any) -> Facts:
-    """With fields replaced (dots written as __) or removed (None)."""
-    fields = sound.fields | {f"{NAME}.{k.replace('__', '.')}": v for k, v in changes.items()}
-    fields = {key: value for key, value in fields.items() if value is not None}
-    return read_facts(Header("model.gguf", fields, sound.tensors, sound.data_start, {}))
+    return read_facts(changed(sound, **changes))
 
 
 def test_every_layer_is_the_checkpoints(sound: Header, checkpoint_of: CheckpointOf) -> None:
@@ -49,6 +42,7 @@ HEADS = "its attention heads contradict each other"
     ("changes", "why"),
     [
         ({"attention__shared_kv_layers": 1}, "attention.shared_kv_layers is not 0"),
+        ({"block_count": 2**24}, "its routed layers are not 0..16777215"),
         ({"embedding_length_per_layer_input": 4}, "embedding_length_per_layer_input is not 0"),
         ({"attention__value_length_swa": 8}, HEADS),
         ({"rope__dimension_count_swa": 8}, HEADS),
