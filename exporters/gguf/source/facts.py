@@ -160,6 +160,11 @@ def _pruned(told: Told) -> Raw:
     widths, fields = told.pruned_widths, told.fields
     if widths is None:
         return {}
+    if any(0 in row for row in widths.values()):
+        raise UserError(
+            f"{told.parts.path.name} has experts without neurons, and is not read as the model",
+            "the checkpoint that the file was made from",
+        )
     return {
         "tenp": {
             "expert_widths": widths,

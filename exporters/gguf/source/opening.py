@@ -23,6 +23,7 @@ from tenp_edge.exporters.gguf.types import FILE_TYPES
 from tenp_edge.models import FAMILIES, ModelConfig, read_config
 from tenp_edge.models.layouts import WEIGHT_DTYPES
 from tenp_edge.models.other_formats import OpenedSource
+from tenp_edge.runtime.gguf.file_origin import LAYOUT, OWN
 from tenp_edge.runtime.gguf.header import MAGIC, Value, parse_header
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -98,10 +99,10 @@ def _check(told: Told, config: ModelConfig) -> None:
 
 
 def _our_fields(config: ModelConfig) -> dict[str, Value]:
-    """The metadata of the model by key, as it would be written."""
-    fields = model_fields(config, "padded", FILE_TYPES["F32"].file_type, Recipe())
+    """The metadata of the model by key, as it would be written: in the layout with most keys."""
+    fields = model_fields(config, LAYOUT, FILE_TYPES["F32"].file_type, Recipe())
     data = header(fields, [])
-    prefix = f"{architecture(config).name}."
+    prefix = f"{OWN}{architecture(config).name}."
     named = parse_header(data, len(data)).fields
     return {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
 

@@ -143,12 +143,13 @@ class _Index:
     # -- helpers -------------------------------------------------------------------------------
 
     def _add(self, name: str, shape: Shape, part: Part, rows: _Rows) -> None:
-        """A weight that is these rows: as they are, or decoded."""
+        """A weight that is these rows: as they are (of a vector their beginning), or decoded."""
         stored, layout = rows.stored, PLAIN
         vector = prod(shape) == shape[-1]
-        numbers = rows.kind == "F32" or (rows.kind in WEIGHT_DTYPES and not self._decoded)
-        if rows.length == shape[-1] and (numbers or (vector and rows.kind in WEIGHT_DTYPES)):
-            stored = StoredTensor(stored.file, stored.offset, stored.nbytes, stored.dtype, shape)
+        as_is = rows.kind == "F32" or (rows.kind in WEIGHT_DTYPES and (vector or not self._decoded))
+        if as_is and (vector or rows.length == shape[-1]):
+            nbytes = stored.nbytes // prod(stored.shape) * prod(shape)
+            stored = StoredTensor(stored.file, stored.offset, nbytes, stored.dtype, shape)
         else:
             layout = _decoded(rows.placed.info.type, stored.shape[1])
         self.tensors[rows.name] = stored

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 from support import tiny
+from support.edits import refusal
 from support.gguf_cases import TOKENS, export, random_plan
 from support.gguf_sources import dequantised, rewritten, tensors_of, write_gguf
+from support.plans import cycled, plan_for
 
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
@@ -222,3 +224,31 @@ def test_a_whole_model_that_we_wrote(checkpoint_of: Make, tmp_path: Path) -> Non
     assert found.is_uniform and "tenp" not in found.raw
     write_gguf(checkpoint_of("ernie4_5_moe"), tmp_path / "theirs.gguf")
     assert found.raw == Checkpoint(tmp_path / "theirs.gguf").config.raw
+
+
+@pytest.mark.parametrize("layout", ["per-expert", "padded"])
+def test_a_pruned_file_with_biases_comes_back(
+    layout: str, checkpoint_of: Make, tmp_path: Path
+) -> None:
+    """Biases that are padded are cut, and what only our files say of YaRN is known."""
+    checkpoint = Checkpoint(checkpoint_of("gpt_oss"))
+    pruned = ModelSource(checkpoint, random_plan(checkpoint, "ragged"))
+    export(pruned, tmp_path / "pruned.gguf", "F32", layout)
+    found = Checkpoint(tmp_path / "pruned.gguf")
+    assert found.config.expert_widths == pruned.config.expert_widths
+    for layer, row in found.config.expert_widths.items():
+        for expert in range(len(row)):
+            theirs, ours = pruned.expert(layer, expert), found.expert(layer, expert)
+            for part in found.config.expert_parts:
+                assert torch.equal(getattr(ours, part), getattr(theirs, part)), part
+
+
+def test_experts_without_neurons_are_refused(checkpoint_of: Make, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
+    full = checkpoint.config.moe_intermediate_size
+    plan = replace(plan_for(checkpoint, cycled(checkpoint, (0, 32, full))), keeps_places=True)
+    export(ModelSource(checkpoint, plan), tmp_path / "pruned.gguf", "F32", "padded")
+    assert refusal(lambda: Checkpoint(tmp_path / "pruned.gguf")) == (
+        "pruned.gguf has experts without neurons, and is not read as the model",
+        "the checkpoint that the file was made from",
+    )
