@@ -124,7 +124,8 @@ class GgufExporter:
         elif options.quant == AUTO:
             raise UserError(
                 "--quant auto writes the types that a plan chose, and there is no plan with types",
-                "--plan PLAN (tenp-edge plan MODEL --ram SIZE -o PLAN), or --quant Q4_K_M",
+                "--plan PLAN (tenp-edge calibrate MODEL --types -o WORK; tenp-edge plan MODEL "
+                "--ram SIZE --calibration WORK -o PLAN), or --quant Q4_K_M",
             )
         elif options.quant not in (*self.quants, KEEP):
             raise UserError(

@@ -301,7 +301,7 @@ def _card_text(files: PrunedFiles, name: str) -> str:
     source = files.source
     plan, config = _plan(source), source.config
     widths = [width for row in config.expert_widths.values() for width in row]
-    kept = len(config.family.matrices) * config.hidden_size * config.expert_neurons
+    kept = config.expert_weights
     left_out = source.checkpoint.left_out_text
     extra = f"| left out | {left_out} |\n" if left_out else ""
     removed = "some of its routed experts" if plan.removes_experts else "neurons of its experts"

@@ -117,8 +117,7 @@ def least_expert_loss(checkpoint: Checkpoint, statistics: Statistics) -> Callabl
     Needs statistics that know what rounding costs. Of a large model every n-th neuron stands for
     n of them.
     """
-    weights = 3 * checkpoint.config.hidden_size * checkpoint.config.expert_neurons
-    step = -(-weights // _MOST_WEIGHTS)
+    step = -(-checkpoint.config.expert_weights // _MOST_WEIGHTS)
     layers = [
         Neurons(part.energies[::step].clone(), part.cut[::step])
         for part in expert_neurons(checkpoint, statistics)

@@ -240,7 +240,7 @@ class _Groups:
     def _layers(self, name: str) -> tuple[int, ...]:
         """Those that are rounded: all of a small model's, some of a large one's."""
         layers = self._all_layers(name)
-        large = self.config.expert_neurons * self.config.hidden_size * 3 > SAMPLED_ABOVE
+        large = self.config.expert_weights > SAMPLED_ABOVE
         wanted = min(_MEASURED_LAYERS if large else len(layers), len(layers))
         return tuple(layers[i] for i in spread(len(layers), wanted)) if layers else ()
 
@@ -325,7 +325,7 @@ def rounding_seconds(
     """
     matrices = job.mixer.typed_matrices(config, job.options)
     groups = len(EXPERT_GROUPS) + len({matrix.role for matrix in matrices})
-    weights = len(config.family.matrices) * config.expert_neurons * config.hidden_size
+    weights = config.expert_weights
     weights = min(weights, max(SAMPLED_ABOVE, weights * _MEASURED_LAYERS // len(config.moe_layers)))
     weights += sum(prod(matrix.shape) for matrix in matrices)
     speed = job.writer.encoding_speed(replace(job.options, quant=_PROBE_QUANT))

@@ -95,6 +95,11 @@ class ModelConfig:
         return sum(sum(widths) for widths in self.expert_widths.values())
 
     @property
+    def expert_weights(self) -> int:
+        """Weights of all routed experts' matrices at the widths they have."""
+        return len(self.family.matrices) * self.hidden_size * self.expert_neurons
+
+    @property
     def is_uniform(self) -> bool:
         """True when every routed expert of every layer has the same width."""
         return len({w for widths in self.expert_widths.values() for w in widths}) == 1

@@ -97,8 +97,7 @@ def _check(options: CompareOptions) -> None:
     if options.budgets or options.files:
         only = ["--budget", *options.budgets[:1]] if options.budgets else ["--files"]
         raise UserError(f"{only[0]} is for --matched", " ".join(["--matched", *only]))
-    checked = (("--seeds", options.seeds), ("--width-multiple", options.width_multiple))
-    for flag, value in checked:
+    for flag, value in (("--seeds", options.seeds), ("--width-multiple", options.width_multiple)):
         if value is not None and value < 1:
             raise UserError(f"{flag} {value} is not above zero", f"{flag} 1")
     if options.lm_eval:

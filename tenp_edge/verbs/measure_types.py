@@ -130,11 +130,7 @@ def rounding_if_cheap(
     if stored_slice(directory) is None or not statistics.has_rounding:
         return False
     if rounding_of(checkpoint, directory) is None:
-        domains = load_slice(directory)
-        device, dtype = exactly(checkpoint, compute)
-        speed = operations_per_second(device, dtype)
-        tokens = sum(int(domain.lengths.sum()) for domain in domains)
-        active = inspect_model(checkpoint.path).active_parameters
+        tokens, active, speed = _work(checkpoint, directory, compute)
         seconds = rounding_seconds(checkpoint.config, job, tokens, active, speed)
         calibrating = most_tokens(compute) * 2 * active / speed
         if seconds > max(CHEAP_SECONDS, calibrating / 2):
@@ -176,16 +172,21 @@ def _seconds(
     checkpoint: Checkpoint, job: TypeJob, directory: Path, compute: CalibrationOptions
 ) -> tuple[float, float]:
     """About how long what is missing of ``job`` takes, and a calibration; 0 where all is there."""
-    domains = load_slice(directory)
     job = missing_of(job, checkpoint, directory)
     if not job.quants:
         return 0.0, 0.0
-    device, dtype = exactly(checkpoint, compute)
-    speed = operations_per_second(device, dtype)
-    tokens = sum(int(domain.lengths.sum()) for domain in domains)
-    active = inspect_model(checkpoint.path).active_parameters
+    tokens, active, speed = _work(checkpoint, directory, compute)
     seconds = measuring_seconds(checkpoint.config, job, tokens, active, speed)
     return seconds, most_tokens(compute) * 2 * active / speed
+
+
+def _work(
+    checkpoint: Checkpoint, directory: Path, compute: CalibrationOptions
+) -> tuple[int, int, float]:
+    """Tokens of the held-out text, active parameters, and operations a second."""
+    speed = operations_per_second(*exactly(checkpoint, compute))
+    tokens = sum(int(domain.lengths.sum()) for domain in load_slice(directory))
+    return tokens, inspect_model(checkpoint.path).active_parameters, speed
 
 
 def costs_of(checkpoint: Checkpoint, directory: Path) -> TypeCosts | None:

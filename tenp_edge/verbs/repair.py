@@ -32,7 +32,7 @@ def mend_rules(options: CompressOptions) -> MendRules | None:
     if keeps_down:
         raise UserError(
             "--repair and --set heal change down, whose bytes --set down=blocks keeps",
-            "--no-repair, or leave --set down=blocks out",
+            "leave --repair and --set heal out, or --set down=blocks",
         )
     ridge = {} if options.repair_ridge is None else {"repair_ridge": options.repair_ridge}
     rules = MendRules(repair=repair, heal=options.heal, **ridge)

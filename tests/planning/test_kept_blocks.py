@@ -74,7 +74,7 @@ def test_what_it_is_not_for(model: Checkpoint, tmp_path: Path) -> None:
     keep = ("compress", model.path, "--keep", "0.6", "--quant", "keep", *blocks, "--repair")
     assert refused(*keep, "-o", tmp_path / "out").endswith(
         "error: --repair and --set heal change down, whose bytes --set down=blocks keeps\n"
-        "try:   --no-repair, or leave --set down=blocks out\n"
+        "try:   leave --repair and --set heal out, or --set down=blocks\n"
     )
     assert refused("plan", model.path, "--keep", "0.6", "--format", "onnx", "--quant", "keep") == (
         "error: format onnx cannot write keep\ntry:   --quant none|int8|int4\n"

@@ -148,7 +148,7 @@ class _Job:
         """Measures the whole model in every type: what all ways go by."""
         checkpoint, writer = self.matched.checkpoint, self.matched.writer
         files = {quant: whole(checkpoint, writer, quant) for quant in self.matched.types}
-        self._measure(list(files.values()), self.matched.statistics[seed], f"whole, seed {seed}")
+        self._measure(list(files.values()), seed, "whole")
         kls = {quant: self._kl(file, seed) for quant, file in files.items()}
         return self.matched.calibrated(seed, kls)
 
@@ -163,8 +163,7 @@ class _Job:
         for name, files in offered.items():
             assert all(f.file_bytes <= budget.file_bytes for f in files), name
         every = [file for files in offered.values() for file in files]
-        statistics = calibrated.statistics
-        self._measure(every, statistics, f"{budget.name}, seed {calibrated.seed}")
+        self._measure(every, calibrated.seed, budget.name)
         made = {
             name: self._row(name, files, calibrated, budget)
             for name, files in offered.items()
@@ -204,9 +203,9 @@ class _Job:
         """Another calibration has another importance matrix."""
         return f"{seed}-{file.key}"
 
-    def _measure(self, files: Sequence[Filled], statistics: Statistics, title: str) -> None:
+    def _measure(self, files: Sequence[Filled], seed: int, what: str) -> None:
         """Scores of those ``files`` that have none yet, all in one pass over the layers."""
-        seed = next(s for s, stats in self.matched.statistics.items() if stats is statistics)
+        statistics = self.matched.statistics[seed]
         missing = {self._score_key(file, seed): file for file in files}
         missing = {key: file for key, file in missing.items() if key not in self.scores}
         if not missing:
@@ -214,7 +213,7 @@ class _Job:
         variants = [
             OtherWeights(self._stored(file, statistics), key) for key, file in missing.items()
         ]
-        scores = measure(self.evaluator, variants, self.matched.measures, title)
+        scores = measure(self.evaluator, variants, self.matched.measures, f"{what}, seed {seed}")
         self.scores["dense"] = scores[0]
         self.scores |= dict(zip(missing, scores[1:], strict=True))
         self.record.write(self.state)

@@ -187,7 +187,8 @@ def test_types_that_cannot_be_written_are_refused(model: Checkpoint) -> None:
     )
     assert refusal(lambda: GGUF.manifest(model, config, ExportOptions("auto"))) == (
         "--quant auto writes the types that a plan chose, and there is no plan with types",
-        "--plan PLAN (tenp-edge plan MODEL --ram SIZE -o PLAN), or --quant Q4_K_M",
+        "--plan PLAN (tenp-edge calibrate MODEL --types -o WORK; tenp-edge plan MODEL --ram SIZE "
+        "--calibration WORK -o PLAN), or --quant Q4_K_M",
     )
 
 
@@ -233,5 +234,6 @@ def test_export_follows_the_plan(model: Checkpoint, tmp_path: Path) -> None:
 def test_auto_without_a_plan_is_refused(model: Checkpoint, tmp_path: Path) -> None:
     assert refused("export", model.path, "--quant", "auto", "-o", tmp_path / "out.gguf") == (
         "error: --quant auto writes the types that a plan chose, and there is no plan with types\n"
-        "try:   --plan PLAN (tenp-edge plan MODEL --ram SIZE -o PLAN), or --quant Q4_K_M\n"
+        "try:   --plan PLAN (tenp-edge calibrate MODEL --types -o WORK; tenp-edge plan MODEL "
+        "--ram SIZE --calibration WORK -o PLAN), or --quant Q4_K_M\n"
     )
