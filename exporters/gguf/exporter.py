@@ -309,9 +309,8 @@ class GgufExporter:
         """Of the file's commonest tensor type, on all threads."""
         kind = TYPES[_commonest(options)]
         weighted = options.imatrix and kind.weighs_columns
-        return encoding_speed(
-            lambda rows: kind.encode(rows, torch.ones(rows.shape[-1]) if weighted else None)
-        )
+        ones = torch.ones if weighted else lambda length: None
+        return encoding_speed(lambda rows: kind.encode(rows, ones(rows.shape[-1])))
 
 
 def _weighing(options: ExportOptions, data: ExportData) -> Importance | None:
