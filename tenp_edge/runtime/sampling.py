@@ -26,7 +26,7 @@ Scores = npt.NDArray[np.float64]
 
 
 class Constraint(Protocol):
-    """What text may be, of one sequence: `grammar.Grammar` makes one."""
+    """What the text of one sequence may be, from token to token."""
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """[vocab]: the tokens that may come next, at least one of them."""
@@ -35,12 +35,24 @@ class Constraint(Protocol):
         """Go on after ``token``, one of the `allowed`."""
 
 
+class Grammar(Protocol):
+    """What answers may be: `grammars.compile_grammar` makes one."""
+
+    def constraint(self) -> Constraint:
+        """A constraint of a new sequence, at its beginning."""
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """llama.cpp's defaults. ``temperature`` 0 (or below 1e-6) takes the best token; ``top_k`` 0,
     ``top_p`` 1, ``min_p`` 0, ``typical_p`` 1, ``repeat_penalty`` 1 and other penalties of 0 are
     off; ``seed`` None draws differently every time. ``logit_bias`` is added to the logits of
-    tokens; minus infinity excludes one."""
+    tokens; minus infinity excludes one. ``grammar``: what the answer may be.
+
+    Of the answer, not of the choice: ``logprobs`` is the number of best tokens that are told with
+    their log probabilities beside the chosen one's (None: nothing is told), ``shown`` are control
+    tokens whose text belongs to the answer.
+    """
 
     temperature: float = 0.8
     top_k: int = 40
@@ -53,6 +65,9 @@ class SamplingOptions:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
+    logprobs: int | None = None
+    shown: frozenset[int] = frozenset()
 
     def check(self) -> None:
         """Raise UserError for a value that means nothing."""
@@ -81,23 +96,16 @@ def _finite(value: float) -> bool:
 
 
 class Sampler:
-    """Draws tokens one after the other; what it has drawn or `accept`ed counts as repeated.
+    """Draws tokens one after the other; what was ``accepted`` counts as repeated, as does every
+    token that `accept` is told of."""
 
-    ``constraint``: the only tokens that may be drawn are those that it allows.
-    """
-
-    def __init__(
-        self,
-        options: SamplingOptions,
-        accepted: Iterable[int] = (),
-        constraint: Constraint | None = None,
-    ) -> None:
+    def __init__(self, options: SamplingOptions, accepted: Iterable[int] = ()) -> None:
         options.check()
         self.options = options
         # Not numpy.random, which takes 7 MiB.
         self._random = random.Random(options.seed)
         self._recent: deque[int] = deque(accepted, maxlen=options.repeat_last_n)
-        self._constraint = constraint
+        self._constraint = options.grammar.constraint() if options.grammar else None
 
     def accept(self, token: int) -> None:
         self._recent.append(token)
@@ -137,12 +145,22 @@ def distribution(
     return tokens, _softmax(scores[tokens] / options.temperature)
 
 
-def log_softmax(logits: Logits) -> Scores:
-    """Log probabilities of the model itself, [vocab], in nats: before any sampler."""
+@dataclass(frozen=True)
+class Logprobs:
+    """Log probabilities in nats, of the model itself: ``chosen`` of the token that was chosen,
+    ``best`` of the most probable ones, (token, log probability)."""
+
+    chosen: float
+    best: tuple[tuple[int, float], ...]
+
+
+def logprobs(logits: Logits, token: int, count: int) -> Logprobs:
+    """What ``logits`` [vocab] say of ``token`` and of the ``count`` best ones."""
     scores = _scores(logits)
     scores -= scores.max()
-    result: Scores = scores - np.log(np.exp(scores).sum())
-    return result
+    scores -= np.log(np.exp(scores).sum())
+    best = _best(scores, count) if count else np.empty(0, dtype=np.int64)
+    return Logprobs(float(scores[token]), tuple((int(t), float(scores[t])) for t in best))
 
 
 def _scores(logits: Logits) -> Scores:
