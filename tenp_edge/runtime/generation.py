@@ -70,11 +70,10 @@ class Generation:
         return "length" if self.count == self.limit else None
 
     def _bytes(self, token: int) -> bytes:
-        """What ``token`` adds to the text; an end token nothing, unless it is shown."""
-        shown = token in self._options.shown
-        if self._vocabulary.ends(token) and not shown:
+        """What ``token`` adds to the text; an end token nothing."""
+        if self._vocabulary.ends(token):
             return b""
-        return self._vocabulary.piece(token, special=shown)
+        return self._vocabulary.piece(token, special=token in self._options.shown)
 
     def _told(self, logits: Logits, token: int) -> Logprobs | None:
         count = self._options.logprobs

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,8 @@ _SHOWN = 300
 
 @dataclass(frozen=True)
 class GrammarSource:
-    """A grammar before it is compiled: ``kind`` is "json_schema", "gbnf", "lark" or "regex"."""
+    """A grammar before it is compiled: ``kind`` is "json_schema", "gbnf", "lark", "regex", or
+    "llguidance" for what `definition` makes of the others."""
 
     kind: str
     text: str
@@ -56,20 +58,14 @@ class GrammarCompiler:
     def _compile(self, source: GrammarSource) -> CompiledGrammar:
         """``source`` for this vocabulary; the last ones are kept. Raises UserError for one that
         cannot be compiled, and where the package is missing."""
-        try:
-            import llguidance
-        except ImportError:
-            raise UserError(
-                "grammars need the package llguidance, which is not installed",
-                "pip install llguidance",
-            ) from None
+        llguidance = _library()
         if self._tokenizer is None:
             self._tokenizer = _tokenizer(self._vocabulary, self._vocab_size)
         limits = llguidance.LLParserLimits(
             max_lexer_states=_MOST_LEXER_STATES, verbose_errors=False
         )
         matcher = llguidance.LLMatcher(
-            self._tokenizer, _definition(source), log_level=0, limits=limits
+            self._tokenizer, definition(source), log_level=0, limits=limits
         )
         if matcher.is_error():
             raise _refused(source, matcher.get_error())
@@ -112,11 +108,21 @@ class Following:
             raise UserError(f"the grammar cannot be followed: {why}", "a simpler grammar or schema")
 
 
+def _library() -> ModuleType:
+    try:
+        import llguidance
+    except ImportError:
+        raise UserError(
+            "grammars need the package llguidance, which is not installed",
+            "pip install llguidance",
+        ) from None
+    return llguidance
+
+
 def _tokenizer(vocabulary: Vocabulary, vocab_size: int) -> LLTokenizer:
     """``vocabulary`` as llguidance knows it: the bytes of every token, and which are control
     tokens, which no text can spell."""
-    import llguidance
-
+    llguidance = _library()
     ends = vocabulary.end_tokens
     if not ends:
         raise UserError("the file has no end token, so no grammar can end", "another file")
@@ -146,10 +152,9 @@ class _Tokens:
         return self._vocabulary.tokenize(text, add_special=False, parse_special=False)
 
 
-def _definition(source: GrammarSource) -> str:
+def definition(source: GrammarSource) -> str:
     """``source`` as llguidance's own JSON. Raises UserError where that shows that it is wrong."""
-    import llguidance
-
+    llguidance = _library()
     makers: dict[str, Callable[[str], str]] = {
         "json_schema": lambda text: llguidance.LLMatcher.grammar_from_json_schema(
             text, overrides=_SPACES
@@ -157,6 +162,7 @@ def _definition(source: GrammarSource) -> str:
         "gbnf": lambda text: llguidance.grammar_from("gbnf", text),
         "lark": llguidance.LLMatcher.grammar_from_lark,
         "regex": llguidance.LLMatcher.grammar_from_regex,
+        "llguidance": str,
     }
     try:
         return makers[source.kind](source.text)
