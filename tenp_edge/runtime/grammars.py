@@ -131,9 +131,10 @@ def _tokenizer(vocabulary: Vocabulary, vocab_size: int) -> LLTokenizer:
     for token in control:
         plain[token] = vocabulary.piece(token, special=True)
     tokens = _Tokens(plain, control, ends[0], vocabulary)
-    return llguidance.LLTokenizer(
+    made: LLTokenizer = llguidance.LLTokenizer(
         llguidance.TokenizerWrapper(tokens), n_vocab=vocab_size, eos_token=list(ends)
     )
+    return made
 
 
 class _Tokens:

@@ -190,7 +190,8 @@ def _cut(scores: Scores, options: SamplingOptions) -> npt.NDArray[np.int64]:
     if options.top_p < 1.0:
         # The token that passes the threshold still belongs.
         tokens = tokens[: int(np.searchsorted(shares.cumsum(), options.top_p)) + 1]
-    return tokens[shares[: len(tokens)] >= options.min_p * shares[0]]
+    left: npt.NDArray[np.int64] = tokens[shares[: len(tokens)] >= options.min_p * shares[0]]
+    return left
 
 
 def _typical(shares: Scores, typical_p: float) -> npt.NDArray[np.bool_]:

@@ -23,6 +23,7 @@ from tenp_edge.runtime.generation import run_text
 from tenp_edge.runtime.gguf.header import read_header
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.sampling import SamplingOptions
+from tenp_edge.serving.access import Access
 from tenp_edge.serving.app import create_app
 from tenp_edge.serving.connections import QuietHandler, affordable, protocol_class
 from tenp_edge.serving.refusal import RefusalError
@@ -187,7 +188,7 @@ def test_a_client_that_left_is_not_tokenised(service: Service) -> None:
     tokenised, free = [], threading.Event()
     work = service.work
     service.work = lambda request: tokenised.append(request) or work(request)  # type: ignore
-    app = create_app(service, local_name="127.0.0.1")
+    app = create_app(service, Access("127.0.0.1"))
     body = b'{"prompt": "Hi", "max_tokens": 1}'
     head = (
         f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

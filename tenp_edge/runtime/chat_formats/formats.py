@@ -28,9 +28,9 @@ class Thinking:
 class ChatFormat:
     """One way to write calls.
 
-    ``recognised``: what a template of this format has, a regular expression. Calls stand between ``opens``
-    and ``closes``, all of them between the two marks of ``section``, with ``between`` in between.
-    ``described``: the template knows no tools, so a system message describes them.
+    ``recognised``: what a template of this format has, a regular expression. Calls stand between
+    ``opens`` and ``closes``, all of them between the two marks of ``section``, with ``between`` in
+    between. ``described``: the template knows no tools, so a system message describes them.
     """
 
     name: str

@@ -20,7 +20,7 @@ Marks = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Part:
-    """Something of an answer: ``kind`` is "content" or "reasoning", with its ``text``, or "call"."""
+    """Something of an answer: ``kind`` is "content" or "reasoning", with ``text``, or "call"."""
 
     kind: str
     text: str = ""
