@@ -7,6 +7,7 @@ is loaded with the first grammar: a run without one takes nothing of it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +32,9 @@ _KEPT = 8
 # About 2 KB each; llguidance's own limit is five times as many.
 _MOST_LEXER_STATES = 50_000
 _SHOWN = 300
+# A line of the grammar in an error, and where in it; a schema's is of our making.
+_LISTING = re.compile(r"\s*\d+ \| |\s*\^")
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,9 @@ class GrammarCompiler:
         )
         if matcher.is_error():
             raise _refused(source, matcher.get_error())
-        return CompiledGrammar(matcher, self._vocab_size)
+        compiled = CompiledGrammar(matcher, self._vocab_size)
+        compiled.constraint().allowed()  # Some can be compiled and not begun.
+        return compiled
 
 
 @dataclass(frozen=True)
@@ -179,4 +185,7 @@ def _refused(source: GrammarSource, why: str) -> UserError:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:_SHOWN]
+    """What is wrong, without the grammar that llguidance shows beside it."""
+    lines = [line.strip() for line in text.splitlines() if not _LISTING.match(line)]
+    why = " ".join(line for line in lines if line.strip("^ "))
+    return _PLACE.sub("", why)[:_SHOWN]

@@ -87,6 +87,7 @@ def prepare_chat(
         request.told,
         _grammar(request, prompt, tools),
         frozenset(prompt.control.values()),
+        "tools" if request.must_call else "response_format",
     )
     count = request.n or 1
     works = [service.work(request, tokens, sampling, index) for index in range(count)]

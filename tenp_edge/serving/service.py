@@ -88,14 +88,15 @@ class Service:
         told: int | None,
         grammar: GrammarSource | None,
         shown: frozenset[int] = frozenset(),
+        field: str = "grammar",
     ) -> SamplingOptions:
         """How the answers to ``request`` are drawn. ``told``: how many log probabilities; ``shown``
-        as in `SamplingOptions`. Raises RefusalError."""
+        as in `SamplingOptions`; ``field`` is where the grammar comes from. Raises RefusalError."""
         options = request.sampling(self.sampling, self.context)
         return replace(
             options,
             logit_bias=self._biases(request),
-            grammar=None if grammar is None else self._compiled(grammar),
+            grammar=None if grammar is None else self._compiled(grammar, field),
             logprobs=told,
             shown=shown,
         )
@@ -129,11 +130,11 @@ class Service:
     def _tokens_of(self, text: str) -> list[int]:
         return self.vocabulary.tokenize(text, add_special=False, parse_special=False)
 
-    def _compiled(self, source: GrammarSource) -> CompiledGrammar:
+    def _compiled(self, source: GrammarSource, field: str) -> CompiledGrammar:
         try:
             return self._grammars.compiled(source)
         except UserError as error:
-            raise RefusalError(400, error.message, "invalid_grammar", "grammar") from None
+            raise RefusalError(400, error.message, "invalid_grammar", field) from None
 
 
 def _is_number(text: str) -> bool:

@@ -24,7 +24,10 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 
 TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>"
+    "{% endfor %}{{ '\n' }}{% endfor %}"
     "{% if messages[0].role == 'assistant' %}{{ raise_exception('user first') }}{% endif %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )

@@ -41,7 +41,7 @@ class AnswerGrammar:
             answer = lark.any_of([answer, self._calls(lark, tools, parallel)])
         start = lark.grammar(f"{self._thoughts(lark)} {answer}")
         inner = json.loads(definition(source))["grammars"][0]
-        grammars = [{"lark_grammar": start}, {"name": "answer", **inner}]
+        grammars = [{"lark_grammar": start}, {**inner, "name": "answer"}]
         return GrammarSource("llguidance", json.dumps({"grammars": grammars}))
 
     def _thoughts(self, lark: Lark) -> str:
