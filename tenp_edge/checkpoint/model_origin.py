@@ -48,3 +48,22 @@ def words(value: object) -> list[str]:
     listed = value if isinstance(value, list) else [] if value is None else [value]
     named = ("no" if one is False else str(one) for one in listed if not isinstance(one, dict))
     return [name for name in named if name]
+
+
+# What a card takes over from the base model's: it binds, or describes, what is made of it too.
+_INHERITED = ("license", "license_name", "license_link", "language")
+
+
+def inherited(directory: Path) -> dict[str, Any]:
+    """The base model's licence and languages, by their keys in a card's front matter."""
+    data = card_data(directory)
+    kept = {key: words(data[key]) for key in _INHERITED if words(data.get(key))}
+    return {key: value if len(value) > 1 else value[0] for key, value in kept.items()}
+
+
+def front_matter(data: Mapping[str, Any]) -> str:
+    """``data`` as the head of a card."""
+    import yaml
+
+    text = yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=1000)
+    return f"{_FENCE}\n{text}{_FENCE}\n"
