@@ -1,4 +1,4 @@
-"""Where a model comes from, by what lies beside its weights: its hub id and its own card."""
+"""What lies beside a model's weights: its card, its licences, and where it comes from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 CARD = "README.md"
+# Tokenizers (fast, slow, sentencepiece, tiktoken), generation, chat templates, licences.
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
+COPIED = (
+    *"tokenizer*.json special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
+    "*.model *.tiktoken tokenization_*.py generation_config.json preprocessor_config.json "
+    "chat_template.jinja chat_template.json additional_chat_templates/*.jinja".split(),
+    *LICENCES,
+)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_CACHE = re.compile(r"models--(.+)")
 _FENCE = "---"

@@ -21,7 +21,7 @@ import torch
 from tenp_edge.checkpoint.as_stored import AsStored, Piece
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Shard, TensorEntry, is_written, plan_shards, write_shards
-from tenp_edge.checkpoint.model_origin import base_model, front_matter, inherited
+from tenp_edge.checkpoint.model_origin import COPIED, base_model, front_matter, inherited
 from tenp_edge.checkpoint.overlay import Mended, settings_of
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.stacked import StackedExperts
@@ -38,14 +38,6 @@ from tenp_edge.version import __version__
 
 TENP_VERSION = 1
 MARKER = "tenp-unfinished.json"
-# Tokenizers (fast, slow, sentencepiece, tiktoken), generation, chat templates, licences.
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
-COPIED = (
-    *"tokenizer*.json special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
-    "*.model *.tiktoken tokenization_*.py generation_config.json preprocessor_config.json "
-    "chat_template.jinja chat_template.json additional_chat_templates/*.jinja".split(),
-    *LICENCES,
-)
 # DeepSeek's multi-token-prediction layers are not written, so they must not be announced.
 _MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
 # Code of its own, and how the weights were quantised, which are written decoded.

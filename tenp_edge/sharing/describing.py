@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tenp_edge.checkpoint.writer import LICENCES, copied_files
+from tenp_edge.checkpoint.model_origin import LICENCES
+from tenp_edge.checkpoint.writer import copied_files
 from tenp_edge.disk import copy_file
 from tenp_edge.sharing.model_card import Described, add_metrics, write_card
 from tenp_edge.sharing.modelfile import STOCK_LAYOUTS, write_modelfile

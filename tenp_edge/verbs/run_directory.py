@@ -18,7 +18,7 @@ from typing import Any
 
 from tenp_edge.checkpoint.digests import file_digest, file_digests
 from tenp_edge.checkpoint.locking import LOCK
-from tenp_edge.checkpoint.writer import LICENCES
+from tenp_edge.checkpoint.model_origin import LICENCES
 from tenp_edge.errors import UserError
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.resumable import JobRecord
