@@ -39,3 +39,14 @@ def local_model(model: Path) -> Path:
             f"({type(error).__name__})",
             f"on a machine with network: hf download {name} --local-dir DIR; then pass DIR",
         ) from error
+
+
+_SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/[^/]+$")
+
+
+def spoken(model: Path) -> str:
+    """What to type for ``model``: the name that `local_model` made this path of, or the path."""
+    if model == Path(str(files("tenp_edge") / "demo_model")):
+        return DEMO
+    cached = _SNAPSHOT.search(model.as_posix())
+    return f"{cached[1]}/{cached[2]}" if cached else str(model)
