@@ -35,6 +35,7 @@ VERBS = {
     "export": "convert",
     "validate": "evaluate",
     "compare": "evaluate",
+    "report": "pages",
     "run": "run",
     "serve": "run",
     "bench": "run",

@@ -39,6 +39,8 @@ OUTPUTS = (
     "plan.safetensors",
     "recipe.toml",
     "validation.json",
+    "environment.json",
+    "report.html",
     "onnx.partial",
     "model.gguf.partial",
     ".onnx.validation",

@@ -23,16 +23,21 @@ QUICK = ("--samples", "2", "--seq-len", "64", "--set", "eval-samples=1", "--set"
 OUTPUTS = {
     "calibration",
     "checkpoint",
+    "environment.json",
     "manifest.json",
     "mended",
     "model.gguf",
     "plan.json",
     "plan.safetensors",
     "recipe.toml",
+    "report.html",
     "validation.json",
 }
 
-TIMED = ("validation.json", "manifest.json", "mended.json", "refine.json", "recipe.toml")
+TIMED = (
+    *("validation.json", "manifest.json", "mended.json", "refine.json", "recipe.toml"),
+    *("environment.json", "report.html"),
+)
 
 
 def digests(directory: Path) -> dict[str, str]:
