@@ -54,7 +54,7 @@ class Point:
 @dataclass(frozen=True)
 class Series:
     """``number``: its colour and its mark; ``line``: whether its points are joined; ``named``:
-    whether its name stands at its last point."""
+    whether its name stands at its right end, where the screen is wide enough."""
 
     name: str
     points: Sequence[Point]
@@ -107,7 +107,11 @@ def log_axis(label: str, values: Sequence[float]) -> Axis:
     steps = (1, 3) if math.log10(high / low) < 4 else (1,)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     inside = [tick for tick in ticks if low <= tick <= high]
-    return Axis(label, low, high, [(tick, f"{tick:.10f}".rstrip("0")) for tick in inside], True)
+    return Axis(label, low, high, [(tick, _plain(tick)) for tick in inside], True)
+
+
+def _plain(value: float) -> str:
+    return f"{value:.10f}".rstrip("0").rstrip(".")
 
 
 def _round_step(rough: float) -> float:
@@ -121,7 +125,9 @@ class _Drawing:
     def __init__(self, plot: Plot, kind: str, width: float, height: float) -> None:
         self.plot, self.kind, self.width, self.height = plot, kind, width, height
         self.left = 14 + _LETTER * max((len(text) for _, text in plot.y.ticks), default=4)
-        self.right, self.top, self.bottom = width - 12, 30.0, height - 46
+        self.named = [one for one in plot.series if one.named and kind == "wide"]
+        names = max((len(one.name) for one in self.named), default=-1)
+        self.right, self.top, self.bottom = width - 12 - _LETTER * (names + 1), 30.0, height - 46
         self._taken: list[tuple[float, float, float, float]] = []
 
     def render(self) -> Markup:
@@ -138,6 +144,7 @@ class _Drawing:
             self._rule(),
             (self._series(one) for one in plot.series),
             (self._labels(one) for one in plot.series),
+            self._ends(),
         )
         return tag(
             "svg",
@@ -241,8 +248,19 @@ class _Drawing:
         named = [point for point in one.points if point.label]
         for point in sorted(named, key=lambda point: not point.chosen):
             yield from self._label(point, point.label, one.number)
-        if one.named and one.points:
-            yield from self._label(one.points[-1], one.name, one.number)
+
+    def _ends(self) -> Iterator[Markup]:
+        """The names of lines beside their right ends, as far down as those above them need."""
+        ends = sorted(
+            ((self._y(one.points[-1].y), one) for one in self.named if one.points),
+            key=lambda end: end[0],
+        )
+        last = self.top - _LINE
+        for place, (y, one) in enumerate(ends):
+            room = self.bottom - (len(ends) - 1 - place) * _LINE
+            last = max(last + _LINE, min(y, room))
+            kind = f"name t{_colour(one.number)}"
+            yield tag("text", one.name, x=self.right + _LETTER, y=last + 4, class_=kind)
 
     def _label(self, point: Point, text: str, number: int) -> Iterator[Markup]:
         """Where there is room around it: right, left, above, below; else nowhere."""

@@ -59,12 +59,16 @@ def _bars(checked: Mapping[str, Any]) -> Markup:
                 (
                     "" if number else name,
                     step,
-                    bar(row["mean_kl"], most, f"t{number}", None if error is None else 2 * error),
+                    bar(row["mean_kl"], most, f"t{number}", _interval(row["mean_kl"], error)),
                     _with_error(row["mean_kl"], error),
                 )
             )
     columns = ("domain", "stage", "", "mean KL, nats")
     return table("Mean KL by domain and stage", columns, rows, words=(1,), bars=(2,), marked=marked)
+
+
+def _interval(mean: float, error: float | None) -> tuple[float, float] | None:
+    return None if error is None else (mean - _SPREAD * error, mean + _SPREAD * error)
 
 
 def _with_error(mean: float, error: float | None) -> Child:

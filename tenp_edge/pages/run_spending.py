@@ -8,9 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tenp_edge.evaluation.verdict import LEVELS, expected
+from tenp_edge.evaluation.verdict import expected
 from tenp_edge.pages import plot
 from tenp_edge.pages.document import Section, figure, missing, paragraph, table
+from tenp_edge.pages.levels import bands
 from tenp_edge.pages.markup import Child, joined
 from tenp_edge.pages.run_files import RunFiles
 from tenp_edge.pages.run_head import file_bytes
@@ -171,7 +172,7 @@ def _frontier_plot(
         plot.linear_axis(f"peak memory, {unit}", [*sizes, *limit]),
         plot.log_axis("expected KL, nats per token", losses),
         [own, whole] if wholes else [own],
-        _bands(),
+        bands(),
         (limit[0], "budget") if limit else None,
     )
 
@@ -191,15 +192,6 @@ def _point(run: RunFiles, point: Mapping[str, Any], kl: float) -> plot.Point:
     elif not point["predicted_kl"]:
         label = "no loss"
     return plot.Point(_unit(run) * size, kl, label, f"{quant}: {said}" if quant else said, chosen)
-
-
-def _bands() -> list[plot.Band]:
-    """The verdict's levels; the worst has no end."""
-    least, bands = 0.0, []
-    for level in LEVELS:
-        bands.append(plot.Band(least, level.mean_kl, f"{level.word} difference"))
-        least = level.mean_kl
-    return bands
 
 
 def _frontier_legend(wholes: Sequence[Mapping[str, Any]]) -> Markup:

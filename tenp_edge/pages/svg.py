@@ -21,12 +21,15 @@ class Piece:
     title: str = ""
 
 
-def bar(value: float, most: float, kind: str = "p0", error: float | None = None) -> Markup:
-    """``value`` of ``most`` as a bar, with a whisker of ``error`` to both sides."""
+Range = tuple[float, float]
+
+
+def bar(value: float, most: float, kind: str = "p0", spread: Range | None = None) -> Markup:
+    """``value`` of ``most`` as a bar, with a whisker from one end of ``spread`` to the other."""
     scale = _WIDE / most if most > 0 else 0.0
     whisker: list[Child] = []
-    if error:
-        left, right = max(value - error, 0.0) * scale, min(value + error, most) * scale
+    if spread is not None and spread[1] > spread[0]:
+        left, right = max(spread[0], 0.0) * scale, min(spread[1], most) * scale
         whisker = [tag("path", d=f"M{left:.1f} 10H{right:.1f}M{left:.1f} 4V16M{right:.1f} 4V16")]
     length = min(max(value, 0.0) * scale, _WIDE)
     return _strip(
