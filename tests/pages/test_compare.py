@@ -28,8 +28,13 @@ def by_share() -> dict[str, Any]:
     """Two methods at two ratios, from two calibrations."""
     rows = [
         {
-            **{"method": method, "keep": keep, "kept": keep, "seed": seed},
-            **{"expert_bytes": 2**20, "active_ratio": 0.7, "predicted_loss": kl},
+            "method": method,
+            "keep": keep,
+            "kept": keep,
+            "seed": seed,
+            "expert_bytes": 2**20,
+            "active_ratio": 0.7,
+            "predicted_loss": kl,
             **_scores(kl * (1 + seed / 10)),
         }
         for keep in (0.5, 0.75)
@@ -42,9 +47,17 @@ def by_share() -> dict[str, Any]:
 def by_bytes() -> dict[str, Any]:
     rows = [
         {
-            **{"budget": [name], "budget_bytes": size, "budget_type": "IQ4_XS", "way": way},
-            **{"seed": 0, "kept": 0.8, "quant": "auto", "commonest_type": "IQ4_XS"},
-            **{"type_count": 3, "file_bytes": size - 5, **_scores(kl)},
+            "budget": [name],
+            "budget_bytes": size,
+            "budget_type": "IQ4_XS",
+            "way": way,
+            "seed": 0,
+            "kept": 0.8,
+            "quant": "auto",
+            "commonest_type": "IQ4_XS",
+            "type_count": 3,
+            "file_bytes": size - 5,
+            **_scores(kl),
         }
         for name, size in (("Q4_K_M", 2**24), ("IQ4_XS", 2**23))
         for way, kl in (("whole", 0.01), ("joint", 0.004))
