@@ -278,6 +278,10 @@ class GgufExporter:
         """In the layouts that stack the experts of a layer."""
         return layout != LAYOUT
 
+    def holds_empty(self, layout: str) -> bool:
+        """Where every expert has tensors of its own, one may have none."""
+        return layout == LAYOUT
+
     def typed_matrices(
         self, config: ModelConfig, options: ExportOptions
     ) -> tuple[TypedMatrix, ...]:
