@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from tenp_edge.runtime.memory.planned_run import (
 )
 from tenp_edge.runtime.onnx.directory import is_onnx, read_directory
 from tenp_edge.runtime.session import DEFAULT_CONTEXT, Session
+
+_ARCHITECTURE = re.compile(r"[a-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
         )
     trained = trained_context(header)
     chosen = _chosen(options, planned_in_gguf(header.fields), trained)
+    title = model_title(header)
     if not per_expert:
         _check_stacked(file, header)
     del header  # Not beside the model: a large vocabulary takes tens of MiB.
@@ -86,7 +90,7 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
         if per_expert
         else LlamaCppModel(file, **settings, gpu_layers=options.gpu_layers)
     )
-    opened.trained_context = trained
+    opened.trained_context, opened.title = trained, title
     return opened
 
 
@@ -119,6 +123,14 @@ def trained_context(header: Header) -> int | None:
     name = header.fields.get("general.architecture")
     context = header.fields.get(f"{name}.context_length")
     return context if isinstance(context, int) and context > 0 else None
+
+
+def model_title(header: Header) -> str | None:
+    """The model's name in the metadata; None where that only names its architecture, as files
+    without a name of their own do."""
+    name = header.fields.get("general.name")
+    is_name = isinstance(name, str) and not _ARCHITECTURE.fullmatch(name)
+    return str(name) if is_name else None
 
 
 def _chosen(options: RunOptions, planned: PlannedRun | None, trained: int | None) -> Chosen:
