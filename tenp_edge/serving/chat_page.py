@@ -17,6 +17,8 @@ from importlib.resources import files
 from fastapi import FastAPI
 from fastapi.responses import Response
 
+from tenp_edge.serving.service import Service
+
 _SCRIPTS = ("markdown.js", "store.js", "chat.js")
 
 
@@ -28,9 +30,9 @@ class ChatPage:
     headers: Mapping[str, str]
 
 
-def add_chat_page(app: FastAPI, *, has_template: bool) -> None:
-    """Serve the page at ``/``. Without a chat template it offers to continue a text."""
-    made = chat_page(has_template)
+def add_chat_page(app: FastAPI, service: Service) -> None:
+    """Serve the page at ``/``; a browser's question for an icon has an answer too."""
+    made = chat_page(service.vocabulary.chat_template is not None)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -43,7 +45,7 @@ def add_chat_page(app: FastAPI, *, has_template: bool) -> None:
 
 @cache
 def chat_page(has_template: bool) -> ChatPage:
-    """Put the page together."""
+    """The page: a conversation, or without a template a text that the model goes on with."""
     style, script = _read("chat.css"), "\n".join(map(_read, _SCRIPTS))
     html = _read("chat.html").replace("/*template*/", "yes" if has_template else "no")
     html = html.replace("/*style*/", style).replace("/*script*/", script)

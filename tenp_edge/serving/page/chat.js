@@ -242,11 +242,11 @@ async function stream(path, body, each, end) {
   }
   const used = usage && model?.meta?.n_ctx
     ? `${usage.total_tokens.toLocaleString("en")} of ${model.meta.n_ctx.toLocaleString("en")} tokens of context used` : "";
-  const why = mine.signal.aborted ? ", stopped" : cut ? ", cut at the limit" : "";
+  const why = mine.signal.aborted ? ", stopped" : cut && !isPlain ? ", cut at the limit" : "";
   const told = tokens ? said() + why : "";
   end(told);
   if (running === mine) running = null;
-  if (!running) $("status").textContent = isPlain ? [told, used].filter(Boolean).join("; ") : used;
+  if (!running) $("status").textContent = isPlain ? told : used;
 }
 
 function failed(error) {

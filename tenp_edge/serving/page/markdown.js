@@ -1,6 +1,6 @@
 "use strict";
 // Markdown as elements. Text of the model is only ever textContent: there is no way from it to HTML
-// (the page's policy refuses innerHTML altogether). What is not understood stays as it was typed.
+// (the page's policy refuses markup from text altogether). What is not understood stays as it was typed.
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -15,7 +15,7 @@ function element(name, attributes = {}, ...children) {
 const SAFE_LINK = /^(https?:\/\/|mailto:)[^\s]+$/i;
 // Code first: what stands in it is not marked up. Then links, bold, emphasis, struck.
 const INLINE =
-  /(`+)(.+?)\1(?!`)|\[([^\]\n]+)\]\(([^\s)]+)\)|\*\*(?=\S)(.+?\S|\S)\*\*|__(?=\S)(.+?\S|\S)__(?!\w)|\*(?=[^\s*])(.*?[^\s*])\*(?!\*)|(?<!\w)_(?=[^\s_])(.*?[^\s_])_(?!\w)|~~(?=\S)(.+?)~~/s;
+  /(`+)(.+?)\1(?!`)|\[([^\]\n]+)\]\(([^\s)]+)\)|\*\*(?=\S)(.+?\S|\S)\*\*(?!\*)|__(?=\S)(.+?\S|\S)__(?!\w)|\*(?=[^\s*])(.*?[^\s*])\*(?!\*)|(?<!\w)_(?=[^\s_])(.*?[^\s_])_(?!\w)|~~(?=\S)(.+?)~~/s;
 
 function inline(text, into) {
   for (let found = INLINE.exec(text); found; found = INLINE.exec(text)) {
