@@ -36,6 +36,7 @@ VERBS = {
     "export": "convert",
     "validate": "evaluate",
     "compare": "evaluate",
+    "report": "pages",
     "push": "share",
     "run": "run",
     "serve": "run",

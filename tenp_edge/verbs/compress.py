@@ -25,6 +25,8 @@ from tenp_edge.evaluation.type_sensitivity import TypeJob
 from tenp_edge.evaluation.validation import ValidationReport, load_report
 from tenp_edge.exporters.base import exporter, placed_files
 from tenp_edge.forward.text_batch import Domain
+from tenp_edge.pages.environment import environment_of
+from tenp_edge.pages.report import write_report
 from tenp_edge.planning.methods import method_named
 from tenp_edge.planning.tensor_types import measurable
 from tenp_edge.progress import QUIET, Progress, begin, expect, reused
@@ -266,8 +268,11 @@ class _Run:
 
     def end(self) -> None:
         calibrated = finished_at(self._request.statistics_directory) != self._calibrated
-        if self._directory.complete and not self._directory.worked and not calibrated:
+        worked = self._directory.worked or calibrated
+        if self._directory.complete and not worked:
             self._progress.note(f"nothing to do: {self._output} is complete")
+        environment = environment_of(self._checkpoint.path) if worked else None
+        write_report(self._output, environment)
         self._directory.end()
 
     # -- said and read before the first stage ------------------------------------------------------

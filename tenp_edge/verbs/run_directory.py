@@ -42,6 +42,8 @@ OUTPUTS = (
     "README.md",
     "Modelfile",
     "validation.json",
+    "environment.json",
+    "report.html",
     "onnx.partial",
     "model.gguf.partial",
     ".onnx.validation",

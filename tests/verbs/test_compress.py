@@ -24,22 +24,20 @@ OUTPUTS = {
     "README.md",
     "calibration",
     "checkpoint",
+    "environment.json",
     "manifest.json",
     "mended",
     "model.gguf",
     "plan.json",
     "plan.safetensors",
     "recipe.toml",
+    "report.html",
     "validation.json",
 }
 
 TIMED = (
-    "README.md",
-    "validation.json",
-    "manifest.json",
-    "mended.json",
-    "refine.json",
-    "recipe.toml",
+    *("README.md", "validation.json", "manifest.json", "mended.json", "refine.json"),
+    *("recipe.toml", "environment.json", "report.html"),
 )
 
 
