@@ -35,6 +35,7 @@ VERBS = {
     "export": "convert",
     "validate": "evaluate",
     "compare": "evaluate",
+    "pack": "share",
     "push": "share",
     "run": "run",
     "serve": "run",

@@ -12,7 +12,7 @@ from tenp_edge.calibration.activation_ranges import Ranges
 from tenp_edge.calibration.collect import calibrate
 from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.calibration.range_measuring import measured_text
-from tenp_edge.calibration.storage import Statistics, load_statistics
+from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, load_plan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
@@ -26,6 +26,7 @@ from tenp_edge.evaluation.validation import ValidationReport, load_report
 from tenp_edge.exporters.base import exporter, placed_files
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.planning.methods import method_named
+from tenp_edge.planning.score_pack import PackedScores
 from tenp_edge.planning.tensor_types import measurable
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.sharing.describing import CARD_VERSION, describe_into
@@ -33,6 +34,7 @@ from tenp_edge.sharing.model_card import Described
 from tenp_edge.verbs.calibrate import calibrate_into, finished_at, probe_if_short
 from tenp_edge.verbs.compress_request import CompressRequest
 from tenp_edge.verbs.export import export_into, kept_ranges, ranges_into
+from tenp_edge.verbs.known_scores import known_statistics
 from tenp_edge.verbs.measure_types import (
     costs_of,
     rounding_if_cheap,
@@ -120,7 +122,7 @@ class _Run:
     def calibrate(self) -> Statistics:
         options, checkpoint = self._options, self._checkpoint
         if options.statistics is not None:
-            return load_statistics(options.statistics, checkpoint.fingerprint, checkpoint.config)
+            return known_statistics(options.statistics, checkpoint)
         domains, _, spare = self._domains
         work, compute = self._request.statistics_directory, options.calibration
         statistics = calibrate_into(checkpoint, domains, work, compute, self._progress, spare)
@@ -130,6 +132,8 @@ class _Run:
 
     def measure_types(self, statistics: Statistics) -> None:
         """What the types cost, where one is to be chosen and it is quickly measured."""
+        if isinstance(statistics, PackedScores):
+            return  # what was measured is in its file
         spec, request = self._request.spec(), self._request
         export_options = replace(spec.target.options, imatrix=request.plan_options.imatrix)
         job = TypeJob(spec.target.exporter, export_options, measurable(spec))
