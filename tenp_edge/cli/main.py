@@ -37,6 +37,7 @@ VERBS = {
     "validate": "evaluate",
     "compare": "evaluate",
     "report": "pages",
+    "pack": "share",
     "push": "share",
     "run": "run",
     "serve": "run",

@@ -12,7 +12,7 @@ from tenp_edge.calibration.activation_ranges import Ranges
 from tenp_edge.calibration.collect import calibrate
 from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.calibration.range_measuring import measured_text
-from tenp_edge.calibration.storage import Statistics, load_statistics
+from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, load_plan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
@@ -28,6 +28,7 @@ from tenp_edge.forward.text_batch import Domain
 from tenp_edge.pages.environment import environment_of
 from tenp_edge.pages.report import write_report
 from tenp_edge.planning.methods import method_named
+from tenp_edge.planning.score_pack import PackedScores
 from tenp_edge.planning.tensor_types import measurable
 from tenp_edge.progress import QUIET, Progress, begin, expect, reused
 from tenp_edge.sharing.describing import CARD_VERSION, describe_into
@@ -35,6 +36,7 @@ from tenp_edge.sharing.model_card import Described
 from tenp_edge.verbs.calibrate import calibrate_into, finished_at, probe_if_short
 from tenp_edge.verbs.compress_request import CompressRequest
 from tenp_edge.verbs.export import export_into, kept_ranges, ranges_into
+from tenp_edge.verbs.known_scores import known_statistics
 from tenp_edge.verbs.measure_types import (
     costs_of,
     rounding_if_cheap,
@@ -121,7 +123,7 @@ class _Run:
         options, checkpoint = self._options, self._checkpoint
         if options.statistics is not None:
             reused(self._progress, "calibration")
-            return load_statistics(options.statistics, checkpoint.fingerprint, checkpoint.config)
+            return known_statistics(options.statistics, checkpoint)
         domains, _, spare = self._domains
         work, compute = self._request.statistics_directory, options.calibration
         begin(self._progress, "calibration")
@@ -134,6 +136,8 @@ class _Run:
 
     def measure_types(self, statistics: Statistics) -> None:
         """What the types cost, where one is to be chosen and it is quickly measured."""
+        if isinstance(statistics, PackedScores):
+            return  # what was measured is in its file
         spec, request = self._request.spec(), self._request
         export_options = replace(spec.target.options, imatrix=request.plan_options.imatrix)
         job = TypeJob(spec.target.exporter, export_options, measurable(spec))
