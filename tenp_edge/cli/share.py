@@ -1,4 +1,4 @@
-"""The verbs that give a model to others: push and pack."""
+"""The verbs that give a model to others: pack and push."""
 
 from __future__ import annotations
 
@@ -58,3 +58,30 @@ def push(
         )
     listed = {"repository": repository, "files": upload.files, "total_bytes": upload.total_bytes}
     show(uploaded(upload, repository, address), {**listed, "address": address}, json_output)
+
+
+def pack(
+    output: Annotated[Path, typer.Argument(help="What compress wrote (OUT).")],
+    directory: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to; default: OUT/pack.")
+    ] = None,
+    json_output: flags.Json = False,
+) -> None:
+    """Write the recipe and the scores of a run, so that others cut the same model at any size.
+
+    scores.zip has no weights and no text: the order of each expert's neurons, what every width
+    costs, and the importance matrix. Whoever has the original model needs no calibration. A plan
+    from the file is the plan from the statistics, bit for bit; scores of another model are refused.
+    Repair and validation still read text: --data, or the text in the package.
+
+    Examples:
+
+        tenp-edge pack OUT
+
+        tenp-edge compress MODEL --scores OUT/pack/scores.zip --ram 6GiB -o OUT2
+    """
+    from tenp_edge.cli.report.sharing_tables import packed
+    from tenp_edge.verbs.pack import run_pack
+
+    made = run_pack(output, directory or output / "pack")
+    show(packed(made), made.to_json(), json_output)
