@@ -26,9 +26,10 @@ from urllib.error import HTTPError
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "first-hour.md"
+DEMO_MODEL = ROOT / "tenp_edge" / "demo_model"
 # How much is calibrated and measured: for the page, and where only the road is tried.
 FULL = "--samples 32 --seq-len 256 --set eval-samples=8 --set eval-seq-len=256"
-QUICK = "--samples 2 --seq-len 64 --set eval-samples=1 --set eval-seq-len=64"
+QUICK = "--quant Q8_0 --samples 2 --seq-len 64 --set eval-samples=1 --set eval-seq-len=64"
 _ADDRESS = "http://127.0.0.1:8080"
 _CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "temperature": 0}
 # Progress, which a terminal wipes away.
@@ -169,10 +170,15 @@ class Walked:
         )
 
 
-def walk(directory: Path, settings: str, slow: bool = True) -> list[Walked]:
-    """Every step in ``directory``, in order. Ends the process where one fails."""
-    environment = prepare(directory)
-    ram = _budget(directory, environment)
+def walk(
+    directory: Path, settings: str, model: Path = DEMO_MODEL, ram: str | None = None
+) -> list[Walked]:
+    """Every step with ``model`` in ``directory``, in order. Ends the process where one fails.
+
+    Where ``ram`` is given the road is only tried: the slow steps are left out.
+    """
+    environment, slow = prepare(directory, model), ram is None
+    ram = ram or _budget(directory, environment)
     walked = [
         Walked(step, _lines(step.command, directory, environment))
         for step in steps(settings, ram)
@@ -191,9 +197,9 @@ def walk(directory: Path, settings: str, slow: bool = True) -> list[Walked]:
     return walked
 
 
-def prepare(directory: Path) -> dict[str, str]:
-    """The model, a text and the command in ``directory``; the environment in which it is found."""
-    shutil.copytree(ROOT / "tenp_edge" / "demo_model", directory / "my-model")
+def prepare(directory: Path, model: Path) -> dict[str, str]:
+    """``model``, a text and the command in ``directory``; the environment in which it is found."""
+    shutil.copytree(model, directory / "my-model")
     with (directory / "my-text.jsonl").open("w") as stream:
         for file in sorted((ROOT / "tenp_edge" / "cli").glob("*.py")):
             stream.write(json.dumps({"text": file.read_text()}) + "\n")

@@ -7,14 +7,18 @@ import re
 import make_road
 import pytest
 from make_road import FULL, PAGE, QUICK, Walked
+from support.chatting import make_model
 
 # The words that begin a line of facts: "memory    fits into ...".
 _LABEL = re.compile(r"^ *([A-Za-z][\w' ]*?)(?:  |:)", re.M)
+# Lines that the model, its size and the text decide.
+DEPENDS = {"note", "keeps", "LICENSE"}
 
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> list[Walked]:
-    return make_road.walk(tmp_path_factory.mktemp("road"), QUICK, slow=False)
+    model = make_model(tmp_path_factory.mktemp("model") / "tiny", "qwen3_moe")
+    return make_road.walk(tmp_path_factory.mktemp("road"), QUICK, model, "1GiB")
 
 
 def section(title: str) -> str:
@@ -32,9 +36,11 @@ def test_every_step_is_on_the_page(walked: list[Walked]) -> None:
 
 def test_the_page_shows_what_is_printed(walked: list[Walked]) -> None:
     for one in walked:
-        printed = set(_LABEL.findall(one.markdown()))
-        shown = set(_LABEL.findall("## " + section(one.step.title)))
-        assert printed == shown, f"{one.step.title}: run docs/make_road.py again"
+        if one.step.title != "What can this machine run?":
+            printed = set(_LABEL.findall(one.markdown()))
+            shown = set(_LABEL.findall("## " + section(one.step.title)))
+            stale = (printed ^ shown) - DEPENDS
+            assert not stale, f"{one.step.title}: run docs/make_road.py again"
 
 
 def test_the_road_ends_with_a_model_that_answers(walked: list[Walked]) -> None:
