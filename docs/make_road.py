@@ -127,7 +127,6 @@ def _looking() -> Iterator[Step]:
             "What can this machine run?",
             "`doctor` looks at memory, cores, disk and llama.cpp. It changes nothing.",
             "tenp-edge doctor",
-            last(30),
         )
     if _has("fit"):
         yield Step(
