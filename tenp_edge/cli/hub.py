@@ -18,6 +18,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = ("*.safetensors *.json *.txt *.model tokenization_*.py *.jinja LICENSE* README.md").split()
 
 
+def bundled() -> Path:
+    """The model that comes with the package."""
+    return Path(str(files("tenp_edge") / "demo_model"))
+
+
 def local_model(model: Path) -> Path:
     """``model`` itself when it exists; else the bundled model (``demo``), or the snapshot of the
     hub id it spells.
@@ -26,7 +31,7 @@ def local_model(model: Path) -> Path:
     """
     name = model.as_posix()
     if name == DEMO and not model.exists():
-        return Path(str(files("tenp_edge") / "demo_model"))
+        return bundled()
     if model.exists() or not _HUB_ID.fullmatch(name):
         return model
     from huggingface_hub import snapshot_download
@@ -46,7 +51,7 @@ _SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/[^/]+$")
 
 def spoken(model: Path) -> str:
     """What to type for ``model``: the name that `local_model` made this path of, or the path."""
-    if model == Path(str(files("tenp_edge") / "demo_model")):
+    if model == bundled():
         return DEMO
     cached = _SNAPSHOT.search(model.as_posix())
     return f"{cached[1]}/{cached[2]}" if cached else str(model)
