@@ -29,7 +29,8 @@ def compare(
         typer.Option(
             "-o",
             "--output",
-            help="Directory for the tables: compare.json, .md and .png, or matched.json and .md.",
+            help="Directory for the tables: compare.json, .md, .html and .png, or "
+            "matched.json, .md and .html.",
         ),
     ],
     options: CompareOptions,

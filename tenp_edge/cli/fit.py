@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tenp_edge.cli import flags
-from tenp_edge.cli.hub import DEMO, bundled
+from tenp_edge.cli.hub import DEMO, bundled, spelled
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.rich_tables import percent, table
 from tenp_edge.cli.screen import Screen
@@ -50,13 +50,14 @@ def fit(
     from pathlib import Path
 
     from tenp_edge.verbs.fit import run_fit
-    from tenp_edge.verbs.hub_headers import is_hub_id
 
-    where = str(bundled()) if model == DEMO and not Path(model).exists() else model
-    if not Path(where).exists() and not is_hub_id(where):
+    path = bundled() if model == DEMO and not Path(model).exists() else Path(model)
+    where = (str(path), None, None) if path.exists() else spelled(model)
+    if where is None:
         raise UserError(f"{model} does not exist", "a model directory, a GGUF, or OWNER/NAME")
     screen.progress.step(f"fit: reading the headers of {model}")
-    found = run_fit(where, options)
+    repository, file, revision = where
+    found = run_fit(repository, options, file, revision)
     shown = table("", _COLUMNS, [_row(one, found) for one in found.fits])
     screen.show(found.to_json(), shown, _entries(model, found, options), line=_verdict(found))
 

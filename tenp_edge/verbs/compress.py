@@ -12,10 +12,11 @@ from tenp_edge.calibration.activation_ranges import Ranges
 from tenp_edge.calibration.collect import calibrate
 from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.calibration.range_measuring import measured_text
-from tenp_edge.calibration.storage import Statistics, load_statistics
+from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, load_plan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
+from tenp_edge.checkpoint.model_origin import CARD
 from tenp_edge.checkpoint.overlay import DIRECTORY, Mended
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.writer import PrunedFiles, is_other_checkpoint, reopen, write_files
@@ -24,12 +25,18 @@ from tenp_edge.evaluation.type_sensitivity import TypeJob
 from tenp_edge.evaluation.validation import ValidationReport, load_report
 from tenp_edge.exporters.base import exporter, placed_files
 from tenp_edge.forward.text_batch import Domain
+from tenp_edge.pages.environment import environment_of
+from tenp_edge.pages.report import write_report
 from tenp_edge.planning.methods import method_named
+from tenp_edge.planning.score_pack import PackedScores
 from tenp_edge.planning.tensor_types import measurable
 from tenp_edge.progress import QUIET, Progress, begin, expect, reused
+from tenp_edge.sharing.describing import CARD_VERSION, describe_into
+from tenp_edge.sharing.model_card import Described
 from tenp_edge.verbs.calibrate import calibrate_into, finished_at, probe_if_short
 from tenp_edge.verbs.compress_request import CompressRequest
 from tenp_edge.verbs.export import export_into, kept_ranges, ranges_into
+from tenp_edge.verbs.known_scores import known_statistics
 from tenp_edge.verbs.measure_types import (
     costs_of,
     rounding_if_cheap,
@@ -88,6 +95,7 @@ def run_compress(
         run.write_checkpoint(source)
         run.export(plan, source, statistics)
         report = run.validate(plan, source)
+        run.describe(Described(source, plan, None if report is None else report.to_json()))
         run.end()
     return CompressResult(output, plan, report, mended)
 
@@ -115,7 +123,7 @@ class _Run:
         options, checkpoint = self._options, self._checkpoint
         if options.statistics is not None:
             reused(self._progress, "calibration")
-            return load_statistics(options.statistics, checkpoint.fingerprint, checkpoint.config)
+            return known_statistics(options.statistics, checkpoint)
         domains, _, spare = self._domains
         work, compute = self._request.statistics_directory, options.calibration
         begin(self._progress, "calibration")
@@ -128,6 +136,8 @@ class _Run:
 
     def measure_types(self, statistics: Statistics) -> None:
         """What the types cost, where one is to be chosen and it is quickly measured."""
+        if isinstance(statistics, PackedScores):
+            return  # what was measured is in its file
         spec, request = self._request.spec(), self._request
         export_options = replace(spec.target.options, imatrix=request.plan_options.imatrix)
         job = TypeJob(spec.target.exporter, export_options, measurable(spec))
@@ -188,7 +198,9 @@ class _Run:
         if pruned.as_stored.any:
             self._progress.note(f"checkpoint: {pruned.as_stored.text}")
         digests = write_files(pruned, target, self._progress)
-        files = [file for file in target.rglob("*") if file.is_file()]
+        # The card gets its numbers later, and may be edited.
+        card = target / CARD
+        files = [file for file in target.rglob("*") if file.is_file() and file != card]
         known = {target / name: digest for name, digest in digests.items()}
         self._directory.finish("checkpoint", key, files, known)
 
@@ -240,6 +252,15 @@ class _Run:
         self._directory.finish("validation", key, [file])
         return report
 
+    def describe(self, described: Described) -> None:
+        """Cards and a Modelfile, once for this very run: whoever edits them keeps them."""
+        digests = dict(self._directory.digests("export"))
+        key = key_of(described.source.digest, digests, described.report, CARD_VERSION)
+        if self._directory.done("card", key) and (self._output / CARD).is_file():
+            return
+        describe_into(described, self._output, self._request.target(described.plan))
+        self._directory.finish("card", key, [])
+
     def _done(self, stage: str, key: str) -> bool:
         """Whether ``stage`` needs not run again, which is said; if it must, it begins."""
         if not self._directory.done(stage, key):
@@ -251,8 +272,11 @@ class _Run:
 
     def end(self) -> None:
         calibrated = finished_at(self._request.statistics_directory) != self._calibrated
-        if self._directory.complete and not self._directory.worked and not calibrated:
+        worked = self._directory.worked or calibrated
+        if self._directory.complete and not worked:
             self._progress.note(f"nothing to do: {self._output} is complete")
+        environment = environment_of(self._checkpoint.path) if worked else None
+        write_report(self._output, environment)
         self._directory.end()
 
     # -- said and read before the first stage ------------------------------------------------------

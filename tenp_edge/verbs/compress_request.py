@@ -27,6 +27,7 @@ from tenp_edge.progress import Progress
 from tenp_edge.recovery.recover import mended_bytes
 from tenp_edge.runtime.memory.footprint import MemoryRun
 from tenp_edge.verbs.calibrate import expected_probing
+from tenp_edge.verbs.known_scores import measured_beside
 from tenp_edge.verbs.measure_types import expected_rounding, rounding_job
 from tenp_edge.verbs.options import CompressOptions, choose_profile, require_size
 from tenp_edge.verbs.plan import run_plan
@@ -55,7 +56,8 @@ class CompressRequest:
     @property
     def statistics_directory(self) -> Path:
         """Where the statistics are, and what is measured beside them."""
-        return self.options.statistics or self.output / "calibration"
+        given = self.options.statistics
+        return self.output / "calibration" if given is None else measured_beside(given)
 
     def target(self, plan: CompressionPlan) -> Path:
         """The exported file or directory."""

@@ -91,8 +91,11 @@ class Fitting:
         }
 
 
-def run_fit(model: str, options: FitOptions) -> Fitting:
-    """What of ``model`` fits: a directory, a GGUF, or a hub id, of which headers are read.
+def run_fit(
+    model: str, options: FitOptions, file: str | None = None, revision: str | None = None
+) -> Fitting:
+    """What of ``model`` fits: a directory, a GGUF, or OWNER/NAME on the hub (``file``: one of its
+    GGUFs; at ``revision``), of which headers are read.
 
     Raises UserError for a model that cannot be planned, and where a hub id cannot be looked up.
     """
@@ -103,7 +106,7 @@ def run_fit(model: str, options: FitOptions) -> Fitting:
     with TemporaryDirectory(prefix="tenp-edge-fit-") as directory:
         place = Path(directory) / model.rpartition("/")[2]  # which files are named after
         place.mkdir()
-        fetched = fetch_headers(model, place)
+        fetched = fetch_headers(model, place, file, revision)
         return _fitting(model, fetched.path, options, fetched.read_bytes)
 
 

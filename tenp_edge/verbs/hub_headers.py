@@ -7,7 +7,7 @@ directory then looks like the model to whoever reads no weights: the rest of eac
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,37 +32,41 @@ class Fetched:
     read_bytes: int
 
 
-def fetch_headers(name: str, directory: Path) -> Fetched:
-    """The headers of the hub's model ``name`` in ``directory``.
+def fetch_headers(
+    name: str, directory: Path, file: str | None = None, revision: str | None = None
+) -> Fetched:
+    """The headers of the hub's model ``name`` in ``directory``, of its GGUF ``file`` if named.
 
     Raises UserError where the hub cannot be reached, and where it has no such model or no weights
     that can be read.
     """
     try:
-        return _fetch(name, directory)
+        return _fetch(name, directory, file, revision)
     except UserError:
         raise
     except Exception as error:  # the hub client's errors share no base class
         raise _unreachable(name, error) from error
 
 
-def _fetch(name: str, directory: Path) -> Fetched:
+def _fetch(name: str, directory: Path, file: str | None, revision: str | None) -> Fetched:
     from huggingface_hub import HfApi, hf_hub_download
 
-    info = HfApi().model_info(name, files_metadata=True, timeout=_SECONDS)
+    info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=_SECONDS)
     sizes = {one.rfilename: int(one.size or 0) for one in info.siblings or ()}
     weights = [file for file in sizes if fnmatchcase(file, "*.safetensors") and "/" not in file]
     revision, read = info.sha, 0
-    if not weights:
+    if file is not None:
+        sizes = {one: size for one, size in sizes.items() if one == file}
+    if not weights or file is not None:
         return _fetch_gguf(name, revision, sizes, directory)
-    for file in _small_files(sizes):
-        hf_hub_download(name, file, revision=revision, local_dir=directory)
-        read += sizes[file]
-    for file in weights:
-        head = _reader(name, file, revision)
+    for small in _small_files(sizes):
+        hf_hub_download(name, small, revision=revision, local_dir=directory)
+        read += sizes[small]
+    for shard in weights:
+        head = _reader(name, shard, revision)
         length = 8 + struct.unpack("<Q", head(8))[0]
-        read += _write_hole(directory / file, head(min(length, _MOST_HEADER_BYTES)), sizes[file])
-    return Fetched(directory, sum(sizes[file] for file in weights), read)
+        read += _write_hole(directory / shard, head(min(length, _MOST_HEADER_BYTES)), sizes[shard])
+    return Fetched(directory, sum(sizes[shard] for shard in weights), read)
 
 
 def _small_files(sizes: dict[str, int]) -> list[str]:
@@ -139,6 +143,8 @@ def _write_hole(target: Path, head: bytes, size: int) -> int:
 
 def _unreachable(name: str, error: Exception) -> UserError:
     kind = type(error).__name__
+    if kind == "RevisionNotFoundError":
+        return UserError(f"{name} has no such revision", "a branch, tag or commit of the hub")
     if kind in ("RepositoryNotFoundError", "GatedRepoError"):
         return UserError(
             f"the hub shows no model {name} (none of that name, or not without a login)",
@@ -148,9 +154,3 @@ def _unreachable(name: str, error: Exception) -> UserError:
         f"{name} is not a directory here and the hub cannot be reached ({kind})",
         "a model directory or a GGUF file that is here",
     )
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether ``name`` could be one: OWNER/NAME."""
-    parts: Sequence[str] = name.split("/")
-    return len(parts) == 2 and all(part and part[0].isalnum() for part in parts)

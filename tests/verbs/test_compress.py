@@ -21,18 +21,24 @@ from tenp_edge.verbs.compress import run_compress
 
 QUICK = ("--samples", "2", "--seq-len", "64", "--set", "eval-samples=1", "--set", "eval-seq-len=64")
 OUTPUTS = {
+    "README.md",
     "calibration",
     "checkpoint",
+    "environment.json",
     "manifest.json",
     "mended",
     "model.gguf",
     "plan.json",
     "plan.safetensors",
     "recipe.toml",
+    "report.html",
     "validation.json",
 }
 
-TIMED = ("validation.json", "manifest.json", "mended.json", "refine.json", "recipe.toml")
+TIMED = (
+    *("README.md", "validation.json", "manifest.json", "mended.json", "refine.json"),
+    *("recipe.toml", "environment.json", "report.html"),
+)
 
 
 def digests(directory: Path) -> dict[str, str]:
