@@ -33,7 +33,7 @@ QUICK = "--quant Q8_0 --samples 2 --seq-len 64 --set eval-samples=1 --set eval-s
 _ADDRESS = "http://127.0.0.1:8080"
 _CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "temperature": 0}
 # Progress, which a terminal wipes away.
-_PROGRESS = re.compile(r"(\w[^:]*: [\d.,]+ \w+ of |[^:]* \.\.\.$|.*\bleft\b)")
+_PROGRESS = re.compile(r"(\w[^:]*: [\d.,]+ \w+ of |.* \.\.\.$|.*\bleft\b)")
 
 
 _HEAD = """# The first hour
