@@ -10,7 +10,7 @@ from make_road import FULL, PAGE, QUICK, Walked
 from support.chatting import make_model
 
 # The words that begin a line of facts: "memory    fits into ...".
-_LABEL = re.compile(r"^ *([A-Za-z][\w' ]*?)(?:  |:)", re.M)
+_LABEL = re.compile(r"^ *([A-Za-z][\w' ]*?)(?:  |: |:$)", re.M)
 # Lines that the model, its size and the text decide.
 DEPENDS = {"note", "keeps", "LICENSE"}
 
