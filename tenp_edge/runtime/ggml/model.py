@@ -154,7 +154,7 @@ class PerExpertModel(Session):
         """Full batches at a full context: of one sequence, of one with all others beside it, and
         of all in equal shares."""
         tokens, most, others = self.batch_tokens, self._cache.most, len(self.slots) - 1
-        counts = {(tokens,)}
+        counts: set[tuple[int, ...]] = {(tokens,)}
         if 0 < others < tokens:
             counts.add((tokens - others, *[1] * others))
             share = tokens // (others + 1)
