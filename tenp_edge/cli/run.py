@@ -76,6 +76,15 @@ def serve(
     queue: Annotated[
         int, typer.Option("--queue", help="Requests that wait; more get a 503.", min=0)
     ] = 16,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            "--parallel",
+            "-np",
+            help="Requests answered at a time; they share the context. Default: 4, or as many as "
+            "fit the planned memory. ONNX: 1.",
+        ),
+    ] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -98,7 +107,7 @@ def serve(
 ) -> None:
     """Serve a model with OpenAI's API: /v1/completions, /v1/chat/completions, /v1/models.
 
-    Requests are answered one after the other. There is no password: keep the default host, or
+    Several requests are answered at a time. There is no password: keep the default host, or
     put the server behind something that asks for one. The sampling flags are the defaults of
     requests that do not say otherwise.
 
@@ -132,6 +141,7 @@ def serve(
             threads,
             ubatch,
             kv_type,
+            parallel=parallel,
             gpu_layers=gpu_layers,
             prepack=not no_prepack,
             note=note,

@@ -88,6 +88,12 @@ class Session(ABC):
         """
         return keep
 
+    @property
+    def shared_batch(self) -> int:
+        """How many tokens of several sequences are evaluated at once: fewer than of one, so that
+        no more memory is needed than what was planned for one."""
+        return max(1, self.batch_tokens * 3 // 4)
+
     def at_once(self, slot: Slot) -> int:
         """How many tokens of ``slot`` to evaluate at once, from where it is."""
         return self.batch_tokens
@@ -109,9 +115,9 @@ class Session(ABC):
     # -- evaluation ----------------------------------------------------------------------------
 
     def step(self, parts: Sequence[Part]) -> Logits:
-        """Append every part's tokens to its slot in one evaluation: at most ``batch_tokens``
-        together, `at_once` of each. Logits after the last of each, [parts, vocab], which the next
-        call may overwrite.
+        """Append every part's tokens to its slot in one evaluation: `at_once` of each, and of
+        several at most `shared_batch` together. Logits after the last of each, [parts, vocab],
+        which the next call may overwrite.
 
         Raises UserError where the cache has no room.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,31 +138,29 @@ class PerExpertModel(Session):
     def memory(self) -> RuntimeMemory:
         """What this file needs with these choices, computed without touching a weight: it works
         on a header whose file was only extended to its full size."""
-        sizes = [self._sizes(shape) for shape in self._largest()]
-        compute = max(compute for compute, _ in sizes)
-        if len(self.slots) > 1:
-            compute += compute // _UNEVEN_SHARE
+        whole = GraphShape((PartShape(self.batch_tokens, self._cache.most),))
+        compute, described = self._sizes(whole)
+        for shape in self._largest_shared():
+            shared, nodes = self._sizes(shape)
+            compute = max(compute, shared + shared // _UNEVEN_SHARE)
+            described = max(described, nodes)
         return RuntimeMemory(
             weights_bytes=self._weight_bytes,
             kv_bytes=self._cache.nbytes + sum(states.nbytes for states in self._states),
             compute_bytes=compute,
             scratch_bytes=self._model.scratch_bytes,
-            graph_bytes=CACHED_GRAPHS * max(described for _, described in sizes),
+            graph_bytes=CACHED_GRAPHS * described,
         )
 
-    def _largest(self) -> list[GraphShape]:
-        """Full batches at a full context: of one sequence, of one with all others beside it, and
-        of all in equal shares."""
-        tokens, most, others = self.batch_tokens, self._cache.most, len(self.slots) - 1
-        counts: set[tuple[int, ...]] = {(tokens,)}
-        if 0 < others < tokens:
-            counts.add((tokens - others, *[1] * others))
-            share = tokens // (others + 1)
-            counts.add((tokens - others * share, *[share] * others))
-        return [
-            GraphShape(tuple(PartShape(n, most, number) for number, n in enumerate(shares)))
-            for shares in counts
-        ]
+    def _largest_shared(self) -> Iterator[GraphShape]:
+        """Full batches at a full context: of one sequence with all others beside it, and of all in
+        equal shares."""
+        others = min(len(self.slots), self.shared_batch) - 1
+        for share in {1, self.shared_batch // (others + 1)} if others else ():
+            counts = (self.shared_batch - others * share, *[share] * others)
+            yield GraphShape(
+                tuple(PartShape(n, self._cache.most, number) for number, n in enumerate(counts))
+            )
 
     def _sizes(self, shape: GraphShape) -> tuple[int, int]:
         """Bytes of a graph's compute buffer, and of its description."""

@@ -135,6 +135,15 @@ class LlamaCppModel(Session):
             return keep if keep == slot.settled else 0
         return keep if window == 0 or oldest <= max(0, keep - window) else 0
 
+    def copy_prefix(self, source: Slot, target: Slot, count: int) -> int:
+        """Both see the same cells; layers of a window or a state could not be gone back in."""
+        if self._carries_state or self._native.llama_model_n_swa(self._model):
+            return 0
+        memory = self._native.llama_get_memory(self._state)
+        self._native.llama_memory_seq_cp(memory, source.number, target.number, 0, count)
+        target.tokens = source.tokens[:count]
+        return count
+
     @property
     def _carries_state(self) -> bool:
         model, native = self._model, self._native

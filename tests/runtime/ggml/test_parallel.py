@@ -19,7 +19,7 @@ from tenp_edge.runtime.memory.footprint import STATE_SNAPSHOTS, cache_places
 from tenp_edge.runtime.session import Session
 from tenp_edge.runtime.slots import Part, Slot
 
-CONTEXT, UBATCH = 1024, 24
+CONTEXT, UBATCH = 1024, 32
 # Longer than the windows of the tiny models, and of lengths that are not whole chunks.
 TEXTS = [
     torch.randint(1, 370, (length,), generator=torch.Generator().manual_seed(length)).tolist()
@@ -175,7 +175,7 @@ def test_what_more_sequences_take_is_known(family: str, file_of: FileOf) -> None
             if attention.window is not None
         )
         assert memory.kv_bytes == single.kv_bytes + 3 * (own + rings)
-        for counts in ([24], [21, 1, 1, 1], [6, 6, 6, 6], [1, 1, 1, 1], [10, 14], [12, 11, 1]):
+        for counts in ([32], [21, 1, 1, 1], [6, 6, 6, 6], [1, 1, 1, 1], [10, 14], [12, 11, 1]):
             for slot in four.slots:
                 four.reset(0, slot)
             pairs = zip(four.slots, counts, strict=False)
