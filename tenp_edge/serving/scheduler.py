@@ -19,7 +19,8 @@ from tenp_edge.runtime.session import Logits, Session
 from tenp_edge.runtime.slots import Part, Slot
 from tenp_edge.serving.stops import Stops
 
-# Tokens of prompts that are read in one step while answers are being written: these wait for them.
+# Tokens of longer prompts that are read in a step in which others get their next token, or soon get
+# their first: these wait for them.
 BESIDE_ANSWERS = 64
 
 
@@ -230,9 +231,10 @@ class Scheduler:
         """Tokens of the next step."""
         if len(self._runs) == 1:
             return self._session.batch_tokens
-        answers = sum(self._left(slot) == 1 for slot in self._runs)
+        left = map(self._left, self._runs)
+        soon = sum(count for count in left if count <= BESIDE_ANSWERS)
         most = self._session.shared_batch
-        return min(most, answers + BESIDE_ANSWERS) if answers else most
+        return min(most, soon + BESIDE_ANSWERS) if soon else most
 
     def _left(self, slot: Slot) -> int:
         return len(self._runs[slot].tokens) - slot.position
