@@ -128,6 +128,14 @@ class JointPlanner:
                 best = chosen, priced
         return None if best is None else self._described(*best)
 
+    def keep_within(self, budget: int) -> float:
+        """About the share of neurons that the best plan within ``budget`` keeps; 1 where none
+        fits."""
+        smallest = self.search.smallest
+        besides = self._priced(smallest, False).memory.total_bytes - smallest.nbytes
+        found = self.search.within(budget - besides)
+        return 1.0 if found is None else self._keep_ratio(found)
+
     def _priced(self, chosen: Chosen, confirm: bool) -> Priced:
         widths, types = self.widths(chosen), self.types(chosen)
         return self.pricer.confirm(widths, types) if confirm else self.pricer(widths, types)

@@ -129,7 +129,9 @@ def rounding_if_cheap(
     Whether it was measured; where it would take longer, a note says how to get it."""
     if stored_slice(directory) is None or not statistics.has_rounding:
         return False
-    if rounding_of(checkpoint, directory) is None:
+    known = rounding_of(checkpoint, directory)
+    conditions = job.conditions(checkpoint.fingerprint, stored_slice(directory) or "")
+    if known is None or known.conditions != conditions:
         tokens, active, speed = _work(checkpoint, directory, compute)
         seconds = rounding_seconds(checkpoint.config, job, tokens, active, speed)
         calibrating = most_tokens(compute) * 2 * active / speed

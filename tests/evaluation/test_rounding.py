@@ -195,8 +195,8 @@ def test_compress_measures_where_it_is_cheap(
     (tmp_path / SLICE_FILE).write_bytes((directory / SLICE_FILE).read_bytes())
     compute = CalibrationOptions(samples=1, seq_len=16, device="cpu")
 
-    def asked() -> bool:
-        given = checkpoint, JOB, statistics, tmp_path, compute, Notes()
+    def asked(job: RoundingJob = JOB) -> bool:
+        given = checkpoint, job, statistics, tmp_path, compute, Notes()
         return typeverbs.rounding_if_cheap(*given)
 
     monkeypatch.setattr(typeverbs, "CHEAP_SECONDS", 0)
@@ -207,6 +207,8 @@ def test_compress_measures_where_it_is_cheap(
     assert asked()
     monkeypatch.setattr(typeverbs, "CHEAP_SECONDS", 0)
     assert asked() and len(notes) == 1
+    rules = replace(JOB, options=replace(JOB.options, tensor_types=("attn_v=Q8_0",)))
+    assert not asked(rules) and len(notes) == 2
     assert typeverbs.rounding_of(checkpoint, tmp_path) is not None
     save_domains(tmp_path / SLICE_FILE, [domain("code", 1, 48, 9)])
     assert typeverbs.rounding_of(checkpoint, tmp_path) is None  # measured on other text

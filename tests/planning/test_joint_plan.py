@@ -29,6 +29,7 @@ from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.planning.devices import this_machine
 from tenp_edge.planning.kl_law import loss_of_kl, predicted_kl
 from tenp_edge.planning.planner import make_plan
+from tenp_edge.planning.probes import KEEPS, PLAIN
 from tenp_edge.planning.rounding_errors import RoundingErrors
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.planning.trials import Trial
@@ -189,6 +190,30 @@ def test_what_is_pinned_is_left_alone(known: Known, budget: int) -> None:
     assert planned(known, budget_bytes=budget, tensor_types=("attn_v=Q8_0",)).types is None
     auto = planned(known, budget_bytes=budget, quant="auto")
     assert auto.types is not None and auto.types == planned(known, budget_bytes=budget).types
+
+
+def test_it_goes_the_way_that_measured_best(known: Known, budget: int) -> None:
+    best = {**PLAIN, "unit": 1.0}
+    trials = [
+        Trial(way, keep, 0.1 * (1 - keep), kl, 1.0, (kl, kl))
+        for keep in KEEPS
+        for way, kl in ((PLAIN, 0.2 * (1 - keep)), (best, 0.1 * (1 - keep)))
+    ]
+    model, statistics, errors = known
+    request = PlanOptions(context=256, width_multiple=32, budget_bytes=budget)
+    plan = make_plan(model, this_machine(), request, statistics, measured=trials, rounding=errors)
+    assert plan.record.way == best
+    pinned = make_plan(
+        model,
+        this_machine(),
+        replace(request, unit=1.0),
+        statistics,
+        measured=trials,
+        rounding=errors,
+    )
+    assert pinned.record.way is None
+    assert (plan.widths, plan.types) == (pinned.widths, pinned.types)
+    assert plan.widths != planned(known, budget_bytes=budget).widths
 
 
 def test_only_types_of_the_profile_are_mixed(known: Known, budget: int) -> None:
