@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from tenp_edge.calibration.elimination import (
     prior,
 )
 from tenp_edge.calibration.order_priors import ORDER_PRIORS
+from tenp_edge.calibration.repairing import repaired_losses, with_repair
 from tenp_edge.calibration.rounding import RoundingMoments, Sampled, sampled
 from tenp_edge.calibration.routed_gain import RoutedGain
 from tenp_edge.calibration.statistics import (
@@ -118,16 +120,29 @@ class MoeObserver:
     ) -> dict[str, Elimination]:
         """The best order of cuts in the layer for each of ORDER_PRIORS, after its last token;
         ``norms``: WEIGHT_NORMS, [experts, width]."""
+        grams = self.moments.sums.flatten(1, 2).clone()
         for expert in range(len(self.experts)):
-            self.moments.finish(expert, self.experts[expert].weight("down").float())
+            self.moments.finish(expert, self._down(expert))
         logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
         growth = float(torch.stack(logs).mean().exp())
         single = own_losses(self.moments, growth)
         unseen = prior(single, norms)
-        return {
+        orders = {
             score: eliminate(self.moments, weight * unseen, growth)
             for score, weight in ORDER_PRIORS.items()
         }
+        return {name: self._with_repair(found, grams, growth) for name, found in orders.items()}
+
+    def _with_repair(self, found: Elimination, grams: torch.Tensor, growth: float) -> Elimination:
+        """``grams``: G of every expert (`repaired_losses`)."""
+        losses = [
+            repaired_losses(gram, self._down(expert), found.order[expert])
+            for expert, gram in enumerate(grams)
+        ]
+        return replace(found, repaired=with_repair(found, torch.stack(losses), growth))
+
+    def _down(self, expert: int) -> torch.Tensor:
+        return self.experts[expert].weight("down").float()
 
     def roundings(self, sums: Mapping[str, LayerStatistics]) -> dict[str, torch.Tensor]:
         """ROUNDING of the layer, float64 [experts, width] each."""

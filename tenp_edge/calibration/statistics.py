@@ -51,6 +51,9 @@ INPUT_SUM = "input_sq"  # x^2
 # order of `order_priors.ORDER_PRIORS`: neurons, best first, [experts, width], and the loss of
 # keeping the first of them, [experts, width + 1]. No sum: merged statistics lack it.
 ELIMINATION = ("order", "losses")
+# Beside it, what those losses are once the cut was repaired (`repairing`), [experts, width + 1].
+# Statistics of older versions lack it.
+REPAIRED = "repaired"
 # How often each sequence of the text chose each expert, [sequences, experts], in the order of the
 # domains: whether the text is of one kind (`text_kind`). Merged statistics lack it.
 SEQUENCE_USE = "sequence_use"

@@ -19,6 +19,7 @@ from tenp_edge.calibration.statistics import (
     INPUT_SUM,
     NEURON_MAXIMA,
     NEURON_SUMS,
+    REPAIRED,
     ROUNDING,
     SEQUENCE_USE,
     WEIGHT_NORMS,
@@ -105,6 +106,8 @@ class Statistics:
             shapes = ((experts, width), (experts, width + 1))
             for score in ORDER_PRIORS:
                 layer_shapes |= dict(zip(elimination_names(score), shapes, strict=True))
+                if self.has_repaired:
+                    layer_shapes[f"{score}_{REPAIRED}"] = shapes[1]
         all_shapes = {
             f"layers.{layer}.{name}": layer_shapes[name]
             for layer in self.layers
@@ -139,7 +142,15 @@ class Statistics:
         """The order in which a layer's neurons are best cut, and what that costs; ``score``: one of
         `order_priors.ORDER_PRIORS`."""
         order, losses = (self.read(f"layers.{layer}.{name}") for name in elimination_names(score))
-        return Elimination(order.long(), losses.double())
+        repaired = f"layers.{layer}.{score}_{REPAIRED}"
+        mended = self.read(repaired).double() if self.has_repaired else None
+        return Elimination(order.long(), losses.double(), mended)
+
+    @property
+    def has_repaired(self) -> bool:
+        """Whether `elimination` knows what repair leaves: that of older versions does not."""
+        first = f"layers.{self.layers[0]}."
+        return all(f"{first}{score}_{REPAIRED}" in self.stored for score in ORDER_PRIORS)
 
     @property
     def has_rounding(self) -> bool:
@@ -285,6 +296,8 @@ def layer_tensors(
             f"layers.{layer}.{name}": value.float()
             for name, value in zip(elimination_names(score), values, strict=True)
         }
+        if elimination.repaired is not None:
+            named[f"layers.{layer}.{score}_{REPAIRED}"] = elimination.repaired.float()
     for domain, stats in domains.items():
         for name, value in stats.sums.items():
             stored = value if name in (*EXPERT_SUMS, GROWTH_SUM) else value.float()

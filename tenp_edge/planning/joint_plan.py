@@ -69,7 +69,7 @@ class JointPlan:
 
 class JointPlanner:
     """Plans of one model for ``spec``, whose type is `AUTO`; where ``pricer`` keeps places, experts
-    may have no neurons."""
+    may have no neurons. ``repaired``: what is cut will be repaired."""
 
     def __init__(
         self,
@@ -79,7 +79,9 @@ class JointPlanner:
         errors: RoundingErrors,
         pricer: Pricer,
         measured: Sequence[Trial] = (),
+        repaired: bool = False,
     ) -> None:
+        self.repaired = repaired
         self.checkpoint, self.spec, self.evidence = checkpoint, spec, evidence
         self.errors, self.pricer, self.measured = errors, pricer, measured
         assert isinstance(spec.target.exporter, Mixer)
@@ -90,7 +92,8 @@ class JointPlanner:
     def tables(self) -> Tables:
         config, factors = self.checkpoint.config, self.factors
         types = mixable(self.checkpoint, self.spec)
-        pricing = Pricing(self.mixer, types, config.hidden_size, "gate" in config.family.matrices)
+        gated = "gate" in config.family.matrices
+        pricing = Pricing(self.mixer, types, config.hidden_size, gated, self.repaired)
         unit, widths = self.spec.options.unit or 0.0, self.evidence.space.legal_widths
         if self.pricer.keeps_places:
             widths = (0, *widths)
@@ -173,7 +176,8 @@ class JointPlanner:
     # -- what is said of it ------------------------------------------------------------------------
 
     def kl(self, loss: float) -> float:
-        return predicted_kl(loss, self.measured)
+        """By mixed plans of this model where some were measured, else by cut ones."""
+        return predicted_kl(loss, self.errors.plans or self.measured)
 
     def _described(self, chosen: Chosen, priced: Priced) -> JointPlan:
         besides = priced.memory.total_bytes - chosen.nbytes

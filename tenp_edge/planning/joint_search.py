@@ -66,6 +66,20 @@ class JointSearch:
         found = (self._at(layers, _HIGHEST) for layers in self._of_one_width())
         return min(found, key=lambda chosen: chosen.nbytes)
 
+    @property
+    def largest(self) -> Chosen:
+        """What loses least, whatever the bytes."""
+        found = self.within(np.inf)
+        assert found is not None
+        return found
+
+    def losses(self, chosen: Chosen) -> tuple[Array, Array]:
+        """Of the experts of each layer, [layers], and of each other matrix, [matrices]."""
+        rows = zip(self._layers, chosen.width, chosen.gate_up, chosen.down, strict=True)
+        experts = [float(layer.of(*choice)[0].sum()) for layer, *choice in rows]
+        others = self.tables.others.loss[np.arange(len(chosen.other)), chosen.other]
+        return np.array(experts), others
+
     def priced(self, width: Indices, gate_up: Indices, down: Indices, other: Indices) -> Chosen:
         """Losses and bytes of a choice that was made elsewhere."""
         return self._chosen(self._layers, width, gate_up, down, other)

@@ -61,7 +61,8 @@ class LayerEvidence:
     ``losses`` [experts, 1 + legal widths]: predicted loss of removing an expert, then of narrowing
     it to each legal width; ``gains`` [experts, legal widths]: sum of the neuron scores that are
     kept; ``insured`` [experts, 1 + legal widths]: ``losses`` with the insurance; ``tokens``
-    [experts]; ``stream``: ||h'||^2 of the layer, by which energies were divided to give losses.
+    [experts]; ``stream``: ||h'||^2 of the layer, by which energies were divided to give losses;
+    ``repaired``: as ``insured``, of cuts that are repaired, where that is known.
     """
 
     ranking: tuple[int, ...]
@@ -70,6 +71,7 @@ class LayerEvidence:
     insured: torch.Tensor
     tokens: torch.Tensor
     stream: float
+    repaired: torch.Tensor | None = None
 
 
 class Evidence:
@@ -197,9 +199,14 @@ class Evidence:
     def _losses(self, layer: int, order: torch.Tensor) -> torch.Tensor:
         """Of keeping each expert's first w neurons of ``order``, [experts, width + 1]: what the
         joint order was made with, or from the sums of single neurons."""
-        if self.scores.block == 1 and neuron_score(self.scores.neuron).needs == "elimination":
+        if self._eliminates:
             return self.statistics.elimination(layer, self.scores.neuron).losses
         return cut_losses(self.statistics, layer, order)
+
+    @property
+    def _eliminates(self) -> bool:
+        """Whether neurons are cut in a joint order of the calibration's."""
+        return self.scores.block == 1 and neuron_score(self.scores.neuron).needs == "elimination"
 
     def _layer(self, layer: int) -> LayerEvidence:
         scores = expert_scores(self.statistics, layer, self.scores.expert, self.scores.seed)
@@ -211,14 +218,29 @@ class Evidence:
         ends = torch.tensor(self.space.legal_widths) - 1
         columns = [0, *self.space.legal_widths]
         every_width = self._losses(layer, order)
-        losses = every_width[:, columns]
-        safe = every_width
+        safe, mended = every_width, self._repaired(layer)
         if self.scores.insurance != NO_INSURANCE:
             prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
             safe = insured(every_width, prior, tokens, self.scores.insurance)
+            if mended is not None:
+                mended = insured(mended, prior, tokens, self.scores.insurance)
         gains = neuron.gather(1, order).cumsum(dim=1)[:, ends]
         stream = stream_square(self.statistics, layer)
-        return LayerEvidence(ranking, losses, gains, safe[:, columns], tokens, stream)
+        return LayerEvidence(
+            ranking,
+            every_width[:, columns],
+            gains,
+            safe[:, columns],
+            tokens,
+            stream,
+            None if mended is None else mended[:, columns],
+        )
+
+    def _repaired(self, layer: int) -> torch.Tensor | None:
+        """`_losses` of cuts that are repaired, where the statistics know them."""
+        if not self._eliminates:
+            return None
+        return self.statistics.elimination(layer, self.scores.neuron).repaired
 
 
 def _descending(values: torch.Tensor) -> torch.Tensor:
