@@ -27,12 +27,10 @@ LIMIT_BYTES = 2**28
 @dataclass(frozen=True)
 class Elimination:
     """``order`` [experts, width]: neurons, the last one cut first; ``losses`` [experts, width + 1]:
-    the loss of keeping the first w of them, w = 0 to the width, float64; ``repaired``: the same
-    once the cut is repaired (`repairing`), where that is known."""
+    the loss of keeping the first w of them, w = 0 to the width, float64."""
 
     order: torch.Tensor
     losses: torch.Tensor
-    repaired: torch.Tensor | None = None
 
 
 class JointMoments:

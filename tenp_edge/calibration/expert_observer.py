@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from tenp_edge.calibration.elimination import (
     prior,
 )
 from tenp_edge.calibration.order_priors import ORDER_PRIORS
-from tenp_edge.calibration.repairing import repaired_losses, with_repair
+from tenp_edge.calibration.repairing import RepairSample
 from tenp_edge.calibration.rounding import RoundingMoments, Sampled, sampled
 from tenp_edge.calibration.routed_gain import RoutedGain
 from tenp_edge.calibration.statistics import (
@@ -45,6 +44,7 @@ class MoeObserver:
         first = experts[0].weight("up")
         self.moments = JointMoments(len(experts), first.shape[0], first.device)
         self.rounding = RoundingMoments(len(experts), first.shape[0])
+        self.repair = RepairSample(len(experts), first.shape[0], first.device)
         # Every domain counts the same, whatever its length.
         self.shares = {
             name: 1 / (max(counts["tokens"], 1) * len(info["domains"]))
@@ -103,6 +103,7 @@ class MoeObserver:
         lengths = torch.linalg.vector_norm(h.float(), dim=-1).clamp_min(_SHORTEST)
         weights = group.g * self.share**0.5 / lengths
         self.moments.add(group.expert, group.padded_m, weights)
+        self.repair.add(group.expert, group.padded_m, weights)
         self.sampled.append(sampled(group, self.share))
 
     def _round(self, after: torch.Tensor, gain: torch.Tensor | None) -> None:
@@ -120,26 +121,20 @@ class MoeObserver:
     ) -> dict[str, Elimination]:
         """The best order of cuts in the layer for each of ORDER_PRIORS, after its last token;
         ``norms``: WEIGHT_NORMS, [experts, width]."""
-        grams = self.moments.sums.flatten(1, 2).clone()
         for expert in range(len(self.experts)):
             self.moments.finish(expert, self._down(expert))
         logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
         growth = float(torch.stack(logs).mean().exp())
         single = own_losses(self.moments, growth)
         unseen = prior(single, norms)
-        orders = {
+        return {
             score: eliminate(self.moments, weight * unseen, growth)
             for score, weight in ORDER_PRIORS.items()
         }
-        return {name: self._with_repair(found, grams, growth) for name, found in orders.items()}
 
-    def _with_repair(self, found: Elimination, grams: torch.Tensor, growth: float) -> Elimination:
-        """``grams``: G of every expert (`repaired_losses`)."""
-        losses = [
-            repaired_losses(gram, self._down(expert), found.order[expert])
-            for expert, gram in enumerate(grams)
-        ]
-        return replace(found, repaired=with_repair(found, torch.stack(losses), growth))
+    def repair_left(self, orders: Mapping[str, Elimination]) -> torch.Tensor:
+        """REPAIR_LEFT of the layer, of the first of the ``orders`` of `eliminations`."""
+        return self.repair.left(orders[next(iter(ORDER_PRIORS))].order, self._down)
 
     def _down(self, expert: int) -> torch.Tensor:
         return self.experts[expert].weight("down").float()

@@ -51,9 +51,6 @@ INPUT_SUM = "input_sq"  # x^2
 # order of `order_priors.ORDER_PRIORS`: neurons, best first, [experts, width], and the loss of
 # keeping the first of them, [experts, width + 1]. No sum: merged statistics lack it.
 ELIMINATION = ("order", "losses")
-# Beside it, what those losses are once the cut was repaired (`repairing`), [experts, width + 1].
-# Statistics of older versions lack it.
-REPAIRED = "repaired"
 # How often each sequence of the text chose each expert, [sequences, experts], in the order of the
 # domains: whether the text is of one kind (`text_kind`). Merged statistics lack it.
 SEQUENCE_USE = "sequence_use"
@@ -61,6 +58,9 @@ SEQUENCE_USE = "sequence_use"
 # loss at an error as large as its row of gate or up, or its column of down. Merged statistics lack
 # it. Where experts have no gate, its loss is 0.
 ROUNDING = ("rounding_gate", "rounding_up", "rounding_down")
+# What repair leaves of the loss of a cut, by the share of the neurons that is kept (`repairing`),
+# of all domains together, [POINTS + 1]. Merged statistics and those of older versions lack it.
+REPAIR_LEFT = "repair_left"
 # Norms of the weights, [experts, width]: facts of the model, not of the data. The first is missing
 # where experts have no gate.
 WEIGHT_NORMS = ("gate_norm", "up_norm", "down_norm")

@@ -11,6 +11,7 @@ import torch
 
 from tenp_edge.calibration.elimination import Elimination
 from tenp_edge.calibration.order_priors import ORDER_PRIORS
+from tenp_edge.calibration.repairing import POINTS
 from tenp_edge.calibration.statistics import (
     ELIMINATION,
     EXPERT_SUMS,
@@ -19,7 +20,7 @@ from tenp_edge.calibration.statistics import (
     INPUT_SUM,
     NEURON_MAXIMA,
     NEURON_SUMS,
-    REPAIRED,
+    REPAIR_LEFT,
     ROUNDING,
     SEQUENCE_USE,
     WEIGHT_NORMS,
@@ -102,12 +103,12 @@ class Statistics:
         layer_shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self._norms, (experts, width))
         if self.has_rounding:
             layer_shapes |= dict.fromkeys(ROUNDING, (experts, width))
+        if f"layers.{self.layers[0]}.{REPAIR_LEFT}" in self.stored:
+            layer_shapes[REPAIR_LEFT] = (POINTS + 1,)
         if self.has_elimination:
             shapes = ((experts, width), (experts, width + 1))
             for score in ORDER_PRIORS:
                 layer_shapes |= dict(zip(elimination_names(score), shapes, strict=True))
-                if self.has_repaired:
-                    layer_shapes[f"{score}_{REPAIRED}"] = shapes[1]
         all_shapes = {
             f"layers.{layer}.{name}": layer_shapes[name]
             for layer in self.layers
@@ -142,15 +143,7 @@ class Statistics:
         """The order in which a layer's neurons are best cut, and what that costs; ``score``: one of
         `order_priors.ORDER_PRIORS`."""
         order, losses = (self.read(f"layers.{layer}.{name}") for name in elimination_names(score))
-        repaired = f"layers.{layer}.{score}_{REPAIRED}"
-        mended = self.read(repaired).double() if self.has_repaired else None
-        return Elimination(order.long(), losses.double(), mended)
-
-    @property
-    def has_repaired(self) -> bool:
-        """Whether `elimination` knows what repair leaves: that of older versions does not."""
-        first = f"layers.{self.layers[0]}."
-        return all(f"{first}{score}_{REPAIRED}" in self.stored for score in ORDER_PRIORS)
+        return Elimination(order.long(), losses.double())
 
     @property
     def has_rounding(self) -> bool:
@@ -161,6 +154,11 @@ class Statistics:
         """ROUNDING: every neuron's loss at an error as large as its weights, float64 [experts,
         width] each."""
         return {name: self.read(f"layers.{layer}.{name}").double() for name in ROUNDING}
+
+    def repair_left(self, layer: int) -> torch.Tensor | None:
+        """REPAIR_LEFT, float64 [POINTS + 1]; None where that is not known."""
+        name = f"layers.{layer}.{REPAIR_LEFT}"
+        return self.read(name).double() if name in self.stored else None
 
     def sequence_use(self, layer: int) -> torch.Tensor | None:
         """Each sequence's choices of each expert, float64 [sequences, experts]; None if merged."""
@@ -280,24 +278,25 @@ def layer_tensors(
     eliminations: Mapping[str, Elimination] | None = None,
     sequence_use: torch.Tensor | None = None,
     rounding: Mapping[str, torch.Tensor] | None = None,
+    repair_left: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """One layer's tensors under their stored names: neuron sums as float32, the rest float64.
 
     ``norms``: WEIGHT_NORMS, and ``rounding``: ROUNDING, [experts, width]; ``sequence_use``:
-    [sequences, experts].
+    [sequences, experts]; ``repair_left``: REPAIR_LEFT.
     """
     singles = {**norms, **(rounding or {})}
     named = {f"layers.{layer}.{name}": value.float() for name, value in singles.items()}
     if sequence_use is not None:
         named[f"layers.{layer}.{SEQUENCE_USE}"] = sequence_use.float()
+    if repair_left is not None:
+        named[f"layers.{layer}.{REPAIR_LEFT}"] = repair_left.float()
     for score, elimination in (eliminations or {}).items():
         values = (elimination.order, elimination.losses)
         named |= {
             f"layers.{layer}.{name}": value.float()
             for name, value in zip(elimination_names(score), values, strict=True)
         }
-        if elimination.repaired is not None:
-            named[f"layers.{layer}.{score}_{REPAIRED}"] = elimination.repaired.float()
     for domain, stats in domains.items():
         for name, value in stats.sums.items():
             stored = value if name in (*EXPERT_SUMS, GROWTH_SUM) else value.float()

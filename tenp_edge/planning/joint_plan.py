@@ -42,7 +42,8 @@ SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75)  # of the weights'
 @dataclass(frozen=True)
 class JointPlan:
     """``priced`` with its types; nats per token: ``kl`` in all, ``cut_kl`` and ``type_kl`` of each
-    alone. ``frontier`` and ``whole``: other sizes, and the model uncut, as JSON values."""
+    alone. ``frontier`` and ``whole``: other sizes, and the model uncut, as JSON values.
+    ``repaired``: the nats are of cuts that are repaired."""
 
     priced: Priced
     kl: float
@@ -51,6 +52,7 @@ class JointPlan:
     bits: float
     frontier: tuple[dict[str, Any], ...]
     whole: dict[str, Any] | None
+    repaired: bool = False
 
     def to_json(self) -> dict[str, Any]:
         shares = self.priced.manifest.type_shares
@@ -61,6 +63,7 @@ class JointPlan:
             "pruning_kl": self.cut_kl,
             "type_kl": self.type_kl,
             "bits_per_weight": self.bits,
+            "repaired": self.repaired,
             "types": dict(shares),
             "frontier": list(self.frontier),
             "whole": self.whole,
@@ -189,6 +192,7 @@ class JointPlanner:
             self._bits(chosen),
             tuple(self._frontier(chosen, besides)) if self.spec.options.frontier else (),
             self._whole(chosen.nbytes) if self.spec.options.frontier else None,
+            self.repaired,
         )
 
     def _frontier(self, chosen: Chosen, besides: float) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tenp_edge.calibration.repairing import at_widths
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import ExpertKey, Widths
 from tenp_edge.planning.allocation import Space
@@ -199,14 +200,9 @@ class Evidence:
     def _losses(self, layer: int, order: torch.Tensor) -> torch.Tensor:
         """Of keeping each expert's first w neurons of ``order``, [experts, width + 1]: what the
         joint order was made with, or from the sums of single neurons."""
-        if self._eliminates:
+        if self.scores.block == 1 and neuron_score(self.scores.neuron).needs == "elimination":
             return self.statistics.elimination(layer, self.scores.neuron).losses
         return cut_losses(self.statistics, layer, order)
-
-    @property
-    def _eliminates(self) -> bool:
-        """Whether neurons are cut in a joint order of the calibration's."""
-        return self.scores.block == 1 and neuron_score(self.scores.neuron).needs == "elimination"
 
     def _layer(self, layer: int) -> LayerEvidence:
         scores = expert_scores(self.statistics, layer, self.scores.expert, self.scores.seed)
@@ -218,7 +214,7 @@ class Evidence:
         ends = torch.tensor(self.space.legal_widths) - 1
         columns = [0, *self.space.legal_widths]
         every_width = self._losses(layer, order)
-        safe, mended = every_width, self._repaired(layer)
+        safe, mended = every_width, self._repaired(layer, every_width)
         if self.scores.insurance != NO_INSURANCE:
             prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
             safe = insured(every_width, prior, tokens, self.scores.insurance)
@@ -236,11 +232,10 @@ class Evidence:
             None if mended is None else mended[:, columns],
         )
 
-    def _repaired(self, layer: int) -> torch.Tensor | None:
-        """`_losses` of cuts that are repaired, where the statistics know them."""
-        if not self._eliminates:
-            return None
-        return self.statistics.elimination(layer, self.scores.neuron).repaired
+    def _repaired(self, layer: int, losses: torch.Tensor) -> torch.Tensor | None:
+        """``losses`` of cuts that are repaired, where the statistics know what that leaves."""
+        left = self.statistics.repair_left(layer)
+        return None if left is None else losses * at_widths(left, losses.shape[1] - 1)
 
 
 def _descending(values: torch.Tensor) -> torch.Tensor:

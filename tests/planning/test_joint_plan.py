@@ -30,7 +30,7 @@ from tenp_edge.planning.devices import this_machine
 from tenp_edge.planning.kl_law import loss_of_kl, predicted_kl
 from tenp_edge.planning.planner import make_plan
 from tenp_edge.planning.probes import KEEPS, PLAIN
-from tenp_edge.planning.rounding_errors import RoundingErrors
+from tenp_edge.planning.rounding_errors import MixedCost, RoundingErrors
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.planning.trials import Trial
 
@@ -192,6 +192,18 @@ def test_what_is_pinned_is_left_alone(known: Known, budget: int) -> None:
     assert auto.types is not None and auto.types == planned(known, budget_bytes=budget).types
 
 
+def test_what_is_repaired_costs_less_and_more_is_cut(known: Known, budget: int) -> None:
+    model, statistics, errors = known
+    request = PlanOptions(context=256, width_multiple=32, budget_bytes=budget)
+    given = model, this_machine(), request, statistics
+    cut = make_plan(*given, rounding=errors)
+    repaired = make_plan(*given, rounding=errors, repaired=True)
+    assert total(repaired) <= budget and repaired.keep_ratio < cut.keep_ratio
+    assert repaired.record.type_choice["kl"] < cut.record.type_choice["kl"]  # type: ignore[index]
+    assert cut.record.type_choice["repaired"] is False  # type: ignore[index]
+    assert repaired.record.type_choice["repaired"] is True  # type: ignore[index]
+
+
 def test_it_goes_the_way_that_measured_best(known: Known, budget: int) -> None:
     best = {**PLAIN, "unit": 1.0}
     trials = [
@@ -238,6 +250,8 @@ def test_the_law_goes_both_ways() -> None:
     trials = [
         Trial({}, keep, loss, kl, 1.0) for keep, loss, kl in ((0.9, 0.01, 0.02), (0.5, 0.2, 0.3))
     ]
-    for measured in ((), trials):
+    mixed = [MixedCost(0.01, 0.03), MixedCost(0.2, 0.4)]
+    assert predicted_kl(0.2, mixed) == pytest.approx(0.4)
+    for measured in ((), trials, mixed):
         assert loss_of_kl(predicted_kl(0.03, measured), measured) == pytest.approx(0.03)
     assert loss_of_kl(0.0) == 0
