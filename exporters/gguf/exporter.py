@@ -107,6 +107,11 @@ class GgufExporter:
         ):
             if value:
                 raise UserError(f"{flag} is for ONNX; a GGUF has no use for it", "leave it out")
+        if config.constants and layout != LAYOUT:
+            raise UserError(
+                f"the {layout} layout cannot hold experts that give a constant",
+                "--layout per-expert, or plan again with this layout",
+            )
         check_architecture(config)
         parse_rules(options.tensor_types)
         if layout == "merged" and not config.is_uniform:
