@@ -70,6 +70,7 @@ from tenp_edge.runtime.memory.footprint import MemoryRun, RunMemory
 from tenp_edge.runtime.memory.peak import known_peak
 
 _log = logging.getLogger(__name__)
+_NAME_BYTES = 64  # of a tensor, with its shape and place
 
 
 class GgufExporter:
@@ -285,6 +286,10 @@ class GgufExporter:
     def holds_empty(self, layout: str) -> bool:
         """Where every expert has tensors of its own, one may have none."""
         return layout == LAYOUT
+
+    def constant_bytes(self, hidden: int) -> int:
+        """A vector of float32, and about what names it."""
+        return tensor_bytes(1, hidden, "F32") + _NAME_BYTES
 
     def typed_matrices(
         self, config: ModelConfig, options: ExportOptions

@@ -252,7 +252,10 @@ class _Collector(LayerObserver):
             orders = self.experts.eliminations(self.sums, norms)
             rounding = self.experts.roundings(self.sums)
             left = self.experts.repair_left(orders)
-            self.named |= layer_tensors(self.index, self.sums, norms, orders, use, rounding, left)
+            means = self.experts.mean_outputs(self.sums)
+            self.named |= layer_tensors(
+                self.index, self.sums, norms, orders, use, rounding, left, means
+            )
         self.named |= input_tensors(self.index, self.inputs.sums)
 
 

@@ -15,6 +15,7 @@ from tenp_edge.calibration.elimination import (
     own_losses,
     prior,
 )
+from tenp_edge.calibration.mean_outputs import MeanNeurons
 from tenp_edge.calibration.order_priors import ORDER_PRIORS
 from tenp_edge.calibration.repairing import RepairSample
 from tenp_edge.calibration.rounding import RoundingMoments, Sampled, sampled
@@ -22,6 +23,7 @@ from tenp_edge.calibration.routed_gain import RoutedGain
 from tenp_edge.calibration.statistics import (
     GROWTH_SUM,
     INPUT_SUM,
+    MEANS,
     ROUNDING,
     LayerStatistics,
     Scratch,
@@ -44,6 +46,7 @@ class MoeObserver:
         first = experts[0].weight("up")
         self.moments = JointMoments(len(experts), first.shape[0], first.device)
         self.rounding = RoundingMoments(len(experts), first.shape[0])
+        self.means = MeanNeurons(len(experts), first.shape[0])
         self.repair = RepairSample(len(experts), first.shape[0], first.device)
         # Every domain counts the same, whatever its length.
         self.shares = {
@@ -104,6 +107,7 @@ class MoeObserver:
         weights = group.g * self.share**0.5 / lengths
         self.moments.add(group.expert, group.padded_m, weights)
         self.repair.add(group.expert, group.padded_m, weights)
+        self.means.add(group.expert, group.padded_m, weights)
         self.sampled.append(sampled(group, self.share))
 
     def _round(self, after: torch.Tensor, gain: torch.Tensor | None) -> None:
@@ -123,8 +127,7 @@ class MoeObserver:
         ``norms``: WEIGHT_NORMS, [experts, width]."""
         for expert in range(len(self.experts)):
             self.moments.finish(expert, self._down(expert))
-        logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
-        growth = float(torch.stack(logs).mean().exp())
+        growth = _growth(sums)
         single = own_losses(self.moments, growth)
         unseen = prior(single, norms)
         return {
@@ -135,6 +138,13 @@ class MoeObserver:
     def repair_left(self, orders: Mapping[str, Elimination]) -> torch.Tensor:
         """REPAIR_LEFT of the layer, of the first of the ``orders`` of `eliminations`."""
         return self.repair.left(orders[next(iter(ORDER_PRIORS))].order, self._down)
+
+    def mean_outputs(self, sums: Mapping[str, LayerStatistics]) -> dict[str, torch.Tensor]:
+        """MEANS of the layer."""
+        growth, every = _growth(sums), range(len(self.experts))
+        taken_off = [self.means.taken_off(e, self._down(e), growth) for e in every]
+        values = self.means.means(), torch.tensor(taken_off, dtype=torch.float64)
+        return dict(zip(MEANS, values, strict=True))
 
     def _down(self, expert: int) -> torch.Tensor:
         return self.experts[expert].weight("down").float()
@@ -167,6 +177,12 @@ class MoeObserver:
         kept = self.experts.active
         h, output, chosen, gated = values if kept is None else (v[kept] for v in values)
         accumulate_tokens(self.stats, h=h, routed=output, experts=chosen, gated_norm=gated)
+
+
+def _growth(sums: Mapping[str, LayerStatistics]) -> float:
+    """||h'||^2 / ||h||^2 of the layer's block, over all domains."""
+    logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
+    return float(torch.stack(logs).mean().exp())
 
 
 def observe(

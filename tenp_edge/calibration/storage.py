@@ -18,6 +18,7 @@ from tenp_edge.calibration.statistics import (
     GRADIENT_SUMS,
     GROWTH_SUM,
     INPUT_SUM,
+    MEANS,
     NEURON_MAXIMA,
     NEURON_SUMS,
     REPAIR_LEFT,
@@ -105,6 +106,8 @@ class Statistics:
             layer_shapes |= dict.fromkeys(ROUNDING, (experts, width))
         if f"layers.{self.layers[0]}.{REPAIR_LEFT}" in self.stored:
             layer_shapes[REPAIR_LEFT] = (POINTS + 1,)
+        if self.has_means:
+            layer_shapes |= dict(zip(MEANS, ((experts, width), (experts,)), strict=True))
         if self.has_elimination:
             shapes = ((experts, width), (experts, width + 1))
             for score in ORDER_PRIORS:
@@ -159,6 +162,17 @@ class Statistics:
         """REPAIR_LEFT, float64 [POINTS + 1]; None where that is not known."""
         name = f"layers.{layer}.{REPAIR_LEFT}"
         return self.read(name).double() if name in self.stored else None
+
+    @property
+    def has_means(self) -> bool:
+        """Whether `means` is there."""
+        return all(f"layers.{la}.{name}" in self.stored for la in self.layers for name in MEANS)
+
+    def means(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """MEANS: of neurons, float32 [experts, width]; what constants take off, float64
+        [experts]."""
+        neurons, taken_off = (self.read(f"layers.{layer}.{name}") for name in MEANS)
+        return neurons.float(), taken_off.double()
 
     def sequence_use(self, layer: int) -> torch.Tensor | None:
         """Each sequence's choices of each expert, float64 [sequences, experts]; None if merged."""
@@ -279,13 +293,14 @@ def layer_tensors(
     sequence_use: torch.Tensor | None = None,
     rounding: Mapping[str, torch.Tensor] | None = None,
     repair_left: torch.Tensor | None = None,
+    means: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """One layer's tensors under their stored names: neuron sums as float32, the rest float64.
 
     ``norms``: WEIGHT_NORMS, and ``rounding``: ROUNDING, [experts, width]; ``sequence_use``:
-    [sequences, experts]; ``repair_left``: REPAIR_LEFT.
+    [sequences, experts]; ``repair_left``: REPAIR_LEFT; ``means``: MEANS.
     """
-    singles = {**norms, **(rounding or {})}
+    singles = {**norms, **(rounding or {}), **(means or {})}
     named = {f"layers.{layer}.{name}": value.float() for name, value in singles.items()}
     if sequence_use is not None:
         named[f"layers.{layer}.{SEQUENCE_USE}"] = sequence_use.float()

@@ -54,13 +54,18 @@ class OtherTable:
 
 @dataclass(frozen=True)
 class Tables:
-    """All that is to be chosen. ``widths`` (ascending, perhaps from 0) and ``types``: what the
-    columns are."""
+    """All that is to be chosen. ``widths`` (ascending, perhaps from 0; where 0 is there twice, the
+    second gives the expert's mean output) and ``types``: what the columns are."""
 
     widths: tuple[int, ...]
     types: tuple[str, ...]
     experts: tuple[ExpertTable, ...]
     others: OtherTable
+
+    @property
+    def bare(self) -> int:
+        """How many of the widths are 0."""
+        return self.widths.count(0)
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,15 @@ def expert_tables(
     errors: RoundingErrors,
     pricing: Pricing,
     factors: Mapping[str, float],
-    widths: Sequence[int],
+    widths: tuple[int, ...],
     unit: float = 0.0,
 ) -> list[ExpertTable]:
     """Of every MoE layer. ``factors``: by how much the loss of a group of matrices is multiplied
-    (`joint_losses`); ``widths``: the legal ones, perhaps with 0 before them; ``unit``: losses count
-    in this power of the stream's size, beside that of an ordinary layer."""
+    (`joint_losses`); ``widths``: as in `Tables`; ``unit``: losses count in this power of the
+    stream's size, beside that of an ordinary layer."""
     sizes = pricing.gate_up(widths), pricing.down(widths)
+    if widths[1:2] == (0,):
+        sizes[1][1] = pricing.mixer.constant_bytes(pricing.hidden)
     streams = {layer: table.stream for layer, table in evidence.layers.items()}
     usual = float(np.exp(np.mean(np.log(list(streams.values())))))
     return [
@@ -118,7 +125,7 @@ def _layer_table(
     errors: RoundingErrors,
     pricing: Pricing,
     factors: Mapping[str, float],
-    widths: Sequence[int],
+    widths: tuple[int, ...],
     layer: int,
     sizes: tuple[Array, Array],
     weight: float,
@@ -132,7 +139,7 @@ def _layer_table(
     repaired = table.repaired if pricing.repaired else None
     cuts = table.insured if repaired is None else repaired
     losses = [
-        cuts[:, -len(widths) :].numpy(),
+        _cut_columns(cuts.numpy(), widths),
         both * factors["gate_up"],
         down[:, :, None] * by_down * factors["down"],
     ]
@@ -142,7 +149,8 @@ def _layer_table(
         losses = [_for_idle(loss, idle, np.array(plain)) for loss in losses]
     cut, gate_up, down_loss = losses
     if widths[0] == 0:
-        cut = _emptied(cut, table.tokens.numpy())
+        taken_off = evidence.statistics.means(layer)[1].numpy() if widths[1:2] == (0,) else None
+        cut = _emptied(cut, table.tokens.numpy(), taken_off)
     return ExpertTable(layer, weight, cut, gate_up, down_loss, *sizes)
 
 
@@ -158,10 +166,20 @@ def _rounding_sums(
     return gate, up, down
 
 
-def _emptied(cut: Array, tokens: Array) -> Array:
-    """``cut`` with the first width, 0, out of reach of experts that hardly a token reached."""
+def _cut_columns(cuts: Array, widths: tuple[int, ...]) -> Array:
+    """[experts, widths], of losses of no neuron and of the legal widths, [experts, 1 + legal]."""
+    bare = widths.count(0)
+    return cuts[:, [0] * bare + list(range(1, 1 + len(widths) - bare))]
+
+
+def _emptied(cut: Array, tokens: Array, taken_off: Array | None) -> Array:
+    """``cut`` with the widths of 0 out of reach of experts that hardly a token reached. A constant
+    takes off the loss of the second what it does."""
     cut = cut.copy()
-    cut[tokens < MIN_TOKENS, 0] = _FAR
+    few, bare = tokens < MIN_TOKENS, 1
+    if taken_off is not None:
+        cut[:, 1], bare = np.maximum(cut[:, 1] - taken_off, 0), 2
+    cut[few, :bare] = _FAR
     return cut
 
 

@@ -18,6 +18,7 @@ from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import ExpertKey, Widths
 from tenp_edge.planning.allocation import Space
 from tenp_edge.planning.methods import Method
+from tenp_edge.planning.pricing import Constants
 from tenp_edge.planning.spec import DEFAULT_PROTECTION, Knobs
 from tenp_edge.scoring.losses import cut_losses, prior_losses, stream_square, tail_sums
 from tenp_edge.scoring.neuron_scores import neuron_score
@@ -160,6 +161,11 @@ class Evidence:
                 for expert, width in enumerate(row):
                     kept[layer, expert] = order[expert, :width].sort().values.int()
         return kept
+
+    def means(self, constants: Constants) -> dict[ExpertKey, torch.Tensor]:
+        """The mean of each neuron of these experts, float32 [full width]."""
+        layers = {layer: self.statistics.means(layer)[0] for layer in {key[0] for key in constants}}
+        return {(layer, expert): layers[layer][expert].clone() for layer, expert in constants}
 
     def block_losses(self, widths: Widths) -> tuple[float, float]:
         """The predicted loss of ``widths`` with the neurons in blocks, and with single ones."""

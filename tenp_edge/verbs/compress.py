@@ -145,8 +145,7 @@ class _Run:
         rounding = rounding_of(self._checkpoint, request.statistics_directory)
         types = tuple(known.to_json() for known in (costs, rounding) if known is not None)
         written = options.skip_checkpoint or options.checkpoint_dtype
-        asked = written, request.repairs
-        key = key_of(*inputs, *asked, options.plan.refine, options.successive, *types)
+        key = key_of(*inputs, written, options.plan.refine, options.successive, *types)
         if self._directory.done("plan", key):
             return load_plan(file)
         plan = request.planned(statistics)

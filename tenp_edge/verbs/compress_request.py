@@ -77,13 +77,7 @@ class CompressRequest:
             self._progress,
             beside=None if statistics is None else self.statistics_directory,
             extra_files=None if self.options.skip_checkpoint else self._checkpoint_files,
-            repaired=self.repairs,
         )
-
-    @property
-    def repairs(self) -> bool:
-        """Whether what is cut will be repaired."""
-        return self.rules is not None and self.rules.repair
 
     def spec(self) -> PlanSpec:
         """The plan's options with every default filled in for this model and device."""

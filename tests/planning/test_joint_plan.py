@@ -92,6 +92,7 @@ def test_experts_may_lose_all_neurons(known: Known, tmp_path: Path) -> None:
     limit = total(planned(known, quant="Q4_K_M", keep=0.25))
     plan = planned(known, budget_bytes=limit)
     check_legal(plan, known[0])
+    assert plan.constants and plan.means is not None and plan.means.keys() == plan.constants
     rows = list(plan.widths.values())
     assert plan.keeps_places and any(0 in row for row in rows) and all(any(row) for row in rows)
     reached = {layer: known[1].layer("code", layer)["tokens"] for layer in plan.widths}
