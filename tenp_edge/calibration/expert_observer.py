@@ -17,7 +17,6 @@ from tenp_edge.calibration.elimination import (
 )
 from tenp_edge.calibration.mean_outputs import MeanNeurons
 from tenp_edge.calibration.order_priors import ORDER_PRIORS
-from tenp_edge.calibration.repairing import RepairSample
 from tenp_edge.calibration.rounding import RoundingMoments, Sampled, sampled
 from tenp_edge.calibration.routed_gain import RoutedGain
 from tenp_edge.calibration.statistics import (
@@ -47,7 +46,6 @@ class MoeObserver:
         self.moments = JointMoments(len(experts), first.shape[0], first.device)
         self.rounding = RoundingMoments(len(experts), first.shape[0])
         self.means = MeanNeurons(len(experts), first.shape[0])
-        self.repair = RepairSample(len(experts), first.shape[0], first.device)
         # Every domain counts the same, whatever its length.
         self.shares = {
             name: 1 / (max(counts["tokens"], 1) * len(info["domains"]))
@@ -106,7 +104,6 @@ class MoeObserver:
         lengths = torch.linalg.vector_norm(h.float(), dim=-1).clamp_min(_SHORTEST)
         weights = group.g * self.share**0.5 / lengths
         self.moments.add(group.expert, group.padded_m, weights)
-        self.repair.add(group.expert, group.padded_m, weights)
         self.means.add(group.expert, group.padded_m, weights)
         self.sampled.append(sampled(group, self.share))
 
@@ -134,10 +131,6 @@ class MoeObserver:
             score: eliminate(self.moments, weight * unseen, growth)
             for score, weight in ORDER_PRIORS.items()
         }
-
-    def repair_left(self, orders: Mapping[str, Elimination]) -> torch.Tensor:
-        """REPAIR_LEFT of the layer, of the first of the ``orders`` of `eliminations`."""
-        return self.repair.left(orders[next(iter(ORDER_PRIORS))].order, self._down)
 
     def mean_outputs(self, sums: Mapping[str, LayerStatistics]) -> dict[str, torch.Tensor]:
         """MEANS of the layer."""

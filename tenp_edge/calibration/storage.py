@@ -11,7 +11,6 @@ import torch
 
 from tenp_edge.calibration.elimination import Elimination
 from tenp_edge.calibration.order_priors import ORDER_PRIORS
-from tenp_edge.calibration.repairing import POINTS
 from tenp_edge.calibration.statistics import (
     ELIMINATION,
     EXPERT_SUMS,
@@ -21,7 +20,6 @@ from tenp_edge.calibration.statistics import (
     MEANS,
     NEURON_MAXIMA,
     NEURON_SUMS,
-    REPAIR_LEFT,
     ROUNDING,
     SEQUENCE_USE,
     WEIGHT_NORMS,
@@ -104,8 +102,6 @@ class Statistics:
         layer_shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self._norms, (experts, width))
         if self.has_rounding:
             layer_shapes |= dict.fromkeys(ROUNDING, (experts, width))
-        if f"layers.{self.layers[0]}.{REPAIR_LEFT}" in self.stored:
-            layer_shapes[REPAIR_LEFT] = (POINTS + 1,)
         if self.has_means:
             layer_shapes |= dict(zip(MEANS, ((experts, width), (experts,)), strict=True))
         if self.has_elimination:
@@ -157,11 +153,6 @@ class Statistics:
         """ROUNDING: every neuron's loss at an error as large as its weights, float64 [experts,
         width] each."""
         return {name: self.read(f"layers.{layer}.{name}").double() for name in ROUNDING}
-
-    def repair_left(self, layer: int) -> torch.Tensor | None:
-        """REPAIR_LEFT, float64 [POINTS + 1]; None where that is not known."""
-        name = f"layers.{layer}.{REPAIR_LEFT}"
-        return self.read(name).double() if name in self.stored else None
 
     @property
     def has_means(self) -> bool:
@@ -292,20 +283,17 @@ def layer_tensors(
     eliminations: Mapping[str, Elimination] | None = None,
     sequence_use: torch.Tensor | None = None,
     rounding: Mapping[str, torch.Tensor] | None = None,
-    repair_left: torch.Tensor | None = None,
     means: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """One layer's tensors under their stored names: neuron sums as float32, the rest float64.
 
     ``norms``: WEIGHT_NORMS, and ``rounding``: ROUNDING, [experts, width]; ``sequence_use``:
-    [sequences, experts]; ``repair_left``: REPAIR_LEFT; ``means``: MEANS.
+    [sequences, experts]; ``means``: MEANS.
     """
     singles = {**norms, **(rounding or {}), **(means or {})}
     named = {f"layers.{layer}.{name}": value.float() for name, value in singles.items()}
     if sequence_use is not None:
         named[f"layers.{layer}.{SEQUENCE_USE}"] = sequence_use.float()
-    if repair_left is not None:
-        named[f"layers.{layer}.{REPAIR_LEFT}"] = repair_left.float()
     for score, elimination in (eliminations or {}).items():
         values = (elimination.order, elimination.losses)
         named |= {

@@ -43,7 +43,7 @@ SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75)  # of the weights'
 class JointPlan:
     """``priced`` with its types; nats per token: ``kl`` in all, ``cut_kl`` and ``type_kl`` of each
     alone. ``frontier`` and ``whole``: other sizes, and the model uncut, as JSON values.
-    ``repaired``: the nats are of cuts that are repaired."""
+    """
 
     priced: Priced
     kl: float
@@ -52,7 +52,6 @@ class JointPlan:
     bits: float
     frontier: tuple[dict[str, Any], ...]
     whole: dict[str, Any] | None
-    repaired: bool = False
 
     def to_json(self) -> dict[str, Any]:
         shares = self.priced.manifest.type_shares
@@ -63,7 +62,6 @@ class JointPlan:
             "pruning_kl": self.cut_kl,
             "type_kl": self.type_kl,
             "bits_per_weight": self.bits,
-            "repaired": self.repaired,
             "types": dict(shares),
             "frontier": list(self.frontier),
             "whole": self.whole,
@@ -72,7 +70,7 @@ class JointPlan:
 
 class JointPlanner:
     """Plans of one model for ``spec``, whose type is `AUTO`; where ``pricer`` keeps places, experts
-    may have no neurons. ``repaired``: what is cut will be repaired."""
+    may have no neurons."""
 
     def __init__(
         self,
@@ -82,9 +80,7 @@ class JointPlanner:
         errors: RoundingErrors,
         pricer: Pricer,
         measured: Sequence[Trial] = (),
-        repaired: bool = False,
     ) -> None:
-        self.repaired = repaired
         self.checkpoint, self.spec, self.evidence = checkpoint, spec, evidence
         self.errors, self.pricer, self.measured = errors, pricer, measured
         assert isinstance(spec.target.exporter, Mixer)
@@ -95,8 +91,7 @@ class JointPlanner:
     def tables(self) -> Tables:
         config, factors = self.checkpoint.config, self.factors
         types = mixable(self.checkpoint, self.spec)
-        gated = "gate" in config.family.matrices
-        pricing = Pricing(self.mixer, types, config.hidden_size, gated, self.repaired)
+        pricing = Pricing(self.mixer, types, config.hidden_size, "gate" in config.family.matrices)
         unit, widths = self.spec.options.unit or 0.0, self.evidence.space.legal_widths
         if self.pricer.keeps_places:
             means = self.evidence.statistics.has_means
@@ -204,7 +199,6 @@ class JointPlanner:
             self._bits(chosen),
             tuple(self._frontier(chosen, besides)) if self.spec.options.frontier else (),
             self._whole(chosen.nbytes) if self.spec.options.frontier else None,
-            self.repaired,
         )
 
     def _frontier(self, chosen: Chosen, besides: float) -> Iterator[dict[str, Any]]:

@@ -71,13 +71,12 @@ class Tables:
 @dataclass(frozen=True)
 class Pricing:
     """What matrices of a model take in its file: ``hidden`` is the width of the stream; ``gated``:
-    experts have a gate beside up; ``repaired``: cuts cost what repair leaves of them."""
+    experts have a gate beside up."""
 
     mixer: Mixer
     types: tuple[str, ...]
     hidden: int
     gated: bool = True
-    repaired: bool = False
 
     def gate_up(self, widths: Sequence[int]) -> Array:
         """Of both, [widths, types]."""
@@ -136,10 +135,8 @@ def _layer_table(
     by_gate, by_up = (pricing.errors(of[part], pricing.hidden) for part in ("gate", "up"))
     by_down = np.stack([pricing.errors(of["down"], width) for width in widths])
     both = gate[:, :, None] * by_gate + up[:, :, None] * by_up
-    repaired = table.repaired if pricing.repaired else None
-    cuts = table.insured if repaired is None else repaired
     losses = [
-        _cut_columns(cuts.numpy(), widths),
+        _cut_columns(table.insured.numpy(), widths),
         both * factors["gate_up"],
         down[:, :, None] * by_down * factors["down"],
     ]

@@ -49,7 +49,6 @@ def make_plan(
     confirm: bool = False,
     costs: TypeCosts | None = None,
     rounding: RoundingErrors | None = None,
-    repaired: bool = False,
 ) -> CompressionPlan:
     """The largest legal plan of the requested method within the budget or the keep ratio.
 
@@ -63,10 +62,9 @@ def make_plan(
     ``measured`` are plans of this model that were run: they say what a loss means in nats, and for
     the default method which way of sharing out width was best near the plan's size (`probes`).
     ``confirm``: the memory is the runtime's own answer for the very plan; without, it is estimated.
-    ``repaired``: what is cut will be repaired, so that `joint_plan` counts what that leaves.
     Raises UserError when nothing legal fits, with what would.
     """
-    inputs = _Given(checkpoint, profile, statistics, measured, confirm, costs, rounding, repaired)
+    inputs = _Given(checkpoint, profile, statistics, measured, confirm, costs, rounding)
     try:
         largest = inputs.joint(options) or inputs.in_best_way(options)
     except InfeasibleError as infeasible:
@@ -140,7 +138,6 @@ class _Given:
     confirm: bool
     costs: TypeCosts | None
     rounding: RoundingErrors | None = None
-    repaired: bool = False
     _evidence: dict[tuple[Space, Scores], Evidence] = field(default_factory=dict)
 
     def in_best_way(self, options: PlanOptions) -> _Found:
@@ -199,9 +196,7 @@ class _Given:
         spec = resolve(options, self.profile, positions).with_type(AUTO)
         evidence, pricer = self.evidence(spec), joint_pricer(self.checkpoint, spec)
         assert evidence is not None and self.rounding is not None
-        return JointPlanner(
-            self.checkpoint, spec, evidence, self.rounding, pricer, self.measured, self.repaired
-        )
+        return JointPlanner(self.checkpoint, spec, evidence, self.rounding, pricer, self.measured)
 
     def _in_blocks(self, search: Search) -> Search | None:
         """``search`` with widths of whole blocks; None where every width is, and none would be."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 
-from tenp_edge.calibration.repairing import at_widths
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import ExpertKey, Widths
 from tenp_edge.planning.allocation import Space
@@ -63,8 +62,7 @@ class LayerEvidence:
     ``losses`` [experts, 1 + legal widths]: predicted loss of removing an expert, then of narrowing
     it to each legal width; ``gains`` [experts, legal widths]: sum of the neuron scores that are
     kept; ``insured`` [experts, 1 + legal widths]: ``losses`` with the insurance; ``tokens``
-    [experts]; ``stream``: ||h'||^2 of the layer, by which energies were divided to give losses;
-    ``repaired``: as ``insured``, of cuts that are repaired, where that is known.
+    [experts]; ``stream``: ||h'||^2 of the layer, by which energies were divided to give losses.
     """
 
     ranking: tuple[int, ...]
@@ -73,7 +71,6 @@ class LayerEvidence:
     insured: torch.Tensor
     tokens: torch.Tensor
     stream: float
-    repaired: torch.Tensor | None = None
 
 
 class Evidence:
@@ -220,12 +217,10 @@ class Evidence:
         ends = torch.tensor(self.space.legal_widths) - 1
         columns = [0, *self.space.legal_widths]
         every_width = self._losses(layer, order)
-        safe, mended = every_width, self._repaired(layer, every_width)
+        safe = every_width
         if self.scores.insurance != NO_INSURANCE:
             prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
             safe = insured(every_width, prior, tokens, self.scores.insurance)
-            if mended is not None:
-                mended = insured(mended, prior, tokens, self.scores.insurance)
         gains = neuron.gather(1, order).cumsum(dim=1)[:, ends]
         stream = stream_square(self.statistics, layer)
         return LayerEvidence(
@@ -235,13 +230,7 @@ class Evidence:
             safe[:, columns],
             tokens,
             stream,
-            None if mended is None else mended[:, columns],
         )
-
-    def _repaired(self, layer: int, losses: torch.Tensor) -> torch.Tensor | None:
-        """``losses`` of cuts that are repaired, where the statistics know what that leaves."""
-        left = self.statistics.repair_left(layer)
-        return None if left is None else losses * at_widths(left, losses.shape[1] - 1)
 
 
 def _descending(values: torch.Tensor) -> torch.Tensor:

@@ -11,13 +11,14 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from tenp_edge.calibration.repairing import RIDGE
 from tenp_edge.checkpoint.files import TORCH_DTYPES
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
 from tenp_edge.forward.experts import group_by_expert, neurons, routed_experts
 from tenp_edge.forward.hidden_states import SPILL_BYTES, CachedFileStates, MemoryStates, States
 from tenp_edge.forward.streaming import StreamingModel
+
+RIDGE = 0.1
 
 
 class Moments:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from tenp_edge.calibration.repairing import RIDGE
 from tenp_edge.calibration.storage import write_tensors
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
@@ -44,7 +43,7 @@ from tenp_edge.forward.sweep import LayerObserver, Pass, default_batch_tokens, e
 from tenp_edge.forward.text_batch import Domain, TextBatch
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.recovery.healing import HEALS, LayerText, heal_layer, held_out, relative_error
-from tenp_edge.recovery.reconstruction import RoutedInputs, repair_layer
+from tenp_edge.recovery.reconstruction import RIDGE, RoutedInputs, repair_layer
 from tenp_edge.resumable import JobRecord
 
 # What the stages cost, in forwards of the same text: three runs of each layer and the moments;

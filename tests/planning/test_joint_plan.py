@@ -193,18 +193,6 @@ def test_what_is_pinned_is_left_alone(known: Known, budget: int) -> None:
     assert auto.types is not None and auto.types == planned(known, budget_bytes=budget).types
 
 
-def test_what_is_repaired_costs_less_and_more_is_cut(known: Known, budget: int) -> None:
-    model, statistics, errors = known
-    request = PlanOptions(context=256, width_multiple=32, budget_bytes=budget)
-    given = model, this_machine(), request, statistics
-    cut = make_plan(*given, rounding=errors)
-    repaired = make_plan(*given, rounding=errors, repaired=True)
-    assert total(repaired) <= budget and repaired.keep_ratio < cut.keep_ratio
-    assert repaired.record.type_choice["kl"] < cut.record.type_choice["kl"]  # type: ignore[index]
-    assert cut.record.type_choice["repaired"] is False  # type: ignore[index]
-    assert repaired.record.type_choice["repaired"] is True  # type: ignore[index]
-
-
 def test_it_goes_the_way_that_measured_best(known: Known, budget: int) -> None:
     best = {**PLAIN, "unit": 1.0}
     trials = [

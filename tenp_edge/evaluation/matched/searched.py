@@ -22,20 +22,14 @@ from tenp_edge.planning.target import resolve
 _ROUNDS = 4  # of a manifest: what is not matrices hardly changes from plan to plan
 
 
-def joint(calibrated: Calibrated, nbytes: int, repaired: bool = False) -> list[Filled]:
-    """Widths and types in one search, as `plan` does; nothing where rounding was not measured.
-    ``repaired``: as `compress` does, which repairs what is cut."""
-    file = _within(calibrated, nbytes, {}, repaired=repaired)
+def joint(calibrated: Calibrated, nbytes: int) -> list[Filled]:
+    """Widths and types in one search, as `plan` does; nothing where rounding was not measured."""
+    file = _within(calibrated, nbytes, {})
     if file is None:
         return []
     way = best_way(calibrated.trials, PlanOptions(), file.keep_ratio) if file.keep_ratio < 1 else {}
     way = {**way, "ranking": "global"} if way else {}
-    return [(_within(calibrated, nbytes, way, repaired=repaired) if way else None) or file]
-
-
-def joint_to_repair(calibrated: Calibrated, nbytes: int) -> list[Filled]:
-    """`joint` of what will be repaired, not repaired yet."""
-    return joint(calibrated, nbytes, repaired=True)
+    return [(_within(calibrated, nbytes, way) if way else None) or file]
 
 
 def own_types(calibrated: Calibrated, nbytes: int) -> list[Filled]:
@@ -49,12 +43,11 @@ def _within(
     nbytes: int,
     way: Mapping[str, Any],
     whole: bool = False,
-    repaired: bool = False,
 ) -> Filled | None:
     """The least predicted loss within ``nbytes`` of file; None where the smallest is larger."""
     if calibrated.rounding is None:
         return None
-    planner = _planner(calibrated, way, repaired)
+    planner = _planner(calibrated, way)
     tables = _uncut(planner.tables) if whole else planner.tables
     search = JointSearch(tables)
     chosen: Chosen | None = search.smallest
@@ -79,13 +72,13 @@ def _within(
     return best
 
 
-def _planner(calibrated: Calibrated, way: Mapping[str, Any], repaired: bool) -> JointPlanner:
+def _planner(calibrated: Calibrated, way: Mapping[str, Any]) -> JointPlanner:
     """As `planner` makes it, of options changed by ``way``; its budget is not used."""
-    key = ("joint", repaired, *sorted(way.items()))
-    return calibrated.once(key, lambda: _new_planner(calibrated, way, repaired))
+    key = ("joint", *sorted(way.items()))
+    return calibrated.once(key, lambda: _new_planner(calibrated, way))
 
 
-def _new_planner(calibrated: Calibrated, way: Mapping[str, Any], repaired: bool) -> JointPlanner:
+def _new_planner(calibrated: Calibrated, way: Mapping[str, Any]) -> JointPlanner:
     config, errors = calibrated.checkpoint.config, calibrated.rounding
     assert errors is not None
     options = replace(PlanOptions(seed=calibrated.seed), **way)
@@ -94,9 +87,7 @@ def _new_planner(calibrated: Calibrated, way: Mapping[str, Any], repaired: bool)
     scores = scores_of(spec.method, options, calibrated.statistics, calibrated.seed)
     pricer = joint_pricer(calibrated.checkpoint, spec)
     evidence = case.seen_by(scores)
-    return JointPlanner(
-        calibrated.checkpoint, spec, evidence, errors, pricer, calibrated.trials, repaired
-    )
+    return JointPlanner(calibrated.checkpoint, spec, evidence, errors, pricer, calibrated.trials)
 
 
 def _uncut(tables: Tables) -> Tables:

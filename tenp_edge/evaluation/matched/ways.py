@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from tenp_edge.evaluation.matched.calibrated import Calibrated
 from tenp_edge.evaluation.matched.filled import Filled
-from tenp_edge.evaluation.matched.searched import joint, joint_to_repair, own_types
+from tenp_edge.evaluation.matched.searched import joint, own_types
 from tenp_edge.evaluation.matched.single_type import Candidates, pruned, removed, whole_in_one
 from tenp_edge.recovery.recover import MendRules
 
@@ -48,5 +48,5 @@ WAYS: tuple[Way, ...] = (
     Way("reap", "whole experts removed by REAP, best type", removed("reap")),
     Way("easy-ep", "whole experts removed by EASY-EP, best type", removed("easy-ep")),
     Way("joint", "widths and types in one search", joint),
-    Way("joint+repair", "the same, to be repaired, and repaired", repaired(joint_to_repair)),
+    Way("joint+repair", "the same, repaired", repaired(joint)),
 )
