@@ -36,6 +36,7 @@ VERBS = {
     "validate": "evaluate",
     "compare": "evaluate",
     "report": "pages",
+    "push": "share",
     "run": "run",
     "serve": "run",
     "bench": "run",
@@ -78,7 +79,7 @@ app = typer.Typer(
 # Verbs whose speed is the point: there the OpenMP library's own choice stays.
 _RUNNING = ("run", "serve", "bench")
 # Verbs that find their own work again.
-_CONTINUING = ("calibrate", "compress", "compare", "demo")
+_CONTINUING = ("calibrate", "compress", "compare", "demo", "push")
 
 
 def main(command: Callable[[], object] = app) -> None:

@@ -16,6 +16,7 @@ from tenp_edge.runtime.gguf.model_metadata import read_stacked
 from tenp_edge.runtime.gguf.tensor_checks import check_tensors
 from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary
 from tenp_edge.runtime.llamacpp.model import LlamaCppModel
+from tenp_edge.runtime.llamacpp.native import native
 from tenp_edge.runtime.memory.footprint import PlannedRun
 from tenp_edge.runtime.memory.planned_run import (
     Chosen,
@@ -55,6 +56,8 @@ def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
     Raises UserError for a file that none can run, before its weights are touched.
     """
     file, options = Path(file), options or RunOptions()
+    if options.kv_type is not None:  # llama.cpp writes them small
+        options = replace(options, kv_type=options.kv_type.upper())
     if not file.exists():
         raise UserError(f"{file} does not exist", "the path of a GGUF file or an ONNX directory")
     return _open_onnx(file, options) if is_onnx(file) else _open_gguf(file, options)
@@ -77,6 +80,7 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
     title = model_title(header)
     if not per_expert:
         _check_stacked(file, header)
+        _note_missing_gpu(options)
     del header  # Not beside the model: a large vocabulary takes tens of MiB.
     settings: _Settings = {
         "context": chosen.context,
@@ -116,6 +120,14 @@ def _check_stacked(file: Path, header: Header) -> None:
         return
     check_tensors(header, read_stacked(header))
     check_vocabulary(header)
+
+
+def _note_missing_gpu(options: RunOptions) -> None:
+    if options.gpu_layers and options.note and not native().llama_supports_gpu_offload():
+        options.note(
+            f"--gpu-layers {options.gpu_layers} changes nothing: this llama.cpp is built for the "
+            "CPU alone"
+        )
 
 
 def trained_context(header: Header) -> int | None:

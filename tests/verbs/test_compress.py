@@ -21,6 +21,7 @@ from tenp_edge.verbs.compress import run_compress
 
 QUICK = ("--samples", "2", "--seq-len", "64", "--set", "eval-samples=1", "--set", "eval-seq-len=64")
 OUTPUTS = {
+    "README.md",
     "calibration",
     "checkpoint",
     "environment.json",
@@ -35,8 +36,8 @@ OUTPUTS = {
 }
 
 TIMED = (
-    *("validation.json", "manifest.json", "mended.json", "refine.json", "recipe.toml"),
-    *("environment.json", "report.html"),
+    *("README.md", "validation.json", "manifest.json", "mended.json", "refine.json"),
+    *("recipe.toml", "environment.json", "report.html"),
 )
 
 
