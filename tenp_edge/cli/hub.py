@@ -71,3 +71,14 @@ def _refusal(
         f"on a machine with network: hf download {repository}{only}{there} --local-dir DIR; then "
         "pass DIR",
     )
+
+
+_SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/[^/]+$")
+
+
+def spoken(model: Path) -> str:
+    """What to type for ``model``: the name that `local_model` made this path of, or the path."""
+    if model == Path(str(files("tenp_edge") / "demo_model")):
+        return DEMO
+    cached = _SNAPSHOT.search(model.as_posix())
+    return f"{cached[1]}/{cached[2]}" if cached else str(model)

@@ -25,6 +25,7 @@ from tenp_edge.version import __version__
 
 # Each verb and the module beside this one in which it is. In the order of the help.
 VERBS = {
+    "doctor": "doctor",
     "demo": "prune",
     "inspect": "inspect",
     "profiles": "inspect",
@@ -36,6 +37,7 @@ VERBS = {
     "validate": "evaluate",
     "compare": "evaluate",
     "report": "pages",
+    "pack": "share",
     "push": "share",
     "run": "run",
     "serve": "run",

@@ -68,7 +68,7 @@ class Verdict:
         article = "" if self.difference == "almost no" else "a "
         text = (
             f"{article}{self.difference} difference to the whole model: both put the same token "
-            f"first in {100 * self.same_top:.1f} % of places (mean KL {self.mean_kl:.4f} nats over "
+            f"first in {100 * self.same_top:.1f} % of places (KL {self.mean_kl:.4f} over "
             f"{self.tokens:,} tokens; an 8 B model changes about as much by {self.like})"
         )
         if self.is_rough:

@@ -118,7 +118,7 @@ def test_the_same_command_again_changes_nothing(
     assert done.returncode == 0, done.stderr
     report = json.loads((compressed / "validation.json").read_text())
     plan = load_plan(compressed / "plan.json")
-    assert done.stdout.endswith(f"\n{closing(model, compressed, plan, report)}\n")
+    assert done.stdout == f"{closing(model, compressed, plan, report)}\n"
     assert before == {file: file.stat().st_mtime_ns for file in compressed.rglob("*.safetensors")}
 
 
