@@ -27,10 +27,9 @@ import tenp_edge
 from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.calibration.text.sources import STDLIB
-from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.checkpoint.tensor_types import AUTO, TensorTypes
+from tenp_edge.checkpoint.tensor_types import AUTO
 from tenp_edge.evaluation.evaluator import LayerCache
 from tenp_edge.evaluation.measured_variants import measure_variants
 from tenp_edge.evaluation.refine import known_trials
@@ -39,10 +38,9 @@ from tenp_edge.exporters.base import ExportData, ExportOptions, Requantiser, exp
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.planning.budget import make_space
 from tenp_edge.planning.devices import this_machine
-from tenp_edge.planning.joint_plan import JointPlanner
+from tenp_edge.planning.joint_plan import JointPlanner, joint_pricer
 from tenp_edge.planning.joint_search import Chosen, JointSearch
 from tenp_edge.planning.joint_tables import ExpertTable, Tables
-from tenp_edge.planning.pricing import Pricer, draft
 from tenp_edge.planning.score_tables import Evidence, scores_of
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.planning.target import resolve
@@ -119,11 +117,11 @@ class _Bench:
         evidence = Evidence(statistics, space, scores)
         errors = rounding_of(checkpoint, work)
         assert errors is not None
-        pricer = Pricer(checkpoint, spec.target)
+        pricer = joint_pricer(checkpoint, spec)
         trials = known_trials(work)
         self.planner = JointPlanner(checkpoint, spec, evidence, errors, pricer, trials)
         print("factors:", {k: f"{v:.3g}" for k, v in self.planner.factors.items()})
-        self.evidence, self.tables = evidence, self.planner.tables
+        self.tables = self.planner.tables
 
     # -- equal bytes -------------------------------------------------------------------------------
 
@@ -264,7 +262,7 @@ class _Bench:
             assert isinstance(writer, Requantiser)
             variants = []
             for number, one in enumerate(chosen[start : start + _AT_ONCE]):
-                plan = self._plan(self.planner.widths(one), self.planner.types(one))
+                plan = self.planner.drafted(one)
                 data = ExportData(Importance(self.statistics, plan))
                 options = ExportOptions(AUTO, "per-expert", imatrix=True).typed(plan.file_types)
                 stored = writer.requantised(ModelSource(cached, plan), options, data)
@@ -272,10 +270,6 @@ class _Bench:
             how = {"device": torch.device("cpu"), "dtype": torch.float32}
             kls += [m.mean_kl for m in measure_variants(cached, variants, self.held_out, **how)]
         return kls
-
-    def _plan(self, widths: Widths, types: TensorTypes) -> CompressionPlan:
-        plan = draft(self.checkpoint, widths, types)
-        return replace(plan, retained=self.evidence.retained(widths))
 
 
 def _of_widths(tables: Tables, widths: set[int]) -> Tables:

@@ -61,6 +61,10 @@ class Mixer(Protocol):
         """Whether all experts of a layer must agree on their types in ``layout``."""
         ...
 
+    def holds_empty(self, layout: str) -> bool:
+        """Whether experts without neurons may keep their places in ``layout``, at no bytes."""
+        ...
+
     def typed_matrices(
         self, config: ModelConfig, options: ExportOptions
     ) -> tuple[TypedMatrix, ...]:

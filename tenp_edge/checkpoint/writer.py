@@ -22,6 +22,7 @@ import torch
 from tenp_edge.checkpoint.as_stored import AsStored, Piece
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Shard, TensorEntry, is_written, plan_shards, write_shards
+from tenp_edge.checkpoint.model_origin import base_model
 from tenp_edge.checkpoint.overlay import Mended, settings_of
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.stacked import StackedExperts
@@ -56,7 +57,6 @@ _IDENTITY = ("digest", "stored")
 # before it reads a weight, in words that it repeats. Else it fails at stacking the experts.
 _EXPERTS = "narrower experts; tenp_edge.load_pruned(PATH) loads them"
 _NARROWED = "Its experts are narrower than config.json says, which plain transformers cannot load:"
-_HUB_CACHE = re.compile(r"models--(.+)")
 
 
 class PrunedFiles:
@@ -270,18 +270,6 @@ def _tenp_section(source: ModelSource) -> dict[str, Any]:
 
 
 # -- the model card ----------------------------------------------------------------------------
-
-
-def base_model(directory: Path, raw: Mapping[str, Any]) -> str | None:
-    """The base model's name: a hub id from config.json or the hub cache, or None."""
-    stated = raw.get("_name_or_path")
-    if isinstance(stated, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", stated):
-        return stated
-    for part in directory.resolve().parts:
-        match = _HUB_CACHE.fullmatch(part)
-        if match:
-            return match[1].replace("--", "/", 1)
-    return None
 
 
 def model_card(files: PrunedFiles) -> str:

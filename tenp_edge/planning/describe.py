@@ -40,11 +40,18 @@ def _speed(search: Search, priced: Priced) -> float:
     if target.options.layout in target.exporter.fixed_layouts:
         relative = priced.config.num_experts / priced.config.num_experts_per_tok
     elif search.evidence is not None and not priced.config.is_uniform:
-        active = search.evidence.active_ratio(priced.widths, priced.full_width)
+        active = _active_ratio(search, priced)
         relative = 1.0 if active is None else active / priced.keep_ratio
     return decode_tokens_per_second(
         priced.config, priced.manifest, target.profile, target.run, relative
     )
+
+
+def _active_ratio(search: Search, priced: Priced) -> float | None:
+    if search.evidence is None:
+        return None
+    places = search.pricer.keeps_places
+    return search.evidence.active_ratio(priced.widths, priced.full_width, places)
 
 
 def make_record(checkpoint: Checkpoint, search: Search, priced: Priced) -> PlanRecord:
@@ -79,7 +86,7 @@ def make_record(checkpoint: Checkpoint, search: Search, priced: Priced) -> PlanR
         model_retention=_parameters(priced.config) / _parameters(checkpoint.config),
         trapezoid=trapezoid,
         chosen_by=None if trapezoid is None else _chosen_by(search),
-        active_ratio=None if evidence is None else evidence.active_ratio(widths, priced.full_width),
+        active_ratio=_active_ratio(search, priced),
         predicted_loss=None if evidence is None else evidence.predicted_loss(widths),
         predicted_kl=None if evidence is None else search.kl_of(widths),
         type_shares=None if priced.types is None else priced.manifest.type_shares,

@@ -8,14 +8,14 @@ one name that leaves the model whole.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from tenp_edge.calibration.storage import Statistics
-from tenp_edge.checkpoint.compression_plan import Widths
+from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.tensor_types import AUTO, TensorTypes
 from tenp_edge.exporters.base import ExportOptions
@@ -29,7 +29,7 @@ from tenp_edge.planning.joint_tables import (
     other_table,
 )
 from tenp_edge.planning.kl_law import predicted_kl
-from tenp_edge.planning.pricing import Priced, Pricer
+from tenp_edge.planning.pricing import Priced, Pricer, draft
 from tenp_edge.planning.rounding_errors import RoundingErrors
 from tenp_edge.planning.score_tables import Evidence
 from tenp_edge.planning.target import PlanSpec
@@ -68,7 +68,8 @@ class JointPlan:
 
 
 class JointPlanner:
-    """Plans of one model for ``spec``, whose type is `AUTO`."""
+    """Plans of one model for ``spec``, whose type is `AUTO`; where ``pricer`` keeps places, experts
+    may have no neurons."""
 
     def __init__(
         self,
@@ -90,11 +91,13 @@ class JointPlanner:
         config, factors = self.checkpoint.config, self.factors
         types = mixable(self.checkpoint, self.spec)
         pricing = Pricing(self.mixer, types, config.hidden_size, "gate" in config.family.matrices)
-        unit = self.spec.options.unit or 0.0
-        experts = expert_tables(self.evidence, self.errors, pricing, factors, unit)
+        unit, widths = self.spec.options.unit or 0.0, self.evidence.space.legal_widths
+        if self.pricer.keeps_places:
+            widths = (0, *widths)
+        experts = expert_tables(self.evidence, self.errors, pricing, factors, widths, unit)
         matrices = self.mixer.typed_matrices(config, self.options)
         others = other_table(matrices, self.errors, pricing, factors)
-        return Tables(self.evidence.space.legal_widths, types, tuple(experts), others)
+        return Tables(widths, types, tuple(experts), others)
 
     @cached_property
     def factors(self) -> dict[str, float]:
@@ -152,6 +155,12 @@ class JointPlanner:
             table.layer: tuple(types[index] for index in row)
             for table, row in zip(self.tables.experts, indices, strict=True)
         }
+
+    def drafted(self, chosen: Chosen) -> CompressionPlan:
+        """The plan with its neurons, without what is said of it."""
+        widths, places = self.widths(chosen), self.pricer.keeps_places
+        plan = draft(self.checkpoint, widths, self.types(chosen), keeps_places=places)
+        return replace(plan, retained=self.evidence.retained(widths))
 
     # -- what is said of it ------------------------------------------------------------------------
 
@@ -232,6 +241,14 @@ class JointPlanner:
         return np.array(
             [[types.index(name) for name in rows[table.layer]] for table in self.tables.experts]
         )
+
+
+def joint_pricer(checkpoint: Checkpoint, spec: PlanSpec) -> Pricer:
+    """Of plans whose experts may have no neurons, where the file can hold such."""
+    target = spec.target
+    assert isinstance(target.exporter, Mixer)
+    places = target.exporter.holds_empty(target.options.layout or "")
+    return Pricer(checkpoint, target, keeps_places=places)
 
 
 def joins(spec: PlanSpec, errors: RoundingErrors, statistics: Statistics | None) -> bool:

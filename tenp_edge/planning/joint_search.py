@@ -3,7 +3,8 @@
 At a price per byte every tensor chooses for itself what costs least, loss plus price times bytes,
 and all that are chosen so at one price are the best plan of their bytes (Lagrange): the lower
 convex hulls of all tensors, bought by loss per byte. The price is bisected. What is left over is
-given to the steps that the next lower price would take.
+given to the steps that the next lower price would take; where a large matrix (the embeddings) is
+such a step, the experts share out what is left beside it. Of every layer one expert keeps neurons.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from tenp_edge.planning.joint_tables import Array, ExpertTable, Tables
 
 Indices = NDArray[np.int64]
-_STEPS = 60
+_STEPS, _CLOSE = 60, 1e-7  # of the bisection; of logarithms of prices
+_SPARE = 1e-3  # of the bytes: so few may be left over
 _HIGHEST, _LOWEST = 1e6, 1e-30  # of a price: loss per byte
 
 
@@ -79,25 +81,53 @@ class JointSearch:
         largest = self._at(layers, _LOWEST)
         if largest.nbytes <= nbytes:
             return largest
-        low, high, fitting, above = np.log(_LOWEST), np.log(_HIGHEST), smallest, largest
+        fitting, above = self._nearest(layers, smallest, largest, nbytes)
+        found = self._filled(layers, fitting, above, nbytes)
+        if nbytes - found.nbytes <= _SPARE * nbytes:
+            return found
+        pinned = (self._beside(layers, one.other, nbytes) for one in (fitting, above))
+        return min(found, *filter(None, pinned), key=lambda chosen: chosen.loss)
+
+    def _beside(self, layers: list[_Layer], other: Indices, nbytes: float) -> Chosen | None:
+        """The best experts beside ``other`` matrices; None where none fit."""
+        smallest, largest = (self._at(layers, price, other) for price in (_HIGHEST, _LOWEST))
+        if smallest.nbytes > nbytes:
+            return None
+        if largest.nbytes <= nbytes:
+            return largest
+        fitting, above = self._nearest(layers, smallest, largest, nbytes, other)
+        return self._filled(layers, fitting, above, nbytes)
+
+    def _nearest(
+        self,
+        layers: list[_Layer],
+        fitting: Chosen,
+        above: Chosen,
+        nbytes: float,
+        other: Indices | None = None,
+    ) -> tuple[Chosen, Chosen]:
+        """The choices at the lowest price that fits, and just below it."""
+        low, high = np.log(_LOWEST), np.log(_HIGHEST)
         for _ in range(_STEPS):
             middle = (low + high) / 2
-            found = self._at(layers, float(np.exp(middle)))
+            found = self._at(layers, float(np.exp(middle)), other)
             if found.nbytes <= nbytes:
                 high, fitting = middle, found
             else:
                 low, above = middle, found
-            if high - low < 1e-7:
+            if high - low < _CLOSE or found.nbytes == nbytes:
                 break
-        return self._filled(layers, fitting, above, nbytes)
+        return fitting, above
 
-    def _at(self, layers: list[_Layer], price: float) -> Chosen:
-        """What everything chooses at ``price``, loss per byte."""
+    def _at(self, layers: list[_Layer], price: float, other: Indices | None = None) -> Chosen:
+        """What everything chooses at ``price``, loss per byte, beside ``other`` where that is
+        pinned."""
         width, gate_up, down = (
             np.stack(rows) for rows in zip(*(layer.at(price) for layer in layers), strict=True)
         )
         others = self.tables.others
-        other = (others.loss + price * others.nbytes).argmin(axis=1)
+        if other is None:
+            other = (others.loss + price * others.nbytes).argmin(axis=1)
         return self._chosen(layers, width, gate_up, down, other)
 
     def _chosen(
@@ -179,6 +209,7 @@ class _Layer:
 
     def __init__(self, table: ExpertTable, width: int | None = None) -> None:
         self.table, self.width = table, width
+        self.empties = not table.down_bytes[0].any()  # the first width is 0
         self.experts = np.arange(len(table.cut))
 
     def at(self, price: float) -> tuple[Indices, Indices, Indices]:
@@ -191,6 +222,10 @@ class _Layer:
         by_gate_up, by_down = gate_up.argmin(axis=2), down.argmin(axis=2)
         total = table.cut + gate_up.min(axis=2) + down.min(axis=2)
         width = total.argmin(axis=1)
+        if self.empties and not width.any():
+            loss = total[:, 1:].min(axis=1) - total[:, 0]
+            kept = loss.argmin()
+            width[kept] = 1 + total[kept, 1:].argmin()
         return width, by_gate_up[self.experts, width], by_down[self.experts, width]
 
     def _alike(self, price: float, width: int) -> tuple[Indices, Indices, Indices]:

@@ -2,8 +2,10 @@
 
 A routed expert offers widths, types of gate and up, and types of down. Its loss is what cutting it
 to the width costs (`LayerEvidence`) and, for the neurons that stay, what rounding them costs:
-their sums (`rounding`) times the type's relative error. Neurons that are gone round nothing. Every
-other matrix offers types. Losses of all tensors add up, as errors that are independent do.
+their sums (`rounding`) times the type's relative error. Neurons that are gone round nothing. Where
+a file holds experts without neurons, an expert may lose all of them and keep its place in the
+router: whole experts go where that is best. Every other matrix offers types. Losses of all tensors
+add up, as errors that are independent do.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch.nn.functional import pad
 
+from tenp_edge.calibration.coverage import MIN_TOKENS
 from tenp_edge.calibration.statistics import ROUNDING
 from tenp_edge.exporters.mixing import Mixer, TypedMatrix
 from tenp_edge.planning.rounding_errors import Errors, RoundingErrors
@@ -51,7 +54,8 @@ class OtherTable:
 
 @dataclass(frozen=True)
 class Tables:
-    """All that is to be chosen. ``widths`` and ``types``: what the columns are."""
+    """All that is to be chosen. ``widths`` (ascending, perhaps from 0) and ``types``: what the
+    columns are."""
 
     widths: tuple[int, ...]
     types: tuple[str, ...]
@@ -91,18 +95,18 @@ def expert_tables(
     errors: RoundingErrors,
     pricing: Pricing,
     factors: Mapping[str, float],
+    widths: Sequence[int],
     unit: float = 0.0,
 ) -> list[ExpertTable]:
     """Of every MoE layer. ``factors``: by how much the loss of a group of matrices is multiplied
-    (`joint_losses`); ``unit``: losses count in this power of the stream's size, beside that of an
-    ordinary layer."""
-    legal = evidence.space.legal_widths
-    sizes = pricing.gate_up(legal), pricing.down(legal)
+    (`joint_losses`); ``widths``: the legal ones, perhaps with 0 before them; ``unit``: losses count
+    in this power of the stream's size, beside that of an ordinary layer."""
+    sizes = pricing.gate_up(widths), pricing.down(widths)
     streams = {layer: table.stream for layer, table in evidence.layers.items()}
     usual = float(np.exp(np.mean(np.log(list(streams.values())))))
     return [
         _layer_table(
-            evidence, errors, pricing, factors, layer, sizes, (stream / usual) ** (unit / 2)
+            evidence, errors, pricing, factors, widths, layer, sizes, (stream / usual) ** (unit / 2)
         )
         for layer, stream in streams.items()
     ]
@@ -113,18 +117,19 @@ def _layer_table(
     errors: RoundingErrors,
     pricing: Pricing,
     factors: Mapping[str, float],
+    widths: Sequence[int],
     layer: int,
     sizes: tuple[Array, Array],
     weight: float,
 ) -> ExpertTable:
-    table, space = evidence.layers[layer], evidence.space
-    gate, up, down = _rounding_sums(evidence, layer)
+    table = evidence.layers[layer]
+    gate, up, down = _rounding_sums(evidence, layer, widths)
     of = {part: errors.of_expert(layer, part) for part in ("gate", "up", "down")}
     by_gate, by_up = (pricing.errors(of[part], pricing.hidden) for part in ("gate", "up"))
-    by_down = np.stack([pricing.errors(of["down"], width) for width in space.legal_widths])
+    by_down = np.stack([pricing.errors(of["down"], width) for width in widths])
     both = gate[:, :, None] * by_gate + up[:, :, None] * by_up
     losses = [
-        table.insured[:, 1:].numpy(),
+        table.insured[:, -len(widths) :].numpy(),
         both * factors["gate_up"],
         down[:, :, None] * by_down * factors["down"],
     ]
@@ -133,19 +138,28 @@ def _layer_table(
         plain = [not pricing.mixer.needs_importance(kind) for kind in pricing.types]
         losses = [_for_idle(loss, idle, np.array(plain)) for loss in losses]
     cut, gate_up, down_loss = losses
+    if widths[0] == 0:
+        cut = _emptied(cut, table.tokens.numpy())
     return ExpertTable(layer, weight, cut, gate_up, down_loss, *sizes)
 
 
-def _rounding_sums(evidence: Evidence, layer: int) -> tuple[Array, Array, Array]:
+def _rounding_sums(
+    evidence: Evidence, layer: int, widths: Sequence[int]
+) -> tuple[Array, Array, Array]:
     """Of gate, up and down: the loss at an error as large as the weights of the neurons that each
-    legal width keeps, [experts, widths]."""
-    order = evidence.order(layer)
+    width keeps, [experts, widths]."""
+    order, columns = evidence.order(layer), list(widths)
     sums = evidence.statistics.rounding(layer)
-    ends = torch.tensor(evidence.space.legal_widths) - 1
-    gate, up, down = (
-        sums[name].gather(1, order).cumsum(dim=1)[:, ends].numpy() for name in ROUNDING
-    )
+    ordered = (pad(sums[name].gather(1, order).cumsum(dim=1), (1, 0)) for name in ROUNDING)
+    gate, up, down = (kept[:, columns].numpy() for kept in ordered)
     return gate, up, down
+
+
+def _emptied(cut: Array, tokens: Array) -> Array:
+    """``cut`` with the first width, 0, out of reach of experts that hardly a token reached."""
+    cut = cut.copy()
+    cut[tokens < MIN_TOKENS, 0] = _FAR
+    return cut
 
 
 def _for_idle(loss: Array, idle: NDArray[np.bool_], plain: NDArray[np.bool_]) -> Array:

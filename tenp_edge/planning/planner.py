@@ -24,7 +24,7 @@ from tenp_edge.planning.alternatives import refusal
 from tenp_edge.planning.budget import InfeasibleError, Search, make_space, sufficient, whole_widths
 from tenp_edge.planning.describe import blocks_chosen, blocks_offered, make_record, memory_json
 from tenp_edge.planning.devices import DeviceProfile
-from tenp_edge.planning.joint_plan import JointPlan, JointPlanner, joins
+from tenp_edge.planning.joint_plan import JointPlan, JointPlanner, joins, joint_pricer
 from tenp_edge.planning.pricing import Priced, Pricer, draft
 from tenp_edge.planning.probes import best_way
 from tenp_edge.planning.rounding_errors import RoundingErrors
@@ -178,7 +178,7 @@ class _Given:
             return None
         check_model(self.checkpoint, self.statistics)
         spec = spec.with_type(AUTO)
-        evidence, pricer = self.evidence(spec), Pricer(self.checkpoint, spec.target)
+        evidence, pricer = self.evidence(spec), joint_pricer(self.checkpoint, spec)
         assert evidence is not None
         planner = JointPlanner(
             self.checkpoint, spec, evidence, self.rounding, pricer, self.measured

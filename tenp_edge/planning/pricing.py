@@ -98,12 +98,13 @@ def draft(
     *,
     keeps_places: bool = False,
 ) -> CompressionPlan:
-    """A plan of bytes alone."""
+    """A plan of bytes alone. ``keeps_places``: where a width is 0, the expert keeps its place."""
+    empty = any(0 in row for row in widths.values())
     return CompressionPlan(
         model_type=checkpoint.config.family.model_type,
         fingerprint=checkpoint.fingerprint,
         full_width=checkpoint.config.moe_intermediate_size,
         widths=widths,
         types=types,
-        keeps_places=keeps_places,
+        keeps_places=keeps_places and empty,
     )

@@ -127,15 +127,17 @@ class Evidence:
             total += float(self.layers[layer].losses.gather(1, columns[:, None]).sum())
         return total
 
-    def active_ratio(self, widths: Widths, full_width: int) -> float | None:
+    def active_ratio(
+        self, widths: Widths, full_width: int, keeps_places: bool = False
+    ) -> float | None:
         """R_active: kept width over full width, summed over the routed tokens.
 
         None without routed tokens. With whole-expert removal the router finds other experts,
-        which are all whole: 1.
+        which are all whole: 1. With ``keeps_places`` it finds those without neurons, too.
         """
         kept = full = 0.0
         for layer, row in widths.items():
-            if 0 in row:
+            if 0 in row and not keeps_places:
                 return 1.0
             tokens = self.layers[layer].tokens
             kept += float((tokens * torch.tensor(row, dtype=tokens.dtype)).sum())

@@ -23,6 +23,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.rounding import RoundingJob, measure_rounding
+from tenp_edge.evaluation.validation import validate
 from tenp_edge.exporters.base import ExportData, ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.planning.devices import this_machine
@@ -85,6 +86,31 @@ def test_the_file_has_the_bytes_and_the_types_of_the_plan(
     assert (tmp_path / "model.gguf").stat().st_size == plan.files["model.gguf"]
 
 
+def test_experts_may_lose_all_neurons(known: Known, tmp_path: Path) -> None:
+    """Those that enough tokens judge; and the file is what the plan says."""
+    limit = total(planned(known, quant="Q4_K_M", keep=0.25))
+    plan = planned(known, budget_bytes=limit)
+    check_legal(plan, known[0])
+    rows = list(plan.widths.values())
+    assert plan.keeps_places and any(0 in row for row in rows) and all(any(row) for row in rows)
+    reached = {layer: known[1].layer("code", layer)["tokens"] for layer in plan.widths}
+    for layer, row in plan.widths.items():
+        assert all(w or reached[layer][e] >= 32 for e, w in enumerate(row))
+    assert plan.record.active_ratio is not None and plan.record.active_ratio < 0.6
+    assert total(plan) <= limit
+    plan.save(tmp_path / "plan.json")
+    options = ExportOptions("auto", "per-expert", imatrix=True, types=plan.file_types)
+    source, data = ModelSource(known[0], plan), ExportData(Importance(known[1], plan))
+    EXPORTER.write(source, options, tmp_path / "model.gguf", data)
+    assert (tmp_path / "model.gguf").stat().st_size == plan.files["model.gguf"]
+    text = [domain("code", 1, 64, 5)]
+    report = validate(known[0].path, tmp_path / "model.gguf", text, device="cpu", threads=1)
+    steps = {loss.stage: loss.overall for loss in report.losses}
+    assert list(steps) == ["pruning", "quantisation", "runtime"]
+    assert steps["runtime"].mean_kl == pytest.approx(steps["quantisation"].mean_kl, rel=0.05)
+    assert report.overall.mean_kl < 1
+
+
 def test_experts_without_a_gate(tmp_path: Path) -> None:
     """The file has the bytes of the plan: a neuron is one row and one column."""
     tiny.make(tmp_path / "model", "nemotron_h", hidden_size=256, moe_intermediate_size=256)
@@ -125,6 +151,7 @@ def test_stacked_experts_agree(known: Known, layout: str) -> None:
     plan = planned(known, budget_bytes=room, layout=layout)
     assert total(plan) <= room and plan.types is not None
     assert len({width for row in plan.widths.values() for width in row}) == 1
+    assert not plan.keeps_places
     rows = (*plan.types.gate_up.values(), *plan.types.down.values())
     assert all(len(set(row)) == 1 for row in rows)
     assert len(plan.types.names) > 1

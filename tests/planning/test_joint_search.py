@@ -35,8 +35,22 @@ def tables(seed: int = 0, experts: int = 2, layers: int = 1, weight: float = 1.0
     return Tables(WIDTHS, TYPES, tuple(map(layer, range(layers))), others)
 
 
+def emptiable(seed: int, experts: int = 2, layers: int = 1) -> Tables:
+    """Of `tables`, with widths of 0 before the others."""
+    given, draw = tables(seed, experts, layers), np.random.default_rng(seed)
+
+    def one(table: ExpertTable) -> ExpertTable:
+        cut = table.cut[:, :1] + draw.uniform(0, 0.3, (experts, 1))
+        typed = (np.pad(losses, ((0, 0), (1, 0), (0, 0))) for losses in (table.gate_up, table.down))
+        sizes = (np.pad(s, ((1, 0), (0, 0))) for s in (table.gate_up_bytes, table.down_bytes))
+        return ExpertTable(table.layer, 1.0, np.hstack([cut, table.cut]), *typed, *sizes)
+
+    return Tables((0, *WIDTHS), TYPES, tuple(map(one, given.experts)), given.others)
+
+
 def every_choice(search: JointSearch, experts: int) -> list[Chosen]:
-    each = list(product(range(3), repeat=3))
+    widths = range(len(search.tables.widths))
+    each = list(product(widths, range(3), range(3)))
     found = []
     for choices in product(each, repeat=experts):
         for other in product(range(3), repeat=2):
@@ -60,6 +74,43 @@ def test_nothing_within_the_bytes_is_much_better(seed: int) -> None:
         assert found.nbytes <= nbytes and best is not None and found.loss >= best - 1e-12
         exactly = min(c.loss for c in every if c.nbytes <= found.nbytes)
         assert found.loss <= 2 * exactly + 0.2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_expert_may_lose_all_neurons_but_not_all_of_a_layer(seed: int) -> None:
+    search = JointSearch(emptiable(seed))
+    every = [chosen for chosen in every_choice(search, 2) if chosen.width.any()]
+    sizes = sorted({chosen.nbytes for chosen in every})
+    assert search.smallest.nbytes == sizes[0]
+    emptied = 0
+    for nbytes in sizes[:: max(1, len(sizes) // 20)]:
+        found = search.within(nbytes)
+        assert found is not None and found.nbytes <= nbytes and found.width.any()
+        exactly = min(c.loss for c in every if c.nbytes <= found.nbytes)
+        assert exactly - 1e-12 <= found.loss <= 2 * exactly + 0.2
+        emptied += not found.width.all()
+    assert emptied > 2
+
+
+def test_in_every_layer_one_expert_stays() -> None:
+    search = JointSearch(emptiable(5, experts=6, layers=4))
+    for nbytes in np.linspace(search.smallest.nbytes, 4 * search.smallest.nbytes, 9):
+        found = search.within(nbytes)
+        assert found is not None and found.width.any(axis=1).all()
+    assert not search.smallest.width.all() and (search.smallest.width > 0).sum() == 4
+
+
+def test_what_a_large_matrix_leaves_over_goes_to_the_experts() -> None:
+    given = tables(6, experts=4, layers=2)
+    large = OtherTable(("a",), np.array([[0.01, 0.1, 1.0]]), np.array([[9000.0, 4000, 2000]]))
+    search = JointSearch(Tables(WIDTHS, TYPES, given.experts, large))
+    largest = search.within(1e9)
+    assert largest is not None
+    for nbytes in np.linspace(search.smallest.nbytes + 1500, largest.nbytes - 500, 25):
+        found = search.within(nbytes)
+        assert found is not None
+        whole = (found.width == 2).all() and not found.gate_up.any() and not found.down.any()
+        assert whole or 0 <= nbytes - found.nbytes < 1000
 
 
 def test_more_bytes_never_cost_more() -> None:

@@ -14,7 +14,7 @@ from support.runtime_cases import CheckpointOf, export_ragged
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.bench import bench
 from tenp_edge.runtime.chat import Chat, render_chat
-from tenp_edge.runtime.generation import generate, prompt_tokens, run_text
+from tenp_edge.runtime.generation import Generation, generate, prompt_tokens, run_text
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.sampling import Sampler, SamplingOptions, distribution
 from tenp_edge.runtime.session import Session
@@ -146,6 +146,21 @@ def test_pieces_limits_and_incomplete_characters(files: tuple[Path, Path]) -> No
         assert [p.token for p in generate(session, prompt, GREEDY, 4)] == [
             piece.token for piece in everything[:4]
         ]
+
+
+def test_a_generation_needs_no_model(files: tuple[Path, Path]) -> None:
+    """Two answers in turn, from logits that somebody else computed."""
+    with open_model(files[0], OPTIONS) as session:
+        vocabulary, end = session.vocabulary, session.vocabulary.eos
+        assert end is not None
+        letter = next(t for t in range(session.vocab_size) if vocabulary.piece(t) == b"a")
+        sure_of = np.eye(session.vocab_size, dtype=np.float32)
+        first, second = (Generation(vocabulary, [5], GREEDY, limit) for limit in (2, 9))
+        assert (first.take(sure_of[letter]).text, second.take(sure_of[letter]).text) == ("a", "a")
+        assert not first.finished and not second.finished
+        ends = first.take(sure_of[letter]).finish, second.take(sure_of[end]).finish
+    assert ends == ("length", "stop")
+    assert first.finished and second.finished and first.count == second.count == 2
 
 
 def test_generation_stops_at_an_end_token(files: tuple[Path, Path]) -> None:

@@ -16,6 +16,6 @@ def check_legal(plan: CompressionPlan, checkpoint: Checkpoint, multiple: int = 3
     full = checkpoint.config.moe_intermediate_size
     for row in plan.widths.values():
         for width in row:
-            removed = width == 0 and plan.record.method == "drop"
+            removed = width == 0 and (plan.record.method == "drop" or plan.keeps_places)
             assert removed or width == full or (width and width % multiple == 0)
     json.dumps(plan.to_json())

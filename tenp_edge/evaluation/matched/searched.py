@@ -11,10 +11,9 @@ from tenp_edge.evaluation.matched.calibrated import Calibrated
 from tenp_edge.evaluation.matched.filled import Filled, filled
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.planning.devices import this_machine
-from tenp_edge.planning.joint_plan import JointPlanner
+from tenp_edge.planning.joint_plan import JointPlanner, joint_pricer
 from tenp_edge.planning.joint_search import Chosen, JointSearch
 from tenp_edge.planning.joint_tables import ExpertTable, Tables
-from tenp_edge.planning.pricing import Pricer, draft
 from tenp_edge.planning.probes import best_way
 from tenp_edge.planning.score_tables import scores_of
 from tenp_edge.planning.spec import PlanOptions
@@ -83,7 +82,7 @@ def _new_planner(calibrated: Calibrated, way: Mapping[str, Any]) -> JointPlanner
     spec = resolve(options, this_machine(), config.max_position_embeddings).with_type(AUTO)
     case = calibrated.case(calibrated.width_multiple)
     scores = scores_of(spec.method, options, calibrated.statistics, calibrated.seed)
-    pricer = Pricer(calibrated.checkpoint, spec.target)
+    pricer = joint_pricer(calibrated.checkpoint, spec)
     return JointPlanner(
         calibrated.checkpoint, spec, case.seen_by(scores), errors, pricer, calibrated.trials
     )
@@ -102,12 +101,7 @@ def _uncut(tables: Tables) -> Tables:
 
 
 def _filled(calibrated: Calibrated, planner: JointPlanner, chosen: Chosen) -> Filled:
-    widths = planner.widths(chosen)
-    plan = replace(
-        draft(calibrated.checkpoint, widths),
-        retained=planner.evidence.retained(widths),
-        types=planner.types(chosen),
-    )
+    plan = planner.drafted(chosen)
     options = ExportOptions(AUTO, calibrated.layout, imatrix=True)
     kl = planner.kl(chosen.loss)
     return filled(calibrated.checkpoint, calibrated.writer, plan, options, kl)
