@@ -11,7 +11,7 @@ from pathlib import Path
 import crashing
 import pytest
 import torch
-from support import tiny
+from support import chatting, tiny
 
 from tenp_edge.cli import main
 
@@ -44,6 +44,12 @@ def repaired(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         patch.setattr(crashing.gguf, "known_peak", crashing.not_asked)
         crashing.repair(small_model, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny per-expert file with a chat template that knows 8192 tokens."""
+    return chatting.make_file(tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture

@@ -24,7 +24,12 @@ def run(
     file: run_flags.File,
     prompt: run_flags.Prompt = None,
     chat: run_flags.Chat = False,
+    raw: run_flags.Raw = False,
+    json: run_flags.Json = False,
     system: run_flags.System = None,
+    no_thinking: run_flags.NoThinking = False,
+    chat_template_kwargs: run_flags.TemplateVariables = None,
+    no_history: run_flags.NoHistory = False,
     max_tokens: run_flags.MaxTokens = None,
     temperature: run_flags.Temperature = _TEMPERATURE,
     top_k: run_flags.TopK = _TOP_K,
@@ -39,22 +44,26 @@ def run(
     gpu_layers: run_flags.GpuLayers = 0,
     no_prepack: run_flags.NoPrepack = False,
 ) -> None:
-    """Generate text with a GGUF file, an ONNX directory or what compress wrote, token by token.
+    """Talk to a model, or continue a text: a GGUF file, an ONNX directory or what compress wrote.
 
-    Per-expert files run in tenp-edge's own runtime, merged and padded ones in llama.cpp, ONNX
-    directories in onnxruntime; stderr says which. The text alone goes to stdout.
+    On a terminal it is a conversation, where the file has a chat template; /help lists its
+    commands. -p and pipes are one message each. The text alone goes to stdout. Per-expert files run
+    in tenp-edge's own runtime, merged and padded ones in llama.cpp, ONNX directories in
+    onnxruntime; stderr says which.
 
     Examples:
 
-        tenp-edge run OUT -p "def fibonacci(n):" -n 100
+        tenp-edge run OUT
 
-        tenp-edge run OUT --chat
+        tenp-edge run OUT -p "What is a router?" --temperature 0
 
-        tenp-edge run model.gguf --chat -p "What is a router?" --temperature 0
+        tenp-edge run OUT --raw -p "def fibonacci(n):" -n 100
 
-        tenp-edge run OUT/onnx -p "def fibonacci(n):" --no-prepack
+        tenp-edge run OUT --context 8192 --kv-type Q8_0 < question.txt
 
-        tenp-edge run model.gguf --context 8192 --kv-type Q8_0 < question.txt
+        tenp-edge run OUT --chat --json < questions.txt
+
+        tenp-edge run OUT/onnx --raw -p "def fibonacci(n):" --no-prepack
     """
     arguments = locals()
     from tenp_edge.cli import lean_run
