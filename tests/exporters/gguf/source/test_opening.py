@@ -235,6 +235,20 @@ def test_tensors_that_are_not_understood_or_missing(gguf_of: Make, tmp_path: Pat
         Checkpoint(file)
 
 
+def test_a_state_of_an_unknown_kind(
+    gguf_of: Make, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    file = Path(shutil.copy(gguf_of("lfm2_moe"), tmp_path / "model.gguf"))
+    parts = ("conv", "in_proj", "out_proj")
+    rename = {f"blk.0.shortconv.{x}.weight": f"blk.0.time_mix.{x}.weight" for x in parts}
+    rewritten(file, rename=rename)
+    assert refuse("inspect", file) == (
+        "error: model.gguf is not a usable model: layer 0 mixes tokens by what is not known: "
+        "blk.0.time_mix.conv.weight\n"
+        "try:   a sound copy of it"
+    )
+
+
 def test_a_file_that_is_no_gguf(tmp_path: Path, refuse: Callable[..., str]) -> None:
     (tmp_path / "weights.bin").write_bytes(b"PK\3\4 something")
     assert refuse("inspect", tmp_path / "weights.bin") == (
