@@ -25,12 +25,12 @@ from tenp_edge.calibration.statistics import (
     MEANS,
     ROUNDING,
     LayerStatistics,
-    Scratch,
     accumulate_expert,
     accumulate_growth,
     accumulate_tokens,
 )
 from tenp_edge.forward.experts import ExpertGroup, RaggedExperts, routed_experts
+from tenp_edge.forward.scratch import Scratch
 from tenp_edge.models import ModelConfig, expected_tensors
 
 _SHORTEST = 1e-20
@@ -113,7 +113,7 @@ class MoeObserver:
             stream = after[tokens.rows].float().square().sum(dim=-1)
             if gain is not None:  # Of every token, or the same for all.
                 stream = stream / (gain[tokens.rows] if gain.ndim else gain)
-            weights = self.experts[tokens.expert].matrices(tokens.x.dtype)
+            weights = self.experts.computed(tokens.expert, tokens.x.dtype)
             self.rounding.add(tokens, stream, weights, self.experts.family.activation)
         self.sampled.clear()
 
@@ -150,7 +150,7 @@ class MoeObserver:
         inputs = squares / tokens.clamp_min(1)[:, None]
         losses = [
             self.rounding.losses(
-                expert, self.experts[expert].matrices(torch.float32), inputs[expert]
+                expert, self.experts.computed(expert, torch.float32), inputs[expert]
             )
             for expert in range(len(self.experts))
         ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.mixers import DeltaNet, Mamba2, ShortConvolution
+from tenp_edge.models.mixers import DeltaNet, Mamba2, Shape, ShortConvolution
 from tenp_edge.models.model_config import ModelConfig
 
 # "state layers": mixing blocks that carry a state.
@@ -25,7 +25,6 @@ Part = Literal[
     "embeddings",
     "norms",
 ]
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
