@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import crashing
 import pytest
 import torch
-from support import chatting, tiny
+from support import browser, chatting, sharing, tiny
 
 from tenp_edge.cli import main
 
@@ -28,6 +28,13 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         return tiny.make(tmp_path_factory.mktemp(family), family)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[browser.Chromium]:
+    """The one browser of the session; tests that need it are skipped on a machine without any."""
+    with browser.launched() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +86,10 @@ def refuse(
         return "\n".join(line for line in lines if not line.startswith("note: "))
 
     return run_here
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a model with a card, and in ``out`` what compress made of it (merged, with
+    its comparison); do not change it."""
+    return sharing.make(tmp_path_factory.mktemp("shared"))

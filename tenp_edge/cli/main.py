@@ -25,7 +25,9 @@ from tenp_edge.version import __version__
 
 # Each verb and the module beside this one in which it is. In the order of the help.
 VERBS = {
+    "doctor": "doctor",
     "demo": "prune",
+    "fit": "fit",
     "inspect": "inspect",
     "profiles": "inspect",
     "calibrate": "prune",
@@ -35,6 +37,9 @@ VERBS = {
     "export": "convert",
     "validate": "evaluate",
     "compare": "evaluate",
+    "report": "pages",
+    "pack": "share",
+    "push": "share",
     "run": "run",
     "serve": "run",
     "bench": "run",
@@ -77,7 +82,7 @@ app = typer.Typer(
 # Verbs whose speed is the point: there the OpenMP library's own choice stays.
 _RUNNING = ("run", "serve", "bench")
 # Verbs that find their own work again.
-_CONTINUING = ("calibrate", "compress", "compare", "demo")
+_CONTINUING = ("calibrate", "compress", "compare", "demo", "push")
 
 
 def main(command: Callable[[], object] = app) -> None:

@@ -29,7 +29,7 @@ from tenp_edge.planning.joint_tables import (
     other_table,
 )
 from tenp_edge.planning.kl_law import predicted_kl
-from tenp_edge.planning.pricing import Priced, Pricer, draft
+from tenp_edge.planning.pricing import NO_CONSTANTS, Constants, Priced, Pricer, draft
 from tenp_edge.planning.rounding_errors import RoundingErrors
 from tenp_edge.planning.score_tables import Evidence
 from tenp_edge.planning.target import PlanSpec
@@ -42,7 +42,8 @@ SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75)  # of the weights'
 @dataclass(frozen=True)
 class JointPlan:
     """``priced`` with its types; nats per token: ``kl`` in all, ``cut_kl`` and ``type_kl`` of each
-    alone. ``frontier`` and ``whole``: other sizes, and the model uncut, as JSON values."""
+    alone. ``frontier``, ``whole`` and ``wholes``: other sizes, the model uncut within the same
+    bytes, and uncut in every mix of one name, as JSON values."""
 
     priced: Priced
     kl: float
@@ -51,6 +52,7 @@ class JointPlan:
     bits: float
     frontier: tuple[dict[str, Any], ...]
     whole: dict[str, Any] | None
+    wholes: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         shares = self.priced.manifest.type_shares
@@ -64,6 +66,7 @@ class JointPlan:
             "types": dict(shares),
             "frontier": list(self.frontier),
             "whole": self.whole,
+            "wholes": list(self.wholes),
         }
 
 
@@ -93,7 +96,8 @@ class JointPlanner:
         pricing = Pricing(self.mixer, types, config.hidden_size, "gate" in config.family.matrices)
         unit, widths = self.spec.options.unit or 0.0, self.evidence.space.legal_widths
         if self.pricer.keeps_places:
-            widths = (0, *widths)
+            means = self.evidence.statistics.has_means
+            widths = (0, 0, *widths) if means else (0, *widths)
         experts = expert_tables(self.evidence, self.errors, pricing, factors, widths, unit)
         matrices = self.mixer.typed_matrices(config, self.options)
         others = other_table(matrices, self.errors, pricing, factors)
@@ -128,9 +132,17 @@ class JointPlanner:
                 best = chosen, priced
         return None if best is None else self._described(*best)
 
+    def keep_within(self, budget: int) -> float:
+        """About the share of neurons that the best plan within ``budget`` keeps; 1 where none
+        fits."""
+        smallest = self.search.smallest
+        besides = self._priced(smallest, False).memory.total_bytes - smallest.nbytes
+        found = self.search.within(budget - besides)
+        return 1.0 if found is None else self._keep_ratio(found)
+
     def _priced(self, chosen: Chosen, confirm: bool) -> Priced:
-        widths, types = self.widths(chosen), self.types(chosen)
-        return self.pricer.confirm(widths, types) if confirm else self.pricer(widths, types)
+        given = self.widths(chosen), self.types(chosen), self.constants(chosen)
+        return self.pricer.confirm(*given) if confirm else self.pricer(*given)
 
     # -- what was chosen, in the plan's terms ------------------------------------------------------
 
@@ -140,6 +152,15 @@ class JointPlanner:
             table.layer: tuple(legal[index] for index in row)
             for table, row in zip(self.tables.experts, chosen.width, strict=True)
         }
+
+    def constants(self, chosen: Chosen) -> Constants:
+        """Experts without neurons that give their mean output, as (layer, expert)."""
+        if self.tables.bare < 2:
+            return NO_CONSTANTS
+        rows = zip(self.tables.experts, chosen.width, strict=True)
+        return frozenset(
+            (table.layer, int(expert)) for table, row in rows for expert in np.flatnonzero(row == 1)
+        )
 
     def types(self, chosen: Chosen) -> TensorTypes:
         others = zip(self.tables.others.keys, chosen.other, strict=True)
@@ -158,25 +179,29 @@ class JointPlanner:
 
     def drafted(self, chosen: Chosen) -> CompressionPlan:
         """The plan with its neurons, without what is said of it."""
-        widths, places = self.widths(chosen), self.pricer.keeps_places
-        plan = draft(self.checkpoint, widths, self.types(chosen), keeps_places=places)
-        return replace(plan, retained=self.evidence.retained(widths))
+        widths, constants = self.widths(chosen), self.constants(chosen)
+        given, places = (widths, self.types(chosen), constants), self.pricer.keeps_places
+        plan = draft(self.checkpoint, *given, keeps_places=places)
+        retained, means = self.evidence.retained(widths), self.evidence.means(constants)
+        return replace(plan, retained=retained, means=means or None)
 
     # -- what is said of it ------------------------------------------------------------------------
 
     def kl(self, loss: float) -> float:
-        return predicted_kl(loss, self.measured)
+        """By mixed plans of this model where some were measured, else by cut ones."""
+        return predicted_kl(loss, self.errors.plans or self.measured)
 
     def _described(self, chosen: Chosen, priced: Priced) -> JointPlan:
-        besides = priced.memory.total_bytes - chosen.nbytes
+        besides, others = priced.memory.total_bytes - chosen.nbytes, self.spec.options.frontier
         return JointPlan(
             priced,
             self.kl(chosen.loss),
             self.kl(chosen.cut_loss),
             self.kl(chosen.type_loss),
             self._bits(chosen),
-            tuple(self._frontier(chosen, besides)) if self.spec.options.frontier else (),
-            self._whole(chosen.nbytes) if self.spec.options.frontier else None,
+            tuple(self._frontier(chosen, besides)) if others else (),
+            self._whole(chosen.nbytes) if others else None,
+            tuple(self._wholes(besides)) if others else (),
         )
 
     def _frontier(self, chosen: Chosen, besides: float) -> Iterator[dict[str, Any]]:
@@ -217,6 +242,15 @@ class JointPlanner:
             "bits_per_weight": self._bits(chosen),
             "predicted_kl": self.kl(chosen.loss),
         }
+
+    def _wholes(self, besides: float) -> Iterator[dict[str, Any]]:
+        for name, chosen in self.wholes():
+            yield {
+                "quant": name,
+                "total_bytes": round(chosen.nbytes + besides),
+                "bits_per_weight": self._bits(chosen),
+                "predicted_kl": self.kl(chosen.loss),
+            }
 
     def wholes(self) -> Iterator[tuple[str, Chosen]]:
         """The uncut model in each of the format's own mixes of the types that may be chosen."""

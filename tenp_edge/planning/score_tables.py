@@ -7,21 +7,28 @@ Everything is read one layer at a time and reduced to [experts, legal widths] ta
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.functional import pad
 
+from tenp_edge.calibration.statistics import ROUNDING
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import ExpertKey, Widths
 from tenp_edge.planning.allocation import Space
 from tenp_edge.planning.methods import Method
+from tenp_edge.planning.pricing import Constants
 from tenp_edge.planning.spec import DEFAULT_PROTECTION, Knobs
 from tenp_edge.scoring.losses import cut_losses, prior_losses, stream_square, tail_sums
 from tenp_edge.scoring.neuron_scores import neuron_score
 from tenp_edge.scoring.regularisation import NO_INSURANCE, PROTECTION, Insurance, insured
 from tenp_edge.scoring.saliency import expert_scores, neuron_scores, ranking_scores, tokens_routed
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ class Evidence:
         three quarters of the layers: they make the massive activations that attention rests on.
         """
         early = self.space.layers[: math.ceil(0.75 * len(self.space.layers))]
-        peaks = {layer: self._peaks(layer) for layer in self.space.layers}
+        peaks = {layer: self.peaks(layer) for layer in self.space.layers}
         everyone = torch.cat(list(peaks.values()))
         bar = max(float(everyone.quantile(0.995)), float(everyone.max()) / 10)
         return frozenset(
@@ -109,7 +116,7 @@ class Evidence:
             for expert in (peaks[layer] > bar).nonzero().flatten().tolist()
         )
 
-    def _peaks(self, layer: int) -> torch.Tensor:
+    def peaks(self, layer: int) -> torch.Tensor:
         """max over neurons and tokens of |g m_k| ||w_k||, [experts]."""
         norms = self.statistics.weight_norms(layer)["down_norm"]
         by_domain = [
@@ -148,6 +155,15 @@ class Evidence:
         """Neurons of every expert, best first, int64 [experts, width]."""
         return _descending(self._neuron_scores(layer))
 
+    def rounding_sums(self, layer: int, widths: Sequence[int]) -> tuple[Array, Array, Array]:
+        """Of gate, up and down: the loss at an error as large as the weights of the neurons that
+        each width keeps, [experts, widths]."""
+        order, columns = self.order(layer), list(widths)
+        sums = self.statistics.rounding(layer)
+        ordered = (pad(sums[name].gather(1, order).cumsum(dim=1), (1, 0)) for name in ROUNDING)
+        gate, up, down = (kept[:, columns].numpy() for kept in ordered)
+        return gate, up, down
+
     def retained(self, widths: Widths) -> dict[ExpertKey, torch.Tensor]:
         """The best neurons of every expert at its width, ascending, int32 [width]."""
         kept: dict[ExpertKey, torch.Tensor] = {}
@@ -157,6 +173,11 @@ class Evidence:
                 for expert, width in enumerate(row):
                     kept[layer, expert] = order[expert, :width].sort().values.int()
         return kept
+
+    def means(self, constants: Constants) -> dict[ExpertKey, torch.Tensor]:
+        """The mean of each neuron of these experts, float32 [full width]."""
+        layers = {layer: self.statistics.means(layer)[0] for layer in {key[0] for key in constants}}
+        return {(layer, expert): layers[layer][expert].clone() for layer, expert in constants}
 
     def block_losses(self, widths: Widths) -> tuple[float, float]:
         """The predicted loss of ``widths`` with the neurons in blocks, and with single ones."""
@@ -211,14 +232,20 @@ class Evidence:
         ends = torch.tensor(self.space.legal_widths) - 1
         columns = [0, *self.space.legal_widths]
         every_width = self._losses(layer, order)
-        losses = every_width[:, columns]
         safe = every_width
         if self.scores.insurance != NO_INSURANCE:
             prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
             safe = insured(every_width, prior, tokens, self.scores.insurance)
         gains = neuron.gather(1, order).cumsum(dim=1)[:, ends]
         stream = stream_square(self.statistics, layer)
-        return LayerEvidence(ranking, losses, gains, safe[:, columns], tokens, stream)
+        return LayerEvidence(
+            ranking,
+            every_width[:, columns],
+            gains,
+            safe[:, columns],
+            tokens,
+            stream,
+        )
 
 
 def _descending(values: torch.Tensor) -> torch.Tensor:

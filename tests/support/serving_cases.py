@@ -96,7 +96,8 @@ def serving(file: Path, *flags: object, open_files: int | None = None) -> Iterat
 
     It must end cleanly on Ctrl-C.
     """
-    arguments = ["serve", file, "--port", 0, "--threads", 1, "--kv-type", "F32", "--quiet", *flags]
+    arguments = ["serve", file, "--port", 0, "--threads", 1, "--kv-type", "F32", "--quiet"]
+    arguments += ["--name", file.stem, *flags]
     command = [sys.executable, "-m", "tenp_edge.cli.main", *map(str, arguments)]
     if open_files is not None:
         command = ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh", *command]
