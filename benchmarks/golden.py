@@ -227,7 +227,10 @@ def exports(tool: Tool, work: Path) -> Hashes:
 
 
 def generated(tool: Tool) -> Hashes:
-    greedy = ("-p", "def fibonacci(n):", "-n", 8, "--temperature", 0, "--threads", 1)
+    greedy: tuple[object, ...] = ("-p", "def fibonacci(n):", "-n", 8, "--temperature", 0)
+    greedy += ("--threads", 1)
+    if "`--raw`" in tool.sections["run"]:  # what `run` always did before it had the flag
+        greedy += ("--raw",)
     for name in ("per-expert-F16.gguf", "padded-Q4_K_M.gguf", "merged-Q4_K_M.gguf"):
         yield f"run/{name}", digest(tool("run", tool.work / name, *greedy))
     for name in ("onnx-adaptive-0.5-portable-none", "onnx-ort-cpu-int4", "onnx-static-int8"):

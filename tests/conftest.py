@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import crashing
 import pytest
 import torch
-from support import tiny
+from support import browser, chatting, sharing, tiny
 
 from tenp_edge.cli import main
 
@@ -31,6 +31,13 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 
 
 @pytest.fixture(scope="session")
+def chromium() -> Iterator[browser.Chromium]:
+    """The one browser of the session; tests that need it are skipped on a machine without any."""
+    with browser.launched() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model of `crashing`, a quarter of the tiny ones, with its text; do not change it."""
     return crashing.write_model(tmp_path_factory.mktemp("small"))
@@ -44,6 +51,12 @@ def repaired(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         patch.setattr(crashing.gguf, "known_peak", crashing.not_asked)
         crashing.repair(small_model, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny per-expert file with a chat template that knows 8192 tokens."""
+    return chatting.make_file(tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture
@@ -73,3 +86,10 @@ def refuse(
         return "\n".join(line for line in lines if not line.startswith("note: "))
 
     return run_here
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a model with a card, and in ``out`` what compress made of it (merged, with
+    its comparison); do not change it."""
+    return sharing.make(tmp_path_factory.mktemp("shared"))

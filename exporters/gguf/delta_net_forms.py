@@ -31,6 +31,11 @@ def is_changed(config: ModelConfig, file_role: str) -> bool:
     return file_role in (_BY_VALUE_HEAD if _is_apart(config) else _CHANGED)
 
 
+def is_reshaped(config: ModelConfig, file_role: str) -> bool:
+    """Whether that is all: the same numbers, in the same order."""
+    return file_role == "delta_conv" and not _is_apart(config)
+
+
 def to_file(config: ModelConfig, file_role: str, tensor: torch.Tensor) -> torch.Tensor:
     """The file's tensor ``file_role`` of the source tensor that it is made from."""
     net = delta_net(config)

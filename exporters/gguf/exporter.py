@@ -32,9 +32,10 @@ from tenp_edge.exporters.gguf.architectures import check_architecture, rounding_
 from tenp_edge.exporters.gguf.encoding import encoding_speed
 from tenp_edge.exporters.gguf.fake_quant import Requantised
 from tenp_edge.exporters.gguf.fields import Field, header, header_bytes, padded
+from tenp_edge.exporters.gguf.general import general_fields
 from tenp_edge.exporters.gguf.imatrix_file import write_imatrix
 from tenp_edge.exporters.gguf.layout import LAYOUTS, Entry, entries, type_notes
-from tenp_edge.exporters.gguf.metadata import NO_DIGEST, Recipe, model_fields
+from tenp_edge.exporters.gguf.metadata import Recipe, model_fields, recipe_of
 from tenp_edge.exporters.gguf.mixes import (
     MIXED_TYPES,
     check_types,
@@ -192,7 +193,7 @@ class GgufExporter:
         tensors = entries(source.config, manifest.layout, types)
         if kept is not None and not options.imatrix:
             kept.require_no_importance(tensors)
-        recipe = _recipe(source)
+        recipe = recipe_of(source)
         fields = _fields(
             source.checkpoint, source.config, options, tensors, manifest.layout, recipe
         )
@@ -360,7 +361,8 @@ def _fields(
 ) -> list[Field]:
     mixed = options.types is not None
     file_type = mostly(found) if mixed else FILE_TYPES[options.quant].file_type
-    fields = model_fields(config, layout, file_type, recipe)
+    named = general_fields(checkpoint, config, file_type)
+    fields = model_fields(config, layout, file_type, recipe, named)
     if checkpoint.is_file:
         return with_source_fields(checkpoint.path, fields, same_types=options.quant == KEEP)
     return fields + list(tokenizer_fields(checkpoint.path, config))
@@ -383,24 +385,6 @@ def _manifest(
         tensors=tuple(entry.tensor for entry in found),
         files={"model.gguf": size},
         notes=type_notes(found) + stock,
-    )
-
-
-def _recipe(source: ModelSource) -> Recipe:
-    """From the plan, or from the ``tenp`` section of a checkpoint that was pruned before."""
-    plan, config = source.plan, source.config
-    if plan is not None:
-        digest = source.digest or NO_DIGEST
-        method = plan.record.method or "none"
-        return Recipe(digest, plan.keep_ratio, method, source.planned_run)
-    pruned = config.raw.get("tenp") or {}
-    experts = sum(len(row) for row in config.expert_widths.values())
-    kept = config.expert_neurons / (experts * config.moe_intermediate_size)
-    return Recipe(
-        digest=source.digest or NO_DIGEST,
-        keep_ratio=float(pruned.get("keep_ratio") or kept),
-        method=str(pruned.get("method") or "none"),
-        run=source.planned_run,
     )
 
 

@@ -26,6 +26,10 @@ def u32(value: int) -> bytes:
     return struct.pack("<II", _U32, value)
 
 
+def i32(value: int) -> bytes:
+    return struct.pack("<Ii", _I32, value)
+
+
 def u64(value: int) -> bytes:
     return struct.pack("<IQ", _U64, value)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.exporters.gguf.architectures import architecture, expert_groups
 from tenp_edge.exporters.gguf.fields import Field, boolean, booleans, f32, text, u32, u32s, u64
 from tenp_edge.models import (
@@ -42,8 +43,29 @@ class Recipe:
     run: PlannedRun | None = None
 
 
-def model_fields(config: ModelConfig, layout: str, file_type: int, recipe: Recipe) -> list[Field]:
-    """Every field but the tokenizer's, in file order. ``file_type``: general.file_type."""
+def recipe_of(source: ModelSource) -> Recipe:
+    """From the plan, or from the ``tenp`` section of a checkpoint that was pruned before."""
+    plan, config = source.plan, source.config
+    if plan is not None:
+        digest = source.digest or NO_DIGEST
+        method = plan.record.method or "none"
+        return Recipe(digest, plan.keep_ratio, method, source.planned_run)
+    pruned = config.raw.get("tenp") or {}
+    experts = sum(len(row) for row in config.expert_widths.values())
+    kept = config.expert_neurons / (experts * config.moe_intermediate_size)
+    return Recipe(
+        digest=source.digest or NO_DIGEST,
+        keep_ratio=float(pruned.get("keep_ratio") or kept),
+        method=str(pruned.get("method") or "none"),
+        run=source.planned_run,
+    )
+
+
+def model_fields(
+    config: ModelConfig, layout: str, file_type: int, recipe: Recipe, named: Sequence[Field] = ()
+) -> list[Field]:
+    """Every field but the tokenizer's, in file order. ``file_type``: general.file_type; ``named``:
+    what names the model (`general`)."""
     arch = architecture_name(config, layout)
     groups = (
         _sizes(config),
@@ -56,7 +78,7 @@ def model_fields(config: ModelConfig, layout: str, file_type: int, recipe: Recip
     return [
         ("general.architecture", text(arch)),
         ("general.type", text("model")),
-        ("general.name", text(config.family.model_type)),
+        *named,
         ("general.file_type", u32(file_type)),
         ("general.quantization_version", u32(_QUANTIZATION_VERSION)),
         *((f"{arch}.{key}", value) for key, value in chain(*(g.items() for g in groups))),

@@ -62,10 +62,18 @@ def is_transformed(config: ModelConfig, file_role: str) -> bool:
     """Whether `to_file` changes what it is given, and so needs the whole tensor at once."""
     if file_role.startswith(_DELTA_NET):
         return delta_net_forms.is_changed(config, file_role)
-    flattened = file_role == "router_bias" and config.family.router_bias_row
-    changed = flattened or file_role in _FORMS or _is_zero_centred(config, file_role)
-    changed = changed or source_role(config, file_role) != file_role
+    changed = file_role in _FORMS or _is_zero_centred(config, file_role)
+    changed = (
+        changed or is_reshaped(config, file_role) or source_role(config, file_role) != file_role
+    )
     return changed or _rotated_heads(config, file_role) is not None
+
+
+def is_reshaped(config: ModelConfig, file_role: str) -> bool:
+    """Whether that is all: the same numbers, in the same order."""
+    if file_role.startswith(_DELTA_NET):
+        return delta_net_forms.is_reshaped(config, file_role)
+    return file_role in _RESHAPED or _is_row(config, file_role)
 
 
 def to_file(config: ModelConfig, file_role: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -74,7 +82,7 @@ def to_file(config: ModelConfig, file_role: str, tensor: torch.Tensor) -> torch.
         return delta_net_forms.to_file(config, file_role, tensor)
     if file_role in _LATENT:
         return _split_latent(config, file_role, tensor)
-    if file_role == "router_bias" and config.family.router_bias_row:
+    if _is_row(config, file_role):
         return tensor.reshape(-1)
     if file_role in _FORMS:
         return _FORMS[file_role][0](config, tensor)
@@ -95,7 +103,7 @@ def from_file(config: ModelConfig, role: str, *parts: torch.Tensor) -> torch.Ten
     if len(parts) > 1:
         return torch.cat(parts)
     (tensor,) = parts
-    if role == "router_bias" and config.family.router_bias_row:
+    if _is_row(config, role):
         return tensor.reshape(1, -1)
     if role in _FORMS:
         return _FORMS[role][1](config, tensor)
@@ -139,6 +147,14 @@ _FORMS: Mapping[str, tuple[_Form, _Form]] = {
     "ssm_d": (_column, _flat),
     "ssm_norm": (lambda config, values: values.reshape(_groups(config), -1), _flat),
 }
+
+
+_RESHAPED = frozenset(("conv", "ssm_conv", "ssm_d", "ssm_norm"))
+
+
+def _is_row(config: ModelConfig, role: str) -> bool:
+    """Of the biases that select experts, where the source has them as a matrix of one row."""
+    return role == "router_bias" and config.family.router_bias_row
 
 
 def _is_zero_centred(config: ModelConfig, role: str) -> bool:

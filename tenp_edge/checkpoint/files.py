@@ -48,6 +48,7 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
 }
 _DECODED_AT_ONCE = 2**18
+_F32 = "F32"
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
@@ -171,17 +172,18 @@ class Checkpoint(ModelFiles):
         return entry.T.contiguous() if weight.transposed else entry
 
     def _decoded(self, weight: StoredWeight, start: int, stop: int) -> torch.Tensor:
-        """Rows ``start:stop`` of a quantised matrix, reading whole blocks of rows; where the rows
+        """Rows ``start:stop`` of a quantised weight, reading whole blocks of rows; where the rows
         are not apart in the file, reading all and decoding those."""
-        (rows, columns), rules, step = weight.shape, weight.rules, weight.row_step
+        (rows, *entry), rules, step = weight.shape, weight.rules, weight.row_step
         first, last = start // step * step, min(-(-stop // step) * step, rows)
-        decoded = torch.empty(last - first, columns, dtype=self.dtype)
+        dtype = TORCH_DTYPES[self.dtype_of(weight.name)]
+        decoded = torch.empty(last - first, prod(entry), dtype=dtype)
         parts = {
             part: self._part_rows(name, rules[part], first, last)
             for part, name in weight.tensors.items()
         }
         _decode_into(decoded, weight, parts)
-        return decoded[start - first : stop - first]
+        return decoded[start - first : stop - first].reshape(stop - start, *entry)
 
     def _part_rows(self, name: str, rule: PartRule, start: int, stop: int) -> torch.Tensor:
         """What tensor ``name`` of a quantised matrix holds for its rows ``start:stop``."""
@@ -193,7 +195,8 @@ class Checkpoint(ModelFiles):
         """The safetensors name ("BF16") of the dtype that `read` gives the weight in."""
         weight = self.weights.get(name)
         if weight is not None and not weight.is_plain:
-            return dtype_name(self.dtype)
+            floats = {self.tensors[tensor].dtype for tensor in weight.tensors.values()} == {_F32}
+            return _F32 if floats else dtype_name(self.dtype)
         return self.tensors[name if weight is None else weight.tensors["weight"]].dtype
 
     def nbytes(self, name: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from tenp_edge.cli import lean_flags
@@ -13,6 +14,7 @@ from tenp_edge.errors import UserError
 
 def main() -> None:
     """Entry point."""
+    _open_streams()
     verb, arguments = sys.argv[1:2], None
     if verb == ["run"]:
         arguments = lean_flags.read(sys.argv[2:])
@@ -29,11 +31,20 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:
-        # The reader has enough. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+        from tenp_edge.cli.chat.streams import reader_has_left
+
+        raise reader_has_left() from None
     except (UserError, OSError) as error:
         _say(error)
+
+
+def _open_streams() -> None:
+    """Give a process that was started without one of the three streams an empty one, so that no
+    file that is opened takes its place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            empty = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115  for good
+            setattr(sys, name, empty)
 
 
 def _say(error: Exception) -> NoReturn:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tenp_edge.runtime.memory.footprint import MOST_THREADS
+from tenp_edge.runtime.memory.footprint import KV_NAMES, MOST_THREADS
 
-RUNTIME, SAMPLING = "Runtime", "Sampling"
+RUNTIME, SAMPLING, CHATTING = "Runtime", "Sampling", "Conversation"
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,51 @@ class Flag:
         return parsed
 
 
-PROMPT = Flag(("-p", "--prompt"), str, "Text to continue; default: what is piped in.")
-CHAT = Flag(("--chat",), bool, "A conversation, in the model's own chat template.", default=False)
-SYSTEM = Flag(("--system",), str, "System message of the conversation.")
+PROMPT = Flag(
+    ("-p", "--prompt"),
+    str,
+    "One message to answer, or with --raw a text to continue. Default: what is piped in; on a "
+    "terminal, a conversation.",
+)
+CHAT = Flag(
+    ("--chat",),
+    bool,
+    "A conversation also after -p, and with every line that is piped in.",
+    default=False,
+)
+RAW = Flag(
+    ("--raw",),
+    bool,
+    "Continue the text as it is, without the model's chat template.",
+    default=False,
+)
+SYSTEM = Flag(("--system",), str, "System message of the conversation.", CHATTING)
+NO_THINKING = Flag(
+    ("--no-thinking",),
+    bool,
+    "Ask for answers without thinking first, where the model's chat template can.",
+    CHATTING,
+    default=False,
+)
+TEMPLATE_VARIABLES = Flag(
+    ("--chat-template-kwargs",),
+    str,
+    'What else the chat template is told, as JSON: {"reasoning_effort": "low"}.',
+    CHATTING,
+)
+NO_HISTORY = Flag(
+    ("--no-history",),
+    bool,
+    "Do not keep what is typed for the next conversation.",
+    CHATTING,
+    default=False,
+)
+JSON = Flag(
+    ("--json",),
+    bool,
+    "Print JSON lines: one for every piece of text, then one with counts and speed.",
+    default=False,
+)
 
 CONTEXT = Flag(
     ("--context",),
@@ -74,7 +116,7 @@ UBATCH = Flag(
 KV_TYPE = Flag(
     ("--kv-type",),
     str,
-    "Type of the KV cache: F16, F32 or Q8_0. Default: what the file was planned for, else F16. "
+    f"Type of the KV cache: {KV_NAMES}. Default: what the file was planned for, else F16. "
     "ONNX: what the graph has.",
     RUNTIME,
 )
@@ -129,7 +171,12 @@ SEED = Flag(
 RUN = (
     PROMPT,
     CHAT,
+    RAW,
+    JSON,
     SYSTEM,
+    NO_THINKING,
+    TEMPLATE_VARIABLES,
+    NO_HISTORY,
     MAX_TOKENS,
     TEMPERATURE,
     TOP_K,

@@ -25,6 +25,7 @@ from tenp_edge.version import __version__
 
 # Each verb and the module beside this one in which it is. In the order of the help.
 VERBS = {
+    "doctor": "doctor",
     "demo": "prune",
     "inspect": "inspect",
     "profiles": "inspect",
@@ -35,6 +36,9 @@ VERBS = {
     "export": "convert",
     "validate": "evaluate",
     "compare": "evaluate",
+    "report": "pages",
+    "pack": "share",
+    "push": "share",
     "run": "run",
     "serve": "run",
     "bench": "run",
@@ -77,7 +81,7 @@ app = typer.Typer(
 # Verbs whose speed is the point: there the OpenMP library's own choice stays.
 _RUNNING = ("run", "serve", "bench")
 # Verbs that find their own work again.
-_CONTINUING = ("calibrate", "compress", "compare", "demo")
+_CONTINUING = ("calibrate", "compress", "compare", "demo", "push")
 
 
 def main(command: Callable[[], object] = app) -> None:

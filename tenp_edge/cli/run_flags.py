@@ -29,7 +29,12 @@ File = Annotated[
 ]
 Prompt = Annotated[str | None, _option(table.PROMPT)]
 Chat = Annotated[bool, _option(table.CHAT)]
+Raw = Annotated[bool, _option(table.RAW)]
+Json = Annotated[bool, _option(table.JSON)]
 System = Annotated[str | None, _option(table.SYSTEM)]
+NoThinking = Annotated[bool, _option(table.NO_THINKING)]
+TemplateVariables = Annotated[str | None, _option(table.TEMPLATE_VARIABLES)]
+NoHistory = Annotated[bool, _option(table.NO_HISTORY)]
 
 Context = Annotated[int | None, _option(table.CONTEXT)]
 Threads = Annotated[int | None, _option(table.THREADS)]

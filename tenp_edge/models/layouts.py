@@ -44,12 +44,14 @@ Rules = Mapping[str, PartRule]
 @dataclass(frozen=True)
 class Layout:
     """``name``: of the decoder. ``title``: for people. ``rules``: the parts of a matrix of (rows,
-    columns). ``facts``: what the decoder must know besides them (bits, block sizes)."""
+    columns). ``facts``: what the decoder must know besides them (bits, block sizes). ``any_shape``:
+    a weight of more dimensions is one weight, not stacked experts."""
 
     name: str
     title: str
     rules: Callable[[Shape], Rules] = field(repr=False)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    any_shape: bool = False
 
     @cached_property
     def first(self) -> tuple[str, PartRule]:
@@ -106,7 +108,7 @@ class StoredWeight:
     def rules(self) -> Rules:
         """The rule of each part as it is stored: stacked experts' with the experts first."""
         shape = self.stored_shape
-        if len(shape) < 3:
+        if len(shape) < 3 or self.layout.any_shape:
             return self.layout.rules(shape)
         rules = self.layout.rules(shape[1:])
         return {part: _stacked(shape[0], rule) for part, rule in rules.items()}

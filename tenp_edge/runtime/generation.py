@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.sampling import Sampler, SamplingOptions
-from tenp_edge.runtime.session import Session
+from tenp_edge.runtime.sampling import Logprobs, Sampler, SamplingOptions, logprobs
+from tenp_edge.runtime.session import Logits, Session
+from tenp_edge.runtime.vocabulary import Vocabulary
 
 _ANSWER_TOKENS = 256
 
@@ -16,11 +17,67 @@ _ANSWER_TOKENS = 256
 @dataclass(frozen=True)
 class Piece:
     """One generated token. ``text`` is empty while a character is incomplete; ``finish`` is set on
-    the last piece: "stop" (the model ended), "length" (a limit was reached)."""
+    the last piece: "stop" (the model ended), "length" (a limit was reached); ``logprobs`` where the
+    sampling asks for them."""
 
     token: int
     text: str
     finish: str | None = None
+    logprobs: Logprobs | None = None
+
+
+class Generation:
+    """One answer in the making, of one sequence: from each token's logits to the next `Piece`.
+
+    It knows no model: whoever evaluates the sequence gives the logits after its last token to
+    `take`, and evaluates the piece's token unless `finished`. ``limit``: the most tokens of the
+    answer, 1 or more.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        prompt: Sequence[int],
+        sampling: SamplingOptions | None,
+        limit: int,
+    ) -> None:
+        assert limit >= 1
+        self._vocabulary, self.limit = vocabulary, limit
+        self._options = sampling or SamplingOptions()
+        self._sampler = Sampler(self._options, prompt)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.count = 0
+        self.finished = False
+
+    def take(self, logits: Logits) -> Piece:
+        """The next piece, for ``logits`` [vocab] after the last token.
+
+        ``finish`` is set on the last one: at an end token (whose text is empty) or at the limit.
+        Raises UserError for logits that are not finite.
+        """
+        assert not self.finished
+        token = self._sampler.choose(logits)
+        self._sampler.accept(token)
+        self.count += 1
+        finish = self._finish(token)
+        self.finished = finish is not None
+        text = self._decoder.decode(self._bytes(token), final=self.finished)
+        return Piece(token, text, finish, self._told(logits, token))
+
+    def _finish(self, token: int) -> str | None:
+        if self._vocabulary.ends(token):
+            return "stop"
+        return "length" if self.count == self.limit else None
+
+    def _bytes(self, token: int) -> bytes:
+        """What ``token`` adds to the text; an end token nothing."""
+        if self._vocabulary.ends(token):
+            return b""
+        return self._vocabulary.piece(token, special=token in self._options.shown)
+
+    def _told(self, logits: Logits, token: int) -> Logprobs | None:
+        count = self._options.logprobs
+        return None if count is None else logprobs(logits, token, count)
 
 
 def generate(
@@ -36,22 +93,20 @@ def generate(
     prompt does not fit.
     """
     _check(session, prompt, max_tokens)
-    room = session.context - len(prompt) + 1
-    limit = room if max_tokens is None else min(room, max_tokens)
-    sampler = Sampler(sampling or SamplingOptions(), prompt)
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    limit = most_tokens(session.context, len(prompt), max_tokens)
+    generation = Generation(session.vocabulary, prompt, sampling, limit)
     logits = session.prompt(prompt)
-    for number in range(1, limit + 1):
-        token = sampler.choose(logits)
-        if session.vocabulary.ends(token):
-            yield Piece(token, decoder.decode(b"", final=True), "stop")
-            return
-        last = number == limit
-        text = decoder.decode(session.vocabulary.piece(token), final=last)
-        yield Piece(token, text, "length" if last else None)
-        if not last:
-            sampler.accept(token)
-            logits = session.decode(token)
+    while not (piece := generation.take(logits)).finish:
+        yield piece
+        logits = session.decode(piece.token)
+    yield piece
+
+
+def most_tokens(context: int, prompt: int, wanted: int | None = None) -> int:
+    """The limit of an answer to ``prompt`` tokens: ``wanted``, or fewer where the context is full
+    before. The last token needs no room: it is not evaluated."""
+    room = context - prompt + 1
+    return room if wanted is None else min(room, wanted)
 
 
 def _check(session: Session, prompt: Sequence[int], max_tokens: int | None) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from tenp_edge.checkpoint.digests import file_digest, file_digests
 from tenp_edge.checkpoint.locking import LOCK
+from tenp_edge.checkpoint.model_origin import LICENCES
 from tenp_edge.errors import UserError
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.resumable import JobRecord
@@ -38,7 +39,11 @@ OUTPUTS = (
     "plan.json",
     "plan.safetensors",
     "recipe.toml",
+    "README.md",
+    "Modelfile",
     "validation.json",
+    "environment.json",
+    "report.html",
     "onnx.partial",
     "model.gguf.partial",
     ".onnx.validation",
@@ -73,7 +78,7 @@ class RunDirectory:
         )
         self._stages: dict[str, Any] = {}
         self._whole: dict[str, bool] = {}
-        self.complete = self._same_command = self.worked = False
+        self.complete = self.worked = False
         if force and not self._is_unfinished(command):
             self._clear()
         elif path.exists():
@@ -94,11 +99,6 @@ class RunDirectory:
         """SHA-256 of the files of a finished stage, by name."""
         files = self._stages[stage]["files"]
         return {name: entry["sha256"] for name, entry in files.items()}
-
-    def done_before(self) -> list[str]:
-        """The stages that an earlier process finished for this very command, files and all."""
-        stages = list(self._stages) if self._same_command else []
-        return [stage for stage in stages if self._is_whole(stage)]
 
     def finish(
         self, stage: str, key: str, files: Iterable[Path], known: Mapping[Path, str] | None = None
@@ -171,8 +171,7 @@ class RunDirectory:
                 f"({other[:12]}, this one is {fingerprint[:12]})",
                 _OVERWRITE,
             )
-        self._same_command = state.get("command") == command
-        if state.get("complete") and not self._same_command:
+        if state.get("complete") and state.get("command") != command:
             raise UserError(
                 f"{self.path} holds a finished run with other settings",
                 f"{self._reuse()}--force to overwrite it",
@@ -196,8 +195,8 @@ class RunDirectory:
 
     def _clear(self) -> None:
         """Delete what a run leaves behind, and nothing else."""
-        for name in OUTPUTS:
-            target = self.path / name
+        licences = (file for pattern in LICENCES for file in self.path.glob(pattern))
+        for target in [*(self.path / name for name in OUTPUTS), *licences]:
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             else:

@@ -13,11 +13,10 @@ from support.runtime_cases import CheckpointOf, export_ragged
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.bench import bench
-from tenp_edge.runtime.chat import Chat, render_chat
-from tenp_edge.runtime.generation import generate, prompt_tokens, run_text
+from tenp_edge.runtime.chat import render_chat
+from tenp_edge.runtime.generation import Generation, generate, run_text
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.sampling import Sampler, SamplingOptions, distribution
-from tenp_edge.runtime.session import Session
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 GREEDY = SamplingOptions(temperature=0.0)
@@ -148,6 +147,21 @@ def test_pieces_limits_and_incomplete_characters(files: tuple[Path, Path]) -> No
         ]
 
 
+def test_a_generation_needs_no_model(files: tuple[Path, Path]) -> None:
+    """Two answers in turn, from logits that somebody else computed."""
+    with open_model(files[0], OPTIONS) as session:
+        vocabulary, end = session.vocabulary, session.vocabulary.eos
+        assert end is not None
+        letter = next(t for t in range(session.vocab_size) if vocabulary.piece(t) == b"a")
+        sure_of = np.eye(session.vocab_size, dtype=np.float32)
+        first, second = (Generation(vocabulary, [5], GREEDY, limit) for limit in (2, 9))
+        assert (first.take(sure_of[letter]).text, second.take(sure_of[letter]).text) == ("a", "a")
+        assert not first.finished and not second.finished
+        ends = first.take(sure_of[letter]).finish, second.take(sure_of[end]).finish
+    assert ends == ("length", "stop")
+    assert first.finished and second.finished and first.count == second.count == 2
+
+
 def test_generation_stops_at_an_end_token(files: tuple[Path, Path]) -> None:
     with open_model(files[0], OPTIONS) as session:
         end = session.vocabulary.eos
@@ -184,7 +198,7 @@ def test_refused_prompts(files: tuple[Path, Path]) -> None:
             assert str(caught.value) == text
 
 
-def test_chat_uses_the_files_template_and_the_cache(
+def test_chat_uses_the_files_template(
     files: tuple[Path, Path], checkpoint_of: CheckpointOf, tmp_path: Path
 ) -> None:
     with open_model(files[0], OPTIONS) as session:
@@ -197,33 +211,11 @@ def test_chat_uses_the_files_template_and_the_cache(
             "the chat template cannot render these messages: user first\n"
             "try: user and assistant in turn, beginning with user"
         )
-        chat = Chat(session, GREEDY, max_tokens=4, system="S")
-        first = text_of(piece.text for piece in chat.say("Hi"))
-        assert [m["role"] for m in chat.messages] == ["system", "user", "assistant"]
-        assert chat.messages[-1]["content"] == first
-        seen = count_evaluated(session)
-        list(chat.say("So"))
-        whole = render_chat(session.vocabulary, chat.messages[:-1])
-        assert 0 < sum(seen) < len(prompt_tokens(session, whole)), "the cache was not used"
     export_ragged(checkpoint_of("olmoe"), tmp_path / "plain.gguf")
     with open_model(tmp_path / "plain.gguf", OPTIONS) as session:
         with pytest.raises(UserError) as caught:
             render_chat(session.vocabulary, [])
-        assert str(caught.value) == "the file has no chat template\ntry: run it without --chat"
-
-
-def count_evaluated(session: Session) -> list[int]:
-    """Prompt tokens that will be evaluated from now on, call by call."""
-    counts: list[int] = []
-    evaluate = session.evaluate
-
-    def counting(tokens: list[int]) -> np.ndarray:
-        if len(tokens) > 1:
-            counts.append(len(tokens))
-        return evaluate(tokens)
-
-    session.evaluate = counting  # type: ignore[method-assign, assignment]
-    return counts
+        assert str(caught.value) == "the file has no chat template\ntry: run it with --raw"
 
 
 def test_bench_measures_both_runtimes(files: tuple[Path, Path]) -> None:

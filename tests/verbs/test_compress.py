@@ -21,18 +21,24 @@ from tenp_edge.verbs.compress import run_compress
 
 QUICK = ("--samples", "2", "--seq-len", "64", "--set", "eval-samples=1", "--set", "eval-seq-len=64")
 OUTPUTS = {
+    "README.md",
     "calibration",
     "checkpoint",
+    "environment.json",
     "manifest.json",
     "mended",
     "model.gguf",
     "plan.json",
     "plan.safetensors",
     "recipe.toml",
+    "report.html",
     "validation.json",
 }
 
-TIMED = ("validation.json", "manifest.json", "mended.json", "refine.json", "recipe.toml")
+TIMED = (
+    *("README.md", "validation.json", "manifest.json", "mended.json", "refine.json"),
+    *("recipe.toml", "environment.json", "report.html"),
+)
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -112,7 +118,7 @@ def test_the_same_command_again_changes_nothing(
     assert done.returncode == 0, done.stderr
     report = json.loads((compressed / "validation.json").read_text())
     plan = load_plan(compressed / "plan.json")
-    assert done.stdout.endswith(f"\n{closing(model, compressed, plan, report)}\n")
+    assert done.stdout == f"{closing(model, compressed, plan, report)}\n"
     assert before == {file: file.stat().st_mtime_ns for file in compressed.rglob("*.safetensors")}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.command import refused, run
-from support.gguf_sources import dequantised, tensors_of, write_gguf
+from support.gguf_sources import dequantised, split, tensors_of, write_gguf
 
 from tenp_edge.checkpoint.compression_plan import load_plan
 from tenp_edge.runtime.opening import RunOptions, open_model
@@ -75,6 +75,23 @@ def test_the_verbs_one_by_one(source: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     inspected = json.loads(run("inspect", source, "--json").stdout)
     assert inspected["family"] == "qwen3_moe" and list(inspected["quantised"]) == ["Q8_0"]
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5_moe", "nemotron_h", "granitemoehybrid"])
+def test_every_verb_of_a_split_file_whose_layers_carry_a_state(
+    family: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """`compress` calibrates, plans, mends, writes and validates."""
+    first, out = split(write_gguf(checkpoint_of(family), tmp_path / "m.gguf"), 2), tmp_path / "out"
+    inspected = run("inspect", first, "--json")
+    assert json.loads(inspected.stdout)["family"] == family
+    command = ("compress", first, "--keep", "0.6", "--layout", "merged", "-o", out)
+    done = run(*command, *QUICK, "--samples", "1", "--seq-len", "32")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "validation.json").read_text())
+    assert report["tokenizer_agrees"] is True
+    (runtime,) = (loss for loss in report["losses"] if loss["stage"] == "runtime")
+    assert abs(runtime["added_kl"]) < 0.05
 
 
 def test_a_pruned_file_is_not_pruned_again(compressed: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
 
@@ -12,6 +12,13 @@ from tenp_edge.disk import read_range
 from tenp_edge.exporters.gguf.architectures import NAMES
 from tenp_edge.exporters.gguf.source.told import Raw, Told
 from tenp_edge.models.config.attention_config import FULL, SLIDING
+from tenp_edge.models.config.mixer_config import (
+    ATTENTION,
+    DELTA_NET,
+    EXPERTS,
+    MAMBA2,
+    SHORT_CONVOLUTION,
+)
 from tenp_edge.runtime.gguf.rope_facts import YARN_TRUNCATE
 from tenp_edge.runtime.gguf.yarn import BETA_FAST, BETA_SLOW
 
@@ -22,7 +29,7 @@ def attention_facts(told: Told) -> Raw:
     """All of it, in groups of keys that facts of the rows choose."""
     heads = _latent if told.family.attention == "mla" else _grouped
     ropes = _layer_ropes if told.row.graph.by_layer else _one_rope
-    return {**heads(told), **ropes(told), **_windows(told), **_states(told)}
+    return {**heads(told), **ropes(told), **_windows(told), **_layer_kinds(told)}
 
 
 def _biases(told: Told) -> Raw:
@@ -67,25 +74,53 @@ def _kv_heads(told: Told) -> list[int]:
     return [told.fields.integer(key)] if one else told.fields.integers(key)
 
 
-# A tensor of each kind of layer that carries a state, and the keys that say its sizes.
-_STATES: dict[str, tuple[str, dict[str, str]]] = {
-    "short convolution": ("shortconv.conv.weight", {"conv_L_cache": "shortconv.l_cache"}),
+def _short_convolution(told: Told) -> Raw:
+    return {"conv_L_cache": told.fields.integer("shortconv.l_cache")}
+
+
+def _mamba2(told: Told) -> Raw:
+    heads, inner = told.fields.integer("ssm.time_step_rank"), told.fields.integer("ssm.inner_size")
+    return {
+        "mamba_num_heads": heads,
+        "mamba_head_dim": max(1, inner // heads),
+        "ssm_state_size": told.fields.integer("ssm.state_size"),
+        "n_groups": told.fields.integer("ssm.group_count"),
+        "conv_kernel": told.fields.integer("ssm.conv_kernel"),
+    }
+
+
+def _delta_net(told: Told) -> Raw:
+    size = told.fields.integer("ssm.state_size")
+    return {
+        "linear_num_key_heads": told.fields.integer("ssm.group_count"),
+        "linear_num_value_heads": told.fields.integer("ssm.time_step_rank"),
+        "linear_key_head_dim": size,
+        "linear_value_head_dim": size,
+        "linear_conv_kernel_dim": told.fields.integer("ssm.conv_kernel"),
+    }
+
+
+# A tensor that only layers of the kind have, and what says its sizes.
+_KINDS: dict[str, tuple[str, Callable[[Told], Raw]]] = {
+    SHORT_CONVOLUTION: ("shortconv.conv.weight", _short_convolution),
+    MAMBA2: ("ssm_conv1d.weight", _mamba2),
+    DELTA_NET: ("ssm_conv1d.weight", _delta_net),
+    EXPERTS: ("ffn_gate_inp.weight", lambda _: {}),
 }
 
 
-def _states(told: Told) -> Raw:
-    """Which layers carry a state, by the tensors that they have."""
-    kinds = told.family.layer_kinds
-    if not kinds:
+def _layer_kinds(told: Told) -> Raw:
+    """Which layers carry a state or are experts alone, by the tensors that they have."""
+    names = {what: name for name, what in [*told.family.layer_kinds.items()][::-1]}
+    if not names:
         return {}
-    names = {what: name for name, what in kinds.items()}
-    types = [names["attention"]] * told.layers
+    types = [names[ATTENTION]] * told.layers
     raw: Raw = {}
-    for what in set(names) & set(_STATES):
-        tensor, keys = _STATES[what]
+    for what in names.keys() & _KINDS.keys():
+        tensor, sizes = _KINDS[what]
         found = [x for x in range(told.layers) if f"blk.{x}.{tensor}" in told.parts.tensors]
         types = [names[what] if layer in found else kind for layer, kind in enumerate(types)]
-        raw |= {key: told.fields.integer(name) for key, name in keys.items() if found}
+        raw |= sizes(told) if found else {}
     return {"layer_types": types, **raw}
 
 
@@ -136,9 +171,14 @@ def _one_rope(told: Told) -> Raw:
     raw: Raw = {"rope_parameters": _rope(told, "rope.freq_base")}
     if told.family.rotary_part != 1:
         head_dim = told.fields.integer("attention.key_length")
-        raw["partial_rotary_factor"] = told.fields.integer("rope.dimension_count") / head_dim
+        raw["partial_rotary_factor"] = _rotated(told) / head_dim
+    wrapper = told.family.wrapper
     if told.family.rope_sections:
-        raw |= _vision(told)
+        raw["rope_parameters"] |= {"mrope_section": _sections(told), "mrope_interleaved": True}
+    if wrapper is not None and wrapper.alone_type is not None:
+        raw |= {key: raw["rope_parameters"].pop(key) for key in wrapper.lifted}
+    if wrapper is not None and wrapper.taken:
+        raw["deepstack_visual_indexes"] = list(range(told.fields.integer("n_deepstack_layers", 0)))
     return raw
 
 
@@ -193,21 +233,19 @@ def _yarn(told: Told, factor: float) -> Iterator[tuple[str, Any]]:
         yield "attention_factor", told.real("rope.scaling.attn_factor", 1.0) * default
 
 
-def _vision(told: Told) -> Raw:
+def _sections(told: Told) -> list[int]:
     """Sections that reach every frequency are cut to those of the model: see `metadata`."""
-    deepstack = told.fields.integer("n_deepstack_layers", 0)
-    sections, half = _sections(told), told.fields.integer("attention.key_length") // 2
+    sections, half = told.fields.integers("rope.dimension_sections")[:3], _rotated(told) // 2
+    if len(sections) != 3 or not half <= sum(sections) <= half + 3 or min(sections) < 1:
+        raise told.fields.error(f"rope.dimension_sections are {sections}, half a head is {half}")
     for kind in cycle((2, 1, 0)):
         if sum(sections) <= half:
             break
         if sections[kind] <= -(-(half - kind) // 3):
             sections[kind] -= 1
-    return {"mrope_section": sections, "deepstack_visual_indexes": list(range(deepstack))}
-
-
-def _sections(told: Told) -> list[int]:
-    sections = told.fields.integers("rope.dimension_sections")[:3]
-    half = told.fields.integer("attention.key_length") // 2
-    if len(sections) != 3 or not half <= sum(sections) <= half + 3 or min(sections) < 1:
-        raise told.fields.error(f"rope.dimension_sections are {sections}, half a head is {half}")
     return sections
+
+
+def _rotated(told: Told) -> int:
+    """Elements of a head that turn."""
+    return told.fields.integer("rope.dimension_count", told.fields.integer("attention.key_length"))

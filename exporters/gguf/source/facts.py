@@ -7,6 +7,8 @@ metadata of the config that was found and compares: what is not understood is re
 
 from __future__ import annotations
 
+from typing import Any
+
 from tenp_edge.errors import UserError, shown
 from tenp_edge.exporters.gguf.architectures import ARCHITECTURES, NAMES
 from tenp_edge.exporters.gguf.source.attention_facts import attention_facts
@@ -20,18 +22,14 @@ from tenp_edge.runtime.gguf.file_origin import OWN
 _SIGMOID = 2
 _SHARED_KEYS = ("n_shared_experts", "moe_num_shared_experts")
 _DENSE_KEYS = ("first_k_dense_replace", "moe_layer_start_index")
+_MULTIPLIERS = {
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
 _TIED = "tie_word_embeddings"
 _TOKENS = ("bos", "eos", "padding")
-
-
-_READ_STATES = (None, "short convolution")
-
-
-def is_read(family: Family) -> bool:
-    """Whether the way back is there: not for norms that the file holds as 1 + w, whose rounding
-    the source's values do not have, and not for states whose decay it holds as an exponential."""
-    state = ARCHITECTURES[family.model_type].graph.state
-    return not family.zero_centred_roles and state in _READ_STATES
 
 
 def read_told(parts: GgufParts) -> Told:
@@ -39,10 +37,9 @@ def read_told(parts: GgufParts) -> Told:
     fields = SourceFields(parts.header)
     fields.prefix = fields.text("general.architecture")
     name = fields.prefix.removeprefix(OWN)
-    read = {model: row for model, row in ARCHITECTURES.items() if is_read(FAMILIES[model])}
-    known = [model for model, row in read.items() if row.name == name]
+    known = [model for model, row in ARCHITECTURES.items() if row.name == name]
     if not known or not fields.integer("expert_count", 0):
-        supported = ", ".join(sorted({row.name for row in read.values()}))
+        supported = ", ".join(sorted({row.name for row in ARCHITECTURES.values()}))
         why = "is dense: it has no routed experts to prune" if known else "is not read as the model"
         raise UserError(
             f"{parts.path.name}: a model of the architecture '{shown(name)}' {why}",
@@ -56,7 +53,7 @@ def read_told(parts: GgufParts) -> Told:
 
 def config_json(told: Told) -> Raw:
     """What config.json of the model in the file would say."""
-    groups = (_kind, _sizes, _tokens, _experts, _shared, attention_facts, _output, _pruned)
+    groups = (_kind, _sizes, _tokens, _experts, _shared, attention_facts, _scales, _pruned)
     raw: Raw = {}
     for group in groups:
         raw |= group(told)
@@ -98,7 +95,10 @@ def _sizes(told: Told) -> Raw:
 
 def _feed_forward(told: Told) -> int:
     """Of the dense layers; where there are none it is a number that nothing is made of."""
-    return told.rows("blk.0.ffn_gate.weight") or told.fields.integer("feed_forward_length", 0)
+    dense, key = told.rows("blk.0.ffn_gate.weight"), "feed_forward_length"
+    if told.row.width_by_layer:
+        return dense or max(told.fields.integers(key))
+    return dense or told.fields.integer(key, 0)
 
 
 def _tokens(told: Told) -> Raw:
@@ -141,19 +141,25 @@ def _spelled(family: Family, keys: tuple[str, ...]) -> str:
 
 
 def _shared(told: Told) -> Raw:
-    if told.family.shared_block is None:
+    family = told.family
+    if family.shared_block is None:
         return {}
-    width = told.rows(f"blk.{told.dense_layers}.ffn_gate_shexp.weight")
-    if told.family.shared_gated:
+    width = told.rows(NAMES["shared_up"].format(layer=told.first_routed))
+    if family.shared_width_key is not None:
+        return {family.shared_width_key: width}
+    if family.shared_gated:
         return {"shared_expert_intermediate_size": width}
-    return {_spelled(told.family, _SHARED_KEYS): width // told.width}
+    return {_spelled(family, _SHARED_KEYS): width // told.width}
 
 
-def _output(told: Told) -> Raw:
-    key = told.family.softcap_key
-    if key is None:
-        return {}
-    return {key: told.real("final_logit_softcapping", 0.0) or None}
+def _scales(told: Told) -> Raw:
+    """A bound of the logits, and what the family multiplies by."""
+    key, raw = told.family.softcap_key, dict[str, Any]()
+    if key is not None:
+        raw[key] = told.real("final_logit_softcapping", 0.0) or None
+    if told.family.multipliers:
+        raw |= {ours: told.real(theirs, 1.0) for ours, theirs in _MULTIPLIERS.items()}
+    return raw
 
 
 def _pruned(told: Told) -> Raw:

@@ -33,7 +33,7 @@ _CLOSE = 1e-5
 _OWN_AFFAIR = frozenset(
     "block_count vocab_size feed_forward_length expert_feed_forward_length expert_shared_count "
     "expert_shared_feed_forward_length nextn_predict_layers rope.dimension_sections "
-    "attention.head_count_kv".split()
+    "attention.head_count_kv attention.recurrent_layers full_attention_interval".split()
 )
 # Keys of latent attention in files from before llama.cpp absorbed kv_b.
 _HEADS = frozenset(("attention.key_length", "attention.value_length"))

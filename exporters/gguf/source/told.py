@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tenp_edge.errors import UserError, shown
-from tenp_edge.exporters.gguf.architectures import Architecture, merged_name
+from tenp_edge.exporters.gguf.architectures import NAMES, Architecture, expert_name, merged_name
 from tenp_edge.exporters.gguf.source.parts import GgufParts
 from tenp_edge.models import Family
 from tenp_edge.runtime.gguf.metadata_reader import Fields
@@ -69,14 +69,24 @@ class Told:
         return self.fields.integer("leading_dense_block_count", 0)
 
     @cached_property
+    def first_routed(self) -> int:
+        """The first layer with routed experts."""
+        router = NAMES["router"]
+        routed = (x for x in range(self.layers) if router.format(layer=x) in self.parts.tensors)
+        layer = next(routed, None)
+        if layer is None:
+            raise self.fields.error("it has no tensor blk.N.ffn_gate_inp.weight")
+        return layer
+
+    @cached_property
     def width(self) -> int:
         """Full width of a routed expert."""
         if "tenp.full_width" in self.parts.header.fields:
             return self.fields.integer("tenp.full_width")
-        layer = self.dense_layers
+        layer = self.first_routed
         fused = self.rows(f"blk.{layer}.ffn_gate_up_exps.weight") // 2
-        apart = self.rows(f"blk.{layer}.ffn_gate.0.weight")
-        width = self.rows(merged_name(layer, "gate")) or fused or apart
+        apart = self.rows(expert_name(layer, 0, "up"))
+        width = self.rows(merged_name(layer, "up")) or fused or apart
         if not width:
             raise self.fields.error(f"layer {layer} has no routed experts")
         return width

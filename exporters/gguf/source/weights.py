@@ -23,14 +23,21 @@ from tenp_edge.errors import UserError, shown
 from tenp_edge.exporters.gguf.architectures import NAMES, expert_name, merged_name, tensor_name
 from tenp_edge.exporters.gguf.computed import computed_tensors
 from tenp_edge.exporters.gguf.source.parts import GgufParts, Placed
-from tenp_edge.exporters.gguf.transforms import file_roles, from_file, is_transformed, to_file
+from tenp_edge.exporters.gguf.transforms import (
+    file_roles,
+    from_file,
+    is_reshaped,
+    is_transformed,
+    to_file,
+)
 from tenp_edge.models import ModelConfig, Shape, TensorSpec, expected_tensors
 from tenp_edge.models.layouts import PLAIN, WEIGHT_DTYPES, Layout, PartRule, Rules, StoredWeight
 from tenp_edge.models.safetensors_header import StoredTensor
 from tenp_edge.models.tensors import Part
 from tenp_edge.runtime.gguf.header import GGML_TYPES
 
-_WHOLE_LATENT = "blk.{layer}.attn_kv_b.weight"  # of files from before llama.cpp split it
+# Source tensors as they are, of files from before llama.cpp split them.
+_UNSPLIT = {"kv_b": "blk.{layer}.attn_kv_b.weight", "delta_qkvz": "blk.{layer}.ssm_in.weight"}
 _FUSED = "blk.{layer}.ffn_gate_up_exps.{kind}"
 _SOUND = "a sound copy of it, or the checkpoint it was made from"
 _CODES = "codes"
@@ -93,8 +100,9 @@ class _Index:
 
     def add_plain(self, spec: TensorSpec) -> None:
         """A weight outside the routed experts."""
-        config, whole = self._config, _WHOLE_LATENT.format(layer=spec.layer)
-        if spec.role == "kv_b" and whole in self._parts.tensors:
+        config = self._config
+        whole = _UNSPLIT.get(spec.role, "").format(layer=spec.layer)
+        if whole in self._parts.tensors:
             self._add(spec.name, spec.shape, spec.part, self._rows(whole, spec.shape))
             return
         roles, empty = file_roles(spec.role), torch.empty(spec.shape, device="meta")
@@ -103,9 +111,7 @@ class _Index:
             role: self._rows(tensor_name(config, role, spec.layer), shape)
             for role, shape in shapes.items()
         }
-        same = _without_ones(shapes[roles[0]]) == _without_ones(spec.shape)
-        reshaped = same and shapes[roles[0]] != spec.shape
-        if reshaped or not any(is_transformed(config, role) for role in roles):
+        if not any(is_transformed(config, r) and not is_reshaped(config, r) for r in roles):
             self._add(spec.name, spec.shape, spec.part, rows[roles[0]])
             return
         restore = partial(from_file, config, spec.role)
@@ -228,7 +234,7 @@ def _decoded(ggml_id: int, columns: int) -> Layout:
         return {_CODES: PartRule(("",), (kind,), ((shape[0], columns),))}
 
     facts = {"types": {_CODES: ggml_id}, "shapes": {}, "restore": None}
-    return Layout("ggml", kind, rules, facts)
+    return Layout("ggml", kind, rules, facts, any_shape=True)
 
 
 def _restored(
@@ -240,7 +246,7 @@ def _restored(
     parts = {part: PartRule(("",), (one.kind,), (one.stored.shape,), rows=0) for part, one in rows}
     types: Mapping[str, int] = {part: one.placed.info.type for part, one in rows}
     facts = {"types": types, "shapes": dict(shapes), "restore": restore}
-    return Layout("ggml", rows[0][1].kind, lambda _: parts, facts)
+    return Layout("ggml", rows[0][1].kind, lambda _: parts, facts, any_shape=True)
 
 
 def _layer_of(name: str) -> int:

@@ -49,8 +49,9 @@ def decode_ggml(
         for part, blocks in parts.items()
     ]
     restore: Callable[..., torch.Tensor] | None = facts["restore"]
-    whole = decoded[0] if restore is None else restore(*decoded)
-    return whole[:, : shape[1]]
+    if restore is not None:
+        return restore(*decoded).reshape(shape)
+    return decoded[0][:, : shape[1]]
 
 
 def to_float(ggml_id: int, blocks: torch.Tensor) -> torch.Tensor:

@@ -23,8 +23,10 @@ from tenp_edge.runtime.memory.footprint import MemoryRun, RunMemory
 DECODE_STEPS = 32
 PROMPT_TOKENS = 2048
 _known: dict[str, RunMemory] = {}
-# What the process of `tenp-edge run` has imported, and this one need not.
+# What the process of `tenp-edge run` has imported, and this one need not; and what it imports
+# besides where the file has a chat template.
 _PROGRAM = ("tenp_edge.cli.entry", "tenp_edge.cli.lean_run")
+_CONVERSATION = ("tenp_edge.cli.chat.commands", "tenp_edge.cli.chat.lines")
 
 
 def measure_peak_rss(
@@ -64,7 +66,8 @@ def run_command(file: Path, run: MemoryRun, verb: str = "run") -> list[str]:
         "--seed": 0,
     }
     typed = [str(part) for pair in flags.items() for part in pair]
-    return [sys.executable, "-m", "tenp_edge", verb, str(file), *typed]
+    raw = ["--raw"] if verb == "run" else []  # The prompt is to be as long as it was made.
+    return [sys.executable, "-m", "tenp_edge", verb, str(file), *raw, *typed]
 
 
 def _unmeasured(file: Path, why: str) -> UserError:
@@ -78,7 +81,7 @@ def predict_peak(file: str | Path, run: MemoryRun) -> RunMemory:
 
     Raises UserError when the runtime refuses the file or the run, ChildError when it dies.
     """
-    facts = {"file": str(file), **asdict(run)}
+    facts = {"file": str(file), "conversation": _CONVERSATION, **asdict(run)}
     return RunMemory.from_json(ask(peak_questions.predict, facts, _PROGRAM))
 
 

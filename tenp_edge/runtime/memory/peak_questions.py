@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
 from tenp_edge.runtime.child import Answer, answers
@@ -49,6 +50,9 @@ def predict(facts: Answer) -> Answer:
     weights, per_expert = file.stat().st_size - header.data_start, is_per_expert(header.fields)
     work = work_bytes(header, min(run.ubatch, run.context))
     unseen = _unseen(header, run, per_expert)
+    if "tokenizer.chat_template" in header.fields:
+        for name in facts.get("conversation", ()):
+            import_module(name)
     del header
     sizes = _own_sizes(file, run) if per_expert else project(file, run)
     process = sizes.process_bytes + unseen
@@ -118,4 +122,5 @@ def _vocabulary(file: Path) -> Iterator[Vocabulary]:
 
 
 def _request(facts: Answer) -> tuple[Path, MemoryRun]:
-    return Path(facts["file"]), MemoryRun(**{k: v for k, v in facts.items() if k != "file"})
+    run = MemoryRun(**{name: facts[name] for name in MemoryRun.__dataclass_fields__})
+    return Path(facts["file"]), run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,8 @@ def test_the_process_that_is_asked_holds_the_command() -> None:
     """Modules that nobody but a fresh process imports: `ask` refuses names that are none."""
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     assert peak._PROGRAM[0] == project["scripts"]["tenp-edge"].partition(":")[0]
+    for module in (*peak._PROGRAM, *peak._CONVERSATION):
+        assert find_spec(module)
     with pytest.raises(AssertionError, match="moved_away"):
         ask(peak_questions.prompt, {}, ("moved_away",))
 

@@ -1,0 +1,77 @@
+"""What lies beside a model's weights: its card, its licences, and where it comes from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CARD = "README.md"
+# Tokenizers (fast, slow, sentencepiece, tiktoken), generation, chat templates, licences.
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
+COPIED = (
+    *"tokenizer*.json special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
+    "*.model *.tiktoken tokenization_*.py generation_config.json preprocessor_config.json "
+    "chat_template.jinja chat_template.json additional_chat_templates/*.jinja".split(),
+    *LICENCES,
+)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_CACHE = re.compile(r"models--(.+)")
+_FENCE = "---"
+
+
+def base_model(directory: Path, raw: Mapping[str, Any]) -> str | None:
+    """The base model's name: a hub id from config.json or the hub cache, or None."""
+    stated = raw.get("_name_or_path")
+    if isinstance(stated, str) and _HUB_ID.fullmatch(stated):
+        return stated
+    for part in directory.resolve().parts:
+        match = _HUB_CACHE.fullmatch(part)
+        if match:
+            return match[1].replace("--", "/", 1)
+    return None
+
+
+def card_data(directory: Path) -> dict[str, Any]:
+    """The YAML front matter of the model card in ``directory``; nothing where there is no card or
+    it cannot be read: what lies beside a model need not be well formed."""
+    import yaml  # where a card is read only
+
+    try:
+        lines = (directory / CARD).read_text(encoding="utf-8").splitlines()
+        if not lines or lines[0].strip() != _FENCE or _FENCE not in lines[1:]:
+            return {}
+        front = "\n".join(lines[1 : lines.index(_FENCE, 1)]).replace("\t", "  ")
+        data = yaml.safe_load(front)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    known = data.items() if isinstance(data, dict) else ()
+    return {key: value for key, value in known if isinstance(key, str)}
+
+
+def words(value: object) -> list[str]:
+    """A value of the front matter that may be one word or a list of them. YAML 1.1 reads Norway's
+    ``no`` as false."""
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    named = ("no" if one is False else str(one) for one in listed if not isinstance(one, dict))
+    return [name for name in named if name]
+
+
+# What a card takes over from the base model's: it binds, or describes, what is made of it too.
+_INHERITED = ("license", "license_name", "license_link", "language")
+
+
+def inherited(directory: Path) -> dict[str, Any]:
+    """The base model's licence and languages, by their keys in a card's front matter."""
+    data = card_data(directory)
+    kept = {key: words(data[key]) for key in _INHERITED if words(data.get(key))}
+    return {key: value if len(value) > 1 else value[0] for key, value in kept.items()}
+
+
+def front_matter(data: Mapping[str, Any]) -> str:
+    """``data`` as the head of a card."""
+    import yaml
+
+    text = yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=1000)
+    return f"{_FENCE}\n{text}{_FENCE}\n"

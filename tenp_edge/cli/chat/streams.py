@@ -1,0 +1,74 @@
+"""stdin and stdout as they may be: a terminal, a pipe, closed, in an encoding without letters."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+from tenp_edge.errors import UserError
+
+BROKEN_PIPE = 141  # what shells report of a program that SIGPIPE ended
+
+
+def output() -> TextIO:
+    """stdout. A terminal's letters are its own affair, everywhere else text is UTF-8."""
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        encoding = stream.encoding if stream.isatty() else "utf-8"
+        stream.reconfigure(encoding=encoding, errors="replace")
+    return stream
+
+
+def reader_has_left() -> SystemExit:
+    """The end of a run whose output nobody reads any more: quiet, as of other programs.
+
+    Python would complain once more when it closes the streams.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and isinstance(stream.buffer, io.BufferedWriter):
+            os.dup2(nowhere, stream.fileno())
+    return SystemExit(BROKEN_PIPE)
+
+
+def typed() -> bool:
+    """Whether somebody sits at stdin."""
+    return sys.stdin.isatty()
+
+
+def plain(stream: TextIO) -> bool:
+    """Whether ``stream`` takes no colours."""
+    return not stream.isatty() or bool(os.environ.get("NO_COLOR")) or _is_dumb()
+
+
+def _is_dumb() -> bool:
+    return os.environ.get("TERM") == "dumb"
+
+
+def piped_text() -> str:
+    """All of stdin. Raises UserError for what is not UTF-8."""
+    buffer = getattr(sys.stdin, "buffer", None)
+    if buffer is None:
+        return sys.stdin.read()
+    try:
+        text: str = buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"byte {error.start + 1} of what is piped in is not UTF-8", "text in UTF-8"
+        ) from None
+    return text.replace("\r\n", "\n")
+
+
+def as_text(argument: str, name: str) -> str:
+    """``argument`` as UTF-8, also where the locale has no letters. Raises UserError for bytes that
+    are no text."""
+    with suppress(UnicodeEncodeError):
+        argument.encode()
+        return argument
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        raise UserError(f"{name} is not UTF-8", "text in UTF-8") from None
