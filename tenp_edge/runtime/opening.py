@@ -12,11 +12,13 @@ from tenp_edge.errors import UserError
 from tenp_edge.runtime.ggml.model import PerExpertModel
 from tenp_edge.runtime.gguf.file_origin import is_ours, is_per_expert
 from tenp_edge.runtime.gguf.header import Header, read_header
-from tenp_edge.runtime.gguf.model_metadata import read_stacked
+from tenp_edge.runtime.gguf.model_metadata import read_facts, read_stacked
 from tenp_edge.runtime.gguf.tensor_checks import check_tensors
 from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary
 from tenp_edge.runtime.llamacpp.model import LlamaCppModel
-from tenp_edge.runtime.memory.footprint import PlannedRun
+from tenp_edge.runtime.llamacpp.native import native
+from tenp_edge.runtime.memory.footprint import MemoryRun, PlannedRun
+from tenp_edge.runtime.memory.parallel import check_parallel, planned_parallel
 from tenp_edge.runtime.memory.planned_run import (
     Chosen,
     choose_run,
@@ -24,7 +26,7 @@ from tenp_edge.runtime.memory.planned_run import (
     planned_in_json,
 )
 from tenp_edge.runtime.onnx.directory import is_onnx, read_directory
-from tenp_edge.runtime.session import DEFAULT_CONTEXT, Session
+from tenp_edge.runtime.session import DEFAULT_CONTEXT, Session, thread_count
 
 _ARCHITECTURE = re.compile(r"[a-z0-9_]*")
 
@@ -35,6 +37,7 @@ class RunOptions:
 
     ``context``, ``ubatch``, ``kv_type`` None: what the file was planned for, else `DEFAULT_CONTEXT`
     (or less where the model ends before), 512 and F16; for ONNX the graph decides about the cache.
+    ``parallel``: sequences, None for as many as a server has (`planned_parallel`); ONNX has one.
     ``prepack`` is for ONNX (see `OnnxModel`), ``gpu_layers`` for merged and padded GGUF. ``note``
     is told in a line what the plan says about the run.
     """
@@ -44,6 +47,7 @@ class RunOptions:
     ubatch: int | None = None
     kv_type: str | None = None
     flash_attention: bool = True
+    parallel: int | None = 1
     gpu_layers: int = 0
     prepack: bool = True
     note: Callable[[str], None] | None = None
@@ -55,6 +59,8 @@ def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
     Raises UserError for a file that none can run, before its weights are touched.
     """
     file, options = Path(file), options or RunOptions()
+    if options.kv_type is not None:  # llama.cpp writes them small
+        options = replace(options, kv_type=options.kv_type.upper())
     if not file.exists():
         raise UserError(f"{file} does not exist", "the path of a GGUF file or an ONNX directory")
     return _open_onnx(file, options) if is_onnx(file) else _open_gguf(file, options)
@@ -73,10 +79,13 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
             "export --layout merged for --gpu-layers",
         )
     trained = trained_context(header)
-    chosen = _chosen(options, planned_in_gguf(header.fields), trained)
+    planned = planned_in_gguf(header.fields)
+    chosen = _chosen(options, planned, trained)
     title = model_title(header)
     if not per_expert:
         _check_stacked(file, header)
+        _note_missing_gpu(options)
+    parallel = _parallel(file, header, options, chosen, planned)
     del header  # Not beside the model: a large vocabulary takes tens of MiB.
     settings: _Settings = {
         "context": chosen.context,
@@ -84,6 +93,7 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
         "kv_type": chosen.kv_type,
         "ubatch": chosen.ubatch,
         "flash_attention": options.flash_attention,
+        "parallel": parallel,
     }
     opened: Session = (
         PerExpertModel(file, **settings)
@@ -102,6 +112,23 @@ class _Settings(TypedDict):
     kv_type: str
     ubatch: int
     flash_attention: bool
+    parallel: int
+
+
+def _parallel(
+    file: Path, header: Header, options: RunOptions, chosen: Chosen, planned: PlannedRun | None
+) -> int:
+    """How many sequences: as asked for, or as many as fit."""
+    if options.parallel == 1:
+        return 1
+    if options.parallel is not None:
+        check_parallel(options.parallel)
+        return options.parallel
+    facts = None
+    if is_ours(header.fields):
+        facts = (read_facts if is_per_expert(header.fields) else read_stacked)(header)
+    run = MemoryRun(chosen.context, chosen.ubatch, chosen.kv_type, thread_count(options.threads))
+    return planned_parallel(file, facts, run, planned)
 
 
 def _check_stacked(file: Path, header: Header) -> None:
@@ -116,6 +143,14 @@ def _check_stacked(file: Path, header: Header) -> None:
         return
     check_tensors(header, read_stacked(header))
     check_vocabulary(header)
+
+
+def _note_missing_gpu(options: RunOptions) -> None:
+    if options.gpu_layers and options.note and not native().llama_supports_gpu_offload():
+        options.note(
+            f"--gpu-layers {options.gpu_layers} changes nothing: this llama.cpp is built for the "
+            "CPU alone"
+        )
 
 
 def trained_context(header: Header) -> int | None:
@@ -150,6 +185,11 @@ def _open_onnx(path: Path, options: RunOptions) -> Session:
         raise UserError(
             f"{path.name} is an ONNX directory, which runs on the CPU here",
             "run without --gpu-layers",
+        )
+    if options.parallel not in (None, 1):
+        raise UserError(
+            f"{path.name} is an ONNX directory, which runs one sequence at a time",
+            "run without --parallel",
         )
     files = read_directory(path)
     planned = planned_in_json(files.facts)
