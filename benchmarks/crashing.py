@@ -254,6 +254,8 @@ def _content(file: Path, out: Path) -> str:
     data = file.read_bytes()
     if file.name == "recipe.toml":
         data = data.replace(str(out).encode(), b"OUT")
+    if file.name == "README.md":
+        data = b"\n".join(line for line in data.splitlines() if b"measured peak" not in line)
     if file.name in ("mended.json", "manifest.json", "refine.json", "validation.json"):
         data = json.dumps(_timeless(json.loads(data)), sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()

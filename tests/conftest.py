@@ -11,7 +11,7 @@ from pathlib import Path
 import crashing
 import pytest
 import torch
-from support import chatting, tiny
+from support import chatting, sharing, tiny
 
 from tenp_edge.cli import main
 
@@ -79,3 +79,10 @@ def refuse(
         return "\n".join(line for line in lines if not line.startswith("note: "))
 
     return run_here
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a model with a card, and in ``out`` what compress made of it (merged, with
+    its comparison); do not change it."""
+    return sharing.make(tmp_path_factory.mktemp("shared"))

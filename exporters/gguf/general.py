@@ -8,7 +8,7 @@ its base model is the one that was pruned.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import lru_cache
@@ -155,7 +155,7 @@ def _encoded(found: gguf.Metadata) -> Iterator[Field]:
             yield key, _ENCODERS[value.type](value.value)
 
 
-_ENCODERS = {
+_ENCODERS: dict[Any, Callable[[Any], bytes]] = {
     gguf.GGUFValueType.STRING: lambda value: text(str(value)),
     gguf.GGUFValueType.UINT32: u32,
     gguf.GGUFValueType.INT32: i32,

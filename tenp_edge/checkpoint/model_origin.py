@@ -1,4 +1,4 @@
-"""Where a model comes from, by what lies beside its weights: its hub id and its own card."""
+"""What lies beside a model's weights: its card, its licences, and where it comes from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 CARD = "README.md"
+# Tokenizers (fast, slow, sentencepiece, tiktoken), generation, chat templates, licences.
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
+COPIED = (
+    *"tokenizer*.json special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
+    "*.model *.tiktoken tokenization_*.py generation_config.json preprocessor_config.json "
+    "chat_template.jinja chat_template.json additional_chat_templates/*.jinja".split(),
+    *LICENCES,
+)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_CACHE = re.compile(r"models--(.+)")
 _FENCE = "---"
@@ -48,3 +56,22 @@ def words(value: object) -> list[str]:
     listed = value if isinstance(value, list) else [] if value is None else [value]
     named = ("no" if one is False else str(one) for one in listed if not isinstance(one, dict))
     return [name for name in named if name]
+
+
+# What a card takes over from the base model's: it binds, or describes, what is made of it too.
+_INHERITED = ("license", "license_name", "license_link", "language")
+
+
+def inherited(directory: Path) -> dict[str, Any]:
+    """The base model's licence and languages, by their keys in a card's front matter."""
+    data = card_data(directory)
+    kept = {key: words(data[key]) for key in _INHERITED if words(data.get(key))}
+    return {key: value if len(value) > 1 else value[0] for key, value in kept.items()}
+
+
+def front_matter(data: Mapping[str, Any]) -> str:
+    """``data`` as the head of a card."""
+    import yaml
+
+    text = yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=1000)
+    return f"{_FENCE}\n{text}{_FENCE}\n"

@@ -10,7 +10,6 @@ complete; until then a marker says whose half-written shards lie there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +21,7 @@ import torch
 from tenp_edge.checkpoint.as_stored import AsStored, Piece
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Shard, TensorEntry, is_written, plan_shards, write_shards
-from tenp_edge.checkpoint.model_origin import base_model
+from tenp_edge.checkpoint.model_origin import COPIED, base_model, front_matter, inherited
 from tenp_edge.checkpoint.overlay import Mended, settings_of
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.stacked import StackedExperts
@@ -39,13 +38,6 @@ from tenp_edge.version import __version__
 
 TENP_VERSION = 1
 MARKER = "tenp-unfinished.json"
-# Tokenizers (fast, slow, sentencepiece, tiktoken), generation, chat templates, licences.
-COPIED = (
-    "tokenizer*.json special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
-    "*.model *.tiktoken tokenization_*.py generation_config.json preprocessor_config.json "
-    "chat_template.jinja chat_template.json additional_chat_templates/*.jinja "
-    "LICENSE* LICENCE* NOTICE* COPYING* USE_POLICY*"
-).split()
 # DeepSeek's multi-token-prediction layers are not written, so they must not be announced.
 _MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
 # Code of its own, and how the weights were quantised, which are written decoded.
@@ -210,9 +202,9 @@ def _claim(identity: Mapping[str, Any], directory: Path) -> None:
     record.write()
 
 
-def copied_files(directory: Path) -> Iterator[Path]:
+def copied_files(directory: Path, patterns: Sequence[str] = COPIED) -> Iterator[Path]:
     """The files of a model directory that a pruned copy takes over as they are."""
-    for pattern in COPIED:
+    for pattern in patterns:
         for file in sorted(directory.glob(pattern)):
             if file.is_file() and file.name not in (INDEX_NAME, MARKER):
                 yield file
@@ -277,12 +269,16 @@ def model_card(files: PrunedFiles) -> str:
     source = files.source
     base = base_model(source.checkpoint.path, source.config.raw)
     name = base or f"A {source.config.family.model_type} model"
-    shown = base or source.checkpoint.path.resolve().name
-    front = [*_license_lines(source.checkpoint.path), "tags:", "- tenp-edge", "- moe", "- pruned"]
-    if base:
-        front.insert(0, f"base_model: {base}")
-    title = f"# {shown.split('/')[-1]}, pruned"
-    return "\n".join(["---", *front, "---", "", title, "", _card_text(files, name)])
+    shown = (base or source.checkpoint.path.resolve().name).split("/")[-1]
+    front = {
+        **({} if base is None else {"base_model": base}),
+        **inherited(source.checkpoint.path),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["tenp-edge", "moe", "pruned"],
+        "model_name": shown,
+    }
+    return "\n".join([front_matter(front), f"# {shown}, pruned", "", _card_text(files, name)])
 
 
 def _card_text(files: PrunedFiles, name: str) -> str:
@@ -341,15 +337,3 @@ def _decoded(files: PrunedFiles) -> str:
     weights = files.source.checkpoint.weights.values()
     titles = sorted({weight.layout.title for weight in weights if not weight.is_plain})
     return f", decoded from {' and '.join(titles)}" if titles else ""
-
-
-def _license_lines(directory: Path) -> list[str]:
-    """The licence lines of the base model's own card, which bind its derivatives too."""
-    try:
-        lines = (directory / "README.md").read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return []
-    if not lines or lines[0].strip() != "---" or "---" not in lines[1:]:
-        return []
-    front = lines[1 : lines.index("---", 1)]
-    return [line for line in front if re.match(r"license(_name|_link)?: *\S", line)]

@@ -12,30 +12,62 @@ from pathlib import Path
 from tenp_edge.errors import UserError
 
 DEMO = "demo"  # what the bundled model is called wherever a model is taken
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NAME = r"[A-Za-z0-9][\w.-]*"
+# OWNER/NAME, perhaps a file of it (a GGUF), perhaps a branch, tag or commit.
+_HUB_ID = re.compile(rf"({_NAME}/{_NAME})(?:/([\w./-]+\.gguf))?(?:@([\w./-]+))?")
 # Weights, config, tokenizer and licence; not pickles, not other formats of the same weights. Of the
 # code only a tokenizer's, which is read (runtime/tiktoken.py), not run.
 _FILES = ("*.safetensors *.json *.txt *.model tokenization_*.py *.jinja LICENSE* README.md").split()
+# The same weights again: in the publisher's own form, for other programs.
+_NOT = ("*/*.safetensors */*.json */*.txt */*.model consolidated*.safetensors").split()
 
 
 def local_model(model: Path) -> Path:
     """``model`` itself when it exists; else the bundled model (``demo``), or the snapshot of the
-    hub id it spells.
+    hub id that it spells: OWNER/NAME, OWNER/NAME@REVISION, or a file, OWNER/NAME/FILE.gguf.
 
     Raises UserError when it is none of them, or when the hub cannot be reached.
     """
     name = model.as_posix()
     if name == DEMO and not model.exists():
         return Path(str(files("tenp_edge") / "demo_model"))
-    if model.exists() or not _HUB_ID.fullmatch(name):
+    spelled = None if model.exists() else _HUB_ID.fullmatch(name)
+    if spelled is None:
         return model
-    from huggingface_hub import snapshot_download
-
+    repository, file, revision = spelled.groups()
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        return _fetched(repository, file, revision)
     except Exception as error:  # the hub client's errors share no base class
-        raise UserError(
-            f"{name} is not a directory here and could not be fetched from the hub "
-            f"({type(error).__name__})",
-            f"on a machine with network: hf download {name} --local-dir DIR; then pass DIR",
-        ) from error
+        raise _refusal(error, repository, file, revision) from error
+
+
+def _fetched(repository: str, file: str | None, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    if file is not None:
+        return Path(hf_hub_download(repository, file, revision=revision))
+    return Path(
+        snapshot_download(
+            repository, revision=revision, allow_patterns=_FILES, ignore_patterns=_NOT
+        )
+    )
+
+
+def _refusal(
+    error: Exception, repository: str, file: str | None, revision: str | None
+) -> UserError:
+    kind = type(error).__name__
+    if kind == "RevisionNotFoundError":
+        return UserError(
+            f"{repository} has no revision '{revision or 'main'}'",
+            f"a branch, tag or commit that the hub shows; {repository} is the newest",
+        )
+    if file is not None and kind in ("EntryNotFoundError", "RemoteEntryNotFoundError"):
+        return UserError(f"{repository} has no file {file}", f"{repository}/FILE.gguf")
+    there = f" --revision {revision}" if revision else ""
+    only = f" {file}" if file else ""
+    return UserError(
+        f"{repository} is not a directory here and could not be fetched from the hub ({kind})",
+        f"on a machine with network: hf download {repository}{only}{there} --local-dir DIR; then "
+        "pass DIR",
+    )

@@ -35,6 +35,7 @@ VERBS = {
     "export": "convert",
     "validate": "evaluate",
     "compare": "evaluate",
+    "push": "share",
     "run": "run",
     "serve": "run",
     "bench": "run",
@@ -77,7 +78,7 @@ app = typer.Typer(
 # Verbs whose speed is the point: there the OpenMP library's own choice stays.
 _RUNNING = ("run", "serve", "bench")
 # Verbs that find their own work again.
-_CONTINUING = ("calibrate", "compress", "compare", "demo")
+_CONTINUING = ("calibrate", "compress", "compare", "demo", "push")
 
 
 def main(command: Callable[[], object] = app) -> None:

@@ -178,9 +178,9 @@ def compress(
     """Calibrate, plan, slice, export and validate: a model that fits, with proof.
 
     The same command continues after a kill. OUT holds plan.json, plan.safetensors, checkpoint/,
-    model.gguf (or onnx/), validation.json and manifest.json. The last lines say whether it fits,
-    how good it is, where it runs and what to type next. For llama.cpp, Ollama or LM Studio:
-    --layout merged.
+    model.gguf (or onnx/), validation.json, manifest.json and README.md, a model card.
+    The last lines say whether it fits, how good it is, where it runs and what to type next. For
+    llama.cpp, Ollama or LM Studio: --layout merged.
 
     Examples:
 

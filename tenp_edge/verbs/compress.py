@@ -16,6 +16,7 @@ from tenp_edge.calibration.storage import Statistics, load_statistics
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, load_plan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
+from tenp_edge.checkpoint.model_origin import CARD
 from tenp_edge.checkpoint.overlay import DIRECTORY, Mended
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.writer import PrunedFiles, is_other_checkpoint, reopen, write_files
@@ -27,6 +28,8 @@ from tenp_edge.forward.text_batch import Domain
 from tenp_edge.planning.methods import method_named
 from tenp_edge.planning.tensor_types import measurable
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.sharing.describing import CARD_VERSION, describe_into
+from tenp_edge.sharing.model_card import Described
 from tenp_edge.verbs.calibrate import calibrate_into, finished_at, probe_if_short
 from tenp_edge.verbs.compress_request import CompressRequest
 from tenp_edge.verbs.export import export_into, kept_ranges, ranges_into
@@ -89,6 +92,7 @@ def run_compress(
         run.write_checkpoint(source)
         run.export(plan, source, statistics)
         report = run.validate(plan, source)
+        run.describe(Described(source, plan, None if report is None else report.to_json()))
         run.end()
     return CompressResult(output, plan, report, mended)
 
@@ -186,7 +190,9 @@ class _Run:
         if pruned.as_stored.any:
             self._progress.note(f"checkpoint: {pruned.as_stored.text}")
         digests = write_files(pruned, target, self._progress)
-        files = [file for file in target.rglob("*") if file.is_file()]
+        # The card gets its numbers later, and may be edited.
+        card = target / CARD
+        files = [file for file in target.rglob("*") if file.is_file() and file != card]
         known = {target / name: digest for name, digest in digests.items()}
         self._directory.finish("checkpoint", key, files, known)
 
@@ -237,6 +243,15 @@ class _Run:
         write_json(file, report.to_json())
         self._directory.finish("validation", key, [file])
         return report
+
+    def describe(self, described: Described) -> None:
+        """Cards and a Modelfile, once for this very run: whoever edits them keeps them."""
+        digests = dict(self._directory.digests("export"))
+        key = key_of(described.source.digest, digests, described.report, CARD_VERSION)
+        if self._directory.done("card", key) and (self._output / CARD).is_file():
+            return
+        describe_into(described, self._output, self._request.target(described.plan))
+        self._directory.finish("card", key, [])
 
     def end(self) -> None:
         calibrated = finished_at(self._request.statistics_directory) != self._calibrated

@@ -18,6 +18,7 @@ from typing import Any
 
 from tenp_edge.checkpoint.digests import file_digest, file_digests
 from tenp_edge.checkpoint.locking import LOCK
+from tenp_edge.checkpoint.model_origin import LICENCES
 from tenp_edge.errors import UserError
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.resumable import JobRecord
@@ -38,6 +39,8 @@ OUTPUTS = (
     "plan.json",
     "plan.safetensors",
     "recipe.toml",
+    "README.md",
+    "Modelfile",
     "validation.json",
     "onnx.partial",
     "model.gguf.partial",
@@ -196,8 +199,8 @@ class RunDirectory:
 
     def _clear(self) -> None:
         """Delete what a run leaves behind, and nothing else."""
-        for name in OUTPUTS:
-            target = self.path / name
+        licences = (file for pattern in LICENCES for file in self.path.glob(pattern))
+        for target in [*(self.path / name for name in OUTPUTS), *licences]:
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             else:

@@ -21,6 +21,7 @@ from tenp_edge.verbs.compress import run_compress
 
 QUICK = ("--samples", "2", "--seq-len", "64", "--set", "eval-samples=1", "--set", "eval-seq-len=64")
 OUTPUTS = {
+    "README.md",
     "calibration",
     "checkpoint",
     "manifest.json",
@@ -32,7 +33,14 @@ OUTPUTS = {
     "validation.json",
 }
 
-TIMED = ("validation.json", "manifest.json", "mended.json", "refine.json", "recipe.toml")
+TIMED = (
+    "README.md",
+    "validation.json",
+    "manifest.json",
+    "mended.json",
+    "refine.json",
+    "recipe.toml",
+)
 
 
 def digests(directory: Path) -> dict[str, str]:
