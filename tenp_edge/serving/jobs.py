@@ -46,6 +46,7 @@ class Running:
                 yield line
             # Pieces that are there already must not keep the loop from seeing the client leave.
             await asyncio.sleep(0)
+        self.answer.usage.cached_tokens = sum(job.cached_tokens for job in self._jobs)
         self._service.metrics.answered(self.answer.usage)
         for line in self.answer.tail():
             yield line
