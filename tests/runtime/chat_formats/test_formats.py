@@ -229,6 +229,8 @@ def generated(
         # The prompt has begun it already, or ended it.
         ("Hm.</think>Hello", "<think>\n", [("reasoning", "Hm."), ("content", "Hello")]),
         ("Hello", "<think>\n\n</think>\n\n", [("content", "Hello")]),
+        # Who has begun to answer may speak of thoughts.
+        ("Write <think> a </think>", "", [("content", "Write <think> a </think>")]),
         # It never ends.
         ("<think>Hm", "", [("reasoning", "Hm")]),
         # What only looks like a mark.
