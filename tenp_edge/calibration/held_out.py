@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tenp_edge.calibration.text.domains import load_domains, save_domains
+from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
 from tenp_edge.forward.text_batch import Domain, TextBatch
 
 SLICE_SAMPLES = 4  # of a domain, at least
 SLICE_TOKENS = 4096  # of all domains together, at least
 SLICE_FILE = "slice.safetensors"
+SLICE_RECORD = "slice.json"  # its digest, where the text itself is not given away
 MIN_LENGTH = 16  # shorter sequences tell little
 
 
@@ -46,7 +48,10 @@ def stored_slice(directory: Path) -> str | None:
     None where none of it is long enough to tell anything.
     """
     domains = _slice_in(directory)
-    return slice_digest(domains) if domains else None
+    if domains or not (directory / SLICE_RECORD).is_file():
+        return slice_digest(domains) if domains else None
+    digest = read_json(directory / SLICE_RECORD).get("slice")
+    return digest if isinstance(digest, str) else None
 
 
 def _slice_in(directory: Path) -> list[Domain]:

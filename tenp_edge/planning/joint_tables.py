@@ -15,10 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.nn.functional import pad
 
 from tenp_edge.calibration.coverage import MIN_TOKENS
-from tenp_edge.calibration.statistics import ROUNDING
 from tenp_edge.exporters.mixing import Mixer, TypedMatrix
 from tenp_edge.planning.rounding_errors import Errors, RoundingErrors
 from tenp_edge.planning.score_tables import Evidence
@@ -123,7 +121,7 @@ def _layer_table(
     weight: float,
 ) -> ExpertTable:
     table = evidence.layers[layer]
-    gate, up, down = _rounding_sums(evidence, layer, widths)
+    gate, up, down = evidence.rounding_sums(layer, widths)
     of = {part: errors.of_expert(layer, part) for part in ("gate", "up", "down")}
     by_gate, by_up = (pricing.errors(of[part], pricing.hidden) for part in ("gate", "up"))
     by_down = np.stack([pricing.errors(of["down"], width) for width in widths])
@@ -141,18 +139,6 @@ def _layer_table(
     if widths[0] == 0:
         cut = _emptied(cut, table.tokens.numpy())
     return ExpertTable(layer, weight, cut, gate_up, down_loss, *sizes)
-
-
-def _rounding_sums(
-    evidence: Evidence, layer: int, widths: Sequence[int]
-) -> tuple[Array, Array, Array]:
-    """Of gate, up and down: the loss at an error as large as the weights of the neurons that each
-    width keeps, [experts, widths]."""
-    order, columns = evidence.order(layer), list(widths)
-    sums = evidence.statistics.rounding(layer)
-    ordered = (pad(sums[name].gather(1, order).cumsum(dim=1), (1, 0)) for name in ROUNDING)
-    gate, up, down = (kept[:, columns].numpy() for kept in ordered)
-    return gate, up, down
 
 
 def _emptied(cut: Array, tokens: Array) -> Array:

@@ -28,6 +28,7 @@ from tenp_edge.planning.joint_plan import JointPlan, JointPlanner, joins, joint_
 from tenp_edge.planning.pricing import Priced, Pricer, draft
 from tenp_edge.planning.probes import best_way
 from tenp_edge.planning.rounding_errors import RoundingErrors
+from tenp_edge.planning.score_pack import evidence_of
 from tenp_edge.planning.score_tables import Evidence, Scores, scores_of
 from tenp_edge.planning.spec import BLOCKS, PlanOptions
 from tenp_edge.planning.target import PlanSpec, resolve
@@ -257,7 +258,7 @@ class _Given:
         scores = scores_of(spec.method, spec.options, self.statistics, spec.options.seed)
         key = self._space(spec), replace(scores, block=self._block(spec))
         if key not in self._evidence:
-            self._evidence[key] = Evidence(self.statistics, *key)
+            self._evidence[key] = evidence_of(self.statistics, *key)
         return self._evidence[key]
 
     def type_kl(self, spec: PlanSpec) -> float | None:

@@ -7,12 +7,16 @@ Everything is read one layer at a time and reduced to [experts, legal widths] ta
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.functional import pad
 
+from tenp_edge.calibration.statistics import ROUNDING
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import ExpertKey, Widths
 from tenp_edge.planning.allocation import Space
@@ -22,6 +26,8 @@ from tenp_edge.scoring.losses import cut_losses, prior_losses, stream_square, ta
 from tenp_edge.scoring.neuron_scores import neuron_score
 from tenp_edge.scoring.regularisation import NO_INSURANCE, PROTECTION, Insurance, insured
 from tenp_edge.scoring.saliency import expert_scores, neuron_scores, ranking_scores, tokens_routed
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Evidence:
         three quarters of the layers: they make the massive activations that attention rests on.
         """
         early = self.space.layers[: math.ceil(0.75 * len(self.space.layers))]
-        peaks = {layer: self._peaks(layer) for layer in self.space.layers}
+        peaks = {layer: self.peaks(layer) for layer in self.space.layers}
         everyone = torch.cat(list(peaks.values()))
         bar = max(float(everyone.quantile(0.995)), float(everyone.max()) / 10)
         return frozenset(
@@ -109,7 +115,7 @@ class Evidence:
             for expert in (peaks[layer] > bar).nonzero().flatten().tolist()
         )
 
-    def _peaks(self, layer: int) -> torch.Tensor:
+    def peaks(self, layer: int) -> torch.Tensor:
         """max over neurons and tokens of |g m_k| ||w_k||, [experts]."""
         norms = self.statistics.weight_norms(layer)["down_norm"]
         by_domain = [
@@ -147,6 +153,15 @@ class Evidence:
     def order(self, layer: int) -> torch.Tensor:
         """Neurons of every expert, best first, int64 [experts, width]."""
         return _descending(self._neuron_scores(layer))
+
+    def rounding_sums(self, layer: int, widths: Sequence[int]) -> tuple[Array, Array, Array]:
+        """Of gate, up and down: the loss at an error as large as the weights of the neurons that
+        each width keeps, [experts, widths]."""
+        order, columns = self.order(layer), list(widths)
+        sums = self.statistics.rounding(layer)
+        ordered = (pad(sums[name].gather(1, order).cumsum(dim=1), (1, 0)) for name in ROUNDING)
+        gate, up, down = (kept[:, columns].numpy() for kept in ordered)
+        return gate, up, down
 
     def retained(self, widths: Widths) -> dict[ExpertKey, torch.Tensor]:
         """The best neurons of every expert at its width, ascending, int32 [width]."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from tenp_edge.calibration.activation_ranges import Ranges, load_ranges
 from tenp_edge.calibration.imatrix import Importance, importance_of
 from tenp_edge.calibration.range_measuring import identity, measure_ranges
-from tenp_edge.calibration.storage import load_statistics
 from tenp_edge.checkpoint.compression_plan import load_plan, names_types
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer, one_writer_of
@@ -28,6 +27,7 @@ from tenp_edge.exporters.mixing import Mixer
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.verbs.known_scores import known_statistics
 from tenp_edge.verbs.options import CalibrationOptions, FileOptions
 from tenp_edge.verbs.token_chunks import calibration_domains
 
@@ -84,7 +84,7 @@ def run_export(
     weighted = options.quant in writer.weighted_quants or options.imatrix_file is not None
     importance = None
     if statistics is not None and options.imatrix and weighted:
-        importance = importance_of(checkpoint, load_statistics(statistics), loaded_plan)
+        importance = importance_of(checkpoint, known_statistics(statistics), loaded_plan)
     if checkpoint.config.raw.get("tenp"):
         # it was pruned by this plan already
         used = importance is not None or options.types is not None
@@ -98,9 +98,11 @@ def run_export(
     require_free(target.parent, manifest.file_bytes, target.name)
     chosen = calibration or CalibrationOptions()
 
+    beside = statistics if statistics is not None and statistics.is_dir() else None
+
     def ranges() -> Ranges:
-        return kept_ranges(source, statistics) or ranges_into(
-            source, calibration_domains(checkpoint, chosen, progress), chosen, statistics, progress
+        return kept_ranges(source, beside) or ranges_into(
+            source, calibration_domains(checkpoint, chosen, progress), chosen, beside, progress
         )
 
     with one_writer_of(target):

@@ -167,7 +167,12 @@ class StatisticsOptions:
 
     statistics: Annotated[
         Path | None,
-        Flag("calibration", "Directory of finished statistics.", CALIBRATION),
+        Flag(
+            "calibration",
+            "Directory of finished statistics, or a score file of tenp-edge pack.",
+            CALIBRATION,
+            also=("--scores",),
+        ),
     ] = None
 
 

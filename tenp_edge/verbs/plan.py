@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tenp_edge.calibration.storage import Statistics, load_statistics
+from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
@@ -14,6 +14,7 @@ from tenp_edge.evaluation.refine import MakePlan, known_trials, refine
 from tenp_edge.planning.planner import ExtraFiles, make_plan
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.progress import QUIET, Progress
+from tenp_edge.verbs.known_scores import known_statistics, measured_beside
 from tenp_edge.verbs.measure_types import costs_of, exactly, rounding_of
 from tenp_edge.verbs.options import (
     ComputeOptions,
@@ -42,8 +43,8 @@ def run_plan(
     profile, compute = choose_profile(options), compute or ComputeOptions()
     options = replace(options, seed=compute.seed, frontier=True)
     if isinstance(statistics, Path):
-        beside = beside or statistics
-        statistics = load_statistics(statistics, checkpoint.fingerprint, checkpoint.config)
+        beside = beside or measured_beside(statistics)
+        statistics = known_statistics(statistics, checkpoint)
     if options.refine and (statistics is None or beside is None):
         raise UserError(
             "--refine measures plans, which need neurons",

@@ -1,0 +1,135 @@
+"""pack: whoever has the model and the score file gets the plan and the file of the calibration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import crashing
+import pytest
+from support import sharing
+from support.command import refused, run
+
+from tenp_edge.checkpoint.compression_plan import CompressionPlan
+from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.verbs.calibrate import run_calibrate
+from tenp_edge.verbs.compress import run_compress
+from tenp_edge.verbs.pack import run_pack
+from tenp_edge.verbs.plan import run_plan
+
+
+@pytest.fixture(autouse=True)
+def _no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is estimated: a process that is asked answers another page each time."""
+    monkeypatch.setattr(crashing.gguf, "known_peak", crashing.not_asked)
+
+
+@pytest.fixture(scope="module")
+def packed(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose calibration measured types too, and its pack."""
+    out = Path(shutil.copytree(shared / "out", tmp_path_factory.mktemp("packed") / "out"))
+    model = shared / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crashing.gguf, "known_peak", crashing.not_asked)
+        asked = sharing.options(model).calibration
+        run_calibrate(model, out / "calibration", asked, types=True)
+        run_pack(out, out / "pack")
+    return out
+
+
+def planned(model: Path, scores: Path, directory: Path, **asked: object) -> dict[str, bytes]:
+    """The bytes of plan.json and plan.safetensors."""
+    options = replace(PlanOptions(profile="pi5-8gb"), **asked)
+    made: CompressionPlan = run_plan(model, options, scores)
+    directory.mkdir()
+    made.save(directory / "plan.json")
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"budget_bytes": 50_898_000},
+        {"budget_bytes": 50_919_000},
+        {"budget_bytes": 50_919_000, "layout": "merged"},
+        {"keep": 0.5, "quant": "Q8_0"},
+        {"keep": 0.75, "quant": "Q4_K_M"},
+    ],
+    ids=str,
+)
+def test_a_plan_from_the_file_is_the_plan_from_the_statistics(
+    asked: dict[str, object], packed: Path, shared: Path, tmp_path: Path
+) -> None:
+    model = shared / "model"
+    from_file = planned(model, packed / "pack" / "scores.zip", tmp_path / "a", **asked)
+    from_statistics = planned(model, packed / "calibration", tmp_path / "b", **asked)
+    assert from_file == from_statistics
+    plan = json.loads(from_file["plan.json"])
+    assert ("types" in plan) == ("budget_bytes" in asked)
+
+
+def test_the_exported_file_is_the_same(packed: Path, shared: Path, tmp_path: Path) -> None:
+    asked = replace(
+        sharing.options(shared / "model"),
+        plan=PlanOptions(profile="pi5-8gb", budget_bytes=50_919_000),
+        no_validate=True,
+        skip_checkpoint=True,
+    )
+    for name, known in (("a", packed / "pack" / "scores.zip"), ("b", packed / "calibration")):
+        run_compress(shared / "model", tmp_path / name, replace(asked, statistics=known))
+    for file in ("model.gguf", "plan.json", "plan.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert not (tmp_path / "a" / "calibration").exists()
+
+
+def test_it_is_small_and_holds_no_text_and_no_path(packed: Path, shared: Path) -> None:
+    file = packed / "pack" / "scores.zip"
+    statistics = (packed / "calibration" / "statistics.safetensors").stat().st_size
+    assert file.stat().st_size < statistics
+    with zipfile.ZipFile(file) as archive:
+        held = b"".join(archive.read(name) for name in archive.namelist())
+    recipe = (packed / "pack" / "recipe.toml").read_text()
+    for text in (held, recipe.encode()):
+        assert sharing.SECRET.encode() not in text and str(shared).encode() not in text
+    assert recipe.startswith("# tenp-edge compress MODEL --recipe recipe.toml --scores scores.zip")
+    assert "keep = 0.5\n" in recipe and "data" not in recipe
+    before = file.read_bytes()
+    run_pack(packed, packed / "pack")
+    assert file.read_bytes() == before
+
+
+def test_the_recipe_repeats_the_run(packed: Path, shared: Path, tmp_path: Path) -> None:
+    recipe, scores = packed / "pack" / "recipe.toml", packed / "pack" / "scores.zip"
+    done = run(
+        *("plan", shared / "model", "--recipe", recipe, "--scores", scores),
+        *("-o", tmp_path / "plan.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "plan.safetensors").read_bytes() == (
+        packed / "plan.safetensors"
+    ).read_bytes()
+
+
+def test_what_is_refused(packed: Path, shared: Path, small_model: Path, tmp_path: Path) -> None:
+    scores = packed / "pack" / "scores.zip"
+    keep = ("--keep", "0.5", "--profile", "pi5-8gb", "--quant", "Q8_0")
+    said = refused("plan", small_model, "--scores", scores, *keep)
+    assert said.startswith(f"error: the scores in {scores} belong to another model (")
+    assert said.endswith(
+        "try:   the very model that they were made from: the same revision, unquantised\n"
+    )
+    assert refused("plan", shared / "model", "--scores", scores, "--method", "tenp", *keep) == (
+        f"error: {scores} has the scores of method adaptive with its own settings only\n"
+        "try:   leave --method and its settings out, or --calibration with statistics\n"
+    )
+    text = tmp_path / "text.zip"
+    text.write_text("text")
+    assert refused("plan", shared / "model", "--scores", text, *keep) == (
+        f"error: {text} is not a score file\ntry:   what tenp-edge pack wrote\n"
+    )
+    assert refused("pack", tmp_path) == (
+        f"error: {tmp_path} holds no finished run\ntry:   what tenp-edge compress wrote (OUT)\n"
+    )
