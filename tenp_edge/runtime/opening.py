@@ -12,13 +12,12 @@ from tenp_edge.errors import UserError
 from tenp_edge.runtime.ggml.model import PerExpertModel
 from tenp_edge.runtime.gguf.file_origin import is_ours, is_per_expert
 from tenp_edge.runtime.gguf.header import Header, read_header
-from tenp_edge.runtime.gguf.model_metadata import read_facts, read_stacked
+from tenp_edge.runtime.gguf.model_metadata import read_stacked
 from tenp_edge.runtime.gguf.tensor_checks import check_tensors
 from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary
 from tenp_edge.runtime.llamacpp.model import LlamaCppModel
 from tenp_edge.runtime.llamacpp.native import native
-from tenp_edge.runtime.memory.footprint import MemoryRun, PlannedRun
-from tenp_edge.runtime.memory.parallel import check_parallel, planned_parallel
+from tenp_edge.runtime.memory.footprint import PlannedRun
 from tenp_edge.runtime.memory.planned_run import (
     Chosen,
     choose_run,
@@ -26,7 +25,7 @@ from tenp_edge.runtime.memory.planned_run import (
     planned_in_json,
 )
 from tenp_edge.runtime.onnx.directory import is_onnx, read_directory
-from tenp_edge.runtime.session import DEFAULT_CONTEXT, Session, thread_count
+from tenp_edge.runtime.session import DEFAULT_CONTEXT, Session, check_parallel
 
 _ARCHITECTURE = re.compile(r"[a-z0-9_]*")
 
@@ -37,7 +36,7 @@ class RunOptions:
 
     ``context``, ``ubatch``, ``kv_type`` None: what the file was planned for, else `DEFAULT_CONTEXT`
     (or less where the model ends before), 512 and F16; for ONNX the graph decides about the cache.
-    ``parallel``: sequences, None for as many as a server has (`planned_parallel`); ONNX has one.
+    ``parallel``: sequences that share the context; ONNX has one.
     ``prepack`` is for ONNX (see `OnnxModel`), ``gpu_layers`` for merged and padded GGUF. ``note``
     is told in a line what the plan says about the run.
     """
@@ -47,7 +46,7 @@ class RunOptions:
     ubatch: int | None = None
     kv_type: str | None = None
     flash_attention: bool = True
-    parallel: int | None = 1
+    parallel: int = 1
     gpu_layers: int = 0
     prepack: bool = True
     note: Callable[[str], None] | None = None
@@ -63,6 +62,7 @@ def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
         options = replace(options, kv_type=options.kv_type.upper())
     if not file.exists():
         raise UserError(f"{file} does not exist", "the path of a GGUF file or an ONNX directory")
+    check_parallel(options.parallel)
     return _open_onnx(file, options) if is_onnx(file) else _open_gguf(file, options)
 
 
@@ -79,13 +79,11 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
             "export --layout merged for --gpu-layers",
         )
     trained = trained_context(header)
-    planned = planned_in_gguf(header.fields)
-    chosen = _chosen(options, planned, trained)
+    chosen = chosen_run(options, header, options.note)
     title = model_title(header)
     if not per_expert:
         _check_stacked(file, header)
         _note_missing_gpu(options)
-    parallel = _parallel(file, header, options, chosen, planned)
     del header  # Not beside the model: a large vocabulary takes tens of MiB.
     settings: _Settings = {
         "context": chosen.context,
@@ -93,7 +91,7 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
         "kv_type": chosen.kv_type,
         "ubatch": chosen.ubatch,
         "flash_attention": options.flash_attention,
-        "parallel": parallel,
+        "parallel": options.parallel,
     }
     opened: Session = (
         PerExpertModel(file, **settings)
@@ -113,22 +111,6 @@ class _Settings(TypedDict):
     ubatch: int
     flash_attention: bool
     parallel: int
-
-
-def _parallel(
-    file: Path, header: Header, options: RunOptions, chosen: Chosen, planned: PlannedRun | None
-) -> int:
-    """How many sequences: as asked for, or as many as fit."""
-    if options.parallel == 1:
-        return 1
-    if options.parallel is not None:
-        check_parallel(options.parallel)
-        return options.parallel
-    facts = None
-    if is_ours(header.fields):
-        facts = (read_facts if is_per_expert(header.fields) else read_stacked)(header)
-    run = MemoryRun(chosen.context, chosen.ubatch, chosen.kv_type, thread_count(options.threads))
-    return planned_parallel(file, facts, run, planned)
 
 
 def _check_stacked(file: Path, header: Header) -> None:
@@ -168,13 +150,25 @@ def model_title(header: Header) -> str | None:
     return str(name) if is_name else None
 
 
-def _chosen(options: RunOptions, planned: PlannedRun | None, trained: int | None) -> Chosen:
+def chosen_run(
+    options: RunOptions, header: Header, note: Callable[[str], None] | None = None
+) -> Chosen:
+    """The run of a GGUF file: what ``options`` ask for, else what it was planned for."""
+    return _chosen(options, planned_in_gguf(header.fields), trained_context(header), note)
+
+
+def _chosen(
+    options: RunOptions,
+    planned: PlannedRun | None,
+    trained: int | None,
+    note: Callable[[str], None] | None,
+) -> Chosen:
     chosen = choose_run(
         planned, trained, options.context, options.ubatch, options.kv_type, DEFAULT_CONTEXT
     )
-    if options.note is not None:
+    if note is not None:
         for line in chosen.notes:
-            options.note(line)
+            note(line)
     return chosen
 
 
@@ -186,7 +180,7 @@ def _open_onnx(path: Path, options: RunOptions) -> Session:
             f"{path.name} is an ONNX directory, which runs on the CPU here",
             "run without --gpu-layers",
         )
-    if options.parallel not in (None, 1):
+    if options.parallel != 1:
         raise UserError(
             f"{path.name} is an ONNX directory, which runs one sequence at a time",
             "run without --parallel",
@@ -196,7 +190,7 @@ def _open_onnx(path: Path, options: RunOptions) -> Session:
     if planned is not None:  # The graph decides about the cache.
         planned = replace(planned, kv_type=options.kv_type or planned.kv_type)
     # The model says itself what context is too long for it.
-    chosen = _chosen(options, planned, None)
+    chosen = _chosen(options, planned, None, options.note)
     model = OnnxModel(
         path,
         context=options.context if planned is None else chosen.context,

@@ -19,6 +19,8 @@ from tenp_edge.runtime.vocabulary import Vocabulary
 Logits = npt.NDArray[np.float32]
 DEFAULT_CONTEXT = 2048
 _MOST_CONTEXT = 2**24  # beyond every model
+# llama.cpp has 256 at most; a graph of ours has some nodes for each.
+_MOST_PARALLEL = 64
 
 
 def thread_count(threads: int | None) -> int:
@@ -37,6 +39,12 @@ def check_context(context: int) -> None:
         raise UserError(f"--context is {context}", "--context of 1 or more")
     if context > _MOST_CONTEXT:
         raise UserError(f"--context is {context}", f"--context of at most {_MOST_CONTEXT}")
+
+
+def check_parallel(parallel: int) -> None:
+    """Raise UserError for a number of sequences that nothing can run."""
+    if not 1 <= parallel <= _MOST_PARALLEL:
+        raise UserError(f"--parallel is {parallel}", f"--parallel of 1 to {_MOST_PARALLEL}")
 
 
 class Session(ABC):

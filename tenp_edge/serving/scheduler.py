@@ -19,7 +19,8 @@ from tenp_edge.runtime.session import Logits, Session
 from tenp_edge.runtime.slots import Part, Slot
 from tenp_edge.serving.stops import Stops
 
-# Tokens of prompts that are read in one step while answers are being written: these wait for them.
+# Tokens of longer prompts that are read in a step in which others get their next token, or soon get
+# their first: these wait for them.
 BESIDE_ANSWERS = 64
 # Tokens of a prompt whose log probabilities are asked for: a row of the vocabulary's size for each.
 _TOLD_AT_ONCE = 32
@@ -286,9 +287,10 @@ class Scheduler:
         """Tokens of the next step."""
         if len(self._runs) == 1:
             return self._session.batch_tokens
-        answers = sum(self._left(slot) == 1 for slot, run in self._runs.items() if not run.tells)
+        left = [self._left(slot) for slot, run in self._runs.items() if not run.tells]
+        soon = sum(count for count in left if count <= BESIDE_ANSWERS)
         most = self._session.shared_batch
-        return min(most, answers + BESIDE_ANSWERS) if answers else most
+        return min(most, soon + BESIDE_ANSWERS) if soon else most
 
     def _left(self, slot: Slot) -> int:
         return len(self._runs[slot].tokens) - slot.position

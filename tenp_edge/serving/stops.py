@@ -37,4 +37,3 @@ def until_stop(pieces: Iterator[Piece], stops: Sequence[str]) -> Iterator[Piece]
         yield sent
         if sent.finish is not None:
             return
-

@@ -23,6 +23,7 @@ from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches, gated, ungated
 from tenp_edge.runtime.ggml.cache import Cache
 from tenp_edge.runtime.ggml.mixers import build_mixer
+from tenp_edge.runtime.ggml.products import Products
 from tenp_edge.runtime.ggml.ragged import (
     MAX_TOKENS,
     RaggedLayer,
@@ -104,12 +105,13 @@ class Model:
         activation = facts.architecture.activation
         operations = kernels() if use_extension and knows(library, activation) else None
         self.ragged: dict[int, RaggedLayer] = {}
-        self.scratch_bytes = 0
+        self.products = Products(library, weights, use_extension=use_extension)
+        self.scratch_bytes = self.products.nbytes
         if operations is not None:
             widest = max(max(row) for row in facts.widths.values())
             sizes = RaggedSizes(facts.hidden, facts.experts, facts.top_k, widest)
             scratch = Scratch(library, sizes)
-            self.scratch_bytes = scratch.nbytes
+            self.scratch_bytes += scratch.nbytes
             self.ragged = {
                 layer: RaggedLayer(
                     library,
@@ -166,6 +168,7 @@ class Graph:
             context=context,
             facts=facts,
             weights=model.weights,
+            products=model.products,
             cache=model.cache,
             flash_attention=model.flash_attention,
             tokens=tokens,

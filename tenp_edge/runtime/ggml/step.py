@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from tenp_edge.models.mixers import STATE_VALUE_BYTES
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.cache import Cache
+from tenp_edge.runtime.ggml.products import Products
 from tenp_edge.runtime.ggml.spans import Span
 from tenp_edge.runtime.ggml.weights import Weights
 from tenp_edge.runtime.gguf.model_metadata import Facts
+
+# Of these, ggml sums a block type's products as it sums those of one.
+_EXACT_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Step:
     context: ggml.Context
     facts: Facts
     weights: Weights
+    products: Products
     cache: Cache
     flash_attention: bool
     tokens: int
@@ -105,15 +110,33 @@ class Step:
     def product(self, weight: int, x: int) -> int:
         """``x`` (.., tokens) times a matrix.
 
-        Float products are summed in another order for several columns than for one: such a
-        rounding, of a router say, is seen in every logit behind a quantised matrix. Where the
-        columns are of several sequences, each is multiplied as it would be alone."""
+        ggml sums floats in another order for several columns than for one, and from eight on those
+        of block types: such a rounding, of a router say, is seen in every logit behind a quantised
+        matrix. Where the columns are of several sequences, each is multiplied as it would be alone:
+        by the extension together, or one by one where that costs little."""
         context = self.context
-        if len(self.parts) == 1 or ggml.tensor(weight).type != ggml.F32:
+        if len(self.parts) == 1:
             return context.mul_mat(weight, x)
+        together = self.products.build(context, weight, x)
+        if together is not None:
+            return together
+        if ggml.tensor(weight).type != ggml.F32:
+            return self._in_groups(weight, x)
         rows, columns = ggml.shape(x)
         product = context.mul_mat(weight, context.reshape_3d(x, rows, 1, columns))
         return context.reshape_2d(product, ggml.shape(weight)[1], columns)
+
+    def _in_groups(self, weight: int, x: int) -> int:
+        """A few columns at a time, where each is the only one of its sequence."""
+        context, (length, columns) = self.context, ggml.shape(x)
+        if columns > len(self.parts) or columns <= _EXACT_COLUMNS:
+            return context.mul_mat(weight, x)
+        row, made = ggml.tensor(x).nb[1], 0
+        for first in range(0, columns, _EXACT_COLUMNS):
+            count = min(_EXACT_COLUMNS, columns - first)
+            own = context.mul_mat(weight, context.view_2d(x, length, count, row, first * row))
+            made = context.concat(made, own, 1) if first else own
+        return made
 
     def norm(self, layer: int, name: str, x: int) -> int:
         normed = self.context.rms_norm(x, self.facts.eps)
