@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tenp_edge.runtime.memory.footprint import MOST_THREADS
+from tenp_edge.runtime.memory.footprint import KV_NAMES, MOST_THREADS
 
 RUNTIME, SAMPLING, CHATTING = "Runtime", "Sampling", "Conversation"
 
@@ -116,7 +116,7 @@ UBATCH = Flag(
 KV_TYPE = Flag(
     ("--kv-type",),
     str,
-    "Type of the KV cache: F16, F32 or Q8_0. Default: what the file was planned for, else F16. "
+    f"Type of the KV cache: {KV_NAMES}. Default: what the file was planned for, else F16. "
     "ONNX: what the graph has.",
     RUNTIME,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -80,8 +81,25 @@ def serve(
         int, typer.Option("--port", help="Port; 0: any free one.", min=0, max=65535)
     ] = 8080,
     name: Annotated[
-        str | None, typer.Option("--name", help="The model's name; default: the file's.")
+        str | None, typer.Option("--name", help="The model's name; default: what the file says.")
     ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option("--alias", help="Another name of it; can be repeated.")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--api-key", help="A key that requests must bring; TENP_EDGE_API_KEY is one too."
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", help="File with a key a line.")
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option("--cors", help="A site whose pages may ask, https://chat.example; *: all."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No line for every request.")] = False,
     queue: Annotated[
         int, typer.Option("--queue", help="Requests that wait; more get a 503.", min=0)
     ] = 16,
@@ -105,11 +123,10 @@ def serve(
     gpu_layers: run_flags.GpuLayers = 0,
     no_prepack: run_flags.NoPrepack = False,
 ) -> None:
-    """Serve a model with OpenAI's API: /v1/completions, /v1/chat/completions, /v1/models.
+    """Serve a model with the APIs of OpenAI, llama-server and Anthropic, with tools and grammars.
 
-    Requests are answered one after the other. There is no password: keep the default host, or
-    put the server behind something that asks for one. The sampling flags are the defaults of
-    requests that do not say otherwise.
+    Only this machine can ask, unless --host says otherwise: then add --api-key. The sampling flags
+    are the defaults of requests that do not say otherwise.
 
     Examples:
 
@@ -117,20 +134,25 @@ def serve(
 
         tenp-edge serve model.gguf --port 8000 --context 8192 --kv-type Q8_0
 
+        tenp-edge serve OUT --host 0.0.0.0 --api-key my-secret --alias gpt-4o
+
         curl localhost:8080/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "Hi"}'
     """
     from tenp_edge.runtime.locating import runnable
     from tenp_edge.runtime.opening import RunOptions
     from tenp_edge.runtime.sampling import SamplingOptions
+    from tenp_edge.serving.keys import keys_of
     from tenp_edge.serving.server import is_loopback
     from tenp_edge.serving.server import serve as serve_file
     from tenp_edge.serving.service import Limits, Service
     from tenp_edge.units import parse_size
 
+    keys = keys_of(api_key or [], api_key_file)
+
     def started(service: Service, address: str) -> None:
         note(f"{service.name} on {address}/v1, in {service.runtime}; Ctrl-C ends it")
-        if not is_loopback(host):
-            note(f"anyone who can reach {host} can use it: there is no password")
+        if not is_loopback(host) and not keys:
+            note(f"anyone who can reach {host} can use it: add --api-key")
 
     serve_file(
         runnable(file),
@@ -148,7 +170,11 @@ def serve(
         sampling=SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed),
         limits=Limits(max_tokens, parse_size(max_body), queue),
         name=name,
+        aliases=alias or (),
+        keys=keys,
+        origins=cors or (),
         started=started,
+        log=None if quiet else note,
     )
 
 

@@ -23,7 +23,7 @@ from tenp_edge.units import format_size
 Smallest = Callable[[PlanOptions], Priced]
 Way = tuple[str, PlanOptions]
 _CONTEXTS = (32768, 16384, 8192, 4096, 2048, 1024, 512)
-_SMALL_KV = min(KV_TYPES, key=lambda name: KV_TYPES[name].value_bytes)
+_SMALL_KV = "Q8_0"  # Smaller ones are felt: they are there for those who ask.
 _SMALL_UBATCH = 64
 # The process is rounded up to a MiB, and the next command measures it anew.
 _SPARE_BYTES = 2**20
@@ -78,8 +78,12 @@ def _contexts(options: PlanOptions, target: Target, priced: Priced, short: int) 
             yield f"--context {tokens}", replace(options, context=tokens)
 
 
+def _larger_kv(name: str) -> bool:
+    return KV_TYPES[name].value_bytes > KV_TYPES[_SMALL_KV].value_bytes
+
+
 def _caches(options: PlanOptions, target: Target, priced: Priced, short: int) -> Iterator[Way]:
-    large = target.run.kv_type != _SMALL_KV and not target.exporter.kv_types
+    large = _larger_kv(target.run.kv_type) and not target.exporter.kv_types
     if large and priced.memory.kv_bytes >= short:
         yield f"--kv-type {_SMALL_KV}", replace(options, kv_type=_SMALL_KV)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from tenp_edge.planning.devices import GGUF_TYPES, spare_bytes
 from tenp_edge.planning.methods import METHODS
 from tenp_edge.planning.settings import Flag, listed
-from tenp_edge.runtime.memory.footprint import KV_TYPES
+from tenp_edge.runtime.memory.footprint import KV_NAMES, KV_TYPES
 from tenp_edge.scoring.expert_scores import EXPERT_SCORES
 from tenp_edge.scoring.neuron_scores import NEURON_SCORES
 from tenp_edge.scoring.score import names
@@ -281,7 +281,7 @@ class PlanOptions(FileKnobs, Knobs):
         ),
     ] = None
     kv_type: Annotated[
-        str | None, Flag("kv-type", "F16, F32 or Q8_0.", PLAN, choices=tuple(KV_TYPES))
+        str | None, Flag("kv-type", f"{KV_NAMES}.", PLAN, choices=tuple(KV_TYPES))
     ] = None
     format: Annotated[str | None, Flag("format", "gguf or onnx.", EXPORT)] = None
     layout: Annotated[

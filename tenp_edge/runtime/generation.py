@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.sampling import Sampler, SamplingOptions
+from tenp_edge.runtime.sampling import Logprobs, Sampler, SamplingOptions, logprobs
 from tenp_edge.runtime.session import Logits, Session
 from tenp_edge.runtime.vocabulary import Vocabulary
 
@@ -17,11 +17,13 @@ _ANSWER_TOKENS = 256
 @dataclass(frozen=True)
 class Piece:
     """One generated token. ``text`` is empty while a character is incomplete; ``finish`` is set on
-    the last piece: "stop" (the model ended), "length" (a limit was reached)."""
+    the last piece: "stop" (the model ended), "length" (a limit was reached); ``logprobs`` where the
+    sampling asks for them."""
 
     token: int
     text: str
     finish: str | None = None
+    logprobs: Logprobs | None = None
 
 
 class Generation:
@@ -41,7 +43,8 @@ class Generation:
     ) -> None:
         assert limit >= 1
         self._vocabulary, self.limit = vocabulary, limit
-        self._sampler = Sampler(sampling or SamplingOptions(), prompt)
+        self._options = sampling or SamplingOptions()
+        self._sampler = Sampler(self._options, prompt)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.count = 0
         self.finished = False
@@ -56,16 +59,25 @@ class Generation:
         token = self._sampler.choose(logits)
         self._sampler.accept(token)
         self.count += 1
-        if self._vocabulary.ends(token):
-            return self._last(token, b"", "stop")
-        piece = self._vocabulary.piece(token)
-        if self.count == self.limit:
-            return self._last(token, piece, "length")
-        return Piece(token, self._decoder.decode(piece))
+        finish = self._finish(token)
+        self.finished = finish is not None
+        text = self._decoder.decode(self._bytes(token), final=self.finished)
+        return Piece(token, text, finish, self._told(logits, token))
 
-    def _last(self, token: int, piece: bytes, finish: str) -> Piece:
-        self.finished = True
-        return Piece(token, self._decoder.decode(piece, final=True), finish)
+    def _finish(self, token: int) -> str | None:
+        if self._vocabulary.ends(token):
+            return "stop"
+        return "length" if self.count == self.limit else None
+
+    def _bytes(self, token: int) -> bytes:
+        """What ``token`` adds to the text; an end token nothing."""
+        if self._vocabulary.ends(token):
+            return b""
+        return self._vocabulary.piece(token, special=token in self._options.shown)
+
+    def _told(self, logits: Logits, token: int) -> Logprobs | None:
+        count = self._options.logprobs
+        return None if count is None else logprobs(logits, token, count)
 
 
 def generate(

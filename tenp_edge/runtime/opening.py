@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tenp_edge.runtime.gguf.model_metadata import read_stacked
 from tenp_edge.runtime.gguf.tensor_checks import check_tensors
 from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary
 from tenp_edge.runtime.llamacpp.model import LlamaCppModel
+from tenp_edge.runtime.llamacpp.native import native
 from tenp_edge.runtime.memory.footprint import PlannedRun
 from tenp_edge.runtime.memory.planned_run import (
     Chosen,
@@ -24,6 +26,8 @@ from tenp_edge.runtime.memory.planned_run import (
 )
 from tenp_edge.runtime.onnx.directory import is_onnx, read_directory
 from tenp_edge.runtime.session import DEFAULT_CONTEXT, Session
+
+_ARCHITECTURE = re.compile(r"[a-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
     Raises UserError for a file that none can run, before its weights are touched.
     """
     file, options = Path(file), options or RunOptions()
+    if options.kv_type is not None:  # llama.cpp writes them small
+        options = replace(options, kv_type=options.kv_type.upper())
     if not file.exists():
         raise UserError(f"{file} does not exist", "the path of a GGUF file or an ONNX directory")
     return _open_onnx(file, options) if is_onnx(file) else _open_gguf(file, options)
@@ -71,8 +77,10 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
         )
     trained = trained_context(header)
     chosen = _chosen(options, planned_in_gguf(header.fields), trained)
+    title = model_title(header)
     if not per_expert:
         _check_stacked(file, header)
+        _note_missing_gpu(options)
     del header  # Not beside the model: a large vocabulary takes tens of MiB.
     settings: _Settings = {
         "context": chosen.context,
@@ -86,7 +94,7 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
         if per_expert
         else LlamaCppModel(file, **settings, gpu_layers=options.gpu_layers)
     )
-    opened.trained_context = trained
+    opened.trained_context, opened.title = trained, title
     return opened
 
 
@@ -114,11 +122,27 @@ def _check_stacked(file: Path, header: Header) -> None:
     check_vocabulary(header)
 
 
+def _note_missing_gpu(options: RunOptions) -> None:
+    if options.gpu_layers and options.note and not native().llama_supports_gpu_offload():
+        options.note(
+            f"--gpu-layers {options.gpu_layers} changes nothing: this llama.cpp is built for the "
+            "CPU alone"
+        )
+
+
 def trained_context(header: Header) -> int | None:
     """Tokens that the model of ``header`` knows; None where the file does not say."""
     name = header.fields.get("general.architecture")
     context = header.fields.get(f"{name}.context_length")
     return context if isinstance(context, int) and context > 0 else None
+
+
+def model_title(header: Header) -> str | None:
+    """The model's name in the metadata; None where that only names its architecture, as files
+    without a name of their own do."""
+    name = header.fields.get("general.name")
+    is_name = isinstance(name, str) and not _ARCHITECTURE.fullmatch(name)
+    return str(name) if is_name else None
 
 
 def _chosen(options: RunOptions, planned: PlannedRun | None, trained: int | None) -> Chosen:

@@ -50,6 +50,8 @@ class Session(ABC):
     kv_type: str
     # How many tokens the model knows; None where nobody said.
     trained_context: int | None = None
+    # What the model is called; None where nobody said.
+    title: str | None = None
 
     def __init__(self, vocabulary: Vocabulary, context: int, batch_tokens: int) -> None:
         self.vocabulary = vocabulary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 
 
 class Vocabulary(ABC):
@@ -44,6 +45,11 @@ class Vocabulary(ABC):
     @abstractmethod
     def ends(self, token: int) -> bool:
         """Whether ``token`` ends a generation (end of text, of turn, ...)."""
+
+    @cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Every token that ends a generation."""
+        return tuple(token for token in range(self.size) if self.ends(token))
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> str:
         """Text of ``tokens``, piece by piece (llama_detokenize "cleans up" spaces for some)."""

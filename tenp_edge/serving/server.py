@@ -7,7 +7,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import uvicorn
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.opening import RunOptions, model_name, open_model
 from tenp_edge.runtime.sampling import Sampler, SamplingOptions
+from tenp_edge.runtime.session import Session
+from tenp_edge.serving.access import Access
 from tenp_edge.serving.app import create_app
 from tenp_edge.serving.connections import BACKLOG, QuietHandler, affordable, protocol_class
 from tenp_edge.serving.service import Limits, Service
@@ -35,11 +37,15 @@ def serve(
     sampling: SamplingOptions | None = None,
     limits: Limits | None = None,
     name: str | None = None,
+    aliases: Sequence[str] = (),
+    keys: Sequence[str] = (),
+    origins: Sequence[str] = (),
     started: Callable[[Service, str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> None:
     """Serve ``file`` until SIGINT or SIGTERM. ``port`` 0 takes a free one; ``name`` is the model's
-    (default: the file's without .gguf, or the directory's); ``started`` is told the service and
-    its address.
+    (default: `name_of`), ``aliases`` are others of it; ``keys`` and ``origins`` as in `Access`.
+    ``started`` is told the service and its address, ``log`` a line of every request.
 
     Raises UserError for an address that cannot be had and for a file that cannot be run.
     """
@@ -47,9 +53,12 @@ def serve(
     with (
         closing(_listen(host, port)) as listener,
         open_model(file, options) as session,
-        closing(Service(session, name or model_name(file), sampling, limits)) as service,
+        closing(
+            Service(session, name or name_of(file, session), sampling, limits, aliases)
+        ) as service,
     ):
-        app = create_app(service, local_name=host if is_loopback(host) else None)
+        access = Access(host if is_loopback(host) else None, keys, origins)
+        app = create_app(service, access, log)
         if started is not None:
             started(service, _address(listener))
         config = uvicorn.Config(
@@ -85,6 +94,14 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.worker.stop()
         await super().shutdown(sockets)
+
+
+def name_of(file: Path, session: Session) -> str:
+    """What the model is called: as its metadata says, else after its file or directory."""
+    if session.title is not None:
+        return session.title
+    name = model_name(file)
+    return file.resolve().parent.name if name == "model" else name
 
 
 def is_loopback(host: str) -> bool:

@@ -1,26 +1,24 @@
-"""From a request to checked work: the model's name, its tokens, the limits."""
+"""The model that is served: its names, its limits, and from a request to checked work."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.chat import render_chat
-from tenp_edge.runtime.generation import prompt_tokens
+from tenp_edge.runtime.grammars import CompiledGrammar, GrammarCompiler, GrammarSource
 from tenp_edge.runtime.sampling import SamplingOptions
 from tenp_edge.runtime.session import Session
+from tenp_edge.serving.metrics import Metrics
+from tenp_edge.serving.prompts import Prompts
 from tenp_edge.serving.refusal import RefusalError
-from tenp_edge.serving.schemas import ChatRequest, CompletionRequest, GenerationRequest
+from tenp_edge.serving.schemas.generation import GenerationRequest
 from tenp_edge.serving.worker import LineFullError, Work, Worker
 
 _RETRY_SECONDS = 5
 # Bodies on their way may take this many times the largest one together.
 _BODIES = 32
-# Text that has more bytes per token of the context than any language does is not tokenised first
-# to be refused then: a MiB of spaces takes seconds.
-_BYTES_PER_TOKEN = 32
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Limits:
 
 
 class Service:
-    """One model that is served. Close it before its session."""
+    """One model that is served, under ``name`` and ``aliases``. Close it before its session."""
 
     def __init__(
         self,
@@ -46,11 +44,16 @@ class Service:
         name: str,
         sampling: SamplingOptions | None = None,
         limits: Limits | None = None,
+        aliases: Sequence[str] = (),
     ) -> None:
-        self.name, self.runtime, self.context = name, session.runtime, session.context
+        self.name, self.aliases = name, tuple(aliases)
+        self.runtime, self.context = session.runtime, session.context
         self.limits = limits or Limits()
         self.max_tokens = min(self.limits.max_tokens or self.context, self.context)
-        self._session, self._sampling = session, sampling or SamplingOptions()
+        self.session, self.sampling = session, sampling or SamplingOptions()
+        self.vocabulary, self.prompts = session.vocabulary, Prompts(session)
+        self.metrics = Metrics()
+        self._grammars = GrammarCompiler(session.vocabulary, session.vocab_size)
         self.worker = Worker(session, self.limits.waiting)
         self._held_bytes = 0
         self.preparing = ThreadPoolExecutor(1, thread_name_prefix="tenp-edge-prompts")
@@ -59,33 +62,44 @@ class Service:
         self.preparing.shutdown(cancel_futures=True)
         self.worker.close()
 
-    def work(self, request: GenerationRequest) -> Work:
-        """``request`` as checked work. Raises RefusalError.
+    def named(self, wanted: str | None) -> str:
+        """The name that an answer goes by: an alias where the request has one. Any other name is
+        served too, as clients come with names of their own."""
+        return wanted if wanted in self.aliases else self.name
 
-        Tokenising touches the vocabulary alone, which the worker only reads.
-        """
-        if request.model is not None:
-            self.check_name(request.model)
-        tokens = request.wanted_tokens(self.max_tokens)
-        if tokens > self.max_tokens:
-            raise RefusalError(
-                400,
-                f"max_tokens is {tokens}, this server generates at most {self.max_tokens}",
-                "invalid_value",
-                "max_tokens",
-            )
-        prompt = self._prompt(request)
-        return Work(tuple(prompt), request.sampling(self._sampling), tokens, request.stops())
+    def work(
+        self,
+        request: GenerationRequest,
+        prompt: tuple[int, ...],
+        sampling: SamplingOptions,
+        index: int = 0,
+    ) -> Work:
+        """Choice ``index`` of an answer to ``prompt``. Choices of one seed are drawn from seeds
+        that follow it."""
+        if index and sampling.seed is not None:
+            sampling = replace(sampling, seed=(sampling.seed + index) % 2**64)
+        wanted = request.wanted_tokens()
+        limit = self.max_tokens if wanted is None else min(wanted, self.max_tokens)
+        return Work(prompt, sampling, max(1, limit), request.stops())
 
-    def check_name(self, name: str) -> None:
-        """Refuse any model but the one that is served."""
-        if name != self.name:
-            raise RefusalError(
-                404,
-                f"the model '{name}' is not served here; '{self.name}' is",
-                "model_not_found",
-                "model",
-            )
+    def sampling_of(
+        self,
+        request: GenerationRequest,
+        told: int | None,
+        grammar: GrammarSource | None,
+        shown: frozenset[int] = frozenset(),
+        field: str = "grammar",
+    ) -> SamplingOptions:
+        """How the answers to ``request`` are drawn. ``told``: how many log probabilities; ``shown``
+        as in `SamplingOptions`; ``field`` is where the grammar comes from. Raises RefusalError."""
+        options = request.sampling(self.sampling, self.context)
+        return replace(
+            options,
+            logit_bias=self._biases(request),
+            grammar=None if grammar is None else self._compiled(grammar, field),
+            logprobs=told,
+            shown=shown,
+        )
 
     def reserve(self) -> None:
         """Take a place in the line for a request that is yet to be tokenised, or refuse it because
@@ -101,57 +115,30 @@ class Service:
             raise _busy("too many long requests are on their way")
         self._held_bytes += count
 
-    def _prompt(self, request: GenerationRequest) -> Sequence[int]:
-        field = "messages" if isinstance(request, ChatRequest) else "prompt"
+    def _biases(self, request: GenerationRequest) -> tuple[tuple[int, float], ...]:
+        """Token numbers and what is added to their logits; texts mean each of their tokens."""
+        biases = []
+        for name, bias in request.biases():
+            tokens = [int(name)] if _is_number(name) else self._tokens_of(name)
+            for token in tokens:
+                self.prompts.check_token(token, "logit_bias")
+                biases.append((token, bias))
+        if request.ignore_eos:
+            biases += [(token, float("-inf")) for token in self.vocabulary.end_tokens]
+        return tuple(biases)
+
+    def _tokens_of(self, text: str) -> list[int]:
+        return self.vocabulary.tokenize(text, add_special=False, parse_special=False)
+
+    def _compiled(self, source: GrammarSource, field: str) -> CompiledGrammar:
         try:
-            tokens = self._tokens(request)
+            return self._grammars.compiled(source)
         except UserError as error:
-            raise RefusalError(400, error.message, "invalid_value", field) from None
-        if not tokens:
-            raise RefusalError(400, "the prompt is empty", "invalid_value", field)
-        if len(tokens) > self.context:
-            raise RefusalError(
-                400,
-                f"the prompt has {len(tokens)} tokens, the context holds {self.context}",
-                "context_length_exceeded",
-                field,
-            )
-        low, high, size = min(tokens), max(tokens), self._session.vocab_size
-        if low < 0 or high >= size:
-            wrong = low if low < 0 else high
-            raise RefusalError(
-                400, f"token {wrong} is not in the vocabulary of {size}", "invalid_value", field
-            )
-        return tokens
-
-    def _tokens(self, request: GenerationRequest) -> list[int]:
-        if isinstance(request, ChatRequest):
-            messages = [message.plain() for message in request.messages]
-            self._check_length(sum(_size(message["content"]) for message in messages), "messages")
-            rendered = render_chat(self._session.vocabulary, messages)
-            self._check_length(_size(rendered), "messages")
-            return prompt_tokens(self._session, rendered)
-        assert isinstance(request, CompletionRequest)
-        if isinstance(request.prompt, str):
-            self._check_length(_size(request.prompt), "prompt")
-            return self._session.tokenize(request.prompt)
-        return [int(token) for token in request.prompt]  # type: ignore[arg-type]
-
-    def _check_length(self, nbytes: int, field: str) -> None:
-        """Refuse what cannot fit before it is tokenised."""
-        max_bytes = _BYTES_PER_TOKEN * self.context
-        if nbytes > max_bytes:
-            raise RefusalError(
-                400,
-                f"the prompt has {nbytes} bytes, "
-                f"a context of {self.context} tokens takes {max_bytes}",
-                "context_length_exceeded",
-                field,
-            )
+            raise RefusalError(400, error.message, "invalid_grammar", field) from None
 
 
-def _size(text: str) -> int:
-    return len(text.encode(errors="replace"))
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isascii() and text.removeprefix("-").isdigit()
 
 
 def _busy(why: str) -> RefusalError:

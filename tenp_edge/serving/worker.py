@@ -77,15 +77,16 @@ class Worker:
         with self._changed:
             self._reserved -= 1
 
-    def submit(self, job: Job) -> None:
-        """Put ``job`` into the line, at the place that was reserved for it."""
+    def submit(self, *jobs: Job) -> None:
+        """Put the ``jobs`` of a request into the line, at the place that was reserved for it."""
         with self._changed:
             self._reserved -= 1
             if not self._closed:
-                self._line.append(job)
+                self._line.extend(jobs)
                 self._changed.notify()
                 return
-        job.deliver(_going_down())
+        for job in jobs:
+            job.deliver(_going_down())
 
     def cancel(self, job: Job) -> None:
         """Nobody wants ``job`` any more: it leaves the line, or ends with the next token."""

@@ -18,7 +18,7 @@ from tenp_edge.planning.spec import (
     FileKnobs,
     PlanOptions,
 )
-from tenp_edge.runtime.memory.footprint import MOST_THREADS, MemoryRun, known_kv_type
+from tenp_edge.runtime.memory.footprint import KV_NAMES, MOST_THREADS, MemoryRun, known_kv_type
 
 CALIBRATION, VALIDATION, COMPUTE = "Calibration", "Validation", "Compute"
 COMPARISON, MATCHED = "Comparison", "Comparison at equal sizes"
@@ -141,9 +141,7 @@ class MeasureOptions:
             "Default: 4096, or the model's.",
         ),
     ] = None
-    kv_type: Annotated[str, Flag("kv-type", "Type of that cache: F16, F32 or Q8_0.")] = (
-        MemoryRun.kv_type
-    )
+    kv_type: Annotated[str, Flag("kv-type", f"Type of that cache: {KV_NAMES}.")] = MemoryRun.kv_type
     ubatch: Annotated[
         int, Flag("ubatch", "Prompt tokens evaluated at once in that measurement.")
     ] = MemoryRun.ubatch

@@ -281,3 +281,11 @@ def test_fields_that_say_nonsense_are_no_plan() -> None:
     assert PlannedRun.from_json({"context": 512, "ubatch": 64, "kv_type": "F16 "}) == PlannedRun(
         512, 64, "F16"
     )
+
+
+def test_a_build_without_gpu_says_so(files: dict[str, Path]) -> None:
+    done = run("run", files["merged"], *PROMPT, *SMALL, "--gpu-layers", 99)
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[0] == (
+        "--gpu-layers 99 changes nothing: this llama.cpp is built for the CPU alone"
+    )

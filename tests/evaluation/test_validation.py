@@ -179,7 +179,10 @@ def test_the_measured_run() -> None:
     assert MeasureOptions().run(1024, 2).context == 1024
     assert MeasureOptions(700, "Q8_0", 64).run(1024, 1) == MemoryRun(700, 64, "Q8_0", 1)
     for options, message in (
-        (MeasureOptions(kv_type="Q4_0"), "no KV cache type 'Q4_0'\ntry: --kv-type F32, F16, Q8_0"),
+        (
+            MeasureOptions(kv_type="Q4_9"),
+            "no KV cache type 'Q4_9'\ntry: --kv-type F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0",
+        ),
         (MeasureOptions(ubatch=0), "--ubatch is 0\ntry: --ubatch of 1 or more"),
         (
             MeasureOptions(2000),

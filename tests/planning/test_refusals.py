@@ -65,9 +65,9 @@ def test_an_infeasible_budget_names_other_types(qwen3: Checkpoint, device: Devic
             "--keep 0.3334 or a smaller --set width-multiple",
         ),
         (
-            PlanOptions(kv_type="Q4_0"),
-            "--kv-type Q4_0 is not known",
-            "--kv-type F32|F16|Q8_0",
+            PlanOptions(kv_type="Q4_9"),
+            "--kv-type Q4_9 is not known",
+            "--kv-type F32|F16|BF16|Q8_0|Q5_1|Q5_0|Q4_1|Q4_0",
         ),
         (
             PlanOptions(keep=1.2, method="tenp"),

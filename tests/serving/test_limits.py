@@ -16,13 +16,14 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from support.serving_cases import Server, error_of, make_files, serving
+from support.serving_cases import Server, error_of, serving
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.generation import run_text
 from tenp_edge.runtime.gguf.header import read_header
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.sampling import SamplingOptions
+from tenp_edge.serving.access import Access
 from tenp_edge.serving.app import create_app
 from tenp_edge.serving.connections import QuietHandler, affordable, protocol_class
 from tenp_edge.serving.refusal import RefusalError
@@ -34,8 +35,8 @@ DAMAGED = "the model computes NaN or infinity: its weights are damaged"
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_files(tmp_path_factory.mktemp("serving"))["per-expert"]
+def file(files: dict[str, Path]) -> Path:
+    return files["per-expert"]
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +186,10 @@ def test_bodies_on_their_way_are_bounded_together(service: Service) -> None:
 
 def test_a_client_that_left_is_not_tokenised(service: Service) -> None:
     tokenised, free = [], threading.Event()
-    work = service.work
-    service.work = lambda request: tokenised.append(request) or work(request)  # type: ignore
-    app = create_app(service, local_name="127.0.0.1")
+    prompts = service.prompts
+    tokens = prompts.tokens
+    prompts.tokens = lambda text: tokenised.append(text) or tokens(text)  # type: ignore
+    app = create_app(service, Access("127.0.0.1"))
     body = b'{"prompt": "Hi", "max_tokens": 1}'
     head = (
         f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

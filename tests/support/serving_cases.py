@@ -24,7 +24,10 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 
 TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>"
+    "{% endfor %}{{ '\n' }}{% endfor %}"
     "{% if messages[0].role == 'assistant' %}{{ raise_exception('user first') }}{% endif %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
@@ -93,7 +96,8 @@ def serving(file: Path, *flags: object, open_files: int | None = None) -> Iterat
 
     It must end cleanly on Ctrl-C.
     """
-    arguments = ["serve", file, "--port", 0, "--threads", 1, "--kv-type", "F32", *flags]
+    arguments = ["serve", file, "--port", 0, "--threads", 1, "--kv-type", "F32", "--quiet"]
+    arguments += ["--name", file.stem, *flags]
     command = [sys.executable, "-m", "tenp_edge.cli.main", *map(str, arguments)]
     if open_files is not None:
         command = ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh", *command]

@@ -30,8 +30,19 @@ class KvType:
         return self.block_bytes / self.block
 
 
-# What every runtime of GGUF files here keeps a cache in; what is not in it cannot be planned.
-KV_TYPES = {"F32": KvType(0, 1, 4), "F16": KvType(1, 1, 2), "Q8_0": KvType(8, 32, 34)}
+# What every runtime of GGUF files here keeps a cache in; what is not in it cannot be planned. Those
+# that llama.cpp knows, but for IQ4_NL, whose name is longer than a file's field for it.
+KV_TYPES = {
+    "F32": KvType(0, 1, 4),
+    "F16": KvType(1, 1, 2),
+    "BF16": KvType(30, 1, 2),
+    "Q8_0": KvType(8, 32, 34),
+    "Q5_1": KvType(7, 32, 24),
+    "Q5_0": KvType(6, 32, 22),
+    "Q4_1": KvType(3, 32, 20),
+    "Q4_0": KvType(2, 32, 18),
+}
+KV_NAMES = "F16, F32, BF16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0"  # in the words of the help
 # Copies of the states of layers that carry one, in our own runtime (`ggml.states`).
 STATE_SNAPSHOTS = 2
 # Caches are rounded up to whole steps of so many places, as in llama.cpp.

@@ -24,6 +24,7 @@ from tenp_edge.runtime.ggml import branches
 from tenp_edge.runtime.ggml.model import PerExpertModel
 from tenp_edge.runtime.gguf.padded_twin import GgufFile, write_padded_twin
 from tenp_edge.runtime.llamacpp.model import LlamaCppModel
+from tenp_edge.runtime.memory.footprint import KV_TYPES
 
 FileOf = Callable[..., Path]
 ONE_PER_ATTENTION = ("qwen3_moe", "deepseek_v3")
@@ -165,6 +166,13 @@ def test_caches_are_llamacpps(
         export_ragged(checkpoint, tmp_path / f"{layout}.gguf", "Q8_0", layout)
     file, padded = tmp_path / "per-expert.gguf", tmp_path / "padded.gguf"
     assert_same(file, padded, kv_type=kv_type, flash_attention=True)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_smaller_caches_are_llamacpps(family: str, file_of: FileOf) -> None:
+    file, padded = file_of(family, "Q8_0"), file_of(family, "Q8_0", "padded")
+    for kv_type in KV_TYPES.keys() - {"F32", "F16", "Q8_0"}:
+        assert_same(file, padded, kv_type=kv_type, flash_attention=True)
 
 
 # Rows of 256 and more fill K-quants' blocks; two layers of four experts keep it quick.

@@ -1,0 +1,83 @@
+"""Prompts as tokens, and the limits on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tenp_edge.errors import UserError
+from tenp_edge.runtime.session import Session
+from tenp_edge.serving.refusal import RefusalError
+
+# Text that has more bytes per token of the context than any language does is not tokenised first
+# to be refused then: a MiB of spaces takes seconds.
+_BYTES_PER_TOKEN = 32
+
+
+class Prompts:
+    """Tokens of the prompts of ``session``'s model.
+
+    Tokenising touches the vocabulary alone, which the worker only reads.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session, self._context = session, session.context
+
+    def tokens(self, prompt: str | Sequence[int], field: str = "prompt") -> tuple[int, ...]:
+        """The tokens of ``prompt``, in ``field`` of a request. Raises RefusalError."""
+        if isinstance(prompt, str):
+            self.check_size(size(prompt), field)
+            prompt = self._tokenized(prompt, field)
+        return self._checked(prompt, field)
+
+    def chat_tokens(self, text: str) -> tuple[int, ...]:
+        """The tokens of a rendered conversation: the template has written the BOS where one
+        belongs."""
+        self.check_size(size(text), "messages")
+        tokens = self._tokenized(text, "messages")
+        bos = self._session.vocabulary.bos
+        twice = bos is not None and tokens[:2] == [bos, bos]
+        return self._checked(tokens[1:] if twice else tokens, "messages")
+
+    def check_size(self, nbytes: int, field: str) -> None:
+        """Refuse what cannot fit before it is tokenised."""
+        max_bytes = _BYTES_PER_TOKEN * self._context
+        if nbytes > max_bytes:
+            raise RefusalError(
+                400,
+                f"the prompt has {nbytes} bytes, "
+                f"a context of {self._context} tokens takes {max_bytes}",
+                "context_length_exceeded",
+                field,
+            )
+
+    def check_token(self, token: int, field: str) -> None:
+        """Refuse a number that is no token."""
+        count = self._session.vocab_size
+        if not 0 <= token < count:
+            raise RefusalError(
+                400, f"token {token} is not in the vocabulary of {count}", "invalid_value", field
+            )
+
+    def _tokenized(self, text: str, field: str) -> list[int]:
+        try:
+            return self._session.tokenize(text)
+        except UserError as error:
+            raise RefusalError(400, error.message, "invalid_value", field) from None
+
+    def _checked(self, tokens: Sequence[int], field: str) -> tuple[int, ...]:
+        if not tokens:
+            raise RefusalError(400, "the prompt is empty", "invalid_value", field)
+        if len(tokens) > self._context:
+            raise RefusalError(
+                400,
+                f"the prompt has {len(tokens)} tokens, the context holds {self._context}",
+                "context_length_exceeded",
+                field,
+            )
+        for token in (min(tokens), max(tokens)):
+            self.check_token(token, field)
+        return tuple(tokens)
+
+
+def size(text: str) -> int:
+    return len(text.encode(errors="replace"))

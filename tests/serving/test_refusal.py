@@ -1,0 +1,195 @@
+"""Requests that are refused, each in words of ours."""
+
+from __future__ import annotations
+
+import pytest
+from support.serving_cases import Server
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+HI = {"messages": [{"role": "user", "content": "Hi"}]}
+TOOL = {"type": "function", "function": {"name": "now"}}
+BROKEN = {"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}
+IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "message", "param"),
+    [
+        (COMPLETIONS, {"prompt": ""}, "the prompt is empty", "prompt"),
+        (COMPLETIONS, {}, "prompt is missing", "prompt"),
+        (
+            COMPLETIONS,
+            {"prompt": {"a": 1}},
+            'prompt must be text, a list of token numbers, or a list of these, not {"a": 1}',
+            "prompt",
+        ),
+        (
+            COMPLETIONS,
+            {"prompt": "a", "max_tokens": "many"},
+            'max_tokens must be a whole number, not "many"',
+            "max_tokens",
+        ),
+        (
+            COMPLETIONS,
+            {"prompt": [5] * 2049},
+            "the prompt has 2049 tokens, the context holds 2048",
+            "prompt",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "x\u00e9" * 2048}]},
+            "the prompt has 6159 tokens, the context holds 2048",
+            "messages",
+        ),
+        (
+            COMPLETIONS,
+            {"prompt": "a", "temperature": -1},
+            "temperature must be at least 0.0, not -1",
+            "temperature",
+        ),
+        (
+            COMPLETIONS,
+            {"prompt": "a", "stop": ["a"] * 17},
+            "stop must be text of at most 256 characters, or a list of up to 16 such texts, not "
+            '["a", "a", "a", "a", "a", "a", "a", "a", "a", "a", "a", "a",...',
+            "stop",
+        ),
+        (
+            COMPLETIONS,
+            {"prompt": "a", "suffix": "b"},
+            "suffix needs a model that fills gaps, and this one continues text",
+            "suffix",
+        ),
+        (
+            COMPLETIONS,
+            {"prompt": "a", "best_of": 3},
+            "best_of is more than n: this server returns all that it generates",
+            "best_of",
+        ),
+        (
+            COMPLETIONS,
+            {"prompt": "a", "logit_bias": {"384": 1}},
+            "token 384 is not in the vocabulary of 384",
+            "logit_bias",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "assistant", "content": "Hi"}]},
+            "the chat template cannot render these messages: user first",
+            "messages",
+        ),
+        (CHAT, {"messages": []}, "messages must be not empty, not []", "messages"),
+        (
+            CHAT,
+            {"messages": [{"role": "king", "content": "Hi"}]},
+            "messages[0].role must be one of 'system', 'developer', 'user', 'assistant', 'tool' or "
+            "'function', not \"king\"",
+            "messages",
+        ),
+        (
+            CHAT,
+            {"messages": [IMAGE]},
+            "a message has a part of type 'image_url': text alone is read",
+            "messages",
+        ),
+        (
+            CHAT,
+            HI | {"tools": [{"type": "web_search"}]},
+            "tools[0].function is missing",
+            "tools",
+        ),
+        (
+            CHAT,
+            HI | {"tool_choice": "required"},
+            "tool_choice is 'required', and there are no tools",
+            "tool_choice",
+        ),
+        (
+            CHAT,
+            HI | {"tools": [TOOL], "tool_choice": {"function": {"name": "later"}}},
+            "tool_choice names 'later', no tool",
+            "tool_choice",
+        ),
+        (
+            CHAT,
+            HI | {"tools": [BROKEN], "tool_choice": "required"},
+            "the grammar cannot be used: Invalid type: objekt",
+            "tools",
+        ),
+        (
+            CHAT,
+            HI | {"response_format": {"type": "xml"}},
+            "response_format.type must be one of 'text', 'json_object', 'json_schema', 'regex' or "
+            "'grammar', not \"xml\"",
+            "response_format",
+        ),
+        (
+            CHAT,
+            HI | {"response_format": {"type": "json_schema"}},
+            "response_format of type 'json_schema' needs json_schema",
+            "response_format",
+        ),
+        (
+            CHAT,
+            HI
+            | {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": 1}}}},
+            'the grammar cannot be used: Unimplemented keys: ["not"]',
+            "response_format",
+        ),
+        (
+            COMPLETIONS,
+            {"prompt": "a", "grammar": 'root ::= "a" b'},
+            "the grammar cannot be used: Failed to convert the grammar from GBNF to Lark: "
+            "Rule 'b' not found",
+            "grammar",
+        ),
+        (
+            COMPLETIONS,
+            {"prompt": "a", "json_schema": {"$ref": "#"}},
+            "the grammar cannot be followed: NoExtensionBias <non-verbose/>",
+            "grammar",
+        ),
+        (
+            "/v1/embeddings",
+            {"input": "a"},
+            "embeddings need a model that is trained for them; this one generates text",
+            None,
+        ),
+        (
+            "/v1/responses",
+            {"input": "a"},
+            "the Responses API is not served; send this to /v1/chat/completions",
+            None,
+        ),
+    ],
+)
+def test_refused(
+    shared: Server, path: str, fields: dict[str, object], message: str, param: str | None
+) -> None:
+    assert shared.error(path, **fields) == (400, message, param)
+
+
+def test_what_clients_send_by_default_is_served(shared: Server) -> None:
+    """Names of other models, more tokens than there is room for, fields of other servers."""
+    unknown = {
+        "model": "gpt-4",
+        "reasoning_effort": "low",
+        "chat_template_kwargs": {"enable_thinking": False},
+        "cache_prompt": True,
+        "options": {"num_ctx": 4096},
+        "mirostat": 0,
+        "user": "me",
+        "metadata": {},
+        "parallel_tool_calls": True,
+        "tools": [],
+        "presence_penalty": 0.1,
+        "repetition_penalty": 1.1,
+    }
+    answer = shared.post(CHAT, **HI, **unknown, max_tokens=3)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == "per-expert"
+    assert shared.post(CHAT, **HI, model="gpt-4o", max_tokens=3).json()["model"] == "gpt-4o"
+    for tokens in (1_000_000, -1):
+        cut = shared.post(COMPLETIONS, prompt=[5] * 2040, max_tokens=tokens, ignore_eos=True).json()
+        assert cut["usage"]["completion_tokens"] == 9  # The last one is not evaluated.
+        assert cut["choices"][0]["finish_reason"] == "length"
