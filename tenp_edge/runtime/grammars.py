@@ -32,6 +32,8 @@ _KEPT = 8
 # About 2 KB each; llguidance's own limit is five times as many.
 _MOST_LEXER_STATES = 50_000
 _SHOWN = 300
+# Tokens that may stand before a text: a space, and a line's end as a byte.
+_MOST_BEFORE = 4
 # A line of the grammar in an error, and where in it; a schema's is of our making.
 _LISTING = re.compile(r"\s*\d+ \| |\s*\^")
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
@@ -140,6 +142,7 @@ def _tokenizer(vocabulary: Vocabulary, vocab_size: int) -> LLTokenizer:
     made: LLTokenizer = llguidance.LLTokenizer(
         llguidance.TokenizerWrapper(tokens), n_vocab=vocab_size, eos_token=list(ends)
     )
+    tokens.greedy = made.greedy_tokenize
     return made
 
 
@@ -152,11 +155,20 @@ class _Tokens:
         self.tokens, self.special_token_ids = tokens, control
         self.eos_token_id, self.bos_token_id = end, vocabulary.bos
         self._vocabulary = vocabulary
+        self.greedy: Callable[[str], list[int]] | None = None
 
-    def __call__(self, text: str | bytes) -> list[int]:
-        if isinstance(text, bytes):
-            text = text.decode(errors="replace")
-        return self._vocabulary.tokenize(text, add_special=False, parse_special=False)
+    def __call__(self, raw: str | bytes) -> list[int]:
+        """The tokens of text that a grammar leaves no choice about: its own bytes, neither more nor
+        less. sentencepiece puts a space in front, unless a line has begun."""
+        text = raw if isinstance(raw, str) else raw.decode(errors="replace")
+        for before in ("", "\n"):
+            tokens = self._vocabulary.tokenize(
+                before + text, add_special=False, parse_special=False
+            )
+            for begin in range(min(len(tokens), _MOST_BEFORE)):
+                if b"".join(self.tokens[token] for token in tokens[begin:]) == text.encode():
+                    return tokens[begin:]
+        return self.greedy(text) if self.greedy else []
 
 
 def definition(source: GrammarSource) -> str:

@@ -54,7 +54,7 @@ class GenerationRequest(Lenient):
     presence_penalty: Finite | None = None
     frequency_penalty: Finite | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
-    logit_bias: dict[str, Finite | bool] | list[tuple[int, Finite | bool]] | None = Field(
+    logit_bias: dict[str, Finite | bool] | list[tuple[int | str, Finite | bool]] | None = Field(
         None, description="an object of token numbers and biases, or a list of such pairs"
     )
     ignore_eos: bool | None = None
