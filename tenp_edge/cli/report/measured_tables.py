@@ -188,3 +188,20 @@ def coverage(statistics: Statistics, covered: Coverage) -> RenderableType:
     few = sum(covered.below_everywhere.values())
     line = f"{total - few} of {total} experts saw at least {covered.min_tokens} tokens"
     return Group(table("Coverage", columns, rows), Text(line))
+
+
+def tasks(found: Mapping[str, Any]) -> RenderableType:
+    """lm-eval's scores: a row a task and metric, a column a model."""
+    models = list(found["scores"])
+    names = {
+        (task, metric)
+        for scores in found["scores"].values()
+        for task, row in scores.items()
+        for metric in row
+    }
+    rows = []
+    for task, metric in sorted(names):
+        values = [found["scores"][model].get(task, {}).get(metric) for model in models]
+        shown = ["" if value is None else f"{value:.4f}" for value in values]
+        rows.append((task, metric.removesuffix(",none"), *shown))
+    return table("lm-eval", ("task", "metric", *models), rows)
