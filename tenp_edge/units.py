@@ -69,3 +69,16 @@ def write_size(nbytes: int) -> str:
         if nbytes % scale == 0:
             return f"{nbytes // scale}{unit}"
     return f"{nbytes}B"
+
+
+def counted(number: int, unit: str) -> str:
+    """ "6 layers", "1 layer": ``unit`` is a plural with an s."""
+    return f"{number:,} {unit.removesuffix('s') if number == 1 else unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """ "42 s", "7 min" or "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import crashing
 import pytest
 import torch
-from support import chatting, sharing, tiny
+from support import browser, chatting, sharing, tiny
 
 from tenp_edge.cli import main
 
@@ -28,6 +28,13 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         return tiny.make(tmp_path_factory.mktemp(family), family)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[browser.Chromium]:
+    """The one browser of the session; tests that need it are skipped on a machine without any."""
+    with browser.launched() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

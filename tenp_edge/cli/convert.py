@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
 from tenp_edge.cli import flags
-from tenp_edge.cli.console import progress, show
-from tenp_edge.cli.report import rich_tables
+from tenp_edge.cli.report.entries import Entries
+from tenp_edge.cli.report.plain_notes import merged
+from tenp_edge.cli.screen import Screen
 from tenp_edge.errors import UserError
+from tenp_edge.units import format_size
 from tenp_edge.verbs.options import CalibrationOptions, FileOptions
 
 
@@ -23,7 +26,8 @@ def export(
     options: FileOptions,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the exact size.")] = False,
     force: flags.Force = False,
-    json_output: flags.Json = False,
+    *,
+    screen: Screen,
 ) -> None:
     """Write a dense or pruned checkpoint as GGUF or ONNX.
 
@@ -58,7 +62,7 @@ def export(
         options.format,
         export_options(options),
         options.plan,
-        progress,
+        screen.progress,
         dry_run,
         options.known.statistics,
         CalibrationOptions(**vars(options.text)),
@@ -71,5 +75,11 @@ def export(
         "bytes": manifest.file_bytes,
         "notes": list(manifest.notes),
     }
-    shown = rows | {"notes": "\n".join(manifest.notes)}
-    show(rich_tables.facts(str(output), shown.items()), rows, json_output)
+    size = f"{format_size(manifest.file_bytes)} ({manifest.file_bytes:,} bytes)"
+    what = f"{manifest.layout} {manifest.format}, {manifest.quant}, {len(manifest.tensors)} tensors"
+    file = f"{output}{' (not written: --dry-run)' if dry_run else ''}"
+    notes = tuple(manifest.notes if screen.verbose else merged(manifest.notes))
+    lines = [("file", file), ("size", size), ("holds", what), *(("note", note) for note in notes)]
+    next_steps = [("run it", f"tenp-edge run {quote(str(output))}")]
+    last = Entries(lines, () if dry_run else next_steps)
+    screen.show(rows, last, line=f"{output}: {size}")

@@ -17,7 +17,7 @@ from tenp_edge.cli.report import measured_tables, plan_tables, rich_tables
 from tenp_edge.cli.report.closing import Closing, closing
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.units import format_size, parse_size
+from tenp_edge.units import format_seconds, format_size, parse_size
 from tenp_edge.verbs.compress import CompressResult, run_compress
 from tenp_edge.verbs.options import CalibrationOptions, CompressOptions, ValidationOptions
 from tenp_edge.verbs.plan import run_plan
@@ -101,6 +101,22 @@ class DemoResult:
             rich_tables.facts("Demo", rows),
         )
 
+    @property
+    def saved(self) -> tuple[tuple[str, str], ...]:
+        """What the demo is for: how much smaller file and run are than the model as it is."""
+        whole, plan = self.whole, self.result.plan
+        sizes = [made.files["model.gguf"] for made in (whole, plan)]
+        peaks = [made.memory["total_bytes"] for made in (whole, plan)]
+        process = format_size(plan.memory["overhead_bytes"])
+        return (
+            ("saves", f"file {_shrunk(*sizes)}; peak memory {_shrunk(*peaks)}"),
+            (
+                "",
+                f"of the peak {process} are the process itself",
+            ),
+            ("took", format_seconds(self.seconds)),
+        )
+
 
 def run_demo(output: Path, force: bool = False, progress: Progress = QUIET) -> DemoResult:
     """Compress the bundled model to a RAM budget that 60 % of its experts' neurons fill."""
@@ -120,7 +136,8 @@ def run_demo(output: Path, force: bool = False, progress: Progress = QUIET) -> D
         last = closing(Path(DEMO), output, result.plan, result.to_json()["validation"])
     another = "your own model", "tenp-edge compress PATH/TO/YOUR/MODEL --ram 8GiB -o OUT"
     made = DemoResult(result, whole, ram, time.monotonic() - start, last)
-    last = replace(last, commands=(*last.commands, ("the same by hand", made.command), another))
+    commands = (*last.commands, ("the same by hand", made.command), another)
+    last = replace(last, commands=commands, others=made.saved)
     return replace(made, closing=last)
 
 

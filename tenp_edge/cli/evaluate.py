@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from tenp_edge.cli import flags
-from tenp_edge.cli.console import progress, show
-from tenp_edge.cli.report import measured_tables
-from tenp_edge.cli.terminal import TerminalProgress
+from tenp_edge.cli.report import comparison_tables, measured_tables
+from tenp_edge.cli.report.entries import Entries
+from tenp_edge.cli.screen import Screen
 from tenp_edge.disk import require_parent
 from tenp_edge.errors import UserError
 from tenp_edge.verbs.options import (
@@ -33,11 +31,13 @@ def compare(
         typer.Option(
             "-o",
             "--output",
-            help="Directory for the tables: compare.json, .md and .png, or matched.json and .md.",
+            help="Directory for the tables: compare.json, .md, .html and .png, or "
+            "matched.json, .md and .html.",
         ),
     ],
     options: CompareOptions,
-    json_output: flags.Json = False,
+    *,
+    screen: Screen,
 ) -> None:
     """Methods side by side at equal bytes: KL, perplexity, agreement and questions by domain.
 
@@ -59,33 +59,32 @@ def compare(
 
         tenp-edge compare MODEL --data code=a.jsonl --eval-data code=b.jsonl --method all -o OUT
     """
-    shown = TerminalProgress(Console(stderr=True))
-    result, report = (_matched if options.matched else _by_share)(model, output, options, shown)
-    if json_output:
-        print(json.dumps(result, indent=1))
-    else:
-        # In a pipe or a log there is no terminal width to respect, and the table is wide.
-        Console(width=None if sys.stdout.isatty() else 160).print(report)
+    compared = _matched if options.matched else _by_share
+    result, *shown = compared(model, output, options, screen)
+    screen.show(result, *shown, line=f"{output}: the tables")
 
 
 def _by_share(
-    model: Path, output: Path, options: CompareOptions, shown: TerminalProgress
-) -> tuple[dict[str, Any], RenderableType]:
+    model: Path, output: Path, options: CompareOptions, screen: Screen
+) -> tuple[dict[str, Any], RenderableType, Entries]:
     from tenp_edge.evaluation.comparison.table import lines, predictions
     from tenp_edge.verbs.compare import run_compare
 
-    result = run_compare(model, output, options, shown)
-    return result, measured_tables.comparison(lines(result), predictions(result))
+    result = run_compare(model, output, options, screen.progress)
+    made = lines(result)
+    shown = comparison_tables.comparison(made, predictions(result))
+    return result, shown, comparison_tables.legend(made)
 
 
 def _matched(
-    model: Path, output: Path, options: CompareOptions, shown: TerminalProgress
-) -> tuple[dict[str, Any], RenderableType]:
+    model: Path, output: Path, options: CompareOptions, screen: Screen
+) -> tuple[dict[str, Any], RenderableType, Entries]:
     from tenp_edge.evaluation.matched.table import sections
     from tenp_edge.verbs.compare_matched import run_compare_matched
 
-    result = run_compare_matched(model, output, options, shown)
-    return result, measured_tables.matched(sections(result))
+    result = run_compare_matched(model, output, options, screen.progress)
+    shown = comparison_tables.matched(sections(result))
+    return result, shown, comparison_tables.matched_legend()
 
 
 @flags.expanded()
@@ -120,7 +119,7 @@ def validate(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the report here (JSON).")
     ] = None,
-    json_output: flags.Json = False,
+    screen: Screen,
 ) -> None:
     """KL divergence, agreement and perplexity of CANDIDATE against REFERENCE, by domain.
 
@@ -154,16 +153,17 @@ def validate(
     if output is not None:
         require_parent(output)
     if tasks.lm_eval:
+        from tenp_edge.disk import write_json
         from tenp_edge.verbs.lm_eval import run_lm_eval
 
         scores = run_lm_eval(reference, candidate, tasks, compute)
         if output is not None:
-            output.write_text(json.dumps(scores, indent=1) + "\n", "utf-8")
-        show(measured_tables.tasks(scores), scores, json_output)
+            write_json(output, scores)
+        screen.show(scores, measured_tables.tasks(scores), line=str(output or "done"))
         return
     if candidate is None:
         raise UserError("CANDIDATE is missing: what MODEL is compared with", "OUT, behind MODEL")
-    progress.step(f"validating {candidate.name} against {reference.name}")
+    screen.progress.step(f"validating {candidate.name} against {reference.name}")
     from tenp_edge.checkpoint.provenance import PrunedBy
     from tenp_edge.disk import write_json
     from tenp_edge.evaluation.verdict import judge
@@ -172,10 +172,12 @@ def validate(
     options = ValidationOptions(tuple(data or ()), samples, seq_len, threads, twin, not no_split)
     pruned_by = PrunedBy(checkpoint, plan)
     report = run_validate(
-        reference, candidate, options, compute, progress, pruned_by, measured
+        reference, candidate, options, compute, screen.progress, pruned_by, measured
     ).to_json()
     verdict = judge(report["overall"], report["domains"])
     report |= {"verdict": verdict.to_json()}
     if output is not None:
         write_json(output, report)
-    show(measured_tables.validated(report), report, json_output, verdict)
+    last = measured_tables.validation_entries(report, verdict)
+    parts = [measured_tables.validated(report)] if screen.verbose else []
+    screen.show(report, *parts, measured_tables.by_kind(report), last, line=str(verdict))

@@ -4,7 +4,7 @@ A verb's parameter that is such a dataclass becomes its flags, and the verb gets
 
     @app.command()
     @flags.expanded(recipes=True)
-    def plan(model: flags.Model, options: PlanOptions, json_output: flags.Json = False) -> None: ...
+    def plan(model: flags.Model, options: PlanOptions, *, screen: Screen) -> None: ...
 
 What is declared for no dataclass, or differently for one verb, is here as typer has it.
 """
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tenp_edge.cli.hub import local_model
+from tenp_edge.cli.screen import Screen
 from tenp_edge.errors import UserError
 from tenp_edge.planning.settings import Option, assigned, make, options_of, written_value
 from tenp_edge.runtime.memory.footprint import MOST_THREADS
@@ -139,10 +140,12 @@ def _parameters(declared: Mapping[str, Parameter], recipes: bool) -> Iterator[Pa
     last: list[Parameter] = []
     for parameter in declared.values():
         kind = Parameter.KEYWORD_ONLY
-        if is_dataclass(parameter.annotation):
+        if parameter.annotation is Screen:
+            last += [_parameter(one) for one in options_of(Screen).values()]
+        elif is_dataclass(parameter.annotation):
             options = options_of(parameter.annotation).values()  # type: ignore[arg-type]
             yield from (_parameter(one) for one in options if not (recipes and one.flag.knob))
-        elif parameter.annotation in (Json, HelpSet):
+        elif parameter.annotation is HelpSet:
             last.append(parameter.replace(kind=kind))
         else:
             yield parameter.replace(kind=kind)

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from tenp_edge.cli import flags
-from tenp_edge.cli.console import show
-from tenp_edge.cli.report import model_tables, rich_tables
+from tenp_edge.cli.report import model_tables
+from tenp_edge.cli.screen import Screen
+from tenp_edge.units import format_count, format_size
 
 
-def inspect(model: flags.Model, json_output: flags.Json = False) -> None:
+@flags.expanded()
+def inspect(model: flags.Model, *, screen: Screen) -> None:
     """Family, layers, experts, parameters and bytes by part, from headers alone.
 
     Examples:
@@ -24,13 +26,16 @@ def inspect(model: flags.Model, json_output: flags.Json = False) -> None:
     from tenp_edge.models.inspection import inspect_model
 
     summary = inspect_model(model)
-    show(model_tables.summary(summary), summary.to_json(), json_output)
+    line = f"{model}: {summary.family}, {format_count(summary.parameters)} parameters"
+    screen.show(summary.to_json(), model_tables.summary(summary), line=line)
 
 
+@flags.expanded()
 def profiles(
     name: Annotated[str | None, typer.Argument(help="One profile, in full.")] = None,
     profile_file: flags.ProfileFile = None,
-    json_output: flags.Json = False,
+    *,
+    screen: Screen,
 ) -> None:
     """The device profiles, or one of them in full.
 
@@ -46,8 +51,9 @@ def profiles(
 
     if name or profile_file:
         profile = load_profile_file(profile_file) if profile_file else load_profile(name or "")
-        fields = asdict(profile)
-        show(rich_tables.facts(profile.name, fields.items()), fields, json_output)
+        memory = f"{profile.name}: {format_size(profile.budget_bytes)} for the model"
+        screen.show(asdict(profile), model_tables.one_profile(profile), line=memory)
         return
     rows = [asdict(load_profile(known)) for known in profile_names()]
-    show(model_tables.device_profiles(rows), rows, json_output)
+    names = " ".join(row["name"] for row in rows)
+    screen.show(rows, model_tables.device_profiles(rows), line=names)

@@ -25,7 +25,9 @@ from tenp_edge.version import __version__
 
 # Each verb and the module beside this one in which it is. In the order of the help.
 VERBS = {
+    "doctor": "doctor",
     "demo": "prune",
+    "fit": "fit",
     "inspect": "inspect",
     "profiles": "inspect",
     "calibrate": "prune",
@@ -35,6 +37,7 @@ VERBS = {
     "export": "convert",
     "validate": "evaluate",
     "compare": "evaluate",
+    "report": "pages",
     "pack": "share",
     "push": "share",
     "run": "run",

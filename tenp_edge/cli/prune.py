@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from tenp_edge.cli import flags
-from tenp_edge.cli.console import progress, show
-from tenp_edge.cli.report import measured_tables, plan_tables
+from tenp_edge.cli.hub import spoken
+from tenp_edge.cli.report import measured_tables, plan_screen, plan_tables
+from tenp_edge.cli.screen import Screen
 from tenp_edge.disk import require_parent
 from tenp_edge.errors import UserError
 from tenp_edge.planning.settings import listed
@@ -23,12 +24,14 @@ from tenp_edge.verbs.options import (
 )
 
 
+@flags.expanded()
 def demo(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Where the demo writes its files.")
     ] = Path("tenp-edge-demo"),
     force: flags.Force = False,
-    json_output: flags.Json = False,
+    *,
+    screen: Screen,
 ) -> None:
     """The whole pipeline on the bundled model, offline, in about a minute.
 
@@ -41,11 +44,12 @@ def demo(
 
         tenp-edge demo -o /tmp/demo --json
     """
-    progress.step("demo: a plan for the bundled model")
+    screen.progress.step("demo: a plan for the bundled model")
     from tenp_edge.cli.demo import run_demo
 
-    result = run_demo(output, force, progress)
-    show(result.render(), result.to_json(), json_output, result.closing)
+    made = run_demo(output, force, screen.progress)
+    last = made.closing
+    screen.show(made.to_json(), last.entries, details=made.render(), line=last.line)
 
 
 @flags.expanded()
@@ -64,7 +68,8 @@ def calibrate(
         ),
     ] = False,
     types: flags.Types = False,
-    json_output: flags.Json = False,
+    *,
+    screen: Screen,
 ) -> None:
     """Score experts and neurons on a few samples; one layer in memory at a time.
 
@@ -87,19 +92,23 @@ def calibrate(
     from tenp_edge.planning.type_costs import load_costs
     from tenp_edge.verbs.calibrate import run_calibrate
 
-    statistics = run_calibrate(model, output, options, progress, gradients, types)
+    statistics = run_calibrate(model, output, options, screen.progress, gradients, types)
     covered, errors = coverage(statistics), load_errors(output) if types else None
     costs = load_costs(output) if types and errors is None else None
     known = errors or costs
     shown = covered.to_json() | ({} if known is None else {"types": known.to_json()})
-    show(measured_tables.calibrated(statistics, covered, costs, errors), shown, json_output)
+    last = measured_tables.calibration_entries(statistics, covered, output, spoken(model))
+    details = measured_tables.calibrated(statistics, covered, costs, errors)
+    screen.show(shown, last, details=details, line=f"{output}: {measured_tables.seen(covered)}")
 
 
+@flags.expanded()
 def merge(
     statistics: Annotated[list[Path], typer.Argument(help="Two or more statistics directories.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the sum.")],
     force: flags.Force = False,
-    json_output: flags.Json = False,
+    *,
+    screen: Screen,
 ) -> None:
     """Add up statistics of the same model, domain by domain; the same text is not counted twice.
 
@@ -112,7 +121,11 @@ def merge(
 
     merged = run_merge(statistics, output, force)
     covered = coverage(merged)
-    show(measured_tables.coverage(merged, covered), covered.to_json(), json_output)
+
+    last = measured_tables.calibration_entries(merged, covered, output, "MODEL")
+    details = measured_tables.coverage(merged, covered)
+    line = f"{output}: {measured_tables.seen(covered)}"
+    screen.show(covered.to_json(), last, details=details, line=line)
 
 
 @flags.expanded(recipes=True)
@@ -128,7 +141,8 @@ def plan(
         bool, typer.Option("--dry-run", help="What plan always does.", hidden=True)
     ] = False,
     help_set: flags.HelpSet = False,
-    json_output: flags.Json = False,
+    *,
+    screen: Screen,
 ) -> None:
     """Decide what stays, and show what the RAM is spent on. Runs the model only with --refine.
 
@@ -152,14 +166,16 @@ def plan(
 
     if output is not None and not dry_run:
         require_parent(output)
-    made = run_plan(model, options, known.statistics, compute, progress)
+    made = run_plan(model, options, known.statistics, compute, screen.progress)
     if output is not None and not dry_run:
         made.save(output)
         compress_options = CompressOptions(
             statistics=known.statistics, plan=options, calibration=_calibration(compute)
         )
         recipe_files.write_recipe(output.with_suffix(f".{recipe_files.FILE}"), compress_options)
-    show(plan_tables.plan_report(made), made.to_json(), json_output)
+    last = plan_screen.plan_entries(made, model, options, known, output)
+    details = plan_tables.plan_report(made)
+    screen.show(made.to_json(), last, details=details, line=plan_screen.line(made))
 
 
 def _calibration(compute: ComputeOptions) -> CalibrationOptions:
@@ -173,7 +189,8 @@ def compress(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only plan, by bytes: what plan does.", hidden=True)
     ] = False,
-    json_output: flags.Json = False,
+    *,
+    screen: Screen,
 ) -> None:
     """Calibrate, plan, slice, export and validate: a model that fits, with proof.
 
@@ -205,10 +222,13 @@ def compress(
     mend_rules(options)
     if dry_run:
         made = run_plan(model, options.plan, options.statistics, options.calibration)
-        show(plan_tables.plan_report(made), made.to_json(), json_output)
+        planned = plan_screen.plan_entries(made, model, options.plan, options, None)
+        details = plan_tables.plan_report(made)
+        screen.show(made.to_json(), planned, details=details, line=plan_screen.line(made))
         return
-    result = run_compress(model, output, options, progress)
+    result = run_compress(model, output, options, screen.progress)
     written = result.to_json()
     last = closing(model, output, result.plan, written["validation"])
-    shown = measured_tables.compressed(result.plan, written["validation"])
-    show(shown, written | {"summary": last.to_json()}, json_output, last)
+    details = measured_tables.compressed(result.plan, written["validation"])
+    data = written | {"summary": last.to_json()}
+    screen.show(data, last.entries, details=details, line=last.line)

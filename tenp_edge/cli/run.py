@@ -150,7 +150,8 @@ def serve(
     keys = keys_of(api_key or [], api_key_file)
 
     def started(service: Service, address: str) -> None:
-        note(f"{service.name} on {address}/v1, in {service.runtime}; Ctrl-C ends it")
+        where = f"{address} (a chat page) and {address}/v1"
+        note(f"{service.name} on {where}, in {service.runtime}; Ctrl-C ends it")
         if not is_loopback(host) and not keys:
             note(f"anyone who can reach {host} can use it: add --api-key")
 

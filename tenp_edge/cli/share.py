@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from tenp_edge.cli import flags
-from tenp_edge.cli.console import progress, show
+from tenp_edge.cli.screen import Screen
 from tenp_edge.errors import UserError
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+@flags.expanded()
 def push(
     output: Annotated[
         Path, typer.Argument(help="What compress wrote (OUT), a GGUF file, or OUT/checkpoint.")
@@ -29,7 +30,8 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would go; needs no network.")
     ] = False,
-    json_output: flags.Json = False,
+    *,
+    screen: Screen,
 ) -> None:
     """Upload a model to the Hugging Face Hub: the file, its card, licence, Modelfile and plan.
 
@@ -54,18 +56,21 @@ def push(
     upload, address = chosen_files(output), None
     if not dry_run:
         address = upload_to(
-            upload, repository, private=private or None, revision=revision, progress=progress
+            upload, repository, private=private or None, revision=revision, progress=screen.progress
         )
     listed = {"repository": repository, "files": upload.files, "total_bytes": upload.total_bytes}
-    show(uploaded(upload, repository, address), {**listed, "address": address}, json_output)
+    shown = uploaded(upload, repository, address)
+    screen.show({**listed, "address": address}, *shown, line=address or repository)
 
 
+@flags.expanded()
 def pack(
     output: Annotated[Path, typer.Argument(help="What compress wrote (OUT).")],
     directory: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to; default: OUT/pack.")
     ] = None,
-    json_output: flags.Json = False,
+    *,
+    screen: Screen,
 ) -> None:
     """Write the recipe and the scores of a run, so that others cut the same model at any size.
 
@@ -84,4 +89,4 @@ def pack(
     from tenp_edge.verbs.pack import run_pack
 
     made = run_pack(output, directory or output / "pack")
-    show(packed(made), made.to_json(), json_output)
+    screen.show(made.to_json(), packed(made), line=str(made.scores))

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from tenp_edge.checkpoint.source import ModelSource, WeightSource
 from tenp_edge.errors import UserError
+from tenp_edge.evaluation.disagreements import Disagreements
 from tenp_edge.evaluation.divergence import (
     DomainScores,
     TokenScores,
@@ -28,14 +29,18 @@ from tenp_edge.evaluation.divergence import (
     score_tokens,
     scored_positions,
     scored_rows,
+    standard_error,
     summarise,
 )
+from tenp_edge.evaluation.routing import Choices
 from tenp_edge.forward.sweep import Sequences, streamed
 from tenp_edge.forward.text_batch import Domain, TextBatch
 from tenp_edge.progress import Progress
 
 PRUNING, QUANTISATION = "pruning", "quantisation"
 BOTH = "pruning, quantisation"
+# Models that run in torch, as progress and `Run.routed` call them.
+REFERENCE, PRUNED, DECODED, CANDIDATE = "reference", "pruned", "decoded", "candidate"
 TRANSFORMERS = "transformers, layer by layer"
 NOTHING_CUT = "nothing was cut"
 
@@ -97,12 +102,15 @@ class Run:
     threads: int | None
     scratch: Path
     progress: Progress
+    routed: dict[str, Choices] = field(default_factory=dict)
 
     @contextmanager
     def streamed(self, source: WeightSource, name: str) -> Iterator[Sequences]:
-        """The logits of ``source`` over the batch, computed one layer at a time."""
+        """The logits of ``source`` over the batch, computed one layer at a time; the experts that
+        it chose are in ``routed`` under ``name``."""
         work = self.scratch / name
         work.mkdir()
+        choices = self.routed[name] = Choices.of(source.config, self.batch)
         with streamed(
             source,
             self.batch.tokens,
@@ -112,6 +120,7 @@ class Run:
             progress=self.progress,
             work=work,
             name=name,
+            attach=choices.attach,
         ) as sequences:
             yield sequences
 
@@ -128,24 +137,30 @@ class Run:
         return Stage(name, through, opened)
 
 
-def measure_losses(run: Run, stages: Sequence[Stage]) -> tuple[Loss, ...]:
-    """Every stage against the reference, whose layers run once."""
+def measure_losses(
+    run: Run, stages: Sequence[Stage], worst: Disagreements | None = None
+) -> tuple[Loss, ...]:
+    """Every stage against the reference, whose layers run once; ``worst`` is shown the last."""
     losses: list[Loss] = []
-    with run.streamed(run.source, "reference") as reference:
-        for stage in stages:
+    with run.streamed(run.source, REFERENCE) as reference:
+        for number, stage in enumerate(stages):
             before = losses[-1].overall.mean_kl if losses else 0.0
+            shown = worst if number == len(stages) - 1 else None
             if stage.open is None:
                 domains, overall = _compare(run, reference(), reference())
             else:
                 with stage.open() as logits:
-                    domains, overall = _compare(run, reference(), logits)
+                    domains, overall = _compare(run, reference(), logits, shown)
             added = overall.mean_kl - before
             losses.append(Loss(stage.name, stage.through, added, domains, overall))
     return tuple(losses)
 
 
 def _compare(
-    run: Run, reference: Iterable[torch.Tensor], candidate: Iterable[torch.Tensor]
+    run: Run,
+    reference: Iterable[torch.Tensor],
+    candidate: Iterable[torch.Tensor],
+    worst: Disagreements | None = None,
 ) -> tuple[tuple[DomainScores, ...], DomainScores]:
     batch, scores, first = run.batch, [], first_scored(run.batch)
     with run.progress.task("comparing", len(batch), "sequences") as task:
@@ -154,12 +169,19 @@ def _compare(
             places = slice(positions.start - first, positions.stop - first)
             targets = batch.tokens[row, positions.start + 1 : positions.stop + 1]
             scores.append(_finite(score_tokens(p[places], q[places], targets)))
+            if worst is not None:
+                worst.add(row, positions.start, scores[-1], p[places], q[places])
             task.advance()
     rows = tuple(
-        summarise(name, len(span), concatenate(scores[row] for row in span))
-        for name, span in batch.spans.items()
+        _summary(name, [scores[row] for row in span]) for name, span in batch.spans.items()
     )
-    return rows, summarise("overall", len(scores), concatenate(scores))
+    return rows, _summary("overall", scores)
+
+
+def _summary(name: str, sequences: Sequence[TokenScores]) -> DomainScores:
+    means = [float(scores.kl.mean()) for scores in sequences]
+    row = summarise(name, len(sequences), concatenate(sequences))
+    return replace(row, kl_error=standard_error(means))
 
 
 def _finite(scores: TokenScores) -> TokenScores:

@@ -8,7 +8,7 @@ llama.cpp's tools/perplexity (--kl-divergence), including its linearly interpola
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,7 +35,8 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class DomainScores:
-    """A row of the report. KL in nats per token; delta p and ``same_top`` as shares of 1."""
+    """A row of the report. KL in nats per token; delta p and ``same_top`` as shares of 1.
+    ``kl_error``: the standard error of ``mean_kl``, from sequence to sequence; None of one."""
 
     domain: str
     sequences: int
@@ -49,6 +50,7 @@ class DomainScores:
     perplexity_ratio: float
     mean_delta_p: float
     rms_delta_p: float
+    kl_error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -135,6 +137,13 @@ def summarise(domain: str, sequences: int, scores: TokenScores) -> DomainScores:
         mean_delta_p=float(scores.delta_p.mean()),
         rms_delta_p=float(scores.delta_p.square().mean().sqrt()),
     )
+
+
+def standard_error(means: Sequence[float]) -> float | None:
+    """Of the mean of ``means``, one a sequence; None of fewer than two."""
+    if len(means) < 2:
+        return None
+    return float(torch.tensor(means, dtype=torch.float64).std() / len(means) ** 0.5)
 
 
 def _percentile(values: torch.Tensor, share: float) -> float:

@@ -178,7 +178,8 @@ class Evaluator:
         max_tokens = default_batch_tokens(config)
         runs = [batches(len(b.tokens), b.tokens.shape[1], max_tokens) for b in blocks]
         streams = self._embedded(variants, blocks, runs, pool)
-        with self.progress.task(title, config.num_hidden_layers * len(variants), "layers") as task:
+        count = config.num_hidden_layers * len(variants)
+        with self.progress.task(title, count, "layer runs") as task:
             for index in range(config.num_hidden_layers):
                 streams = self._layer(index, variants, streams, runs, pool, task)
                 self.cache.forget()

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer_of
 from tenp_edge.checkpoint.provenance import PrunedBy, find_pruned
@@ -24,8 +26,12 @@ from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.attribution import (
     BOTH,
+    CANDIDATE,
+    DECODED,
+    PRUNED,
     PRUNING,
     QUANTISATION,
+    REFERENCE,
     TRANSFORMERS,
     Loss,
     Run,
@@ -34,7 +40,9 @@ from tenp_edge.evaluation.attribution import (
     measure_losses,
     scored_text,
 )
+from tenp_edge.evaluation.disagreements import Decode, Disagreement, Disagreements, Guess
 from tenp_edge.evaluation.divergence import DomainScores
+from tenp_edge.evaluation.routing import RoutingOverlap, overlap
 from tenp_edge.exporters.base import (
     Exporter,
     Findings,
@@ -63,6 +71,8 @@ class ValidationReport:
     ``predicted_peak_rss`` and ``measured_peak_rss``, in bytes, are of the same run: the file named
     by ``measured_as`` in llama.cpp; None where no prediction was given or nothing runs there.
     ``tokenizer_agrees``: whether the file's own tokenizer gives the reference's ids (GGUF only).
+    ``routing``: of the file's weights in torch, None where only the file itself ran or experts are
+    others; ``examples``: where the file disagrees most, if the text could be shown.
     """
 
     reference: str
@@ -79,6 +89,8 @@ class ValidationReport:
     predicted_peak_rss: int | None = None
     measured_peak_rss: int | None = None
     measured_as: str | None = None
+    routing: RoutingOverlap | None = None
+    examples: tuple[Disagreement, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"format": "tenp-edge validation", "version": 1, **asdict(self)}
@@ -87,16 +99,27 @@ class ValidationReport:
     def from_json(cls, raw: Mapping[str, Any]) -> ValidationReport:
         """The report that ``to_json`` gave. Raises UserError when it is not one."""
         try:
+            # Reports of earlier versions lack the last two.
+            raw = {"routing": None, "examples": (), **raw}
             known = {field.name: raw[field.name] for field in fields(cls)}
             known["domains"] = tuple(DomainScores(**row) for row in known["domains"])
             known["overall"] = DomainScores(**known["overall"])
             known["graph_checks"] = tuple(GraphCheck(**row) for row in known["graph_checks"])
             known["losses"] = tuple(Loss.from_json(row) for row in known["losses"])
+            known["examples"] = tuple(_example(row) for row in known["examples"])
+            known["routing"] = known["routing"] and RoutingOverlap(**known["routing"])
         except (KeyError, TypeError) as error:
             raise UserError(f"not a tenp-edge validation report ({error})", "validate again") from (
                 error
             )
         return cls(**known)
+
+
+def _example(raw: Mapping[str, Any]) -> Disagreement:
+    guesses = {
+        whose: tuple(Guess(**guess) for guess in raw[whose]) for whose in ("reference", "candidate")
+    }
+    return Disagreement(**{**raw, **guesses})
 
 
 def load_report(file: Path) -> ValidationReport:
@@ -118,6 +141,7 @@ def validate(
     split: bool = True,
     pruned_by: PrunedBy | None = None,
     work: Path | None = None,
+    decode: Decode | None = None,
     progress: Progress = QUIET,
 ) -> ValidationReport:
     """Compare ``candidate`` (what an exporter wrote: a GGUF file, an ONNX directory ...; a
@@ -127,8 +151,8 @@ def validate(
     ``predicted_peak_rss`` if given (of the candidate, not of its twin), else the runtime's answer.
     ``split``: also run the stages between the two; ``pruned_by`` names the pruned model where it
     does not lie beside the candidate. ``work``: where the twin and spilled hidden states may lie,
-    beside the candidate if None; nothing stays there. Raises UserError when the two are different
-    models.
+    beside the candidate if None; nothing stays there. ``decode``: tokens as text, for the places
+    where the two disagree most. Raises UserError when the two are different models.
     """
     candidate, writer = _candidate_model(Path(candidate), progress)
     source = ModelSource(Checkpoint(Path(reference)))
@@ -140,7 +164,7 @@ def validate(
     with _scratch(work, candidate) as scratch:
         run = Run(source, scored_text(domains), where, kind, threads, scratch, progress)
         before: tuple[Stage, ...] = ()
-        note, findings = None, Findings()
+        note, findings, pruned = None, Findings(), None
         if writer is None:
             stage = _checkpoint_stage(run, candidate)
         else:
@@ -148,8 +172,11 @@ def validate(
             judge = writer.judge(candidate, request)
             stage, findings = Stage(judge.step, judge.through, judge.open), judge.findings
             if split:
-                before, note = _weight_stages(run, candidate, writer, pruned_by or PrunedBy())
-        losses = measure_losses(run, [*before, stage])
+                before, note, pruned = _weight_stages(
+                    run, candidate, writer, pruned_by or PrunedBy()
+                )
+        worst = None if decode is None else Disagreements(run.batch)
+        losses = measure_losses(run, [*before, stage], worst)
     return ValidationReport(
         reference=str(reference),
         candidate=str(candidate),
@@ -160,6 +187,8 @@ def validate(
         overall=losses[-1].overall,
         losses=losses if split else (),
         losses_note=note,
+        routing=_routing(run, pruned),
+        examples=() if worst is None or decode is None else worst.found(decode),
         **vars(findings),
     )
 
@@ -190,23 +219,34 @@ def _request(
 
 def _weight_stages(
     run: Run, path: Path, writer: Exporter, pruned_by: PrunedBy
-) -> tuple[tuple[Stage, ...], str | None]:
-    """The models between the reference and the exported ``path``, in torch; and what is missing."""
+) -> tuple[tuple[Stage, ...], str | None, ModelSource | None]:
+    """The models between the reference and the exported ``path``, in torch; what is missing; and
+    the pruned one, if it is known."""
     try:
         stored = writer.read_back(path, run.source.config)
     except UserError as error:
-        return (), f"the file's weights cannot be read back: {error.message}"
+        return (), f"the file's weights cannot be read back: {error.message}", None
     pruned = find_pruned(run.source, stored, path, pruned_by)
     through = "the file's weights, layer by layer"
-    last = run.weight_stage(QUANTISATION, through, stored, "decoded")
+    last = run.weight_stage(QUANTISATION, through, stored, DECODED)
     if pruned is None:
         named = f" of plan {stored.plan_digest[:12]}" if stored.plan_digest else ""
         note = (
             f"pruning and quantisation are not told apart: no plan.json or checkpoint{named} lies "
             "beside the file (--plan PLAN.JSON or --checkpoint DIR names it)"
         )
-        return (replace(last, name=BOTH),), note
-    return (run.weight_stage(PRUNING, TRANSFORMERS, pruned, "pruned"), last), None
+        return (replace(last, name=BOTH),), note, None
+    return (run.weight_stage(PRUNING, TRANSFORMERS, pruned, PRUNED), last), None, pruned
+
+
+def _routing(run: Run, pruned: ModelSource | None) -> RoutingOverlap | None:
+    """Of the last weights that ran in torch, those of the file where they could be read."""
+    chosen = [run.routed[name] for name in (CANDIDATE, DECODED, PRUNED) if name in run.routed]
+    plan = None if pruned is None else pruned.plan
+    numbers = None
+    if plan is not None and plan.removes_experts:
+        numbers = {layer: torch.tensor(plan.kept_experts(layer)) for layer in plan.widths}
+    return overlap(run.routed[REFERENCE], chosen[0], run.batch, numbers) if chosen else None
 
 
 def _checkpoint_stage(run: Run, path: Path) -> Stage:
@@ -215,7 +255,7 @@ def _checkpoint_stage(run: Run, path: Path) -> Stage:
     config, other = run.source.config, candidate.config
     require_family(path, config.family.model_type, other.family.model_type)
     require_sizes(path, {name: (getattr(config, name), getattr(other, name)) for name in _SIZES})
-    return run.weight_stage(PRUNING, TRANSFORMERS, candidate, "candidate")
+    return run.weight_stage(PRUNING, TRANSFORMERS, candidate, CANDIDATE)
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -55,6 +55,11 @@ class Verdict:
     tokens: int
     worse: Mapping[str, str]
 
+    @property
+    def is_rough(self) -> bool:
+        """Whether it is of so few tokens that it is uncertain by percents."""
+        return self.tokens < _FEW_TOKENS
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -63,10 +68,10 @@ class Verdict:
         article = "" if self.difference == "almost no" else "a "
         text = (
             f"{article}{self.difference} difference to the whole model: both put the same token "
-            f"first in {100 * self.same_top:.1f} % of places (mean KL {self.mean_kl:.4f} nats over "
+            f"first in {100 * self.same_top:.1f} % of places (KL {self.mean_kl:.4f} over "
             f"{self.tokens:,} tokens; an 8 B model changes about as much by {self.like})"
         )
-        if self.tokens < _FEW_TOKENS:
+        if self.is_rough:
             text += "; a rough figure, of few tokens"
         if self.worse:
             text += "; " + ", ".join(f"{word} on {name}" for name, word in self.worse.items())

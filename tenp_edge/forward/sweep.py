@@ -160,16 +160,18 @@ def streamed(
     work: Path | None = None,
     spill_bytes: int = SPILL_BYTES,
     name: str = "reference",
+    attach: Callable[[int, nn.Module], LayerObserver] | None = None,
 ) -> Iterator[Sequences]:
     """Run every layer over ``tokens`` [n, seq]; what it yields gives, as often as it is called,
     float32 logits [seq - first_position, vocab] of each sequence in turn.
 
     Hidden states stay in memory, or in a file in ``work`` when they are above ``spill_bytes``.
+    ``attach`` is given every layer and its number.
     """
     model = StreamingModel(source, device, dtype)
     shape = (*tokens.shape, source.config.hidden_size)
     with open_states(shape, dtype, work, spill_bytes) as states:
-        sweep(model, tokens, states, f"{name} forward", progress)
+        sweep(model, tokens, states, f"{name} forward", progress, attach)
 
         def sequences() -> Iterator[torch.Tensor]:
             head = model.head()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -10,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tenp_edge import machine
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.memory.footprint import KV_TYPES
 from tenp_edge.units import format_size, parse_size
@@ -25,7 +25,6 @@ GGUF_TYPES = tuple(
     "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S IQ4_NL IQ4_XS Q4_0 MXFP4 Q3_K_M IQ3_M "
     "IQ3_S IQ3_XXS Q2_K IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ2_0 TQ1_0".split()
 )
-_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # The process of `tenp-edge run` before it opens a file, where it cannot be measured.
 THIS_MACHINE_OVERHEAD_BYTES = 48 * 2**20
 
@@ -97,7 +96,7 @@ def load_profile_file(path: str | Path) -> DeviceProfile:
 
 def this_machine() -> DeviceProfile:
     """This machine's CPU with a per-expert GGUF: what is planned for when no profile is named."""
-    memory = _physical_memory_bytes()
+    memory = machine.memory().total
     return DeviceProfile(
         name="this-machine",
         description="this machine's CPU",
@@ -113,7 +112,7 @@ def this_machine() -> DeviceProfile:
         context=4096,
         # Dual-channel DDR4-3200, the commonest machine; a profile file can say better.
         memory_bandwidth_bytes_per_second=51_200_000_000,
-        threads=_physical_cores(),
+        threads=machine.physical_cores(),
         runtime_overhead_bytes=None,
         ubatch=512,
     )
@@ -245,25 +244,3 @@ def _wrong(origin: str, field: str, value: Any, allowed: str) -> UserError:
 
 def _reason(error: Exception) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
-
-
-# -- this machine ----------------------------------------------------------------------------------
-
-
-def _physical_memory_bytes() -> int:
-    """What the machine has, or what its container may take of it."""
-    try:
-        memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        memory = 16 * 2**30  # Windows has no sysconf.
-    try:
-        return min(memory, int(_CONTAINER_LIMIT.read_text()))
-    except (OSError, ValueError):  # No such file, or "max".
-        return memory
-
-
-def _physical_cores() -> int:
-    """Cores to compute on: logical ones come in pairs on most machines with more than four."""
-    available = getattr(os, "sched_getaffinity", None)
-    logical = len(available(0)) if available else os.cpu_count() or 1
-    return logical if logical <= 4 else logical // 2

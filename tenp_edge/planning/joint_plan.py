@@ -42,7 +42,8 @@ SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75)  # of the weights'
 @dataclass(frozen=True)
 class JointPlan:
     """``priced`` with its types; nats per token: ``kl`` in all, ``cut_kl`` and ``type_kl`` of each
-    alone. ``frontier`` and ``whole``: other sizes, and the model uncut, as JSON values."""
+    alone. ``frontier``, ``whole`` and ``wholes``: other sizes, the model uncut within the same
+    bytes, and uncut in every mix of one name, as JSON values."""
 
     priced: Priced
     kl: float
@@ -51,6 +52,7 @@ class JointPlan:
     bits: float
     frontier: tuple[dict[str, Any], ...]
     whole: dict[str, Any] | None
+    wholes: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         shares = self.priced.manifest.type_shares
@@ -64,6 +66,7 @@ class JointPlan:
             "types": dict(shares),
             "frontier": list(self.frontier),
             "whole": self.whole,
+            "wholes": list(self.wholes),
         }
 
 
@@ -168,15 +171,16 @@ class JointPlanner:
         return predicted_kl(loss, self.measured)
 
     def _described(self, chosen: Chosen, priced: Priced) -> JointPlan:
-        besides = priced.memory.total_bytes - chosen.nbytes
+        besides, others = priced.memory.total_bytes - chosen.nbytes, self.spec.options.frontier
         return JointPlan(
             priced,
             self.kl(chosen.loss),
             self.kl(chosen.cut_loss),
             self.kl(chosen.type_loss),
             self._bits(chosen),
-            tuple(self._frontier(chosen, besides)) if self.spec.options.frontier else (),
-            self._whole(chosen.nbytes) if self.spec.options.frontier else None,
+            tuple(self._frontier(chosen, besides)) if others else (),
+            self._whole(chosen.nbytes) if others else None,
+            tuple(self._wholes(besides)) if others else (),
         )
 
     def _frontier(self, chosen: Chosen, besides: float) -> Iterator[dict[str, Any]]:
@@ -217,6 +221,15 @@ class JointPlanner:
             "bits_per_weight": self._bits(chosen),
             "predicted_kl": self.kl(chosen.loss),
         }
+
+    def _wholes(self, besides: float) -> Iterator[dict[str, Any]]:
+        for name, chosen in self.wholes():
+            yield {
+                "quant": name,
+                "total_bytes": round(chosen.nbytes + besides),
+                "bits_per_weight": self._bits(chosen),
+                "predicted_kl": self.kl(chosen.loss),
+            }
 
     def wholes(self) -> Iterator[tuple[str, Chosen]]:
         """The uncut model in each of the format's own mixes of the types that may be chosen."""

@@ -10,7 +10,7 @@ itself brings its options along.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -250,3 +250,24 @@ def written_value(option: Option, value: Any) -> Any:
     if option.flag.size and value is not None:
         return write_size(value)
     return str(value) if isinstance(value, Path) else value
+
+
+def command_words(options: object) -> list[str]:
+    """What to type for ``options``: every value that is not the default."""
+    words: list[str] = []
+    for option in options_of(type(options)).values():
+        value = option.read(options)
+        if value != option.default:
+            for one in value if option.many else (value,):
+                words += _words(option, one)
+    return words
+
+
+def _words(option: Option, value: Any) -> list[str]:
+    plain = written_value(replace(option, many=False), value)
+    if option.flag.knob:
+        shown = {True: "yes", False: "no"}.get(plain, plain) if option.kind is bool else plain
+        return ["--set", f"{option.name}={shown}"]
+    if option.kind is bool:
+        return [f"--{option.name}" if value else f"--no-{option.name}"]
+    return [f"--{option.name}", str(plain)]

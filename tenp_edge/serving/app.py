@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from tenp_edge.serving.access import Access
+from tenp_edge.serving.chat_page import add_chat_page
 from tenp_edge.serving.refusal import RefusalError, error_body
 from tenp_edge.serving.request_log import RequestLog
 from tenp_edge.serving.routes.anthropic import add_anthropic_routes, anthropic_error, is_anthropic
@@ -37,6 +38,7 @@ def create_app(
     add_openai_routes(app, service)
     add_native_routes(app, service)
     add_anthropic_routes(app, service)
+    add_chat_page(app, service)
     if access.origins:
         app.add_middleware(
             CORSMiddleware,

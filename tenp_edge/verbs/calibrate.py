@@ -25,7 +25,8 @@ from tenp_edge.planning.planner import make_plan
 from tenp_edge.planning.probes import KEEPS, WAYS, probe
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.planning.trials import Records
-from tenp_edge.progress import QUIET, Progress
+from tenp_edge.progress import QUIET, Progress, reused
+from tenp_edge.units import format_seconds
 from tenp_edge.verbs.measure_types import (
     CHEAP_SECONDS,
     default_job,
@@ -37,7 +38,7 @@ from tenp_edge.verbs.measure_types import (
 from tenp_edge.verbs.options import (
     CalibrationOptions,
 )
-from tenp_edge.verbs.timing import operations_per_second, shown_seconds
+from tenp_edge.verbs.timing import operations_per_second
 from tenp_edge.verbs.token_chunks import calibration_domains, most_tokens
 
 _PROBES_IN_CALIBRATIONS = 4  # how much longer than the calibration the probes may take
@@ -75,8 +76,10 @@ def _run_calibrate(
     before = finished_at(work)
     statistics = calibrate_into(checkpoint, domains, work, options, progress, spare)
     if before and before == finished_at(work):
-        more = "continuing: calibration done" if types or gradients else None
-        progress.note(more or f"nothing to do: {work} is complete")
+        if types or gradients:
+            reused(progress, "calibration")
+        else:
+            progress.note(f"nothing to do: {work} is complete")
     probe_if_short(checkpoint, statistics, work, options, progress)
     if types:
         _measure_types(checkpoint, statistics, work, options, progress)
@@ -172,11 +175,11 @@ def probe_if_short(
     if stored_slice(directory) is None or not statistics.has_elimination:
         return
     domains = load_slice(directory)
-    seconds, calibrating = _probing_seconds(checkpoint, domains, compute)
-    if seconds > max(CHEAP_SECONDS, _PROBES_IN_CALIBRATIONS * calibrating):
+    seconds, affordable = _probing_seconds(checkpoint, domains, compute)
+    if seconds > affordable:
         progress.note(
             "how width is best shared out is not measured, which would take about "
-            f"{shown_seconds(seconds)}; plan --refine measures it at one size"
+            f"{format_seconds(seconds)}; plan --refine measures it at one size"
         )
         return
     device, dtype = exactly(checkpoint, compute)
@@ -193,8 +196,18 @@ def probe_if_short(
 def _probing_seconds(
     checkpoint: Checkpoint, domains: Sequence[Domain], compute: CalibrationOptions
 ) -> tuple[float, float]:
-    """About how long the probes take, and the calibration."""
+    """About how long the probes take, and how long they may."""
     operations = 2 * inspect_model(checkpoint.path).active_parameters
     per_token = operations / operations_per_second(*exactly(checkpoint, compute))
     tokens = sum(int(domain.lengths.sum()) for domain in domains)
-    return len(KEEPS) * (1 + len(WAYS)) * tokens * per_token, most_tokens(compute) * per_token
+    calibrating = most_tokens(compute) * per_token
+    affordable = max(CHEAP_SECONDS, _PROBES_IN_CALIBRATIONS * calibrating)
+    return len(KEEPS) * (1 + len(WAYS)) * tokens * per_token, affordable
+
+
+def expected_probing(
+    checkpoint: Checkpoint, domains: Sequence[Domain], compute: CalibrationOptions
+) -> float:
+    """Seconds that `probe_if_short` will take on ``domains``, which are held out."""
+    seconds, affordable = _probing_seconds(checkpoint, domains, compute)
+    return seconds if seconds <= affordable else 0.0

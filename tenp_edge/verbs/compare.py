@@ -29,6 +29,7 @@ from tenp_edge.evaluation.comparison.table import markdown
 from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.text_batch import Domain
+from tenp_edge.pages.compare import write_comparison
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.recovery.recover import MendRules, mend
 from tenp_edge.verbs.calibrate import run_calibrate
@@ -81,6 +82,7 @@ def _compared(
     )
     result = compare(comparison, output / FILE, device=where, dtype=dtype, progress=progress)
     write_text(output / PAGE, markdown(result))
+    write_comparison(output, checkpoint.path.resolve().name, result)
     if plot.can_draw():
         plot.draw(result, output / PICTURE)
     else:

@@ -21,6 +21,7 @@ from tenp_edge.evaluation.matched.ways import WAYS
 from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.exporters.base import exporter
 from tenp_edge.forward.device import choose_device, choose_dtype
+from tenp_edge.pages.compare import write_matched
 from tenp_edge.planning.rounding_errors import RoundingErrors
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.session import thread_count
@@ -73,6 +74,7 @@ def run_compare_matched(
             run_file=runs if options.files else None,
         )
         write_text(output / PAGE, markdown(result))
+        write_matched(output, checkpoint.path.resolve().name, result)
     return result
 
 

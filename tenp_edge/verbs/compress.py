@@ -25,10 +25,12 @@ from tenp_edge.evaluation.type_sensitivity import TypeJob
 from tenp_edge.evaluation.validation import ValidationReport, load_report
 from tenp_edge.exporters.base import exporter, placed_files
 from tenp_edge.forward.text_batch import Domain
+from tenp_edge.pages.environment import environment_of
+from tenp_edge.pages.report import write_report
 from tenp_edge.planning.methods import method_named
 from tenp_edge.planning.score_pack import PackedScores
 from tenp_edge.planning.tensor_types import measurable
-from tenp_edge.progress import QUIET, Progress
+from tenp_edge.progress import QUIET, Progress, begin, expect, reused
 from tenp_edge.sharing.describing import CARD_VERSION, describe_into
 from tenp_edge.sharing.model_card import Described
 from tenp_edge.verbs.calibrate import calibrate_into, finished_at, probe_if_short
@@ -38,7 +40,6 @@ from tenp_edge.verbs.known_scores import known_statistics
 from tenp_edge.verbs.measure_types import (
     costs_of,
     rounding_if_cheap,
-    rounding_job,
     rounding_of,
     types_if_cheap,
 )
@@ -113,7 +114,6 @@ class _Run:
         )
         write_recipe(self._output / RECIPE, self._options, output=self._output)
         self._calibrated = finished_at(request.statistics_directory)
-        self._say_what_is_done()
         self._draw_text()
         self._say_how_long()
 
@@ -122,10 +122,14 @@ class _Run:
     def calibrate(self) -> Statistics:
         options, checkpoint = self._options, self._checkpoint
         if options.statistics is not None:
+            reused(self._progress, "calibration")
             return known_statistics(options.statistics, checkpoint)
         domains, _, spare = self._domains
         work, compute = self._request.statistics_directory, options.calibration
+        begin(self._progress, "calibration")
         statistics = calibrate_into(checkpoint, domains, work, compute, self._progress, spare)
+        if self._calibrated == finished_at(work) and not self._directory.complete:
+            reused(self._progress, "calibration")
         if method_named(options.plan.method).probed:
             probe_if_short(checkpoint, statistics, work, compute, self._progress)
         return statistics
@@ -138,12 +142,12 @@ class _Run:
         export_options = replace(spec.target.options, imatrix=request.plan_options.imatrix)
         job = TypeJob(spec.target.exporter, export_options, measurable(spec))
         where, compute = request.statistics_directory, self._options.calibration
-        given = self._checkpoint, statistics, where, compute, self._progress
-        together = rounding_job(job.writer, export_options)
-        chosen = together is not None and not spec.sized and spec.method.probed
-        if chosen and together and rounding_if_cheap(given[0], together, *given[1:]):
+        given = statistics, where, compute, self._progress
+        together = request.rounding_job()
+        begin(self._progress, "measuring")
+        if together is not None and rounding_if_cheap(self._checkpoint, together, *given):
             return
-        types_if_cheap(given[0], job, *given[1:])
+        types_if_cheap(self._checkpoint, job, *given)
 
     def plan(self, statistics: Statistics) -> CompressionPlan:
         file, options, request = self._output / "plan.json", self._options, self._request
@@ -154,7 +158,7 @@ class _Run:
         types = tuple(known.to_json() for known in (costs, rounding) if known is not None)
         written = options.skip_checkpoint or options.checkpoint_dtype
         key = key_of(*inputs, written, options.plan.refine, options.successive, *types)
-        if self._directory.done("plan", key):
+        if self._done("plan", key):
             return load_plan(file)
         plan = request.planned(statistics)
         if options.successive and plan.keep_ratio < 1:
@@ -169,7 +173,7 @@ class _Run:
             return None
         directory, compute = self._output / DIRECTORY, self._options.calibration
         key = key_of(plan.digest, asdict(rules), asdict(compute))
-        if self._directory.done("mending", key):
+        if self._done("mending", key):
             with one_writer(directory):  # which takes the lock of a killed process away
                 return Mended(directory)
         domains, _, _ = self._domains
@@ -185,7 +189,7 @@ class _Run:
             return
         pruned = PrunedFiles(source, self._options.checkpoint_dtype)
         target, key = self._output / "checkpoint", key_of(*pruned.identity.values())
-        if self._directory.done("checkpoint", key):
+        if self._done("checkpoint", key):
             return
         if self._directory.has_run("checkpoint", key):  # and has lost files since
             reopen(target, pruned)
@@ -207,7 +211,7 @@ class _Run:
         planned = source.planned_run
         memory_run = None if planned is None else planned.to_json()
         key = key_of(source.digest, asdict(options), matrix, memory_run)
-        if self._directory.done("export", key):
+        if self._done("export", key):
             return
         self._directory.discard("export")
         manifest = export_into(
@@ -230,7 +234,7 @@ class _Run:
         key = key_of(
             source.digest, exported, asdict(options.validation), asdict(options.calibration)
         )
-        if self._directory.done("validation", key):
+        if self._done("validation", key):
             return load_report(file)
         _, held_out, _ = self._domains
         report = validate_on(
@@ -257,19 +261,25 @@ class _Run:
         describe_into(described, self._output, self._request.target(described.plan))
         self._directory.finish("card", key, [])
 
+    def _done(self, stage: str, key: str) -> bool:
+        """Whether ``stage`` needs not run again, which is said; if it must, it begins."""
+        if not self._directory.done(stage, key):
+            begin(self._progress, stage)
+            return False
+        if not self._directory.complete:
+            reused(self._progress, stage)
+        return True
+
     def end(self) -> None:
         calibrated = finished_at(self._request.statistics_directory) != self._calibrated
-        if self._directory.complete and not self._directory.worked and not calibrated:
+        worked = self._directory.worked or calibrated
+        if self._directory.complete and not worked:
             self._progress.note(f"nothing to do: {self._output} is complete")
+        environment = environment_of(self._checkpoint.path) if worked else None
+        write_report(self._output, environment)
         self._directory.end()
 
     # -- said and read before the first stage ------------------------------------------------------
-
-    def _say_what_is_done(self) -> None:
-        done = ["calibration"] if self._calibrated and not self._options.statistics else []
-        done += self._directory.done_before()
-        if done and not self._directory.complete:
-            self._progress.note(f"continuing: {', '.join(f'{stage} done' for stage in done)}")
 
     def _draw_text(self) -> None:
         """Read the text before anything is promised: what is wrong with it is said first."""
@@ -280,7 +290,10 @@ class _Run:
         """When that is more than a moment."""
         if self._directory.complete:
             return
-        expected = self._request.expected_time(calibrated=bool(self._calibrated))
+        _, _, spare = self._domains if self._options.statistics is None else ([], [], [])
+        calibrated = bool(self._calibrated or self._options.statistics)
+        expected = self._request.expected_time(calibrated, spare)
+        expect(self._progress, expected.stages)
         if expected.total >= WORTH_SAYING_SECONDS:
             self._progress.note(str(expected))
 

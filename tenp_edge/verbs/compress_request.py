@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,10 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.writer import checkpoint_files
 from tenp_edge.disk import require_free
+from tenp_edge.evaluation.rounding import RoundingJob
 from tenp_edge.exporters.base import ExportOptions, FixedLengths, exporter
 from tenp_edge.forward.device import choose_device, choose_dtype
+from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.methods import method_named
 from tenp_edge.planning.pricing import Priced, Pricer
@@ -23,7 +26,9 @@ from tenp_edge.planning.target import PlanSpec, make_target, resolve
 from tenp_edge.progress import Progress
 from tenp_edge.recovery.recover import mended_bytes
 from tenp_edge.runtime.memory.footprint import MemoryRun
+from tenp_edge.verbs.calibrate import expected_probing
 from tenp_edge.verbs.known_scores import measured_beside
+from tenp_edge.verbs.measure_types import expected_rounding, rounding_job
 from tenp_edge.verbs.options import CompressOptions, choose_profile, require_size
 from tenp_edge.verbs.plan import run_plan
 from tenp_edge.verbs.repair import mend_rules
@@ -127,8 +132,16 @@ class CompressRequest:
         mending = 0 if self.rules is None else mended_bytes(self.checkpoint, self.draft, self.rules)
         require_free(self.output, sum(missing.values()) + twin + mending, what)
 
-    def expected_time(self, calibrated: bool) -> Estimate:
-        """How long what is missing will take; the calibration nothing if it is done."""
+    def rounding_job(self) -> RoundingJob | None:
+        """What rounding does, where types are to be chosen together with the widths."""
+        spec = self.spec()
+        export_options = replace(spec.target.options, imatrix=self.plan_options.imatrix)
+        job = rounding_job(spec.target.exporter, export_options)
+        return job if not spec.sized and spec.method.probed else None
+
+    def expected_time(self, calibrated: bool, held_out: Sequence[Domain]) -> Estimate:
+        """How long what is missing will take; the calibration, and what is measured on the
+        ``held_out`` text after it, nothing if it is done."""
         options, checkpoint, draft = self.options, self.checkpoint, self.draft
         summary, missing = inspect_model(checkpoint.path), self.missing()
         device = choose_device(options.calibration.device)
@@ -148,7 +161,14 @@ class CompressRequest:
             dtype=choose_dtype(options.calibration.dtype, device, checkpoint.dtype),
             mending_forwards=0 if self.rules is None else self.rules.forwards,
             mended_tokens=most_tokens(options.calibration),
+            measuring=0.0 if calibrated else self._measuring(held_out),
         )
+
+    def _measuring(self, held_out: Sequence[Domain]) -> float:
+        given = held_out, self.options.calibration
+        probed, job = method_named(self.plan_options.method).probed, self.rounding_job()
+        seconds = expected_probing(self.checkpoint, *given) if probed else 0.0
+        return seconds + (0.0 if job is None else expected_rounding(self.checkpoint, job, *given))
 
     # -- helpers ---------------------------------------------------------------------------------
 

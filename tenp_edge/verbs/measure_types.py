@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -27,12 +28,14 @@ from tenp_edge.exporters.base import (
 )
 from tenp_edge.exporters.mixing import Mixer
 from tenp_edge.forward.device import choose_device, choose_dtype
+from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.rounding_errors import RoundingErrors, load_errors
 from tenp_edge.planning.type_costs import TypeCosts, load_costs
 from tenp_edge.progress import Progress
+from tenp_edge.units import format_seconds
 from tenp_edge.verbs.options import CalibrationOptions, ComputeOptions
-from tenp_edge.verbs.timing import WORTH_SAYING_SECONDS, operations_per_second, shown_seconds
+from tenp_edge.verbs.timing import WORTH_SAYING_SECONDS, operations_per_second
 from tenp_edge.verbs.token_chunks import most_tokens
 
 # What compress spends on it without being asked.
@@ -65,7 +68,7 @@ def types_into(
     take, when that is more than a moment."""
     seconds, _ = _seconds(checkpoint, job, directory, compute)
     if seconds >= WORTH_SAYING_SECONDS:
-        progress.note(f"measuring types: about {shown_seconds(seconds)}, by a quick measurement")
+        progress.note(f"measuring types: about {format_seconds(seconds)}, by a quick measurement")
     return _measured(checkpoint, job, statistics, directory, compute, progress)
 
 
@@ -87,7 +90,7 @@ def types_if_cheap(
         return
     progress.note(
         "types are chosen by a rule: measuring what each costs would take about "
-        f"{shown_seconds(seconds)}; tenp-edge calibrate MODEL --types -o {directory} does"
+        f"{format_seconds(seconds)}; tenp-edge calibrate MODEL --types -o {directory} does"
     )
 
 
@@ -130,18 +133,41 @@ def rounding_if_cheap(
     if stored_slice(directory) is None or not statistics.has_rounding:
         return False
     if rounding_of(checkpoint, directory) is None:
-        tokens, active, speed = _work(checkpoint, directory, compute)
-        seconds = rounding_seconds(checkpoint.config, job, tokens, active, speed)
-        calibrating = most_tokens(compute) * 2 * active / speed
-        if seconds > max(CHEAP_SECONDS, calibrating / 2):
+        seconds, affordable = _rounding_seconds(checkpoint, job, load_slice(directory), compute)
+        if seconds > affordable:
             progress.note(
                 "widths and types are not chosen together: measuring what rounding does would take "
-                f"about {shown_seconds(seconds)}; tenp-edge calibrate MODEL --types -o {directory} "
-                "does"
+                f"about {format_seconds(seconds)}; "
+                f"tenp-edge calibrate MODEL --types -o {directory} does"
             )
             return False
     rounding_into(checkpoint, job, statistics, directory, compute, progress)
     return True
+
+
+def _rounding_seconds(
+    checkpoint: Checkpoint,
+    job: RoundingJob,
+    held_out: Sequence[Domain],
+    compute: CalibrationOptions,
+) -> tuple[float, float]:
+    """About how long measuring takes on ``held_out``, and how long it may."""
+    speed = operations_per_second(*exactly(checkpoint, compute))
+    active = inspect_model(checkpoint.path).active_parameters
+    tokens = sum(int(domain.lengths.sum()) for domain in held_out)
+    seconds = rounding_seconds(checkpoint.config, job, tokens, active, speed)
+    return seconds, max(CHEAP_SECONDS, most_tokens(compute) * active / speed)
+
+
+def expected_rounding(
+    checkpoint: Checkpoint,
+    job: RoundingJob,
+    held_out: Sequence[Domain],
+    compute: CalibrationOptions,
+) -> float:
+    """Seconds that `rounding_if_cheap` will take on ``held_out``."""
+    seconds, affordable = _rounding_seconds(checkpoint, job, held_out, compute)
+    return seconds if seconds <= affordable else 0.0
 
 
 def rounding_of(checkpoint: Checkpoint, directory: Path) -> RoundingErrors | None:

@@ -42,6 +42,8 @@ OUTPUTS = (
     "README.md",
     "Modelfile",
     "validation.json",
+    "environment.json",
+    "report.html",
     "onnx.partial",
     "model.gguf.partial",
     ".onnx.validation",
@@ -76,7 +78,7 @@ class RunDirectory:
         )
         self._stages: dict[str, Any] = {}
         self._whole: dict[str, bool] = {}
-        self.complete = self._same_command = self.worked = False
+        self.complete = self.worked = False
         if force and not self._is_unfinished(command):
             self._clear()
         elif path.exists():
@@ -97,11 +99,6 @@ class RunDirectory:
         """SHA-256 of the files of a finished stage, by name."""
         files = self._stages[stage]["files"]
         return {name: entry["sha256"] for name, entry in files.items()}
-
-    def done_before(self) -> list[str]:
-        """The stages that an earlier process finished for this very command, files and all."""
-        stages = list(self._stages) if self._same_command else []
-        return [stage for stage in stages if self._is_whole(stage)]
 
     def finish(
         self, stage: str, key: str, files: Iterable[Path], known: Mapping[Path, str] | None = None
@@ -174,8 +171,7 @@ class RunDirectory:
                 f"({other[:12]}, this one is {fingerprint[:12]})",
                 _OVERWRITE,
             )
-        self._same_command = state.get("command") == command
-        if state.get("complete") and not self._same_command:
+        if state.get("complete") and state.get("command") != command:
             raise UserError(
                 f"{self.path} holds a finished run with other settings",
                 f"{self._reuse()}--force to overwrite it",

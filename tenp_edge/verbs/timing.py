@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
+from tenp_edge.units import format_seconds
+
 # One second of sequential reading and writing on a plain SSD; disks vary more than the estimate.
 _DISK_BYTES_PER_SECOND = 300e6
 # A statistics pass has one product more per expert than the forward's three.
 _CALIBRATION_FACTOR = 4 / 3
 _PROBE_SIZE = 1024
 WORTH_SAYING_SECONDS = 15
+# A plan, and the processes whose peak memory is measured; they hardly depend on the model.
+_PLAN_SECONDS, _PEAK_SECONDS = 2.0, 5.0
 _PROBE_SECONDS = 0.1
 
 
@@ -25,15 +29,30 @@ class Estimate:
     quantisation: float
     validation: float
     mending: float = 0.0
+    measuring: float = 0.0
 
     @property
     def total(self) -> float:
         files = self.files + self.quantisation
-        return self.calibration + self.mending + files + self.validation
+        return self.calibration + self.measuring + self.mending + files + self.validation
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds of the stages of ``compress``, in their order."""
+        return {
+            "calibration": self.calibration,
+            "measuring": self.measuring,
+            "plan": _PLAN_SECONDS,
+            "mending": self.mending,
+            "checkpoint": self.files / 2,
+            "export": self.files / 2 + self.quantisation,
+            "validation": self.validation + _PEAK_SECONDS,
+        }
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {shown_seconds(s)}" for name, s in vars(self).items() if s >= 1)
-        return f"about {shown_seconds(self.total)} ({parts or 'all of it'}), by a quick measurement"
+        worth = {name: seconds for name, seconds in vars(self).items() if seconds >= 1}
+        parts = ", ".join(f"{name} {format_seconds(s)}" for name, s in worth.items()) or "all of it"
+        return f"about {format_seconds(self.total)} ({parts}), by a quick measurement"
 
 
 def estimate(
@@ -49,13 +68,15 @@ def estimate(
     dtype: torch.dtype,
     mending_forwards: int = 0,
     mended_tokens: int = 0,
+    measuring: float = 0.0,
 ) -> Estimate:
     """Forwards cost 2 operations per active parameter and token; files cost their bytes, and
     quantising ``quantised_parameters`` at ``encoding_speed`` (bytes of float32 per second).
 
     The validation runs ``validation_forwards`` models: the exported file in its runtime, and at
     about the same speed, reading their weights, the others here. Mending runs
-    ``mended_tokens`` about ``mending_forwards`` times.
+    ``mended_tokens`` about ``mending_forwards`` times. ``measuring``: seconds that plans and types
+    are measured for.
     """
     per_token = 2 * active_parameters / operations_per_second(device, dtype)
     reading = model_bytes / _DISK_BYTES_PER_SECOND
@@ -67,6 +88,7 @@ def estimate(
         validation=validation_forwards * validation_tokens * per_token
         + ((validation_forwards - 1) * reading if validation_tokens else 0),
         mending=mending_forwards * mended_tokens * per_token,
+        measuring=measuring,
     )
 
 
@@ -79,8 +101,3 @@ def operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
         float((matrix @ matrix)[0, 0])  # waits for the device
         rounds += 1
     return rounds * 2 * _PROBE_SIZE**3 / elapsed
-
-
-def shown_seconds(seconds: float) -> str:
-    """ "42 s" or "7 min"."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tenp_edge.calibration.text.domains import load_tokenizer
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.provenance import PrunedBy
 from tenp_edge.evaluation.validation import ValidationReport, validate
@@ -78,5 +79,6 @@ def validate_on(
         memory_run=memory_run,
         predicted_peak_rss=predicted_peak_rss,
         work=work,
+        decode=load_tokenizer(reference).decode,
         progress=progress,
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tenp_edge import machine
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import exporter
-from tenp_edge.planning import devices
 from tenp_edge.planning.devices import (
     LAYOUTS,
     load_profile,
@@ -162,8 +162,9 @@ def test_names_in_any_case_and_this_machine() -> None:
 
 def test_a_container_has_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(devices, "_CONTAINER_LIMIT", limit)
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
     limit.write_text("max\n")
     whole = this_machine().memory_bytes
     limit.write_text("1073741824\n")
+    (tmp_path / "memory.current").write_text("0")
     assert this_machine().memory_bytes == 2**30 <= whole

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from support import command
 
+from tenp_edge.units import nats
+
 Make = Callable[[str], Path]
 
 
@@ -29,7 +31,10 @@ def test_one_budget_of_a_tiny_model(checkpoint_of: Make, tmp_path: Path) -> None
     assert page.count("## ") == 2  # the budget, and the bars
     assert "the whole model in IQ4_XS" in done.stdout
     again = command.run(*typed, "--json")
-    assert json.loads(again.stdout)["scores"] == found["scores"]
+    told = json.loads(again.stdout)
+    assert told["scores"] == found["scores"]
+    shown = (out / "matched.html").read_text(encoding="utf-8")
+    assert all(f">{nats(row['overall']['mean_kl'])}<" in shown for row in told["rows"])
 
 
 @pytest.mark.parametrize(

@@ -24,22 +24,20 @@ OUTPUTS = {
     "README.md",
     "calibration",
     "checkpoint",
+    "environment.json",
     "manifest.json",
     "mended",
     "model.gguf",
     "plan.json",
     "plan.safetensors",
     "recipe.toml",
+    "report.html",
     "validation.json",
 }
 
 TIMED = (
-    "README.md",
-    "validation.json",
-    "manifest.json",
-    "mended.json",
-    "refine.json",
-    "recipe.toml",
+    *("README.md", "validation.json", "manifest.json", "mended.json", "refine.json"),
+    *("recipe.toml", "environment.json", "report.html"),
 )
 
 
@@ -120,7 +118,7 @@ def test_the_same_command_again_changes_nothing(
     assert done.returncode == 0, done.stderr
     report = json.loads((compressed / "validation.json").read_text())
     plan = load_plan(compressed / "plan.json")
-    assert done.stdout.endswith(f"\n{closing(model, compressed, plan, report)}\n")
+    assert done.stdout == f"{closing(model, compressed, plan, report)}\n"
     assert before == {file: file.stat().st_mtime_ns for file in compressed.rglob("*.safetensors")}
 
 

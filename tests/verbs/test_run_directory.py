@@ -25,7 +25,8 @@ def test_a_continued_run_says_what_is_done(finished: Path, small_model: Path) ->
     (finished / "manifest.json").write_text(json.dumps(manifest))
     notes = Notes()
     crashing.repair(small_model, finished, notes)
-    assert notes.said == ["continuing: calibration done, plan done, mending done, checkpoint done"]
+    stages = ("calibration", "plan", "mending", "checkpoint")
+    assert notes.said == [f"{stage}: reused" for stage in stages]
 
 
 def test_a_manifest_of_an_older_version_is_run_again(finished: Path, small_model: Path) -> None:

@@ -6,19 +6,22 @@ The same as JSON, for programs.
 from __future__ import annotations
 
 import shlex
-import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
+from tenp_edge.cli.hub import spoken
+from tenp_edge.cli.report.entries import Entries
+from tenp_edge.cli.report.plain_notes import of_interest
+from tenp_edge.cli.report.plan_screen import kept_line
 from tenp_edge.evaluation.verdict import Verdict, judge
 from tenp_edge.runtime.directory_vocabulary import read_settings
 from tenp_edge.runtime.gguf.header import read_fields
 from tenp_edge.runtime.gguf.padded_twin import TWIN
 from tenp_edge.runtime.locating import Found, locate
-from tenp_edge.units import format_size
+from tenp_edge.units import format_size, nats
 
 _LLAMA_CPP = "llama.cpp and what is built on it (Ollama, LM Studio)"
 # (format, layout) -> what runs such a file.
@@ -32,7 +35,12 @@ _RUNS_IN = {
     ("onnx", "static"): "tenp-edge and onnxruntime, and what a compiler for an NPU makes of it",
 }
 _THIS_MACHINE = "this-machine"
-_WIDTH, _LABELS = 96, 10
+REPORT = "report.html"
+# What the words of the line above mean.
+LEGEND = (
+    "KL: how far the two models' predictions of the next token are apart, 0 is not at all. "
+    "Q8_0 to Q2_K: types of llama.cpp, from 8 bits a number down to 2"
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,9 @@ class Closing:
     """What there is to say of a finished run. Sizes in bytes, None where not asked or measured.
 
     ``device``: the profile that was planned for; ``measured_bytes`` is always of this machine.
-    ``commands``: what can be done next, each with what to type for it.
+    ``kept``: what stays, in words; ``by_domain``: mean KL of each kind of text. ``others``: more
+    labels and texts. ``commands``: what can be done next, each with what to type for it; ``more``:
+    where everything else is.
     """
 
     file: str
@@ -53,6 +63,11 @@ class Closing:
     quality: Verdict | None
     runs_in: str
     commands: tuple[tuple[str, str], ...]
+    kept: str = ""
+    by_domain: tuple[tuple[str, float], ...] = ()
+    notes: tuple[str, ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
+    more: str = ""
 
     @property
     def fits(self) -> bool | None:
@@ -79,18 +94,41 @@ class Closing:
         }
 
     def __str__(self) -> str:
-        quality = "not measured" if self.quality is None else str(self.quality)
+        return str(self.entries)
+
+    @property
+    def entries(self) -> Entries:
+        """The screen: what there is to say, label by label."""
         lines = [
-            *_entry("memory", self._memory()),
-            *_entry("quality", quality),
-            *_entry("file", f"{self.file}, {format_size(self.file_bytes)}"),
-            *_entry("runs in", self.runs_in),
+            ("memory", self._memory()),
+            *self._quality(),
+            *([("keeps", self.kept)] if self.kept else []),
+            ("file", f"{self.file}, {format_size(self.file_bytes)}"),
+            *self.others,
+            ("runs in", self.runs_in),
+            *(("note", note) for note in self.notes),
+            *([("more", self.more)] if self.more else []),
         ]
-        longest = max((len(what) for what, _ in self.commands), default=0)
-        for number, (what, command) in enumerate(self.commands):
-            # Never wrapped: a command is there to be copied.
-            lines.append(f"{'' if number else 'next':{_LABELS}}{what + ':':{longest + 3}}{command}")
-        return "\n".join(lines)
+        return Entries(lines, self.commands)
+
+    @property
+    def line(self) -> str:
+        """All in one line."""
+        fits = {None: "", True: "fits, ", False: "DOES NOT FIT, "}[self.fits]
+        peak = self.predicted_bytes if self.measured_bytes is None else self.measured_bytes
+        word = "quality not measured"
+        if self.quality is not None:
+            word = f"{self.quality.difference} difference to the whole model"
+        return f"{self.file}: {fits}{format_size(peak)} at the peak; {word}"
+
+    def _quality(self) -> list[tuple[str, str]]:
+        if self.quality is None:
+            return [("quality", "not measured")]
+        lines = [("quality", str(self.quality)), ("", LEGEND)]
+        if len(self.by_domain) > 1:
+            kinds = ", ".join(f"{name} {nats(kl)}" for name, kl in self.by_domain)
+            lines.insert(1, ("", f"by kind of text, KL: {kinds}"))
+        return lines
 
     def _memory(self) -> str:
         away = "" if self.device == _THIS_MACHINE else f" on {self.device}"
@@ -103,18 +141,6 @@ class Closing:
             return run
         word = "fits into" if self.fits else "DOES NOT FIT into"
         return f"{word} {format_size(self.budget_bytes)}: {run}"
-
-
-def _entry(label: str, text: str) -> list[str]:
-    indent = " " * _LABELS
-    return textwrap.wrap(
-        text,
-        _WIDTH,
-        initial_indent=f"{label:{_LABELS}}",
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def closing(
@@ -137,11 +163,22 @@ def closing(
         quality=judge(report["overall"], report["domains"]) if report else None,
         runs_in=_RUNS_IN.get(key, f"what reads {' '.join(map(str, key))}"),
         commands=tuple(_commands(model, output, located)),
+        kept=kept_line(plan),
+        by_domain=tuple((row["domain"], row["mean_kl"]) for row in report.get("domains", ())),
+        notes=tuple(of_interest(record.notes)),
+        more=_more(output),
     )
 
 
+def _more(output: Path) -> str:
+    """Where the rest can be seen."""
+    page = output / REPORT
+    read = f"{page} in a browser; or " if page.is_file() else ""
+    return f"{read}the same command with --verbose: widths, types, every measurement"
+
+
 def _commands(model: Path, output: Path, located: Found) -> Iterator[tuple[str, str]]:
-    source, target = (shlex.quote(str(path)) for path in (model, output))
+    source, target = shlex.quote(spoken(model)), shlex.quote(str(output))
     if has_chat_template(located):
         yield "talk to it", f"tenp-edge run {target} --chat"
     else:

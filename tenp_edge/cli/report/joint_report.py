@@ -25,10 +25,11 @@ def what_it_buys(choice: Mapping[str, Any], keep_ratio: float, nbytes: int) -> s
     )
     if keep_ratio == 1:
         return said
-    return f"{said}. {_whole(choice['whole'])}"
+    return f"{said}. {the_whole_model(choice['whole'])}"
 
 
-def _whole(whole: Mapping[str, Any] | None) -> str:
+def the_whole_model(whole: Mapping[str, Any] | None) -> str:
+    """What as many bytes would buy without a cut."""
     if whole is None:
         return "The whole model does not fit in any type"
     kl = whole["predicted_kl"]

@@ -1,65 +1,32 @@
-"""What people see of measurements: validation, comparison, coverage."""
+"""What people see of measurements: validation and coverage."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tenp_edge.units import format_size, nats
+from tenp_edge.units import format_size
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
+    from pathlib import Path
+
     from tenp_edge.calibration.coverage import Coverage
     from tenp_edge.calibration.storage import Statistics
     from tenp_edge.checkpoint.compression_plan import CompressionPlan
-    from tenp_edge.evaluation.comparison.table import Line, Prediction
-    from tenp_edge.evaluation.matched.table import Section
+    from tenp_edge.evaluation.verdict import Verdict
     from tenp_edge.planning.rounding_errors import RoundingErrors
     from tenp_edge.planning.type_costs import TypeCosts
+from tenp_edge.cli.report.closing import LEGEND
+from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.plan_tables import plan_report
 from tenp_edge.cli.report.rich_tables import facts, percent, table
 
-
-def comparison(lines: Sequence[Line], predicted: Sequence[Prediction] = ()) -> Group:
-    """One table a keep ratio: methods by KL, bytes, R_active, and KL by domain; then how well
-    predicted losses ranked the plans."""
-    parts = []
-    for keep in dict.fromkeys(line.keep for line in lines):
-        chosen = [line for line in lines if line.keep == keep]
-        domains, tasks = list(chosen[0].kl_by_domain), list(chosen[0].tasks)
-        columns = ["method", "experts", "R_active", "KL", "ppl ratio", "same top"]
-        titles = [task.split("_")[0] for task in tasks]
-        rows = [
-            (
-                line.method,
-                format_size(line.expert_bytes),
-                "" if line.active_ratio is None else percent(line.active_ratio),
-                line.kl,
-                f"{line.perplexity_ratio.mean:.3f}",
-                percent(line.same_top.mean),
-                *(nats(line.kl_by_domain[domain].mean) for domain in domains),
-                *(percent(line.tasks[task].mean) for task in tasks),
-            )
-            for line in chosen
-        ]
-        title = f"keep {keep:g}: {percent(chosen[0].kept)} of the routed-expert parameters"
-        parts.append(table(title, [*columns, *domains, *titles], rows))
-    if predicted:
-        rows = [
-            ("all" if p.keep is None else f"{p.keep:g}", p.plans, f"{p.rank_correlation:.3f}")
-            for p in predicted
-        ]
-        title = "Predicted loss against measured KL"
-        parts.append(table(title, ["keep", "plans", "rank correlation"], rows))
-    return Group(*parts)
-
-
-def matched(sections: Sequence[Section]) -> Group:
-    """One table a budget: the ways to spend it, what they are, the file as it runs."""
-    return Group(*(table(one.title, one.headings, one.rows) for one in sections))
+PERPLEXITY = "perplexity: how surprised a model is by the text, lower is better"
 
 
 def validation(report: Mapping[str, Any]) -> RenderableType:
@@ -129,8 +96,48 @@ def domain_scores(report: Mapping[str, Any]) -> Table:
 
 
 def validated(report: Mapping[str, Any]) -> RenderableType:
-    """``tenp-edge validate``: the comparison, and the peak RSS where the file was run for it."""
+    """``tenp-edge validate --verbose``: the comparison, and the peak where the file was run."""
     return Group(validation(report), peak_rss(report))
+
+
+def by_kind(report: Mapping[str, Any]) -> Table:
+    """One row a kind of text, in plain words."""
+    rows = [
+        (
+            row["domain"],
+            f"{row['tokens']:,}",
+            f"{row['mean_kl']:.4f}",
+            percent(row["same_top"]),
+            f"{row['reference_perplexity']:.2f} -> {row['candidate_perplexity']:.2f}",
+        )
+        for row in report["domains"]
+    ]
+    columns = ("kind of text", "tokens", "KL", "same first token", "perplexity, whole -> file")
+    return table("", columns, rows)
+
+
+def validation_entries(report: Mapping[str, Any], verdict: Verdict) -> Entries:
+    """The screen of ``validate``."""
+    lines = [("quality", str(verdict)), ("", LEGEND), ("", PERPLEXITY)]
+    steps = [
+        f"{row['stage']} {row['added_kl']:+.4f}"
+        for row in report["losses"]
+        if row["added_kl"] is not None
+    ]
+    if len(steps) > 1:
+        lines.append(("lost by", f"{', '.join(steps)} (KL)"))
+    lines += [("memory", text) for text in _peak(report)]
+    if report["losses_note"]:
+        lines.append(("note", report["losses_note"]))
+    lines.append(("more", "--verbose: spread, worst tokens, every stage; -o FILE keeps it as JSON"))
+    return Entries(lines)
+
+
+def _peak(report: Mapping[str, Any]) -> list[str]:
+    measured, predicted = report.get("measured_peak_rss"), report.get("predicted_peak_rss")
+    said = [f"{format_size(predicted)} predicted"] if predicted else []
+    said += [f"{format_size(measured)} measured at the peak"] if measured else []
+    return [", ".join(said)] if said else []
 
 
 def compressed(plan: CompressionPlan, checked: Mapping[str, Any] | None) -> Group:
@@ -183,11 +190,33 @@ def coverage(statistics: Statistics, covered: Coverage) -> RenderableType:
         )
         for name, counts in statistics.info["domains"].items()
     ]
-    columns = ("domain", "samples", "tokens", f"experts < {covered.min_tokens}", "unreached")
+    few = f"experts under {covered.min_tokens} tokens"
+    columns = ("kind of text", "samples", "tokens", few, "experts without any")
+    return Group(table("What was read", columns, rows), Text(seen(covered)))
+
+
+def seen(covered: Coverage) -> str:
+    """How many experts are known well enough to be cut by what they do."""
     total = covered.experts * len(covered.below_everywhere)
     few = sum(covered.below_everywhere.values())
-    line = f"{total - few} of {total} experts saw at least {covered.min_tokens} tokens"
-    return Group(table("Coverage", columns, rows), Text(line))
+    return f"{total - few} of {total} experts saw at least {covered.min_tokens} tokens"
+
+
+def calibration_entries(
+    statistics: Statistics, covered: Coverage, output: Path, model: str
+) -> Entries:
+    """The screen of ``calibrate`` and ``merge``; ``model`` as it is typed."""
+    domains = statistics.info["domains"].items()
+    read = ", ".join(f"{name} ({counts['tokens']:,} tokens)" for name, counts in domains)
+    few = sum(covered.below_everywhere.values())
+    advice = "; the others are cut by guess: more text (--samples) helps" if few else ""
+    lines = [
+        ("read", read),
+        ("seen", seen(covered) + advice),
+        ("written", f"{output}, for every later plan of this model, at any RAM"),
+    ]
+    plan = f"tenp-edge plan {quote(model)} --ram 8GiB --calibration {quote(str(output))}"
+    return Entries(lines, (("plan", plan),))
 
 
 def tasks(found: Mapping[str, Any]) -> RenderableType:

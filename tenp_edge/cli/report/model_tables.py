@@ -10,10 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tenp_edge.models.wrapper import kinds_text, left_out_kinds
-from tenp_edge.units import format_count, format_size
+from tenp_edge.units import counted, format_count, format_size
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.models.inspection import ModelSummary, PartSize
+    from tenp_edge.planning.devices import DeviceProfile
+from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.rich_tables import percent, table
 
 
@@ -76,3 +78,33 @@ def device_profiles(rows: Sequence[Mapping[str, Any]]) -> Table:
             for row in rows
         ],
     )
+
+
+def one_profile(profile: DeviceProfile) -> Entries:
+    """``tenp-edge profiles NAME``."""
+    process = profile.runtime_overhead_bytes
+    lines = [
+        ("device", f"{profile.name}: {profile.description}"),
+        (
+            "memory",
+            f"{format_size(profile.memory_bytes)}, of which the system keeps "
+            f"{format_size(profile.system_bytes)}: {format_size(profile.budget_bytes)} for the run",
+        ),
+        ("", "the process itself: " + ("measured here" if not process else format_size(process))),
+        ("runtime", f"{profile.runtime}, {profile.format} files, layout {profile.layout}"),
+        (
+            "types",
+            f"{profile.default_tensor_type} by default; {', '.join(profile.tensor_types)}",
+        ),
+        ("widths", f"multiples of {profile.width_multiple} neurons"),
+        ("context", f"{profile.context} tokens, KV cache {profile.kv_type}"),
+        ("prompt", f"{profile.ubatch} tokens at once"),
+        (
+            "speed",
+            f"{profile.memory_bandwidth_bytes_per_second / 1e9:.0f} GB/s of memory, "
+            f"{counted(profile.threads, 'threads')}",
+        ),
+    ]
+    if profile.targets:
+        lines.append(("targets", ", ".join(profile.targets)))
+    return Entries(lines, (("plan for it", f"tenp-edge plan MODEL --profile {profile.name}"),))

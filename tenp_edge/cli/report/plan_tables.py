@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +15,7 @@ if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.checkpoint.compression_plan import CompressionPlan
     from tenp_edge.checkpoint.plan_record import PlanRecord
 from tenp_edge.cli.report import joint_report
+from tenp_edge.cli.report.plain_notes import merged
 from tenp_edge.cli.report.rich_tables import bar, percent, table
 
 
@@ -27,14 +27,14 @@ def memory(plan: CompressionPlan) -> Table:
             ("experts_bytes", "routed experts"),
             ("other_weights_bytes", "other weights"),
             ("kv_bytes", "KV cache"),
-            ("compute_bytes", "compute"),
-            ("overhead_bytes", "process, vocabulary"),
-            ("total_bytes", "predicted peak RSS"),
+            ("compute_bytes", "compute buffers"),
+            ("overhead_bytes", "the process and the vocabulary"),
+            ("total_bytes", "peak, predicted"),
         )
         if key in plan.memory
     ]
     if plan.record.budget_bytes:
-        rows.append(("headroom", format_size(plan.memory["headroom_bytes"])))
+        rows.append(("left over", format_size(plan.memory["headroom_bytes"])))
         rows.append(("budget", format_size(plan.memory["budget_bytes"])))
     source = plan.memory.get("source")
     title = "Memory (estimated)" if source == "estimate" else "Memory"
@@ -48,12 +48,7 @@ def widths(plan: CompressionPlan) -> Table:
     for layer, row in sorted(plan.widths.items()):
         share = sum(row) / (len(row) * full)
         rows.append((layer, bar(share), percent(share), _describe_widths(row, full, gone)))
-    drawn = Table(title="Widths", title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
-    for column in ("layer", "neurons kept", "", "experts"):
-        drawn.add_column(column)
-    for cells in rows:
-        drawn.add_row(*(str(cell) for cell in cells))
-    return drawn
+    return table("Widths", ("layer", "neurons kept", "share", "experts"), rows, left=4)
 
 
 def _describe_widths(row: Sequence[int], full: int, gone: str) -> str:
@@ -131,8 +126,8 @@ def frontier(plan: CompressionPlan) -> Table:
         )
         for point in plan.record.frontier
     ]
-    columns = ("peak RSS", "neurons kept", "predicted KL", "")
-    return table(f"Frontier of {plan.record.method}", columns, rows)
+    columns = ("RAM", "neurons kept", "predicted KL", "")
+    return table("What other RAM numbers buy (predicted)", columns, rows)
 
 
 def _type_line(record: PlanRecord) -> str:
@@ -178,7 +173,7 @@ def plan_report(plan: CompressionPlan) -> RenderableType:
     """The plan as printed by ``tenp-edge plan``: choice, memory, widths, files."""
     choice = plan.record.type_choice or {}
     notes = [*plan.record.notes, *([choice["note"]] if choice.get("note") else [])]
-    lines = [*_record_lines(plan), *(f"note: {note}" for note in notes)]
+    lines = [*_record_lines(plan), *(f"note: {note}" for note in merged(notes))]
     parts: list[RenderableType] = [Text("\n".join(lines)), memory(plan)]
     if "bits_per_weight" in choice:
         parts.append(joint_report.types_of_experts(choice))

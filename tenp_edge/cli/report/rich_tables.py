@@ -5,17 +5,46 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _BAR_CELLS = 24
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A plain table: first column left, the others right."""
-    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+class Folding(Table):
+    """A table that is as wide as its cells; where the screen is narrower, each row becomes a few
+    lines: its first cell, then every heading with its value."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.update(width=10_000, min_width=0, max_width=10_000)
+        needed = self.__rich_measure__(console, wide).maximum
+        if needed <= options.max_width or len(self.columns) < 2:
+            yield from super().__rich_console__(console, options)
+            return
+        yield from self._folded()
+
+    def _folded(self) -> Iterable[Text]:
+        if self.title:
+            yield Text(str(self.title), style="bold")
+        headings = [str(column.header) for column in self.columns] if self.show_header else []
+        for row in zip(*(list(column.cells) for column in self.columns), strict=True):
+            first, *others = (str(cell) for cell in row)
+            yield Text(first)
+            for heading, cell in zip(headings[1:] or [""] * len(others), others, strict=True):
+                if cell.strip():
+                    yield Text(f"    {heading}: {cell}" if heading else f"    {cell}")
+        yield Text("")
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1
+) -> Table:
+    """A plain table: the first ``left`` columns left, the others right."""
+    drawn = Folding(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if index else "left", no_wrap=not index)
+        drawn.add_column(column, justify="left" if index < left else "right", no_wrap=not index)
     for row in rows:
         drawn.add_row(*(str(cell) for cell in row))
     return drawn
@@ -34,7 +63,7 @@ def percent(share: float) -> str:
 
 
 def facts(title: str, rows: Iterable[tuple[str, object]]) -> Table:
-    """Two columns: a name and a value."""
-    drawn = table(title, ("", ""), rows)
+    """Two columns: a name and a value, both from the left."""
+    drawn = table(title, ("", ""), rows, left=2)
     drawn.show_header = False
     return drawn

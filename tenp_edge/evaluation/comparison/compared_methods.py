@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -316,8 +317,11 @@ def choose_methods(wanted: Sequence[str]) -> list[Contender]:
             if word == "all" or word in method.sets or fnmatchcase(name, word)
         }
         if not names:
+            near = get_close_matches(word, METHODS, n=3, cutoff=0.5) or list(METHODS)[:3]
             raise UserError(
-                f"--method {word} is not known", f"{', '.join(SETS)}, or of {', '.join(METHODS)}"
+                f"--method {word} is not known",
+                f"a set: {', '.join(SETS)}; or a method such as {', '.join(near)}; "
+                "docs/method.md lists them",
             )
         chosen |= names
     return [method for name, method in METHODS.items() if name in chosen]

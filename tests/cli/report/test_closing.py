@@ -49,7 +49,7 @@ def test_the_verdict_is_a_sentence_with_its_numbers() -> None:
     domains = [row(0.004, 0.97, "prose"), row(0.03, 0.92, "code"), row(0.2, 0.7, "maths")]
     assert str(judge(row(0.0073, 0.953), domains)) == (
         "almost no difference to the whole model: both put the same token first in 95.3 % of "
-        "places (mean KL 0.0073 nats over 2,032 tokens; an 8 B model changes about as much by "
+        "places (KL 0.0073 over 2,032 tokens; an 8 B model changes about as much by "
         "Q8_0 or Q6_K); small on code, large on maths"
     )
     assert str(judge(row(0.03, 0.92))).startswith("a small difference to the whole model: ")
@@ -94,11 +94,15 @@ def test_everything_is_said(out: Path, checkpoint_of: CheckpointOf) -> None:
         == f"""\
 memory    fits into 80.00 MiB: 79.00 MiB predicted, 78.00 MiB measured, context 512
 quality   a small difference to the whole model: both put the same token first in 92.0 % of
-          places (mean KL 0.0300 nats over 2,032 tokens; an 8 B model changes about as much by
-          Q5_K_M to Q4_K_S)
+          places (KL 0.0300 over 2,032 tokens; an 8 B model changes about as much by Q5_K_M to
+          Q4_K_S)
+          KL: how far the two models' predictions of the next token are apart, 0 is not at all.
+          Q8_0 to Q2_K: types of llama.cpp, from 8 bits a number down to 2
+keeps     62.5 % of the experts' neurons
 file      {out}/model.gguf, 5.00 MiB
 runs in   tenp-edge, on a CPU. Nowhere else: for llama.cpp, Ollama or LM Studio the same command
           with --layout merged and another -o
+more      the same command with --verbose: widths, types, every measurement
 next      continue a text:     tenp-edge run {out} -p "Once upon a time"
           serve OpenAI's API:  tenp-edge serve {out}
           compare again:       tenp-edge validate {model} {out}"""

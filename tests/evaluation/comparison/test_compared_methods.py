@@ -154,7 +154,9 @@ def test_methods_by_name_pattern_and_set() -> None:
         choose_methods(["tenpp"])
     assert caught.value.message == "--method tenpp is not known"
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("short, table, claims, uniform, mended, all, or of tenp, ")
+    assert caught.value.hint.startswith(
+        "a set: short, table, claims, uniform, mended, all; or a method such as tenp, "
+    )
 
 
 def test_unstructured_masks_keep_the_best_of_each_row() -> None:
@@ -359,8 +361,8 @@ def test_the_verb(checkpoint_of: Make, tmp_path: Path) -> None:
     ]
     assert set(found["rows"][0]["text"]) == set(found["rows"][0]["cloze"]) == {"code", "math"}
     shown = CliRunner().invoke(app, [*call, *files, *sizes, *chosen]).stdout
-    assert "keep 0.5: 50.0 % of the routed-expert parameters" in shown
-    assert "global-heapr" in shown
+    assert "keep 0.5: 50.0 % of the experts' parameters stay" in shown
+    assert "global-heapr: neurons compared across all layers, by the score heapr" in shown
     page = (tmp_path / "out" / "compare.md").read_text()
     assert page.startswith("## keep 0.5 (0.500 of the routed-expert parameters)\n\n| method |")
     assert page.count("| global-heapr |") == 1

@@ -1,0 +1,135 @@
+"""What a person is told of a plan: does it fit, what stays, what is lost, what to type next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from shlex import join
+from typing import TYPE_CHECKING
+
+from tenp_edge.cli.hub import spoken
+from tenp_edge.cli.report import joint_report
+from tenp_edge.cli.report.entries import Entries
+from tenp_edge.cli.report.plain_notes import of_interest
+from tenp_edge.evaluation.verdict import expected
+from tenp_edge.planning.settings import command_words
+from tenp_edge.units import format_size
+
+if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
+    from tenp_edge.checkpoint.compression_plan import CompressionPlan
+    from tenp_edge.planning.spec import PlanOptions
+    from tenp_edge.verbs.options import StatisticsOptions
+
+_UNKNOWN = "how much is lost is not known before a calibration"
+_PARTS = (
+    ("experts_bytes", "experts"),
+    ("other_weights_bytes", "other weights"),
+    ("kv_bytes", "KV cache"),
+    ("compute_bytes", "compute buffers"),
+    ("overhead_bytes", "the process"),
+)
+
+
+def plan_entries(
+    plan: CompressionPlan,
+    model: Path,
+    options: PlanOptions,
+    known: StatisticsOptions,
+    output: Path | None,
+) -> Entries:
+    """The screen of ``plan``, made of ``model`` by these options; ``output``: its plan.json."""
+    lines = [
+        ("memory", memory_line(plan)),
+        ("", ", ".join(f"{name} {format_size(plan.memory[key])}" for key, name in _PARTS)),
+        ("keeps", kept_line(plan)),
+        ("expected", expected_line(plan)),
+        *_instead(plan),
+        *_speed(plan),
+        *(("file", f"{name}, {size:,} bytes") for name, size in plan.files.items()),
+        *(("note", note) for note in of_interest(_notes(plan))),
+        ("more", "--verbose: the widths of every layer, types, what other RAM numbers would buy"),
+    ]
+    return Entries(lines, tuple(_commands(plan, model, options, known, output)))
+
+
+def line(plan: CompressionPlan) -> str:
+    return f"{memory_line(plan)}; keeps {kept_line(plan)}; {expected_line(plan)}"
+
+
+def memory_line(plan: CompressionPlan) -> str:
+    """ "fits into 8.00 GiB: 7.98 GiB at the peak, context 4096"."""
+    memory, budget = plan.memory, plan.record.budget_bytes
+    estimated = " (an estimate)" if memory.get("source") == "estimate" else ""
+    peak = f"{format_size(memory['total_bytes'])} at the peak{estimated}, context "
+    peak += str(memory["context"])
+    if not budget:
+        return peak
+    word = "fits into" if memory["total_bytes"] <= budget else "DOES NOT FIT into"
+    return f"{word} {format_size(budget)}: {peak}"
+
+
+def kept_line(plan: CompressionPlan) -> str:
+    """What stays of the model, and in which types."""
+    share = "all" if plan.keep_ratio == 1.0 else f"{100 * plan.keep_ratio:.1f} %"
+    bits = (plan.record.type_choice or {}).get("bits_per_weight")
+    types = plan.record.quant
+    if bits:
+        types = f"types of their own, {bits:.1f} bits a weight"
+    return f"{share} of the experts' neurons{f', in {types}' if types else ''}"
+
+
+def expected_line(plan: CompressionPlan) -> str:
+    """What the plan will cost, in a word and a number."""
+    record, choice = plan.record, plan.record.type_choice or {}
+    kl = choice.get("kl") if "bits_per_weight" in choice else _sum(plan)
+    if kl is None:
+        return _UNKNOWN if plan.keep_ratio < 1 else f"what {record.quant} costs, no more"
+    article = "" if expected(kl) == "almost no" else "a "
+    return f"{article}{expected(kl)} difference to the whole model (KL about {kl:.2g})"
+
+
+def _instead(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
+    """The whole model in as many bytes, where it is known."""
+    choice = plan.record.type_choice or {}
+    if "bits_per_weight" in choice and plan.keep_ratio < 1:
+        yield "", joint_report.the_whole_model(choice["whole"])
+
+
+def _sum(plan: CompressionPlan) -> float | None:
+    """By pruning and by the type, as far as it is known."""
+    record = plan.record
+    if record.predicted_kl is None or plan.keep_ratio == 1.0:
+        return record.type_kl
+    return record.predicted_kl + (record.type_kl or 0.0)
+
+
+def _speed(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
+    speed = plan.memory.get("tokens_per_second")
+    if speed:
+        shown = f"{speed:.1f}" if speed < 100 else f"{speed:,.0f}"
+        yield "speed", f"at most {shown} tokens/s, by memory bandwidth (an estimate)"
+
+
+def _notes(plan: CompressionPlan) -> tuple[str, ...]:
+    note = (plan.record.type_choice or {}).get("note")
+    return (*plan.record.notes, *([note] if note else []))
+
+
+def _commands(
+    plan: CompressionPlan,
+    model: Path,
+    options: PlanOptions,
+    known: StatisticsOptions,
+    output: Path | None,
+) -> Iterator[tuple[str, str]]:
+    work = known.statistics
+    if work is None and not plan.record.fits_whole:
+        yield "weigh the neurons", join(["tenp-edge", "calibrate", spoken(model), "-o", "WORK"])
+    words = [*command_words(options), *([] if work is None else ["--calibration", str(work)])]
+    yield "make it", join(["tenp-edge", "compress", spoken(model), *words, "-o", "OUT"])
+    if output is not None and work is not None and plan.record.format == "gguf":
+        given = ["--plan", str(output), "--calibration", str(work), "-o", "model.gguf"]
+        yield (
+            "only the file",
+            join(["tenp-edge", "export", spoken(model), *given]),
+        )

@@ -1,0 +1,1 @@
+"""Pages that open without a network: the report of a run, the tables of a comparison."""

@@ -1,0 +1,58 @@
+"""What a run is made with: versions and the machine. No user, no host, no path."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tenp_edge.planning.devices import this_machine
+from tenp_edge.version import __version__
+
+FORMAT = "tenp-edge environment"
+# What the numbers of a run depend on.
+_PACKAGES = (
+    *("torch", "transformers", "tokenizers", "safetensors", "numpy"),
+    *("gguf", "llama-cpp-python", "onnx", "onnxruntime"),
+)
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def environment_of(model: Path) -> dict[str, Any]:
+    """The environment of a run of ``model``, a directory or file, that ends now; JSON values."""
+    here, path = this_machine(), model.resolve()
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "model": path.stem if path.is_file() else path.name,
+        "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "versions": _versions(),
+        "machine": {
+            "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+            "processor": _processor(),
+            "cores": here.threads,
+            "memory_bytes": here.memory_bytes,
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"tenp-edge": __version__, "Python": sys.version.split()[0]}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _processor() -> str:
+    """What the processor calls itself; its architecture where it does not say."""
+    with suppress(OSError):
+        for line in _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()

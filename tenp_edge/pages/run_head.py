@@ -1,0 +1,124 @@
+"""The top of a run's report: the verdict in words, and the four numbers behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from markupsafe import Markup
+
+from tenp_edge.evaluation.verdict import LEVELS, Verdict, judge
+from tenp_edge.pages.document import paragraph
+from tenp_edge.pages.markup import Child, joined, tag
+from tenp_edge.pages.run_files import RunFiles
+from tenp_edge.units import format_size, nats
+
+_NOT_MEASURED = "Its quality was not measured: the run was made with --no-validate."
+
+
+def head(run: RunFiles) -> Markup:
+    """Name, verdict, figures."""
+    verdict = quality(run)
+    mood = "bad" if run.fits is False else None
+    return joined(
+        (
+            paragraph(tag("b", "tenp-edge"), " report", kind="eyebrow"),
+            tag("h1", _headline(run, verdict), class_=mood),
+            paragraph(*_lead(run, verdict), kind="lead"),
+            tag("dl", _figures(run, verdict), class_="figures"),
+            _meter(verdict) if verdict else None,
+        )
+    )
+
+
+def quality(run: RunFiles) -> Verdict | None:
+    """None where nothing was measured."""
+    checked = run.validation
+    return None if checked is None else judge(checked["overall"], checked["domains"])
+
+
+def _headline(run: RunFiles, verdict: Verdict | None) -> str:
+    name, budget = run.model, run.record.get("budget_bytes") or 0
+    if run.fits is None:
+        size = f"{name} in {format_size(run.memory['total_bytes'])} of memory"
+    elif run.fits:
+        size = f"{name} fits into {format_size(budget)}"
+    else:
+        size = f"{name} does not fit into {format_size(budget)}"
+    if verdict is None:
+        return size
+    article = "" if verdict.difference == "almost no" else "a "
+    but = ", but with" if run.fits is False else " with"
+    return f"{size}{but} {article}{verdict.difference} difference to the whole model"
+
+
+def _lead(run: RunFiles, verdict: Verdict | None) -> Iterator[Child]:
+    keep = run.plan["keep_ratio"]
+    some = f"{100 * keep:.1f} % of the experts' neurons stay"
+    kept = "Every neuron of the experts stays" if keep == 1 else some
+    yield f"{kept}, in {_types(run)}. "
+    if verdict is None:
+        yield _NOT_MEASURED
+        return
+    yield (
+        f"On {verdict.tokens:,} tokens that calibration did not see, both models put the same "
+        f"token first in {100 * verdict.same_top:.1f} % of places. An 8 B model changes about as "
+        f"much by {verdict.like}. "
+    )
+    if verdict.is_rough:
+        yield "That is a rough figure, of few tokens. "
+    if verdict.worse:
+        worse = ", ".join(f"{word} on {name}" for name, word in verdict.worse.items())
+        yield f"The difference is larger in some domains: {worse}. "
+
+
+def _types(run: RunFiles) -> str:
+    shares = run.record.get("type_shares")
+    if not shares:
+        return str(run.record.get("quant") or "the model's own type")
+    first = next(iter(shares))
+    return first if len(shares) == 1 else f"{len(shares)} types, mostly {first}"
+
+
+def _figures(run: RunFiles, verdict: Verdict | None) -> Iterator[Markup]:
+    memory, measured = run.memory, run.measured_bytes
+    budget = run.record.get("budget_bytes")
+    note = f"of {format_size(budget)} allowed" if budget else "no limit was set"
+    if measured:
+        yield _entry("peak memory, measured", format_size(measured), note)
+    else:
+        yield _entry("peak memory, predicted", format_size(memory["total_bytes"]), note)
+    if verdict is not None:
+        same = f"{100 * verdict.same_top:.1f} %"
+        yield _entry("same first token", same, "as the whole model")
+        yield _entry("mean KL divergence", nats(verdict.mean_kl), "nats per token; 0 is equal")
+    written = file_bytes(run)
+    if written:
+        yield _entry(
+            "file", format_size(written), f"{run.record['format']}, {run.record['layout']}"
+        )
+    if verdict is None and memory.get("context"):
+        yield _entry("context", f"{memory['context']:,}", f"tokens, KV cache {memory['kv_type']}")
+
+
+def file_bytes(run: RunFiles) -> int:
+    """Of the exported model: what the plan says, which is what was written."""
+    sizes = run.plan.get("files", {}).items()
+    return sum(size for name, size in sizes if not name.startswith("checkpoint/"))
+
+
+def _entry(name: str, value: str, note: str) -> Markup:
+    return tag("div", tag("dt", name), tag("dd", value, tag("small", note)))
+
+
+def _meter(verdict: Verdict) -> Markup:
+    """The levels of difference, this one marked in words too."""
+
+    def level(word: str, like: str) -> Markup:
+        here = word == verdict.difference
+        text = (tag("b", word), tag("small", f"like {like}"))
+        mark = tag("span", "this model", class_="here") if here else None
+        return tag("li", text, mark, aria_current="true" if here else None)
+
+    entries = (level(one.word, one.like) for one in LEVELS)
+    label = "Levels of difference to the whole model, from the least to the most"
+    return tag("ol", entries, class_="meter", aria_label=label)
