@@ -4,6 +4,7 @@ What the default method reads of the statistics, reduced to the legal widths:
 
     every expert's neurons   in which step of the widths each one goes (a byte a neuron)
     every expert's widths    what cutting to each costs, and what rounding costs there
+    every neuron's mean      what an expert without neurons may give
     importance               sums of squared inputs, for tensor types that weigh columns
     measured                 rounding.json, types.json and refine.json of the calibration
 
@@ -71,6 +72,7 @@ def write_pack(
         "choices": statistics.choices,
         "has_elimination": statistics.has_elimination,
         "has_rounding": statistics.has_rounding,
+        "has_means": statistics.has_means,
         "variants": [asdict(scores) for scores in variants],
         "slice": stored_slice(beside),
     }
@@ -110,6 +112,10 @@ def _arrays(
         if statistics.has_rounding:
             sums = statistics.rounding(layer)
             yield f"{prefix}rounding", np.array([float(sums[name].sum()) for name in ROUNDING])
+        if statistics.has_means:
+            means, taken_off = statistics.means(layer)
+            yield f"{prefix}means", means.numpy()
+            yield f"{prefix}taken_off", taken_off.numpy()
         use = statistics.sequence_use(layer)
         if use is not None:
             yield f"{prefix}use", use.float().numpy()
@@ -213,6 +219,14 @@ class PackedScores(Statistics):
     @property
     def has_rounding(self) -> bool:
         return bool(self.packed["has_rounding"])
+
+    @property
+    def has_means(self) -> bool:
+        return bool(self.packed["has_means"])
+
+    def means(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        means, taken_off = (self.array(f"{layer}/{name}") for name in ("means", "taken_off"))
+        return torch.from_numpy(means), torch.from_numpy(taken_off)
 
     def layer(self, domain: str, layer: int) -> LayerStatistics:
         """What importance is made of."""
