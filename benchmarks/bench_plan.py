@@ -26,7 +26,7 @@ from records import add_record_flag, write_record
 from tenp_edge.calibration.elimination import Elimination
 from tenp_edge.calibration.held_out import SLICE_FILE, stored_slice
 from tenp_edge.calibration.order_priors import ORDER_PRIORS
-from tenp_edge.calibration.statistics import ROUNDING, WEIGHT_NORMS, make_empty
+from tenp_edge.calibration.statistics import MEANS, ROUNDING, WEIGHT_NORMS, make_empty
 from tenp_edge.calibration.storage import DIGEST, VERSION, layer_tensors
 from tenp_edge.calibration.text.domains import save_domains
 from tenp_edge.checkpoint.digests import file_digest
@@ -64,7 +64,8 @@ def random_layer(config: ModelConfig, layer: int) -> dict[str, torch.Tensor]:
         eliminations[score] = Elimination(draw(experts, width).argsort(dim=1), losses)
     norms = {name: draw(experts, width) + 0.5 for name in WEIGHT_NORMS}
     rounding = {name: draw(experts, width) for name in ROUNDING}
-    return layer_tensors(layer, domains, norms, eliminations, rounding=rounding)
+    means = dict(zip(MEANS, (draw(experts, width), 0.1 * draw(experts)), strict=True))
+    return layer_tensors(layer, domains, norms, eliminations, rounding=rounding, means=means)
 
 
 def write_statistics(model: Path, directory: Path) -> None:

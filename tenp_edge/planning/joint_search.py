@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from tenp_edge.planning.joint_tables import Array, ExpertTable, Tables
 
 Indices = NDArray[np.int64]
-_STEPS, _CLOSE = 60, 1e-7  # of the bisection; of logarithms of prices
+_CLOSE = 1e-5  # of logarithms of prices: where their bisection ends
+_AROUND = 2.0  # of the logarithm of a price: where another is looked for beside a pinned matrix
 _SPARE = 1e-3  # of the bytes: so few may be left over
 _HIGHEST, _LOWEST = 1e6, 1e-30  # of a price: loss per byte
 
@@ -95,21 +96,26 @@ class JointSearch:
         largest = self._at(layers, _LOWEST)
         if largest.nbytes <= nbytes:
             return largest
-        fitting, above = self._nearest(layers, smallest, largest, nbytes)
+        bracket = float(np.log(_LOWEST)), float(np.log(_HIGHEST))
+        fitting, above, price = self._nearest(layers, smallest, largest, nbytes, bracket)
         found = self._filled(layers, fitting, above, nbytes)
         if nbytes - found.nbytes <= _SPARE * nbytes:
             return found
-        pinned = (self._beside(layers, one.other, nbytes) for one in (fitting, above))
-        return min(found, *filter(None, pinned), key=lambda chosen: chosen.loss)
+        pinned = (self._beside(layers, one.other, nbytes, price) for one in (fitting, above))
+        return min((found, *filter(None, pinned)), key=lambda chosen: chosen.loss)
 
-    def _beside(self, layers: list[_Layer], other: Indices, nbytes: float) -> Chosen | None:
-        """The best experts beside ``other`` matrices; None where none fit."""
-        smallest, largest = (self._at(layers, price, other) for price in (_HIGHEST, _LOWEST))
-        if smallest.nbytes > nbytes:
+    def _beside(
+        self, layers: list[_Layer], other: Indices, nbytes: float, price: float
+    ) -> Chosen | None:
+        """The best experts beside ``other`` matrices, near a ``price`` (its logarithm); None where
+        none fit."""
+        low, high = price - _AROUND, price + _AROUND
+        above, fitting = (self._at(layers, float(np.exp(edge)), other) for edge in (low, high))
+        if fitting.nbytes > nbytes:
             return None
-        if largest.nbytes <= nbytes:
-            return largest
-        fitting, above = self._nearest(layers, smallest, largest, nbytes, other)
+        if above.nbytes <= nbytes:
+            return above
+        fitting, above, _ = self._nearest(layers, fitting, above, nbytes, (low, high), other)
         return self._filled(layers, fitting, above, nbytes)
 
     def _nearest(
@@ -118,20 +124,22 @@ class JointSearch:
         fitting: Chosen,
         above: Chosen,
         nbytes: float,
+        bracket: tuple[float, float],
         other: Indices | None = None,
-    ) -> tuple[Chosen, Chosen]:
-        """The choices at the lowest price that fits, and just below it."""
-        low, high = np.log(_LOWEST), np.log(_HIGHEST)
-        for _ in range(_STEPS):
+    ) -> tuple[Chosen, Chosen, float]:
+        """The choices at the lowest price that fits, and just below it; that price's logarithm,
+        which is within the ``bracket``."""
+        low, high = bracket
+        while high - low > _CLOSE:
             middle = (low + high) / 2
             found = self._at(layers, float(np.exp(middle)), other)
             if found.nbytes <= nbytes:
                 high, fitting = middle, found
             else:
                 low, above = middle, found
-            if high - low < _CLOSE or found.nbytes == nbytes:
+            if found.nbytes == nbytes:
                 break
-        return fitting, above
+        return fitting, above, high
 
     def _at(self, layers: list[_Layer], price: float, other: Indices | None = None) -> Chosen:
         """What everything chooses at ``price``, loss per byte, beside ``other`` where that is
