@@ -5,7 +5,8 @@
     python benchmarks/bench_serve.py --clients 8 --threads 2 --max-tokens 64
 
 Without --file it serves a tiny per-expert model. Kinds, in turn: completion, streamed completion,
-streamed chat, four streams at once, refused body, and a client that leaves mid-stream. Exits with
+streamed chat, four streams at once, refused body, a client that leaves mid-stream, and a forced
+call of a tool that was never seen. Exits with
 1 when the resident memory grew by more than --allowed-growth MiB in the second half of them: 500
 requests that leak 2 KiB each are found.
 
@@ -74,7 +75,7 @@ def _arguments() -> argparse.Namespace:
 
 def _measure(server: Server, arguments: argparse.Namespace) -> int:
     """Bytes by which the resident memory grew in the second half of the requests."""
-    kinds = cycle((_complete, _stream, _chat, _four_at_once, _refused, _leaves))
+    kinds = cycle((_complete, _stream, _chat, _four_at_once, _refused, _leaves, _call))
     done, warm, seconds, started = 0, 0, list[float](), time.perf_counter()
     step, table = arguments.requests // 10, Table(COLUMNS)
     print(table.head)
@@ -118,6 +119,17 @@ def _chat(server: Server, number: int, tokens: int) -> int:
     messages = [{"role": "user", "content": f"What is {number}?"}]
     ask = partial(server.openai.chat.completions.create, model=None, max_tokens=tokens)
     assert list(ask(messages=messages, stream=True))[-1].choices[0].finish_reason
+    return 1
+
+
+def _call(server: Server, number: int, tokens: int) -> int:
+    """A call of a tool whose schema was never seen before."""
+    schema = {"type": "object", "properties": {f"x{number}": {"type": "integer"}}}
+    tool = {"type": "function", "function": {"name": f"f{number}", "parameters": schema}}
+    asked = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+    messages = [{"role": "user", "content": "Call it."}]
+    answer = server.post("/v1/chat/completions", messages=messages, max_tokens=300, **asked)
+    assert answer.status_code == 200, answer.text
     return 1
 
 

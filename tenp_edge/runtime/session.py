@@ -124,10 +124,10 @@ class Session(ABC):
 
     # -- evaluation ----------------------------------------------------------------------------
 
-    def step(self, parts: Sequence[Part]) -> Logits:
+    def step(self, parts: Sequence[Part], all_logits: bool = False) -> Logits:
         """Append every part's tokens to its slot in one evaluation: `at_once` of each, and of
-        several at most `shared_batch` together. Logits after the last of each, [parts, vocab],
-        which the next call may overwrite.
+        several at most `shared_batch` together. Logits after the last of each, [parts, vocab], or
+        after all tokens of a single one, [tokens, vocab], which the next call may overwrite.
 
         Raises UserError where the cache has no room.
         """
@@ -137,7 +137,7 @@ class Session(ABC):
                 f"{sum(sizes.values())} tokens do not fit into a context of {self.context}",
                 "a larger --context or a shorter prompt",
             )
-        return self._advance(parts, False)
+        return self._advance(parts, all_logits)
 
     def logits(self, tokens: Sequence[int], first_position: int = 0) -> Logits:
         """Logits of positions ``first_position``.. of a fresh sequence, [n, vocab] float32."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tenp_edge.runtime.generation import Generation, Piece, most_tokens
-from tenp_edge.runtime.sampling import SamplingOptions
+from tenp_edge.runtime.sampling import Logprobs, SamplingOptions, logprobs
 from tenp_edge.runtime.session import Logits, Session
 from tenp_edge.runtime.slots import Part, Slot
 from tenp_edge.serving.stops import Stops
@@ -22,23 +22,38 @@ from tenp_edge.serving.stops import Stops
 # Tokens of longer prompts that are read in a step in which others get their next token, or soon get
 # their first: these wait for them.
 BESIDE_ANSWERS = 64
+# Tokens of a prompt whose log probabilities are asked for: a row of the vocabulary's size for each.
+_TOLD_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class Work:
-    """What to generate: checked, so that the model will not refuse it."""
+    """What to generate: checked, so that the model will not refuse it. ``told``: how many log
+    probabilities are told beside that of each token of the prompt; None: nothing is."""
 
     prompt: tuple[int, ...]
     sampling: SamplingOptions
     max_tokens: int
     stops: tuple[str, ...] = ()
+    told: int | None = None
+
+
+@dataclass(frozen=True)
+class Told:
+    """The log probabilities of a prompt's tokens, from the second on."""
+
+    values: tuple[Logprobs, ...]
+
+
+Item = Piece | Told | Exception
 
 
 class Job:
-    """Work in the line. ``deliver`` is called from the worker's thread: a `Piece` per token, or
-    the exception that ended it. ``cached_tokens``: of the prompt, found in the cache."""
+    """Work in the line. ``deliver`` is called from the worker's thread: what is `Told` of the
+    prompt, if it is asked for, then a `Piece` per token, or the exception that ended it.
+    ``cached_tokens``: of the prompt, found in the cache."""
 
-    def __init__(self, work: Work, deliver: Callable[[Piece | Exception], None]) -> None:
+    def __init__(self, work: Work, deliver: Callable[[Item], None]) -> None:
         self.work, self.deliver = work, deliver
         self.cancelled = False
         self.cached_tokens = 0
@@ -53,6 +68,22 @@ class Run:
         self.job, self.tokens = job, list(work.prompt)
         self.generation = Generation(session.vocabulary, work.prompt, work.sampling, limit)
         self._stops = Stops(work.stops)
+        self.told: list[Logprobs] = []
+
+    @property
+    def tells(self) -> bool:
+        """Whether log probabilities of the prompt are still to be told."""
+        work = self.job.work
+        return work.told is not None and len(self.told) < len(work.prompt) - 1
+
+    def tell(self, rows: Logits, position: int) -> None:
+        """Take ``rows`` of logits [n, vocab], those after ``position`` and on."""
+        work = self.job.work
+        assert work.told is not None
+        following = work.prompt[position + 1 :]
+        self.told += [
+            logprobs(row, token, work.told) for row, token in zip(rows, following, strict=False)
+        ]
 
     def take(self, logits: Logits) -> Piece:
         """The next piece, whose token is to be evaluated unless it is the last."""
@@ -140,6 +171,12 @@ class Scheduler:
 
     def _begin(self, slot: Slot, run: Run) -> None:
         session = self._session
+        if run.tells:
+            run.told.clear()
+            session.reset(0, slot)
+            self._runs[slot] = run
+            self._touch(slot)
+            return
         source = max(session.slots, key=lambda other: other.shared(run.tokens))
         shared = source.shared(run.tokens)
         if shared > slot.shared(run.tokens):
@@ -195,13 +232,16 @@ class Scheduler:
                 self._session.reset(0, last)
         return left
 
-    def step(self) -> list[tuple[Run, Piece | Exception]]:
+    def step(self) -> list[tuple[Run, Item]]:
         """Evaluate one batch: a piece, or what went wrong with it, of every run whose tokens are
-        all evaluated."""
+        all evaluated. Prompts that are told are evaluated alone, and take turns with the others."""
+        telling = [slot for slot, run in self._runs.items() if run.tells]
+        if telling and (len(telling) == len(self._runs) or self.totals.steps % 2):
+            return self._tell(min(telling, key=self._used.__getitem__))
         parts = list(self._parts())
         rows = self._session.step(parts)
         self.totals.steps += 1
-        found: list[tuple[Run, Piece | Exception]] = []
+        found: list[tuple[Run, Item]] = []
         for part, logits in zip(parts, rows, strict=True):
             run = self._runs[part.slot]
             self._touch(part.slot)
@@ -212,12 +252,28 @@ class Scheduler:
                 self.totals.generated_tokens += 1
         return found
 
+    def _tell(self, slot: Slot) -> list[tuple[Run, Item]]:
+        """Evaluate some of a prompt with all of its logits."""
+        run, begin = self._runs[slot], slot.position
+        count = min(self._left(slot), _TOLD_AT_ONCE, self._session.at_once(slot))
+        tokens = run.tokens[begin:][:count]
+        rows = self._session.step([Part(slot, tokens)], all_logits=True)
+        self.totals.steps += 1
+        self.totals.prompt_tokens += count
+        self._touch(slot)
+        run.tell(rows, begin)
+        if slot.position < len(run.tokens):
+            return []
+        self.totals.generated_tokens += 1
+        return [(run, Told(tuple(run.told))), (run, _taken(run, rows[-1]))]
+
     def _parts(self) -> Iterator[Part]:
-        """What is evaluated next of every run."""
+        """What is evaluated next of every run that tells nothing of its prompt."""
+        runs = [slot for slot, run in self._runs.items() if not run.tells]
         room = self._room()
-        crowded = room < len(self._runs)
+        crowded = room < len(runs)
         waiting = sorted(
-            self._runs, key=lambda slot: (0 if crowded else self._left(slot), self._used[slot])
+            runs, key=lambda slot: (0 if crowded else self._left(slot), self._used[slot])
         )
         for number, slot in enumerate(waiting):
             share = max(1, room // (len(waiting) - number))
@@ -231,7 +287,7 @@ class Scheduler:
         """Tokens of the next step."""
         if len(self._runs) == 1:
             return self._session.batch_tokens
-        left = map(self._left, self._runs)
+        left = [self._left(slot) for slot, run in self._runs.items() if not run.tells]
         soon = sum(count for count in left if count <= BESIDE_ANSWERS)
         most = self._session.shared_batch
         return min(most, soon + BESIDE_ANSWERS) if soon else most

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from tenp_edge.runtime.chat_formats.reading import begun
 from tenp_edge.runtime.generation import Piece
 
 
@@ -23,7 +24,7 @@ class Stops:
         places = [at for stop in self._stops if (at := held.find(stop)) >= 0]
         if places:
             return replace(piece, text=held[: min(places)], finish="stop")
-        keep = 0 if piece.finish else _begun(held, self._stops)
+        keep = 0 if piece.finish else begun(held, self._stops)
         sent, self._held = held[: len(held) - keep], held[len(held) - keep :]
         return replace(piece, text=sent)
 
@@ -36,12 +37,3 @@ def until_stop(pieces: Iterator[Piece], stops: Sequence[str]) -> Iterator[Piece]
         yield sent
         if sent.finish is not None:
             return
-
-
-def _begun(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of ``text`` may be the beginning of a stop string."""
-    longest = max((len(stop) for stop in stops), default=1) - 1
-    for length in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-length:]) for stop in stops):
-            return length
-    return 0

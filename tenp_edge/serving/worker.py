@@ -12,11 +12,11 @@ from tenp_edge.errors import UserError
 from tenp_edge.runtime.generation import Piece
 from tenp_edge.runtime.session import Session
 from tenp_edge.serving.refusal import RefusalError
-from tenp_edge.serving.scheduler import Job, Run, Scheduler, SlotStatus, Totals, Work
+from tenp_edge.serving.scheduler import Item, Job, Run, Scheduler, SlotStatus, Told, Totals, Work
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["Job", "LineFullError", "Status", "Work", "Worker"]
+__all__ = ["Item", "Job", "LineFullError", "Status", "Told", "Work", "Worker"]
 
 
 class LineFullError(Exception):
@@ -173,7 +173,7 @@ class Worker:
             if isinstance(result, Exception):
                 self._scheduler.fail(run)
                 self._refuse(run.job, result)
-            elif result.finish is not None:
+            elif not isinstance(result, Told) and result.finish is not None:
                 self._end(run, result)
             elif not run.job.cancelled:
                 run.job.deliver(result)

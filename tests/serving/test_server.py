@@ -157,7 +157,12 @@ def test_stop_strings(server: Server) -> None:
 
 def test_prompts_as_tokens(server: Server) -> None:
     answer = server.post(COMPLETIONS, prompt=[[5, 6, 7]], max_tokens=1, temperature=0).json()
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+    assert answer["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 1,
+        "total_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     wanted = (400, "token 384 is not in the vocabulary of 384", "prompt")
     assert server.error(COMPLETIONS, prompt=[384]) == wanted
 
