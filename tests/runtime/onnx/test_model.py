@@ -224,4 +224,7 @@ def test_choices_that_an_onnx_directory_does_not_have(exported: Path) -> None:
     assert refused(exported, gpu_layers=1) == (
         "onnx is an ONNX directory, which runs on the CPU here\ntry: run without --gpu-layers"
     )
+    assert refused(exported, parallel=2) == (
+        "onnx is an ONNX directory, which runs one sequence at a time\ntry: run without --parallel"
+    )
     assert refused(exported, ubatch=0) == "--ubatch is 0\ntry: --ubatch of 1 or more"
