@@ -15,12 +15,14 @@ from tenp_edge.calibration.elimination import (
     own_losses,
     prior,
 )
+from tenp_edge.calibration.mean_outputs import MeanNeurons
 from tenp_edge.calibration.order_priors import ORDER_PRIORS
 from tenp_edge.calibration.rounding import RoundingMoments, Sampled, sampled
 from tenp_edge.calibration.routed_gain import RoutedGain
 from tenp_edge.calibration.statistics import (
     GROWTH_SUM,
     INPUT_SUM,
+    MEANS,
     ROUNDING,
     LayerStatistics,
     accumulate_expert,
@@ -43,6 +45,7 @@ class MoeObserver:
         first = experts[0].weight("up")
         self.moments = JointMoments(len(experts), first.shape[0], first.device)
         self.rounding = RoundingMoments(len(experts), first.shape[0])
+        self.means = MeanNeurons(len(experts), first.shape[0])
         # Every domain counts the same, whatever its length.
         self.shares = {
             name: 1 / (max(counts["tokens"], 1) * len(info["domains"]))
@@ -101,6 +104,7 @@ class MoeObserver:
         lengths = torch.linalg.vector_norm(h.float(), dim=-1).clamp_min(_SHORTEST)
         weights = group.g * self.share**0.5 / lengths
         self.moments.add(group.expert, group.padded_m, weights)
+        self.means.add(group.expert, group.padded_m, weights)
         self.sampled.append(sampled(group, self.share))
 
     def _round(self, after: torch.Tensor, gain: torch.Tensor | None) -> None:
@@ -119,15 +123,24 @@ class MoeObserver:
         """The best order of cuts in the layer for each of ORDER_PRIORS, after its last token;
         ``norms``: WEIGHT_NORMS, [experts, width]."""
         for expert in range(len(self.experts)):
-            self.moments.finish(expert, self.experts[expert].weight("down").float())
-        logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
-        growth = float(torch.stack(logs).mean().exp())
+            self.moments.finish(expert, self._down(expert))
+        growth = _growth(sums)
         single = own_losses(self.moments, growth)
         unseen = prior(single, norms)
         return {
             score: eliminate(self.moments, weight * unseen, growth)
             for score, weight in ORDER_PRIORS.items()
         }
+
+    def mean_outputs(self, sums: Mapping[str, LayerStatistics]) -> dict[str, torch.Tensor]:
+        """MEANS of the layer."""
+        growth, every = _growth(sums), range(len(self.experts))
+        taken_off = [self.means.taken_off(e, self._down(e), growth) for e in every]
+        values = self.means.means(), torch.tensor(taken_off, dtype=torch.float64)
+        return dict(zip(MEANS, values, strict=True))
+
+    def _down(self, expert: int) -> torch.Tensor:
+        return self.experts[expert].weight("down").float()
 
     def roundings(self, sums: Mapping[str, LayerStatistics]) -> dict[str, torch.Tensor]:
         """ROUNDING of the layer, float64 [experts, width] each."""
@@ -157,6 +170,12 @@ class MoeObserver:
         kept = self.experts.active
         h, output, chosen, gated = values if kept is None else (v[kept] for v in values)
         accumulate_tokens(self.stats, h=h, routed=output, experts=chosen, gated_norm=gated)
+
+
+def _growth(sums: Mapping[str, LayerStatistics]) -> float:
+    """||h'||^2 / ||h||^2 of the layer's block, over all domains."""
+    logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
+    return float(torch.stack(logs).mean().exp())
 
 
 def observe(

@@ -60,6 +60,10 @@ SEQUENCE_USE = "sequence_use"
 # loss at an error as large as its row of gate or up, or its column of down. Merged statistics lack
 # it. Where experts have no gate, its loss is 0.
 ROUNDING = ("rounding_gate", "rounding_up", "rounding_down")
+# Of experts that lose all neurons (`mean_outputs`), of all domains together: the mean of every
+# neuron, [experts, width], and what the constant that they make takes off the loss, [experts].
+# Merged statistics and those of older versions lack them.
+MEANS = ("mean_neurons", "mean_taken_off")
 # Norms of the weights, [experts, width]: facts of the model, not of the data. The first is missing
 # where experts have no gate.
 WEIGHT_NORMS = ("gate_norm", "up_norm", "down_norm")

@@ -224,11 +224,11 @@ class AsStored:
         original, config = self._source.original_expert(layer, expert), self._checkpoint.config
         if layer in self._checkpoint.stacked:
             return self._unstacked_cut(layer, original, part)
-        names = zip(config.expert_parts, config.expert_tensors(layer, original), strict=True)
-        weight, neurons = (
-            self._checkpoint.weights[dict(names)[part]],
-            self._neurons(layer, original),
-        )
+        parts = config.parts_of(layer, original)
+        if part not in parts:
+            return None  # A constant that the plan makes.
+        names = dict(zip(parts, config.expert_tensors(layer, original), strict=True))
+        weight, neurons = self._checkpoint.weights[names[part]], self._neurons(layer, original)
         if weight.is_plain:
             return None
         rows, columns = (None, neurons) if part == _DOWN else (neurons, None)

@@ -247,6 +247,9 @@ def _tenp_section(source: ModelSource) -> dict[str, Any]:
             str(layer): list(row) for layer, row in sorted(source.config.expert_widths.items())
         },
     }
+    if source.config.constants:
+        rows = sorted(source.config.constants.items())
+        section["constants"] = {str(layer): sorted(row) for layer, row in rows}
     if plan.removes_experts:
         # Which experts of the source the remaining ones are.
         section["kept_experts"] = {

@@ -4,7 +4,7 @@ A verb's parameter that is such a dataclass becomes its flags, and the verb gets
 
     @app.command()
     @flags.expanded(recipes=True)
-    def plan(model: flags.Model, options: PlanOptions, json_output: flags.Json = False) -> None: ...
+    def plan(model: flags.Model, options: PlanOptions, *, screen: Screen) -> None: ...
 
 What is declared for no dataclass, or differently for one verb, is here as typer has it.
 """

@@ -22,6 +22,17 @@ _FILES = ("*.safetensors *.json *.txt *.model tokenization_*.py *.jinja LICENSE*
 _NOT = ("*/*.safetensors */*.json */*.txt */*.model consolidated*.safetensors").split()
 
 
+def bundled() -> Path:
+    """The model that comes with the package."""
+    return Path(str(files("tenp_edge") / "demo_model"))
+
+
+def spelled(name: str) -> tuple[str, str | None, str | None] | None:
+    """Repository, file and revision of the hub that ``name`` could be; None for what is no id."""
+    match = _HUB_ID.fullmatch(name)
+    return None if match is None else (match[1], match[2], match[3])
+
+
 def local_model(model: Path) -> Path:
     """``model`` itself when it exists; else the bundled model (``demo``), or the snapshot of the
     hub id that it spells: OWNER/NAME, OWNER/NAME@REVISION, or a file, OWNER/NAME/FILE.gguf.
@@ -30,11 +41,11 @@ def local_model(model: Path) -> Path:
     """
     name = model.as_posix()
     if name == DEMO and not model.exists():
-        return Path(str(files("tenp_edge") / "demo_model"))
-    spelled = None if model.exists() else _HUB_ID.fullmatch(name)
-    if spelled is None:
+        return bundled()
+    where = None if model.exists() else spelled(name)
+    if where is None:
         return model
-    repository, file, revision = spelled.groups()
+    repository, file, revision = where
     try:
         return _fetched(repository, file, revision)
     except Exception as error:  # the hub client's errors share no base class
@@ -78,7 +89,7 @@ _SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/[^/]+$")
 
 def spoken(model: Path) -> str:
     """What to type for ``model``: the name that `local_model` made this path of, or the path."""
-    if model == Path(str(files("tenp_edge") / "demo_model")):
+    if model == bundled():
         return DEMO
     cached = _SNAPSHOT.search(model.as_posix())
     return f"{cached[1]}/{cached[2]}" if cached else str(model)

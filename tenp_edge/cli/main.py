@@ -27,6 +27,7 @@ from tenp_edge.version import __version__
 VERBS = {
     "doctor": "doctor",
     "demo": "prune",
+    "fit": "fit",
     "inspect": "inspect",
     "profiles": "inspect",
     "calibrate": "prune",

@@ -69,10 +69,12 @@ def draw(*parts: RenderableType | Entries) -> None:
         elif console.is_terminal:
             console.print(part)
         else:
+            if number:
+                print()
             with console.capture() as captured:
                 console.print(part)
             lines = captured.get().splitlines()
-            print("\n".join(line.rstrip() for line in lines))
+            print("\n".join(line.rstrip() for line in lines).strip("\n"))
 
 
 def stdout() -> Console:

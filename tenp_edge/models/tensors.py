@@ -240,7 +240,7 @@ def _expert_tensors(
         shape = (hidden, width) if projection == "down" else (width, hidden)
         name, role = config.expert_tensor(layer, expert, index), f"expert_{projection}"
         yield TensorSpec(name, shape, role, part, layer, expert)
-        if config.family.expert_bias:
+        if f"{projection}_bias" in config.parts_of(layer, expert):
             name = config.expert_bias(layer, expert, index)
             yield TensorSpec(name, shape[:1], f"{role}_bias", part, layer, expert)
 

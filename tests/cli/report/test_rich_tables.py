@@ -26,7 +26,6 @@ Profiles
  ───────────────────────────────────────────
   laptop-8gb    8.00 GiB   tenp-edge   Q8_0
   phone        12.00 GiB   llama.cpp
-
 """
     )
 
@@ -51,6 +50,5 @@ phone
 name
     value value value value value value
 value value value
-
 """
     )
