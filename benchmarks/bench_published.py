@@ -142,7 +142,7 @@ def _measured(
         ["plan", str(model), *size, "-o", str(directory / f"{name}-plan.json")],
         ["compress", str(model), *size, *whole],
     ]
-    stages = [_once(directory / f"{name}-{c[0]}.json", c) for c in commands]
+    stages = [_once(directory / f"{name}-{c[0]}.took.json", c) for c in commands]
     source = Source(name, model, stages)
     _report(source, args)
     shutil.rmtree(out, ignore_errors=True)

@@ -113,6 +113,19 @@ def test_experts_of_a_layer_lie_in_one_block(
             assert torch.equal(parts[name], tensor), name
 
 
+def test_an_expert_is_converted_where_the_last_one_was(tmp_path: Path) -> None:
+    """Else every expert of a layer leaves a hole in the heap; a backward pass needs them all."""
+    path = tiny.make(tmp_path, "qwen3_moe", torch_dtype="bfloat16")
+    source = ModelSource(Checkpoint(path))
+    experts = routed_experts(StreamingModel(source, CPU, torch.float32).layer(0))
+    with torch.no_grad():
+        first, second = (experts.computed(e, torch.float32).down for e in (0, 1))
+        assert first.data_ptr() == second.data_ptr()
+        assert torch.equal(second, source.expert(0, 1).down.float())
+    first, second = (experts.computed(e, torch.float32).down for e in (0, 1))
+    assert first.data_ptr() != second.data_ptr()
+
+
 def test_removed_experts_leave_the_router(checkpoint_of: Callable[[str], Path]) -> None:
     checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
     source = ModelSource(checkpoint, plans.removal_plan(checkpoint, keep=5))
