@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tenp_edge.errors import UserError
+from tenp_edge.runtime.ggml.uninterrupted import uninterrupted
 
 HINT = "pip install 'llama-cpp-python>=0.3.36,<0.4'"
 
@@ -348,7 +349,8 @@ class Backend:
         found.ggml_backend_cpu_set_n_threads(self.address, threads)
 
     def compute(self, graph: int) -> None:
-        status = self._library.ggml_backend_graph_compute(self.address, graph)
+        with uninterrupted():
+            status = self._library.ggml_backend_graph_compute(self.address, graph)
         assert status == 0, f"ggml could not compute the graph (status {status})"
 
     def close(self) -> None:
