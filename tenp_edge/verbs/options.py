@@ -50,7 +50,7 @@ class TextOptions:
 class ComputeOptions:
     """Where this machine computes, in which type; and the seed."""
 
-    seed: Annotated[int, Flag("seed", "Seed of every random choice.", CALIBRATION)] = 0
+    seed: Annotated[int, Flag("seed", "Seed of every random choice.", CALIBRATION, least=0)] = 0
     device: Annotated[
         str,
         Flag(
