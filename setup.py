@@ -4,8 +4,10 @@ import os
 
 from setuptools import Extension, setup
 
-# No fused multiply-add: the sum over experts rounds as ggml's own operations do.
-FLAGS = [] if os.name == "nt" else ["-O3", "-ffp-contract=off"]
+# No fused multiply-add: the sum over experts rounds as ggml's own operations do. MSVC makes none
+# under /fp:precise (Visual Studio 2022), and has C11's atomics behind a switch (17.5 and newer).
+MSVC = ["/O2", "/fp:precise", "/std:c11", "/experimental:c11atomics"]
+FLAGS = MSVC if os.name == "nt" else ["-O3", "-ffp-contract=off"]
 RAGGED = Extension(
     "tenp_edge.runtime.ggml._ragged",
     ["tenp_edge/runtime/ggml/_ragged.c"],

@@ -24,26 +24,18 @@ import torch
 from records import Table, add_record_flag, write_record
 
 import tenp_edge
-from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.calibration.text.sources import STDLIB
 from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.checkpoint.tensor_types import AUTO
 from tenp_edge.evaluation.evaluator import LayerCache
 from tenp_edge.evaluation.measured_variants import measure_variants
+from tenp_edge.evaluation.mixed_plans import decoded, planner_of
 from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.evaluation.variants import OtherWeights
-from tenp_edge.exporters.base import ExportData, ExportOptions, Requantiser, exporter
+from tenp_edge.exporters.base import exporter
 from tenp_edge.forward.text_batch import Domain
-from tenp_edge.planning.budget import make_space
-from tenp_edge.planning.devices import this_machine
-from tenp_edge.planning.joint_plan import JointPlanner, joint_pricer
 from tenp_edge.planning.joint_search import Chosen, JointSearch
 from tenp_edge.planning.joint_tables import ExpertTable, Tables
-from tenp_edge.planning.score_tables import Evidence, scores_of
-from tenp_edge.planning.spec import PlanOptions
-from tenp_edge.planning.target import resolve
 from tenp_edge.verbs.calibrate import run_calibrate
 from tenp_edge.verbs.measure_types import rounding_of
 from tenp_edge.verbs.options import CalibrationOptions, ValidationOptions
@@ -110,16 +102,10 @@ class _Bench:
         multiple: int,
     ) -> None:
         self.checkpoint, self.statistics, self.held_out = checkpoint, statistics, held_out
-        config, asked = checkpoint.config, PlanOptions(budget_bytes=2**40, width_multiple=multiple)
-        spec = resolve(asked, this_machine(), config.max_position_embeddings).with_type(AUTO)
-        scores = scores_of(spec.method, spec.options, statistics, 0)
-        space = make_space(config, spec.target.width_multiple)
-        evidence = Evidence(statistics, space, scores)
-        errors = rounding_of(checkpoint, work)
+        errors, self.writer = rounding_of(checkpoint, work), exporter("gguf")
         assert errors is not None
-        pricer = joint_pricer(checkpoint, spec)
-        trials = known_trials(work)
-        self.planner = JointPlanner(checkpoint, spec, evidence, errors, pricer, trials)
+        given = self.writer, "per-expert", statistics, errors, known_trials(work)
+        self.planner = planner_of(checkpoint, *given, multiple)
         print("factors:", {k: f"{v:.3g}" for k, v in self.planner.factors.items()})
         self.tables = self.planner.tables
 
@@ -219,7 +205,7 @@ class _Bench:
         """Best plans of tables whose losses are multiplied at random, of random sizes; every fourth
         chooses its types and widths blindly."""
         draw = np.random.default_rng(0)
-        smallest, largest = self.planner.search.smallest.nbytes, self._largest()
+        smallest, largest = self.planner.search.smallest.nbytes, self.planner.search.largest.nbytes
         for number in range(count):
             nbytes = smallest * (largest / smallest) ** draw.uniform(0.05, 0.9)
             if number % 4 == 3:
@@ -241,16 +227,11 @@ class _Bench:
         return self.planner.search.priced(width, gate_up, down, other)
 
     def _frontier(self) -> Iterator[Chosen]:
-        smallest, largest = self.planner.search.smallest.nbytes, self._largest()
+        smallest, largest = self.planner.search.smallest.nbytes, self.planner.search.largest.nbytes
         for part in np.linspace(0.05, 0.95, 24):
             found = self.planner.search.within(smallest * (largest / smallest) ** part)
             assert found is not None
             yield found
-
-    def _largest(self) -> float:
-        found = self.planner.search.within(1e30)
-        assert found is not None
-        return found.nbytes
 
     # -- measuring ---------------------------------------------------------------------------------
 
@@ -258,15 +239,13 @@ class _Bench:
         """KL of every choice, a few in one pass over the layers."""
         kls: list[float] = []
         for start in range(0, len(chosen), _AT_ONCE):
-            cached, writer = LayerCache(self.checkpoint.path), exporter("gguf")
-            assert isinstance(writer, Requantiser)
-            variants = []
-            for number, one in enumerate(chosen[start : start + _AT_ONCE]):
-                plan = self.planner.drafted(one)
-                data = ExportData(Importance(self.statistics, plan))
-                options = ExportOptions(AUTO, "per-expert", imatrix=True).typed(plan.file_types)
-                stored = writer.requantised(ModelSource(cached, plan), options, data)
-                variants.append(OtherWeights(stored, f"plan {number}"))
+            cached = LayerCache(self.checkpoint.path)
+            given = self.writer, self.planner.options, self.statistics
+            plans = map(self.planner.drafted, chosen[start : start + _AT_ONCE])
+            variants = [
+                OtherWeights(decoded(cached, plan, *given), f"plan {number}")
+                for number, plan in enumerate(plans)
+            ]
             how = {"device": torch.device("cpu"), "dtype": torch.float32}
             kls += [m.mean_kl for m in measure_variants(cached, variants, self.held_out, **how)]
         return kls

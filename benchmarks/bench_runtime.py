@@ -2,10 +2,11 @@
 
     python benchmarks/bench_runtime.py --threads 2 --types Q8_0 Q4_0 Q4_K
     python benchmarks/bench_runtime.py --shape gpt_oss --layers 2 --types Q8_0
+    python benchmarks/bench_runtime.py --shape lfm2_moe qwen3_next nemotron_h --types Q8_0
     python benchmarks/bench_runtime.py --threads 1 --layers 2 --types mixed
 
 Random weights in the shapes of Qwen3-MoE (hidden 2048, 64 experts of width 768, top-8), or of
-another family in SHAPES. For each type: ``full`` merged in llama.cpp; ``uniform``, the same widths
+other families in SHAPES. For each type: ``full`` merged in llama.cpp; ``uniform``, the same widths
 per expert in ours; ``ragged``, 26 of 64 experts at the full width and the rest at a third in ours.
 ``--types mixed`` measures experts in types of their own instead (mixed_types.py).
 Rounds alternate between the models, so that a slow minute hits all of them: a ratio is the median
@@ -104,24 +105,36 @@ def main() -> None:
     if arguments.types == [MIXED]:
         _bench_mixed(arguments)
         return
-    results: list[Speeds] = []
+    results = {shape: _bench_shape(shape, arguments) for shape in arguments.shape}
     if arguments.make_files:
-        for kind in arguments.types:
-            _make_files(arguments.shape, kind, arguments.files, arguments.layers)
         return
+    rows = [
+        row
+        for shape, found in results.items()
+        for row in beside_full(found, arguments.threads, shape, arguments.layers)
+    ]
+    write_record(arguments.record, speeds=Table(COLUMNS, rows))
+    if arguments.json is not None:
+        stored = {shape: [asdict(row) for row in found] for shape, found in results.items()}
+        arguments.json.write_text(json.dumps(stored, indent=2) + "\n")
+
+
+def _bench_shape(shape: str, arguments: argparse.Namespace) -> list[Speeds]:
+    """Of every type; none where only the files are to be made."""
+    results: list[Speeds] = []
     with tempfile.TemporaryDirectory() as scratch:
         for kind in arguments.types:
-            results += _bench_type(kind, Path(scratch), arguments)
-    _report(results, arguments.shape, arguments.layers)
-    speeds = beside_full(results, arguments.threads, arguments.shape, arguments.layers)
-    write_record(arguments.record, speeds=speeds)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([asdict(row) for row in results], indent=2) + "\n")
+            files = _make_files(shape, kind, arguments.files or Path(scratch), arguments.layers)
+            results += [] if arguments.make_files else _bench_type(kind, files, arguments)
+    if results:
+        print(shape)
+        _report(results, shape, arguments.layers)
+    return results
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen3_moe")
+    parser.add_argument("--shape", nargs="+", choices=sorted(SHAPES), default=["qwen3_moe"])
     parser.add_argument("--types", nargs="+", default=["Q8_0", "Q4_0", "Q4_K"])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
@@ -139,7 +152,8 @@ def _arguments() -> argparse.Namespace:
 
 def _bench_mixed(arguments: argparse.Namespace) -> None:
     """The experts alone are of interest, so there is hardly any vocabulary."""
-    config = replace(config_of(arguments.shape, "ragged", arguments.layers), vocab_size=_FEW_TOKENS)
+    (shape,) = arguments.shape
+    config = replace(config_of(shape, "ragged", arguments.layers), vocab_size=_FEW_TOKENS)
     sizes = arguments.threads, arguments.prompt, arguments.decode, arguments.rounds
     with tempfile.TemporaryDirectory() as scratch:
         speeds = mixed_types.measure(config, arguments.files or Path(scratch), *sizes)
@@ -179,8 +193,7 @@ def write_file(config: ModelConfig, layout: str, kind: str, file: Path) -> None:
 # -- measuring -------------------------------------------------------------------------------------
 
 
-def _bench_type(kind: str, scratch: Path, arguments: argparse.Namespace) -> list[Speeds]:
-    files = _make_files(arguments.shape, kind, arguments.files or scratch, arguments.layers)
+def _bench_type(kind: str, files: dict[str, Path], arguments: argparse.Namespace) -> list[Speeds]:
     options = RunOptions(context=1024, threads=arguments.threads)
     sessions = {model: open_model(file, options) for model, file in files.items()}
     seconds: dict[str, list[tuple[float, float]]] = {model: [] for model in files}
@@ -281,7 +294,9 @@ COLUMNS = (
 )
 
 
-def beside_full(results: list[Speeds], threads: int, shape: str, layers: int) -> Table:
+def beside_full(
+    results: list[Speeds], threads: int, shape: str, layers: int
+) -> list[dict[str, Any]]:
     """A row a type: speeds over those of the full model in llama.cpp, and of the ragged one as a
     share of what it would gain at best."""
     rows: dict[str, dict[str, Any]] = {}
@@ -295,7 +310,7 @@ def beside_full(results: list[Speeds], threads: int, shape: str, layers: int) ->
             decode, prefill = ideals(shape, speeds.model, layers, speeds.type)
             row["prefill_of_ideal"] = speeds.prefill_x_full / prefill
             row["decode_of_ideal"] = speeds.decode_x_full / decode
-    return Table(COLUMNS, list(rows.values()))
+    return list(rows.values())
 
 
 def ideals(shape: str, model: str, layers: int, kind: str) -> tuple[float, float]:

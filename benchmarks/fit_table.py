@@ -2,6 +2,7 @@
 
     python benchmarks/fit_table.py                    # the models of published_configs.py
     python benchmarks/fit_table.py --configs DIR      # every NAME.json (a config.json) in DIR
+    python benchmarks/fit_table.py --new --record docs/results/fits.json  # what it lacks
 
 Each model is a directory of headers over holes with a random vocabulary of its size; planning reads
 no weights. A cell is what `tenp-edge plan MODEL --profile laptop-8gb --context 4096` decides: the
@@ -23,7 +24,7 @@ from typing import Any
 from published_configs import PUBLISHED
 from random_checkpoint import write_holes
 from random_tokenizer import write_full_tokenizer
-from records import Table, add_record_flag, write_record
+from records import Row, Table, add_record_flag, load, write_record
 
 from tenp_edge import PlanOptions, UserError, inspect_model, run_plan
 
@@ -50,18 +51,25 @@ def main() -> None:
     )
     parser.add_argument("--configs", type=Path, help="a directory of config.json files")
     parser.add_argument("--dir", type=Path, help="where 300 MB may lie (holes, vocabularies)")
+    parser.add_argument("--new", action="store_true", help="take the others from the record")
     add_record_flag(parser)
     arguments = parser.parse_args()
-    table = Table(COLUMNS)
+    table, known = Table(COLUMNS), recorded(arguments.record) if arguments.new else {}
     print(table.head)
     for name, stated, raw in chosen(arguments.configs):
         with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="fit-") as directory:
-            row = planned(name, raw, Path(directory))
+            row = known.get(name) or planned(name, raw, Path(directory))
         billions = row["parameters"] / 1e9
         if stated and abs(billions / stated - 1) > SAME:
             sys.exit(f"{name} has {billions:.2f} B parameters, its card {stated} B")
         print(table.add(row), flush=True)
-    write_record(arguments.record, fits=table)
+    command = __file__ if arguments.new else None
+    write_record(arguments.record, command, fits=table)
+
+
+def recorded(file: Path) -> dict[str, Row]:
+    """The rows of a record by their models."""
+    return {row["model"]: row for row in load(file).tables["fits"].rows}
 
 
 def chosen(configs: Path | None) -> Iterator[tuple[str, float | None, Mapping[str, Any]]]:

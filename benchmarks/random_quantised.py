@@ -59,7 +59,7 @@ class Published:
 def write_quantised(directory: Path, published: Published, layers: int | None = None) -> Path:
     """The checkpoint in ``directory``; ``layers``: the first of them only."""
     directory.mkdir(parents=True, exist_ok=True)
-    raw = _with_layers(published.config, layers)
+    raw = with_layers(published.config, layers)
     parts = {part.entry.name: part for part in published.parts(read_config(raw, FAMILIES))}
     shards = plan_shards([part.entry for part in parts.values()])
     for _ in write_shards(directory, shards, lambda name: parts[name].make()):
@@ -70,16 +70,16 @@ def write_quantised(directory: Path, published: Published, layers: int | None = 
 
 def quantised_bytes(published: Published, layers: int | None = None) -> int:
     """Bytes that `write_quantised` will write."""
-    raw = _with_layers(published.config, layers)
+    raw = with_layers(published.config, layers)
     return sum(part.entry.nbytes for part in published.parts(read_config(raw, FAMILIES)))
 
 
-def _with_layers(config: Mapping[str, Any], layers: int | None) -> dict[str, Any]:
+def with_layers(config: Mapping[str, Any], layers: int | None) -> dict[str, Any]:
     """``config`` with the first ``layers`` only."""
     if layers is None:
         return dict(config)
     if "text_config" in config:
-        return {**config, "text_config": _with_layers(config["text_config"], layers)}
+        return {**config, "text_config": with_layers(config["text_config"], layers)}
     return {**config, "num_hidden_layers": layers}
 
 

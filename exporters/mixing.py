@@ -65,6 +65,10 @@ class Mixer(Protocol):
         """Whether experts without neurons may keep their places in ``layout``, at no bytes."""
         ...
 
+    def constant_bytes(self, hidden: int) -> int:
+        """What the constant of an expert without neurons takes beside them."""
+        ...
+
     def typed_matrices(
         self, config: ModelConfig, options: ExportOptions
     ) -> tuple[TypedMatrix, ...]:

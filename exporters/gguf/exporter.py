@@ -71,6 +71,7 @@ from tenp_edge.runtime.memory.footprint import MemoryRun, RunMemory
 from tenp_edge.runtime.memory.peak import known_peak
 
 _log = logging.getLogger(__name__)
+_NAME_BYTES = 64  # of a tensor, with its shape and place
 
 
 class GgufExporter:
@@ -108,6 +109,11 @@ class GgufExporter:
         ):
             if value:
                 raise UserError(f"{flag} is for ONNX; a GGUF has no use for it", "leave it out")
+        if config.constants and layout != LAYOUT:
+            raise UserError(
+                f"the {layout} layout cannot hold experts that give a constant",
+                "--layout per-expert, or plan again with this layout",
+            )
         check_architecture(config)
         parse_rules(options.tensor_types)
         if layout == "merged" and not config.is_uniform:
@@ -281,6 +287,10 @@ class GgufExporter:
     def holds_empty(self, layout: str) -> bool:
         """Where every expert has tensors of its own, one may have none."""
         return layout == LAYOUT
+
+    def constant_bytes(self, hidden: int) -> int:
+        """A vector of float32, and about what names it."""
+        return tensor_bytes(1, hidden, "F32") + _NAME_BYTES
 
     def typed_matrices(
         self, config: ModelConfig, options: ExportOptions

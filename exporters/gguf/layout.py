@@ -23,6 +23,7 @@ from tenp_edge.exporters.gguf.recipes import TypeRecipe
 from tenp_edge.exporters.gguf.transforms import file_roles, to_file
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.models import Mamba2, ModelConfig, Shape, TensorSpec, expected_tensors
+from tenp_edge.models.model_config import CONSTANT
 
 LAYOUTS: tuple[str, ...] = ("per-expert", "merged", "padded")
 
@@ -169,8 +170,8 @@ def _per_expert(
 ) -> Iterator[Entry]:
     known: dict[tuple[str, int, str], tuple[str, Shape, str, int]] = {}
     for expert, width in enumerate(config.expert_widths[layer]):
-        for part in config.expert_parts:
-            if not width and part != "down_bias":
+        for part in config.parts_of(layer, expert):
+            if not width and part != CONSTANT:
                 continue  # It has no neurons.
             name, role = expert_name(layer, expert, part), f"expert_{part}"
             own = recipe.types.expert(layer, expert, part) if recipe.types else ""

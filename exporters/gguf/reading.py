@@ -8,7 +8,7 @@ the full width, a shared expert to a multiple of it) is cut off again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from tenp_edge.exporters.gguf.architectures import (
 from tenp_edge.exporters.gguf.transforms import file_roles, from_file, is_transformed, to_file
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.models import ModelConfig, Shape, TensorSpec, expected_tensors
+from tenp_edge.models.model_config import CONSTANT
 
 _BY_ID = {kind.ggml_id: kind for kind in TYPES.values()}
 
@@ -81,7 +82,7 @@ class GgufModel:
         return self._stored[self._name(self.tensors[name])].held(self.file)
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
-        parts = self.config.expert_parts
+        parts = self.config.parts_of(layer, expert)
         return ExpertWeights.of({part: self._expert_part(layer, expert, part) for part in parts})
 
     def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
@@ -126,8 +127,21 @@ class GgufModel:
             config,
             num_experts=counts.pop(),
             expert_widths=widths,
+            constants=self._constants(widths),
             tie_word_embeddings=NAMES["output"] not in self._stored,
         )
+
+    def _constants(self, widths: Mapping[int, Sequence[int]]) -> dict[int, frozenset[int]]:
+        """Experts without neurons that have a tensor all the same."""
+        found = {
+            layer: frozenset(
+                expert
+                for expert, width in enumerate(row)
+                if not width and expert_name(layer, expert, CONSTANT) in self._stored
+            )
+            for layer, row in widths.items()
+        }
+        return {layer: experts for layer, experts in found.items() if experts}
 
     def _widths(self, layer: int, config: ModelConfig) -> tuple[int, ...]:
         """Of the layer's experts: as ``tenp.expert_widths`` says, else as the tensors are."""

@@ -82,7 +82,7 @@ class TensorWriter:
         targets = {(entry.role, entry.expert): entry for entry in group}
         for expert in range(len(self._source.config.expert_widths[layer])):
             weights = self._source.expert(layer, expert)
-            for part in self._source.config.expert_parts:
+            for part in self._source.config.parts_of(layer, expert):
                 role, stored = f"expert_{part}", getattr(weights, part)
                 matrix = stored if stored.dim() == 2 else stored[None]
                 expert_entry = targets.get((role, expert))

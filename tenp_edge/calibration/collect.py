@@ -251,7 +251,8 @@ class _Collector(LayerObserver):
             use = self.experts.sequence_use()
             orders = self.experts.eliminations(self.sums, norms)
             rounding = self.experts.roundings(self.sums)
-            self.named |= layer_tensors(self.index, self.sums, norms, orders, use, rounding)
+            means = self.experts.mean_outputs(self.sums)
+            self.named |= layer_tensors(self.index, self.sums, norms, orders, use, rounding, means)
         self.named |= input_tensors(self.index, self.inputs.sums)
 
 

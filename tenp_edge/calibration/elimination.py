@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tenp_edge.forward.scratch import Scratch
+
 # Of all experts of a layer together. Where A would be larger, only the cross terms inside blocks of
 # neurons are kept: half of them still gave nine tenths of the gain on the bundled model.
 LIMIT_BYTES = 2**28
@@ -44,6 +46,7 @@ class JointMoments:
         self.width, self.size = width, -(-width // blocks)
         shape = (experts, blocks, self.size, self.size)
         self.sums = torch.zeros(shape, dtype=torch.float32, device=device)
+        self._scratch = Scratch()
 
     def add(self, expert: int, m: torch.Tensor, weights: torch.Tensor) -> None:
         """Tokens of one expert: m [tokens, width]; ``weights`` [tokens], g / ||h|| times the square
@@ -53,7 +56,9 @@ class JointMoments:
         for block in range(self.sums.shape[1]):
             part = rows[:, block * self.size : (block + 1) * self.size]
             count = part.shape[1]
-            self.sums[expert, block, :count, :count] += part.t() @ part
+            own = self.sums[expert, block, :count, :count]
+            product = self._scratch.like("product", own, part.dtype)
+            own += torch.mm(part.t(), part, out=product)
 
     def finish(self, expert: int, down: torch.Tensor) -> None:
         """Multiply by <w_k, w_j>; ``down``: the expert's W_down [hidden, width]. Once an expert,

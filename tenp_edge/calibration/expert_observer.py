@@ -15,20 +15,22 @@ from tenp_edge.calibration.elimination import (
     own_losses,
     prior,
 )
+from tenp_edge.calibration.mean_outputs import MeanNeurons
 from tenp_edge.calibration.order_priors import ORDER_PRIORS
 from tenp_edge.calibration.rounding import RoundingMoments, Sampled, sampled
 from tenp_edge.calibration.routed_gain import RoutedGain
 from tenp_edge.calibration.statistics import (
     GROWTH_SUM,
     INPUT_SUM,
+    MEANS,
     ROUNDING,
     LayerStatistics,
-    Scratch,
     accumulate_expert,
     accumulate_growth,
     accumulate_tokens,
 )
 from tenp_edge.forward.experts import ExpertGroup, RaggedExperts, routed_experts
+from tenp_edge.forward.scratch import Scratch
 from tenp_edge.models import ModelConfig, expected_tensors
 
 _SHORTEST = 1e-20
@@ -43,6 +45,7 @@ class MoeObserver:
         first = experts[0].weight("up")
         self.moments = JointMoments(len(experts), first.shape[0], first.device)
         self.rounding = RoundingMoments(len(experts), first.shape[0])
+        self.means = MeanNeurons(len(experts), first.shape[0])
         # Every domain counts the same, whatever its length.
         self.shares = {
             name: 1 / (max(counts["tokens"], 1) * len(info["domains"]))
@@ -101,6 +104,7 @@ class MoeObserver:
         lengths = torch.linalg.vector_norm(h.float(), dim=-1).clamp_min(_SHORTEST)
         weights = group.g * self.share**0.5 / lengths
         self.moments.add(group.expert, group.padded_m, weights)
+        self.means.add(group.expert, group.padded_m, weights)
         self.sampled.append(sampled(group, self.share))
 
     def _round(self, after: torch.Tensor, gain: torch.Tensor | None) -> None:
@@ -109,7 +113,7 @@ class MoeObserver:
             stream = after[tokens.rows].float().square().sum(dim=-1)
             if gain is not None:  # Of every token, or the same for all.
                 stream = stream / (gain[tokens.rows] if gain.ndim else gain)
-            weights = self.experts[tokens.expert].matrices(tokens.x.dtype)
+            weights = self.experts.computed(tokens.expert, tokens.x.dtype)
             self.rounding.add(tokens, stream, weights, self.experts.family.activation)
         self.sampled.clear()
 
@@ -119,15 +123,24 @@ class MoeObserver:
         """The best order of cuts in the layer for each of ORDER_PRIORS, after its last token;
         ``norms``: WEIGHT_NORMS, [experts, width]."""
         for expert in range(len(self.experts)):
-            self.moments.finish(expert, self.experts[expert].weight("down").float())
-        logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
-        growth = float(torch.stack(logs).mean().exp())
+            self.moments.finish(expert, self._down(expert))
+        growth = _growth(sums)
         single = own_losses(self.moments, growth)
         unseen = prior(single, norms)
         return {
             score: eliminate(self.moments, weight * unseen, growth)
             for score, weight in ORDER_PRIORS.items()
         }
+
+    def mean_outputs(self, sums: Mapping[str, LayerStatistics]) -> dict[str, torch.Tensor]:
+        """MEANS of the layer."""
+        growth, every = _growth(sums), range(len(self.experts))
+        taken_off = [self.means.taken_off(e, self._down(e), growth) for e in every]
+        values = self.means.means(), torch.tensor(taken_off, dtype=torch.float64)
+        return dict(zip(MEANS, values, strict=True))
+
+    def _down(self, expert: int) -> torch.Tensor:
+        return self.experts[expert].weight("down").float()
 
     def roundings(self, sums: Mapping[str, LayerStatistics]) -> dict[str, torch.Tensor]:
         """ROUNDING of the layer, float64 [experts, width] each."""
@@ -137,7 +150,7 @@ class MoeObserver:
         inputs = squares / tokens.clamp_min(1)[:, None]
         losses = [
             self.rounding.losses(
-                expert, self.experts[expert].matrices(torch.float32), inputs[expert]
+                expert, self.experts.computed(expert, torch.float32), inputs[expert]
             )
             for expert in range(len(self.experts))
         ]
@@ -157,6 +170,12 @@ class MoeObserver:
         kept = self.experts.active
         h, output, chosen, gated = values if kept is None else (v[kept] for v in values)
         accumulate_tokens(self.stats, h=h, routed=output, experts=chosen, gated_norm=gated)
+
+
+def _growth(sums: Mapping[str, LayerStatistics]) -> float:
+    """||h'||^2 / ||h||^2 of the layer's block, over all domains."""
+    logs = [stats[GROWTH_SUM][0] / stats[GROWTH_SUM][1].clamp_min(1) for stats in sums.values()]
+    return float(torch.stack(logs).mean().exp())
 
 
 def observe(

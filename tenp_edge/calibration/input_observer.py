@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from tenp_edge.calibration.statistics import Scratch, sum_of_squares
+from tenp_edge.calibration.statistics import sum_of_squares
+from tenp_edge.forward.scratch import Scratch
 from tenp_edge.forward.streaming import name_in_memory
 from tenp_edge.models import ModelConfig, expected_tensors
 

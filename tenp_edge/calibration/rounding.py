@@ -22,6 +22,7 @@ import torch
 
 from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.forward.experts import ExpertGroup, neurons, pad_group, slopes
+from tenp_edge.forward.scratch import Scratch
 from tenp_edge.models.family import Activation
 
 # Tokens of an expert that are computed again, of every batch that goes through it: as many as one
@@ -56,6 +57,7 @@ class RoundingMoments:
 
     def __init__(self, experts: int, width: int) -> None:
         self.sums = torch.zeros(3, experts, width, dtype=torch.float64)
+        self._scratch = Scratch()
 
     def add(
         self, tokens: Sampled, stream: torch.Tensor, weights: ExpertWeights, activation: Activation
@@ -72,7 +74,8 @@ class RoundingMoments:
     def losses(self, expert: int, weights: ExpertWeights, inputs: torch.Tensor) -> torch.Tensor:
         """Of gate, up and down, each neuron's loss at an error as large as itself, float64
         [3, width]; ``inputs``: E[x_j^2], [hidden]. Without a gate its are 0."""
-        columns = weights.down.float().square().sum(dim=0).double().cpu()
+        squares = self._scratch.copy("squares", weights.down).square_()
+        columns = squares.sum(dim=0).double().cpu()
         up = _energies(weights.up, inputs)
         gate = torch.zeros_like(up) if weights.gate is None else _energies(weights.gate, inputs)
         return self.sums[:, expert] * columns * torch.stack([gate, up, torch.ones_like(up)])

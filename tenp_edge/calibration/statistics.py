@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tenp_edge.forward.scratch import Scratch
+
 # Sums per expert, [experts]:
 EXPERT_SUMS = (
     "tokens",  # 1
@@ -58,6 +60,10 @@ SEQUENCE_USE = "sequence_use"
 # loss at an error as large as its row of gate or up, or its column of down. Merged statistics lack
 # it. Where experts have no gate, its loss is 0.
 ROUNDING = ("rounding_gate", "rounding_up", "rounding_down")
+# Of experts that lose all neurons (`mean_outputs`), of all domains together: the mean of every
+# neuron, [experts, width], and what the constant that they make takes off the loss, [experts].
+# Merged statistics and those of older versions lack them.
+MEANS = ("mean_neurons", "mean_taken_off")
 # Norms of the weights, [experts, width]: facts of the model, not of the data. The first is missing
 # where experts have no gate.
 WEIGHT_NORMS = ("gate_norm", "up_norm", "down_norm")
@@ -81,30 +87,6 @@ class LayerStatistics:
         float64 scalar without unit (the geometric mean over tokens)."""
         total, count = self[GROWTH_SUM]
         return torch.exp(total / count.clamp_min(1))
-
-
-class Scratch:
-    """Float32 buffers by name, kept between calls: fresh ones cost more in page faults than the
-    arithmetic done in them."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, torch.Tensor] = {}
-
-    def like(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """An uninitialised float32 tensor of the shape of ``rows``; the same memory every time."""
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < rows.numel() or buffer.device != rows.device:
-            buffer = torch.empty(rows.numel(), dtype=torch.float32, device=rows.device)
-            self._buffers[name] = buffer
-        return buffer[: rows.numel()].view(rows.shape)
-
-    def copy(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """``rows`` in float32, of the same shape, free to be overwritten."""
-        return self.like(name, rows).copy_(rows)
-
-    def float(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """``rows`` in float32, of the same shape, not to be overwritten."""
-        return rows if rows.dtype == torch.float32 else self.copy(name, rows)
 
 
 def make_empty(experts: int, width: int, hidden: int = 0) -> LayerStatistics:

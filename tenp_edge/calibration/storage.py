@@ -17,6 +17,7 @@ from tenp_edge.calibration.statistics import (
     GRADIENT_SUMS,
     GROWTH_SUM,
     INPUT_SUM,
+    MEANS,
     NEURON_MAXIMA,
     NEURON_SUMS,
     ROUNDING,
@@ -101,6 +102,8 @@ class Statistics:
         layer_shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self._norms, (experts, width))
         if self.has_rounding:
             layer_shapes |= dict.fromkeys(ROUNDING, (experts, width))
+        if self.has_means:
+            layer_shapes |= dict(zip(MEANS, ((experts, width), (experts,)), strict=True))
         if self.has_elimination:
             shapes = ((experts, width), (experts, width + 1))
             for score in ORDER_PRIORS:
@@ -150,6 +153,17 @@ class Statistics:
         """ROUNDING: every neuron's loss at an error as large as its weights, float64 [experts,
         width] each."""
         return {name: self.read(f"layers.{layer}.{name}").double() for name in ROUNDING}
+
+    @property
+    def has_means(self) -> bool:
+        """Whether `means` is there."""
+        return all(f"layers.{la}.{name}" in self.stored for la in self.layers for name in MEANS)
+
+    def means(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """MEANS: of neurons, float32 [experts, width]; what constants take off, float64
+        [experts]."""
+        neurons, taken_off = (self.read(f"layers.{layer}.{name}") for name in MEANS)
+        return neurons.float(), taken_off.double()
 
     def sequence_use(self, layer: int) -> torch.Tensor | None:
         """Each sequence's choices of each expert, float64 [sequences, experts]; None if merged."""
@@ -269,13 +283,14 @@ def layer_tensors(
     eliminations: Mapping[str, Elimination] | None = None,
     sequence_use: torch.Tensor | None = None,
     rounding: Mapping[str, torch.Tensor] | None = None,
+    means: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """One layer's tensors under their stored names: neuron sums as float32, the rest float64.
 
     ``norms``: WEIGHT_NORMS, and ``rounding``: ROUNDING, [experts, width]; ``sequence_use``:
-    [sequences, experts].
+    [sequences, experts]; ``means``: MEANS.
     """
-    singles = {**norms, **(rounding or {})}
+    singles = {**norms, **(rounding or {}), **(means or {})}
     named = {f"layers.{layer}.{name}": value.float() for name, value in singles.items()}
     if sequence_use is not None:
         named[f"layers.{layer}.{SEQUENCE_USE}"] = sequence_use.float()

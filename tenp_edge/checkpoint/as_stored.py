@@ -8,7 +8,7 @@ mean are written. So one expert may be of both kinds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -18,7 +18,7 @@ from tenp_edge.checkpoint.source import BLOCK_BYTES, ModelSource, check_finite
 from tenp_edge.checkpoint.stored.cutting import Kept, cut_part, cut_part_shapes
 from tenp_edge.models import TensorSpec
 from tenp_edge.models.layouts import StoredWeight
-from tenp_edge.models.tensors import Shape
+from tenp_edge.models.mixers import Shape
 
 _WEIGHT, _DOWN = ".weight", "down"
 GATE_UP_STACK, DOWN_STACK = "gate_up_proj", "down_proj"
@@ -224,11 +224,11 @@ class AsStored:
         original, config = self._source.original_expert(layer, expert), self._checkpoint.config
         if layer in self._checkpoint.stacked:
             return self._unstacked_cut(layer, original, part)
-        names = zip(config.expert_parts, config.expert_tensors(layer, original), strict=True)
-        weight, neurons = (
-            self._checkpoint.weights[dict(names)[part]],
-            self._neurons(layer, original),
-        )
+        parts = config.parts_of(layer, original)
+        if part not in parts:
+            return None  # A constant that the plan makes.
+        names = dict(zip(parts, config.expert_tensors(layer, original), strict=True))
+        weight, neurons = self._checkpoint.weights[names[part]], self._neurons(layer, original)
         if weight.is_plain:
             return None
         rows, columns = (None, neurons) if part == _DOWN else (neurons, None)
@@ -236,34 +236,36 @@ class AsStored:
 
     def _unstacked_cut(self, layer: int, original: int, part: str) -> Cut | None:
         """Of stacked matrices, one alone: gate and up are halves of theirs."""
-        stacked, neurons = self._checkpoint.stacked[layer], self._neurons(layer, original)
-        config = self._checkpoint.config
-        weight = stacked.down if part == _DOWN else stacked.gate_up
-        if weight.is_plain or weight.transposed or part not in config.family.matrices:
+        cut, config = self._of_stack(layer, original, part == _DOWN), self._checkpoint.config
+        if cut is None or cut.weight.transposed or part not in config.family.matrices:
             return None
         if part == _DOWN:
-            return Cut(self._checkpoint, weight, original, columns=neurons)
-        rows = self._rows(layer, neurons)[0 if part == "gate" else -1]
-        return Cut(self._checkpoint, weight, original, rows=rows)
+            return cut
+        rows = self._rows(layer, self._neurons(layer, original))[0 if part == "gate" else -1]
+        return replace(cut, rows=rows)
 
     def _stack_cut(self, layer: int, expert: int, kind: str) -> Cut | None:
         """Of stacked matrices that stay stacked: gate's and up's rows in one."""
-        stacked = self._checkpoint.stacked.get(layer)
         matrices = self._source.config.expert_tensors(layer, expert)
-        if stacked is None or any(map(self._is_mended, matrices)):
+        if layer not in self._checkpoint.stacked or any(map(self._is_mended, matrices)):
             return None
-        weight = stacked.down if kind == DOWN_STACK else stacked.gate_up
         original = self._source.original_expert(layer, expert)
+        cut = self._of_stack(layer, original, kind == DOWN_STACK)
         neurons = self._neurons(layer, original)
-        if weight.is_plain:
-            return None
-        if neurons is None:
-            return Cut(self._checkpoint, weight, original)
-        if kind == DOWN_STACK:
-            return Cut(self._checkpoint, weight, original, columns=neurons)
+        if cut is None or kind == DOWN_STACK or neurons is None:
+            return cut
         parts = self._rows(layer, neurons)
-        rows = torch.stack(parts, 1).flatten() if stacked.interleaved else torch.cat(parts)
-        return Cut(self._checkpoint, weight, original, rows=rows)
+        interleaved = self._checkpoint.stacked[layer].interleaved
+        rows = torch.stack(parts, 1).flatten() if interleaved else torch.cat(parts)
+        return replace(cut, rows=rows)
+
+    def _of_stack(self, layer: int, original: int, down: bool) -> Cut | None:
+        """An expert's entry of the stacked gate and up, all of its rows, or of the stacked ``down``
+        the columns that stay; None of numbers."""
+        stacked = self._checkpoint.stacked[layer]
+        weight = stacked.down if down else stacked.gate_up
+        columns = self._neurons(layer, original) if down else None
+        return None if weight.is_plain else Cut(self._checkpoint, weight, original, columns=columns)
 
     def _rows(self, layer: int, neurons: Kept) -> list[torch.Tensor]:
         """Where in the stacked matrix the rows of gate (if there is one) and of up are."""

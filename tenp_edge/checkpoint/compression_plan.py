@@ -3,7 +3,8 @@
 ``widths`` alone decide every byte, so a plan can be priced before anyone has looked at a weight;
 ``retained`` (which neurons) is filled in from calibration scores. plan.json is for people and
 tools, plan.safetensors holds one int32 tensor of ascending neuron indices per routed expert, named
-``layers.{layer}.experts.{expert}``; a removed expert is an empty tensor.
+``layers.{layer}.experts.{expert}``; a removed expert is an empty tensor. Beside those of constants
+lies the mean of each of their neurons.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from tenp_edge.checkpoint.files import Shard, TensorEntry, write_shards
+from tenp_edge.checkpoint.files import (
+    Shard,
+    TensorEntry,
+    dtype_name,
+    read_stored,
+    write_shards,
+)
 from tenp_edge.checkpoint.plan_record import PlanRecord, record_of
 from tenp_edge.checkpoint.tensor_types import TensorTypes, types_of_json
 from tenp_edge.disk import read_json, read_range, write_json
@@ -45,6 +52,9 @@ class CompressionPlan:
     ``memory``: the memory table; ``files``: exact bytes of every weight file to be written.
     ``keeps_places``: an expert of width 0 keeps its place in the router, and gives nothing (but a
     bias of its output, where the family has one); else it is removed.
+    ``constants``: those of them, as (layer, expert), that give a constant, their mean output;
+    ``means``: (layer, expert) -> the mean of each neuron of theirs, float32 [full width], which
+    that is made of; None while only the bytes are planned.
     ``types``: of every tensor, where the plan chose them one by one; None where the record's
     ``quant`` says them. They are no part of the digest: what is pruned does not depend on them.
     """
@@ -59,6 +69,8 @@ class CompressionPlan:
     files: Mapping[str, int] = field(default_factory=dict)
     types: TensorTypes | None = None
     keeps_places: bool = False
+    constants: frozenset[ExpertKey] = frozenset()
+    means: Mapping[ExpertKey, torch.Tensor] | None = None
 
     def kept_experts(self, layer: int) -> tuple[int, ...]:
         """Numbers in the source model of the experts that the pruned one has, ascending."""
@@ -91,6 +103,8 @@ class CompressionPlan:
         state.update(b"places" if self.keeps_places else b"")
         for key in sorted(self.retained or {}):
             state.update(self.retained[key].numpy().tobytes())  # type: ignore[index]
+        for key in sorted(self.means or {}):
+            state.update(f"mean of {key}".encode() + self.means[key].numpy().tobytes())  # type: ignore[index]
         return state.hexdigest()[:32]
 
     def neurons(self, layer: int, expert: int) -> torch.Tensor:
@@ -117,19 +131,22 @@ class CompressionPlan:
     def save(self, file: Path) -> None:
         """Write ``file`` (plan.json) and, when neurons are known, plan.safetensors beside it."""
         if self.retained is not None:
-            names = {
-                f"layers.{la}.experts.{ex}": t for (la, ex), t in sorted(self.retained.items())
-            }
-            entries = tuple(TensorEntry(n, "I32", tuple(t.shape)) for n, t in names.items())
+            names = {_neurons_name(key): t.int() for key, t in sorted(self.retained.items())}
+            names |= {_mean_name(key): t.float() for key, t in sorted((self.means or {}).items())}
+            entries = tuple(
+                TensorEntry(n, dtype_name(t.dtype), tuple(t.shape)) for n, t in names.items()
+            )
             shard = Shard(file.with_suffix(".safetensors").name, entries)
             file.with_suffix(".safetensors").unlink(missing_ok=True)
-            for _ in write_shards(file.parent, [shard], lambda name: names[name].int()):
+            for _ in write_shards(file.parent, [shard], lambda name: names[name]):
                 pass
         write_json(file, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         more: dict[str, Any] = {} if self.types is None else {"types": self.types.to_json()}
         more |= {"keeps_places": True} if self.keeps_places else {}
+        rows = [(str(la), [e for x, e in sorted(self.constants) if x == la]) for la in self.widths]
+        more |= {"constants": {la: row for la, row in rows if row}} if self.constants else {}
         return {
             "format": "tenp-edge plan",
             "version": LATER_VERSION if more else VERSION,
@@ -153,17 +170,21 @@ def load_plan(file: Path) -> CompressionPlan:
     full = field("moe_intermediate_size", int)
     widths = _widths(file, field("widths", dict), full)
     model = field("model", dict)
+    constants = _constants(file, raw, widths)
+    known = field("has_neurons", bool)
     plan = CompressionPlan(
         model_type=_field(file, model, "model_type", str),
         fingerprint=_field(file, model, "fingerprint", str),
         full_width=full,
         widths=widths,
-        retained=_load_neurons(file, widths, full) if field("has_neurons", bool) else None,
+        retained=_load_neurons(file, widths, full) if known else None,
         record=record_of(field("record", dict)),
         memory=field("memory", dict),
         files=field("files", dict),
         types=_types(field("types", dict), widths) if _has_types(raw) else None,
         keeps_places=_keeps_places(raw),
+        constants=constants,
+        means=_load_means(file, constants, full) if known and constants else None,
     )
     if plan.digest != raw.get("digest"):
         raise UserError(f"{file} does not match its plan.safetensors", "plan again")
@@ -215,6 +236,40 @@ def _types(raw: Mapping[str, Any], widths: Widths) -> TensorTypes:
     return types_of_json(raw, {layer: len(row) for layer, row in widths.items()})
 
 
+def _constants(file: Path, raw: Mapping[str, Any], widths: Widths) -> frozenset[ExpertKey]:
+    listed = raw.get("constants", {}) if _keeps_places(raw) else {}
+    try:
+        found = frozenset((int(layer), expert) for layer, row in listed.items() for expert in row)
+        empty = all(widths[layer][expert] == 0 for layer, expert in found)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        empty = False
+    if not empty:
+        raise UserError(f"{file}: field 'constants' is missing or malformed", "plan again")
+    return found
+
+
+def _load_means(
+    file: Path, constants: frozenset[ExpertKey], full: int
+) -> dict[ExpertKey, torch.Tensor]:
+    path = file.with_suffix(".safetensors")
+    stored, means = read_header(path), {}
+    for key in constants:
+        entry = stored.get(_mean_name(key))
+        mean = None if entry is None else read_stored(entry)
+        if mean is None or mean.dtype != torch.float32 or tuple(mean.shape) != (full,):
+            raise UserError(f"{path}: {_mean_name(key)} is no mean of neurons", "plan again")
+        means[key] = mean
+    return means
+
+
+def _neurons_name(key: ExpertKey) -> str:
+    return f"layers.{key[0]}.experts.{key[1]}"
+
+
+def _mean_name(key: ExpertKey) -> str:
+    return f"{_neurons_name(key)}.mean"
+
+
 def _load_neurons(file: Path, widths: Widths, full: int) -> dict[ExpertKey, torch.Tensor]:
     path = file.with_suffix(".safetensors")
     if not path.is_file():
@@ -222,7 +277,7 @@ def _load_neurons(file: Path, widths: Widths, full: int) -> dict[ExpertKey, torc
     stored, retained = read_header(path), {}
     for layer, row in widths.items():
         for expert, width in enumerate(row):
-            name = f"layers.{layer}.experts.{expert}"
+            name = _neurons_name((layer, expert))
             entry = stored.get(name)
             if entry is None or (entry.dtype, entry.shape) != ("I32", (width,)):
                 raise UserError(f"{path}: {name} is not a legal slice", "plan again")

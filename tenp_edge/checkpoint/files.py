@@ -147,7 +147,7 @@ class Checkpoint(ModelFiles):
         if stacked is not None:
             return self._stacked_expert(stacked, expert)
         stored = map(self.read, self.config.expert_tensors(layer, expert))
-        return ExpertWeights.of(dict(zip(self.config.expert_parts, stored, strict=True)))
+        return ExpertWeights.of(dict(zip(self.config.parts_of(layer, expert), stored, strict=True)))
 
     def _stacked_expert(self, stacked: StackedExperts, expert: int) -> ExpertWeights:
         gate_up, down, *biases = (self._entry(weight, expert) for weight in stacked.weights)

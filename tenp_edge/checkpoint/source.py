@@ -186,6 +186,8 @@ class ModelSource:
         if spec.expert is None or spec.layer is None:
             return self.checkpoint.dtype_of(name)
         original = self.original_expert(spec.layer, spec.expert)
+        if _expert_part(spec) not in self.checkpoint.config.parts_of(spec.layer, original):
+            return "F32"  # A constant that the plan makes.
         return self.checkpoint.expert_dtype(spec.layer, original, _expert_part(spec))
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
@@ -211,7 +213,10 @@ class ModelSource:
             return weights
         sliced = slice_expert(weights, self.plan.neurons(layer, original))
         down = self.config.expert_tensor(layer, expert, _DOWN)
-        return replace(sliced, down=self._mended(down)) if self._is_mended(down) else sliced
+        if self._is_mended(down):
+            return replace(sliced, down=self._mended(down))
+        mean = (self.plan.means or {}).get((layer, original))
+        return sliced if mean is None else replace(sliced, down_bias=_mean_output(weights, mean))
 
     def changes(self, name: str) -> bool:
         """Whether tensor ``name`` holds other numbers than the checkpoint's, cuts aside: it was
@@ -250,6 +255,12 @@ class ModelSource:
         return tensor
 
 
+def _mean_output(weights: ExpertWeights, mean: torch.Tensor) -> torch.Tensor:
+    """float32 [hidden], or as the bias is; ``mean``: of each neuron, [width]."""
+    output, bias = weights.down.float() @ mean, weights.down_bias
+    return output if bias is None else (output + bias.float()).to(bias.dtype)
+
+
 def _expert_part(spec: TensorSpec) -> str:
     """The name in `ExpertWeights` of a routed expert's tensor."""
     return spec.role.removeprefix("expert_")
@@ -281,7 +292,11 @@ def pruned_config(config: ModelConfig, plan: CompressionPlan) -> ModelConfig:
             f"router's {config.n_group} groups",
             f"a multiple of {config.n_group} experts",
         )
-    return replace(config, num_experts=counts.pop(), expert_widths=widths)
+    constants = {
+        layer: frozenset(expert for of, expert in plan.constants if of == layer) for layer in widths
+    }
+    constants = {layer: row for layer, row in constants.items() if row}
+    return replace(config, num_experts=counts.pop(), expert_widths=widths, constants=constants)
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from tenp_edge.models import Family
 _BIASES = (f"{GATE_UP_STACK}_bias", f"{DOWN_STACK}_bias")
 
 
-class StackedExperts:
+class WrittenStacks:
     """The stacked tensors of ``source``, none where its family's experts are written one by one."""
 
     def __init__(self, source: ModelSource, as_stored: AsStored) -> None:

@@ -24,13 +24,13 @@ from tenp_edge.checkpoint.files import Shard, TensorEntry, is_written, plan_shar
 from tenp_edge.checkpoint.model_origin import COPIED, base_model, front_matter, inherited
 from tenp_edge.checkpoint.overlay import Mended, settings_of
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.checkpoint.stacked import StackedExperts
+from tenp_edge.checkpoint.stacked import WrittenStacks
 from tenp_edge.disk import copy_file, read_json, require_free, write_json, write_text
 from tenp_edge.errors import UserError
 from tenp_edge.models import EXPERT_KEYS
 from tenp_edge.models.headers import INDEX_NAME
+from tenp_edge.models.mixers import Shape
 from tenp_edge.models.quantization import with_unquantised
-from tenp_edge.models.tensors import Shape
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.resumable import JobRecord
 from tenp_edge.units import format_count, format_size
@@ -85,7 +85,7 @@ class PrunedFiles:
         return replace(piece, entry=replace(piece.entry, name=config.stored_name(piece.entry.name)))
 
     def _all_pieces(self) -> Iterator[Piece]:
-        stacked, seen = StackedExperts(self.source, self.as_stored), set[int]()
+        stacked, seen = WrittenStacks(self.source, self.as_stored), set[int]()
         for name, spec in self.source.tensors.items():
             if spec.expert is None or spec.layer is None or not stacked.any:
                 yield from self.as_stored.pieces(spec) or [self._number(name, spec.shape)]
@@ -247,6 +247,9 @@ def _tenp_section(source: ModelSource) -> dict[str, Any]:
             str(layer): list(row) for layer, row in sorted(source.config.expert_widths.items())
         },
     }
+    if source.config.constants:
+        rows = sorted(source.config.constants.items())
+        section["constants"] = {str(layer): sorted(row) for layer, row in rows}
     if plan.removes_experts:
         # Which experts of the source the remaining ones are.
         section["kept_experts"] = {

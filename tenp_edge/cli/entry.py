@@ -3,6 +3,7 @@ other verb, and whatever goes wrong, by the full command line."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from tenp_edge.errors import UserError
 def main() -> None:
     """Entry point."""
     _open_streams()
+    _write_unicode()
     verb, arguments = sys.argv[1:2], None
     if verb == ["run"]:
         arguments = lean_flags.read(sys.argv[2:])
@@ -45,6 +47,14 @@ def _open_streams() -> None:
         if getattr(sys, name) is None:
             empty = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115  for good
             setattr(sys, name, empty)
+
+
+def _write_unicode() -> None:
+    """Bars, dashes and the model's words in pipes too: on Windows those have a code page of 256
+    characters, and the first other one would end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if os.name == "nt" and isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors="replace")
 
 
 def _say(error: Exception) -> NoReturn:

@@ -13,9 +13,11 @@ from tenp_edge.cli.report import comparison_tables, measured_tables
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.screen import Screen
 from tenp_edge.disk import require_parent
+from tenp_edge.errors import UserError
 from tenp_edge.verbs.options import (
     CompareOptions,
     ComputeOptions,
+    LmEvalOptions,
     MeasureOptions,
     ValidationOptions,
 )
@@ -89,8 +91,8 @@ def _matched(
 def validate(
     reference: flags.Model,
     candidate: Annotated[
-        Path, typer.Argument(help="A GGUF file, an ONNX directory, a checkpoint, or OUT.")
-    ],
+        Path | None, typer.Argument(help="A GGUF file, an ONNX directory, a checkpoint, or OUT.")
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -113,6 +115,7 @@ def validate(
         typer.Option("--checkpoint", help="The pruned checkpoint that the file was made from."),
     ] = None,
     measured: MeasureOptions,
+    tasks: LmEvalOptions,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the report here (JSON).")
     ] = None,
@@ -125,6 +128,9 @@ def validate(
     --twin in unmodified llama.cpp too, with zeros where neurons were cut. Its peak memory is
     predicted and measured in a process of its own, for the run that --context, --kv-type and
     --ubatch describe.
+
+    With --lm-eval, tasks of lm-eval run instead: on both checkpoints, whole in memory, or on what a
+    running `tenp-edge serve` serves (--url; an API key is taken from OPENAI_API_KEY).
 
     A GGUF's loss is split into what pruning does (the pruned model, unquantised), quantisation
     (the weights that the file holds) and the runtime (the file as it runs). The first needs the
@@ -139,9 +145,24 @@ def validate(
         tenp-edge validate MODEL elsewhere.gguf --plan OUT/plan.json
 
         tenp-edge validate MODEL OUT/checkpoint --data chat=prompts.jsonl --samples 16
+
+        tenp-edge validate MODEL OUT/checkpoint --lm-eval arc_easy --lm-eval gsm8k
+
+        tenp-edge validate MODEL --lm-eval arc_easy --url http://127.0.0.1:8080
     """
     if output is not None:
         require_parent(output)
+    if tasks.lm_eval:
+        from tenp_edge.disk import write_json
+        from tenp_edge.verbs.lm_eval import run_lm_eval
+
+        scores = run_lm_eval(reference, candidate, tasks, compute)
+        if output is not None:
+            write_json(output, scores)
+        screen.show(scores, measured_tables.tasks(scores), line=str(output or "done"))
+        return
+    if candidate is None:
+        raise UserError("CANDIDATE is missing: what MODEL is compared with", "OUT, behind MODEL")
     screen.progress.step(f"validating {candidate.name} against {reference.name}")
     from tenp_edge.checkpoint.provenance import PrunedBy
     from tenp_edge.disk import write_json

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tenp_edge.cli import flags
+from tenp_edge.cli.report.entries import Entries
+from tenp_edge.cli.screen import Screen
 
 
+@flags.expanded()
 def report(
     output: Annotated[Path, typer.Argument(help="OUT: the directory that compress wrote.")],
-    json_output: flags.Json = False,
+    *,
+    screen: Screen,
 ) -> None:
     """Write OUT/report.html again, from the files that compress left in OUT.
 
@@ -28,4 +31,5 @@ def report(
     from tenp_edge.pages.report import write_report
 
     written = write_report(output)
-    print(json.dumps({"report": str(written)}) if json_output else written)
+    path = str(written)
+    screen.show({"report": path}, Entries([("page", path)]), line=path)

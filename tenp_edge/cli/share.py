@@ -59,9 +59,8 @@ def push(
             upload, repository, private=private or None, revision=revision, progress=screen.progress
         )
     listed = {"repository": repository, "files": upload.files, "total_bytes": upload.total_bytes}
-    line = f"{repository}: {address or 'nothing was sent (--dry-run)'}"
     shown = uploaded(upload, repository, address)
-    screen.show({**listed, "address": address}, shown, line=line)
+    screen.show({**listed, "address": address}, *shown, line=address or repository)
 
 
 @flags.expanded()
@@ -90,4 +89,4 @@ def pack(
     from tenp_edge.verbs.pack import run_pack
 
     made = run_pack(output, directory or output / "pack")
-    screen.show(made.to_json(), packed(made), line=str(directory or output / "pack"))
+    screen.show(made.to_json(), packed(made), line=str(made.scores))

@@ -24,6 +24,8 @@ from tenp_edge.checkpoint.source import ModelSource, Rows, WeightSource
 from tenp_edge.checkpoint.tensor_types import TensorTypes
 from tenp_edge.evaluation.evaluator import LayerCache
 from tenp_edge.evaluation.measured_variants import measure_variants
+from tenp_edge.evaluation.mixed_plans import PARTS, MixedPlans, planner_of
+from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.evaluation.type_sensitivity import SAMPLED_ABOVE, spread
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, Exporter, ExportOptions, Requantiser
@@ -33,6 +35,7 @@ from tenp_edge.planning.rounding_errors import (
     EXPERT_GROUPS,
     Errors,
     GroupCost,
+    MixedCost,
     RoundingErrors,
     load_errors,
 )
@@ -96,21 +99,27 @@ def measure_rounding(
     errors = replace(errors, conditions=conditions)
     cached = LayerCache(checkpoint.path)
     groups = _Groups(cached, job, data, errors)
-    measured = measure_variants(
-        cached,
-        groups.variants(),
-        domains,
-        device=device,
-        dtype=dtype,
-        work=directory,
-        progress=progress,
-        what="groups of matrices",
-    )
-    errors = replace(
-        errors,
-        groups=groups.costs([one.mean_kl for one in measured]),
-        seconds=round(time.monotonic() - started, 2),
-    )
+
+    def measured(variants: Sequence[OtherWeights], what: str) -> list[float]:
+        found = measure_variants(
+            cached,
+            variants,
+            domains,
+            device=device,
+            dtype=dtype,
+            work=directory,
+            progress=progress,
+            what=what,
+        )
+        return [one.mean_kl for one in found]
+
+    errors = replace(errors, groups=groups.costs(measured(groups.variants(), "groups of matrices")))
+    trials = known_trials(directory)
+    planner = planner_of(checkpoint, job.writer, job.options.layout, statistics, errors, trials)
+    mixed = MixedPlans(planner, groups.sampled_layers)
+    kls = measured(mixed.variants(cached, job.options.imatrix), "mixed plans")
+    plans = tuple(MixedCost(*pair) for pair in zip(mixed.losses(), kls, strict=True))
+    errors = replace(errors, plans=plans, seconds=round(time.monotonic() - started, 2))
     errors.save(directory)
     return errors
 
@@ -237,11 +246,19 @@ class _Groups:
             return list(self.config.moe_layers)
         return [matrix.layer for matrix in self._of(name) if matrix.layer is not None]
 
+    @property
+    def sampled_layers(self) -> tuple[int, ...] | None:
+        """Those of the experts that are rounded; None: all."""
+        return self._layers("down") if self._large else None
+
+    @property
+    def _large(self) -> bool:
+        return self.config.expert_weights > SAMPLED_ABOVE
+
     def _layers(self, name: str) -> tuple[int, ...]:
         """Those that are rounded: all of a small model's, some of a large one's."""
         layers = self._all_layers(name)
-        large = self.config.expert_weights > SAMPLED_ABOVE
-        wanted = min(_MEASURED_LAYERS if large else len(layers), len(layers))
+        wanted = min(_MEASURED_LAYERS if self._large else len(layers), len(layers))
         return tuple(layers[i] for i in spread(len(layers), wanted)) if layers else ()
 
     def _is_end(self, name: str) -> bool:
@@ -320,8 +337,9 @@ def _probe_type(mixer: Mixer) -> str:
 def rounding_seconds(
     config: ModelConfig, job: RoundingJob, tokens: int, active_parameters: int, operations: float
 ) -> float:
-    """About how long `measure_rounding` takes on ``tokens`` of text: a forward for every group, and
-    every matrix encoded once. ``operations``: floating-point operations a second of the forward.
+    """About how long `measure_rounding` takes on ``tokens`` of text: a forward for every group and
+    every mixed plan, two of the dense model, and every matrix encoded once for its group and once a
+    plan. ``operations``: floating-point operations a second of the forward.
     """
     matrices = job.mixer.typed_matrices(config, job.options)
     groups = len(EXPERT_GROUPS) + len({matrix.role for matrix in matrices})
@@ -329,4 +347,6 @@ def rounding_seconds(
     weights = min(weights, max(SAMPLED_ABOVE, weights * _MEASURED_LAYERS // len(config.moe_layers)))
     weights += sum(prod(matrix.shape) for matrix in matrices)
     speed = job.writer.encoding_speed(replace(job.options, quant=_PROBE_QUANT))
-    return 4 * weights / speed + (1 + groups) * tokens * 2 * active_parameters / operations
+    forwards = 2 + groups + len(PARTS)
+    encoded = 4 * weights * (1 + len(PARTS)) / speed
+    return encoded + forwards * tokens * 2 * active_parameters / operations

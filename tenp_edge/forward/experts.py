@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import gelu, linear, pad, relu, silu
 
 from tenp_edge.checkpoint.files import ExpertWeights
+from tenp_edge.forward.scratch import Scratch
 from tenp_edge.models.family import Activation, Family
 
 # oneDNN compiles a kernel for every new shape of a bf16 or f16 product; groups of tokens are padded
@@ -86,12 +87,15 @@ class RaggedExpert(nn.Module):
         """W_gate (if there is one), W_up or W_down, by its name in `ExpertWeights`."""
         return self._linear(role).weight
 
-    def matrices(self, dtype: torch.dtype) -> ExpertWeights:
-        """The weights in ``dtype``; converted here where they are kept in a smaller one."""
+    def matrices(self, dtype: torch.dtype, scratch: Scratch | None = None) -> ExpertWeights:
+        """The weights in ``dtype``; converted here where they are kept in a smaller one.
+        ``scratch``: where to, for who is done with one expert before the next."""
         modules = {role: self._linear(role) for role in self.roles}
         biased = {f"{role}_bias": m.bias for role, m in modules.items() if m.bias is not None}
         stored = {role: module.weight for role, module in modules.items()} | biased
-        return ExpertWeights.of({name: tensor.to(dtype) for name, tensor in stored.items()})
+        if scratch is None:
+            return ExpertWeights.of({name: tensor.to(dtype) for name, tensor in stored.items()})
+        return ExpertWeights.of({n: scratch.cast(n, t, dtype) for n, t in stored.items()})
 
     def _linear(self, role: str) -> nn.Linear:
         module = self.get_submodule(self.names[self.roles.index(role)])
@@ -170,6 +174,7 @@ class RaggedExperts(nn.Module):
             self.add_module(str(number), RaggedExpert(weights, family))
         self.num_experts = len(experts)
         self.observer: Observer | None = None
+        self._scratch = Scratch()
         self.active: torch.Tensor | None = None  # [tokens] bool; None is all
         # What an expert adds to every output of its own, by expert: [hidden]. No format stores
         # it; methods that compensate for what they cut are measured with it.
@@ -183,6 +188,11 @@ class RaggedExperts(nn.Module):
     def __len__(self) -> int:
         return self.num_experts
 
+    def computed(self, expert: int, dtype: torch.dtype) -> ExpertWeights:
+        """The weights of ``expert`` in ``dtype``, until those of another are asked for."""
+        # A backward pass reads all of them again.
+        return self[expert].matrices(dtype, None if torch.is_grad_enabled() else self._scratch)
+
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
@@ -194,7 +204,6 @@ class RaggedExperts(nn.Module):
         output = torch.zeros_like(hidden_states, dtype=torch.float32)
         for expert, rows, slots in group_by_expert(chosen, self.num_experts):
             g = top_k_weights[rows, slots].float()
-            # In a function, so that an expert's converted weights are gone before the next one's.
             y = self._output(expert, rows, slots, hidden_states, g)
             output.index_add_(0, rows, y * g[:, None])
         if self.observer is not None:
@@ -210,7 +219,7 @@ class RaggedExperts(nn.Module):
         g: torch.Tensor,
     ) -> torch.Tensor:
         """What one expert makes of its tokens, float32 [n, hidden]; shown to the observer."""
-        weights = self[expert].matrices(hidden_states.dtype)
+        weights = self.computed(expert, hidden_states.dtype)
         x = pad_group(hidden_states.index_select(0, rows))
         m = neurons(weights, x, self.family.activation)
         y = linear(m, weights.down)

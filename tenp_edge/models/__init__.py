@@ -15,9 +15,16 @@ if TYPE_CHECKING:
     from tenp_edge.models.families import FAMILIES
     from tenp_edge.models.family import Family
     from tenp_edge.models.layer_attention import LayerAttention
-    from tenp_edge.models.mixers import DeltaNet, Mamba2, Mixer, ShortConvolution, state_bytes
+    from tenp_edge.models.mixers import (
+        DeltaNet,
+        Mamba2,
+        Mixer,
+        Shape,
+        ShortConvolution,
+        state_bytes,
+    )
     from tenp_edge.models.model_config import MLA, ModelConfig, Rope, VisionFacts
-    from tenp_edge.models.tensors import Part, Shape, TensorSpec, expected_tensors
+    from tenp_edge.models.tensors import Part, TensorSpec, expected_tensors
 
 __all__ = [
     "EXPERT_KEYS",
@@ -51,7 +58,7 @@ _HOMES = {
     "ModelConfig": "model_config",
     "Part": "tensors",
     "Rope": "model_config",
-    "Shape": "tensors",
+    "Shape": "mixers",
     "ShortConvolution": "mixers",
     "TensorSpec": "tensors",
     "VisionFacts": "model_config",

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from tenp_edge.models.tensors import Part, Shape
+from tenp_edge.models.mixers import Shape
+from tenp_edge.models.tensors import Part
 
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 

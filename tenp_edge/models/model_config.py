@@ -44,13 +44,18 @@ class VisionFacts:
     deepstack_layers: int | None
 
 
+# The part of an expert (`ModelConfig.parts_of`) that a constant is.
+CONSTANT = "down_bias"
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """config.json, normalised. ``raw`` is the file as read, of a wrapped model the language model's
     part of it; ``expert_widths`` lists, for each MoE layer, the width of every routed expert (all
     equal in a model that was not pruned). ``mixers``: what each layer mixes tokens with, None where
     nothing; ``mlp_layers``: those with a dense MLP. A layer's feed forward is its experts, its MLP,
-    both, or none. ``stored_prefix``: how the files' names begin where the language model's, here
+    both, or none. ``constants``: by layer, experts without neurons that give a constant, a bias of
+    their down. ``stored_prefix``: how the files' names begin where the language model's, here
     and everywhere else, begin with "model."."""
 
     family: Family
@@ -87,6 +92,7 @@ class ModelConfig:
     layer_ropes: tuple[Rope, ...] = field(repr=False)
     logit_softcap: float | None = None
     multipliers: Multipliers = UNSCALED
+    constants: Mapping[int, frozenset[int]] = field(default_factory=dict, repr=False)
     stored_prefix: str = "model."
 
     @property
@@ -169,12 +175,20 @@ class ModelConfig:
         biases = tuple(f"{name}_bias" for name in matrices) if self.family.expert_bias else ()
         return matrices + biases
 
+    def parts_of(self, layer: int, expert: int) -> tuple[str, ...]:
+        """`expert_parts` of one expert: one that gives a constant has that, too."""
+        parts = self.expert_parts
+        own = expert in self.constants.get(layer, ()) and CONSTANT not in parts
+        return (*parts, CONSTANT) if own else parts
+
     def expert_tensors(self, layer: int, expert: int) -> list[str]:
-        """On-disk names of `expert_parts`."""
-        matrices = range(len(self.family.projections))
-        names = [self.expert_tensor(layer, expert, index) for index in matrices]
-        biased = matrices if self.family.expert_bias else ()
-        return names + [self.expert_bias(layer, expert, index) for index in biased]
+        """On-disk names of `parts_of`."""
+        return [self._part_name(layer, expert, part) for part in self.parts_of(layer, expert)]
+
+    def _part_name(self, layer: int, expert: int, part: str) -> str:
+        projection, _, bias = part.partition("_")
+        name_of = self.expert_bias if bias else self.expert_tensor
+        return name_of(layer, expert, self.family.matrices.index(projection))
 
     def _projection(self, layer: int, expert: int, projection: int) -> str:
         name = self.family.projections[projection]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache, partial
 
 from tenp_edge.models.layouts import Layout, PartRule, Rules
-from tenp_edge.models.tensors import Shape
+from tenp_edge.models.mixers import Shape
 
 FLOATS = ("F32", "BF16", "F16")
 _E8M0 = ("F8_E8M0", "U8")  # an exponent in a byte, under either name

@@ -12,7 +12,7 @@ from typing import Any
 
 from tenp_edge.disk import require_regular
 from tenp_edge.errors import UserError, shown
-from tenp_edge.models.tensors import Shape
+from tenp_edge.models.mixers import Shape
 
 # Bytes of a value; the F4 and F6 types, of which none has whole bytes, are refused where they are.
 DTYPE_BYTES = {

@@ -15,10 +15,11 @@ from functools import cached_property
 
 from tenp_edge.disk import read_range
 from tenp_edge.models.layouts import PLAIN, Layout, StoredWeight
+from tenp_edge.models.mixers import Shape
 from tenp_edge.models.model_config import ModelConfig
 from tenp_edge.models.quantization import is_of_activations
 from tenp_edge.models.safetensors_header import StoredTensor
-from tenp_edge.models.tensors import Part, Shape, expected_tensors
+from tenp_edge.models.tensors import Part, expected_tensors
 
 
 @dataclass(frozen=True)

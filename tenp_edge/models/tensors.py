@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.mixers import DeltaNet, Mamba2, ShortConvolution
+from tenp_edge.models.mixers import DeltaNet, Mamba2, Shape, ShortConvolution
 from tenp_edge.models.model_config import ModelConfig
 
 # "state layers": mixing blocks that carry a state.
@@ -25,7 +25,6 @@ Part = Literal[
     "embeddings",
     "norms",
 ]
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -241,7 +240,7 @@ def _expert_tensors(
         shape = (hidden, width) if projection == "down" else (width, hidden)
         name, role = config.expert_tensor(layer, expert, index), f"expert_{projection}"
         yield TensorSpec(name, shape, role, part, layer, expert)
-        if config.family.expert_bias:
+        if f"{projection}_bias" in config.parts_of(layer, expert):
             name = config.expert_bias(layer, expert, index)
             yield TensorSpec(name, shape[:1], f"{role}_bias", part, layer, expert)
 

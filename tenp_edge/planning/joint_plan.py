@@ -29,7 +29,7 @@ from tenp_edge.planning.joint_tables import (
     other_table,
 )
 from tenp_edge.planning.kl_law import predicted_kl
-from tenp_edge.planning.pricing import Priced, Pricer, draft
+from tenp_edge.planning.pricing import NO_CONSTANTS, Constants, Priced, Pricer, draft
 from tenp_edge.planning.rounding_errors import RoundingErrors
 from tenp_edge.planning.score_tables import Evidence
 from tenp_edge.planning.target import PlanSpec
@@ -96,7 +96,8 @@ class JointPlanner:
         pricing = Pricing(self.mixer, types, config.hidden_size, "gate" in config.family.matrices)
         unit, widths = self.spec.options.unit or 0.0, self.evidence.space.legal_widths
         if self.pricer.keeps_places:
-            widths = (0, *widths)
+            means = self.evidence.statistics.has_means
+            widths = (0, 0, *widths) if means else (0, *widths)
         experts = expert_tables(self.evidence, self.errors, pricing, factors, widths, unit)
         matrices = self.mixer.typed_matrices(config, self.options)
         others = other_table(matrices, self.errors, pricing, factors)
@@ -131,9 +132,17 @@ class JointPlanner:
                 best = chosen, priced
         return None if best is None else self._described(*best)
 
+    def keep_within(self, budget: int) -> float:
+        """About the share of neurons that the best plan within ``budget`` keeps; 1 where none
+        fits."""
+        smallest = self.search.smallest
+        besides = self._priced(smallest, False).memory.total_bytes - smallest.nbytes
+        found = self.search.within(budget - besides)
+        return 1.0 if found is None else self._keep_ratio(found)
+
     def _priced(self, chosen: Chosen, confirm: bool) -> Priced:
-        widths, types = self.widths(chosen), self.types(chosen)
-        return self.pricer.confirm(widths, types) if confirm else self.pricer(widths, types)
+        given = self.widths(chosen), self.types(chosen), self.constants(chosen)
+        return self.pricer.confirm(*given) if confirm else self.pricer(*given)
 
     # -- what was chosen, in the plan's terms ------------------------------------------------------
 
@@ -143,6 +152,15 @@ class JointPlanner:
             table.layer: tuple(legal[index] for index in row)
             for table, row in zip(self.tables.experts, chosen.width, strict=True)
         }
+
+    def constants(self, chosen: Chosen) -> Constants:
+        """Experts without neurons that give their mean output, as (layer, expert)."""
+        if self.tables.bare < 2:
+            return NO_CONSTANTS
+        rows = zip(self.tables.experts, chosen.width, strict=True)
+        return frozenset(
+            (table.layer, int(expert)) for table, row in rows for expert in np.flatnonzero(row == 1)
+        )
 
     def types(self, chosen: Chosen) -> TensorTypes:
         others = zip(self.tables.others.keys, chosen.other, strict=True)
@@ -161,14 +179,17 @@ class JointPlanner:
 
     def drafted(self, chosen: Chosen) -> CompressionPlan:
         """The plan with its neurons, without what is said of it."""
-        widths, places = self.widths(chosen), self.pricer.keeps_places
-        plan = draft(self.checkpoint, widths, self.types(chosen), keeps_places=places)
-        return replace(plan, retained=self.evidence.retained(widths))
+        widths, constants = self.widths(chosen), self.constants(chosen)
+        given, places = (widths, self.types(chosen), constants), self.pricer.keeps_places
+        plan = draft(self.checkpoint, *given, keeps_places=places)
+        retained, means = self.evidence.retained(widths), self.evidence.means(constants)
+        return replace(plan, retained=retained, means=means or None)
 
     # -- what is said of it ------------------------------------------------------------------------
 
     def kl(self, loss: float) -> float:
-        return predicted_kl(loss, self.measured)
+        """By mixed plans of this model where some were measured, else by cut ones."""
+        return predicted_kl(loss, self.errors.plans or self.measured)
 
     def _described(self, chosen: Chosen, priced: Priced) -> JointPlan:
         besides, others = priced.memory.total_bytes - chosen.nbytes, self.spec.options.frontier

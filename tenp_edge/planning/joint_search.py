@@ -48,7 +48,7 @@ class JointSearch:
 
     def __init__(self, tables: Tables, one_type: bool = False) -> None:
         self.tables, self.one_type = tables, one_type
-        self._layers = [_Layer(table) for table in tables.experts]
+        self._layers = [_Layer(table, tables.bare) for table in tables.experts]
 
     def within(self, nbytes: float) -> Chosen | None:
         """The least loss within ``nbytes``; None where the smallest choice is larger."""
@@ -66,13 +66,27 @@ class JointSearch:
         found = (self._at(layers, _HIGHEST) for layers in self._of_one_width())
         return min(found, key=lambda chosen: chosen.nbytes)
 
+    @property
+    def largest(self) -> Chosen:
+        """What loses least, whatever the bytes."""
+        found = self.within(np.inf)
+        assert found is not None
+        return found
+
+    def losses(self, chosen: Chosen) -> tuple[Array, Array]:
+        """Of the experts of each layer, [layers], and of each other matrix, [matrices]."""
+        rows = zip(self._layers, chosen.width, chosen.gate_up, chosen.down, strict=True)
+        experts = [float(layer.of(*choice)[0].sum()) for layer, *choice in rows]
+        others = self.tables.others.loss[np.arange(len(chosen.other)), chosen.other]
+        return np.array(experts), others
+
     def priced(self, width: Indices, gate_up: Indices, down: Indices, other: Indices) -> Chosen:
         """Losses and bytes of a choice that was made elsewhere."""
         return self._chosen(self._layers, width, gate_up, down, other)
 
     def _of_one_width(self) -> Iterator[list[_Layer]]:
         for width in range(len(self.tables.widths)):
-            yield [_Layer(table, width) for table in self.tables.experts]
+            yield [_Layer(table, 0, width) for table in self.tables.experts]
 
     def _within(self, layers: list[_Layer], nbytes: float) -> Chosen | None:
         smallest = self._at(layers, _HIGHEST)
@@ -205,11 +219,11 @@ class _Step:
 
 
 class _Layer:
-    """One layer's experts; with ``width`` all of that one, and of one type each matrix."""
+    """One layer's experts, the first ``bare`` of whose widths are 0; with ``width`` all of that
+    one, and of one type each matrix."""
 
-    def __init__(self, table: ExpertTable, width: int | None = None) -> None:
-        self.table, self.width = table, width
-        self.empties = not table.down_bytes[0].any()  # the first width is 0
+    def __init__(self, table: ExpertTable, bare: int, width: int | None = None) -> None:
+        self.table, self.bare, self.width = table, bare, width
         self.experts = np.arange(len(table.cut))
 
     def at(self, price: float) -> tuple[Indices, Indices, Indices]:
@@ -222,10 +236,10 @@ class _Layer:
         by_gate_up, by_down = gate_up.argmin(axis=2), down.argmin(axis=2)
         total = table.cut + gate_up.min(axis=2) + down.min(axis=2)
         width = total.argmin(axis=1)
-        if self.empties and not width.any():
-            loss = total[:, 1:].min(axis=1) - total[:, 0]
-            kept = loss.argmin()
-            width[kept] = 1 + total[kept, 1:].argmin()
+        bare = self.bare
+        if (width < bare).all():
+            kept = (total[:, bare:].min(axis=1) - total[:, :bare].min(axis=1)).argmin()
+            width[kept] = bare + total[kept, bare:].argmin()
         return width, by_gate_up[self.experts, width], by_down[self.experts, width]
 
     def _alike(self, price: float, width: int) -> tuple[Indices, Indices, Indices]:

@@ -52,13 +52,18 @@ class OtherTable:
 
 @dataclass(frozen=True)
 class Tables:
-    """All that is to be chosen. ``widths`` (ascending, perhaps from 0) and ``types``: what the
-    columns are."""
+    """All that is to be chosen. ``widths`` (ascending, perhaps from 0; where 0 is there twice, the
+    second gives the expert's mean output) and ``types``: what the columns are."""
 
     widths: tuple[int, ...]
     types: tuple[str, ...]
     experts: tuple[ExpertTable, ...]
     others: OtherTable
+
+    @property
+    def bare(self) -> int:
+        """How many of the widths are 0."""
+        return self.widths.count(0)
 
 
 @dataclass(frozen=True)
@@ -93,13 +98,15 @@ def expert_tables(
     errors: RoundingErrors,
     pricing: Pricing,
     factors: Mapping[str, float],
-    widths: Sequence[int],
+    widths: tuple[int, ...],
     unit: float = 0.0,
 ) -> list[ExpertTable]:
     """Of every MoE layer. ``factors``: by how much the loss of a group of matrices is multiplied
-    (`joint_losses`); ``widths``: the legal ones, perhaps with 0 before them; ``unit``: losses count
-    in this power of the stream's size, beside that of an ordinary layer."""
+    (`joint_losses`); ``widths``: as in `Tables`; ``unit``: losses count in this power of the
+    stream's size, beside that of an ordinary layer."""
     sizes = pricing.gate_up(widths), pricing.down(widths)
+    if widths[1:2] == (0,):
+        sizes[1][1] = pricing.mixer.constant_bytes(pricing.hidden)
     streams = {layer: table.stream for layer, table in evidence.layers.items()}
     usual = float(np.exp(np.mean(np.log(list(streams.values())))))
     return [
@@ -115,7 +122,7 @@ def _layer_table(
     errors: RoundingErrors,
     pricing: Pricing,
     factors: Mapping[str, float],
-    widths: Sequence[int],
+    widths: tuple[int, ...],
     layer: int,
     sizes: tuple[Array, Array],
     weight: float,
@@ -127,7 +134,7 @@ def _layer_table(
     by_down = np.stack([pricing.errors(of["down"], width) for width in widths])
     both = gate[:, :, None] * by_gate + up[:, :, None] * by_up
     losses = [
-        table.insured[:, -len(widths) :].numpy(),
+        _cut_columns(table.insured.numpy(), widths),
         both * factors["gate_up"],
         down[:, :, None] * by_down * factors["down"],
     ]
@@ -137,14 +144,25 @@ def _layer_table(
         losses = [_for_idle(loss, idle, np.array(plain)) for loss in losses]
     cut, gate_up, down_loss = losses
     if widths[0] == 0:
-        cut = _emptied(cut, table.tokens.numpy())
+        taken_off = evidence.statistics.means(layer)[1].numpy() if widths[1:2] == (0,) else None
+        cut = _emptied(cut, table.tokens.numpy(), taken_off)
     return ExpertTable(layer, weight, cut, gate_up, down_loss, *sizes)
 
 
-def _emptied(cut: Array, tokens: Array) -> Array:
-    """``cut`` with the first width, 0, out of reach of experts that hardly a token reached."""
+def _cut_columns(cuts: Array, widths: tuple[int, ...]) -> Array:
+    """[experts, widths], of losses of no neuron and of the legal widths, [experts, 1 + legal]."""
+    bare = widths.count(0)
+    return cuts[:, [0] * bare + list(range(1, 1 + len(widths) - bare))]
+
+
+def _emptied(cut: Array, tokens: Array, taken_off: Array | None) -> Array:
+    """``cut`` with the widths of 0 out of reach of experts that hardly a token reached. A constant
+    takes off the loss of the second what it does."""
     cut = cut.copy()
-    cut[tokens < MIN_TOKENS, 0] = _FAR
+    few, bare = tokens < MIN_TOKENS, 1
+    if taken_off is not None:
+        cut[:, 1], bare = np.maximum(cut[:, 1] - taken_off, 0), 2
+    cut[few, :bare] = _FAR
     return cut
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from tenp_edge.planning.rounding_errors import MixedCost
 from tenp_edge.planning.trials import Trial
+
+# What was measured: plans that were only cut, or those of many widths and types.
+Measured = Sequence[Trial] | Sequence[MixedCost]
 
 # KL = exp(.38) loss^.84, fitted to 85 plans of the bundled model (nine shapes of plan, keep 0.3 to
 # 0.75, KL .002 to .6): rank correlation .986, the logarithm's standard deviation .32. A plan that
@@ -15,7 +19,7 @@ _STEEPEST, _FLATTEST = 1.5, 0.4  # powers that a model's own plans may ask for
 _SPREAD = 1.0  # of the logarithms of their losses, least standard deviation to tell a power
 
 
-def predicted_kl(loss: float, measured: Sequence[Trial] = ()) -> float:
+def predicted_kl(loss: float, measured: Measured = ()) -> float:
     """Nats per token for a predicted loss (`losses.cut_losses`).
 
     ``measured``: plans of this model; the law goes through the mean of their logarithms, with
@@ -28,7 +32,7 @@ def predicted_kl(loss: float, measured: Sequence[Trial] = ()) -> float:
     return math.exp(scale + power * math.log(loss))
 
 
-def loss_of_kl(kl: float, measured: Sequence[Trial] = ()) -> float:
+def loss_of_kl(kl: float, measured: Measured = ()) -> float:
     """The predicted loss that costs ``kl`` nats per token: `predicted_kl` the other way round."""
     if kl <= 0:
         return 0.0
@@ -36,13 +40,13 @@ def loss_of_kl(kl: float, measured: Sequence[Trial] = ()) -> float:
     return math.exp((math.log(kl) - scale) / power)
 
 
-def _points(measured: Sequence[Trial]) -> list[tuple[float, float]]:
+def _points(measured: Measured) -> list[tuple[float, float]]:
     """(log loss, log KL) of the plans that lost something."""
-    return [
-        (math.log(trial.predicted_loss), math.log(trial.mean_kl))
-        for trial in measured
-        if trial.predicted_loss > 0 and trial.mean_kl > 0
-    ]
+    pairs = (
+        (one.loss, one.kl) if isinstance(one, MixedCost) else (one.predicted_loss, one.mean_kl)
+        for one in measured
+    )
+    return [(math.log(loss), math.log(kl)) for loss, kl in pairs if loss > 0 and kl > 0]
 
 
 def _fitted(points: Sequence[tuple[float, float]]) -> tuple[float, float]:

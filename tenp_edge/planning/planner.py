@@ -33,7 +33,7 @@ from tenp_edge.planning.score_tables import Evidence, Scores, scores_of
 from tenp_edge.planning.spec import BLOCKS, PlanOptions
 from tenp_edge.planning.target import PlanSpec, resolve
 from tenp_edge.planning.tensor_types import TypeChoice, applies, choose_by_rule, choose_jointly
-from tenp_edge.planning.trials import Trial
+from tenp_edge.planning.trials import Changes, Trial
 from tenp_edge.planning.type_costs import TypeCosts
 from tenp_edge.units import format_size
 
@@ -67,14 +67,7 @@ def make_plan(
     """
     inputs = _Given(checkpoint, profile, statistics, measured, confirm, costs, rounding)
     try:
-        largest = inputs.largest(options)
-        keep = largest.priced.keep_ratio
-        way = best_way(measured, options, keep) if keep < 1 else None
-        if way and largest.joint is not None:  # which compares all layers
-            way = {**way, "ranking": "global"}
-        if way:
-            options = replace(options, **way)
-            largest = inputs.largest(options)
+        largest = inputs.joint(options) or inputs.in_best_way(options)
     except InfeasibleError as infeasible:
         raise refusal(infeasible, checkpoint, options, inputs.smallest) from None
     search, priced, evidence = largest.search, largest.priced, largest.search.evidence
@@ -85,16 +78,18 @@ def make_plan(
         type_kl=largest.joint.type_kl if largest.joint else inputs.type_kl(search.spec),
         frontier=largest.frontier(),
         type_choice=largest.type_choice(),
-        way=way or None,
+        way=largest.way or None,
     )
     plan = replace(
         draft(
             checkpoint,
             priced.widths,
             priced.types,
+            priced.constants,
             keeps_places=search.pricer.keeps_places,
         ),
         retained=None if evidence is None else evidence.retained(priced.widths),
+        means=None if evidence is None else evidence.means(priced.constants) or None,
         record=record,
         memory=memory_json(search, priced),
         files=placed_files(search.spec.target.exporter, priced.manifest),
@@ -113,6 +108,7 @@ class _Found:
     typed: TypeChoice | None
     notes: tuple[str, ...] = ()
     joint: JointPlan | None = None
+    way: Changes = field(default_factory=dict)
 
     def rank(self) -> float:
         """Predicted nats, or without statistics the share that is cut: the less the better."""
@@ -145,13 +141,18 @@ class _Given:
     rounding: RoundingErrors | None = None
     _evidence: dict[tuple[Space, Scores], Evidence] = field(default_factory=dict)
 
+    def in_best_way(self, options: PlanOptions) -> _Found:
+        """`largest`, its width shared out as measured best near its size."""
+        found = self.largest(options)
+        way = self._way(options, found.priced.keep_ratio)
+        return replace(self.largest(replace(options, **way)), way=way) if way else found
+
+    def _way(self, options: PlanOptions, keep: float) -> Changes:
+        return best_way(self.measured, options, keep) if keep < 1 else {}
+
     def largest(self, options: PlanOptions) -> _Found:
         """The best of the largest plans that ``options`` describe: with every legal width, or with
-        whole blocks of the tensor type alone, where that buys more; with types of their own for all
-        tensors where rounding was measured."""
-        joint = self.joint(options)
-        if joint is not None:
-            return joint
+        whole blocks of the tensor type alone, where that buys more."""
         search, typed = self.search(options)
         best = _Found(search, search.largest(self.confirm, search.near), typed)
         self.check_fits(best.priced, options)
@@ -170,25 +171,33 @@ class _Given:
         return replace(other, notes=said)
 
     def joint(self, options: PlanOptions) -> _Found | None:
-        """The best of all widths and types together; None where they are not to be chosen, where
-        rounding was not measured, and where nothing fits (the plain search then says what would).
-        """
+        """The best of all widths and types together, in the way that measured best near its size;
+        None where they are not to be chosen, where rounding was not measured, and where nothing
+        fits (the plain search then says what would)."""
         positions = self.checkpoint.config.max_position_embeddings
         spec = resolve(options, self.profile, positions)
         if self.rounding is None or spec.sized or not joins(spec, self.rounding, self.statistics):
             return None
         check_model(self.checkpoint, self.statistics)
-        spec = spec.with_type(AUTO)
-        evidence, pricer = self.evidence(spec), joint_pricer(self.checkpoint, spec)
-        assert evidence is not None
-        planner = JointPlanner(
-            self.checkpoint, spec, evidence, self.rounding, pricer, self.measured
-        )
-        found = planner.plan(spec.target.budget_bytes, self.confirm)
+        planner = self._joint_planner(options)
+        budget = spec.target.budget_bytes
+        way = self._way(options, planner.keep_within(budget))
+        if way:
+            way = {**way, "ranking": "global"}  # It compares all layers.
+            planner = self._joint_planner(replace(options, **way))
+        found = planner.plan(budget, self.confirm)
         if found is None:
             return None
-        search = Search(spec, evidence.space, evidence, pricer, self.measured)
-        return _Found(search, found.priced, None, joint=found)
+        evidence, pricer = planner.evidence, planner.pricer
+        search = Search(planner.spec, evidence.space, evidence, pricer, self.measured)
+        return _Found(search, found.priced, None, joint=found, way=way)
+
+    def _joint_planner(self, options: PlanOptions) -> JointPlanner:
+        positions = self.checkpoint.config.max_position_embeddings
+        spec = resolve(options, self.profile, positions).with_type(AUTO)
+        evidence, pricer = self.evidence(spec), joint_pricer(self.checkpoint, spec)
+        assert evidence is not None and self.rounding is not None
+        return JointPlanner(self.checkpoint, spec, evidence, self.rounding, pricer, self.measured)
 
     def _in_blocks(self, search: Search) -> Search | None:
         """``search`` with widths of whole blocks; None where every width is, and none would be."""

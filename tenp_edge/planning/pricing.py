@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
+from tenp_edge.checkpoint.compression_plan import CompressionPlan, ExpertKey, Widths
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import pruned_config
 from tenp_edge.checkpoint.tensor_types import TensorTypes
@@ -14,10 +14,14 @@ from tenp_edge.planning.memory_table import MemoryTable, memory_table
 from tenp_edge.planning.target import Target
 from tenp_edge.runtime.memory.footprint import RunMemory
 
+Constants = frozenset[ExpertKey]
+NO_CONSTANTS: Constants = frozenset()
+
 
 @dataclass(frozen=True)
 class Priced:
-    """Widths, and types where there are some, with the manifest and the memory they cost."""
+    """Widths, and types and constants where there are some, with the manifest and the memory they
+    cost."""
 
     widths: Widths
     full_width: int
@@ -25,6 +29,7 @@ class Priced:
     manifest: Manifest
     memory: MemoryTable
     types: TensorTypes | None = None
+    constants: Constants = NO_CONSTANTS
 
     @property
     def keep_ratio(self) -> float:
@@ -36,9 +41,10 @@ class Priced:
 class Pricer:
     """Prices widths (and types of every tensor) for one checkpoint and target, each manifest once.
 
-    ``keeps_places``: as in a plan, where a width may be 0. ``types`` go by the experts of the
-    source model, as in a plan. The weights are exact; what the run takes besides is estimated, or,
-    once `confirm` was called, what the runtime answered last: it hardly changes from plan to plan.
+    ``keeps_places``: as in a plan, where a width may be 0. ``types`` and ``constants`` go by the
+    experts of the source model, as in a plan. The weights are exact; what the run takes besides is
+    estimated, or, once `confirm` was called, what the runtime answered last: it hardly changes from
+    plan to plan.
     """
 
     def __init__(
@@ -53,37 +59,52 @@ class Pricer:
         self.answer, self.keeps_places = answer, keeps_places
         self._known: dict[_Key, tuple[ModelConfig, Manifest]] = {}
 
-    def __call__(self, widths: Widths, types: TensorTypes | None = None) -> Priced:
-        target, (config, manifest) = self.target, self._manifest(widths, types)
+    def __call__(
+        self,
+        widths: Widths,
+        types: TensorTypes | None = None,
+        constants: Constants = NO_CONSTANTS,
+    ) -> Priced:
+        target, (config, manifest) = self.target, self._manifest(widths, types, constants)
         table = memory_table(
             config, manifest, target.profile, target.run, target.budget_bytes, self.answer
         )
         full = self.checkpoint.config.moe_intermediate_size
-        return Priced(widths, full, config, manifest, table, types)
+        return Priced(widths, full, config, manifest, table, types, constants)
 
-    def confirm(self, widths: Widths, types: TensorTypes | None = None) -> Priced:
+    def confirm(
+        self,
+        widths: Widths,
+        types: TensorTypes | None = None,
+        constants: Constants = NO_CONSTANTS,
+    ) -> Priced:
         """The price with the runtime's own answer for this very plan, where it can be asked."""
-        target, (config, _) = self.target, self._manifest(widths, types)
-        options = target.options.typed(self._draft(widths, types).file_types)
+        target, (config, _) = self.target, self._manifest(widths, types, constants)
+        options = target.options.typed(self._draft(widths, types, constants).file_types)
         memory = target.exporter.run_memory(self.checkpoint, config, options, target.run)
         self.answer = memory or self.answer
-        return self(widths, types)
+        return self(widths, types, constants)
 
-    def _manifest(self, widths: Widths, types: TensorTypes | None) -> tuple[ModelConfig, Manifest]:
-        key = tuple(widths.values()), None if types is None else _key(types)
+    def _manifest(
+        self, widths: Widths, types: TensorTypes | None, constants: Constants
+    ) -> tuple[ModelConfig, Manifest]:
+        key = tuple(widths.values()), None if types is None else _key(types), constants
         if key not in self._known:
-            plan = self._draft(widths, types)
+            plan = self._draft(widths, types, constants)
             options = self.target.options.typed(plan.file_types)
             config = pruned_config(self.checkpoint.config, plan)
             manifest = self.target.exporter.manifest(self.checkpoint, config, options)
             self._known[key] = config, manifest
         return self._known[key]
 
-    def _draft(self, widths: Widths, types: TensorTypes | None) -> CompressionPlan:
-        return draft(self.checkpoint, widths, types, keeps_places=self.keeps_places)
+    def _draft(
+        self, widths: Widths, types: TensorTypes | None, constants: Constants
+    ) -> CompressionPlan:
+        places = self.keeps_places
+        return draft(self.checkpoint, widths, types, constants, keeps_places=places)
 
 
-_Key = tuple[tuple[tuple[int, ...], ...], tuple[object, ...] | None]
+_Key = tuple[tuple[tuple[int, ...], ...], tuple[object, ...] | None, Constants]
 
 
 def _key(types: TensorTypes) -> tuple[object, ...]:
@@ -95,6 +116,7 @@ def draft(
     checkpoint: Checkpoint,
     widths: Widths,
     types: TensorTypes | None = None,
+    constants: Constants = NO_CONSTANTS,
     *,
     keeps_places: bool = False,
 ) -> CompressionPlan:
@@ -107,4 +129,5 @@ def draft(
         widths=widths,
         types=types,
         keeps_places=keeps_places and empty,
+        constants=constants,
     )

@@ -17,7 +17,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.planning.type_costs import Conditions
 
 FILE = "rounding.json"
-FORMAT, VERSION = "tenp-edge rounding", 1
+FORMAT, VERSION = "tenp-edge rounding", 2
 
 # Type -> its relative squared error: sum of E_kj^2 q_j over that of W_kj^2 q_j, q the importance of
 # the columns.
@@ -40,15 +40,26 @@ class GroupCost:
 
 
 @dataclass(frozen=True)
+class MixedCost:
+    """A plan of many widths and types: its predicted ``loss``, and the ``kl`` that was measured,
+    nats per token."""
+
+    loss: float
+    kl: float
+
+
+@dataclass(frozen=True)
 class RoundingErrors:
     """``experts``: layer -> projection -> Errors, of some layers; ``others``: `other_key` -> Errors
     of every other matrix. ``groups``: what rounding a whole group cost, by the role of its matrices
-    ("q"), or "gate_up" and "down" of the experts. ``seconds``: what measuring took."""
+    ("q"), or "gate_up" and "down" of the experts. ``plans``: what a few whole plans cost.
+    ``seconds``: what measuring took."""
 
     conditions: Conditions
     experts: Mapping[int, Mapping[str, Errors]]
     others: Mapping[str, Errors]
     groups: Mapping[str, GroupCost] = field(default_factory=dict)
+    plans: tuple[MixedCost, ...] = ()
     seconds: float = 0.0
 
     def of_expert(self, layer: int, projection: str) -> Errors:
@@ -67,6 +78,7 @@ class RoundingErrors:
             str(layer): {part: dict(errors) for part, errors in parts.items()}
             for layer, parts in self.experts.items()
         }
+        record["plans"] = [asdict(cost) for cost in self.plans]
         return record | {"groups": {name: asdict(cost) for name, cost in self.groups.items()}}
 
     def save(self, directory: Path) -> None:
@@ -96,7 +108,8 @@ def load_errors(directory: Path) -> RoundingErrors | None:
             name: GroupCost(**{**cost, "layers": tuple(cost["layers"])})
             for name, cost in stored["groups"].items()
         }
+        plans = tuple(MixedCost(**cost) for cost in stored["plans"])
         seconds = float(stored["seconds"])
-        return RoundingErrors(conditions, experts, stored["others"], groups, seconds)
+        return RoundingErrors(conditions, experts, stored["others"], groups, plans, seconds)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{file} is damaged", "delete it, calibrate --types again") from None

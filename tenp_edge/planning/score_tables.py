@@ -21,6 +21,7 @@ from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import ExpertKey, Widths
 from tenp_edge.planning.allocation import Space
 from tenp_edge.planning.methods import Method
+from tenp_edge.planning.pricing import Constants
 from tenp_edge.planning.spec import DEFAULT_PROTECTION, Knobs
 from tenp_edge.scoring.losses import cut_losses, prior_losses, stream_square, tail_sums
 from tenp_edge.scoring.neuron_scores import neuron_score
@@ -173,6 +174,11 @@ class Evidence:
                     kept[layer, expert] = order[expert, :width].sort().values.int()
         return kept
 
+    def means(self, constants: Constants) -> dict[ExpertKey, torch.Tensor]:
+        """The mean of each neuron of these experts, float32 [full width]."""
+        layers = {layer: self.statistics.means(layer)[0] for layer in {key[0] for key in constants}}
+        return {(layer, expert): layers[layer][expert].clone() for layer, expert in constants}
+
     def block_losses(self, widths: Widths) -> tuple[float, float]:
         """The predicted loss of ``widths`` with the neurons in blocks, and with single ones."""
         totals = []
@@ -226,14 +232,20 @@ class Evidence:
         ends = torch.tensor(self.space.legal_widths) - 1
         columns = [0, *self.space.legal_widths]
         every_width = self._losses(layer, order)
-        losses = every_width[:, columns]
         safe = every_width
         if self.scores.insurance != NO_INSURANCE:
             prior = tail_sums(prior_losses(self.statistics, layer).gather(1, order))
             safe = insured(every_width, prior, tokens, self.scores.insurance)
         gains = neuron.gather(1, order).cumsum(dim=1)[:, ends]
         stream = stream_square(self.statistics, layer)
-        return LayerEvidence(ranking, losses, gains, safe[:, columns], tokens, stream)
+        return LayerEvidence(
+            ranking,
+            every_width[:, columns],
+            gains,
+            safe[:, columns],
+            tokens,
+            stream,
+        )
 
 
 def _descending(values: torch.Tensor) -> torch.Tensor:

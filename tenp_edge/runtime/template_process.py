@@ -116,13 +116,19 @@ def _now(format: str) -> str:
 
 
 def _limit_memory(nbytes: int) -> None:
-    """At most ``nbytes`` of addresses; not on Windows, which has no such limit."""
+    """At most ``nbytes`` of addresses; not on Windows, which has no such limit, nor where macOS
+    refuses one below what every process has reserved (400 GB on Apple silicon). There the time is
+    the limit."""
     if sys.platform != "win32":
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         limit = nbytes if hard == resource.RLIM_INFINITY else min(nbytes, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+        except (ValueError, OSError):
+            if sys.platform != "darwin":
+                raise
 
 
 if __name__ == "__main__":

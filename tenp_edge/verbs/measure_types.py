@@ -132,7 +132,9 @@ def rounding_if_cheap(
     Whether it was measured; where it would take longer, a note says how to get it."""
     if stored_slice(directory) is None or not statistics.has_rounding:
         return False
-    if rounding_of(checkpoint, directory) is None:
+    known = rounding_of(checkpoint, directory)
+    conditions = job.conditions(checkpoint.fingerprint, stored_slice(directory) or "")
+    if known is None or known.conditions != conditions:
         seconds, affordable = _rounding_seconds(checkpoint, job, load_slice(directory), compute)
         if seconds > affordable:
             progress.note(

@@ -24,6 +24,7 @@ from tenp_edge.runtime.memory import footprint
 from tenp_edge.runtime.memory.footprint import KV_NAMES, MOST_THREADS, MemoryRun, known_kv_type
 
 CALIBRATION, VALIDATION, COMPUTE = "Calibration", "Validation", "Compute"
+TASKS = "Tasks of lm-eval"
 COMPARISON, MATCHED = "Comparison", "Comparison at equal sizes"
 MENDING = "Mending: changes weights that stay"
 
@@ -171,6 +172,28 @@ class MeasureOptions:
             )
         context = self.context or min(MemoryRun.context, limit)
         return MemoryRun(context, self.ubatch, self.kv_type, threads)
+
+
+@dataclass(frozen=True)
+class LmEvalOptions:
+    """Tasks of lm-eval instead of text; ``url``: of a server that is running."""
+
+    lm_eval: Annotated[
+        tuple[str, ...],
+        Flag(
+            "lm-eval",
+            "A task of lm-eval, or a task's YAML file; needs tenp-edge[lm-eval] and the task's "
+            "data; repeat for more.",
+            TASKS,
+        ),
+    ] = ()
+    lm_eval_limit: Annotated[
+        int | None, Flag("lm-eval-limit", "Items of each task.", TASKS, least=1)
+    ] = None
+    url: Annotated[
+        str | None,
+        Flag("url", "Run them on the model that tenp-edge serve serves at this address.", TASKS),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

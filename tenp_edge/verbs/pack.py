@@ -38,7 +38,11 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        return self.scores.stat().st_size + self.recipe.stat().st_size
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.scores, self.recipe
 
 
 def run_pack(output: Path, directory: Path) -> Packed:

@@ -108,7 +108,7 @@ class RunDirectory:
         unread = [file for file in listed if file not in known]
         digests = {**known, **file_digests(unread, f"hashing the {stage}", self._progress)}
         entries = {
-            str(file.relative_to(self.path)): {"bytes": _size(file), "sha256": digests[file]}
+            file.relative_to(self.path).as_posix(): {"bytes": _size(file), "sha256": digests[file]}
             for file in listed
         }
         self._stages[stage] = {"key": key, "files": entries}

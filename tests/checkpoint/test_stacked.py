@@ -16,7 +16,7 @@ from tenp_edge import load_pruned
 from tenp_edge.checkpoint.as_stored import AsStored
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.checkpoint.stacked import StackedExperts
+from tenp_edge.checkpoint.stacked import WrittenStacks
 from tenp_edge.checkpoint.writer import checkpoint_files, write_checkpoint
 
 Make = Callable[[str], Path]
@@ -69,7 +69,7 @@ def test_stacked_as_gpt_oss_is_published(checkpoint_of: Make, tmp_path: Path) ->
     for name in ("down_proj_bias", "gate_up_proj_bias", "gate_up_proj"):
         experts = torch.cat(
             [
-                *StackedExperts(source, AsStored(source, "decoded")).blocks(
+                *WrittenStacks(source, AsStored(source, "decoded")).blocks(
                     f"model.layers.1.mlp.experts.{name}"
                 )
             ]

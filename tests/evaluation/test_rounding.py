@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation import rounding
+from tenp_edge.evaluation.mixed_plans import PARTS
 from tenp_edge.evaluation.rounding import (
     RoundingJob,
     measure_rounding,
@@ -103,8 +105,26 @@ def test_groups_are_measured_once_and_kept(bundled: Work, monkeypatch: pytest.Mo
     assert all(cost.kl > 0 and cost.type == "Q3_K" for cost in found.groups.values())
     assert found.groups["embed"].layers == () and found.groups["q"].layers == tuple(range(6))
     assert found.groups["o"].error > 0 == found.groups["down"].error
+    assert len(found.plans) == len(PARTS)
+    for smaller, larger in pairwise(found.plans):
+        assert smaller.loss > larger.loss > 0 and smaller.kl > larger.kl > 0
     monkeypatch.setattr(rounding, "measure_variants", None)
     assert measured(bundled) == found == load_errors(bundled[2])
+
+
+def test_of_a_large_model_some_layers_are_mixed(
+    bundled: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss and KL are of those layers."""
+    whole = measured(bundled)
+    checkpoint, statistics, directory = bundled
+    (tmp_path / SLICE_FILE).write_bytes((directory / SLICE_FILE).read_bytes())
+    monkeypatch.setattr(rounding, "SAMPLED_ABOVE", 1)
+    monkeypatch.setattr(rounding, "_MEASURED_LAYERS", 2)
+    found = measured((checkpoint, statistics, tmp_path))
+    assert found.groups["down"].layers == (0, 5)
+    for some, every in zip(found.plans, whole.plans, strict=True):
+        assert 0 < some.loss < every.loss and 0 < some.kl < every.kl
 
 
 def test_other_conditions_are_measured_again(
@@ -196,8 +216,8 @@ def test_compress_measures_where_it_is_cheap(
     (tmp_path / SLICE_FILE).write_bytes((directory / SLICE_FILE).read_bytes())
     compute = CalibrationOptions(samples=1, seq_len=16, device="cpu")
 
-    def asked() -> bool:
-        given = checkpoint, JOB, statistics, tmp_path, compute, Notes()
+    def asked(job: RoundingJob = JOB) -> bool:
+        given = checkpoint, job, statistics, tmp_path, compute, Notes()
         return typeverbs.rounding_if_cheap(*given)
 
     monkeypatch.setattr(typeverbs, "CHEAP_SECONDS", 0)
@@ -208,6 +228,8 @@ def test_compress_measures_where_it_is_cheap(
     assert asked()
     monkeypatch.setattr(typeverbs, "CHEAP_SECONDS", 0)
     assert asked() and len(notes) == 1
+    rules = replace(JOB, options=replace(JOB.options, tensor_types=("attn_v=Q8_0",)))
+    assert not asked(rules) and len(notes) == 2
     assert typeverbs.rounding_of(checkpoint, tmp_path) is not None
     save_domains(tmp_path / SLICE_FILE, [domain("code", 1, 48, 9)])
     assert typeverbs.rounding_of(checkpoint, tmp_path) is None  # measured on other text

@@ -17,7 +17,8 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
 from tenp_edge.forward.device import choose_device, choose_dtype
-from tenp_edge.forward.experts import GROUP_MULTIPLE, group_by_expert, pad_group
+from tenp_edge.forward.experts import GROUP_MULTIPLE, group_by_expert, pad_group, routed_experts
+from tenp_edge.forward.streaming import StreamingModel
 from tenp_edge.forward.sweep import streaming_logits
 from tenp_edge.forward.text_batch import batches
 
@@ -93,6 +94,23 @@ def test_mask_equals_slice(family: str, checkpoint_of: Callable[[str], Path]) ->
     assert_close(sliced, whole(path, tokens, plan))
     dense = whole(path, tokens)
     assert float((sliced - dense).abs().max()) > 1e-2 * float(dense.std())
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "nemotron_h"])
+def test_experts_of_a_layer_lie_in_one_block(
+    family: str, checkpoint_of: Callable[[str], Path]
+) -> None:
+    """Of any widths; each tensor begins where torch's kernels like it."""
+    checkpoint = Checkpoint(checkpoint_of(family))
+    plan = plans.plan_for(checkpoint, plans.cycled(checkpoint, (32, 17, 96, 64, 1)))
+    source, layer = ModelSource(checkpoint, plan), max(checkpoint.config.moe_layers)
+    experts = routed_experts(StreamingModel(source, CPU, torch.float32).layer(layer))
+    stored = [experts[e].matrices(torch.float32).parts for e in range(len(experts))]
+    assert len({t.untyped_storage().data_ptr() for parts in stored for t in parts.values()}) == 1
+    assert not any(t.data_ptr() % 64 for parts in stored for t in parts.values())
+    for expert, parts in enumerate(stored):
+        for name, tensor in source.expert(layer, expert).parts.items():
+            assert torch.equal(parts[name], tensor), name
 
 
 def test_removed_experts_leave_the_router(checkpoint_of: Callable[[str], Path]) -> None:

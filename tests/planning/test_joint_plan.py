@@ -29,7 +29,8 @@ from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.planning.devices import this_machine
 from tenp_edge.planning.kl_law import loss_of_kl, predicted_kl
 from tenp_edge.planning.planner import make_plan
-from tenp_edge.planning.rounding_errors import RoundingErrors
+from tenp_edge.planning.probes import KEEPS, PLAIN
+from tenp_edge.planning.rounding_errors import MixedCost, RoundingErrors
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.planning.trials import Trial
 
@@ -91,6 +92,7 @@ def test_experts_may_lose_all_neurons(known: Known, tmp_path: Path) -> None:
     limit = total(planned(known, quant="Q4_K_M", keep=0.25))
     plan = planned(known, budget_bytes=limit)
     check_legal(plan, known[0])
+    assert plan.constants and plan.means is not None and plan.means.keys() == plan.constants
     rows = list(plan.widths.values())
     assert plan.keeps_places and any(0 in row for row in rows) and all(any(row) for row in rows)
     reached = {layer: known[1].layer("code", layer)["tokens"] for layer in plan.widths}
@@ -191,6 +193,30 @@ def test_what_is_pinned_is_left_alone(known: Known, budget: int) -> None:
     assert auto.types is not None and auto.types == planned(known, budget_bytes=budget).types
 
 
+def test_it_goes_the_way_that_measured_best(known: Known, budget: int) -> None:
+    best = {**PLAIN, "unit": 1.0}
+    trials = [
+        Trial(way, keep, 0.1 * (1 - keep), kl, 1.0, (kl, kl))
+        for keep in KEEPS
+        for way, kl in ((PLAIN, 0.2 * (1 - keep)), (best, 0.1 * (1 - keep)))
+    ]
+    model, statistics, errors = known
+    request = PlanOptions(context=256, width_multiple=32, budget_bytes=budget)
+    plan = make_plan(model, this_machine(), request, statistics, measured=trials, rounding=errors)
+    assert plan.record.way == best
+    pinned = make_plan(
+        model,
+        this_machine(),
+        replace(request, unit=1.0),
+        statistics,
+        measured=trials,
+        rounding=errors,
+    )
+    assert pinned.record.way is None
+    assert (plan.widths, plan.types) == (pinned.widths, pinned.types)
+    assert plan.widths != planned(known, budget_bytes=budget).widths
+
+
 def test_only_types_of_the_profile_are_mixed(known: Known, budget: int) -> None:
     model, statistics, errors = known
     device = replace(this_machine(), tensor_types=("F16", "Q8_0", "Q4_0"))
@@ -213,6 +239,8 @@ def test_the_law_goes_both_ways() -> None:
     trials = [
         Trial({}, keep, loss, kl, 1.0) for keep, loss, kl in ((0.9, 0.01, 0.02), (0.5, 0.2, 0.3))
     ]
-    for measured in ((), trials):
+    mixed = [MixedCost(0.01, 0.03), MixedCost(0.2, 0.4)]
+    assert predicted_kl(0.2, mixed) == pytest.approx(0.4)
+    for measured in ((), trials, mixed):
         assert loss_of_kl(predicted_kl(0.03, measured), measured) == pytest.approx(0.03)
     assert loss_of_kl(0.0) == 0

@@ -76,6 +76,28 @@ def test_nothing_within_the_bytes_is_much_better(seed: int) -> None:
         assert found.loss <= 2 * exactly + 0.2
 
 
+def test_an_expert_without_neurons_may_give_a_constant() -> None:
+    """Where it takes off more loss than as many bytes do elsewhere."""
+    given = emptiable(1, experts=6, layers=2)
+
+    def one(table: ExpertTable) -> ExpertTable:
+        cut = np.insert(table.cut, 1, table.cut[:, 0] * np.array([0.5, 1, 0.5, 1, 0.5, 1]), axis=1)
+        typed = (np.repeat(x, [2, 1, 1, 1], axis=1) for x in (table.gate_up, table.down))
+        sizes = [
+            np.repeat(x, [2, 1, 1, 1], axis=0) for x in (table.gate_up_bytes, table.down_bytes)
+        ]
+        sizes[1][1] = 5.0
+        return ExpertTable(table.layer, 1.0, cut, *typed, *sizes)
+
+    both = Tables((0, 0, *WIDTHS), TYPES, tuple(map(one, given.experts)), given.others)
+    assert both.bare == 2
+    search = JointSearch(both)
+    assert not (search.smallest.width == 1).any()
+    found = search.within(3 * search.smallest.nbytes)
+    assert found is not None and (found.width[:, ::2] == 1).any()
+    assert not (found.width[:, 1::2] == 1).any() and (found.width > 1).any(axis=1).all()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_an_expert_may_lose_all_neurons_but_not_all_of_a_layer(seed: int) -> None:
     search = JointSearch(emptiable(seed))

@@ -108,6 +108,16 @@ def test_stop_ends_it_and_keeps_what_is_there(chromium: Chromium, shared: Server
         assert seen.errors == []
 
 
+def test_a_reload_in_the_middle_keeps_what_is_there(chromium: Chromium, shared: Server) -> None:
+    with chatting(chromium, shared, tokens=None) as (page, seen):
+        send(page, "Go on")
+        expect(page.locator(".assistant .text")).to_have_text(_SOME)
+        page.reload()
+        assert said(page)
+        assert shared.wait_for(running=0, waiting=0, seconds=10) < 10
+        assert seen.errors == []
+
+
 def test_regenerate_edit_and_reload(chromium: Chromium, shared: Server) -> None:
     with chatting(chromium, shared) as (page, seen):
         send(page, "First")
@@ -204,7 +214,8 @@ def test_without_a_template_a_text_goes_on(chromium: Chromium, shared: Server) -
         with page.expect_request("**/v1/completions") as asked:
             page.get_by_role("button", name="Continue").click()
         assert asked.value.post_data_json["prompt"] == "Once upon a time"
-        expect(page.locator("#status")).to_have_text(re.compile(r"^\d+ tokens, [\d.]+ tokens/s$"))
+        expect(page.get_by_role("button", name="Undo")).to_be_visible()
+        assert re.fullmatch(r"\d+ tokens, [\d.]+ tokens/s", page.locator("#status").inner_text())
         grown = text.input_value()
         assert grown.startswith("Once upon a time") and len(grown) > 20
         page.reload()
@@ -281,6 +292,7 @@ def test_a_phone_can_read_all_of_it(chromium: Chromium, shared: Server, scheme: 
     with chatting(chromium, shared, viewport=PHONE, color_scheme=scheme) as (page, seen):
         send(page, "Hello")
         said(page)
+        page.evaluate("$('model').textContent = 'A model with a long name, 235B-A22B-Thinking'")
         assert sideways(page) == [] and faint(page) == []
         page.get_by_role("button", name="Conversations").click()
         expect(page.locator("#chats .title")).to_be_in_viewport()

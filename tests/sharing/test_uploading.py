@@ -59,7 +59,7 @@ def test_a_dry_run_needs_no_network_and_no_token(
     done = run("push", shared / "out", "somebody/tiny", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in SENT)
-    assert "nothing was sent; without --dry-run: somebody/tiny" in done.stdout
+    assert "nothing; without --dry-run: to somebody/tiny" in done.stdout
     assert hub.requests == []
 
 

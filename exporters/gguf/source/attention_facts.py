@@ -121,7 +121,24 @@ def _layer_kinds(told: Told) -> Raw:
         found = [x for x in range(told.layers) if f"blk.{x}.{tensor}" in told.parts.tensors]
         types = [names[what] if layer in found else kind for layer, kind in enumerate(types)]
         raw |= sizes(told) if found else {}
+    for layer, kind in enumerate(types):
+        if kind == names[ATTENTION]:
+            _require_attention(told, layer)
     return {"layer_types": types, **raw}
+
+
+def _require_attention(told: Told, layer: int) -> None:
+    """Raise UserError for a layer that seems to attend because its state is of no known kind."""
+    prefix, tensors = f"blk.{layer}.", told.parts.tensors
+    if f"{prefix}attn_q.weight" in tensors:
+        return
+    known = tuple(prefix + start for start in ("attn_", "ffn_", "exp_probs"))
+    other = [n for n in sorted(tensors) if n.startswith(prefix) and not n.startswith(known)]
+    raise told.fields.error(
+        f"layer {layer} mixes tokens by what is not known: {other[0]}"
+        if other
+        else f"layer {layer} neither attends nor carries a state"
+    )
 
 
 def _latent(told: Told) -> Raw:

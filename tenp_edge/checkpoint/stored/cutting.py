@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 
 from tenp_edge.models.layouts import Layout, PartRule
-from tenp_edge.models.tensors import Shape
+from tenp_edge.models.mixers import Shape
 
 _WORD_BITS = 32
 SHAPE = "shape"  # the part that says the sizes of the matrix itself

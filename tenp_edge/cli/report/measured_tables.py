@@ -217,3 +217,20 @@ def calibration_entries(
     ]
     plan = f"tenp-edge plan {quote(model)} --ram 8GiB --calibration {quote(str(output))}"
     return Entries(lines, (("plan", plan),))
+
+
+def tasks(found: Mapping[str, Any]) -> RenderableType:
+    """lm-eval's scores: a row a task and metric, a column a model."""
+    models = list(found["scores"])
+    names = {
+        (task, metric)
+        for scores in found["scores"].values()
+        for task, row in scores.items()
+        for metric in row
+    }
+    rows = []
+    for task, metric in sorted(names):
+        values = [found["scores"][model].get(task, {}).get(metric) for model in models]
+        shown = ["" if value is None else f"{value:.4f}" for value in values]
+        rows.append((task, metric.removesuffix(",none"), *shown))
+    return table("lm-eval", ("task", "metric", *models), rows)

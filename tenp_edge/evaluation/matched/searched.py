@@ -24,12 +24,12 @@ _ROUNDS = 4  # of a manifest: what is not matrices hardly changes from plan to p
 
 def joint(calibrated: Calibrated, nbytes: int) -> list[Filled]:
     """Widths and types in one search, as `plan` does; nothing where rounding was not measured."""
-    file = _within(calibrated, nbytes, {}, whole=False)
+    file = _within(calibrated, nbytes, {})
     if file is None:
         return []
     way = best_way(calibrated.trials, PlanOptions(), file.keep_ratio) if file.keep_ratio < 1 else {}
-    again = _within(calibrated, nbytes, {**way, "ranking": "global"}, whole=False) if way else None
-    return [again or file]
+    way = {**way, "ranking": "global"} if way else {}
+    return [(_within(calibrated, nbytes, way) if way else None) or file]
 
 
 def own_types(calibrated: Calibrated, nbytes: int) -> list[Filled]:
@@ -39,7 +39,10 @@ def own_types(calibrated: Calibrated, nbytes: int) -> list[Filled]:
 
 
 def _within(
-    calibrated: Calibrated, nbytes: int, way: Mapping[str, Any], whole: bool
+    calibrated: Calibrated,
+    nbytes: int,
+    way: Mapping[str, Any],
+    whole: bool = False,
 ) -> Filled | None:
     """The least predicted loss within ``nbytes`` of file; None where the smallest is larger."""
     if calibrated.rounding is None:
@@ -83,9 +86,8 @@ def _new_planner(calibrated: Calibrated, way: Mapping[str, Any]) -> JointPlanner
     case = calibrated.case(calibrated.width_multiple)
     scores = scores_of(spec.method, options, calibrated.statistics, calibrated.seed)
     pricer = joint_pricer(calibrated.checkpoint, spec)
-    return JointPlanner(
-        calibrated.checkpoint, spec, case.seen_by(scores), errors, pricer, calibrated.trials
-    )
+    evidence = case.seen_by(scores)
+    return JointPlanner(calibrated.checkpoint, spec, evidence, errors, pricer, calibrated.trials)
 
 
 def _uncut(tables: Tables) -> Tables:

@@ -20,6 +20,7 @@ from tenp_edge.models.config.attention_config import (
 )
 from tenp_edge.models.config.expert_config import (
     check_groups,
+    constants,
     expert_widths,
     moe_layers_of,
     shared_width,
@@ -87,6 +88,7 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
     if rotated and int(head_dim * ropes[FULL].part) not in range(2, head_dim + 1, 2):
         part = ropes[FULL].part
         raise contradiction(f"{part:g} of a head of {head_dim} is no even number to rotate")
+    widths = expert_widths(raw, moe_layers, experts, width)
     return ModelConfig(
         family=family,
         raw=dict(raw),
@@ -116,7 +118,8 @@ def _read_text_config(raw: Mapping[str, Any], family: Family) -> ModelConfig:
         dtype=_dtype(config),
         qk_norm=_qk_norm(config, family),
         vision=_vision(config, int(head_dim * ropes[FULL].part), layers),
-        expert_widths=expert_widths(raw, moe_layers, experts, width),
+        expert_widths=widths,
+        constants=constants(raw, widths),
         mixers=mixers_of(config, family, attention_layers(config, family, attention, windows)),
         mlp_layers=_mlp_layers(family, moe_layers, layers),
         layer_ropes=tuple(ropes[SLIDING if window else FULL] for window in windows),

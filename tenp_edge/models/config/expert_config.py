@@ -111,3 +111,18 @@ def expert_widths(
             "config.json: the tenp section does not match the model's MoE layers", BELONGS
         )
     return widths
+
+
+def constants(
+    raw: Mapping[str, Any], widths: Mapping[int, tuple[int, ...]]
+) -> dict[int, frozenset[int]]:
+    """Experts without neurons that give a constant, as the ``tenp`` section lists them by layer."""
+    listed = (raw.get("tenp") or {}).get("constants", {})
+    try:
+        found = {int(layer): frozenset(map(int, row)) for layer, row in listed.items()}
+        empty = all(widths[la][expert] == 0 for la, row in found.items() for expert in row)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        raise UserError("config.json: the tenp section is malformed", BELONGS) from None
+    if not empty:
+        raise UserError("config.json: the tenp section has constants of whole experts", BELONGS)
+    return found

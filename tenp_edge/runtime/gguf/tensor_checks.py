@@ -8,11 +8,10 @@ from typing import Any
 
 from tenp_edge.errors import UserError, shown
 from tenp_edge.models.layer_attention import LayerAttention
-from tenp_edge.models.mixers import DeltaNet, Mamba2, ShortConvolution
+from tenp_edge.models.mixers import DeltaNet, Mamba2, Shape, ShortConvolution
 from tenp_edge.runtime.gguf.header import Header, TensorInfo
 from tenp_edge.runtime.gguf.model_metadata import Facts
 
-Shape = tuple[int, ...]
 _SHOWN = 240
 # In float32, whatever their shape: biases, and convolutions, of which ggml takes no other.
 _FLOAT_NAMES = (

@@ -339,6 +339,8 @@ $("key-form").addEventListener("submit", () => {
   connect();
 });
 
+window.addEventListener("pagehide", () => { if (store.current && running) store.save(); });
+
 if (isPlain) {
   document.body.classList.add("plain");
   $("input").placeholder = "This model has no chat template: begin a text, and it goes on with it";

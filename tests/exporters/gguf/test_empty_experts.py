@@ -14,11 +14,13 @@ from support.gguf_cases import TOKENS, assert_close, llama_logits, torch_logits
 from support.mixes import GGUF, mix
 from support.plans import cycled, plan_for
 from support.runtime_cases import build_extension
+from support.validating import domains_of
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, load_plan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.writer import write_checkpoint
+from tenp_edge.evaluation.validation import validate
 from tenp_edge.exporters.base import ExportOptions, exporter
 from tenp_edge.forward.transformers_model import load_pruned
 from tenp_edge.runtime.ggml.model import PerExpertModel
@@ -89,6 +91,52 @@ def test_checkpoints_and_plans_hold_them(checkpoint_of: CheckpointOf, tmp_path: 
     GGUF.write(pruned, options, tmp_path / "again.gguf")
     names = read_header(tmp_path / "direct.gguf").tensors
     assert names == read_header(tmp_path / "again.gguf").tensors
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_they_may_give_their_mean_output(
+    family: str, checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    """The plan, the checkpoint, the file and its two runtimes hold the constants, and agree."""
+    checkpoint = Checkpoint(checkpoint_of(family))
+    plan = emptied(checkpoint)
+    without = torch_logits(checkpoint.path, plan)
+    draw, full = torch.Generator().manual_seed(2), plan.full_width
+    keys = [(layer, e) for layer, row in plan.widths.items() for e, w in enumerate(row) if not w]
+    means = {key: torch.randn(full, generator=draw) for key in keys[::2]}
+    plan = replace(plan, constants=frozenset(means), means=means)
+    plan.save(tmp_path / "plan.json")
+    again = load_plan(tmp_path / "plan.json")
+    assert (again.digest, again.constants) == (plan.digest, plan.constants)
+    assert replace(plan, constants=frozenset(), means=None).digest != plan.digest
+    source, file = ModelSource(checkpoint, again), tmp_path / "model.gguf"
+    (layer, expert), mean = keys[0], means[keys[0]]
+    whole = checkpoint.expert(layer, expert)
+    constant = whole.down.float() @ mean + (0 if whole.down_bias is None else whole.down_bias)
+    assert torch.allclose(source.expert(layer, expert).down_bias, constant)
+    write_checkpoint(source, tmp_path / "pruned")
+    pruned = Checkpoint(tmp_path / "pruned")
+    assert pruned.config.constants == source.config.constants
+    tokens = torch.tensor(TOKENS)[None]
+    with torch.no_grad():
+        wanted = load_pruned(tmp_path / "pruned")(tokens).logits[0].numpy()
+    assert np.abs(wanted - without).max() > 1e-3
+    options = ExportOptions("F32", "per-expert")
+    manifest = GGUF.write(source, options, file)
+    assert manifest.file_bytes == file.stat().st_size
+    GGUF.write(ModelSource(pruned), options, tmp_path / "again.gguf")
+    assert read_header(file).tensors == read_header(tmp_path / "again.gguf").tensors
+    stored = GGUF.read_back(file, checkpoint.config)
+    assert torch.allclose(stored.expert(layer, expert).down_bias, constant)  # type: ignore[arg-type]
+    for use_extension in (True, False):
+        with PerExpertModel(file, use_extension=use_extension, **CHOICES) as model:
+            assert_close(model.logits(TOKENS), wanted, family)
+    report = validate(checkpoint.path, file, domains_of(checkpoint.path), device="cpu", threads=1)
+    assert report.overall.mean_kl == pytest.approx(report.losses[0].overall.mean_kl, rel=1e-3)
+    assert refusal(lambda: GGUF.check(source.config, ExportOptions("F32", "padded"))) == (
+        "the padded layout cannot hold experts that give a constant",
+        "--layout per-expert, or plan again with this layout",
+    )
 
 
 def test_files_are_read_back(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:

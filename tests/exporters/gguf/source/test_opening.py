@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny
-from support.edits import refusal
 from support.gguf_cases import TOKENS, export, random_plan
 from support.gguf_sources import dequantised, rewritten, tensors_of, write_gguf
 from support.plans import cycled, plan_for
@@ -236,6 +235,20 @@ def test_tensors_that_are_not_understood_or_missing(gguf_of: Make, tmp_path: Pat
         Checkpoint(file)
 
 
+def test_a_state_of_an_unknown_kind(
+    gguf_of: Make, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    file = Path(shutil.copy(gguf_of("lfm2_moe"), tmp_path / "model.gguf"))
+    parts = ("conv", "in_proj", "out_proj")
+    rename = {f"blk.0.shortconv.{x}.weight": f"blk.0.time_mix.{x}.weight" for x in parts}
+    rewritten(file, rename=rename)
+    assert refuse("inspect", file) == (
+        "error: model.gguf is not a usable model: layer 0 mixes tokens by what is not known: "
+        "blk.0.time_mix.conv.weight\n"
+        "try:   a sound copy of it"
+    )
+
+
 def test_a_file_that_is_no_gguf(tmp_path: Path, refuse: Callable[..., str]) -> None:
     (tmp_path / "weights.bin").write_bytes(b"PK\3\4 something")
     assert refuse("inspect", tmp_path / "weights.bin") == (
@@ -271,12 +284,16 @@ def test_a_pruned_file_with_biases_comes_back(
                 assert torch.equal(getattr(ours, part), getattr(theirs, part)), part
 
 
-def test_experts_without_neurons_are_refused(checkpoint_of: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["per-expert", "padded"])
+@pytest.mark.parametrize("verb", ["inspect", "plan"])
+def test_experts_without_neurons_are_refused(
+    verb: str, layout: str, checkpoint_of: Make, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
     checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
     full = checkpoint.config.moe_intermediate_size
     plan = replace(plan_for(checkpoint, cycled(checkpoint, (0, 32, full))), keeps_places=True)
-    export(ModelSource(checkpoint, plan), tmp_path / "pruned.gguf", "F32", "padded")
-    assert refusal(lambda: Checkpoint(tmp_path / "pruned.gguf")) == (
-        "pruned.gguf has experts without neurons, and is not read as the model",
-        "the checkpoint that the file was made from",
+    export(ModelSource(checkpoint, plan), tmp_path / "pruned.gguf", "F32", layout)
+    assert refuse(verb, tmp_path / "pruned.gguf") == (
+        "error: pruned.gguf has experts without neurons, and is not read as the model\n"
+        "try:   the checkpoint that the file was made from"
     )
