@@ -30,6 +30,7 @@ from tenp_edge.runtime.memory.footprint import MOST_THREADS
 from tenp_edge.verbs.options import CALIBRATION, COMPUTE, VALIDATION, CompressOptions
 from tenp_edge.verbs.recipe_files import read_recipe
 
+_LONGEST_LIST = 36  # letters of a list of values that stands in the help beside its flag
 MOST_HELP = "One more choice, NAME=VALUE; repeat for more. tenp-edge plan --help-set lists them."
 
 
@@ -171,6 +172,7 @@ def _parameter(option: Option) -> Parameter:
         panel=flag.panel or None,
         show_default=False,
         metavar=_metavar(option),
+        autocompletion=_completed(option) if option.flag.choices or option.flag.offered else None,
     )
     hint: Any = list[kind] if option.many else kind  # type: ignore[valid-type]
     return Parameter(
@@ -183,8 +185,22 @@ def _parameter(option: Option) -> Parameter:
 
 def _metavar(option: Option) -> str | None:
     """What stands for the value in the help."""
+    if option.kind is str:
+        values = "|".join(option.known_values())
+        return values if 0 < len(values) <= _LONGEST_LIST else f"<{option.name}>"
     kinds: dict[type, str] = {int: "<int>", float: "<float>"}
     return "<size>" if option.flag.size else kinds.get(option.kind)
+
+
+def _completed(option: Option) -> Callable[[str], list[str]]:
+    """What the shell offers for the letters that are there, in any case."""
+
+    def complete(incomplete: str) -> list[str]:
+        typed_small = incomplete != "" and incomplete == incomplete.lower()
+        known = (value.lower() if typed_small else value for value in option.known_values())
+        return [value for value in known if value.startswith(incomplete)]
+
+    return complete
 
 
 def _shown(option: Option) -> str:

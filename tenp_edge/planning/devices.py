@@ -72,6 +72,11 @@ def profile_names() -> tuple[str, ...]:
     return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
 
 
+def known_profiles() -> tuple[str, ...]:
+    """What --profile takes."""
+    return (AUTO, *profile_names())
+
+
 def load_profile(name: str) -> DeviceProfile:
     """The bundled profile ``name``, in any case, or ``auto``, `this_machine`; UserError with the
     list when there is none."""
@@ -79,7 +84,7 @@ def load_profile(name: str) -> DeviceProfile:
     if known == AUTO:
         return this_machine()
     if known not in profile_names():
-        raise UserError(f"no device profile '{name}'", ", ".join((AUTO, *profile_names())))
+        raise UserError(f"no device profile '{name}'", ", ".join(known_profiles()))
     entry = files("tenp_edge.profiles") / f"{known}.toml"
     return _parse(known, f"{known}.toml", entry.read_text(encoding="utf-8"))
 

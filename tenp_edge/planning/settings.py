@@ -27,7 +27,8 @@ class Flag:
     """How an option is written, and what it may be.
 
     ``name``: --name, or with ``knob`` --set name=value; ``also``: other flags for the same.
-    ``choices``: the values that there are; ``above``, ``least`` and ``most``: bounds of a number.
+    ``choices``: the values that there are; ``offered``: those that the shell completes where what
+    is allowed is checked elsewhere; ``above``, ``least`` and ``most``: bounds of a number.
     ``instead_of``: the option whose place it takes, in a recipe too. ``example``: a value that
     works. ``size``: bytes, written as "8GiB"; ``auto``: what "auto" means instead. ``words``: known
     values, and other names of them, by how they are typed in small letters; ``choices`` are such
@@ -40,6 +41,7 @@ class Flag:
     knob: bool = False
     also: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    offered: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
     above: float | None = None
     least: float | None = None
     most: float | None = None
@@ -65,6 +67,11 @@ class Option:
     @property
     def name(self) -> str:
         return self.flag.name
+
+    def known_values(self) -> tuple[str, ...]:
+        """What can be typed for it, where that is a list."""
+        offered = self.flag.offered
+        return (offered() if callable(offered) else offered) or self.flag.choices
 
     def read(self, options: object) -> Any:
         for step in self.path:

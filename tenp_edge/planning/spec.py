@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tenp_edge.planning.devices import GGUF_TYPES, spare_bytes
+from tenp_edge.planning.devices import GGUF_TYPES, known_profiles, spare_bytes
+from tenp_edge.planning.devices import LAYOUTS as PROFILE_LAYOUTS
 from tenp_edge.planning.methods import METHODS
 from tenp_edge.planning.settings import Flag, listed
 from tenp_edge.runtime.memory.footprint import KV_NAMES, KV_TYPES
@@ -33,6 +34,9 @@ QUANT_WORDS = {name.lower(): name for name in GGUF_TYPES} | {
     "q5_k": "Q5_K_M",
     **{name: name for name in ("auto", "keep", "none", "int8", "int4")},
 }
+QUANT_NAMES = ("auto", *GGUF_TYPES, "keep", "none", "int8", "int4")
+FORMATS = tuple(PROFILE_LAYOUTS)
+LAYOUT_NAMES = tuple(name for names in PROFILE_LAYOUTS.values() for name in names)
 REQUANTISE, BLOCKS = "requantise", "blocks"
 LAYOUTS = (
     "GGUF: per-expert, merged (stock llama.cpp) or padded. ONNX: portable (any onnxruntime), "
@@ -200,12 +204,22 @@ class Knobs:
     middle: Annotated[
         float | None,
         Flag(
-            "middle", "The same at mid-depth: below 1 makes a U.", knob=True, least=0, example="1"
+            "middle",
+            "tenp: weight of whole experts at mid-depth: below 1 makes a U.",
+            knob=True,
+            least=0,
+            example="1",
         ),
     ] = None
     deep: Annotated[
         float | None,
-        Flag("deep", "The same in the last MoE layer.", knob=True, least=0, example="2"),
+        Flag(
+            "deep",
+            "tenp: weight of whole experts in the last MoE layer.",
+            knob=True,
+            least=0,
+            example="2",
+        ),
     ] = None
 
 
@@ -248,7 +262,10 @@ class PlanOptions(FileKnobs, Knobs):
     profile: Annotated[
         str | None,
         Flag(
-            "profile", "Device profile (tenp-edge profiles lists them); auto: this machine.", SIZE
+            "profile",
+            "Device profile (tenp-edge profiles lists them); auto: this machine.",
+            SIZE,
+            offered=known_profiles,
         ),
     ] = None
     profile_file: Annotated[Path | None, Flag("profile-file", "Your own profile (TOML).", SIZE)] = (
@@ -260,13 +277,14 @@ class PlanOptions(FileKnobs, Knobs):
             "method",
             ", ".join(f"{method.name} ({method.about})" for method in METHODS.values()) + ".",
             PLAN,
+            offered=tuple(METHODS),
         ),
     ] = DEFAULT_METHOD
     refine: Annotated[
         bool,
         Flag(
             "refine",
-            "Choose slope, alpha or tilt by KL measured on held-out calibration text.",
+            "Try several plans on held-out calibration text and take the best; takes longer.",
             PLAN,
         ),
     ] = False
@@ -283,9 +301,17 @@ class PlanOptions(FileKnobs, Knobs):
     kv_type: Annotated[
         str | None, Flag("kv-type", f"{KV_NAMES}.", PLAN, choices=tuple(KV_TYPES))
     ] = None
-    format: Annotated[str | None, Flag("format", "gguf or onnx.", EXPORT)] = None
+    format: Annotated[str | None, Flag("format", "gguf or onnx.", EXPORT, offered=FORMATS)] = None
     layout: Annotated[
-        str | None, Flag("layout", LAYOUTS, EXPORT, also=("--mode",), example="per-expert")
+        str | None,
+        Flag(
+            "layout",
+            LAYOUTS,
+            EXPORT,
+            also=("--mode",),
+            example="per-expert",
+            offered=LAYOUT_NAMES,
+        ),
     ] = None
     quant: Annotated[
         str | None,
@@ -295,6 +321,7 @@ class PlanOptions(FileKnobs, Knobs):
             "together with the widths to fit the memory; with --keep the profile's.",
             EXPORT,
             words=QUANT_WORDS,
+            offered=QUANT_NAMES,
         ),
     ] = None
     width_multiple: Annotated[

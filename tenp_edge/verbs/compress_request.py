@@ -29,9 +29,10 @@ from tenp_edge.runtime.memory.footprint import MemoryRun
 from tenp_edge.verbs.calibrate import expected_probing
 from tenp_edge.verbs.known_scores import measured_beside
 from tenp_edge.verbs.measure_types import expected_rounding, rounding_job
-from tenp_edge.verbs.options import CompressOptions, choose_profile, require_size
+from tenp_edge.verbs.options import CompressOptions
 from tenp_edge.verbs.plan import run_plan
 from tenp_edge.verbs.repair import mend_rules
+from tenp_edge.verbs.sizes import choose_profile, require_size
 from tenp_edge.verbs.timing import Estimate, estimate
 from tenp_edge.verbs.token_chunks import most_tokens
 

@@ -23,7 +23,7 @@ from tenp_edge.runtime.memory.bandwidth import read_bandwidth
 from tenp_edge.runtime.memory.footprint import RunMemory
 from tenp_edge.verbs.fit_options import FitOptions
 from tenp_edge.verbs.hub_headers import fetch_headers
-from tenp_edge.verbs.options import choose_profile
+from tenp_edge.verbs.sizes import choose_profile
 
 # From the most precise to the smallest that people still use.
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from tenp_edge.planning.devices import spare_bytes
+from tenp_edge.planning.devices import known_profiles, spare_bytes
 from tenp_edge.planning.settings import Flag
 from tenp_edge.planning.spec import SIZE
 from tenp_edge.runtime.memory.footprint import KV_TYPES
@@ -28,7 +28,13 @@ class FitOptions:
         ),
     ] = None
     profile: Annotated[
-        str | None, Flag("profile", "A device (tenp-edge profiles lists them).", SIZE)
+        str | None,
+        Flag(
+            "profile",
+            "A device (tenp-edge profiles lists them).",
+            SIZE,
+            offered=known_profiles,
+        ),
     ] = None
     context: Annotated[
         int | None, Flag("context", "Tokens of the KV cache.", above=0, example="4096")

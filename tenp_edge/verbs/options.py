@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Annotated
 
 from tenp_edge.errors import UserError
-from tenp_edge.planning.devices import DeviceProfile, load_profile, load_profile_file, this_machine
 from tenp_edge.planning.settings import Flag
 from tenp_edge.planning.spec import (
     EXPORT,
+    FORMATS,
+    LAYOUT_NAMES,
     LAYOUTS,
+    QUANT_NAMES,
     QUANT_WORDS,
     QUANTS,
     STATIC,
     FileKnobs,
     PlanOptions,
 )
+from tenp_edge.runtime.memory import footprint
 from tenp_edge.runtime.memory.footprint import KV_NAMES, MOST_THREADS, MemoryRun, known_kv_type
 
 CALIBRATION, VALIDATION, COMPUTE = "Calibration", "Validation", "Compute"
@@ -48,9 +51,15 @@ class TextOptions:
 class ComputeOptions:
     """Where this machine computes, in which type; and the seed."""
 
-    seed: Annotated[int, Flag("seed", "Seed of every random choice.", CALIBRATION)] = 0
+    seed: Annotated[int, Flag("seed", "Seed of every random choice.", CALIBRATION, least=0)] = 0
     device: Annotated[
-        str, Flag("device", "auto, cpu, cuda or mps; one layer at a time.", COMPUTE)
+        str,
+        Flag(
+            "device",
+            "auto, cpu, cuda or mps; one layer at a time.",
+            COMPUTE,
+            offered=("auto", "cpu", "cuda", "mps"),
+        ),
     ] = "auto"
     dtype: Annotated[
         str,
@@ -58,6 +67,7 @@ class ComputeOptions:
             "dtype",
             "auto, float32, bfloat16 or float16; validation takes float32 for auto.",
             COMPUTE,
+            offered=("auto", "float32", "bfloat16", "float16"),
         ),
     ] = "auto"
 
@@ -142,7 +152,9 @@ class MeasureOptions:
             "Default: 4096, or the model's.",
         ),
     ] = None
-    kv_type: Annotated[str, Flag("kv-type", f"Type of that cache: {KV_NAMES}.")] = MemoryRun.kv_type
+    kv_type: Annotated[
+        str, Flag("kv-type", f"Type of that cache: {KV_NAMES}.", offered=tuple(footprint.KV_TYPES))
+    ] = MemoryRun.kv_type
     ubatch: Annotated[
         int, Flag("ubatch", "Prompt tokens evaluated at once in that measurement.")
     ] = MemoryRun.ubatch
@@ -267,10 +279,19 @@ class FileOptions:
     """What `export` writes, and what it is made from. ``layout`` and ``quant``: None for the
     format's own; ``statistics`` without ``no_imatrix`` weighs columns by importance."""
 
-    format: Annotated[str, Flag("format", "gguf or onnx.", EXPORT)] = "gguf"
-    layout: Annotated[str | None, Flag("layout", LAYOUTS, EXPORT, also=("--mode",))] = None
+    format: Annotated[str, Flag("format", "gguf or onnx.", EXPORT, offered=FORMATS)] = "gguf"
+    layout: Annotated[
+        str | None, Flag("layout", LAYOUTS, EXPORT, also=("--mode",), offered=LAYOUT_NAMES)
+    ] = None
     quant: Annotated[
-        str | None, Flag("quant", f"{QUANTS} Default: Q8_0, none.", EXPORT, words=QUANT_WORDS)
+        str | None,
+        Flag(
+            "quant",
+            f"{QUANTS} Default: Q8_0, none.",
+            EXPORT,
+            words=QUANT_WORDS,
+            offered=QUANT_NAMES,
+        ),
     ] = None
     knobs: FileKnobs = field(default_factory=FileKnobs)
     length: Annotated[
@@ -316,6 +337,7 @@ class CompareOptions:
             "A method, a pattern such as 'drop-*', or a set: short, table, claims, uniform, mended "
             "or all; repeat for more.",
             COMPARISON,
+            offered=("short", "table", "claims", "uniform", "mended", "all"),
         ),
     ] = ("table",)
     ratios: Annotated[
@@ -396,23 +418,3 @@ class CompareOptions:
         """The seeds of the calibrations; ``default``: how many, where nothing is asked for."""
         first = self.calibration.seed
         return range(first, first + (default if self.seeds is None else self.seeds))
-
-
-def choose_profile(options: PlanOptions) -> DeviceProfile:
-    """The device: named, from a file, or this machine."""
-    if options.profile and options.profile_file:
-        raise UserError("--profile and --profile-file name two devices", "one of them")
-    if options.profile_file:
-        return load_profile_file(options.profile_file)
-    return load_profile(options.profile) if options.profile else this_machine()
-
-
-def require_size(options: PlanOptions) -> None:
-    """Raise UserError unless one size is asked for. --ram is the whole budget, a profile subtracts
-    what its system keeps."""
-    sized = [options.budget_bytes is not None, options.keep is not None]
-    has_profile = bool(options.profile or options.profile_file)
-    if all(sized) or not (any(sized) or has_profile):
-        raise UserError(
-            "one size is needed: --ram, --keep or --profile", "--ram 8GiB, or --keep 0.6"
-        )

@@ -18,9 +18,8 @@ from tenp_edge.verbs.known_scores import known_statistics, measured_beside
 from tenp_edge.verbs.measure_types import costs_of, exactly, rounding_of
 from tenp_edge.verbs.options import (
     ComputeOptions,
-    choose_profile,
-    require_size,
 )
+from tenp_edge.verbs.sizes import choose_profile, require_size
 
 
 def run_plan(

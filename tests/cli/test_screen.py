@@ -41,3 +41,10 @@ def test_quiet_and_verbose() -> None:
     assert refused("inspect", "demo", "--quiet", "--verbose") == (
         "error: --quiet and --verbose are opposites\ntry:   one of them\n"
     )
+
+
+def test_a_share_that_is_rounded_and_bits_that_are_left() -> None:
+    rounded = run("plan", "demo", "--layout", "merged", "--keep", "0.6").stdout
+    assert "asked for 60.0 %: widths are multiples of 32 neurons" in rounded
+    assert "note      BF16 would fit too" in run("plan", "demo", "--ram", "8GiB").stdout
+    assert "BF16 would fit" not in run("plan", "demo", *PLAN).stdout
