@@ -2,11 +2,16 @@
 
     python benchmarks/bench_serve.py --requests 1000
     python benchmarks/bench_serve.py --file model.gguf --requests 200 --max-tokens 64
+    python benchmarks/bench_serve.py --clients 8 --threads 2 --max-tokens 64
 
 Without --file it serves a tiny per-expert model. Kinds, in turn: completion, streamed completion,
-streamed chat, four streams at once, refused body, and a client that leaves mid-stream. Exits with
+streamed chat, four streams at once, refused body, a client that leaves mid-stream, and a forced
+call of a tool that was never seen. Exits with
 1 when the resident memory grew by more than --allowed-growth MiB in the second half of them: 500
 requests that leak 2 KiB each are found.
+
+With --clients it measures instead how many tokens per second that many get together and one alone,
+and how long a short request waits while a long prompt is read (serving_clients.py).
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from records import Table, add_record_flag, write_record
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import serving_clients
 from support.serving_cases import Server, make_files, serving, together
 
 COLUMNS = (
@@ -38,6 +44,11 @@ Request = Callable[[Server, int, int], int]
 
 def main() -> None:
     arguments = _arguments()
+    if arguments.clients:
+        table = serving_clients.measure(arguments)
+        print(table)
+        write_record(arguments.record, clients=table)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         file = arguments.file or make_files(Path(scratch))["per-expert"]
         with serving(file, "--threads", arguments.threads) as server:
@@ -53,13 +64,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--allowed-growth", type=float, default=1.0, help="MiB")
+    parser.add_argument("--clients", type=int, default=0, help="measure so many at once instead")
+    parser.add_argument("--shape", default="qwen3_moe", help="with --clients: of bench_runtime")
+    parser.add_argument("--type", default="Q4_K", help="with --clients: of every matrix")
+    parser.add_argument("--layers", type=int, default=4, help="with --clients")
+    parser.add_argument("--rounds", type=int, default=5, help="with --clients")
     add_record_flag(parser)
     return parser.parse_args()
 
 
 def _measure(server: Server, arguments: argparse.Namespace) -> int:
     """Bytes by which the resident memory grew in the second half of the requests."""
-    kinds = cycle((_complete, _stream, _chat, _four_at_once, _refused, _leaves))
+    kinds = cycle((_complete, _stream, _chat, _four_at_once, _refused, _leaves, _call))
     done, warm, seconds, started = 0, 0, list[float](), time.perf_counter()
     step, table = arguments.requests // 10, Table(COLUMNS)
     print(table.head)
@@ -103,6 +119,17 @@ def _chat(server: Server, number: int, tokens: int) -> int:
     messages = [{"role": "user", "content": f"What is {number}?"}]
     ask = partial(server.openai.chat.completions.create, model=None, max_tokens=tokens)
     assert list(ask(messages=messages, stream=True))[-1].choices[0].finish_reason
+    return 1
+
+
+def _call(server: Server, number: int, tokens: int) -> int:
+    """A call of a tool whose schema was never seen before."""
+    schema = {"type": "object", "properties": {f"x{number}": {"type": "integer"}}}
+    tool = {"type": "function", "function": {"name": f"f{number}", "parameters": schema}}
+    asked = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+    messages = [{"role": "user", "content": "Call it."}]
+    answer = server.post("/v1/chat/completions", messages=messages, max_tokens=300, **asked)
+    assert answer.status_code == 200, answer.text
     return 1
 
 

@@ -48,8 +48,10 @@ def main() -> None:
         work = Path(scratch)
         for layout in LAYOUTS:
             start(trees[0], ("export", "demo", "--layout", layout, "-o", layout), work)
-        greedy = ("-p", "def", "-n", "1", "--temperature", "0", "--threads", "1")
+        greedy: tuple[str, ...] = ("-p", "def", "-n", "1", "--temperature", "0", "--threads", "1")
         print("| command | | old | new | new / old |\n|---|---|---|---|---|")
+        if all("`--raw`" in (tree / "docs" / "cli.md").read_text() for tree in trees):
+            greedy += ("--raw",)  # what `run` always did before it had the flag
         for command in (("inspect", "demo"), *(("run", layout, *greedy) for layout in LAYOUTS)):
             compare(trees, command, work, arguments.rounds)
         calibrate = ("calibrate", "demo", "-o", CALIBRATION, "--samples", "24", "--seq-len", "256")

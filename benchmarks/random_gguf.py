@@ -2,20 +2,21 @@
 
 All tensors of one role, shape and type hold the same bytes, drawn from a few encoded blocks; types
 of points on a grid are any bits, for their encoders take seconds to begin. Speed does not depend on
-weights. Routers and norms are float32 of their own. There is no vocabulary.
+weights. Routers and norms are float32 of their own. There is no vocabulary unless
+fields of one are given.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
-from tenp_edge.exporters.gguf.fields import header, padded, text
+from tenp_edge.exporters.gguf.fields import Field, header, padded, text
 from tenp_edge.exporters.gguf.layout import Entry, entries
 from tenp_edge.exporters.gguf.metadata import Recipe, model_fields
 from tenp_edge.exporters.gguf.recipes import TypeRecipe
@@ -23,6 +24,7 @@ from tenp_edge.exporters.gguf.types import TYPES, TensorType, legal_type
 from tenp_edge.models import ModelConfig
 
 TypeOf = Callable[[Entry], str]
+_NO_TOKENIZER: Sequence[Field] = (("tokenizer.ggml.model", text("no_vocab")),)
 _POOL_BLOCKS = 16
 _DECAY = -0.1  # What a state loses with a token: it must not grow without end.
 # Over the spread of a type's values at scale 1.
@@ -43,9 +45,10 @@ def write_random(
     type_of: TypeOf,
     file: Path,
     own: Mapping[str, torch.Tensor] | None = None,
+    tokenizer: Sequence[Field] = _NO_TOKENIZER,
 ) -> None:
     """Write ``file``; ``own``: float32 tensors by name, stored instead of random ones, or behind
-    them all."""
+    them all; ``tokenizer``: its fields."""
     found = list(typed_entries(config, layout, type_of))
     infos = [
         (e.tensor.name, e.tensor.shape, TYPES[kind].ggml_id, TYPES[kind].nbytes(e.tensor.shape))
@@ -56,7 +59,7 @@ def write_random(
     infos += [(name, tuple(t.shape), TYPES["F32"].ggml_id, t.nbytes) for name, t in more.items()]
     with file.open("wb") as stream:
         fields = model_fields(config, layout, 1, Recipe())
-        stream.write(header([*fields, ("tokenizer.ggml.model", text("no_vocab"))], infos))
+        stream.write(header([*fields, *tokenizer], infos))
         for entry, kind in found:
             tensor = entry.tensor
             matrix = tensor.shape[-2:] if len(tensor.shape) > 1 else tensor.shape

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+_TINY = torch.finfo(torch.float64).tiny
+
 
 class MeanNeurons:
     """Grows E[g^2 m / ||h||^2], float64 [experts, width], and E[g^2 / ||h||^2], [experts]."""
@@ -24,11 +26,14 @@ class MeanNeurons:
         self.weights[expert] += squares.sum().double().cpu()
 
     def means(self) -> torch.Tensor:
-        """Of every neuron, [experts, width]; 0 of experts that no token reached."""
-        return self.sums / self.weights.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+        """Of every neuron, [experts, width], to the digits of bf16, which pack well; 0 of experts
+        that no token reached."""
+        means = self.sums / self.weights.clamp_min(_TINY)[:, None]
+        return means.bfloat16().double()
 
     def taken_off(self, expert: int, down: torch.Tensor, growth: float) -> float:
         """How much less an expert without neurons loses with its constant; ``down``: its W_down
         [hidden, width], ``growth``: ||h'||^2 / ||h||^2 of the layer's block."""
-        constant = down.float() @ self.means()[expert].float().to(down.device)
+        means = self.sums[expert] / self.weights[expert].clamp_min(_TINY)
+        constant = down.float() @ means.float().to(down.device)
         return float(self.weights[expert]) * float(constant.square().sum()) / growth

@@ -3,7 +3,6 @@ what this module imports is in memory to the end of every run (`runtime.peak` co
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tenp_edge.runtime.sampling import SamplingOptions
 from tenp_edge.runtime.session import Session
 from tenp_edge.units import format_size
 
-_INTERRUPTED = 128 + signal.SIGINT
+_INTERRUPTED = 130  # 128 and the number of SIGINT
 _RAW_PROMPT = '-p "Once upon a time"'
 
 

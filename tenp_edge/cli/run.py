@@ -103,6 +103,15 @@ def serve(
     queue: Annotated[
         int, typer.Option("--queue", help="Requests that wait; more get a 503.", min=0)
     ] = 16,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            "--parallel",
+            "-np",
+            help="Requests answered at a time; they share the context. Default: 4, or as many as "
+            "fit the planned memory. ONNX: 1.",
+        ),
+    ] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -125,8 +134,9 @@ def serve(
 ) -> None:
     """Serve a model with the APIs of OpenAI, llama-server and Anthropic, with tools and grammars.
 
-    Only this machine can ask, unless --host says otherwise: then add --api-key. The sampling flags
-    are the defaults of requests that do not say otherwise.
+    Several requests are answered at a time (--parallel). Only this machine can ask, unless --host
+    says otherwise: then add --api-key. The sampling flags are the defaults of requests that do not
+    say otherwise.
 
     Examples:
 
@@ -170,6 +180,7 @@ def serve(
         ),
         sampling=SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed),
         limits=Limits(max_tokens, parse_size(max_body), queue),
+        parallel=parallel,
         name=name,
         aliases=alias or (),
         keys=keys,

@@ -37,18 +37,24 @@ def quality(run: RunFiles) -> Verdict | None:
 
 
 def _headline(run: RunFiles, verdict: Verdict | None) -> str:
-    name, budget = run.model, run.record.get("budget_bytes") or 0
+    name = run.model
+    budget, peak = map(_unbroken, (run.record.get("budget_bytes") or 0, run.memory["total_bytes"]))
     if run.fits is None:
-        size = f"{name} in {format_size(run.memory['total_bytes'])} of memory"
+        size = f"{name} in {peak} of memory"
     elif run.fits:
-        size = f"{name} fits into {format_size(budget)}"
+        size = f"{name} fits into {budget}"
     else:
-        size = f"{name} does not fit into {format_size(budget)}"
+        size = f"{name} does not fit into {budget}"
     if verdict is None:
         return size
     article = "" if verdict.difference == "almost no" else "a "
     but = ", but with" if run.fits is False else " with"
     return f"{size}{but} {article}{verdict.difference} difference to the whole model"
+
+
+def _unbroken(nbytes: int) -> str:
+    """A size whose unit stays on its line."""
+    return format_size(nbytes).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _lead(run: RunFiles, verdict: Verdict | None) -> Iterator[Child]:

@@ -4,7 +4,7 @@ What the default method reads of the statistics, reduced to the legal widths:
 
     every expert's neurons   in which step of the widths each one goes (a byte a neuron)
     every expert's widths    what cutting to each costs, and what rounding costs there
-    every neuron's mean      what an expert without neurons may give
+    every expert's mean      of its neurons, for the constant that may stand for it
     importance               sums of squared inputs, for tensor types that weigh columns
     measured                 rounding.json, types.json and refine.json of the calibration
 
@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 
 from tenp_edge.calibration.held_out import SLICE_RECORD, stored_slice
-from tenp_edge.calibration.statistics import INPUT_SUM, ROUNDING, LayerStatistics
+from tenp_edge.calibration.statistics import INPUT_SUM, MEANS, ROUNDING, LayerStatistics
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.disk import atomic_file
 from tenp_edge.errors import UserError
@@ -72,7 +72,6 @@ def write_pack(
         "choices": statistics.choices,
         "has_elimination": statistics.has_elimination,
         "has_rounding": statistics.has_rounding,
-        "has_means": statistics.has_means,
         "variants": [asdict(scores) for scores in variants],
         "slice": stored_slice(beside),
     }
@@ -113,9 +112,8 @@ def _arrays(
             sums = statistics.rounding(layer)
             yield f"{prefix}rounding", np.array([float(sums[name].sum()) for name in ROUNDING])
         if statistics.has_means:
-            means, taken_off = statistics.means(layer)
-            yield f"{prefix}means", means.numpy()
-            yield f"{prefix}taken_off", taken_off.numpy()
+            for name, values in zip(MEANS, statistics.means(layer), strict=True):
+                yield prefix + name, values.numpy()
         use = statistics.sequence_use(layer)
         if use is not None:
             yield f"{prefix}use", use.float().numpy()
@@ -222,11 +220,11 @@ class PackedScores(Statistics):
 
     @property
     def has_means(self) -> bool:
-        return bool(self.packed["has_means"])
+        return f"{self.layers[0]}/{MEANS[0]}" in self._names
 
     def means(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        means, taken_off = (self.array(f"{layer}/{name}") for name in ("means", "taken_off"))
-        return torch.from_numpy(means), torch.from_numpy(taken_off)
+        neurons, taken_off = (self._tensor(f"{layer}/{name}") for name in MEANS)
+        return neurons.float(), taken_off
 
     def layer(self, domain: str, layer: int) -> LayerStatistics:
         """What importance is made of."""

@@ -25,7 +25,7 @@ from tenp_edge.runtime.memory.planned_run import (
     planned_in_json,
 )
 from tenp_edge.runtime.onnx.directory import is_onnx, read_directory
-from tenp_edge.runtime.session import DEFAULT_CONTEXT, Session
+from tenp_edge.runtime.session import DEFAULT_CONTEXT, Session, check_parallel
 
 _ARCHITECTURE = re.compile(r"[a-z0-9_]*")
 
@@ -36,6 +36,7 @@ class RunOptions:
 
     ``context``, ``ubatch``, ``kv_type`` None: what the file was planned for, else `DEFAULT_CONTEXT`
     (or less where the model ends before), 512 and F16; for ONNX the graph decides about the cache.
+    ``parallel``: sequences that share the context; ONNX has one.
     ``prepack`` is for ONNX (see `OnnxModel`), ``gpu_layers`` for merged and padded GGUF. ``note``
     is told in a line what the plan says about the run.
     """
@@ -45,6 +46,7 @@ class RunOptions:
     ubatch: int | None = None
     kv_type: str | None = None
     flash_attention: bool = True
+    parallel: int = 1
     gpu_layers: int = 0
     prepack: bool = True
     note: Callable[[str], None] | None = None
@@ -60,6 +62,7 @@ def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
         options = replace(options, kv_type=options.kv_type.upper())
     if not file.exists():
         raise UserError(f"{file} does not exist", "the path of a GGUF file or an ONNX directory")
+    check_parallel(options.parallel)
     return _open_onnx(file, options) if is_onnx(file) else _open_gguf(file, options)
 
 
@@ -76,7 +79,7 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
             "export --layout merged for --gpu-layers",
         )
     trained = trained_context(header)
-    chosen = _chosen(options, planned_in_gguf(header.fields), trained)
+    chosen = chosen_run(options, header, options.note)
     title = model_title(header)
     if not per_expert:
         _check_stacked(file, header)
@@ -88,6 +91,7 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
         "kv_type": chosen.kv_type,
         "ubatch": chosen.ubatch,
         "flash_attention": options.flash_attention,
+        "parallel": options.parallel,
     }
     opened: Session = (
         PerExpertModel(file, **settings)
@@ -106,6 +110,7 @@ class _Settings(TypedDict):
     kv_type: str
     ubatch: int
     flash_attention: bool
+    parallel: int
 
 
 def _check_stacked(file: Path, header: Header) -> None:
@@ -145,13 +150,25 @@ def model_title(header: Header) -> str | None:
     return str(name) if is_name else None
 
 
-def _chosen(options: RunOptions, planned: PlannedRun | None, trained: int | None) -> Chosen:
+def chosen_run(
+    options: RunOptions, header: Header, note: Callable[[str], None] | None = None
+) -> Chosen:
+    """The run of a GGUF file: what ``options`` ask for, else what it was planned for."""
+    return _chosen(options, planned_in_gguf(header.fields), trained_context(header), note)
+
+
+def _chosen(
+    options: RunOptions,
+    planned: PlannedRun | None,
+    trained: int | None,
+    note: Callable[[str], None] | None,
+) -> Chosen:
     chosen = choose_run(
         planned, trained, options.context, options.ubatch, options.kv_type, DEFAULT_CONTEXT
     )
-    if options.note is not None:
+    if note is not None:
         for line in chosen.notes:
-            options.note(line)
+            note(line)
     return chosen
 
 
@@ -163,12 +180,17 @@ def _open_onnx(path: Path, options: RunOptions) -> Session:
             f"{path.name} is an ONNX directory, which runs on the CPU here",
             "run without --gpu-layers",
         )
+    if options.parallel != 1:
+        raise UserError(
+            f"{path.name} is an ONNX directory, which runs one sequence at a time",
+            "run without --parallel",
+        )
     files = read_directory(path)
     planned = planned_in_json(files.facts)
     if planned is not None:  # The graph decides about the cache.
         planned = replace(planned, kv_type=options.kv_type or planned.kv_type)
     # The model says itself what context is too long for it.
-    chosen = _chosen(options, planned, None)
+    chosen = _chosen(options, planned, None, options.note)
     model = OnnxModel(
         path,
         context=options.context if planned is None else chosen.context,

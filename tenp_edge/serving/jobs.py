@@ -9,11 +9,10 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from tenp_edge.runtime.generation import Piece
 from tenp_edge.serving.preparing import Prepared
 from tenp_edge.serving.refusal import RefusalError, error_body
 from tenp_edge.serving.service import Service
-from tenp_edge.serving.worker import Job, Work
+from tenp_edge.serving.worker import Item, Job, Told, Work
 
 GONE = 499  # Nobody reads it.
 
@@ -25,7 +24,7 @@ class Running:
     def __init__(self, service: Service, prepared: Prepared) -> None:
         self.answer = prepared.answer
         self._service, self._loop = service, asyncio.get_running_loop()
-        self._inbox: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[int, Item]] = asyncio.Queue()
         self._jobs = [self._job(index, work) for index, work in enumerate(prepared.works)]
         service.worker.submit(*self._jobs)
 
@@ -38,12 +37,16 @@ class Running:
             index, item = await self._inbox.get()
             if isinstance(item, Exception):
                 raise item
+            if isinstance(item, Told):
+                self.answer.told_prompt(index, item.values)
+                continue
             delta = self.answer.add(index, item)
             running -= item.finish is not None
             for line in self.answer.events(index, delta):
                 yield line
             # Pieces that are there already must not keep the loop from seeing the client leave.
             await asyncio.sleep(0)
+        self.answer.usage.cached_tokens = sum(job.cached_tokens for job in self._jobs)
         self._service.metrics.answered(self.answer.usage)
         for line in self.answer.tail():
             yield line
@@ -54,7 +57,7 @@ class Running:
             self._service.worker.cancel(job)
 
     def _job(self, index: int, work: Work) -> Job:
-        def deliver(item: Piece | Exception) -> None:
+        def deliver(item: Item) -> None:
             """Called in the worker's thread."""
             try:
                 self._loop.call_soon_threadsafe(self._inbox.put_nowait, (index, item))

@@ -47,7 +47,7 @@ def prepare_completion(service: Service, request: CompletionRequest) -> Prepared
     sampling = service.sampling_of(request, request.told, request.grammar_source())
     count = request.n or 1
     works = [
-        service.work(request, prompt, sampling, index)
+        service.work(request, prompt, sampling, index, request.told if request.echo else None)
         for prompt in tokens
         for index in range(count)
     ]

@@ -9,12 +9,14 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.opening import RunOptions, model_name, open_model
+from tenp_edge.runtime.parallel import planned_parallel
 from tenp_edge.runtime.sampling import Sampler, SamplingOptions
 from tenp_edge.runtime.session import Session
 from tenp_edge.serving.access import Access
@@ -36,6 +38,7 @@ def serve(
     options: RunOptions | None = None,
     sampling: SamplingOptions | None = None,
     limits: Limits | None = None,
+    parallel: int | None = 1,
     name: str | None = None,
     aliases: Sequence[str] = (),
     keys: Sequence[str] = (),
@@ -43,8 +46,9 @@ def serve(
     started: Callable[[Service, str], None] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve ``file`` until SIGINT or SIGTERM. ``port`` 0 takes a free one; ``name`` is the model's
-    (default: `name_of`), ``aliases`` are others of it; ``keys`` and ``origins`` as in `Access`.
+    """Serve ``file`` until SIGINT or SIGTERM. ``port`` 0 takes a free one; ``parallel`` requests
+    are answered at a time, None: `planned_parallel`; ``name`` is the model's (default: `name_of`),
+    ``aliases`` are others of it; ``keys`` and ``origins`` as in `Access`.
     ``started`` is told the service and its address, ``log`` a line of every request.
 
     Raises UserError for an address that cannot be had and for a file that cannot be run.
@@ -52,7 +56,7 @@ def serve(
     Sampler(sampling or SamplingOptions())  # Wrong defaults are refused now, not per request.
     with (
         closing(_listen(host, port)) as listener,
-        open_model(file, options) as session,
+        open_model(file, _parallel(file, options or RunOptions(), parallel)) as session,
         closing(
             Service(session, name or name_of(file, session), sampling, limits, aliases)
         ) as service,
@@ -94,6 +98,12 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.worker.stop()
         await super().shutdown(sockets)
+
+
+def _parallel(file: Path, options: RunOptions, parallel: int | None) -> RunOptions:
+    if parallel is None:
+        parallel = planned_parallel(file, options) if file.exists() else 1  # else refused later
+    return replace(options, parallel=parallel)
 
 
 def name_of(file: Path, session: Session) -> str:

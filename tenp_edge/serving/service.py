@@ -73,14 +73,15 @@ class Service:
         prompt: tuple[int, ...],
         sampling: SamplingOptions,
         index: int = 0,
+        told: int | None = None,
     ) -> Work:
         """Choice ``index`` of an answer to ``prompt``. Choices of one seed are drawn from seeds
-        that follow it."""
+        that follow it. ``told`` as in `Work`."""
         if index and sampling.seed is not None:
             sampling = replace(sampling, seed=(sampling.seed + index) % 2**64)
         wanted = request.wanted_tokens()
         limit = self.max_tokens if wanted is None else min(wanted, self.max_tokens)
-        return Work(prompt, sampling, max(1, limit), request.stops())
+        return Work(prompt, sampling, max(1, limit), request.stops(), told)
 
     def sampling_of(
         self,

@@ -4,54 +4,46 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.generation import Piece, generate
-from tenp_edge.runtime.sampling import SamplingOptions
+from tenp_edge.runtime.generation import Piece
 from tenp_edge.runtime.session import Session
 from tenp_edge.serving.refusal import RefusalError
-from tenp_edge.serving.stops import until_stop
+from tenp_edge.serving.scheduler import Item, Job, Run, Scheduler, SlotStatus, Told, Totals, Work
 
 _log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Work:
-    """What to generate: checked, so that the model will not refuse it."""
-
-    prompt: tuple[int, ...]
-    sampling: SamplingOptions
-    max_tokens: int
-    stops: tuple[str, ...] = ()
-
-
-class Job:
-    """Work in the line. ``deliver`` is called from the worker's thread: a `Piece` per token, or
-    the exception that ended it."""
-
-    def __init__(self, work: Work, deliver: Callable[[Piece | Exception], None]) -> None:
-        self.work, self.deliver = work, deliver
-        self.cancelled = False
+__all__ = ["Item", "Job", "LineFullError", "Status", "Told", "Work", "Worker"]
 
 
 class LineFullError(Exception):
     """As many requests wait as may."""
 
 
+@dataclass(frozen=True)
+class Status:
+    """What the worker does now, and did since it began."""
+
+    slots: tuple[SlotStatus, ...]
+    waiting: int
+    totals: Totals
+
+
 class Worker:
-    """Generates for one job after the other. At most ``waiting`` jobs wait for the running one.
+    """Generates for as many jobs at a time as the session has slots. At most ``waiting`` wait.
 
     A place in the line is reserved before the work is prepared, so that what waits to be prepared
-    counts too; `submit` puts the job there, `release` gives the place back.
+    counts too; `submit` puts the jobs there, `release` gives the place back.
     """
 
     def __init__(self, session: Session, waiting: int) -> None:
-        self._session, self._most = session, waiting
-        self._line: deque[Job] = deque()
-        self._running: Job | None = None
+        self._session, self._most = session, waiting + len(session.slots)
+        self._scheduler = Scheduler(session)
+        self._line: deque[Job | Run] = deque()
+        self._running: set[Job] = set()
         self._reserved = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -62,13 +54,17 @@ class Worker:
     def counts(self) -> tuple[int, int]:
         """(running, waiting) jobs; one that is being prepared waits."""
         with self._changed:
-            return int(self._running is not None), len(self._line) + self._reserved
+            return len(self._running), len(self._line) + self._reserved
+
+    def status(self) -> Status:
+        """For people who watch: read while the worker goes on."""
+        return Status(self._scheduler.status(), self.counts[1], replace(self._scheduler.totals))
 
     def reserve(self) -> None:
         """Take a place in the line; raises LineFullError."""
         with self._changed:
-            taken = self._reserved + len(self._line) + int(self._running is not None)
-            if self._closed or taken > self._most:
+            taken = self._reserved + len(self._line) + len(self._running)
+            if self._closed or taken >= self._most:
                 raise LineFullError
             self._reserved += 1
 
@@ -92,14 +88,13 @@ class Worker:
         """Nobody wants ``job`` any more: it leaves the line, or ends with the next token."""
         with self._changed:
             job.cancelled = True
-            if job in self._line:
-                self._line.remove(job)
+            self._line = deque(item for item in self._line if _job(item) is not job)
 
     def stop(self) -> None:
         """Take nothing more; every job that is not complete is refused (503)."""
         with self._changed:
             self._closed = True
-            dropped = list(self._line)
+            dropped = [_job(item) for item in self._line]
             self._line.clear()
             self._changed.notify()
         for job in dropped:
@@ -113,58 +108,104 @@ class Worker:
     # -- the thread ----------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
+        while self._wait():
             try:
-                self._generate(job)
-            except UserError as error:  # The model's fault, not the request's: one line tells it.
-                self._session.reset()
-                job.deliver(RefusalError(500, error.message, "model_failed"))
+                self._admit()
+                self._drop_cancelled()
+                self._step()
             except Exception as error:
-                # A bug in one answer is no reason to refuse the next: it may not touch the cache.
-                _log.exception("a request failed")
-                self._session.reset()
-                job.deliver(error)
-            finally:
-                self._retire()
+                # A bug is no reason to refuse the next: it may not touch what these left behind.
+                self._fail_all(error)
+        for run in self._scheduler.runs:
+            self._end(run, _going_down())
 
-    def _retire(self) -> None:
+    def _wait(self) -> bool:
+        """Until there is something to do; False when the server is going down."""
         with self._changed:
-            self._running = None
-
-    def _next(self) -> Job | None:
-        with self._changed:
-            while not self._line and not self._closed:
+            while not self._line and not self._running and not self._closed:
                 self._changed.wait()
-            self._running = self._line.popleft() if self._line else None
-            return self._running
+            return not self._closed
 
-    def _generate(self, job: Job) -> None:
-        work = job.work
-        if not self._prefill(job):
-            return
-        pieces = generate(self._session, work.prompt, work.sampling, work.max_tokens)
-        for piece in until_stop(pieces, work.stops):
-            if self._ends(job):
+    def _admit(self) -> None:
+        """Begin with as many of the line as have a slot and room, in its order."""
+        while (job := self._next()) is not None:
+            item, run = job, None
+            try:
+                run = item if isinstance(item, Run) else Run(item, self._session)
+                admitted = self._scheduler.admit(run)
+            except Exception as error:
+                self._refuse(_job(item), error)
+                continue
+            if not admitted:
+                self._put_back(run)
                 return
-            if piece.finish is not None:
-                self._retire()  # Before its client can ask again: it must not find itself in line.
-            job.deliver(piece)
 
-    def _prefill(self, job: Job) -> bool:
-        """Evaluate the prompt's full batches, so that a cancelled job need not wait for all of
-        them; `generate` finds them in the cache and does the last one. False: cancelled."""
-        prompt, size = job.work.prompt, self._session.batch_tokens
-        done = self._session.keep_shared(prompt)
-        while not (ends := self._ends(job)) and len(prompt) - done > size:
-            self._session.evaluate(prompt[done : done + size])
-            done += size
-        return not ends
+    def _next(self) -> Job | Run | None:
+        with self._changed:
+            if not self._line or len(self._running) == len(self._session.slots):
+                return None
+            item = self._line.popleft()
+            self._running.add(_job(item))
+            return item
 
-    def _ends(self, job: Job) -> bool:
-        """Whether ``job`` ends here: nobody wants it, or the server is going down."""
-        if self._closed:
-            job.deliver(_going_down())
-        return self._closed or job.cancelled
+    def _put_back(self, run: Run) -> None:
+        """To the head of the line; a job that nobody wants any more ends here."""
+        with self._changed:
+            self._running.discard(run.job)
+            if not run.job.cancelled:
+                self._line.appendleft(run)
+
+    def _drop_cancelled(self) -> None:
+        for run in self._scheduler.runs:
+            if run.job.cancelled:
+                self._end(run, None)
+
+    def _step(self) -> None:
+        scheduler = self._scheduler
+        if not scheduler.runs:
+            return
+        begun = time.perf_counter()
+        for run in scheduler.make_room():
+            self._put_back(run)
+        results = scheduler.step()
+        scheduler.totals.seconds += time.perf_counter() - begun
+        for run, result in results:
+            if isinstance(result, Exception):
+                self._scheduler.fail(run)
+                self._refuse(run.job, result)
+            elif not isinstance(result, Told) and result.finish is not None:
+                self._end(run, result)
+            elif not run.job.cancelled:
+                run.job.deliver(result)
+
+    def _end(self, run: Run, last: Piece | Exception | None) -> None:
+        """Before its client can ask again: it must not find itself in line."""
+        self._scheduler.end(run)
+        self._retire(run.job)
+        if last is not None and not run.job.cancelled:
+            run.job.deliver(last)
+
+    def _fail_all(self, error: Exception) -> None:
+        """What a batch fails of, all of it fails of."""
+        for run in self._scheduler.runs:
+            self._scheduler.fail(run)
+            self._refuse(run.job, error)
+
+    def _refuse(self, job: Job, error: Exception) -> None:
+        self._retire(job)
+        if isinstance(error, UserError):  # The model's fault, not the request's: one line tells it.
+            error = RefusalError(500, error.message, "model_failed")
+        elif not isinstance(error, RefusalError):
+            _log.error("a request failed", exc_info=error)
+        job.deliver(error)
+
+    def _retire(self, job: Job) -> None:
+        with self._changed:
+            self._running.discard(job)
+
+
+def _job(item: Job | Run) -> Job:
+    return item.job if isinstance(item, Run) else item
 
 
 def _going_down() -> RefusalError:

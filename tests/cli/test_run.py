@@ -53,6 +53,15 @@ def test_every_form_writes_the_same_text_in_its_own_runtime(files: dict[str, Pat
     assert texts[0] == texts[1] == texts[2] and len(texts[0]) > 5
 
 
+def test_every_form_converses(files: dict[str, Path]) -> None:
+    texts = []
+    for file in files.values():
+        asked = run("run", file, "-n", 6, "--temperature", 0, *SMALL, "--chat", piped="Hi\nSo\n")
+        assert asked.returncode == 0 and asked.stderr.count("of 128 tokens") == 2, asked.stderr
+        texts.append(asked.stdout)
+    assert texts[0] == texts[1] == texts[2] and texts[0].count("\n") >= 2
+
+
 @pytest.mark.parametrize("layout", RUNTIMES)
 def test_bench_prints_json(files: dict[str, Path], layout: str) -> None:
     small = ("--prompt-tokens", 16, "--generated-tokens", 4, "--repeats", 1)

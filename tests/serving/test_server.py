@@ -157,7 +157,12 @@ def test_stop_strings(server: Server) -> None:
 
 def test_prompts_as_tokens(server: Server) -> None:
     answer = server.post(COMPLETIONS, prompt=[[5, 6, 7]], max_tokens=1, temperature=0).json()
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+    assert answer["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 1,
+        "total_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     wanted = (400, "token 384 is not in the vocabulary of 384", "prompt")
     assert server.error(COMPLETIONS, prompt=[384]) == wanted
 
@@ -224,30 +229,33 @@ def test_a_client_that_leaves_before_the_whole_answer_frees_the_model(server: Se
     server.wait_for(running=0, waiting=0, seconds=SOON)
 
 
-def test_a_full_line_refuses_and_those_who_leave_it_make_room(server: Server) -> None:
-    def start(**more: object) -> tuple[httpx.Client, httpx.Response]:
-        client = httpx.Client(base_url=server.url, timeout=60)
-        request = client.build_request("POST", COMPLETIONS, json=LONG | {"stream": True} | more)
-        return client, client.send(request, stream=True)
+def test_a_full_line_refuses_and_those_who_leave_it_make_room(files: dict[str, Path]) -> None:
+    flags = ("--context", CONTEXT, "--queue", 3, "--parallel", 1)
+    with serving(files["per-expert"], *flags) as server:
 
-    running = start()
-    server.wait_for(running=1, waiting=0, seconds=SOON)
-    line = [start() for _ in range(2)] + [start(max_tokens=3)]
-    server.wait_for(running=1, waiting=3, seconds=SOON)
-    refused = server.post(COMPLETIONS, **LONG)
-    assert error_of(refused)[:2] == (503, "3 requests are waiting already; try again later")
-    assert refused.headers["retry-after"] == "5"
-    for client, response in line[:2]:
-        response.close()
+        def start(**more: object) -> tuple[httpx.Client, httpx.Response]:
+            client = httpx.Client(base_url=server.url, timeout=60)
+            request = client.build_request("POST", COMPLETIONS, json=LONG | {"stream": True} | more)
+            return client, client.send(request, stream=True)
+
+        running = start()
+        server.wait_for(running=1, waiting=0, seconds=SOON)
+        line = [start() for _ in range(2)] + [start(max_tokens=3)]
+        server.wait_for(running=1, waiting=3, seconds=SOON)
+        refused = server.post(COMPLETIONS, **LONG)
+        assert error_of(refused)[:2] == (503, "3 requests are waiting already; try again later")
+        assert refused.headers["retry-after"] == "5"
+        for client, response in line[:2]:
+            response.close()
+            client.close()
+        server.wait_for(running=1, waiting=1, seconds=SOON)
+        running[1].close()
+        running[0].close()
+        # Whose turn it is now was in the line all the time.
+        client, response = line[2]
+        assert "".join(response.iter_text()).endswith("data: [DONE]\n\n")
         client.close()
-    server.wait_for(running=1, waiting=1, seconds=SOON)
-    running[1].close()
-    running[0].close()
-    # Whose turn it is now was in the line all the time.
-    client, response = line[2]
-    assert "".join(response.iter_text()).endswith("data: [DONE]\n\n")
-    client.close()
-    server.wait_for(running=0, waiting=0, seconds=SOON)
+        server.wait_for(running=0, waiting=0, seconds=SOON)
 
 
 def test_ctrl_c_ends_streams_with_an_error(files: dict[str, Path]) -> None:

@@ -50,18 +50,21 @@ def answer(worker: Worker, prompt: list[int]) -> list[int]:
             return tokens
 
 
+@pytest.mark.parametrize("parallel", [1, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", tiny.STATE_FAMILIES)
 def test_many_at_once_read_what_each_alone_would(
-    family: str, layout: str, checkpoint_of: CheckpointOf, tmp_path: Path
+    family: str, layout: str, parallel: int, checkpoint_of: CheckpointOf, tmp_path: Path
 ) -> None:
     file = tmp_path / "model.gguf"
     export_ragged(checkpoint_of(family), file, "F32", layout)
-    with LAYOUTS[layout](file, context=256, threads=1, kv_type="F32", ubatch=16) as session:
+    settings = {"context": 256, "threads": 1, "kv_type": "F32", "ubatch": 16}
+    with LAYOUTS[layout](file, **settings, parallel=parallel) as session:
         worker = Worker(session, len(PROMPTS))
         alone = []
         for prompt in PROMPTS:
-            session.reset()
+            for slot in session.slots:
+                session.reset(0, slot)
             alone.append(answer(worker, prompt))
         assert len({tuple(tokens) for tokens in alone}) > 2
         for _ in range(2):

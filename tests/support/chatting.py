@@ -23,13 +23,19 @@ TEMPLATE = (
 )
 
 
-def make_file(directory: Path, template: str | None = TEMPLATE) -> Path:
-    """A per-expert file of a tiny random model that knows 8192 tokens, with ``template``."""
-    model = tiny.make(directory / "model", "mixtral", max_position_embeddings=8192)
+def make_model(directory: Path, family: str, template: str | None = TEMPLATE) -> Path:
+    """A tiny random checkpoint that knows 8192 tokens, with ``template``."""
+    model = tiny.make(directory, family, max_position_embeddings=8192)
     if template is not None:
         settings = model / "tokenizer_config.json"
         raw = json.loads(settings.read_text()) | {"chat_template": template}
         settings.write_text(json.dumps(raw))
+    return model
+
+
+def make_file(directory: Path, template: str | None = TEMPLATE) -> Path:
+    """A per-expert file of a tiny random model that knows 8192 tokens, with ``template``."""
+    model = make_model(directory / "model", "mixtral", template)
     file = directory / "chat.gguf"
     export(ModelSource(Checkpoint(model)), file, "F32", "per-expert")
     return file

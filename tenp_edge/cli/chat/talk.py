@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from tenp_edge.cli.chat import answers
 from tenp_edge.cli.chat.answers import JsonScreen, Note, Screen, Summary
+from tenp_edge.cli.chat.streams import typed
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.generation import generate
 from tenp_edge.runtime.sampling import SamplingOptions
@@ -63,7 +64,6 @@ class Talk:
         from tenp_edge.cli.chat import commands
         from tenp_edge.cli.chat.history import history_file
         from tenp_edge.cli.chat.lines import PlainLines, lines
-        from tenp_edge.cli.chat.streams import typed
 
         source = lines(commands.words(), None if no_history else history_file())
         if typed():
@@ -72,21 +72,33 @@ class Talk:
             if not text.strip():
                 continue
             try:
-                self._heed(text, commands.run if typed() and commands.is_command(text) else None)
+                reply = self._heeded(text)
             except commands.Left:
                 return
             except KeyboardInterrupt:
                 self._note("stopped")  # before there was an answer
             except UserError as error:
                 self._refuse(error)
+            else:
+                self._answer(reply)
         if typed() and isinstance(source, PlainLines):
             self._note("")  # The prompt stands on the line.
 
-    def _heed(self, text: str, command: Callable[..., Reply | None] | None) -> None:
-        if command is None:
-            self.say(text)
-        elif (reply := command(text, self._conversation, self._note)) is not None:
-            self._write(reply)
+    def _heeded(self, text: str) -> Reply | None:
+        """The answer that ``text`` begins; commands are typed, a pipe has none."""
+        from tenp_edge.cli.chat import commands
+
+        if typed() and commands.is_command(text):
+            return commands.run(text, self._conversation, self._note)
+        return self._conversation.say(text)
+
+    def _answer(self, reply: Reply | None) -> None:
+        """Write it; one Ctrl-C ends the answer, another that comes meanwhile the conversation."""
+        try:
+            if reply is not None:
+                self._write(reply)
+        except UserError as error:
+            self._refuse(error)
 
     def _write(self, reply: Reply) -> Summary:
         return answers.write(reply, self._screen, self._note, self._context, self._most)

@@ -180,7 +180,7 @@ def _more(output: Path) -> str:
 def _commands(model: Path, output: Path, located: Found) -> Iterator[tuple[str, str]]:
     source, target = shlex.quote(spoken(model)), shlex.quote(str(output))
     if has_chat_template(located):
-        yield "talk to it", f"tenp-edge run {target} --chat"
+        yield "talk to it", f"tenp-edge run {target}"
     else:
         yield "continue a text", f'tenp-edge run {target} -p "Once upon a time"'
     yield "serve OpenAI's API", f"tenp-edge serve {target}"

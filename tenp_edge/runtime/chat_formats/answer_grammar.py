@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tenp_edge.runtime.chat_formats.calls import Tool
 from tenp_edge.runtime.chat_formats.formats import ChatFormat, Thinking
@@ -40,7 +41,7 @@ class AnswerGrammar:
         if tools:
             answer = lark.any_of([answer, self._calls(lark, tools, parallel)])
         start = lark.grammar(f"{self._thoughts(lark)} {answer}")
-        inner = json.loads(definition(source))["grammars"][0]
+        inner = _grammar(definition(source))
         grammars = [{"lark_grammar": start}, {**inner, "name": "answer"}]
         return GrammarSource("llguidance", json.dumps({"grammars": grammars}))
 
@@ -65,3 +66,11 @@ class AnswerGrammar:
         form = self._form
         body = form.syntax.write(lark, tool)
         return f"{lark.text(form.opens)} {body} {lark.text(form.closes)}"
+
+
+def _grammar(text: str) -> dict[str, Any]:
+    """llguidance's JSON of one grammar, which it leaves as it is where it is Lark."""
+    if not text.startswith("{"):
+        return {"lark_grammar": text}
+    found: dict[str, Any] = json.loads(text)["grammars"][0]
+    return found

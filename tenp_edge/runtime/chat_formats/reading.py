@@ -15,7 +15,7 @@ from tenp_edge.runtime.chat_formats.formats import (
 )
 
 _HEAD, _CONTENT, _REASONING, _SECTION, _CALL = "head", "content", "reasoning", "section", "call"
-Marks = Mapping[str, Mapping[str, str]]
+Marks = Mapping[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class AnswerReader:
         tools: Sequence[Tool] = (),
         prompt: str = "",
     ) -> None:
-        self._form, self._tools = form, tools
+        self._form, self._tools, self._thinking = form, tools, thinking
         self._marks = _channel_marks() if form.channels else _marks(form, thinking, bool(tools))
         self._state = _HEAD if form.channels else _CONTENT
         if thinking is not None and prompt.rstrip().endswith(thinking.opens.rstrip()):
@@ -87,6 +87,9 @@ class AnswerReader:
             kept = text.rstrip() if any(self._marks[self._state]) else text
             self._space = text[len(kept) :]
             self._begun = self._begun or bool(kept)
+            if kept and self._state == _CONTENT and self._thinking is not None:
+                # Who has begun to answer may speak of thoughts.
+                self._marks[_CONTENT].pop(self._thinking.opens.rstrip(), None)
             yield Part(self._state, kept)
 
     def _moved(self, mark: str) -> Iterator[Part]:

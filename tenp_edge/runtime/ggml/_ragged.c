@@ -44,6 +44,11 @@ typedef void (*dot_fn)(int n, float *s, size_t bs, const void *x, size_t bx, con
                        size_t by, int nrc);
 typedef void (*quantise_fn)(const float *x, void *y, int64_t n);
 typedef void (*activation_fn)(int n, float *y, const float *gate, const float *up);
+#define MOST_COLUMNS 8
+#define MOST_BLOCKS 64 /* of 256 values: longer rows are ggml's */
+/* out[c][r] = row r times column c, for `count` columns of n values */
+typedef void (*rows_fn)(int n, const char *matrix, int64_t row_bytes, int rows,
+                        const char *const *columns, int count, float *const *out);
 
 /* One expert: its matrices (gate may be none) and biases (or none) as they lie in the file, and the
  * kernels of their types. One of width 0 has no matrices: what it gives is its down_bias, or
@@ -52,6 +57,7 @@ struct expert {
     const char *gate, *up, *down;
     const float *gate_bias, *up_bias, *down_bias;
     dot_fn gate_dot, up_dot, down_dot;
+    rows_fn gate_rows, up_rows, down_rows; /* none where there is no such kernel */
     quantise_fn quantise_h;
     int64_t gate_row, up_row, down_row; /* bytes of a row */
     int64_t width;
@@ -82,6 +88,162 @@ struct layer {
     int64_t x_row[KINDS]; /* bytes of a quantised x */
     int32_t kinds, hidden, expert_count, used;
 };
+
+/* -- several columns at once ---------------------------------------------------------------------
+ *
+ * A row of weights costs as much to unpack as to multiply, so several tokens share what is unpacked.
+ * The numbers are those of ggml's dot product to the last bit: integers are exact in any order, and
+ * the floats are added as ggml adds them. Python has compared both before one of these is used. */
+#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#define HAS_X86_ROWS 1
+#include <immintrin.h>
+
+struct q4_k { /* 256 weights, ggml's block_q4_K */
+    uint16_t d, dmin;
+    uint8_t scales[12], qs[128];
+};
+struct q8_k { /* ggml's block_q8_K */
+    float d;
+    int8_t qs[256];
+    int16_t bsums[16];
+};
+
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
+#define VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")))
+#define INLINE static inline __attribute__((always_inline))
+
+/* ggml's hsum_float_8, and the sum of the minima's four lanes */
+AVX2 INLINE float sum_of(__m256 acc, __m128 least) {
+    __m128 r = _mm_add_ps(_mm256_extractf128_ps(acc, 1), _mm256_castps256_ps128(acc));
+    r = _mm_add_ps(r, _mm_movehl_ps(r, r));
+    r = _mm_add_ss(r, _mm_movehdup_ps(r));
+    least = _mm_add_ps(least, _mm_movehl_ps(least, least));
+    least = _mm_add_ss(least, _mm_movehdup_ps(least));
+    return _mm_cvtss_f32(r) + _mm_cvtss_f32(least);
+}
+
+/* The 6-bit scales and minima of a block as 16-bit numbers: scales below, minima above. */
+AVX2 INLINE __m256i scales_of(const struct q4_k *x) {
+    uint32_t u[4], high;
+    memcpy(u, x->scales, 12);
+    u[3] = (u[2] >> 4 & 0x0f0f0f0f) | (u[1] >> 6 & 0x03030303) << 4;
+    high = u[1] & 0x3f3f3f3f;
+    u[1] = (u[2] & 0x0f0f0f0f) | (u[0] >> 6 & 0x03030303) << 4;
+    u[2] = high;
+    u[0] &= 0x3f3f3f3f;
+    return _mm256_cvtepu8_epi16(_mm_set_epi32((int)u[3], (int)u[2], (int)u[1], (int)u[0]));
+}
+
+/* sum + a group of 32 weights times its scale + the next group times its own; `scales`: both of
+ * them in each lane of 32 bits. */
+AVX2 INLINE __m256i add_groups_avx2(__m256i sum, __m256i scales, __m256i q0, __m256i q1,
+                                    __m256i y0, __m256i y1) {
+    const __m256i s0 = _mm256_blend_epi16(scales, _mm256_slli_epi32(scales, 16), 0xaa);
+    const __m256i s1 = _mm256_blend_epi16(_mm256_srli_epi32(scales, 16), scales, 0xaa);
+    const __m256i p0 = _mm256_madd_epi16(s0, _mm256_maddubs_epi16(q0, y0));
+    const __m256i p1 = _mm256_madd_epi16(s1, _mm256_maddubs_epi16(q1, y1));
+    return _mm256_add_epi32(sum, _mm256_add_epi32(p0, p1));
+}
+/* Four products of 15 * 128 fit 16 bits: those of both groups lie in one lane, and take both scales
+ * in one step. */
+VNNI INLINE __m256i add_groups_vnni(__m256i sum, __m256i scales, __m256i q0, __m256i q1,
+                                    __m256i y0, __m256i y1) {
+    const __m256i p0 = _mm256_dpbusd_epi32(_mm256_setzero_si256(), q0, y0);
+    const __m256i p1 = _mm256_dpbusd_epi32(_mm256_setzero_si256(), q1, y1);
+    const __m256i both = _mm256_blend_epi16(p0, _mm256_slli_epi32(p1, 16), 0xaa);
+    return _mm256_dpwssd_epi32(sum, scales, both);
+}
+
+/* What of the columns is the same for every row, by block: sums of their groups of 32, which the
+ * minima are multiplied with, and their factors. */
+struct columns {
+    __m128i groups[MOST_BLOCKS][MOST_COLUMNS];
+    float d[MOST_BLOCKS][MOST_COLUMNS];
+};
+AVX2 INLINE void prepare_column(int blocks, const char *column, int c, struct columns *all) {
+    const struct q8_k *y = (const struct q8_k *)column;
+    for (int b = 0; b < blocks; b++) {
+        const __m256i halves = _mm256_loadu_si256((const __m256i *)y[b].bsums);
+        all->groups[b][c] =
+            _mm_hadd_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+        all->d[b][c] = y[b].d;
+    }
+}
+
+#define Q4_K_COLUMNS(TARGET, NAME, ADD_GROUPS)                                                    \
+    TARGET INLINE void NAME##_row(int blocks, const struct q4_k *x, const char *const *columns,   \
+                                  const struct columns *all, const int n, float *out) {           \
+        const __m256i low = _mm256_set1_epi8(15);                                                 \
+        __m256 acc[MOST_COLUMNS];                                                                 \
+        __m128 least[MOST_COLUMNS];                                                               \
+        for (int c = 0; c < n; c++) acc[c] = _mm256_setzero_ps(), least[c] = _mm_setzero_ps();    \
+        for (int b = 0; b < blocks; b++, x++) {                                                   \
+            const float d = _cvtsh_ss(x->d), dmin = -_cvtsh_ss(x->dmin);                          \
+            const __m256i both = scales_of(x);                                                    \
+            const __m128i minima = _mm256_extracti128_si256(both, 1);                             \
+            __m256i sums[MOST_COLUMNS];                                                           \
+            for (int c = 0; c < n; c++) sums[c] = _mm256_setzero_si256();                         \
+            for (int j = 0; j < 4; j++) {                                                         \
+                const __m256i bits = _mm256_loadu_si256((const __m256i *)(x->qs + 32 * j));       \
+                const __m256i q0 = _mm256_and_si256(bits, low);                                   \
+                const __m256i q1 = _mm256_and_si256(_mm256_srli_epi16(bits, 4), low);             \
+                const __m256i scales = _mm256_permutevar8x32_epi32(both, _mm256_set1_epi32(j));   \
+                for (int c = 0; c < n; c++) {                                                     \
+                    const int8_t *y = ((const struct q8_k *)columns[c])[b].qs + 64 * j;           \
+                    const __m256i y0 = _mm256_loadu_si256((const __m256i *)y);                    \
+                    const __m256i y1 = _mm256_loadu_si256((const __m256i *)(y + 32));             \
+                    sums[c] = ADD_GROUPS(sums[c], scales, q0, q1, y0, y1);                        \
+                }                                                                                 \
+            }                                                                                     \
+            for (int c = 0; c < n; c++) {                                                         \
+                const __m128i below = _mm_madd_epi16(minima, all->groups[b][c]);                  \
+                const float yd = all->d[b][c];                                                    \
+                least[c] = _mm_fmadd_ps(_mm_set1_ps(yd * dmin), _mm_cvtepi32_ps(below), least[c]);\
+                acc[c] = _mm256_fmadd_ps(_mm256_set1_ps(yd * d), _mm256_cvtepi32_ps(sums[c]),     \
+                                         acc[c]);                                                 \
+            }                                                                                     \
+        }                                                                                         \
+        for (int c = 0; c < n; c++) out[c] = sum_of(acc[c], least[c]);                            \
+    }                                                                                             \
+    TARGET INLINE void NAME##_n(int blocks, const char *matrix, int64_t row_bytes, int rows,      \
+                                const char *const *columns, const int n, float *const *out) {     \
+        struct columns all;                                                                       \
+        for (int c = 0; c < n; c++) prepare_column(blocks, columns[c], c, &all);                  \
+        for (int r = 0; r < rows; r++) {                                                          \
+            float made[MOST_COLUMNS];                                                             \
+            const struct q4_k *x = (const struct q4_k *)(matrix + r * row_bytes);                 \
+            NAME##_row(blocks, x, columns, &all, n, made);                                        \
+            for (int c = 0; c < n; c++) out[c][r] = made[c];                                      \
+        }                                                                                         \
+    }                                                                                             \
+    TARGET static void NAME(int n, const char *matrix, int64_t row_bytes, int rows,               \
+                            const char *const *columns, int count, float *const *out) {           \
+        const int blocks = n / 256;                                                               \
+        switch (count) {                                                                          \
+        case 1: NAME##_n(blocks, matrix, row_bytes, rows, columns, 1, out); break;                \
+        case 2: NAME##_n(blocks, matrix, row_bytes, rows, columns, 2, out); break;                \
+        case 3: NAME##_n(blocks, matrix, row_bytes, rows, columns, 3, out); break;                \
+        case 4: NAME##_n(blocks, matrix, row_bytes, rows, columns, 4, out); break;                \
+        case 5: NAME##_n(blocks, matrix, row_bytes, rows, columns, 5, out); break;                \
+        case 6: NAME##_n(blocks, matrix, row_bytes, rows, columns, 6, out); break;                \
+        case 7: NAME##_n(blocks, matrix, row_bytes, rows, columns, 7, out); break;                \
+        default: NAME##_n(blocks, matrix, row_bytes, rows, columns, 8, out);                      \
+        }                                                                                         \
+    }
+Q4_K_COLUMNS(AVX2, q4_k_avx2, add_groups_avx2)
+Q4_K_COLUMNS(VNNI, q4_k_vnni, add_groups_vnni)
+
+static rows_fn q4_k_rows(void) {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw"))
+        return q4_k_vnni;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return q4_k_avx2;
+    return NULL;
+}
+#else
+static rows_fn q4_k_rows(void) { return NULL; }
+#endif
 
 static void own_swiglu(int n, float *y, const float *gate, const float *up) {
     for (int i = 0; i < n; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
@@ -193,26 +355,48 @@ static void prepare(struct tensor *dst, int ith, int nth, void *user) {
     }
 }
 
+/* Rows first .. last of a matrix times a column each: out[c][r - first]. */
+static void multiply(dot_fn dot, rows_fn several, const char *matrix, int64_t row_bytes, int n,
+                     const char *const *columns, int count, int first, int last, float *const *out) {
+    if (several && count > 1 && n <= 256 * MOST_BLOCKS) {
+        several(n, matrix + first * row_bytes, row_bytes, last - first, columns, count, out);
+        return;
+    }
+    for (int c = 0; c < count; c++)
+        for (int r = first; r < last; r++)
+            dot(n, &out[c][r - first], 0, matrix + r * row_bytes, 0, columns[c], 0, 1);
+}
+
+static void gate_up_block(const struct layer *l, const struct expert *x, int q, int count, int row,
+                          int stop) {
+    struct scratch *s = l->scratch;
+    const char *gx[MOST_COLUMNS] = {0}, *ux[MOST_COLUMNS] = {0};
+    float gate[MOST_COLUMNS][MOST_ROWS], up[MOST_COLUMNS][MOST_ROWS];
+    float *gates[MOST_COLUMNS], *ups[MOST_COLUMNS];
+    for (int c = 0; c < count; c++) {
+        int token = s->pair[q + c] / l->used;
+        gx[c] = s->x[x->gate_kind] + token * l->x_row[x->gate_kind];
+        ux[c] = s->x[x->up_kind] + token * l->x_row[x->up_kind];
+        gates[c] = gate[c], ups[c] = up[c];
+    }
+    if (x->gate)
+        multiply(x->gate_dot, x->gate_rows, x->gate, x->gate_row, l->hidden, gx, count, row, stop,
+                 gates);
+    multiply(x->up_dot, x->up_rows, x->up, x->up_row, l->hidden, ux, count, row, stop, ups);
+    for (int c = 0; c < count; c++) {
+        add_bias(gate[c], x->gate_bias, row, stop);
+        add_bias(up[c], x->up_bias, row, stop);
+        l->activation(stop - row, s->h + (q + c) * s->h_stride + row, gate[c], up[c]);
+    }
+}
+
 static void gate_up_unit(const struct layer *l, int e, int first, int last) {
     struct scratch *s = l->scratch;
     const struct expert *x = &l->experts[e];
     int end = s->start[e] + s->count[e], block = block_rows(s->count[e]);
-    for (int row = first; row < last; row += block) {
-        int stop = least(row + block, last);
-        for (int q = s->start[e]; q < end; q++) {
-            int token = s->pair[q] / l->used;
-            const char *gx = s->x[x->gate_kind] + token * l->x_row[x->gate_kind];
-            const char *ux = s->x[x->up_kind] + token * l->x_row[x->up_kind];
-            float gate[MOST_ROWS], up[MOST_ROWS];
-            for (int r = row; x->gate && r < stop; r++)
-                x->gate_dot(l->hidden, &gate[r - row], 0, x->gate + r * x->gate_row, 0, gx, 0, 1);
-            for (int r = row; r < stop; r++)
-                x->up_dot(l->hidden, &up[r - row], 0, x->up + r * x->up_row, 0, ux, 0, 1);
-            add_bias(gate, x->gate_bias, row, stop);
-            add_bias(up, x->up_bias, row, stop);
-            l->activation(stop - row, s->h + q * s->h_stride + row, gate, up);
-        }
-    }
+    for (int row = first; row < last; row += block)
+        for (int q = s->start[e]; q < end; q += MOST_COLUMNS)
+            gate_up_block(l, x, q, least(end - q, MOST_COLUMNS), row, least(row + block, last));
 }
 
 static void quantise(const struct layer *l, int e) {
@@ -241,22 +425,32 @@ static void gate_up(struct tensor *dst, int ith, int nth, void *user) {
     }
 }
 
+static void down_block(const struct layer *l, const struct expert *x, int q, int count, int row,
+                       int stop) {
+    struct scratch *s = l->scratch;
+    const char *h[MOST_COLUMNS];
+    float *y[MOST_COLUMNS];
+    for (int c = 0; c < count; c++) {
+        h[c] = s->hq + (q + c) * s->hq_stride;
+        y[c] = s->y + (size_t)s->pair[q + c] * l->hidden + row;
+        if (!x->width) memset(y[c], 0, sizeof(float) * (stop - row));
+    }
+    if (x->width)
+        multiply(x->down_dot, x->down_rows, x->down, x->down_row, (int)x->width, h, count, row,
+                 stop, y);
+    for (int c = 0; c < count; c++) {
+        add_bias(y[c], x->down_bias, row, stop);
+        for (int r = row; r < stop; r++) y[c][r - row] *= x->scale;
+    }
+}
+
 static void down_unit(const struct layer *l, int e, int first, int last) {
     struct scratch *s = l->scratch;
     const struct expert *x = &l->experts[e];
     int end = s->start[e] + s->count[e], block = block_rows(s->count[e]);
-    for (int row = first; row < last; row += block) {
-        int stop = least(row + block, last);
-        for (int q = s->start[e]; q < end; q++) {
-            float *y = s->y + (size_t)s->pair[q] * l->hidden;
-            const char *h = s->hq + q * s->hq_stride;
-            if (!x->width) memset(y + row, 0, sizeof(float) * (stop - row));
-            for (int r = row; x->width && r < stop; r++)
-                x->down_dot((int)x->width, &y[r], 0, x->down + r * x->down_row, 0, h, 0, 1);
-            add_bias(y + row, x->down_bias, row, stop);
-            for (int r = row; r < stop; r++) y[r] *= x->scale;
-        }
-    }
+    for (int row = first; row < last; row += block)
+        for (int q = s->start[e]; q < end; q += MOST_COLUMNS)
+            down_block(l, x, q, least(end - q, MOST_COLUMNS), row, least(row + block, last));
 }
 
 /* dst [hidden, tokens]; sources: x, ids, weights [used, tokens] */
@@ -285,10 +479,58 @@ static void down(struct tensor *dst, int ith, int nth, void *user) {
     }
 }
 
+/* A matrix outside the experts, times a few columns. */
+struct product {
+    const char *matrix;
+    quantise_fn quantise;
+    dot_fn dot;
+    rows_fn several;
+    char *x;
+    int64_t row_bytes, x_row;
+    int32_t length, rows;
+    atomic_int next;
+    int32_t unused;
+};
+
+/* source: x [length, tokens] */
+static void product_prepare(struct tensor *dst, int ith, int nth, void *user) {
+    struct product *p = user;
+    const struct tensor *x = dst->src[0];
+    if (ith == 0) atomic_store(&p->next, 0);
+    for (int token = ith; token < (int)x->ne[1]; token += nth)
+        p->quantise((const float *)((const char *)x->data + token * x->nb[1]),
+                    p->x + token * p->x_row, p->length);
+}
+
+/* dst [rows, tokens] */
+static void product(struct tensor *dst, int ith, int nth, void *user) {
+    (void)ith;
+    struct product *p = user;
+    int tokens = (int)dst->ne[1], rows = unit_rows(p->rows, nth);
+    for (;;) {
+        int first = atomic_fetch_add(&p->next, 1) * rows, last = least(first + rows, p->rows);
+        if (first >= p->rows) return;
+        for (int t = 0; t < tokens; t += MOST_COLUMNS) {
+            const char *columns[MOST_COLUMNS];
+            float *out[MOST_COLUMNS];
+            int count = least(tokens - t, MOST_COLUMNS);
+            for (int c = 0; c < count; c++) {
+                columns[c] = p->x + (t + c) * p->x_row;
+                out[c] = (float *)((char *)dst->data + (t + c) * dst->nb[1]) + first;
+            }
+            multiply(p->dot, p->several, p->matrix, p->row_bytes, p->length, columns, count, first,
+                     last, out);
+        }
+    }
+}
+
 static PyObject *addresses(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     return Py_BuildValue(
-        "{s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "prepare", (unsigned long long)(uintptr_t)prepare, "gate_up",
+        "{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "product_prepare",
+        (unsigned long long)(uintptr_t)product_prepare, "product",
+        (unsigned long long)(uintptr_t)product, "q4_k_rows",
+        (unsigned long long)(uintptr_t)q4_k_rows(), "prepare", (unsigned long long)(uintptr_t)prepare, "gate_up",
         (unsigned long long)(uintptr_t)gate_up, "down", (unsigned long long)(uintptr_t)down,
         "silu", (unsigned long long)(uintptr_t)own_swiglu, "swiglu_oai",
         (unsigned long long)(uintptr_t)swiglu_oai, "gelu_tanh", (unsigned long long)(uintptr_t)geglu,
@@ -305,13 +547,14 @@ static PyObject *use_gelu_table(PyObject *self, PyObject *address) {
 
 static PyObject *sizes(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
-    return Py_BuildValue("(nnn)", (Py_ssize_t)sizeof(struct expert),
-                         (Py_ssize_t)sizeof(struct scratch), (Py_ssize_t)sizeof(struct layer));
+    return Py_BuildValue("(nnnn)", (Py_ssize_t)sizeof(struct expert),
+                         (Py_ssize_t)sizeof(struct scratch), (Py_ssize_t)sizeof(struct layer),
+                         (Py_ssize_t)sizeof(struct product));
 }
 
 static PyMethodDef methods[] = {
     {"addresses", addresses, METH_NOARGS, "Address of every custom operation."},
-    {"sizes", sizes, METH_NOARGS, "Bytes of struct expert, scratch and layer."},
+    {"sizes", sizes, METH_NOARGS, "Bytes of struct expert, scratch, layer and product."},
     {"use_gelu_table", use_gelu_table, METH_O, "Floats by the bits of a float16, at an address."},
     {NULL, NULL, 0, NULL},
 };

@@ -1,7 +1,8 @@
 """Attention over the KV cache: grouped queries, or the latent form of deepseek2.
 
     x -> q, k, v (+ bias, norms, rotation) -> k, v into their cache slots; v may be k's product
-      -> softmax(q k^T scale + mask) v over all slots (times sigmoid of a gate) -> output matrix
+      -> softmax(q k^T scale + mask) v over the slots of its sequence (times sigmoid of a gate)
+      -> output matrix
 
 Sizes in comments are as ggml counts, row length first.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from tenp_edge.models.layer_attention import LayerAttention
 from tenp_edge.runtime.ggml import bindings as ggml
-from tenp_edge.runtime.ggml.step import Step
+from tenp_edge.runtime.ggml.step import PartStep, Step
 from tenp_edge.runtime.gguf.attention_facts import Mla
 
 
@@ -41,14 +42,13 @@ def _grouped(step: Step, layer: int, attention: LayerAttention, x: int) -> int:
     keys, values = step.cache.layers[layer]
     _store(step, layer, keys, context.reshape_2d(k, size * kv_heads, tokens))
     _store(step, layer, values, v)
-    mixed = _attend(
-        step,
-        layer,
-        context.permute(q, 0, 2, 1, 3),
-        _heads_of(step, layer, keys, size, kv_heads),
-        _heads_of(step, layer, values, size, kv_heads),
-    )
-    mixed = context.reshape_2d(mixed, size * heads, tokens)
+
+    def attended(part: PartStep, q: int) -> int:
+        seen = (_heads_of(step, part, layer, held, size, kv_heads) for held in (keys, values))
+        mixed = _attend(step, part, layer, context.permute(q, 0, 2, 1, 3), *seen)
+        return context.reshape_2d(mixed, size * heads, part.tokens)
+
+    mixed = step.each(attended, q)
     return mixed if gate is None else context.mul(mixed, context.sigmoid(gate))
 
 
@@ -75,11 +75,6 @@ def _latent(step: Step, mla: Mla, layer: int, attention: LayerAttention, x: int)
     q_nope = context.view_3d(q, mla.nope, heads, tokens, row, row * heads, 0)
     turned = context.view_3d(q, rope, heads, tokens, row, row * heads, 4 * mla.nope)
     q_rope = _rotate(step, layer, turned)
-    # (nope, tokens, heads) -> (rank, tokens, heads) -> (rank, heads, tokens)
-    absorbed = context.mul_mat(
-        step.weight(layer, "attn_k_b.weight"), context.permute(q_nope, 0, 2, 1, 3)
-    )
-    q = context.concat(context.permute(absorbed, 0, 2, 1, 3), q_rope, 0)
 
     both, width = step.linear(layer, "attn_kv_a_mqa", x), 4 * (rank + rope)
     latent = context.view_2d(both, rank, tokens, width, 0)
@@ -89,15 +84,22 @@ def _latent(step: Step, mla: Mla, layer: int, attention: LayerAttention, x: int)
     (cache,) = step.cache.layers[layer]
     _store(step, layer, cache, context.reshape_2d(k, rank + rope, tokens))
 
-    keys = _heads_of(step, layer, cache, rank + rope, 1)
-    values = _heads_of(step, layer, cache, rank, 1)
-    mixed = _attend(step, layer, context.permute(q, 0, 2, 1, 3), keys, values)
-    # (rank, heads, tokens) -> (rank, tokens, heads) -> (value, tokens, heads)
-    decoded = context.mul_mat(
-        step.weight(layer, "attn_v_b.weight"), context.permute(mixed, 0, 2, 1, 3)
-    )
-    joined = context.cont(context.permute(decoded, 0, 2, 1, 3))
-    return context.reshape_2d(joined, mla.value * heads, tokens)
+    def attended(part: PartStep, q_nope: int, q_rope: int) -> int:
+        # (nope, tokens, heads) -> (rank, tokens, heads) -> (rank, heads, tokens)
+        absorbed = context.mul_mat(
+            step.weight(layer, "attn_k_b.weight"), context.permute(q_nope, 0, 2, 1, 3)
+        )
+        q = context.concat(context.permute(absorbed, 0, 2, 1, 3), q_rope, 0)
+        seen = (_heads_of(step, part, layer, cache, size, 1) for size in (rank + rope, rank))
+        mixed = _attend(step, part, layer, context.permute(q, 0, 2, 1, 3), *seen)
+        # (rank, heads, tokens) -> (rank, tokens, heads) -> (value, tokens, heads)
+        decoded = context.mul_mat(
+            step.weight(layer, "attn_v_b.weight"), context.permute(mixed, 0, 2, 1, 3)
+        )
+        joined = context.cont(context.permute(decoded, 0, 2, 1, 3))
+        return context.reshape_2d(joined, mla.value * heads, part.tokens)
+
+    return step.each(attended, q_nope, q_rope)
 
 
 def _queries(step: Step, mla: Mla, layer: int, x: int) -> int:
@@ -130,19 +132,22 @@ def _rotate(step: Step, layer: int, x: int) -> int:
 
 def _store(step: Step, layer: int, cache: int, values: int) -> None:
     """Write (values, tokens) into the cache places ``rows``, before anything reads them."""
-    step.context.expand(step.context.set_rows(cache, values, step.span(layer).rows))
+    rows = step.rows[step.window(layer)]
+    step.context.expand(step.context.set_rows(cache, values, rows))
 
 
-def _heads_of(step: Step, layer: int, cache: int, size: int, heads: int) -> int:
-    """The first slots of a cache tensor as (size, slots, heads)."""
+def _heads_of(step: Step, part: PartStep, layer: int, cache: int, size: int, heads: int) -> int:
+    """The first slots of the sequence in a cache tensor as (size, slots, heads)."""
     head_bytes = step.library.ggml_row_size(step.cache.type, size)
-    row = ggml.tensor(cache).nb[1]
-    return step.context.view_3d(cache, size, step.span(layer).slots, heads, row, head_bytes, 0)
+    row, span = ggml.tensor(cache).nb[1], part.spans[step.window(layer)]
+    start = row * span.start
+    return step.context.view_3d(cache, size, span.slots, heads, row, head_bytes, start)
 
 
-def _attend(step: Step, layer: int, q: int, keys: int, values: int) -> int:
+def _attend(step: Step, part: PartStep, layer: int, q: int, keys: int, values: int) -> int:
     """q (size, tokens, heads), keys and values (size, slots, kv heads) -> (size, heads, tokens)."""
-    context, scale, mask = step.context, step.facts.attention_scale, step.span(layer).mask
+    context, scale = step.context, step.facts.attention_scale
+    mask = part.spans[step.window(layer)].mask
     sinks = step.weights.get(f"blk.{layer}.attn_sinks.weight")
     if step.flash_attention:
         mixed = context.flash_attn_ext(q, keys, values, mask, scale, 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""The whole model as one ggml graph for a number of new tokens and of cache slots.
+"""The whole model as one ggml graph for numbers of new tokens and of cache slots.
 
 ids -> embedding -> [ norm, mixing block, (norm), +  norm, feed forward, (norm), + ] per layer
     -> norm -> output matrix -> (bound) -> logits of the last token, or of all
@@ -13,7 +13,7 @@ feed forward. The feed forward is an MLP, or experts with shared ones, or an MLP
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,9 @@ import numpy.typing as npt
 
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.branches import Expert, Route, build_branches, gated, ungated
+from tenp_edge.runtime.ggml.cache import Cache
 from tenp_edge.runtime.ggml.mixers import build_mixer
+from tenp_edge.runtime.ggml.products import Products
 from tenp_edge.runtime.ggml.ragged import (
     MAX_TOKENS,
     RaggedLayer,
@@ -33,27 +35,52 @@ from tenp_edge.runtime.ggml.ragged import (
 from tenp_edge.runtime.ggml.routing import build_router, residual_input
 from tenp_edge.runtime.ggml.spans import Span
 from tenp_edge.runtime.ggml.states import States
-from tenp_edge.runtime.ggml.step import Step
-from tenp_edge.runtime.ggml.weights import Cache, Constant, Weights
+from tenp_edge.runtime.ggml.step import PartStep, Step
+from tenp_edge.runtime.ggml.weights import Constant, Weights
 from tenp_edge.runtime.gguf.model_metadata import Facts
 
 _LAYER_NODES, _BRANCH_NODES = 96, 11
+_PART_NODES = 40  # of a layer, for every sequence beside the first
 _BIAS_NODES = 3  # of a branch
 # Lost in any float above 1e-23, and large enough that half of it is still a normal float.
 _GATE_OFFSET = 1e-30
 
 
 @dataclass(frozen=True)
-class GraphShape:
-    """What a graph is built for. ``all_logits``: of every token, else of the last one."""
+class PartShape:
+    """``tokens`` of one ``sequence``, which see ``slots`` places of its extent, from ``start`` on
+    (`extents`)."""
 
     tokens: int
     slots: int
-    all_logits: bool
+    sequence: int = 0
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class GraphShape:
+    """What a graph is built for. ``all_logits``: of every token, else of the last of each part."""
+
+    parts: tuple[PartShape, ...]
+    all_logits: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def only_last(self) -> bool:
+        """Whether there are tokens whose logits nobody wants."""
+        return not self.all_logits and self.tokens > len(self.parts)
+
+    @property
+    def rows(self) -> int:
+        """Of logits."""
+        return len(self.parts) if self.only_last else self.tokens
 
 
 class Model:
-    """Weights, cache and states, and the graphs over them."""
+    """Weights, cache and every sequence's states, and the graphs over them."""
 
     def __init__(
         self,
@@ -61,7 +88,7 @@ class Model:
         facts: Facts,
         weights: Weights,
         cache: Cache,
-        states: States,
+        states: Sequence[States],
         *,
         flash_attention: bool,
         use_extension: bool = True,
@@ -78,12 +105,13 @@ class Model:
         activation = facts.architecture.activation
         operations = kernels() if use_extension and knows(library, activation) else None
         self.ragged: dict[int, RaggedLayer] = {}
-        self.scratch_bytes = 0
+        self.products = Products(library, weights, use_extension=use_extension)
+        self.scratch_bytes = self.products.nbytes
         if operations is not None:
             widest = max(max(row) for row in facts.widths.values())
             sizes = RaggedSizes(facts.hidden, facts.experts, facts.top_k, widest)
             scratch = Scratch(library, sizes)
-            self.scratch_bytes = scratch.nbytes
+            self.scratch_bytes += scratch.nbytes
             self.ragged = {
                 layer: RaggedLayer(
                     library,
@@ -128,20 +156,25 @@ class Graph:
         few = tokens <= MAX_TOKENS and bool(model.ragged)
         branch = _BRANCH_NODES + (_BIAS_NODES if facts.architecture.expert_bias else 0)
         per_layer = _LAYER_NODES + 2 * facts.top_k + (0 if few else branch * facts.experts)
+        per_layer += _PART_NODES * (len(shape.parts) - 1)
         nodes = 64 + facts.layers * per_layer
         self.context = context = ggml.Context(model.library, nodes, graph_nodes=nodes)
         self._ids = self._input(ggml.I32, tokens)
+        several = shape.only_last and len(shape.parts) > 1
+        self._last_rows = self._input(ggml.I32, len(shape.parts)) if several else None
+        rows = {own.window: self._input(ggml.I64, tokens) for own in facts.attention.values()}
         self._step = Step(
             library=model.library,
             context=context,
             facts=facts,
             weights=model.weights,
+            products=model.products,
             cache=model.cache,
-            states=model.states,
             flash_attention=model.flash_attention,
             tokens=tokens,
             positions=self._input(ggml.I32, tokens),
-            spans=self._spans(),
+            rows=rows,
+            parts=list(self._parts(rows)),
             rope_divisors=model.rope_divisors.tensor,
             sequence=model.sequence.tensor or 0,
         )
@@ -149,17 +182,29 @@ class Graph:
         model.library.ggml_set_output(self._logits)
         context.expand(self._logits)
 
-    def _spans(self) -> dict[int | None, Span]:
+    def _parts(self, rows: Mapping[int | None, int]) -> Iterator[PartStep]:
+        first = 0
+        for part in self.shape.parts:
+            spans = self._spans(part, first, rows)
+            states = self._model.states[part.sequence].layers
+            yield PartStep(self.context, first, part.tokens, spans, states)
+            first += part.tokens
+
+    def _spans(
+        self, part: PartShape, first: int, rows: Mapping[int | None, int]
+    ) -> dict[int | None, Span]:
         """What layers of each window see of their cache."""
-        facts, cache, shape = self._model.facts, self._model.cache, self.shape
+        facts, cache = self._model.facts, self._model.cache
         spans: dict[int | None, Span] = {}
         for layer, attention in facts.attention.items():
+            window = attention.window
+            if window in spans:
+                continue
             places = cache.places[layer]
-            if attention.window not in spans:
-                slots = min(shape.slots, places)
-                rows = self._input(ggml.I64, shape.tokens)
-                mask = self._input(ggml.F16, slots, shape.tokens)
-                spans[attention.window] = Span(attention.window, places, slots, rows, mask)
+            slots = min(part.slots, places)
+            start = part.start if window is None else cache.start(layer, part.sequence)
+            mask = self._input(ggml.F16, slots, part.tokens)
+            spans[window] = Span(window, start, places, slots, first, rows[window], mask)
         return spans
 
     def _input(self, kind: int, *sizes: int) -> int:
@@ -183,7 +228,7 @@ class Graph:
         norm = weights[f"{facts.architecture.output_norm}.weight"]
         normed = context.mul(context.rms_norm(x, facts.eps), norm)
         head = weights.get("output.weight")
-        logits = context.mul_mat(embedding if head is None else head, normed)
+        logits = self._step.product(embedding if head is None else head, normed)
         logits = self._scaled(logits, facts.multipliers.logits)
         if not facts.softcap:
             return logits
@@ -191,14 +236,14 @@ class Graph:
         return context.scale(bounded, facts.softcap)
 
     def _layer(self, layer: int, x: int) -> int:
-        """(hidden, tokens) -> the same; the last layer goes on with the last token alone, unless
+        """(hidden, tokens) -> the same; the last layer goes on with the last tokens alone, unless
         all logits are wanted."""
         context, step, tokens = self.context, self._step, self.shape.tokens
         facts = self._model.facts
         mixed = build_mixer(step, layer, x)
-        if layer == facts.layers - 1 and not self.shape.all_logits and tokens > 1:
+        if layer == facts.layers - 1 and self.shape.only_last:
             x, mixed = self._last(x), None if mixed is None else self._last(mixed)
-            tokens = 1
+            tokens = self.shape.rows
         if mixed is not None:
             x = self._added(layer, "post_attention_norm", mixed, x)
         if layer in facts.widths or layer in facts.mlp_layers:
@@ -229,6 +274,9 @@ class Graph:
         return self.context.add(dense, step.norm(layer, "post_ffw_norm_2", mixed))
 
     def _last(self, x: int) -> int:
+        """The columns of ``x`` (hidden, tokens) that are of a part's last token."""
+        if self._last_rows is not None:
+            return self.context.get_rows(x, self._last_rows)
         row = 4 * self._model.facts.hidden
         return self.context.view_2d(
             x, self._model.facts.hidden, 1, row, row * (self.shape.tokens - 1)
@@ -289,16 +337,24 @@ class Graph:
 
     # -- running -------------------------------------------------------------------------------
 
-    def run(self, backend: ggml.Backend, tokens: Sequence[int], position: int) -> None:
-        """Evaluate ``tokens`` at ``position``..; the cache holds everything before them."""
-        count = self.shape.tokens
-        positions = np.arange(position, position + count)
+    def run(self, backend: ggml.Backend, tokens: Sequence[int], starts: Sequence[int]) -> None:
+        """Evaluate ``tokens``, those of every part from its place in ``starts`` on; the cache holds
+        what is before them."""
+        count, shape = self.shape.tokens, self.shape
+        runs = [
+            np.arange(start, start + part.tokens)
+            for start, part in zip(starts, shape.parts, strict=True)
+        ]
         # Inputs share memory with later nodes, so each run writes them all.
         ggml.array(self._ids, np.int32, (count,))[:] = tokens
         if self._model.facts.architecture.rope is not None:  # else no node reads them
-            ggml.array(self._step.positions, np.int32, (count,))[:] = positions
-        for span in self._step.spans.values():
-            span.write(positions)
+            ggml.array(self._step.positions, np.int32, (count,))[:] = np.concatenate(runs)
+        if self._last_rows is not None:
+            ends = np.cumsum([part.tokens for part in shape.parts]) - 1
+            ggml.array(self._last_rows, np.int32, (len(ends),))[:] = ends
+        for part, positions in zip(self._step.parts, runs, strict=True):
+            for span in part.spans.values():
+                span.write(positions)
         for route in self._routes:
             route.reset()
         backend.compute(self.context.graph)
@@ -307,10 +363,9 @@ class Graph:
                 raise route.error
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """Of the last run, (tokens or 1, vocab): a view that the next run overwrites."""
-        rows = self.shape.tokens if self.shape.all_logits else 1
+        """Of the last run, (tokens or parts, vocab): a view that the next run overwrites."""
         view: npt.NDArray[np.float32] = ggml.array(
-            self._logits, np.float32, (rows, self._model.facts.vocab)
+            self._logits, np.float32, (self.shape.rows, self._model.facts.vocab)
         )
         return view
 

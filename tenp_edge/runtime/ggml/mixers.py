@@ -1,9 +1,9 @@
 """The mixing block of a layer, by its kind: attention, or one that carries a state.
 
-A block is a function (step, layer, mixer, x) -> mixed, both (hidden, tokens): it reads what the
-tokens before left from ``step.cache`` or ``step.state``, and leaves there what the next ones need.
-The tokens of a step follow one another in one sequence; any number of them must give what one at a
-time would.
+A block is a function (step, layer, mixer, x) -> mixed, both (hidden, tokens). What depends on the
+tokens before is built for each sequence, by ``step.each``: it reads what they left from
+``step.cache`` or ``part.state``, and leaves there what the next ones need. The tokens of a part
+follow one another in its sequence; any number of them must give what one at a time would.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Sizes in comments are as ggml counts, row length first.
 from __future__ import annotations
 
 from tenp_edge.models.mixers import ShortConvolution
-from tenp_edge.runtime.ggml.step import Step
+from tenp_edge.runtime.ggml.step import PartStep, Step
 
 
 def build_short_convolution(step: Step, layer: int, own: ShortConvolution, x: int) -> int:
@@ -20,6 +20,10 @@ def build_short_convolution(step: Step, layer: int, own: ShortConvolution, x: in
         context.view_2d(joined, channels, tokens, 12 * channels, 4 * channels * part)
         for part in range(3)
     )
-    seen = step.convolution_inputs(layer, context.mul(b, u))
-    mixed = context.ssm_conv(seen, step.weight(layer, "shortconv.conv.weight"))
+
+    def convolved(part: PartStep, new: int) -> int:
+        seen = part.convolution_inputs(layer, new)
+        return context.ssm_conv(seen, step.weight(layer, "shortconv.conv.weight"))
+
+    mixed = step.each(convolved, context.mul(b, u))
     return step.linear(layer, "shortconv.out_proj", context.mul(c, mixed))

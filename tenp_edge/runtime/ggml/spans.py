@@ -1,9 +1,9 @@
 """Which places of the cache a layer writes and sees: all of it, or a ring that holds its window.
 
-    full    position p lies at place p
+    full    position p lies at place p of its sequence
     window  position p lies at place p % places, so that new tokens overwrite what none sees anymore
 
-All layers of one window share the inputs `rows` and `mask` of a graph.
+All layers of one window share the input `rows` of a graph, and for every sequence a `mask`.
 """
 
 from __future__ import annotations
@@ -20,22 +20,27 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Span:
-    """One window's inputs of a graph. ``places``: of the whole cache tensor; ``slots``: the first
-    of them, which this graph sees.
+    """What the tokens ``first``.. of a graph, all of one sequence, see in layers of one window.
 
-    ``rows`` (tokens) int64, the places that are written; ``mask`` (slots, tokens) F16, 0 or -inf.
+    ``start``: the sequence's first place; ``places``: how many it has; ``slots``: the first of
+    them, which this graph sees.
+    ``rows`` (all tokens) int64, the places that are written; ``mask`` (slots, tokens) F16, 0 or
+    -inf.
     """
 
     window: int | None
+    start: int
     places: int
     slots: int
+    first: int
     rows: int
     mask: int
 
     def write(self, positions: Positions) -> None:
         """Fill the inputs for tokens at ``positions``, which ascend by one."""
-        count = len(positions)
-        ggml.array(self.rows, np.int64, (count,))[:] = positions % self.places
+        count, end = len(positions), self.first + len(positions)
+        rows = ggml.array(self.rows, np.int64, (end,))
+        rows[self.first :] = self.start + positions % self.places
         mask = ggml.array(self.mask, np.float16, (count, self.slots))
         if self.window is None:
             _write_causal(mask, positions)

@@ -1,4 +1,4 @@
-"""The states of layers that carry one, beside the KV cache: one sequence, and two snapshots of it.
+"""The states of layers that carry one, beside the KV cache: of a sequence, and two snapshots of it.
 
     working | branch | end      each `state_bytes` of float32, all resident from the start
 
@@ -17,7 +17,7 @@ from math import prod
 
 from tenp_edge.models.mixers import STATE_VALUE_BYTES, state_bytes
 from tenp_edge.runtime.ggml import bindings as ggml
-from tenp_edge.runtime.ggml.weights import zeros
+from tenp_edge.runtime.ggml.cache import zeros
 from tenp_edge.runtime.gguf.model_metadata import Facts
 from tenp_edge.runtime.memory.footprint import STATE_SNAPSHOTS
 
@@ -25,7 +25,7 @@ _BRANCH, _END = range(STATE_SNAPSHOTS)
 
 
 class States:
-    """State tensors of every layer, and snapshots of all of them by position.
+    """One sequence's state tensors of every layer, and snapshots of all of them by position.
 
     ``layers``: of each layer, name -> working tensor (`Mixer.state_shapes`). ``empty``: sizes and
     shapes alone, at addresses with nothing there.
@@ -100,6 +100,13 @@ class States:
         else:
             self._place(0)[:] = self._place(1 + self._positions.index(keep))
         self._positions = [at if at is not None and at <= keep else None for at in self._positions]
+
+    def take(self, other: States, keep: int, position: int | None) -> None:
+        """Begin as ``other``, which is at ``position``, was at ``keep`` (its `nearest` gave it)."""
+        if self.any:
+            held = 0 if keep == position else 1 + other._positions.index(keep)
+            self._place(0)[:] = other._place(held)
+        self._positions, self._planned = [None] * STATE_SNAPSHOTS, {}
 
     def _place(self, number: int) -> ggml.Bytes:
         start = self._start + number * self._size

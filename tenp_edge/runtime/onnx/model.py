@@ -42,6 +42,7 @@ from tenp_edge.runtime.onnx.decoder_session import (
 )
 from tenp_edge.runtime.onnx.directory import DECODE, DYNAMIC, PREFILL, OnnxDirectory, read_directory
 from tenp_edge.runtime.session import DEFAULT_CONTEXT, Logits, Session
+from tenp_edge.runtime.slots import Part, Slot
 
 # GroupQueryAttention counts positions from the cache's length.
 _NO_LEFT_PADDING = "ort-cpu"
@@ -81,15 +82,16 @@ class OnnxModel(Session):
     def vocab_size(self) -> int:
         return self._vocab_size
 
-    def _run(self, tokens: Sequence[int], position: int, all_logits: bool) -> Logits:
-        rows = self._caches.run(tokens, position)
+    def _run(self, parts: Sequence[Part], all_logits: bool) -> Logits:
+        (part,) = parts
+        rows = self._caches.run(part.tokens, part.slot.position)
         return rows if all_logits else rows[-1:]
 
-    def _forget(self, keep: int) -> None:
+    def _forget(self, slot: Slot, keep: int) -> None:
         self._caches.forget(keep)
 
-    def _nearest(self, keep: int) -> int:
-        return keep if keep == self._settled or not self._caches.carries_state else 0
+    def _nearest(self, slot: Slot, keep: int) -> int:
+        return keep if keep == slot.settled or not self._caches.carries_state else 0
 
     def padded_logits(self, sequences: Sequence[Sequence[int]]) -> list[Logits]:
         """Logits [tokens, vocab] of every one of ``sequences``, in one call that pads them on the

@@ -27,7 +27,7 @@ class Answer(ABC):
         self.usage.count()
         return self.choices[index].add(piece)
 
-    def told_prompt(self, index: int, values: Sequence[Logprobs | None]) -> None:
+    def told_prompt(self, index: int, values: Sequence[Logprobs]) -> None:
         """Take the log probabilities of the prompt of choice ``index``: of every token but the
         first, which nothing foretells."""
         raise NotImplementedError

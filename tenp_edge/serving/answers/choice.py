@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tenp_edge.runtime.chat_formats.calls import Call
 from tenp_edge.runtime.chat_formats.reading import AnswerReader, Part
@@ -84,10 +85,11 @@ class Choice:
 
 @dataclass
 class Usage:
-    """What an answer took. Times are of `time.monotonic`; ``begun`` is when its first prompt was
-    begun to be evaluated."""
+    """What an answer took. Times are of `time.monotonic`; ``begun`` is when it took its
+    place in the line; ``cached_tokens`` of its prompts were in the cache."""
 
     prompt_tokens: int
+    cached_tokens: int = 0
     tokens: int = 0
     begun: float = field(default_factory=time.monotonic)
     first: float | None = None
@@ -112,17 +114,19 @@ class Usage:
     def tokens_per_second(self) -> float:
         return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds else 0.0
 
-    def openai(self) -> dict[str, int]:
+    def openai(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.tokens,
             "total_tokens": self.prompt_tokens + self.tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
     def timings(self) -> dict[str, float]:
         """As llama-server tells them."""
         prompt = self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
         return {
+            "cache_n": self.cached_tokens,
             "prompt_n": self.prompt_tokens,
             "prompt_ms": round(1000 * self.prompt_seconds, 3),
             "prompt_per_second": round(prompt, 3),

@@ -32,6 +32,14 @@ def _entry(vocabulary: Vocabulary, token: int, value: float) -> Body:
     }
 
 
+def _by_text(vocabulary: Vocabulary, best: Sequence[tuple[int, float]]) -> dict[str, float]:
+    """The better one of tokens that look alike: parts of characters do."""
+    found: dict[str, float] = {}
+    for token, value in best:
+        found.setdefault(text_of(vocabulary, token), value)
+    return found
+
+
 def completion_lists(vocabulary: Vocabulary, pieces: Sequence[Piece], offset: int) -> Body:
     """Tokens as OpenAI's completions have them; ``offset``: where the first begins in the text."""
     tokens = [text_of(vocabulary, piece.token) for piece in pieces]
@@ -44,10 +52,7 @@ def completion_lists(vocabulary: Vocabulary, pieces: Sequence[Piece], offset: in
         "tokens": tokens,
         "token_logprobs": [None if each is None else each.chosen for each in told],
         "top_logprobs": [
-            None
-            if each is None
-            else {text_of(vocabulary, token): value for token, value in each.best}
-            for each in told
+            None if each is None else _by_text(vocabulary, each.best) for each in told
         ],
         "text_offset": offsets,
     }

@@ -127,10 +127,11 @@ class CompletionAnswer(_OpenAIAnswer):
         super().__init__(*arguments, **more)
         self._echoed = echoed or [Echo() for _ in self.choices]
 
-    def told_prompt(self, index: int, values: Sequence[Logprobs | None]) -> None:
+    def told_prompt(self, index: int, values: Sequence[Logprobs]) -> None:
         echo = self._echoed[index]
-        pairs = zip(echo.pieces, values, strict=True)
-        echo.pieces = [replace(piece, logprobs=value) for piece, value in pairs]
+        first, *others = echo.pieces
+        pairs = zip(others, values, strict=True)
+        echo.pieces = [first, *(replace(piece, logprobs=value) for piece, value in pairs)]
 
     def events(self, index: int, delta: Delta) -> list[str]:
         """A chunk per token; the prompt before the first where it is echoed."""

@@ -163,14 +163,14 @@ def _props(service: Service) -> dict[str, Any]:
 
 def _slots(service: Service) -> list[dict[str, Any]]:
     """What every sequence of the cache holds."""
-    running, _ = service.worker.counts
-    held = [service.session.position]
     return [
         {
-            "id": number,
+            "id": slot.number,
             "n_ctx": service.context,
-            "n_tokens": count,
-            "is_processing": number < running,
+            "n_tokens": slot.tokens,
+            "is_processing": slot.running,
+            "n_prompt_tokens": slot.prompt_tokens,
+            "n_decoded": slot.generated_tokens,
         }
-        for number, count in enumerate(held)
+        for slot in service.worker.status().slots
     ]

@@ -24,7 +24,7 @@ Prompt = str | list[int]
 class CompletionRequest(GenerationRequest):
     """/v1/completions."""
 
-    prompt: str | list[int] | list[str] | list[list[int]] = Field(description=_PROMPTS)
+    prompt: str | list[int] | list[str | list[int]] = Field(description=_PROMPTS)
     best_of: int | None = None
     echo: bool | None = None
     logprobs: int | bool | None = Field(
@@ -52,7 +52,7 @@ class CompletionRequest(GenerationRequest):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
-            return [[token for token in self.prompt if isinstance(token, int)]]
+            return [[part for part in self.prompt if isinstance(part, int)]]
         return list(self.prompt)  # type: ignore[arg-type]
 
     def wanted_tokens(self) -> int | None:

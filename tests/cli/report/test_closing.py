@@ -166,7 +166,7 @@ def test_a_chat_template_makes_it_a_conversation(
     export(ModelSource(Checkpoint(source), plan), tmp_path / "out" / "model.gguf")
     said = closing(source, tmp_path / "out", plan, None).to_json()
     assert said["next"] == [
-        f"tenp-edge run {tmp_path / 'out'} --chat",
+        f"tenp-edge run {tmp_path / 'out'}",
         f"tenp-edge serve {tmp_path / 'out'}",
         f"tenp-edge validate '{source}' {tmp_path / 'out'}",
     ]

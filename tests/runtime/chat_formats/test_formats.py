@@ -229,6 +229,8 @@ def generated(
         # The prompt has begun it already, or ended it.
         ("Hm.</think>Hello", "<think>\n", [("reasoning", "Hm."), ("content", "Hello")]),
         ("Hello", "<think>\n\n</think>\n\n", [("content", "Hello")]),
+        # Who has begun to answer may speak of thoughts.
+        ("Write <think> a </think>", "", [("content", "Write <think> a </think>")]),
         # It never ends.
         ("<think>Hm", "", [("reasoning", "Hm")]),
         # What only looks like a mark.
@@ -266,14 +268,23 @@ def test_channels() -> None:
 
 
 @pytest.mark.parametrize("name", ["Hermes", "gpt-oss channels"])
-def test_an_asked_form_after_thoughts(name: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        ("regex", "[0-9]{3}"),
+        ("gbnf", "root ::= [0-9]{3}"),
+        ("lark", "start: /[0-9]{3}/"),
+        ("json_schema", '{"type": "integer", "minimum": 100}'),
+    ],
+)
+def test_an_asked_form_after_thoughts(name: str, kind: str, asked: str) -> None:
     form = BY_NAME[name]
     thinking = thinking_of("<|channel|>") if form.channels else TAGS
     assert thinking is not None
     vocabulary = byte_vocabulary([*form.marks(), thinking.opens, thinking.closes])
     grammar = AnswerGrammar(form, thinking, "", vocabulary.control)
     compiler = GrammarCompiler(vocabulary, vocabulary.size)
-    source = grammar.text(GrammarSource("regex", "[0-9]{3}"))
+    source = grammar.text(GrammarSource(kind, asked))
     text = f"{thinking.opens}Hm, 5?{thinking.closes}{form.final}"
     constraint = compiler.compiled(source).constraint()
     for token in vocabulary.tokenize(f"{text}12", add_special=False):

@@ -25,6 +25,7 @@ from tenp_edge.runtime.llamacpp.model import LlamaCppModel
 from tenp_edge.runtime.memory.footprint import STATE_SNAPSHOTS, MemoryRun
 from tenp_edge.runtime.memory.peak import measure_peak_rss, predict_peak
 from tenp_edge.runtime.session import Session
+from tenp_edge.runtime.slots import Part
 
 CONTEXT = 1024
 TOKENS = torch.randint(1, 370, (530,), generator=torch.Generator().manual_seed(5)).tolist()
@@ -113,8 +114,8 @@ def test_an_interrupted_step_leaves_no_trace(
             model.prompt(TOKENS[:before])
         run = model._run
 
-        def interrupted(tokens: Sequence[int], position: int, all_logits: bool) -> Logits:
-            run(tokens, position, all_logits)
+        def interrupted(parts: Sequence[Part], all_logits: bool) -> Logits:
+            run(parts, all_logits)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
