@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -78,10 +79,8 @@ def scores_of(model: Any, tasks: Sequence[str], limit: int | None) -> Scores:
     """Of anything that lm-eval takes for a model. Raises UserError for tasks it does not have."""
     lm_eval = require_lm_eval()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager()
-    missing = [task for task in tasks if task not in manager.all_tasks and ".yaml" not in task]
+    manager = _manager(all(map(_is_file, tasks)))
+    missing = [task for task in tasks if task not in manager.all_tasks and not _is_file(task)]
     if missing:
         raise UserError(f"lm-eval has no task {', '.join(missing)}", "lm-eval ls tasks")
     report = lm_eval.simple_evaluate(
@@ -91,6 +90,18 @@ def scores_of(model: Any, tasks: Sequence[str], limit: int | None) -> Scores:
         task: {name: float(value) for name, value in row.items() if isinstance(value, float)}
         for task, row in report["results"].items()
     }
+
+
+def _is_file(task: str) -> bool:
+    return task.endswith((".yaml", ".yml"))
+
+
+@cache
+def _manager(files_only: bool) -> Any:
+    """lm-eval's index of tasks, which takes it most of a minute: not for files of one's own."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=not files_only)
 
 
 def _require_server(base: str) -> None:
