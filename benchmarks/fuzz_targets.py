@@ -44,7 +44,8 @@ from tenp_edge.runtime.gguf.vocabulary_checks import check_vocabulary
 from tenp_edge.runtime.onnx.directory import read_directory
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.sampling import Sampler, SamplingOptions
-from tenp_edge.serving.schemas import ChatRequest, CompletionRequest, parse
+from tenp_edge.serving.schemas.openai import ChatRequest, CompletionRequest
+from tenp_edge.serving.schemas.wording import parse
 
 _TEXT = "def f(x):\n\té日本" + "".join(map(chr, range(256)))
 Damage = Callable[[random.Random], bytes]
@@ -294,10 +295,13 @@ def _requests(scratch: Path) -> Loader:
 
     def check() -> None:
         raw = file.read_bytes()
-        request = parse(ChatRequest if b"messages" in raw else CompletionRequest, raw)
-        _draw(request.sampling(SamplingOptions()))
+        request: ChatRequest | CompletionRequest = parse(
+            ChatRequest if b"messages" in raw else CompletionRequest, raw
+        )
+        _draw(request.sampling(SamplingOptions(), 10))
         request.stops()
-        request.wanted_tokens(10)
+        request.wanted_tokens()
+        request.grammar_source()
 
     return Loader(
         lambda generator: damage_json(generator.choice(sound), generator),
