@@ -170,9 +170,13 @@ def test_caches_are_llamacpps(
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
 def test_smaller_caches_are_llamacpps(family: str, file_of: FileOf) -> None:
+    """Token by token: in a prefill of random weights another order of sums is felt in them."""
     file, padded = file_of(family, "Q8_0"), file_of(family, "Q8_0", "padded")
     for kv_type in KV_TYPES.keys() - {"F32", "F16", "Q8_0"}:
-        assert_same(file, padded, kv_type=kv_type, flash_attention=True)
+        settings = {"context": 64, "threads": 1, "kv_type": kv_type, "flash_attention": True}
+        with PerExpertModel(file, **settings) as mine, LlamaCppModel(padded, **settings) as theirs:
+            for token in TOKENS[:16]:
+                assert np.array_equal(mine.decode(token), theirs.decode(token))
 
 
 # Rows of 256 and more fill K-quants' blocks; two layers of four experts keep it quick.
