@@ -19,7 +19,13 @@ from typing import Any
 import gguf
 
 from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.checkpoint.model_origin import CARD, base_model, card_data, words
+from tenp_edge.checkpoint.model_origin import (
+    CARD,
+    PRUNED_TAGS,
+    base_model,
+    card_data,
+    words,
+)
 from tenp_edge.exporters.gguf.fields import Field, f32, i32, text, texts, u32
 from tenp_edge.models import ModelConfig
 
@@ -99,13 +105,26 @@ def _heuristics(path: Path, parameters: int) -> gguf.Metadata:
     raw = gguf.Metadata.load_hf_parameters(path)
     stated = base_model(path, raw)
     named = path.resolve() if stated is None else Path(stated.split("/")[-1])
-    raw = raw if stated is None else {**raw, "_name_or_path": stated}
     card = _clean(card_data(path))
+    if raw.get("tenp"):
+        named, card = _before_pruning(named, card)
+    raw = raw if stated is None else {**raw, "_name_or_path": stated}
     found = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, raw, named, parameters)
     for key, value in _sampling(path).items():
         setattr(found, key, value)
     found.name = found.name or named.name
     return found
+
+
+def _before_pruning(named: Path, card: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The name and the card of the model that a checkpoint of ours was made of, as far as its card
+    keeps them: a file made of the checkpoint says the same as one made of the model."""
+    named = Path(card.pop("model_name", named.name))
+    tags = words(card.get("tags"))
+    if tuple(tags[: len(PRUNED_TAGS)]) == PRUNED_TAGS:
+        card["tags"] = tags[len(PRUNED_TAGS) :]
+    card.pop("pipeline_tag", None)
+    return named, card
 
 
 def _clean(card: dict[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,16 @@ def inherited(directory: Path) -> dict[str, Any]:
     return {key: value if len(value) > 1 else value[0] for key, value in kept.items()}
 
 
+# What the card of a checkpoint that was pruned here says of that; the model's own tags follow.
+PRUNED_TAGS = ("tenp-edge", "moe", "pruned")
+
+
+def tags_of(directory: Path) -> list[str]:
+    """The tags of a model's card, and what it is for."""
+    data = card_data(directory)
+    return [*words(data.get("tags")), *words(data.get("pipeline_tag"))]
+
+
 def front_matter(data: Mapping[str, Any]) -> str:
     """``data`` as the head of a card."""
     import yaml

@@ -21,7 +21,14 @@ import torch
 from tenp_edge.checkpoint.as_stored import AsStored, Piece
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Shard, TensorEntry, is_written, plan_shards, write_shards
-from tenp_edge.checkpoint.model_origin import COPIED, base_model, front_matter, inherited
+from tenp_edge.checkpoint.model_origin import (
+    COPIED,
+    PRUNED_TAGS,
+    base_model,
+    front_matter,
+    inherited,
+    tags_of,
+)
 from tenp_edge.checkpoint.overlay import Mended, settings_of
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.stacked import WrittenStacks
@@ -278,7 +285,7 @@ def model_card(files: PrunedFiles) -> str:
         **inherited(source.checkpoint.path),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["tenp-edge", "moe", "pruned"],
+        "tags": [*PRUNED_TAGS, *tags_of(source.checkpoint.path)],
         "model_name": shown,
     }
     return "\n".join([front_matter(front), f"# {shown}, pruned", "", _card_text(files, name)])

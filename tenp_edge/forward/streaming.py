@@ -272,8 +272,8 @@ def _aligned(count: int) -> int:
 
 def _numbers(config: ModelConfig, layer: int) -> Iterator[int]:
     """How many values every tensor of the layer's experts has."""
-    for width in config.expert_widths[layer]:
-        for part in config.expert_parts:
+    for expert, width in enumerate(config.expert_widths[layer]):
+        for part in config.parts_of(layer, expert):
             projection, _, bias = part.partition("_")
             rows = config.hidden_size if projection == "down" else width
             yield rows if bias else config.hidden_size * width

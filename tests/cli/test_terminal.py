@@ -38,11 +38,12 @@ def test_the_whole_run_is_told_where_it_is_known(
     stream, progress = said
     expect(progress, {"calibration": 100.0, "export": 300.0})
     begin(progress, "calibration")
-    with progress.task("measuring", 1, "runs") as task:
+    with progress.task("measuring", 2, "runs") as task:
+        task.advance()
         task.advance()
     reused(progress, "export")
     reused(progress, "export")
-    assert "measuring: 1 of 1 run; the whole run 0 %, about 7 min left" in stream.getvalue()
+    assert "measuring: 2 of 2 runs; the whole run 0 %, about 7 min left" in stream.getvalue()
     assert stream.getvalue().count("note: export: reused") == 1
 
 

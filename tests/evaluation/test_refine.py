@@ -139,7 +139,7 @@ def test_refine_from_the_command_line(checkpoint_of: Callable[[str], Path], tmp_
     assert command("calibrate", model, *small, "-o", tmp_path).returncode == 0
     assert [len(d.tokens) for d in load_domains(tmp_path / SLICE_FILE)] == [4, 4, 4, 4]
     asked = ("plan", model, "--keep", "0.6", "--method", "adaptive")
-    done = command(*asked, "--calibration", tmp_path, "--refine")
+    done = command(*asked, "--calibration", tmp_path, "--refine", "--verbose")
     assert done.returncode == 0, done.stderr
     assert "nats on held-out text, best of" in done.stdout
     assert "<- chosen" in done.stdout
