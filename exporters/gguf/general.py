@@ -19,13 +19,7 @@ from typing import Any
 import gguf
 
 from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.checkpoint.model_origin import (
-    CARD,
-    PRUNED_TAGS,
-    base_model,
-    card_data,
-    words,
-)
+from tenp_edge.checkpoint.model_origin import CARD, base_model, card_data, words
 from tenp_edge.exporters.gguf.fields import Field, f32, i32, text, texts, u32
 from tenp_edge.models import ModelConfig
 
@@ -106,8 +100,8 @@ def _heuristics(path: Path, parameters: int) -> gguf.Metadata:
     stated = base_model(path, raw)
     named = path.resolve() if stated is None else Path(stated.split("/")[-1])
     card = _clean(card_data(path))
-    if raw.get("tenp"):
-        named, card = _before_pruning(named, card)
+    if isinstance(raw.get("tenp"), dict):
+        named, card = _before_pruning(named, card, raw["tenp"])
     raw = raw if stated is None else {**raw, "_name_or_path": stated}
     found = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, raw, named, parameters)
     for key, value in _sampling(path).items():
@@ -116,15 +110,14 @@ def _heuristics(path: Path, parameters: int) -> gguf.Metadata:
     return found
 
 
-def _before_pruning(named: Path, card: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The name and the card of the model that a checkpoint of ours was made of, as far as its card
-    keeps them: a file made of the checkpoint says the same as one made of the model."""
-    named = Path(card.pop("model_name", named.name))
-    tags = words(card.get("tags"))
-    if tuple(tags[: len(PRUNED_TAGS)]) == PRUNED_TAGS:
-        card["tags"] = tags[len(PRUNED_TAGS) :]
-    card.pop("pipeline_tag", None)
-    return named, card
+def _before_pruning(
+    named: Path, card: dict[str, Any], section: dict[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """The name and the card of the model that a checkpoint of ours was made of, as far as it keeps
+    them: a file made of the checkpoint says the same as one made of the model."""
+    own = ("model_name", "tags", "pipeline_tag")
+    kept = {key: value for key, value in card.items() if key not in own}
+    return Path(card.get("model_name", named.name)), kept | {"tags": words(section.get("tags"))}
 
 
 def _clean(card: dict[str, Any]) -> dict[str, Any]:

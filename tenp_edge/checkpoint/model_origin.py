@@ -69,10 +69,6 @@ def inherited(directory: Path) -> dict[str, Any]:
     return {key: value if len(value) > 1 else value[0] for key, value in kept.items()}
 
 
-# What the card of a checkpoint that was pruned here says of that; the model's own tags follow.
-PRUNED_TAGS = ("tenp-edge", "moe", "pruned")
-
-
 def tags_of(directory: Path) -> list[str]:
     """The tags of a model's card, and what it is for."""
     data = card_data(directory)

@@ -23,7 +23,6 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Shard, TensorEntry, is_written, plan_shards, write_shards
 from tenp_edge.checkpoint.model_origin import (
     COPIED,
-    PRUNED_TAGS,
     base_model,
     front_matter,
     inherited,
@@ -263,6 +262,8 @@ def _tenp_section(source: ModelSource) -> dict[str, Any]:
             str(layer): [source.original_expert(layer, expert) for expert in range(len(row))]
             for layer, row in sorted(source.config.expert_widths.items())
         }
+    if tags := tags_of(source.checkpoint.path):
+        section["tags"] = tags  # For files made of it; its own card says what it is itself.
     if source.planned_run is not None:
         section["run"] = source.planned_run.to_json()
     if isinstance(source.mended, Mended):
@@ -285,7 +286,7 @@ def model_card(files: PrunedFiles) -> str:
         **inherited(source.checkpoint.path),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": [*PRUNED_TAGS, *tags_of(source.checkpoint.path)],
+        "tags": ["tenp-edge", "moe", "pruned"],
         "model_name": shown,
     }
     return "\n".join([front_matter(front), f"# {shown}, pruned", "", _card_text(files, name)])
