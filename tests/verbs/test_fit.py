@@ -21,8 +21,8 @@ from tenp_edge.verbs import fit, hub_headers
 from tenp_edge.verbs.fit_options import FitOptions
 
 MIB = 2**20
-# A device whose process is a constant.
-SIZE = ("--ram", "68MiB", "--profile", "laptop-8gb")
+# A device whose own bandwidth is not measured.
+SIZE = ("--ram", "67MiB", "--profile", "laptop-8gb")
 
 
 def test_every_type_with_what_fits_of_it() -> None:
@@ -32,17 +32,17 @@ def test_every_type_with_what_fits_of_it() -> None:
     assert found["parameters"] > found["active_parameters"] > 0
     assert found["read_bytes"] is None and found["bandwidth_measured"] is False
     for row in found["fits"]:
-        assert row["peak_bytes"] <= 68 * MIB and 0 < row["kept"] <= 1
-        assert row["whole_peak_bytes"] > 68 * MIB and row["tokens_per_second"] > 0
+        assert row["peak_bytes"] <= 67 * MIB and 0 < row["kept"] <= 1
+        assert row["whole_peak_bytes"] > 67 * MIB and row["tokens_per_second"] > 0
     kept = {row["quant"]: row["kept"] for row in found["fits"]}
-    assert kept[found["best"]] >= 0.65 > kept["Q8_0"]
+    assert kept[found["best"]] >= 0.5 > kept["Q8_0"]
 
 
 def test_what_is_said() -> None:
     done = run("fit", "demo", *SIZE)
-    assert "verdict   fits into 68.00 MiB with " in done.stdout
+    assert "verdict   fits into 67.00 MiB with " in done.stdout
     assert "quality   not known before a calibration" in done.stdout
-    last = "next      make it:  tenp-edge compress demo --profile laptop-8gb --ram 68MiB -o OUT\n"
+    last = "next      make it:  tenp-edge compress demo --profile laptop-8gb --ram 67MiB -o OUT\n"
     assert done.stdout.endswith(last)
 
 
@@ -83,7 +83,12 @@ def hub(
 
 def asked(hub: Hub, *arguments: object) -> SimpleNamespace:
     """In a process of its own: the hub's client reads the address when it is imported."""
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "0",  # this hub is here, whatever keeps others away
+    }
     command = [sys.executable, "-m", "tenp_edge", "fit", *(str(a) for a in arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, timeout=300, check=False
