@@ -28,6 +28,7 @@ class Hub:
         self.branch = "main"
         self.may_write = True
         self.break_after: int | None = None
+        self.arriving = threading.Lock()
         self.address = ""
 
     def commit(self, lines: list[dict[str, Any]]) -> None:
@@ -100,12 +101,15 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         body, oid = self._body(), self.path.rsplit("/", 1)[1]
         self.hub.requests.append("PUT")
-        if self.hub.break_after is not None and len(self.hub.sent) >= self.hub.break_after:
+        assert hashlib.sha256(body).hexdigest() == oid
+        with self.hub.arriving:  # files come side by side
+            full = self.hub.break_after is not None and len(self.hub.sent) >= self.hub.break_after
+            if not full:
+                self.hub.sent[oid] = body
+        if full:
             self.close_connection = True
             self.connection.close()
             return
-        assert hashlib.sha256(body).hexdigest() == oid
-        self.hub.sent[oid] = body
         self._answer(200, {})
 
     def do_HEAD(self) -> None:
