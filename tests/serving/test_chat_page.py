@@ -267,6 +267,29 @@ def test_markdown_is_rendered_and_can_do_no_harm(chromium: Chromium, shared: Ser
         seen.errors.clear()
 
 
+@pytest.mark.parametrize("again", [">", "1. ", "- + "])
+def test_a_model_that_repeats_itself_is_shown(
+    chromium: Chromium, shared: Server, again: str
+) -> None:
+    with chatting(chromium, shared) as (page, seen):
+        deep = page.evaluate(
+            "text => render(text, element('div')).querySelectorAll('blockquote, ol, ul').length",
+            5000 * again,
+        )
+        assert deep == 16 and seen.errors == []
+
+
+def test_what_a_model_writes_does_not_end_its_answer(chromium: Chromium, shared: Server) -> None:
+    with chatting(chromium, shared) as (page, _):
+        found = page.evaluate(
+            "async sent => { const found = [];"
+            " for await (const data of events(new Response(sent))) found.push(data);"
+            " return found; }",
+            'data: {"text": "[DONE]"}\n\ndata: [DONE]\n\n',
+        )
+        assert found == [{"text": "[DONE]"}]
+
+
 def test_thoughts_are_folded(chromium: Chromium, shared: Server) -> None:
     kept = [
         {"role": "user", "content": "Hi"},

@@ -344,7 +344,7 @@ window.addEventListener("pagehide", () => { if (store.current && running) store.
 if (isPlain) {
   document.body.classList.add("plain");
   $("input").placeholder = "This model has no chat template: begin a text, and it goes on with it";
-  for (const name of ["system-label"]) $(name).hidden = true;
+  $("system-label").hidden = true;
   document.querySelector("label[for=input]").textContent = "Text";
 }
 showAll();

@@ -67,9 +67,15 @@ const RULE = /^ {0,3}([-*_])\s*(\1\s*){2,}$/;
 const QUOTE = /^ {0,3}> ?(.*)$/;
 const DIVIDER = /^ {0,3}\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 
+// Quotes and lists inside one another: a model that repeats itself would nest them without end.
+const DEEPEST = 16;
+let depth = 0;
+
 function render(text, into) {
-  const lines = text.split("\n");
-  for (let at = 0; at < lines.length;) at = block(lines, at, into);
+  const lines = text.split("\n"), step = depth < DEEPEST ? block : prose;
+  depth += 1;
+  for (let at = 0; at < lines.length;) at = step(lines, at, into);
+  depth -= 1;
   return into;
 }
 

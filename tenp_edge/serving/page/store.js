@@ -103,7 +103,7 @@ async function* events(response) {
     const lines = (rest + value).split("\n");
     rest = lines.pop();
     for (const line of lines) {
-      if (!line.startsWith("data:") || line.includes("[DONE]")) continue;
+      if (!line.startsWith("data:") || line.slice(5).trim() === "[DONE]") continue;
       const data = JSON.parse(line.slice(5));
       if (data.error) throw new Refused(data.error.code ?? 500, data.error.message);
       yield data;
