@@ -33,6 +33,13 @@ def base_model(directory: Path, raw: Mapping[str, Any]) -> str | None:
     return None
 
 
+def display_name(model: Path) -> str:
+    """What ``model``, a directory or file, is called: after its hub id where it lies in the hub's
+    cache, whose own names are hashes."""
+    path = model.resolve()
+    return base_model(path, {}) or (path.stem if path.is_file() else path.name)
+
+
 def card_data(directory: Path) -> dict[str, Any]:
     """The YAML front matter of the model card in ``directory``; nothing where there is no card or
     it cannot be read: what lies beside a model need not be well formed."""

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tenp_edge.checkpoint.model_origin import display_name
 from tenp_edge.planning.devices import this_machine
 from tenp_edge.version import __version__
 
@@ -24,11 +25,11 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 def environment_of(model: Path) -> dict[str, Any]:
     """The environment of a run of ``model``, a directory or file, that ends now; JSON values."""
-    here, path = this_machine(), model.resolve()
+    here = this_machine()
     return {
         "format": FORMAT,
         "version": 1,
-        "model": path.stem if path.is_file() else path.name,
+        "model": display_name(model),
         "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": _versions(),
         "machine": {

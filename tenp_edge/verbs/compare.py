@@ -18,6 +18,7 @@ from tenp_edge.calibration.text.sources import parse_data, texts_of
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
+from tenp_edge.checkpoint.model_origin import display_name
 from tenp_edge.checkpoint.overlay import Mended
 from tenp_edge.disk import write_json, write_text
 from tenp_edge.errors import UserError
@@ -82,7 +83,7 @@ def _compared(
     )
     result = compare(comparison, output / FILE, device=where, dtype=dtype, progress=progress)
     write_text(output / PAGE, markdown(result))
-    write_comparison(output, checkpoint.path.resolve().name, result)
+    write_comparison(output, display_name(checkpoint.path), result)
     if plot.can_draw():
         plot.draw(result, output / PICTURE)
     else:

@@ -10,6 +10,7 @@ from typing import Any
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
+from tenp_edge.checkpoint.model_origin import display_name
 from tenp_edge.disk import write_text
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.matched.filled import BUDGETS, budgets_of
@@ -74,7 +75,7 @@ def run_compare_matched(
             run_file=runs if options.files else None,
         )
         write_text(output / PAGE, markdown(result))
-        write_matched(output, checkpoint.path.resolve().name, result)
+        write_matched(output, display_name(checkpoint.path), result)
     return result
 
 

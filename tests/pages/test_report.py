@@ -135,6 +135,12 @@ def test_the_environment_names_the_model_and_nobody(small_model: Path) -> None:
     assert {"tenp-edge", "Python", "torch"} < set(known["versions"])
 
 
+def test_a_model_of_the_hub_is_called_by_its_id(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--me--my-model" / "snapshots" / "0f3a"
+    snapshot.mkdir(parents=True)
+    assert environment_of(snapshot)["model"] == "me/my-model"
+
+
 def test_the_command_writes_it_again(run: Path) -> None:
     (run / "report.html").unlink()
     done = command.run("report", run)
