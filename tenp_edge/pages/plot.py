@@ -104,7 +104,9 @@ def log_axis(label: str, values: Sequence[float]) -> Axis:
     """An axis of powers of ten around ``values``, which are above zero."""
     low, high = min(values) / 1.5, max(values) * 1.5
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 3) if math.log10(high / low) < 4 else (1,)
+    steps: Sequence[int] = (1, 3) if math.log10(high / low) < 4 else (1,)
+    if high / low < 10:  # between two of those the axis would have none
+        steps = range(1, 10)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     inside = [tick for tick in ticks if low <= tick <= high]
     return Axis(label, low, high, [(tick, _plain(tick)) for tick in inside], True)

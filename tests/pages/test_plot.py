@@ -24,6 +24,11 @@ def test_one_value_and_equal_values_have_axes_too() -> None:
     assert linear_axis("x", [0.0, 0.0]).ticks and log_axis("y", [0.5]).place(0.5) > 0
 
 
+@pytest.mark.parametrize("values", [[0.005], [0.0051, 0.006], [0.00041, 0.0006], [1.0, 2.0]])
+def test_a_short_logarithmic_axis_has_ticks(values: list[float]) -> None:
+    assert log_axis("y", values).ticks
+
+
 def test_both_sizes_are_drawn_and_say_what_they_show() -> None:
     points = [Point(x, 10.0**-x, f"<p{x}>", chosen=x == 2) for x in (1, 2, 3)]
     series = [Series("own", points), Series("others", [Point(2.5, 0.02, "other")], 1, line=False)]
