@@ -156,7 +156,8 @@ def examples(run: RunFiles) -> Section:
         return Section("examples", title, "", missing(text if run.validation else _NOT_VALIDATED))
     about = (
         "The worst places of the validation text, at most two of a sequence: what each model "
-        "expected to come next, and what came. Most places look nothing like these."
+        "expected to come next, and what came. Most places look nothing like these. They are "
+        "pieces of the text that was validated on: read them before you share this page."
     )
     first, rest = (tag("ol", map(_example, part), class_="examples") for part in _parted(found))
     more = folded(f"{len(found) - _OPEN} more", rest) if len(found) > _OPEN else None
