@@ -19,10 +19,9 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import HTTPError
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "first-hour.md"
@@ -81,7 +80,17 @@ def steps(settings: str, ram: str) -> list[Step]:
     """The road; `settings` are sizes of compress, ``ram`` a budget that takes something away."""
     return [
         Step("Is it there?", "", "tenp-edge --version"),
-        *_looking(),
+        Step(
+            "What can this machine run?",
+            "`doctor` looks at memory, cores, disk and llama.cpp. It changes nothing.",
+            "tenp-edge doctor",
+        ),
+        Step(
+            "What would fit?",
+            "From config.json and headers alone, before a weight is downloaded.",
+            "tenp-edge fit my-model",
+            last(20),
+        ),
         Step(
             "A demonstration",
             "It needs no network: a model of ours is in the package, and is too large on purpose.",
@@ -104,7 +113,12 @@ def steps(settings: str, ram: str) -> list[Step]:
             f"{settings} -o OUT",
             closing,
         ),
-        *_report(),
+        Step(
+            "Read the report",
+            "`OUT/report.html` is one file: open it in a browser. `report` writes it again.",
+            "tenp-edge report OUT",
+            last(10),
+        ),
         Step(
             "Talk to it",
             "`tenp-edge run OUT` is a conversation: type, Enter; `/help` lists the commands, and "
@@ -119,38 +133,6 @@ def steps(settings: str, ram: str) -> list[Step]:
             'tenp-edge run OUT --raw -p "def fibonacci(n):" -n 24 --temperature 0',
         ),
     ]
-
-
-def _looking() -> Iterator[Step]:
-    if _has("doctor"):
-        yield Step(
-            "What can this machine run?",
-            "`doctor` looks at memory, cores, disk and llama.cpp. It changes nothing.",
-            "tenp-edge doctor",
-        )
-    if _has("fit"):
-        yield Step(
-            "What would fit?",
-            "From config.json and headers alone, before a weight is downloaded.",
-            "tenp-edge fit my-model",
-            last(20),
-        )
-
-
-def _report() -> Iterator[Step]:
-    if _has("report"):
-        yield Step(
-            "Read the report",
-            "`OUT/report.html` is one file: open it in a browser. `report` writes it again.",
-            "tenp-edge report OUT",
-            last(10),
-        )
-
-
-def _has(verb: str) -> bool:
-    from tenp_edge.cli.main import VERBS
-
-    return verb in VERBS
 
 
 @dataclass(frozen=True)
@@ -191,9 +173,7 @@ def walk(
         "tenp-edge push OUT me/my-model --dry-run",
         last(30),
     )
-    if _has("push"):
-        walked.append(Walked(push, _lines(push.command, directory, environment)))
-    return walked
+    return [*walked, Walked(push, _lines(push.command, directory, environment))]
 
 
 def prepare(directory: Path, model: Path) -> dict[str, str]:
@@ -244,17 +224,16 @@ def _run(command: str, directory: Path, environment: dict[str, str]) -> str:
 
 
 def _served(directory: Path, environment: dict[str, str]) -> list[Walked]:
-    """The server: its first line, an answer, and the page at /."""
+    """The server: its first line, and an answer."""
     with _server(directory, environment) as (first, address):
         answer = _asked(f"{address}/v1/chat/completions", _CHAT)
-        has_page = _has_page(address)
     body = json.loads(answer)
     body["choices"][0].pop("logprobs", None)
     shown = {key: body[key] for key in ("object", "model", "choices", "usage")}
     serve = Step(
         "Serve it",
-        "OpenAI's API, for every program that can speak it"
-        + (f", and a page to chat on in the browser, at <{_ADDRESS}>." if has_page else "."),
+        "OpenAI's API, for every program that can speak it, and a page to chat on in the browser, "
+        f"at <{_ADDRESS}>.",
         "tenp-edge serve OUT",
     )
     ask = Step(
@@ -292,12 +271,6 @@ def _server(directory: Path, environment: dict[str, str]) -> Iterator[tuple[str,
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
-
-
-def _has_page(address: str) -> bool:
-    with suppress(HTTPError):
-        return "<html" in _asked(f"{address}/").lower()
-    return False
 
 
 def _asked(address: str, body: object = None) -> str:
