@@ -45,11 +45,15 @@ def checkpoint_scores(
 ) -> Scores:
     """Of the checkpoint in ``path``, pruned or not."""
     require_lm_eval()
-    from lm_eval.models.huggingface import HFLM
-
     checkpoint = Checkpoint(path)
     model = model_of(ModelSource(checkpoint), dtype or checkpoint.dtype)
-    tokenizer = load_tokenizer(checkpoint.path)
+    return model_scores(model, load_tokenizer(checkpoint.path), tasks, limit)
+
+
+def model_scores(model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None) -> Scores:
+    """Of a transformers ``model``."""
+    from lm_eval.models.huggingface import HFLM
+
     return scores_of(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH), tasks, limit)
 
 

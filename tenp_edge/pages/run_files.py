@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +26,6 @@ class RunFiles:
     mended: Json | None
     environment: Json | None
     recipe: str
-
-    @cached_property
-    def settings(self) -> Json:
-        """The recipe's options."""
-        try:
-            return tomllib.loads(self.recipe)
-        except tomllib.TOMLDecodeError:
-            return {}
 
     @property
     def record(self) -> Json:
