@@ -249,7 +249,7 @@ class _Drawing:
     def _labels(self, one: Series) -> Iterator[Markup]:
         named = [point for point in one.points if point.label]
         for point in sorted(named, key=lambda point: not point.chosen):
-            yield from self._label(point, point.label, one.number)
+            yield from self._label(point)
 
     def _ends(self) -> Iterator[Markup]:
         """The names of lines beside their right ends, as far down as those above them need."""
@@ -261,21 +261,20 @@ class _Drawing:
         for place, (y, one) in enumerate(ends):
             room = self.bottom - (len(ends) - 1 - place) * _LINE
             last = max(last + _LINE, min(y, room))
-            kind = f"name t{_colour(one.number)}"
-            yield tag("text", one.name, x=self.right + _LETTER, y=last + 4, class_=kind)
+            yield tag("text", one.name, x=self.right + _LETTER, y=last + 4, class_="name")
 
-    def _label(self, point: Point, text: str, number: int) -> Iterator[Markup]:
+    def _label(self, point: Point) -> Iterator[Markup]:
         """Where there is room around it: right, left, above, below; else nowhere."""
         x, y = self._at(point)
-        width = _LETTER * len(text)
+        width = _LETTER * len(point.label)
         tries = ((9.0, 4.0), (-9.0 - width, 4.0), (-width / 2, -11.0), (-width / 2, 19.0))
         for dx, dy in tries:
             box = (x + dx, y + dy - 11, x + dx + width, y + dy + 3)
             inside = box[0] >= self.left and box[2] <= self.right and box[1] >= self.top - 8
             if inside and box[3] < self.bottom and not any(_meet(box, o) for o in self._taken):
                 self._taken.append(box)
-                kind = f"name t{_colour(number)}{' chosen' if point.chosen else ''}"
-                yield tag("text", text, x=box[0], y=y + dy, class_=kind)
+                kind = "name chosen" if point.chosen else "name"
+                yield tag("text", point.label, x=box[0], y=y + dy, class_=kind)
                 return
 
 
