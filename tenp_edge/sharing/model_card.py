@@ -131,7 +131,7 @@ def _sentences(described: Described) -> Iterator[str]:
     plan, record = described.plan, described.plan.record
     name = described.name if described.base is None else f"[{described.base}]"
     name += "" if described.base is None else f"(https://huggingface.co/{described.base})"
-    yield f"{name}, made smaller by [tenp-edge](https://pypi.org/project/tenp-edge/) {__version__}."
+    yield f"{name}, made smaller by tenp-edge {__version__}."
     if plan.keep_ratio == 1:
         yield "Nothing was removed from it."
     else:

@@ -12,6 +12,7 @@ from support import sharing
 from support.sharing import HUB_ID, SECRET
 
 from tenp_edge.verbs.compress import run_compress
+from tenp_edge.version import __version__
 
 
 def metrics(card: ModelCard) -> dict[tuple[str, str], Any]:
@@ -40,7 +41,7 @@ def test_a_card_says_what_was_done_and_how_to_run_it(shared: Path) -> None:
     assert card.data.to_dict()["library_name"] == "gguf"
     for part in (
         "# Tiny-30K-A20K-Chat-pruned",
-        f"[{HUB_ID}](https://huggingface.co/{HUB_ID}), made smaller by [tenp-edge]",
+        f"[{HUB_ID}](https://huggingface.co/{HUB_ID}), made smaller by tenp-edge {__version__}.",
         "50.0% of the routed experts' neurons stay",
         "Its weights are stored as Q8_0.",
         "| expert width | 32 to 32 of 64 |",
