@@ -56,8 +56,9 @@ class Described:
     @property
     def name(self) -> str:
         """Of the original, in a word."""
-        path = self.source.checkpoint.path.resolve()
-        return (self.base or path.stem).split("/")[-1]
+        checkpoint = self.source.checkpoint
+        path = checkpoint.path.resolve()
+        return (self.base or (path.stem if checkpoint.is_file else path.name)).split("/")[-1]
 
     @property
     def title(self) -> str:
