@@ -25,7 +25,7 @@ from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.disk import write_text
 from tenp_edge.evaluation.verdict import judge
 from tenp_edge.runtime.memory.footprint import PlannedRun
-from tenp_edge.sharing.metrics import eval_results, metrics_table
+from tenp_edge.sharing.metrics import eval_results, metrics_table, slug
 from tenp_edge.units import format_count, format_size
 from tenp_edge.version import __version__
 
@@ -195,7 +195,7 @@ def _running(described: Described) -> str:
         return ours
     if record.layout == "per-expert":
         return f"{ours}\n\nEvery expert has its own width: the file runs in tenp-edge, on a CPU."
-    return _STOCK.format(context=context, name=described.title.lower()) + ours
+    return _STOCK.format(context=context, name=slug(described.title.lower())) + ours
 
 
 def _licence(described: Described) -> str:

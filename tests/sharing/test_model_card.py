@@ -15,7 +15,7 @@ from support.sharing import HUB_ID, SECRET
 from tenp_edge.checkpoint.compression_plan import load_plan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.sharing.model_card import Described
+from tenp_edge.sharing.model_card import Described, write_card
 from tenp_edge.verbs.compress import run_compress
 from tenp_edge.version import __version__
 
@@ -59,12 +59,14 @@ def test_a_card_says_what_was_done_and_how_to_run_it(shared: Path) -> None:
 
 
 def test_a_directory_is_called_by_its_whole_name(shared: Path, tmp_path: Path) -> None:
-    named = shutil.copytree(shared / "model", tmp_path / "Tiny1.5-MoE-A2.7B")
+    named = shutil.copytree(shared / "model", tmp_path / "Tiny 1.5-MoE-A2.7B")
     config = json.loads((named / "config.json").read_text())
     (named / "config.json").write_text(json.dumps(config | {"_name_or_path": None}))
     plan = load_plan(shared / "out" / "plan.json")
     made = Described(ModelSource(Checkpoint(named)), plan, None)
-    assert made.title == "Tiny1.5-MoE-A2.7B-pruned"
+    assert made.title == "Tiny 1.5-MoE-A2.7B-pruned"
+    card = write_card(made, tmp_path).read_text()
+    assert "ollama create tiny-1.5-moe-a2.7b-pruned -f Modelfile" in card
 
 
 def test_no_path_and_no_text_is_in_them(shared: Path) -> None:
