@@ -16,7 +16,7 @@ COPY .github/requirement.py .github/requirement.py
 COPY pyproject.toml setup.py README.md LICENSE ./
 RUN python -m venv /opt/tenp-edge \
     && for name in llama-cpp-python numpy jinja2 tokenizers sentencepiece typer rich fastapi uvicorn \
-        psutil llguidance prompt_toolkit onnxruntime; do \
+        psutil llguidance prompt_toolkit onnxruntime onnx; do \
         python .github/requirement.py "$name"; done > requirements.txt \
     && /opt/tenp-edge/bin/pip install -r requirements.txt
 COPY tenp_edge tenp_edge

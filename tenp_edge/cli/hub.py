@@ -84,12 +84,18 @@ def _refusal(
     )
 
 
-_SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/[^/]+$")
+_SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/([^/]+)$")
 
 
 def spoken(model: Path) -> str:
-    """What to type for ``model``: the name that `local_model` made this path of, or the path."""
+    """What to type for ``model``: the name that `local_model` made this path of, or the path. Of a
+    snapshot that is not the cache's newest, with its commit."""
     if model == bundled():
         return DEMO
     cached = _SNAPSHOT.search(model.as_posix())
-    return f"{cached[1]}/{cached[2]}" if cached else str(model)
+    if cached is None:
+        return str(model)
+    owner, name, commit = cached.groups()
+    main = model.parents[1] / "refs" / "main"
+    is_newest = main.is_file() and main.read_text(encoding="utf-8").strip() == commit
+    return f"{owner}/{name}" + ("" if is_newest else f"@{commit}")

@@ -10,7 +10,7 @@ from tenp_edge.disk import copy_file
 from tenp_edge.sharing.model_card import Described, add_metrics, write_card
 from tenp_edge.sharing.modelfile import STOCK_LAYOUTS, write_modelfile
 
-CARD_VERSION = 1  # one more where cards say something else
+CARD_VERSION = 2  # one more where cards say something else
 
 
 def describe_into(described: Described, output: Path, target: Path) -> None:

@@ -29,7 +29,7 @@ def eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
         EvalResult(
             task_type=_TASK,
             task_name="Text generation",
-            dataset_type=_slug(row["domain"]),
+            dataset_type=slug(row["domain"]),
             dataset_name=f"held-out text: {row['domain']} ({row['tokens']} tokens)",
             metric_type=kind,
             metric_name=name,
@@ -70,5 +70,6 @@ def _rows(report: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield {**report["overall"], "domain": "all"}
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """``name`` in letters that a data set's or a model's name may have."""
     return re.sub(r"[^\w.-]+", "-", name) or "text"

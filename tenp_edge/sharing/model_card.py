@@ -25,7 +25,7 @@ from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.disk import write_text
 from tenp_edge.evaluation.verdict import judge
 from tenp_edge.runtime.memory.footprint import PlannedRun
-from tenp_edge.sharing.metrics import eval_results, metrics_table
+from tenp_edge.sharing.metrics import eval_results, metrics_table, slug
 from tenp_edge.units import format_count, format_size
 from tenp_edge.version import __version__
 
@@ -56,8 +56,9 @@ class Described:
     @property
     def name(self) -> str:
         """Of the original, in a word."""
-        path = self.source.checkpoint.path.resolve()
-        return (self.base or path.stem).split("/")[-1]
+        checkpoint = self.source.checkpoint
+        path = checkpoint.path.resolve()
+        return (self.base or (path.stem if checkpoint.is_file else path.name)).split("/")[-1]
 
     @property
     def title(self) -> str:
@@ -131,7 +132,7 @@ def _sentences(described: Described) -> Iterator[str]:
     plan, record = described.plan, described.plan.record
     name = described.name if described.base is None else f"[{described.base}]"
     name += "" if described.base is None else f"(https://huggingface.co/{described.base})"
-    yield f"{name}, made smaller by [tenp-edge](https://pypi.org/project/tenp-edge/) {__version__}."
+    yield f"{name}, made smaller by tenp-edge {__version__}."
     if plan.keep_ratio == 1:
         yield "Nothing was removed from it."
     else:
@@ -194,7 +195,7 @@ def _running(described: Described) -> str:
         return ours
     if record.layout == "per-expert":
         return f"{ours}\n\nEvery expert has its own width: the file runs in tenp-edge, on a CPU."
-    return _STOCK.format(context=context, name=described.title.lower()) + ours
+    return _STOCK.format(context=context, name=slug(described.title.lower())) + ours
 
 
 def _licence(described: Described) -> str:

@@ -26,6 +26,7 @@ _BESIDE = (CARD, MODELFILE, *LICENCES, "plan.json", "plan.safetensors", f"{PACK}
 _CHECKPOINT = (CARD, "config.json", INDEX_NAME, "*.safetensors", *COPIED)
 _MAIN = "main"
 _LOGIN = "hf auth login, or HF_TOKEN=... before the command"
+_ONLINE = "HF_HUB_OFFLINE=0 before the command"
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,10 @@ def push(
 
 def _refusal(error: Exception, repository: str) -> UserError:
     """In a line of our own; the client's message runs over several."""
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-    if isinstance(error, UserError):
-        return error
+    if isinstance(error, OfflineModeIsEnabled):
+        return UserError("HF_HUB_OFFLINE keeps the hub's client offline", _ONLINE)
     response: Any = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if status == 401:

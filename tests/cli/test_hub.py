@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.hub import COMMIT, Hub, running
 
-from tenp_edge.cli.hub import local_model
+from tenp_edge.cli.hub import local_model, spoken
 from tenp_edge.errors import UserError
 
 REPOSITORY = {
@@ -52,11 +52,15 @@ def test_only_what_a_model_needs_is_fetched(hub: Hub) -> None:
     assert fetched.name == COMMIT
     wanted = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "LICENSE"}
     assert names(fetched) == wanted
+    assert spoken(fetched) == "somebody/model"
 
 
 def test_a_revision_behind_the_name(hub: Hub) -> None:
     hub.branch = "v1.5"
-    assert (local_model(Path("somebody/model@v1.5")) / "config.json").is_file()
+    fetched = local_model(Path("somebody/model@v1.5"))
+    assert (fetched / "config.json").is_file()
+    assert spoken(fetched) == f"somebody/model@{COMMIT}"
+    assert local_model(Path(spoken(fetched))) == fetched
     with pytest.raises(UserError) as caught:
         local_model(Path("somebody/model@v2"))
     assert caught.value.message == "somebody/model has no revision 'v2'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ from huggingface_hub import ModelCard
 from support import sharing
 from support.sharing import HUB_ID, SECRET
 
+from tenp_edge.checkpoint.compression_plan import load_plan
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.sharing.model_card import Described, write_card
 from tenp_edge.verbs.compress import run_compress
+from tenp_edge.version import __version__
 
 
 def metrics(card: ModelCard) -> dict[tuple[str, str], Any]:
@@ -40,7 +46,7 @@ def test_a_card_says_what_was_done_and_how_to_run_it(shared: Path) -> None:
     assert card.data.to_dict()["library_name"] == "gguf"
     for part in (
         "# Tiny-30K-A20K-Chat-pruned",
-        f"[{HUB_ID}](https://huggingface.co/{HUB_ID}), made smaller by [tenp-edge]",
+        f"[{HUB_ID}](https://huggingface.co/{HUB_ID}), made smaller by tenp-edge {__version__}.",
         "50.0% of the routed experts' neurons stay",
         "Its weights are stored as Q8_0.",
         "| expert width | 32 to 32 of 64 |",
@@ -50,6 +56,17 @@ def test_a_card_says_what_was_done_and_how_to_run_it(shared: Path) -> None:
         assert part in card.text
     assert (shared / "out" / "LICENSE").read_text() == "the licence"
     assert (shared / "out" / "Modelfile").read_text().startswith("FROM ./model.gguf\n")
+
+
+def test_a_directory_is_called_by_its_whole_name(shared: Path, tmp_path: Path) -> None:
+    named = shutil.copytree(shared / "model", tmp_path / "Tiny 1.5-MoE-A2.7B")
+    config = json.loads((named / "config.json").read_text())
+    (named / "config.json").write_text(json.dumps(config | {"_name_or_path": None}))
+    plan = load_plan(shared / "out" / "plan.json")
+    made = Described(ModelSource(Checkpoint(named)), plan, None)
+    assert made.title == "Tiny 1.5-MoE-A2.7B-pruned"
+    card = write_card(made, tmp_path).read_text()
+    assert "ollama create tiny-1.5-moe-a2.7b-pruned -f Modelfile" in card
 
 
 def test_no_path_and_no_text_is_in_them(shared: Path) -> None:

@@ -106,6 +106,19 @@ def test_tokens_that_are_missing_or_refused(
     )
 
 
+def test_a_client_that_is_told_to_stay_offline(
+    hub: Hub, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert refused("push", shared / "out", "somebody/tiny").endswith(
+        "error: HF_HUB_OFFLINE keeps the hub's client offline\n"
+        "try:   HF_HUB_OFFLINE=0 before the command\n"
+    )
+    assert hub.requests == []
+
+
 def test_what_is_no_repository_or_no_model(shared: Path, tmp_path: Path) -> None:
     assert refused("push", shared / "out", "tiny") == (
         "error: tiny is not a repository of the hub\ntry:   OWNER/NAME\n"
