@@ -57,8 +57,8 @@ class RuntimeMemory:
 class PerExpertModel(Session):
     """A per-expert file on the CPU; the same interface as `LlamaCppModel`.
 
-    ``context``: tokens the KV cache holds; ``ubatch``: tokens evaluated at once; ``kv_type``: F32,
-    F16 or Q8_0 (which needs ``flash_attention``); ``parallel``: sequences that share the cache;
+    ``context``: tokens the KV cache holds; ``ubatch``: tokens evaluated at once; ``kv_type``: of
+    `KV_TYPES` (blocks need ``flash_attention``); ``parallel``: sequences that share the cache;
     each has windows' rings and states of its own. ``use_extension`` False leaves the C extension
     out: the same numbers for one token and for block types, other roundings of F32 and F16 weights
     elsewhere. ``weightless``: only to ask for its `memory`; it has no KV cache and cannot compute.
