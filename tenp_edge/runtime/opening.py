@@ -51,6 +51,10 @@ class RunOptions:
     prepack: bool = True
     note: Callable[[str], None] | None = None
 
+    def __post_init__(self) -> None:
+        if self.kv_type is not None:  # llama.cpp writes them small
+            object.__setattr__(self, "kv_type", self.kv_type.upper())
+
 
 def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
     """``file`` in the runtime that its contents ask for; ``runtime`` of the result names it.
@@ -58,8 +62,6 @@ def open_model(file: str | Path, options: RunOptions | None = None) -> Session:
     Raises UserError for a file that none can run, before its weights are touched.
     """
     file, options = Path(file), options or RunOptions()
-    if options.kv_type is not None:  # llama.cpp writes them small
-        options = replace(options, kv_type=options.kv_type.upper())
     if not file.exists():
         raise UserError(f"{file} does not exist", "the path of a GGUF file or an ONNX directory")
     check_parallel(options.parallel)

@@ -38,9 +38,13 @@ def planned_parallel(file: Path, options: RunOptions) -> int:
     own = sequence_bytes(facts, run)
     if not own:
         return DEFAULT_PARALLEL
+    from tenp_edge.runtime.child import ChildError
     from tenp_edge.runtime.memory.peak import predict_peak  # and with it, subprocesses
 
-    left = planned.ram_budget - predict_peak(file, run).total_bytes
+    try:
+        left = planned.ram_budget - predict_peak(file, run).total_bytes
+    except ChildError:  # Nobody knows; the file's own runtime will say why.
+        return 1
     return max(1, min(DEFAULT_PARALLEL, 1 + left // own))
 
 

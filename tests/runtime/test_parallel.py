@@ -10,6 +10,7 @@ from support.runtime_cases import CheckpointOf, export_ragged
 from tenp_edge.errors import UserError
 from tenp_edge.models import state_bytes
 from tenp_edge.runtime import parallel
+from tenp_edge.runtime.child import ChildError
 from tenp_edge.runtime.gguf.header import read_header
 from tenp_edge.runtime.gguf.model_metadata import read_facts
 from tenp_edge.runtime.memory import peak
@@ -56,7 +57,15 @@ def test_as_many_as_the_plan_leaves_room_for(
     monkeypatch.setattr(parallel, "planned_in_gguf", lambda fields: planned)
     answer = RunMemory(10**8, 0, 0, 0, 0)
     monkeypatch.setattr(peak, "predict_peak", lambda path, run: answer)
-    assert parallel.planned_parallel(file, RunOptions(512, 1, 64, "F16")) == wanted
+    for kv_type in ("F16", "f16"):
+        assert parallel.planned_parallel(file, RunOptions(512, 1, 64, kv_type)) == wanted
+
+    def died(path: Path, run: MemoryRun) -> RunMemory:
+        raise ChildError("exit -9: no output")
+
+    monkeypatch.setattr(peak, "predict_peak", died)
+    found = parallel.planned_parallel(file, RunOptions(512, 1, 64, "F16"))
+    assert found == (1 if own else parallel.DEFAULT_PARALLEL)
 
 
 def test_numbers_that_nothing_can_run(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:

@@ -116,7 +116,10 @@ def _conversation(messages: list[dict[str, Any]]) -> tuple[str | None, list[Turn
 def _named(name: str, usage: str) -> Path:
     if not name:
         raise UserError("a file is missing", usage)
-    return Path(name).expanduser()
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(f"there is no home directory for {name}", usage) from None
 
 
 def _regenerate(conversation: Conversation, _: str, __: Note) -> Reply:

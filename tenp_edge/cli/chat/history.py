@@ -12,11 +12,15 @@ VARIABLE = "TENP_EDGE_HISTORY"
 
 
 def history_file(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The user's file: in the XDG state directory, in the Library on a Mac."""
-    if VARIABLE in environment:
-        named = environment[VARIABLE]
-        return Path(named).expanduser() if named else None
-    return _state_directory(environment) / "tenp-edge" / "history"
+    """The user's file: in the XDG state directory, in the Library on a Mac. None where that is in a
+    home that there is not, as of a user without an account."""
+    try:
+        if VARIABLE in environment:
+            named = environment[VARIABLE]
+            return Path(named).expanduser() if named else None
+        return _state_directory(environment) / "tenp-edge" / "history"
+    except RuntimeError:
+        return None
 
 
 def _state_directory(environment: Mapping[str, str]) -> Path:

@@ -18,6 +18,7 @@ from tenp_edge.runtime.ggml.graph import Graph, GraphShape, Model, PartShape
 from tenp_edge.runtime.ggml.library import open_library
 from tenp_edge.runtime.ggml.spans import kept_places
 from tenp_edge.runtime.ggml.states import States
+from tenp_edge.runtime.ggml.uninterrupted import uninterrupted
 from tenp_edge.runtime.ggml.weights import Weights
 from tenp_edge.runtime.gguf.header import mapped, parse_header
 from tenp_edge.runtime.gguf.model_metadata import read_facts
@@ -56,8 +57,8 @@ class RuntimeMemory:
 class PerExpertModel(Session):
     """A per-expert file on the CPU; the same interface as `LlamaCppModel`.
 
-    ``context``: tokens the KV cache holds; ``ubatch``: tokens evaluated at once; ``kv_type``: F32,
-    F16 or Q8_0 (which needs ``flash_attention``); ``parallel``: sequences that share the cache;
+    ``context``: tokens the KV cache holds; ``ubatch``: tokens evaluated at once; ``kv_type``: of
+    `KV_TYPES` (blocks need ``flash_attention``); ``parallel``: sequences that share the cache;
     each has windows' rings and states of its own. ``use_extension`` False leaves the C extension
     out: the same numbers for one token and for block types, other roundings of F32 and F16 weights
     elsewhere. ``weightless``: only to ask for its `memory`; it has no KV cache and cannot compute.
@@ -197,12 +198,18 @@ class PerExpertModel(Session):
         while len(self._graphs) >= CACHED_GRAPHS:
             self._graphs.popitem(last=False)[1].close()
         graph = self._model.graph(shape)
-        before = self._allocator.nbytes
-        self._allocator.place(graph.context.graph)
-        if self._allocator.nbytes != before:
-            self._drop_graphs()  # They point into the buffer that has been replaced.
+        with uninterrupted():
+            self._place(graph)
         self._graphs[shape] = graph
         return graph
+
+    def _place(self, graph: Graph) -> None:
+        before = self._allocator.nbytes
+        try:
+            self._allocator.place(graph.context.graph)
+        finally:
+            if self._allocator.nbytes != before:
+                self._drop_graphs()  # They point into the buffer that has been replaced.
 
     def _drop_graphs(self) -> None:
         while self._graphs:
@@ -222,8 +229,9 @@ class PerExpertModel(Session):
 
     def _forget(self, slot: Slot, keep: int) -> None:
         """Places beyond the position are masked; with an empty cache none holds anything."""
+        settled, slot.under_way = slot.settled, True  # Until the tokens are cut, too.
         self._written[slot.number] = self._written[slot.number] if keep else 0
-        self._states[slot.number].return_to(keep, slot.settled)
+        self._states[slot.number].return_to(keep, settled)
 
     def _nearest(self, slot: Slot, keep: int) -> int:
         places, written = self._cache.places, self._written[slot.number]

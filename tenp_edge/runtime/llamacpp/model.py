@@ -21,8 +21,8 @@ _NO_FLASH_ATTENTION, _FLASH_ATTENTION = 0, 1
 class LlamaCppModel(Session):
     """A GGUF file in llama.cpp. Close it, or use it in a ``with``.
 
-    ``context``: tokens the KV cache holds; ``ubatch``: tokens evaluated at once; ``kv_type``: F32,
-    F16 or Q8_0 (which needs ``flash_attention``); ``parallel``: sequences that share the cache;
+    ``context``: tokens the KV cache holds; ``ubatch``: tokens evaluated at once; ``kv_type``: of
+    `KV_TYPES` (blocks need ``flash_attention``); ``parallel``: sequences that share the cache;
     ``gpu_layers``: how many layers a GPU build puts on the GPU. ``vocab_only`` loads the
     tokenizer alone. ``name``: what errors call the file.
     """

@@ -71,6 +71,10 @@ def test_what_is_refused(talk: Conversation, tmp_path: Path) -> None:
             )
             for name in ("no", "text")
         ),
+        (
+            "/save ~nobody-here/x",
+            "there is no home directory for ~nobody-here/x\ntry: /save chat.jsonl",
+        ),
         ("/what", "there is no command /what\ntry: /help"),
     ):
         with pytest.raises(UserError) as error:

@@ -16,6 +16,7 @@ from tenp_edge.cli.chat.history import history_file
 def test_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert history_file({"TENP_EDGE_HISTORY": ""}) is None
     assert history_file({"TENP_EDGE_HISTORY": str(tmp_path / "h")}) == tmp_path / "h"
+    assert history_file({"TENP_EDGE_HISTORY": "~nobody-here/h"}) is None
     stated = {"XDG_STATE_HOME": str(tmp_path)}
     assert history_file(stated) == tmp_path / "tenp-edge" / "history"
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -344,3 +345,23 @@ def test_a_uniform_per_expert_file_is_its_merged_file(
         export(source, tmp_path / f"{layout}.gguf", "Q8_0", layout)
     file, merged = tmp_path / "per-expert.gguf", tmp_path / "merged.gguf"
     assert_same(file, merged, kv_type="F16", flash_attention=True)
+
+
+def test_an_interrupt_leaves_no_graph_in_a_buffer_that_is_gone(
+    file_of: FileOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while a larger graph gets its memory: the smaller one points into what was freed."""
+    with PerExpertModel(file_of("qwen3_moe"), context=128, threads=1, kv_type="F32") as model:
+        wanted = model.decode(TOKENS[0])
+        place, before = model._allocator.place, model._allocator.nbytes
+
+        def interrupted(graph: int) -> None:
+            place(graph)
+            signal.raise_signal(signal.SIGINT)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(model._allocator, "place", interrupted)
+            model.evaluate(TOKENS[:64])
+        assert model._allocator.nbytes > before and not model._graphs
+        model.reset()
+        assert np.array_equal(model.decode(TOKENS[0]), wanted)

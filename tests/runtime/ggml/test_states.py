@@ -126,6 +126,30 @@ def test_an_interrupted_step_leaves_no_trace(
 
 
 @pytest.mark.parametrize("family", tiny.STATE_FAMILIES)
+def test_an_interrupted_reset_leaves_no_trace(
+    family: str, directory_of: DirectoryOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state has gone back, the tokens have not: what goes on from them is evaluated again."""
+    with (
+        opened(directory_of(family), "per-expert") as model,
+        opened(directory_of(family), "per-expert") as fresh,
+    ):
+        assert isinstance(model, PerExpertModel)
+        model.prompt(TOKENS[:50])
+        go_back = model._states[0].return_to
+
+        def interrupted(keep: int, position: int | None) -> None:
+            go_back(keep, position)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(model._states[0], "return_to", interrupted)
+            model.reset(20)
+        text = [*TOKENS[:50], 7, 8, 9]
+        assert_close(model.prompt(text), fresh.evaluate(text))
+
+
+@pytest.mark.parametrize("family", tiny.STATE_FAMILIES)
 def test_what_is_kept_is_known(family: str, directory_of: DirectoryOf) -> None:
     """Two states: where the last prompt left the one before it, and before its last token."""
     with opened(directory_of(family), "per-expert") as model:
