@@ -202,6 +202,13 @@ def test_bodies_that_are_no_requests(server: Server) -> None:
 def test_other_paths_and_names(server: Server) -> None:
     assert error_of(server.http.get("/v1/nothing"))[:2] == (404, "GET /v1/nothing: Not Found")
     assert error_of(server.http.get(CHAT))[:2] == (405, f"GET {CHAT}: Method Not Allowed")
+    assert server.http.get("/v1/messages").json() == {
+        "type": "error",
+        "error": {
+            "type": "invalid_request_error",
+            "message": "GET /v1/messages: Method Not Allowed",
+        },
+    }
     assert error_of(server.http.get("/health", headers={"host": "evil.example:80"}))[:2] == (
         403,
         "this server answers to localhost alone, not to 'evil.example'",
