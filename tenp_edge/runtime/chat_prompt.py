@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tenp_edge.errors import UserError
+from tenp_edge.runtime.chat import Message, refused, template_facts
 from tenp_edge.runtime.chat_formats.calls import Tool
 from tenp_edge.runtime.chat_formats.formats import (
     ChatFormat,
@@ -22,7 +23,6 @@ from tenp_edge.runtime.chat_formats.formats import (
 from tenp_edge.runtime.chat_template import PROCESS, TemplateError
 from tenp_edge.runtime.vocabulary import Vocabulary
 
-Message = Mapping[str, Any]
 Messages = Sequence[Message]
 _INSTRUCTION = (
     "You may call one or more functions to assist with the user query. Their signatures:\n"
@@ -60,12 +60,7 @@ def chat_prompt(
     if template is None:
         raise UserError("the file has no chat template", "/v1/completions, with your own prompt")
     form, thinking = format_of(template), thinking_of(template)
-    known = {
-        **(variables or {}),
-        "add_generation_prompt": True,
-        "bos_token": _text(vocabulary, vocabulary.bos),
-        "eos_token": _text(vocabulary, vocabulary.eos),
-    }
+    known = {**(variables or {}), **template_facts(vocabulary)}
     if tools and not form.described:
         known["tools"] = [tool.described() for tool in tools]
     text = _rendered(template, _spellings(template, form, messages, tools), known)
@@ -93,10 +88,7 @@ def _rendered(template: str, spellings: Iterator[Messages], known: Mapping[str, 
             return PROCESS.render(template, {**known, "messages": messages})
         except TemplateError as error:
             first = first or error
-    raise UserError(
-        f"the chat template cannot render these messages: {first}",
-        "user and assistant in turn, beginning with user",
-    )
+    raise refused(first)
 
 
 def _spellings(
@@ -114,10 +106,6 @@ def _spellings(
             yield messages
     if messages[0]["role"] == "system" and len(messages) > 1:
         yield _merged(_without_system(messages))
-
-
-def _text(vocabulary: Vocabulary, token: int | None) -> str:
-    return "" if token is None else vocabulary.detokenize([token])
 
 
 # -- messages as templates like them ---------------------------------------------------------------
