@@ -94,18 +94,28 @@ def _rendered(template: str, spellings: Iterator[Messages], known: Mapping[str, 
 def _spellings(
     template: str, form: ChatFormat, messages: Messages, tools: Sequence[Tool]
 ) -> Iterator[Messages]:
+    spelled = list(_with_tools(template, form, messages, tools))
+    yield from spelled
+    for each in spelled:
+        if each[0]["role"] == "system" and len(each) > 1:
+            yield _merged(_without_system(each))
+
+
+def _with_tools(
+    template: str, form: ChatFormat, messages: Messages, tools: Sequence[Tool]
+) -> Iterator[Messages]:
+    """Calls and their results as the template may like them."""
+    called = any("tool_calls" in message for message in messages)
     if form.described:
-        used = any(message["role"] == "tool" or "tool_calls" in message for message in messages)
+        used = called or any(message["role"] == "tool" for message in messages)
         messages = _described(messages, tools) if tools else messages
         yield _merged([_in_words(message) for message in messages]) if used else messages
-    else:
-        if "tool_responses" in template:
-            messages = _with_responses(messages)
-        yield [_with_objects(message) for message in messages]
-        if any("tool_calls" in message for message in messages):
-            yield messages
-    if messages[0]["role"] == "system" and len(messages) > 1:
-        yield _merged(_without_system(messages))
+        return
+    if "tool_responses" in template:
+        messages = _with_responses(messages)
+    yield [_with_objects(message) for message in messages]
+    if called:
+        yield messages
 
 
 # -- messages as templates like them ---------------------------------------------------------------
