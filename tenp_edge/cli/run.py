@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tenp_edge.cli import flags, lean_flags, run_flags
+from tenp_edge.cli import flags, lean_flags, run_flags, serve_flags
 from tenp_edge.cli.notes import note
 from tenp_edge.cli.report import rich_tables
 from tenp_edge.units import format_size
@@ -74,51 +73,18 @@ def run(
 
 def serve(
     file: run_flags.File,
-    host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; 0.0.0.0: the whole network.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", help="Port; 0: any free one.", min=0, max=65535)
-    ] = 8080,
-    name: Annotated[
-        str | None, typer.Option("--name", help="The model's name; default: what the file says.")
-    ] = None,
-    alias: Annotated[
-        list[str] | None, typer.Option("--alias", help="Another name of it; can be repeated.")
-    ] = None,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--api-key", help="A key that requests must bring; TENP_EDGE_API_KEY is one too."
-        ),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", help="File with a key a line.")
-    ] = None,
-    cors: Annotated[
-        list[str] | None,
-        typer.Option("--cors", help="A site whose pages may ask, https://chat.example; *: all."),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No line for every request.")] = False,
-    queue: Annotated[
-        int, typer.Option("--queue", help="Requests that wait; more get a 503.", min=0)
-    ] = 16,
-    parallel: Annotated[
-        int | None,
-        typer.Option(
-            "--parallel",
-            "-np",
-            help="Requests answered at a time; they share the context. Default: 4, or as many as "
-            "fit the planned memory. ONNX: 1.",
-        ),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "-n", "--max-tokens", help="Most tokens per request. Default: the context.", min=1
-        ),
-    ] = None,
-    max_body: Annotated[str, typer.Option("--max-body", help="Largest request, 1MiB.")] = "1MiB",
+    host: serve_flags.Host = "127.0.0.1",
+    port: serve_flags.Port = 8080,
+    name: serve_flags.Name = None,
+    alias: serve_flags.Alias = None,
+    api_key: serve_flags.ApiKey = None,
+    api_key_file: serve_flags.ApiKeyFile = None,
+    cors: serve_flags.Cors = None,
+    quiet: serve_flags.Quiet = False,
+    queue: serve_flags.Queue = 16,
+    parallel: serve_flags.Parallel = None,
+    max_tokens: serve_flags.MaxTokens = None,
+    max_body: serve_flags.MaxBody = "1MiB",
     temperature: run_flags.Temperature = _TEMPERATURE,
     top_k: run_flags.TopK = _TOP_K,
     top_p: run_flags.TopP = _TOP_P,

@@ -29,17 +29,29 @@ def render_chat(
     known = {
         **(variables or {}),
         "messages": list(messages),
-        "add_generation_prompt": True,
-        "bos_token": _text(vocabulary, vocabulary.bos),
-        "eos_token": _text(vocabulary, vocabulary.eos),
+        **template_facts(vocabulary),
     }
     try:
         return PROCESS.render(template, known)
     except TemplateError as error:
-        raise UserError(
-            f"the chat template cannot render these messages: {error}",
-            "user and assistant in turn, beginning with user",
-        ) from None
+        raise refused(error) from None
+
+
+def template_facts(vocabulary: Vocabulary) -> dict[str, Any]:
+    """What every template is told beside the messages."""
+    return {
+        "add_generation_prompt": True,
+        "bos_token": _text(vocabulary, vocabulary.bos),
+        "eos_token": _text(vocabulary, vocabulary.eos),
+    }
+
+
+def refused(error: TemplateError | None) -> UserError:
+    """Why a template did not render its messages."""
+    return UserError(
+        f"the chat template cannot render these messages: {error}",
+        "user and assistant in turn, beginning with user",
+    )
 
 
 def _text(vocabulary: Vocabulary, token: int | None) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tenp_edge.errors import UserError
+from tenp_edge.runtime.chat import Message, refused, template_facts
 from tenp_edge.runtime.chat_formats.calls import Tool
 from tenp_edge.runtime.chat_formats.formats import (
     ChatFormat,
@@ -22,7 +23,6 @@ from tenp_edge.runtime.chat_formats.formats import (
 from tenp_edge.runtime.chat_template import PROCESS, TemplateError
 from tenp_edge.runtime.vocabulary import Vocabulary
 
-Message = Mapping[str, Any]
 Messages = Sequence[Message]
 _INSTRUCTION = (
     "You may call one or more functions to assist with the user query. Their signatures:\n"
@@ -60,12 +60,7 @@ def chat_prompt(
     if template is None:
         raise UserError("the file has no chat template", "/v1/completions, with your own prompt")
     form, thinking = format_of(template), thinking_of(template)
-    known = {
-        **(variables or {}),
-        "add_generation_prompt": True,
-        "bos_token": _text(vocabulary, vocabulary.bos),
-        "eos_token": _text(vocabulary, vocabulary.eos),
-    }
+    known = {**(variables or {}), **template_facts(vocabulary)}
     if tools and not form.described:
         known["tools"] = [tool.described() for tool in tools]
     text = _rendered(template, _spellings(template, form, messages, tools), known)
@@ -93,31 +88,34 @@ def _rendered(template: str, spellings: Iterator[Messages], known: Mapping[str, 
             return PROCESS.render(template, {**known, "messages": messages})
         except TemplateError as error:
             first = first or error
-    raise UserError(
-        f"the chat template cannot render these messages: {first}",
-        "user and assistant in turn, beginning with user",
-    )
+    raise refused(first)
 
 
 def _spellings(
     template: str, form: ChatFormat, messages: Messages, tools: Sequence[Tool]
 ) -> Iterator[Messages]:
+    spelled = list(_with_tools(template, form, messages, tools))
+    yield from spelled
+    for each in spelled:
+        if each[0]["role"] == "system" and len(each) > 1:
+            yield _merged(_without_system(each))
+
+
+def _with_tools(
+    template: str, form: ChatFormat, messages: Messages, tools: Sequence[Tool]
+) -> Iterator[Messages]:
+    """Calls and their results as the template may like them."""
+    called = any("tool_calls" in message for message in messages)
     if form.described:
-        used = any(message["role"] == "tool" or "tool_calls" in message for message in messages)
+        used = called or any(message["role"] == "tool" for message in messages)
         messages = _described(messages, tools) if tools else messages
         yield _merged([_in_words(message) for message in messages]) if used else messages
-    else:
-        if "tool_responses" in template:
-            messages = _with_responses(messages)
-        yield [_with_objects(message) for message in messages]
-        if any("tool_calls" in message for message in messages):
-            yield messages
-    if messages[0]["role"] == "system" and len(messages) > 1:
-        yield _merged(_without_system(messages))
-
-
-def _text(vocabulary: Vocabulary, token: int | None) -> str:
-    return "" if token is None else vocabulary.detokenize([token])
+        return
+    if "tool_responses" in template:
+        messages = _with_responses(messages)
+    yield [_with_objects(message) for message in messages]
+    if called:
+        yield messages
 
 
 # -- messages as templates like them ---------------------------------------------------------------

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # What llama.cpp's grammars mark Lark with.
 LARK_MARK = "%llguidance"
 # A model that is not sure writes white space for ever where JSON allows any.
-_SPACES = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}"}
+SPACES = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}"}
 # Compiled grammars that are kept: an agent sends the same tools with every request.
 _KEPT = 8
 # About 2 KB each; llguidance's own limit is five times as many.
@@ -176,7 +176,7 @@ def definition(source: GrammarSource) -> str:
     llguidance = _library()
     makers: dict[str, Callable[[str], str]] = {
         "json_schema": lambda text: llguidance.LLMatcher.grammar_from_json_schema(
-            text, overrides=_SPACES
+            text, overrides=SPACES
         ),
         "gbnf": lambda text: llguidance.grammar_from("gbnf", text),
         "lark": llguidance.LLMatcher.grammar_from_lark,

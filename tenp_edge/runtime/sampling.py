@@ -36,7 +36,7 @@ class Constraint(Protocol):
 
 
 class Grammar(Protocol):
-    """What answers may be: `grammars.compile_grammar` makes one."""
+    """What answers may be: `grammars.GrammarCompiler` makes one."""
 
     def constraint(self) -> Constraint:
         """A constraint of a new sequence, at its beginning."""

@@ -25,12 +25,14 @@ class Markers:
     between: tuple[str, ...] = ()
 
 
-# The first is also for templates that name none: many models were trained to think after theirs.
+# Also for templates that name none: many models were trained to think after these.
 TAGS = Markers("</think>", "<think>", "</think>")
+# The first that fits counts.
 MARKERS = (
+    Markers("<channel|>", "<|channel>thought\n", "<channel|>"),  # Gemma 4
     TAGS,
     Markers("[/THINK]", "[THINK]", "[/THINK]"),
-    Markers("<channel|>", "<|channel>thought\n", "<channel|>"),  # Gemma 4
+    Markers("◁/think▷", "◁think▷", "◁/think▷"),  # Kimi-VL
     Markers(  # OpenAI's harmony format, of gpt-oss
         "<|channel|>",
         "<|channel|>analysis<|message|>",

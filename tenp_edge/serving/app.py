@@ -6,7 +6,8 @@ neither the loop nor the worker.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
@@ -53,16 +54,27 @@ def create_app(
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RefusalError)
-    body = anthropic_error(error.body) if is_anthropic(request.url.path) else error.body
-    return JSONResponse(body, error.status, error.headers)
+    return _spelled(request, error.body, error.status, error.headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """FastAPI's own refusals: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(error_body(error.status_code, where), error.status_code, error.headers)
+    body = error_body(error.status_code, where)
+    return _spelled(request, body, error.status_code, error.headers)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return JSONResponse(error_body(500, f"the request failed ({type(error).__name__})"), 500)
+    return _spelled(request, error_body(500, f"the request failed ({type(error).__name__})"), 500)
+
+
+def _spelled(
+    request: Request,
+    body: dict[str, Any],
+    status: int,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """OpenAI's error object as the API of the request has it."""
+    spelled = anthropic_error(body) if is_anthropic(request.url.path) else body
+    return JSONResponse(spelled, status, headers)

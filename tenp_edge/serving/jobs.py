@@ -41,12 +41,13 @@ class Running:
                 self.answer.told_prompt(index, item.values)
                 continue
             delta = self.answer.add(index, item)
-            running -= item.finish is not None
+            if item.finish is not None:
+                running -= 1
+                self.answer.usage.cached_tokens = sum(job.cached_tokens for job in self._jobs)
             for line in self.answer.events(index, delta):
                 yield line
             # Pieces that are there already must not keep the loop from seeing the client leave.
             await asyncio.sleep(0)
-        self.answer.usage.cached_tokens = sum(job.cached_tokens for job in self._jobs)
         self._service.metrics.answered(self.answer.usage)
         for line in self.answer.tail():
             yield line

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from tenp_edge.errors import UserError
+from tenp_edge.runtime.generation import prompt_tokens
 from tenp_edge.runtime.session import Session
 from tenp_edge.serving.refusal import RefusalError
 
@@ -25,18 +27,19 @@ class Prompts:
     def tokens(self, prompt: str | Sequence[int], field: str = "prompt") -> tuple[int, ...]:
         """The tokens of ``prompt``, in ``field`` of a request. Raises RefusalError."""
         if isinstance(prompt, str):
-            self.check_size(size(prompt), field)
-            prompt = self._tokenized(prompt, field)
+            prompt = self._tokenized(prompt, field, self._session.tokenize)
         return self._checked(prompt, field)
 
     def chat_tokens(self, text: str) -> tuple[int, ...]:
-        """The tokens of a rendered conversation: the template has written the BOS where one
-        belongs."""
-        self.check_size(size(text), "messages")
-        tokens = self._tokenized(text, "messages")
-        bos = self._session.vocabulary.bos
-        twice = bos is not None and tokens[:2] == [bos, bos]
-        return self._checked(tokens[1:] if twice else tokens, "messages")
+        """The tokens of a rendered conversation. Raises RefusalError."""
+        tokenize = partial(prompt_tokens, self._session)
+        return self._checked(self._tokenized(text, "messages", tokenize), "messages")
+
+    def part_tokens(self, text: str, begins: bool) -> list[int]:
+        """The tokens of a text among token numbers, which ``begins`` the prompt or does not.
+        Raises RefusalError."""
+        tokenize = partial(self._session.tokenize, add_special=begins)
+        return self._tokenized(text, "prompt", tokenize)
 
     def check_size(self, nbytes: int, field: str) -> None:
         """Refuse what cannot fit before it is tokenised."""
@@ -58,9 +61,10 @@ class Prompts:
                 400, f"token {token} is not in the vocabulary of {count}", "invalid_value", field
             )
 
-    def _tokenized(self, text: str, field: str) -> list[int]:
+    def _tokenized(self, text: str, field: str, tokenize: Callable[[str], list[int]]) -> list[int]:
+        self.check_size(size(text), field)
         try:
-            return self._session.tokenize(text)
+            return tokenize(text)
         except UserError as error:
             raise RefusalError(400, error.message, "invalid_value", field) from None
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenp_edge.serving.answers.answer import Answer
+from tenp_edge.serving.jobs import GONE
 from tenp_edge.serving.metrics import Metrics
 
 # Where a request's answer is kept while it is made.
@@ -27,7 +28,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = time.monotonic(), 499  # as long as nothing is sent
+        begun, status = time.monotonic(), GONE  # as long as nothing is sent
 
         async def sending(message: Message) -> None:
             nonlocal status

@@ -96,13 +96,12 @@ class Run:
 @dataclass
 class Totals:
     """Since the start: tokens of prompts that were evaluated, that were found in the cache, that
-    were generated; steps, and the seconds that they took."""
+    were generated; steps."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
     steps: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tenp_edge.runtime.chat_formats.reading import begun
@@ -27,13 +27,3 @@ class Stops:
         keep = 0 if piece.finish else begun(held, self._stops)
         sent, self._held = held[: len(held) - keep], held[len(held) - keep :]
         return replace(piece, text=sent)
-
-
-def until_stop(pieces: Iterator[Piece], stops: Sequence[str]) -> Iterator[Piece]:
-    """``pieces``, cut by `Stops`, to the last of them."""
-    ending = Stops(stops)
-    for piece in pieces:
-        sent = ending.cut(piece)
-        yield sent
-        if sent.finish is not None:
-            return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -28,7 +27,6 @@ class Status:
     """What the worker does now, and did since it began."""
 
     slots: tuple[SlotStatus, ...]
-    waiting: int
     totals: Totals
 
 
@@ -58,7 +56,7 @@ class Worker:
 
     def status(self) -> Status:
         """For people who watch: read while the worker goes on."""
-        return Status(self._scheduler.status(), self.counts[1], replace(self._scheduler.totals))
+        return Status(self._scheduler.status(), replace(self._scheduler.totals))
 
     def reserve(self) -> None:
         """Take a place in the line; raises LineFullError."""
@@ -164,12 +162,9 @@ class Worker:
         scheduler = self._scheduler
         if not scheduler.runs:
             return
-        begun = time.perf_counter()
         for run in scheduler.make_room():
             self._put_back(run)
-        results = scheduler.step()
-        scheduler.totals.seconds += time.perf_counter() - begun
-        for run, result in results:
+        for run, result in scheduler.step():
             if isinstance(result, Exception):
                 self._scheduler.fail(run)
                 self._refuse(run.job, result)

@@ -79,6 +79,20 @@ def test_without_a_system_role() -> None:
     assert text(NO_SYSTEM, [system, USER]) == "<user>Be brief.\n\nHi<assistant>"
 
 
+def test_calls_without_a_system_role() -> None:
+    """In words where the template knows no tools, as objects where it does."""
+    found = text(NO_SYSTEM, [USER, ASKED, TOLD], (TOOL,))
+    assert found.startswith("<user>You may call one or more functions")
+    assert "</tools>" in found and "\n\nHi<assistant><tool_call>" in found
+    assert found.endswith("</tool_call><user><tool_response>\nnoon\n</tool_response><assistant>")
+    refusing = NO_SYSTEM.removesuffix(PLAIN) + HERMES
+    system = {"role": "system", "content": "Be brief."}
+    found = text(refusing, [system, USER, ASKED, TOLD], (TOOL,))
+    assert (
+        '<user>Be brief.\n\nHi<assistant><tool_call>{"name": "now", "arguments": {"zone"' in found
+    )
+
+
 def test_variables_reach_the_template() -> None:
     template = (
         "{{ enable_thinking }} {{ reasoning_effort }} {{ bos_token }} {{ messages | length }}"

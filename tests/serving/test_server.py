@@ -20,7 +20,7 @@ from tenp_edge.runtime.generation import Piece, run_text
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.sampling import SamplingOptions
 from tenp_edge.serving.server import is_loopback, serve
-from tenp_edge.serving.stops import until_stop
+from tenp_edge.serving.stops import Stops
 
 PROMPT = "def f(x):"
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -202,6 +202,13 @@ def test_bodies_that_are_no_requests(server: Server) -> None:
 def test_other_paths_and_names(server: Server) -> None:
     assert error_of(server.http.get("/v1/nothing"))[:2] == (404, "GET /v1/nothing: Not Found")
     assert error_of(server.http.get(CHAT))[:2] == (405, f"GET {CHAT}: Method Not Allowed")
+    assert server.http.get("/v1/messages").json() == {
+        "type": "error",
+        "error": {
+            "type": "invalid_request_error",
+            "message": "GET /v1/messages: Method Not Allowed",
+        },
+    }
     assert error_of(server.http.get("/health", headers={"host": "evil.example:80"}))[:2] == (
         403,
         "this server answers to localhost alone, not to 'evil.example'",
@@ -300,10 +307,14 @@ def test_requests_leave_no_memory_behind(server: Server) -> None:
         (["xyz"], ["z", "y"], ["x"]),
     ],
 )
-def test_until_stop(texts: list[str], stops: list[str], wanted: list[str]) -> None:
+def test_stops(texts: list[str], stops: list[str], wanted: list[str]) -> None:
     pieces = [Piece(number, text) for number, text in enumerate(texts)]
     pieces[-1] = Piece(len(texts) - 1, texts[-1], "length")
-    found = list(until_stop(iter(pieces), stops))
+    ending, found = Stops(stops), list[Piece]()
+    for piece in pieces:
+        found.append(ending.cut(piece))
+        if found[-1].finish is not None:
+            break
     assert [piece.text for piece in found] == wanted
     ended = "length" if "".join(wanted) == "".join(texts) else "stop"
     assert [piece.finish for piece in found] == [None] * (len(wanted) - 1) + [ended]

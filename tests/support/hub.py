@@ -8,9 +8,11 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote
+
+from support.listening import Handler, listening
 
 TOKEN = "hf_standin"
 COMMIT = "c0ffee" + "0" * 34
@@ -44,29 +46,12 @@ class Hub:
 def running() -> Iterator[Hub]:
     """A hub that listens on a port of this machine."""
     hub = Hub()
-
-    class Handler(_Handler):
-        pass
-
-    Handler.hub = hub
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
+    with listening(type("Handler", (_Handler,), {"hub": hub})) as hub.address:
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler, BaseHTTPRequestHandler):  # whose do_GET may be called so
     hub: Hub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing is printed."""
 
     def do_POST(self) -> None:
         body, path = self._body(), unquote(self.path)
@@ -112,9 +97,6 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._answer(200, {})
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
     def do_GET(self) -> None:
         path = unquote(self.path.split("?")[0])
         self.hub.requests.append(f"{self.command} {path}")
@@ -140,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data = self.hub.files[name]
         head = {"X-Repo-Commit": COMMIT, "ETag": f'"{_oid(data)}"', "X-Linked-Size": str(len(data))}
-        self._send(200, data, head, "application/octet-stream")
+        self.send(200, data, {**head, "Content-Type": "application/octet-stream"})
 
     def _mode(self, file: dict[str, Any]) -> dict[str, Any]:
         large = file["path"].endswith((".gguf", ".safetensors", ".zip"))
@@ -165,19 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
 
     def _answer(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
-        self._send(status, json.dumps(value).encode(), headers or {}, "application/json")
-
-    def _send(self, status: int, data: bytes, headers: dict[str, str], kind: str) -> None:
-        self.send_response(status)
-        for name, value in {
-            "Content-Type": kind,
-            "Content-Length": str(len(data)),
-            **headers,
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        kind = {"Content-Type": "application/json"}
+        self.send(status, json.dumps(value).encode(), kind | (headers or {}))
 
 
 def _oid(data: bytes) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+
+from support.listening import Handler, listening
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -26,50 +27,33 @@ def served(models: Mapping[str, Path]) -> Iterator[Hub]:
     """The hub with these models, by OWNER/NAME."""
     sent: dict[str, int] = {}
     handler = type("Handler", (_Handler,), {"models": dict(models), "sent": sent})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield Hub(f"http://127.0.0.1:{server.server_port}", sent)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with listening(handler) as address:
+        yield Hub(address, sent)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler, BaseHTTPRequestHandler):  # whose do_GET may be called so
     models: dict[str, Path]
     sent: dict[str, int]
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
 
     def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]
         about = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", path)
         if about and about[1] in self.models:
-            self._send(200, json.dumps(self._info(about[1])).encode(), {}, body)
+            self.send(200, json.dumps(self._info(about[1])).encode(), {})
             return
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
         place = self.models.get(file[1], Path("nowhere")) / file[2] if file else Path("nowhere")
         if place.is_file():
-            self._send_file(place, body)
+            self._send_file(place)
         else:
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+            self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
     def _info(self, name: str) -> dict[str, Any]:
         files = [file for file in sorted(self.models[name].iterdir()) if file.is_file()]
         siblings = [{"rfilename": file.name, "size": file.stat().st_size} for file in files]
         return {"id": name, "modelId": name, "sha": SHA, "siblings": siblings}
 
-    def _send_file(self, file: Path, body: bool) -> None:
+    def _send_file(self, file: Path) -> None:
         data, status = file.read_bytes(), 200
         headers = {"X-Repo-Commit": SHA, "ETag": f'"{len(data)}"', "Accept-Ranges": "bytes"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -77,14 +61,6 @@ class _Handler(BaseHTTPRequestHandler):
             first, last = int(asked[1]), min(int(asked[2]), len(data) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
             data, status = data[first : last + 1], 206
-        if body:
+        if self.command != "HEAD":
             self.sent[file.name] = self.sent.get(file.name, 0) + len(data)
-        self._send(status, data, headers, body)
-
-    def _send(self, status: int, data: bytes, headers: Mapping[str, str], body: bool) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(data))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
+        self.send(status, data, headers)

@@ -14,6 +14,7 @@ from tenp_edge.runtime.chat_formats.gemma_calls import QUOTE, GemmaCall
 from tenp_edge.runtime.chat_formats.json_calls import HeadedCall, JsonCall, MistralCall
 from tenp_edge.runtime.chat_formats.python_calls import PythonCall
 from tenp_edge.runtime.chat_formats.tagged_calls import GLM, QWEN_CODER
+from tenp_edge.runtime.thinking import MARKERS
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,7 @@ DESCRIBED = ChatFormat(
     between="\n",
     described=True,
 )
-_THINKING = (
-    Thinking("<|channel>thought\n", "<channel|>"),
-    Thinking("<think>", "</think>"),
-    Thinking("[THINK]", "[/THINK]"),
-    Thinking("◁think▷", "◁/think▷"),
-)
+_THINKING = tuple(Thinking(each.opened, each.closed) for each in MARKERS if not each.between)
 _OSS_THINKING = Thinking(f"{CHANNEL}analysis{MESSAGE}", f"<|end|>{START}assistant")
 
 

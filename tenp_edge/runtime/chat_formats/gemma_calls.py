@@ -44,7 +44,8 @@ def _object_rule(lark: Lark, tool: Tool, schema: Mapping[str, Any]) -> str:
     return f"{lark.text('{')} {lark.listed(first, others, ',')} {lark.text('}')}"
 
 
-def _rule(lark: Lark, tool: Tool, schema: Mapping[str, Any]) -> str:
+def _rule(lark: Lark, tool: Tool, schema: Any) -> str:
+    schema = schema if isinstance(schema, Mapping) else {}  # true is a schema too
     choices = schema.get("enum", [schema["const"]] if "const" in schema else [])
     if choices and all(isinstance(choice, str) for choice in choices):
         return lark.any_of(lark.text(f"{QUOTE}{choice}{QUOTE}") for choice in choices)

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# See grammars._SPACES.
-_SPACES = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}"}
+from tenp_edge.runtime.grammars import SPACES
 
 
 class Lark:
@@ -28,7 +27,7 @@ class Lark:
 
     def json(self, schema: Mapping[str, Any]) -> str:
         """JSON that is valid under ``schema``."""
-        return self.rule(f"%json {json.dumps({'x-guidance': _SPACES, **schema})}")
+        return self.rule(f"%json {json.dumps({'x-guidance': SPACES, **schema})}")
 
     def until(self, mark: str) -> str:
         """Any text, up to ``mark`` and with it."""

@@ -29,8 +29,8 @@ class Answer(ABC):
 
     def told_prompt(self, index: int, values: Sequence[Logprobs]) -> None:
         """Take the log probabilities of the prompt of choice ``index``: of every token but the
-        first, which nothing foretells."""
-        raise NotImplementedError
+        first, which nothing foretells. Only completions ask for them (`Work.told`)."""
+        raise NotImplementedError(f"{type(self).__name__} tells nothing of prompts")
 
     def head(self) -> list[str]:
         """Events before the first token."""

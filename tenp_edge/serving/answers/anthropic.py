@@ -39,7 +39,7 @@ class MessageAnswer(Answer):
         return list(self._events(delta))
 
     def tail(self) -> list[str]:
-        ended = {**self._ended(self.choices[0])}
+        ended = self._ended(self.choices[0])
         usage = {"output_tokens": self.usage.tokens}
         return [
             *self._closed(),

@@ -124,10 +124,11 @@ class Usage:
 
     def timings(self) -> dict[str, float]:
         """As llama-server tells them."""
-        prompt = self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+        evaluated = self.prompt_tokens - self.cached_tokens
+        prompt = evaluated / self.prompt_seconds if self.prompt_seconds else 0.0
         return {
             "cache_n": self.cached_tokens,
-            "prompt_n": self.prompt_tokens,
+            "prompt_n": evaluated,
             "prompt_ms": round(1000 * self.prompt_seconds, 3),
             "prompt_per_second": round(prompt, 3),
             "predicted_n": self.tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,8 +48,9 @@ class _OpenAIAnswer(Answer):
         counts = {"usage": self.usage.openai(), "timings": self.usage.timings()}
         return {**self._head(""), "choices": choices, **counts}
 
+    @abstractmethod
     def _choice(self, index: int, choice: Choice) -> Body:
-        raise NotImplementedError
+        """One of `whole`'s choices."""
 
     def _chunk(self, index: int, said: Body, logprobs: Body | None, finish: str | None) -> str:
         choice = {"index": index, **said, "logprobs": logprobs, "finish_reason": finish}
@@ -126,6 +128,7 @@ class CompletionAnswer(_OpenAIAnswer):
     def __init__(self, *arguments: Any, echoed: Sequence[Echo] = (), **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._echoed = echoed or [Echo() for _ in self.choices]
+        self._offsets = [0] * len(self.choices)  # where the next chunk's tokens begin
 
     def told_prompt(self, index: int, values: Sequence[Logprobs]) -> None:
         echo = self._echoed[index]
@@ -138,7 +141,8 @@ class CompletionAnswer(_OpenAIAnswer):
         choice = self.choices[index]
         echo = self._echoed[index] if choice.tokens == 1 else Echo()
         said = {"text": echo.text + ("" if self._echoed[index].alone else delta.content)}
-        told = self._told(echo, [delta.piece])
+        told = self._told(echo, [delta.piece], self._offsets[index])
+        self._offsets[index] += sum(map(len, told["tokens"])) if told else 0
         return [self._chunk(index, said, told, delta.finish)]
 
     def _choice(self, index: int, choice: Choice) -> Body:
@@ -150,9 +154,9 @@ class CompletionAnswer(_OpenAIAnswer):
             "finish_reason": choice.finish,
         }
 
-    def _told(self, echo: Echo, pieces: Sequence[Piece]) -> Body | None:
+    def _told(self, echo: Echo, pieces: Sequence[Piece], offset: int = 0) -> Body | None:
         if not any(piece.logprobs for piece in pieces):
             return None
         return completion_lists(
-            self._vocabulary, [*echo.pieces, *([] if echo.alone else pieces)], 0
+            self._vocabulary, [*echo.pieces, *([] if echo.alone else pieces)], offset
         )

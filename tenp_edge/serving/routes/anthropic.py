@@ -16,6 +16,7 @@ from tenp_edge.serving.preparing import Prepared, prepare_chat, rendered
 from tenp_edge.serving.refusal import RefusalError
 from tenp_edge.serving.routes.generating import add, both, generated, in_thread
 from tenp_edge.serving.schemas.anthropic import CountRequest, MessagesRequest
+from tenp_edge.serving.schemas.openai import ChatRequest
 from tenp_edge.serving.schemas.wording import WrongError, parse
 from tenp_edge.serving.service import Service
 
@@ -56,7 +57,7 @@ def _count(service: Service, payload: CountRequest) -> int:
     return len(service.prompts.chat_tokens(rendered(service, _openai(payload)).text))
 
 
-def _openai(payload: CountRequest) -> Any:
+def _openai(payload: CountRequest) -> ChatRequest:
     try:
         return payload.openai()
     except WrongError as error:

@@ -22,7 +22,7 @@ from tenp_edge.serving.schemas.native import (
     TokenizeRequest,
 )
 from tenp_edge.serving.schemas.openai import ChatRequest
-from tenp_edge.serving.schemas.wording import WrongError, parse
+from tenp_edge.serving.schemas.wording import parse
 from tenp_edge.serving.service import Service
 from tenp_edge.version import __version__
 
@@ -36,11 +36,7 @@ def add_native_routes(app: FastAPI, service: Service) -> None:
 
 
 def _prepare(service: Service, request: NativeRequest) -> Prepared:
-    try:
-        prompts = request.prompts()
-    except WrongError as error:
-        raise RefusalError(400, str(error), "invalid_value", error.field) from None
-    tokens = [service.prompts.tokens(_tokens(service, prompt)) for prompt in prompts]
+    tokens = [service.prompts.tokens(_tokens(service, prompt)) for prompt in request.prompts()]
     sampling = service.sampling_of(request, request.n_probs or None, request.grammar_source())
     works = [service.work(request, prompt, sampling) for prompt in tokens]
     answer = NativeAnswer(
@@ -63,8 +59,7 @@ def _tokens(service: Service, prompt: str | Mixed) -> str | Sequence[int]:
         if isinstance(part, int):
             found.append(part)
         else:
-            service.prompts.check_size(len(part), "prompt")
-            found += service.session.tokenize(part, add_special=number == 0)
+            found += service.prompts.part_tokens(part, begins=number == 0)
     return found
 
 

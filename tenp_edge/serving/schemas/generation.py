@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -10,8 +10,10 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from tenp_edge.runtime.grammars import LARK_MARK, GrammarSource
 from tenp_edge.runtime.sampling import SamplingOptions
+from tenp_edge.serving.schemas.wording import WrongError
 
 _STOPS = 16
+_MOST_PROMPTS = 64
 _MOST_BIASES = 1024
 _ALL = -1
 Stop = Annotated[str, Field(max_length=256)]
@@ -101,6 +103,12 @@ class GenerationRequest(Lenient):
     @property
     def with_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+
+def check_count(prompts: Sized) -> None:
+    """Raise WrongError for more prompts than one request may have."""
+    if len(prompts) > _MOST_PROMPTS:
+        raise WrongError("prompt", f"{len(prompts)} prompts; at most {_MOST_PROMPTS} at a time")
 
 
 def grammar_of(text: str) -> GrammarSource:

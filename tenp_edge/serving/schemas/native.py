@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from tenp_edge.serving.schemas.generation import GenerationRequest, Lenient
+from tenp_edge.serving.schemas.generation import GenerationRequest, Lenient, check_count
 from tenp_edge.serving.schemas.wording import WrongError
 
 _MOST_PROBABILITIES = 100
-_MOST_PROMPTS = 64
 _PROMPTS = "text, a list of token numbers and texts, or a list of these"
 Mixed = list[int | str]
 
@@ -32,6 +31,11 @@ class NativeRequest(GenerationRequest):
             return value.get("prompt_string", value)
         return value
 
+    @model_validator(mode="after")
+    def _possible(self) -> NativeRequest:
+        check_count(self.prompts())
+        return self
+
     def prompts(self) -> list[str | Mixed]:
         """Every prompt: one, unless the list holds lists or texts alone."""
         if isinstance(self.prompt, str):
@@ -40,8 +44,6 @@ class NativeRequest(GenerationRequest):
             self.prompt and all(isinstance(part, str) for part in self.prompt)
         )
         prompts: list[Any] = list(self.prompt) if several else [self.prompt]
-        if len(prompts) > _MOST_PROMPTS:
-            raise WrongError("prompt", f"{len(prompts)} prompts; at most {_MOST_PROMPTS} at a time")
         return prompts
 
 

@@ -10,12 +10,16 @@ from pydantic import Field, field_validator, model_validator
 
 from tenp_edge.runtime.chat_formats.calls import Tool
 from tenp_edge.runtime.grammars import GrammarSource
-from tenp_edge.serving.schemas.generation import GenerationRequest, Lenient, grammar_of
+from tenp_edge.serving.schemas.generation import (
+    GenerationRequest,
+    Lenient,
+    check_count,
+    grammar_of,
+)
 from tenp_edge.serving.schemas.wording import WrongError
 
 _DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions alone.
 _MOST_LOGPROBS = 20
-_MOST_PROMPTS = 64
 _MOST_TOOLS = 128
 _PROMPTS = "text, a list of token numbers, or a list of these"
 Prompt = str | list[int]
@@ -42,10 +46,7 @@ class CompletionRequest(GenerationRequest):
             raise WrongError(
                 "best_of", "best_of is more than n: this server returns all that it generates"
             )
-        if len(self.prompts()) > _MOST_PROMPTS:
-            raise WrongError(
-                "prompt", f"{len(self.prompts())} prompts; at most {_MOST_PROMPTS} at a time"
-            )
+        check_count(self.prompts())
         return self
 
     def prompts(self) -> list[Prompt]:

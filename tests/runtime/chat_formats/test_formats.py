@@ -214,6 +214,18 @@ def generated(
     return "".join(piece.text for piece in pieces), pieces[-1].finish == "stop"
 
 
+def test_arguments_of_any_kind() -> None:
+    """true is a schema, of an argument and of the items of a list."""
+    form = BY_NAME["Gemma"]
+    vocabulary = byte_vocabulary(list(form.marks()))
+    schema = {"properties": {"a": True, "b": {"type": "array", "items": True}}}
+    source = AnswerGrammar(form, None, "", vocabulary.control).calls([Tool("now", schema)], False)
+    constraint = GrammarCompiler(vocabulary, vocabulary.size).compiled(source).constraint()
+    for token in vocabulary.tokenize("<|tool_call>call:now{a:1,b:[2,3]}", add_special=False):
+        assert constraint.allowed()[token]
+        constraint.accept(token)
+
+
 # -- thoughts and texts ----------------------------------------------------------------------------
 
 

@@ -34,7 +34,10 @@ def test_completion_streamed(shared: Server) -> None:
     events = [json.loads(line[6:]) for line in lines.text.splitlines() if line]
     assert "".join(event["content"] for event in events) == whole["content"]
     assert [event["stop"] for event in events] == [False] * 6 + [True]
-    assert events[-1]["timings"]["predicted_n"] == 6
+    timings = events[-1]["timings"]
+    assert timings["predicted_n"] == 6
+    assert timings["cache_n"] > 0 and timings["prompt_n"] > 0
+    assert timings["cache_n"] + timings["prompt_n"] == whole["tokens_evaluated"]
 
 
 def test_several_prompts_of_text_and_tokens(shared: Server) -> None:

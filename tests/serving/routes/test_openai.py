@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def test_an_echo_alone(shared: Server) -> None:
     assert len(told["choices"][0]["logprobs"]["tokens"]) == 2
     lines = shared.post("/v1/completions", prompt=PROMPT, echo=True, max_tokens=2, stream=True)
     assert lines.text.count("return x") == 1
+
+
+def test_offsets_in_a_stream(shared: Server) -> None:
+    asked = {"prompt": PROMPT, "max_tokens": 4, "temperature": 0, "echo": True, "logprobs": 0}
+    whole = shared.post("/v1/completions", **asked).json()["choices"][0]["logprobs"]
+    lines = shared.post("/v1/completions", stream=True, **asked).text.splitlines()
+    chunks = [json.loads(line[6:])["choices"][0] for line in lines if line[6:7] == "{"]
+    found = [offset for chunk in chunks for offset in chunk["logprobs"]["text_offset"]]
+    assert found == whole["text_offset"] and len(chunks) == 4
 
 
 def test_several_prompts_and_choices(shared: Server) -> None:
