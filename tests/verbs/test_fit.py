@@ -59,6 +59,11 @@ def test_the_whole_model_of_a_device() -> None:
     assert found.budget_bytes == 5 * 2**30 and found.device == "laptop-8gb"
 
 
+def test_the_whole_model_without_a_type() -> None:
+    done = run("fit", "demo", "--profile", "phone-nnapi", "--quiet")
+    assert done.stdout == "fits into 6.00 GiB whole, unquantised\n"
+
+
 def test_auto_is_this_machine() -> None:
     size = FitOptions(profile="AUTO", budget_bytes=2**30)
     assert fit.run_fit(str(demo()), size).measured
