@@ -78,9 +78,9 @@ def _physical() -> tuple[int, int]:
 
 def _limits() -> Iterator[tuple[int, int]]:
     """(limit, used without what can be dropped) of every control group around this process."""
-    for group in _groups("", "memory.max"):
+    for group in _groups(""):
         yield from _limit(group / "memory.max", group / "memory.current", group / "memory.stat")
-    for group in _groups("memory", "memory.limit_in_bytes"):
+    for group in _groups("memory"):
         used = group / "memory.usage_in_bytes"
         yield from _limit(group / "memory.limit_in_bytes", used, group / "memory.stat")
 
@@ -100,7 +100,7 @@ def _droppable(stat: Path) -> int:
     return 0
 
 
-def _groups(controller: str, name: str) -> Iterator[Path]:
+def _groups(controller: str) -> Iterator[Path]:
     """The control groups of this process, the innermost first, as far as they are visible."""
     root = _CGROUPS / controller
     with suppress(OSError):
@@ -144,11 +144,11 @@ def physical_cores() -> int:
 
 
 def _quota() -> float | None:
-    for group in _groups("", "cpu.max"):
+    for group in _groups(""):
         with suppress(OSError, ValueError):
             quota, period = (group / "cpu.max").read_text().split()
             return int(quota) / int(period)
-    for group in _groups("cpu", "cpu.cfs_quota_us"):
+    for group in _groups("cpu"):
         with suppress(OSError, ValueError):
             quota_us = int((group / "cpu.cfs_quota_us").read_text())
             if quota_us > 0:

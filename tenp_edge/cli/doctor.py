@@ -51,11 +51,13 @@ def doctor(
 
 
 def _entries(found: Diagnosis, line: str) -> Entries:
+    from tenp_edge.verbs.doctor import BROKEN
+
     lines: list[tuple[str, str]] = []
     for finding in found.findings:
         lines.append((finding.label, finding.text))
         if finding.remedy:
-            lines.append(("" if finding.state != "broken" else "BROKEN", f"-> {finding.remedy}"))
+            lines.append(("BROKEN" if finding.state == BROKEN else "", f"-> {finding.remedy}"))
     commands = (
         ("see it work", "tenp-edge demo"),
         ("what of a model fits", "tenp-edge fit OWNER/NAME"),

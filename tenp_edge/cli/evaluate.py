@@ -12,7 +12,7 @@ from tenp_edge.cli import flags
 from tenp_edge.cli.report import comparison_tables, measured_tables
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.screen import Screen
-from tenp_edge.disk import require_parent
+from tenp_edge.disk import require_parent, write_json
 from tenp_edge.errors import UserError
 from tenp_edge.verbs.options import (
     CompareOptions,
@@ -153,19 +153,16 @@ def validate(
     if output is not None:
         require_parent(output)
     if tasks.lm_eval:
-        from tenp_edge.disk import write_json
         from tenp_edge.verbs.lm_eval import run_lm_eval
 
         scores = run_lm_eval(reference, candidate, tasks, compute)
-        if output is not None:
-            write_json(output, scores)
+        _written(output, scores)
         screen.show(scores, measured_tables.tasks(scores), line=str(output or "done"))
         return
     if candidate is None:
         raise UserError("CANDIDATE is missing: what MODEL is compared with", "OUT, behind MODEL")
     screen.progress.step(f"validating {candidate.name} against {reference.name}")
     from tenp_edge.checkpoint.provenance import PrunedBy
-    from tenp_edge.disk import write_json
     from tenp_edge.evaluation.verdict import judge
     from tenp_edge.verbs.validate import run_validate
 
@@ -176,8 +173,12 @@ def validate(
     ).to_json()
     verdict = judge(report["overall"], report["domains"])
     report |= {"verdict": verdict.to_json()}
-    if output is not None:
-        write_json(output, report)
+    _written(output, report)
     last = measured_tables.validation_entries(report, verdict)
     parts = [measured_tables.validated(report)] if screen.verbose else []
     screen.show(report, *parts, measured_tables.by_kind(report), last, line=str(verdict))
+
+
+def _written(output: Path | None, data: dict[str, Any]) -> None:
+    if output is not None:
+        write_json(output, data)

@@ -85,7 +85,8 @@ def _verdict(found: Fitting) -> str:
         return f"does not fit into {format_size(found.budget_bytes)}"
     kept = "whole" if best.kept == 1 else f"with {percent(best.kept)} of the experts' neurons"
     few = "; under 40 % little is left of a model" if best.kept < 0.4 else ""
-    return f"fits into {format_size(found.budget_bytes)} {kept}, as {best.quant}{few}"
+    kind = "unquantised" if best.quant == "none" else f"as {best.quant}"  # ONNX's own word
+    return f"fits into {format_size(found.budget_bytes)} {kept}, {kind}{few}"
 
 
 def _entries(model: str, found: Fitting, options: FitOptions) -> Entries:

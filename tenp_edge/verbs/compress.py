@@ -122,8 +122,9 @@ class _Run:
     def calibrate(self) -> Statistics:
         options, checkpoint = self._options, self._checkpoint
         if options.statistics is not None:
+            known = known_statistics(options.statistics, checkpoint)
             reused(self._progress, "calibration")
-            return known_statistics(options.statistics, checkpoint)
+            return known
         domains, _, spare = self._domains
         work, compute = self._request.statistics_directory, options.calibration
         begin(self._progress, "calibration")

@@ -189,8 +189,8 @@ def _llama_cpp() -> Iterator[Finding]:
             "",
             f"built without {unused}, which this processor has: slower",
             NOTE,
-            "pip install --force-reinstall --no-cache-dir --no-binary :all: --no-deps "
-            "llama-cpp-python",
+            "pip install --force-reinstall --no-cache-dir --no-deps "
+            f"--no-binary llama-cpp-python llama-cpp-python=={version('llama-cpp-python')}",
         )
 
 

@@ -13,7 +13,7 @@ from tenp_edge.checkpoint.compression_plan import Widths
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.models.inspection import ModelSummary, inspect_model
 from tenp_edge.planning.budget import make_space, sufficient, whole_widths
-from tenp_edge.planning.devices import DeviceProfile
+from tenp_edge.planning.devices import AUTO, DeviceProfile
 from tenp_edge.planning.memory_table import decode_tokens_per_second
 from tenp_edge.planning.pricing import Priced, Pricer
 from tenp_edge.planning.settings import check
@@ -112,7 +112,8 @@ def run_fit(
 
 def _fitting(model: str, path: Path, options: FitOptions, read: int | None) -> Fitting:
     plan = PlanOptions(profile=options.profile, context=options.context, kv_type=options.kv_type)
-    profile, is_here = choose_profile(plan), options.profile is None
+    profile = choose_profile(plan)
+    is_here = (options.profile or AUTO).lower() == AUTO
     if is_here:
         bandwidth = round(read_bandwidth(machine.physical_cores()))
         profile = replace(profile, memory_bandwidth_bytes_per_second=bandwidth)

@@ -7,7 +7,6 @@ directory then looks like the model to whoever reads no weights: the rest of eac
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,11 +23,9 @@ _SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Fetched:
-    """``path``: a directory of headers, or one GGUF. ``stored_bytes``: of the weights on the hub;
-    ``read_bytes``: that were really read."""
+    """``path``: a directory of headers, or one GGUF. ``read_bytes``: that were really read."""
 
     path: Path
-    stored_bytes: int
     read_bytes: int
 
 
@@ -58,15 +55,17 @@ def _fetch(name: str, directory: Path, file: str | None, revision: str | None) -
     if file is not None:
         sizes = {one: size for one, size in sizes.items() if one == file}
     if not weights or file is not None:
-        return _fetch_gguf(name, revision, sizes, directory)
+        return _fetch_gguf(name, revision, sizes, directory, file)
     for small in _small_files(sizes):
         hf_hub_download(name, small, revision=revision, local_dir=directory)
         read += sizes[small]
     for shard in weights:
-        head = _reader(name, shard, revision)
-        length = 8 + struct.unpack("<Q", head(8))[0]
-        read += _write_hole(directory / shard, head(min(length, _MOST_HEADER_BYTES)), sizes[shard])
-    return Fetched(directory, sum(sizes[shard] for shard in weights), read)
+        start = _Start(name, shard, revision)
+        length = 8 + struct.unpack("<Q", start.first(8))[0]
+        header = start.first(min(length, _MOST_HEADER_BYTES))
+        _write_hole(directory / shard, header, sizes[shard])
+        read += start.read
+    return Fetched(directory, read)
 
 
 def _small_files(sizes: dict[str, int]) -> list[str]:
@@ -79,22 +78,27 @@ def _small_files(sizes: dict[str, int]) -> list[str]:
     ]
 
 
-def _fetch_gguf(name: str, revision: str | None, sizes: dict[str, int], directory: Path) -> Fetched:
-    """The largest GGUF: the one that has lost least."""
+def _fetch_gguf(
+    name: str, revision: str | None, sizes: dict[str, int], directory: Path, wanted: str | None
+) -> Fetched:
+    """The largest GGUF: the one that has lost least; or the only one of ``sizes``, ``wanted``."""
+    if wanted is not None and not sizes:
+        raise UserError(f"{name} has no file {wanted}", f"{name}/FILE.gguf")
     files = [file for file in sizes if file.lower().endswith(".gguf") and "mmproj" not in file]
     if not files:
         raise UserError(
             f"{name} has no safetensors and no GGUF", "the repository of the original model"
         )
     file = max(files, key=lambda one: sizes[one])
-    head, target = _reader(name, file, revision), directory / Path(file).name
+    start, target = _Start(name, file, revision), directory / Path(file).name
     count = _FIRST_BYTES
     while True:
-        data = head(min(count, sizes[file]))
+        data = start.first(min(count, sizes[file]))
         if _is_whole_header(data, sizes[file]) or count >= min(sizes[file], _MOST_HEADER_BYTES):
             break
         count *= 4
-    return Fetched(target, sizes[file], _write_hole(target, data, sizes[file]))
+    _write_hole(target, data, sizes[file])
+    return Fetched(target, start.read)
 
 
 def _is_whole_header(data: bytes, file_bytes: int) -> bool:
@@ -105,40 +109,48 @@ def _is_whole_header(data: bytes, file_bytes: int) -> bool:
     return True
 
 
-def _reader(name: str, file: str, revision: str | None) -> Callable[[int], bytes]:
-    """A function that reads so many bytes from the start of the file."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils._headers import build_hf_headers
-    from huggingface_hub.utils._http import get_session, hf_raise_for_status
+class _Start:
+    """The start of a file on the hub. ``read``: bytes that came."""
 
-    url, known = hf_hub_url(name, file, revision=revision), bytearray()
+    def __init__(self, name: str, file: str, revision: str | None) -> None:
+        self._name, self._file, self._revision = name, file, revision
+        self._known = bytearray()
+        self.read = 0
 
-    def head(count: int) -> bytes:
-        if len(known) < count:
-            wanted = max(count, _FIRST_BYTES)
-            headers = {**build_hf_headers(), "range": f"bytes=0-{wanted - 1}"}
-            session: Any = get_session()
-            options = {"headers": headers, "timeout": _SECONDS, "follow_redirects": True}
-            with session.stream("GET", url, **options) as response:
-                hf_raise_for_status(response)
-                known.clear()
-                for part in response.iter_raw():
-                    known.extend(part)
-                    if len(known) >= wanted:  # a server may not know ranges
-                        break
-        if len(known) < count:
-            raise UserError(f"{file} of {name} is cut short on the hub", "another revision")
-        return bytes(known[:count])
+    def first(self, count: int) -> bytes:
+        """The first ``count`` bytes of the file."""
+        if len(self._known) < count:
+            self._fetch(max(count, _FIRST_BYTES))
+        if len(self._known) < count:
+            message = f"{self._file} of {self._name} is cut short on the hub"
+            raise UserError(message, "another revision")
+        return bytes(self._known[:count])
 
-    return head
+    def _fetch(self, wanted: int) -> None:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub.utils._http import get_session, hf_raise_for_status
+
+        url = hf_hub_url(self._name, self._file, revision=self._revision)
+        # What is read raw must not come compressed.
+        asked = {"range": f"bytes=0-{wanted - 1}", "accept-encoding": "identity"}
+        session: Any = get_session()
+        options = {"headers": {**build_hf_headers(), **asked}, "timeout": _SECONDS}
+        with session.stream("GET", url, **options, follow_redirects=True) as response:
+            hf_raise_for_status(response)
+            self._known.clear()
+            for part in response.iter_raw():
+                self._known.extend(part)
+                self.read += len(part)
+                if len(self._known) >= wanted:  # a server may not know ranges
+                    break
 
 
-def _write_hole(target: Path, head: bytes, size: int) -> int:
-    """``head``, and a hole behind it: no disk is taken for it. What was read, in bytes."""
+def _write_hole(target: Path, head: bytes, size: int) -> None:
+    """``head``, and a hole behind it: no disk is taken for it."""
     with target.open("wb") as stream:
         stream.write(head)
         stream.truncate(size)
-    return len(head)
 
 
 def _unreachable(name: str, error: Exception) -> UserError:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tenp_edge.calibration.storage import Statistics, load_statistics
 from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.errors import UserError
 from tenp_edge.planning.score_pack import extract_measured, load_pack
 
 
@@ -17,6 +18,8 @@ def known_statistics(path: Path, checkpoint: Checkpoint | None = None) -> Statis
     """Those at ``path``. Raises UserError where they are of another model than ``checkpoint``."""
     if path.is_file():
         return load_pack(path, None if checkpoint is None else checkpoint.fingerprint)
+    if path.suffix == ".zip" and not path.exists():
+        raise UserError(f"{path} does not exist", "the scores.zip that tenp-edge pack OUT writes")
     if checkpoint is None:
         return load_statistics(path)
     return load_statistics(path, checkpoint.fingerprint, checkpoint.config)

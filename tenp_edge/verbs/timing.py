@@ -46,7 +46,7 @@ class Estimate:
             "mending": self.mending,
             "checkpoint": self.files / 2,
             "export": self.files / 2 + self.quantisation,
-            "validation": self.validation + _PEAK_SECONDS,
+            "validation": self.validation and self.validation + _PEAK_SECONDS,
         }
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,13 @@ def test_what_fits() -> None:
     assert found["allenai/OLMoE-1B-7B-0924"] == "whole, in 8 bits"
     assert found["Qwen/Qwen1.5-MoE-A2.7B"] == "about 77% of the neurons, in 4 bits"
     assert "Qwen/Qwen3-30B-A3B" not in found
+
+
+def test_a_build_that_leaves_the_processor_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_unused", lambda features: "AVX2")
+    found = list(doctor._llama_cpp())[-1]
+    assert found.text == "built without AVX2, which this processor has: slower"
+    # The very version: a newer one has a ggml that is not tested. Not the tools that build it.
+    assert found.remedy.endswith(
+        f"--no-binary llama-cpp-python llama-cpp-python=={version('llama-cpp-python')}"
+    )

@@ -59,6 +59,16 @@ def test_the_whole_model_of_a_device() -> None:
     assert found.budget_bytes == 5 * 2**30 and found.device == "laptop-8gb"
 
 
+def test_the_whole_model_without_a_type() -> None:
+    done = run("fit", "demo", "--profile", "phone-nnapi", "--quiet")
+    assert done.stdout == "fits into 6.00 GiB whole, unquantised\n"
+
+
+def test_auto_is_this_machine() -> None:
+    size = FitOptions(profile="AUTO", budget_bytes=2**30)
+    assert fit.run_fit(str(demo()), size).measured
+
+
 def demo() -> Path:
     from tenp_edge.cli.hub import bundled
 
@@ -77,6 +87,7 @@ def hub(
     empty = tmp_path_factory.mktemp("empty")
     (empty / "notes.bin").write_bytes(b"1")
     models = {"us/moe": checkpoint.path, "us/moe-GGUF": files, "us/other": empty}
+    models["us/demo"] = demo()
     with served(models) as running:
         yield running
 
@@ -96,9 +107,7 @@ def asked(hub: Hub, *arguments: object) -> SimpleNamespace:
     return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
 
 
-def test_a_model_on_the_hub(
-    hub: Hub, checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_on_the_hub(hub: Hub, checkpoint_of: Callable[[str], Path]) -> None:
     done = asked(hub, "us/moe", "--ram", "1GiB", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
@@ -110,12 +119,14 @@ def test_a_model_on_the_hub(
     assert found["read_bytes"] > 0
 
 
-def test_only_headers_are_read(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_of: Callable[[str], Path]
-) -> None:
-    head = hub_headers._FIRST_BYTES
-    weights = checkpoint_of("qwen3_moe") / "model.safetensors"
-    assert weights.stat().st_size < head or hub.sent["model.safetensors"] <= head
+def test_only_headers_are_read(hub: Hub) -> None:
+    before = dict(hub.sent)
+    done = asked(hub, "us/demo", "--profile", "laptop-8gb", "--json")
+    assert done.code == 0, done.err
+    sent = {file: count - before.get(file, 0) for file, count in hub.sent.items()}
+    weights = (demo() / "model.safetensors").stat().st_size
+    assert sent["model.safetensors"] == hub_headers._FIRST_BYTES < weights / 10
+    assert json.loads(done.out)["read_bytes"] == sum(sent.values()) < weights / 10
 
 
 def test_a_gguf_on_the_hub(hub: Hub) -> None:
@@ -137,6 +148,10 @@ def test_a_gguf_on_the_hub(hub: Hub) -> None:
             "us/other",
             "error: us/other has no safetensors and no GGUF\n"
             "try:   the repository of the original model\n",
+        ),
+        (
+            "us/moe-GGUF/large.gguf",
+            "error: us/moe-GGUF has no file large.gguf\ntry:   us/moe-GGUF/FILE.gguf\n",
         ),
     ],
 )

@@ -51,6 +51,9 @@ def test_statistics_that_are_not_there(refuse: Callable[..., str], small_model: 
     assert refuse(*plan, "nowhere") == (
         "error: nowhere holds no statistics\ntry:   tenp-edge calibrate MODEL -o nowhere"
     )
+    assert refuse(*plan, "scores.zip") == (
+        "error: scores.zip does not exist\ntry:   the scores.zip that tenp-edge pack OUT writes"
+    )
 
 
 def test_the_output_of_compress_is_not_the_statistics(finished: Path) -> None:
