@@ -100,7 +100,7 @@ def eliminate(moments: JointMoments, insurance: torch.Tensor, growth: float) -> 
 def own_losses(moments: JointMoments, growth: float) -> torch.Tensor:
     """E ||c_k||^2 of every neuron, float64 [experts, width], after `JointMoments.finish`."""
     diagonal = moments.sums.diagonal(dim1=2, dim2=3).flatten(1)[:, : moments.width]
-    return diagonal.double().cpu() / growth
+    return diagonal.cpu().double() / growth
 
 
 def prior(single: torch.Tensor, norms: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -208,8 +208,8 @@ class GradientObserver:
 
         def add(gradient: torch.Tensor) -> None:
             slope = gradient[: len(m)].float() @ down  # dL/dm_k = dL/dy . w_k, (tokens, width)
-            self.stats["gradient_sq"][expert] += slope.square().sum(dim=0).double().cpu()
-            self.stats["taylor"][expert] += (m * slope).abs().sum(dim=0).double().cpu()
+            self.stats["gradient_sq"][expert] += slope.square().sum(dim=0).cpu().double()
+            self.stats["taylor"][expert] += (m * slope).abs().sum(dim=0).cpu().double()
 
         group.padded_y.register_hook(add)  # type: ignore[no-untyped-call]
 

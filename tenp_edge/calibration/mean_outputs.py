@@ -22,8 +22,8 @@ class MeanNeurons:
     def add(self, expert: int, m: torch.Tensor, weights: torch.Tensor) -> None:
         """Tokens of one expert, as `elimination.JointMoments.add` takes them."""
         squares = weights.float().square()
-        self.sums[expert] += (squares @ m[: len(weights)].float()).double().cpu()
-        self.weights[expert] += squares.sum().double().cpu()
+        self.sums[expert] += (squares @ m[: len(weights)].float()).cpu().double()
+        self.weights[expert] += squares.sum().cpu().double()
 
     def means(self) -> torch.Tensor:
         """Of every neuron, [experts, width], to the digits of bf16, which pack well; 0 of experts

@@ -114,7 +114,7 @@ class _RangeObserver(LayerObserver):
     def expert(self, group: ExpertGroup) -> None:
         """One expert's tokens; what its first matrices give is computed once more."""
         assert self._experts is not None
-        weights = self._experts[group.expert].matrices(group.x.dtype)
+        weights = self._experts.computed(group.expert, group.x.dtype)
         inputs, neurons = span_of(group.x), span_of(group.m)
         names = self._names(group.expert)
         for name, matrix in zip(names, weights.matrices[:-1], strict=False):

@@ -69,13 +69,13 @@ class RoundingMoments:
         parts = (*slopes(weights, x, activation), neurons(weights, x, activation).float())
         for part, values in enumerate(parts):
             total = given @ values[:count].square()
-            self.sums[part, tokens.expert] += total.double().cpu()
+            self.sums[part, tokens.expert] += total.cpu().double()
 
     def losses(self, expert: int, weights: ExpertWeights, inputs: torch.Tensor) -> torch.Tensor:
         """Of gate, up and down, each neuron's loss at an error as large as itself, float64
         [3, width]; ``inputs``: E[x_j^2], [hidden]. Without a gate its are 0."""
         squares = self._scratch.copy("squares", weights.down).square_()
-        columns = squares.sum(dim=0).double().cpu()
+        columns = squares.sum(dim=0).cpu().double()
         up = _energies(weights.up, inputs)
         gate = torch.zeros_like(up) if weights.gate is None else _energies(weights.gate, inputs)
         return self.sums[:, expert] * columns * torch.stack([gate, up, torch.ones_like(up)])
@@ -85,4 +85,4 @@ def _energies(matrix: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     """sum over j of W_kj^2 E[x_j^2] of every row k, float64 [rows]; a few rows at a time."""
     weights = inputs.to(matrix.device).float()
     parts = [part.float().square() @ weights for part in torch.split(matrix, _ROWS)]
-    return torch.cat(parts).double().cpu()
+    return torch.cat(parts).cpu().double()

@@ -142,7 +142,7 @@ def accumulate_expert(
     sums = torch.stack([part[0] for part in parts]).sum(dim=0, dtype=_sum_dtype(g)).cpu()
     for name, row in zip(NEURON_SUMS, sums, strict=True):
         stats[name][expert] += row
-    peak = torch.stack([part[1] for part in parts]).amax(dim=0).double().cpu()
+    peak = torch.stack([part[1] for part in parts]).amax(dim=0).cpu().double()
     peaks = stats["gated_activation_max"]
     peaks[expert] = torch.maximum(peaks[expert], peak)
     return gated_norm
@@ -156,7 +156,7 @@ def sum_of_squares(
     counted = torch.ones(len(rows), device=rows.device) if active is None else active.float()
     for block in _blocks(rows):
         total += counted[block] @ scratch.copy("square", rows[block]).square_()
-    return total.double().cpu()
+    return total.cpu().double()
 
 
 def _blocks(rows: torch.Tensor) -> list[slice]:
@@ -220,7 +220,7 @@ def accumulate_tokens(
         parts.append(_turn(_norm(stream), product, _norm(output), residual=True))
     weighted = gated_norm.float() * torch.cat(parts).clamp_min(0)[:, None]
     flat = experts.reshape(-1).cpu()
-    stats["easy_ep"].index_add_(0, flat, weighted.reshape(-1).double().cpu())
+    stats["easy_ep"].index_add_(0, flat, weighted.reshape(-1).cpu().double())
 
 
 def accumulate_growth(
@@ -243,7 +243,7 @@ def accumulate_growth(
     ratio = torch.cat(parts)
     if gain is not None:
         ratio = (ratio * gain.clamp_min(_EPSILON).rsqrt()).clamp_min(_EPSILON)
-    total = 2 * ratio.log().sum(dtype=_sum_dtype(ratio)).double().cpu()
+    total = 2 * ratio.log().sum(dtype=_sum_dtype(ratio)).cpu().double()
     stats[GROWTH_SUM].add_(torch.stack([total, torch.tensor(len(ratio), dtype=torch.float64)]))
 
 

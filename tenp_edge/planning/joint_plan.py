@@ -119,7 +119,8 @@ class JointPlanner:
         """
         chosen = self.search.smallest
         priced = self._priced(chosen, confirm)
-        best: tuple[Chosen, Priced] | None = None
+        fits = priced.memory.total_bytes <= budget
+        best: tuple[Chosen, Priced] | None = (chosen, priced) if fits else None
         for _ in range(_ROUNDS):
             besides = priced.memory.total_bytes - chosen.nbytes
             found = self.search.within(budget - besides)

@@ -13,6 +13,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.writer import checkpoint_files
 from tenp_edge.disk import require_free
+from tenp_edge.errors import UserError
 from tenp_edge.evaluation.rounding import RoundingJob
 from tenp_edge.exporters.base import ExportOptions, FixedLengths, exporter
 from tenp_edge.forward.device import choose_device, choose_dtype
@@ -26,8 +27,8 @@ from tenp_edge.planning.target import PlanSpec, make_target, resolve
 from tenp_edge.progress import Progress
 from tenp_edge.recovery.recover import mended_bytes
 from tenp_edge.runtime.memory.footprint import MemoryRun
-from tenp_edge.verbs.calibrate import expected_probing
-from tenp_edge.verbs.known_scores import measured_beside
+from tenp_edge.verbs.calibrate import expected_probing, finished_at
+from tenp_edge.verbs.known_scores import known_statistics, measured_beside
 from tenp_edge.verbs.measure_types import expected_rounding, rounding_job
 from tenp_edge.verbs.options import CompressOptions
 from tenp_edge.verbs.plan import run_plan
@@ -68,10 +69,17 @@ class CompressRequest:
 
     @cached_property
     def draft(self) -> CompressionPlan:
-        """A plan by bytes alone. Free widths need scores; a trapezoid of their size stands in."""
+        """A plan by bytes alone. Free widths need scores; a trapezoid of their size stands in.
+        Where that does not fit, statistics that there are already may know a smaller one."""
         method = method_named(self.plan_options.method)
-        by_bytes = replace(self.plan_options, method=method.draft or method.name, refine=False)
-        return self.planned(None, by_bytes)
+        options = replace(self.plan_options, refine=False)
+        try:
+            return self.planned(None, replace(options, method=method.draft or method.name))
+        except UserError:
+            known = self._known_statistics()
+            if known is None:
+                raise
+            return self.planned(known, options)
 
     def planned(
         self, statistics: Statistics | None, options: PlanOptions | None = None
@@ -173,6 +181,12 @@ class CompressRequest:
 
     # -- helpers ---------------------------------------------------------------------------------
 
+    def _known_statistics(self) -> Statistics | None:
+        given = self.options.statistics
+        if given is None and not finished_at(self.statistics_directory):
+            return None
+        return known_statistics(given or self.statistics_directory, self.checkpoint)
+
     def _is_there(self, name: str, size: int) -> bool:
         file = self.output / name
         return file.is_file() and file.stat().st_size == size
@@ -184,8 +198,10 @@ class CompressRequest:
         return {f"checkpoint/{name}": size for name, size in files.items()}
 
     def _padded(self) -> Priced:
-        """The draft as a padded GGUF: the twin."""
-        request = replace(self.plan_options, layout="padded", quant=self.draft.record.quant)
+        """The draft as a padded GGUF: the twin, which is float32 where experts differ in type."""
+        quant = self.draft.record.quant if self.draft.types is None else "F32"
+        request = replace(self.plan_options, layout="padded", quant=quant)
         positions = self.checkpoint.config.max_position_embeddings
         target = make_target(self.profile, request, positions)
-        return Pricer(self.checkpoint, target)(self.draft.widths)
+        pricer = Pricer(self.checkpoint, target, keeps_places=self.draft.keeps_places)
+        return pricer(self.draft.widths)

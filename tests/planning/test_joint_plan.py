@@ -113,6 +113,16 @@ def test_experts_may_lose_all_neurons(known: Known, tmp_path: Path) -> None:
     assert report.overall.mean_kl < 1
 
 
+def test_the_smallest_plan_is_taken(known: Known) -> None:
+    """Where every larger one takes too much besides its weights; no plan by bytes fits."""
+    limit = 54_000_000
+    with pytest.raises(UserError, match="the smallest plan needs"):
+        planned(known, rounding=False, budget_bytes=limit)
+    plan = planned(known, budget_bytes=limit)
+    check_legal(plan, known[0])
+    assert total(plan) <= limit and plan.record.quant == "auto"
+
+
 def test_experts_without_a_gate(tmp_path: Path) -> None:
     """The file has the bytes of the plan: a neuron is one row and one column."""
     tiny.make(tmp_path / "model", "nemotron_h", hidden_size=256, moe_intermediate_size=256)

@@ -14,11 +14,18 @@ from support import sharing
 from support.command import refused, run
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.errors import UserError
 from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.progress import QUIET
 from tenp_edge.verbs.calibrate import run_calibrate
 from tenp_edge.verbs.compress import run_compress
+from tenp_edge.verbs.compress_request import CompressRequest
+from tenp_edge.verbs.options import ValidationOptions
 from tenp_edge.verbs.pack import run_pack
 from tenp_edge.verbs.plan import run_plan
+
+LIMIT = 50_800_000  # below every plan by bytes
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +90,25 @@ def test_the_exported_file_is_the_same(packed: Path, shared: Path, tmp_path: Pat
     for file in ("model.gguf", "plan.json", "plan.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert not (tmp_path / "a" / "calibration").exists()
+
+
+@pytest.mark.parametrize("twin", [False, True], ids=["plain", "twin"])
+def test_compress_drafts_from_known_scores(
+    twin: bool, packed: Path, shared: Path, tmp_path: Path
+) -> None:
+    """Where no plan by bytes fits: theirs may have experts without neurons."""
+    asked = replace(
+        sharing.options(shared / "model"),
+        plan=PlanOptions(profile="pi5-8gb", budget_bytes=LIMIT),
+        validation=ValidationOptions(twin=twin),
+    )
+    checkpoint = Checkpoint(shared / "model")
+    with pytest.raises(UserError, match="the smallest plan needs"):
+        CompressRequest(checkpoint, tmp_path, asked, QUIET).require_disk()
+    for known in (packed / "pack" / "scores.zip", packed / "calibration"):
+        given = CompressRequest(checkpoint, tmp_path, replace(asked, statistics=known), QUIET)
+        given.require_disk()
+        assert given.draft.keeps_places and given.draft.memory["total_bytes"] <= LIMIT
 
 
 def test_it_is_small_and_holds_no_text_and_no_path(packed: Path, shared: Path) -> None:

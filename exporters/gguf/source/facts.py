@@ -97,7 +97,7 @@ def _feed_forward(told: Told) -> int:
     """Of the dense layers; where there are none it is a number that nothing is made of."""
     dense, key = told.rows("blk.0.ffn_gate.weight"), "feed_forward_length"
     if told.row.width_by_layer:
-        return dense or max(told.fields.integers(key))
+        return dense or max(told.fields.integers(key), default=0)
     return dense or told.fields.integer(key, 0)
 
 
