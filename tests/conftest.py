@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -17,6 +18,10 @@ from tenp_edge.cli import main
 
 # Tiny tensors on one thread: threads that wait for each other made the tests five times slower.
 torch.set_num_threads(1)
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so would every process of
+# a test: the tests send interrupts and expect what a person at a terminal gets.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -217,7 +217,7 @@ def test_without_a_template_a_text_goes_on(chromium: Chromium, shared: Server) -
         expect(page.get_by_role("button", name="Undo")).to_be_visible()
         assert re.fullmatch(r"\d+ tokens, [\d.]+ tokens/s", page.locator("#status").inner_text())
         grown = text.input_value()
-        assert grown.startswith("Once upon a time") and len(grown) > 20
+        assert grown.startswith("Once upon a time") and grown != "Once upon a time"
         page.reload()
         expect(text).to_have_value(grown)
         page.get_by_role("button", name="Undo").click()
