@@ -65,7 +65,7 @@ class ReasoningOptions(Lenient):
 class ResponsesRequest(GenerationRequest):
     """/v1/responses."""
 
-    input: str | list[InputItem] = Field(description="text, or a list of items")
+    input: str | list[InputItem] = Field(min_length=1, description="text, or a list of items")
     instructions: str | None = None
     max_output_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
@@ -92,7 +92,9 @@ class ResponsesRequest(GenerationRequest):
 
     def echoed(self) -> dict[str, Any]:
         """What an answer repeats of its request."""
-        text_format = self.text.format if self.text and self.text.format else TextFormat(schema=None)
+        text_format = (
+            self.text.format if self.text and self.text.format else TextFormat(schema=None)
+        )
         return {
             "instructions": self.instructions,
             "max_output_tokens": self.max_output_tokens,
