@@ -20,8 +20,8 @@ from tenp_edge.cli import main
 # Tiny tensors on one thread: threads that wait for each other made the tests five times slower.
 torch.set_num_threads(1)
 
-# A shell that starts the suite in the background has it ignore Ctrl-C, and so would every process of
-# a test: the tests send interrupts and expect what a person at a terminal gets.
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so would every process
+# of a test: the tests send interrupts and expect what a person at a terminal gets.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # pytest's readline tells its processes a terminal's size: output in a pipe has a width of its own.
