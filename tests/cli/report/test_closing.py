@@ -59,7 +59,7 @@ def test_the_verdict_is_a_sentence_with_its_numbers() -> None:
 
 @pytest.fixture
 def out(checkpoint_of: CheckpointOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What compress writes, as far as the last words look at it, under a name that folds no line."""
+    """What compress writes, as far as the last words see, under a name that folds no line."""
     checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
     monkeypatch.chdir(tmp_path)
     written = Path("out")
