@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from tenp_edge.cli import interrupts
 from tenp_edge.cli.console import err
@@ -46,7 +48,22 @@ VERBS = {
 }
 
 
-class _Verbs(TyperGroup):
+class _Help:
+    """Switches take no value, and do not look as if they did."""
+
+    def get_params(self, ctx: Any) -> Any:
+        parameters = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class _Verb(_Help, TyperCommand):
+    """One verb."""
+
+
+class _Verbs(_Help, TyperGroup):
     """The verbs; one is loaded when it is typed, all are for the help and for a mistyped one."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -55,19 +72,29 @@ class _Verbs(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         for name in [cmd_name] if cmd_name in VERBS else VERBS:
             if name not in self.commands:
-                self.commands[name] = loaded_verb(name)
+                self.commands[name] = _for_a_terminal(loaded_verb(name))
         return self.commands.get(cmd_name)
 
 
 def loaded_verb(name: str) -> Any:
     """The verb as a command of its own, for the command line and the pages made from it."""
     verb = typer.Typer(rich_markup_mode="rich", add_completion=False)
-    verb.command(name)(getattr(import_module(f"tenp_edge.cli.{VERBS[name]}"), name))
-    command = typer.main.get_command(verb)
+    verb.command(name, cls=_Verb)(getattr(import_module(f"tenp_edge.cli.{VERBS[name]}"), name))
+    return typer.main.get_command(verb)
+
+
+def _for_a_terminal(command: Any) -> Any:
+    """The help as it is to be shown: paragraphs flow, and a word in brackets is no markup."""
+    paragraphs = cleandoc(command.help or "").split("\n\n")
+    flowing = (p if p.startswith(" ") else " ".join(p.split("\n")) for p in paragraphs)
+    command.help = _plain("\n\n".join(flowing))
     for parameter in command.params:
-        if getattr(parameter, "is_flag", False):
-            parameter.metavar = ""  # A switch takes no value.
+        parameter.help = _plain(getattr(parameter, "help", None) or "")
     return command
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"(?=\[[a-z#/@])", r"\\", text)
 
 
 app = typer.Typer(

@@ -15,7 +15,7 @@ from tenp_edge.planning.budget import Search
 from tenp_edge.planning.kl_law import predicted_kl
 from tenp_edge.planning.memory_table import decode_tokens_per_second
 from tenp_edge.planning.pricing import Priced
-from tenp_edge.units import format_size
+from tenp_edge.units import format_size, percent
 
 
 def memory_json(search: Search, priced: Priced) -> dict[str, Any]:
@@ -170,9 +170,10 @@ def blocks_chosen(plain: Priced, blocks: Priced, multiple: int) -> tuple[str, ..
     saved = round(per_neuron * blocks.keep_ratio) - blocks.memory.experts_bytes
     # A padded file is as wide as its widest expert: there blocks may save nothing.
     saves = f", which saves {format_size(saved)}" if saved > 0 else ""
+    fit, others = percent(blocks.keep_ratio), percent(plain.keep_ratio)
     return (
         f"widths are multiples of {multiple}, whole blocks of {blocks.manifest.quant}{saves}: "
-        f"{blocks.keep_ratio:.1%} of the neurons fit, of other widths {plain.keep_ratio:.1%}",
+        f"{fit} of the neurons fit, of other widths {others}",
     )
 
 
@@ -185,7 +186,7 @@ def blocks_offered(plain: Search, blocks: Search) -> tuple[str, ...]:
     quant, keep = plain.spec.target.options.quant, math.ceil(1e4 * width / full) / 1e4
     return (
         f"experts of {full} neurons are no whole blocks of {quant}: with {width} "
-        f"({width / full:.1%}) the weights take {format_size(whole - narrower)} less; --quant "
+        f"({percent(width / full)}) the weights take {format_size(whole - narrower)} less; --quant "
         f"{quant} --method enp --keep {keep} instead of --ram cuts them so",
     )
 

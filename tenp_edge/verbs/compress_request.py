@@ -27,6 +27,7 @@ from tenp_edge.planning.target import PlanSpec, make_target, resolve
 from tenp_edge.progress import Progress
 from tenp_edge.recovery.recover import mended_bytes
 from tenp_edge.runtime.memory.footprint import MemoryRun
+from tenp_edge.units import counted
 from tenp_edge.verbs.calibrate import expected_probing, finished_at
 from tenp_edge.verbs.known_scores import known_statistics, measured_beside
 from tenp_edge.verbs.measure_types import expected_rounding, rounding_job
@@ -140,6 +141,15 @@ class CompressRequest:
         what = f"this run ({', '.join((*missing, 'the padded twin') if twin else missing)})"
         mending = 0 if self.rules is None else mended_bytes(self.checkpoint, self.draft, self.rules)
         require_free(self.output, sum(missing.values()) + twin + mending, what)
+
+    def require_judge(self, plan: CompressionPlan) -> None:
+        """UserError where the validation that was asked for cannot judge ``plan``."""
+        if self.options.validation.twin and not self.options.no_validate and plan.means:
+            experts = counted(len(plan.means), "experts")
+            raise UserError(
+                f"the plan has {experts} that give a constant, which llama.cpp cannot hold",
+                "leave --twin out",
+            )
 
     def rounding_job(self) -> RoundingJob | None:
         """What rounding does, where types are to be chosen together with the widths."""

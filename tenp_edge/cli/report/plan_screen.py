@@ -13,7 +13,7 @@ from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.plain_notes import of_interest
 from tenp_edge.evaluation.verdict import expected
 from tenp_edge.planning.settings import command_words
-from tenp_edge.units import format_size
+from tenp_edge.units import format_size, percent
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.checkpoint.compression_plan import CompressionPlan
@@ -74,7 +74,7 @@ def memory_line(plan: CompressionPlan) -> str:
 
 def kept_line(plan: CompressionPlan) -> str:
     """What stays of the model, and in which types."""
-    share = "all" if plan.keep_ratio == 1.0 else f"{100 * plan.keep_ratio:.1f} %"
+    share = "all" if plan.keep_ratio == 1.0 else percent(plan.keep_ratio)
     bits = (plan.record.type_choice or {}).get("bits_per_weight")
     types = plan.record.quant
     if bits:
@@ -97,7 +97,7 @@ def _rounded(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
     asked = plan.record.keep_ratio_target
     if asked - plan.keep_ratio > _ROUNDED:
         step = plan.record.width_multiple
-        yield "", f"asked for {100 * asked:.1f} %: widths are multiples of {step} neurons"
+        yield "", f"asked for {percent(asked)}: widths are multiples of {step} neurons"
 
 
 def _exact_fits(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
@@ -129,7 +129,7 @@ def _speed(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
     speed = plan.memory.get("tokens_per_second")
     if speed:
         shown = f"{speed:.1f}" if speed < 100 else f"{speed:,.0f}"
-        yield "speed", f"at most {shown} tokens/s, by memory bandwidth (an estimate)"
+        yield "speed", f"at most {shown} tokens/s (an estimate)"
 
 
 def _notes(plan: CompressionPlan) -> tuple[str, ...]:
