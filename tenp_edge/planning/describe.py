@@ -89,6 +89,7 @@ def make_record(checkpoint: Checkpoint, search: Search, priced: Priced) -> PlanR
         active_ratio=_active_ratio(search, priced),
         predicted_loss=None if evidence is None else evidence.predicted_loss(widths),
         predicted_kl=None if evidence is None else search.kl_of(widths),
+        predicted_kl_range=None if evidence is None else search.kl_range_of(widths),
         type_shares=None if priced.types is None else priced.manifest.type_shares,
         unreached=() if evidence is None else tuple(evidence.unreached),
         notes=tuple(_notes(search, priced)),

@@ -28,7 +28,7 @@ from tenp_edge.planning.joint_tables import (
     expert_tables,
     other_table,
 )
-from tenp_edge.planning.kl_law import predicted_kl
+from tenp_edge.planning.kl_law import kl_range, predicted_kl
 from tenp_edge.planning.pricing import NO_CONSTANTS, Constants, Priced, Pricer, draft
 from tenp_edge.planning.rounding_errors import RoundingErrors
 from tenp_edge.planning.score_tables import Evidence
@@ -41,12 +41,14 @@ SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75)  # of the weights'
 
 @dataclass(frozen=True)
 class JointPlan:
-    """``priced`` with its types; nats per token: ``kl`` in all, ``cut_kl`` and ``type_kl`` of each
+    """``priced`` with its types; nats per token: ``kl`` in all, and where it lies in nine
+    cases of ten, ``cut_kl`` and ``type_kl`` of each
     alone. ``frontier``, ``whole`` and ``wholes``: other sizes, the model uncut within the same
     bytes, and uncut in every mix of one name, as JSON values."""
 
     priced: Priced
     kl: float
+    kl_range: tuple[float, float]
     cut_kl: float
     type_kl: float
     bits: float
@@ -60,6 +62,7 @@ class JointPlan:
             "quant": AUTO,
             "by": "joint search",
             "kl": self.kl,
+            "kl_range": list(self.kl_range),
             "pruning_kl": self.cut_kl,
             "type_kl": self.type_kl,
             "bits_per_weight": self.bits,
@@ -197,6 +200,7 @@ class JointPlanner:
         return JointPlan(
             priced,
             self.kl(chosen.loss),
+            kl_range(chosen.loss, self.errors.plans or self.measured, self.measured),
             self.kl(chosen.cut_loss),
             self.kl(chosen.type_loss),
             self._bits(chosen),

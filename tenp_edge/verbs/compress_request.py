@@ -27,7 +27,6 @@ from tenp_edge.planning.target import PlanSpec, make_target, resolve
 from tenp_edge.progress import Progress
 from tenp_edge.recovery.recover import mended_bytes
 from tenp_edge.runtime.memory.footprint import MemoryRun
-from tenp_edge.units import counted
 from tenp_edge.verbs.calibrate import expected_probing, finished_at
 from tenp_edge.verbs.known_scores import known_statistics, measured_beside
 from tenp_edge.verbs.measure_types import expected_rounding, rounding_job
@@ -145,9 +144,14 @@ class CompressRequest:
     def require_judge(self, plan: CompressionPlan) -> None:
         """UserError where the validation that was asked for cannot judge ``plan``."""
         if self.options.validation.twin and not self.options.no_validate and plan.means:
-            experts = counted(len(plan.means), "experts")
+            many = len(plan.means) > 1
+            experts = (
+                f"{len(plan.means)} experts of the plan give"
+                if many
+                else "an expert of the plan gives"
+            )
             raise UserError(
-                f"the plan has {experts} that give a constant, which llama.cpp cannot hold",
+                f"{experts} a constant, which llama.cpp cannot hold",
                 "leave --twin out",
             )
 

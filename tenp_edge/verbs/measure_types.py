@@ -166,10 +166,12 @@ def expected_rounding(
     job: RoundingJob,
     held_out: Sequence[Domain],
     compute: CalibrationOptions,
+    asked: bool = False,
 ) -> float:
-    """Seconds that `rounding_if_cheap` will take on ``held_out``."""
+    """Seconds that measuring takes on ``held_out``: `rounding_into` where it was ``asked`` for,
+    else `rounding_if_cheap`."""
     seconds, affordable = _rounding_seconds(checkpoint, job, held_out, compute)
-    return seconds if seconds <= affordable else 0.0
+    return seconds if asked or seconds <= affordable else 0.0
 
 
 def rounding_of(checkpoint: Checkpoint, directory: Path) -> RoundingErrors | None:

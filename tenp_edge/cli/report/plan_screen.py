@@ -12,6 +12,7 @@ from tenp_edge.cli.report import joint_report
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.plain_notes import of_interest
 from tenp_edge.evaluation.verdict import expected
+from tenp_edge.planning.expected_kl import expected_kl
 from tenp_edge.planning.settings import command_words
 from tenp_edge.units import format_size, percent
 
@@ -84,12 +85,12 @@ def kept_line(plan: CompressionPlan) -> str:
 
 def expected_line(plan: CompressionPlan) -> str:
     """What the plan will cost, in a word and a number."""
-    record, choice = plan.record, plan.record.type_choice or {}
-    kl = choice.get("kl") if "bits_per_weight" in choice else _sum(plan)
-    if kl is None:
-        return _UNKNOWN if plan.keep_ratio < 1 else f"what {record.quant} costs, no more"
-    article = "" if expected(kl) == "almost no" else "a "
-    return f"{article}{expected(kl)} difference to the whole model (KL about {kl:.2g})"
+    found = expected_kl(plan.record, plan.keep_ratio)
+    if found is None:
+        return _UNKNOWN if plan.keep_ratio < 1 else f"what {plan.record.quant} costs, no more"
+    word = expected(found.kl)
+    article = "" if word == "almost no" else "a "
+    return f"{article}{word} difference to the whole model (KL about {found})"
 
 
 def _rounded(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
@@ -115,14 +116,6 @@ def _instead(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
     choice = plan.record.type_choice or {}
     if "bits_per_weight" in choice and plan.keep_ratio < 1:
         yield "", joint_report.the_whole_model(choice["whole"])
-
-
-def _sum(plan: CompressionPlan) -> float | None:
-    """By pruning and by the type, as far as it is known."""
-    record = plan.record
-    if record.predicted_kl is None or plan.keep_ratio == 1.0:
-        return record.type_kl
-    return record.predicted_kl + (record.type_kl or 0.0)
 
 
 def _speed(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
