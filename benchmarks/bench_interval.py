@@ -20,9 +20,9 @@ from rich.console import Console
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.cli.hub import DEMO, bundled
-from tenp_edge.cli.terminal import TerminalProgress
-from tenp_edge.planning.expected_kl import expected_kl
-from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.cli.output.terminal import TerminalProgress
+from tenp_edge.planning.measured.expected_kl import expected_kl
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.verbs.compress import run_compress
 from tenp_edge.verbs.options import CalibrationOptions, CompressOptions, ValidationOptions
 from tenp_edge.verbs.plan import run_plan

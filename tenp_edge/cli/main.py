@@ -20,12 +20,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from tenp_edge.cli import interrupts
-from tenp_edge.cli.console import err
 from tenp_edge.cli.os_errors import as_user_error
+from tenp_edge.cli.output.console import err
 from tenp_edge.errors import UserError
 from tenp_edge.version import __version__
 
-# Each verb and the module beside this one in which it is. In the order of the help.
+# Each verb and its module of `commands`. In the order of the help.
 VERBS = {
     "doctor": "doctor",
     "demo": "prune",
@@ -79,7 +79,9 @@ class _Verbs(_Help, TyperGroup):
 def loaded_verb(name: str) -> Any:
     """The verb as a command of its own, for the command line and the pages made from it."""
     verb = typer.Typer(rich_markup_mode="rich", add_completion=False)
-    verb.command(name, cls=_Verb)(getattr(import_module(f"tenp_edge.cli.{VERBS[name]}"), name))
+    verb.command(name, cls=_Verb)(
+        getattr(import_module(f"tenp_edge.cli.commands.{VERBS[name]}"), name)
+    )
     return typer.main.get_command(verb)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 from tenp_edge.errors import UserError
-from tenp_edge.planning.settings import Flag
-from tenp_edge.planning.spec import (
+from tenp_edge.planning.options.settings import Flag
+from tenp_edge.planning.options.spec import (
     EXPORT,
     FORMATS,
     LAYOUT_NAMES,

@@ -12,7 +12,7 @@ from tenp_edge.evaluation.attribution import PRUNING, QUANTISATION, REFERENCE
 from tenp_edge.evaluation.validation import ValidationReport, validate
 from tenp_edge.exporters.base import recognise
 from tenp_edge.forward.text_batch import Domain
-from tenp_edge.planning.devices import this_machine
+from tenp_edge.planning.options.devices import this_machine
 from tenp_edge.progress import QUIET, Progress, begin, expect
 from tenp_edge.runtime.locating import locate
 from tenp_edge.runtime.memory.footprint import MemoryRun
