@@ -131,11 +131,15 @@ class JointPlanner:
                 best = chosen, priced
         return None if best is None else self._described(*best)
 
+    def smallest(self, confirm: bool = False) -> Priced:
+        """The fewest bytes that there are."""
+        return self._priced(self.search.smallest, confirm)
+
     def keep_within(self, budget: int) -> float:
         """About the share of neurons that the best plan within ``budget`` keeps; 1 where none
         fits."""
         smallest = self.search.smallest
-        besides = self._priced(smallest, False).memory.total_bytes - smallest.nbytes
+        besides = self.smallest().memory.total_bytes - smallest.nbytes
         found = self.search.within(budget - besides)
         return 1.0 if found is None else self._keep_ratio(found)
 
@@ -286,17 +290,23 @@ def joint_pricer(checkpoint: Checkpoint, spec: PlanSpec) -> Pricer:
 
 
 def joins(spec: PlanSpec, errors: RoundingErrors, statistics: Statistics | None) -> bool:
-    """Whether types and widths are chosen together: for the default method, where such files were
-    measured and the statistics know what rounding costs. Not to refine, which measures cuts alone.
-    """
+    """Whether types and widths are chosen together: as `may_join` says, where such files were
+    measured and the statistics know what rounding costs."""
     target, options = spec.target, spec.options
     if statistics is None or not statistics.has_rounding or not errors.groups:
         return False
+    same = errors.conditions.holds(target.exporter.format, options.imatrix, options.tensor_types)
+    return may_join(spec) and same
+
+
+def may_join(spec: PlanSpec) -> bool:
+    """Whether types and widths are to be chosen together once what rounding does is measured: for
+    the default method. Not to refine, which measures cuts alone."""
+    options = spec.options
     plain = options.ranking in (None, "global") and not (
         options.guards or options.tilt or options.refine
     )
-    same = errors.conditions.holds(target.exporter.format, options.imatrix, options.tensor_types)
-    return isinstance(target.exporter, Mixer) and spec.method.probed and plain and same
+    return isinstance(spec.target.exporter, Mixer) and spec.method.probed and plain
 
 
 def mixable(checkpoint: Checkpoint, spec: PlanSpec) -> tuple[str, ...]:
