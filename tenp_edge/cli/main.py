@@ -23,6 +23,7 @@ from tenp_edge.cli import interrupts
 from tenp_edge.cli.os_errors import as_user_error
 from tenp_edge.cli.output.console import err
 from tenp_edge.errors import UserError
+from tenp_edge.threads import logical_cores, usable_threads
 from tenp_edge.version import __version__
 
 # Each verb and its module of `commands`. In the order of the help.
@@ -164,6 +165,8 @@ def _root(
         # Threads that wait for each other by spinning lose whole time slices where others compute
         # too: three times the CPU seconds and the time, and none gained on an idle machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        if usable_threads() < logical_cores():  # Who computes here counts the machine's cores.
+            os.environ.setdefault("OMP_NUM_THREADS", str(usable_threads()))
     else:
         interrupts.leave_to_the_verb()
 

@@ -112,7 +112,7 @@ class ValidationOptions(HeldOutOptions):
         int | None,
         Flag(
             "threads",
-            "CPU threads of the exported file's run. Default: all cores.",
+            "CPU threads of the exported file's run. Default: all cores, or a container's quota.",
             COMPUTE,
             knob=True,
             least=1,
