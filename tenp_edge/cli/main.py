@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from tenp_edge.cli import interrupts
 from tenp_edge.cli.os_errors import as_user_error
 from tenp_edge.cli.output.console import err
 from tenp_edge.errors import UserError
+from tenp_edge.threads import logical_cores, usable_threads
 from tenp_edge.version import __version__
 
 # Each verb and its module of `commands`. In the order of the help.
@@ -46,7 +49,22 @@ VERBS = {
 }
 
 
-class _Verbs(TyperGroup):
+class _Help:
+    """Switches take no value, and do not look as if they did."""
+
+    def get_params(self, ctx: Any) -> Any:
+        parameters = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class _Verb(_Help, TyperCommand):
+    """One verb."""
+
+
+class _Verbs(_Help, TyperGroup):
     """The verbs; one is loaded when it is typed, all are for the help and for a mistyped one."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -55,19 +73,31 @@ class _Verbs(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         for name in [cmd_name] if cmd_name in VERBS else VERBS:
             if name not in self.commands:
-                self.commands[name] = loaded_verb(name)
+                self.commands[name] = _for_a_terminal(loaded_verb(name))
         return self.commands.get(cmd_name)
 
 
 def loaded_verb(name: str) -> Any:
     """The verb as a command of its own, for the command line and the pages made from it."""
     verb = typer.Typer(rich_markup_mode="rich", add_completion=False)
-    verb.command(name)(getattr(import_module(f"tenp_edge.cli.commands.{VERBS[name]}"), name))
-    command = typer.main.get_command(verb)
+    verb.command(name, cls=_Verb)(
+        getattr(import_module(f"tenp_edge.cli.commands.{VERBS[name]}"), name)
+    )
+    return typer.main.get_command(verb)
+
+
+def _for_a_terminal(command: Any) -> Any:
+    """The help as it is to be shown: paragraphs flow, and a word in brackets is no markup."""
+    paragraphs = cleandoc(command.help or "").split("\n\n")
+    flowing = (p if p.startswith(" ") else " ".join(p.split("\n")) for p in paragraphs)
+    command.help = _plain("\n\n".join(flowing))
     for parameter in command.params:
-        if getattr(parameter, "is_flag", False):
-            parameter.metavar = ""  # A switch takes no value.
+        parameter.help = _plain(getattr(parameter, "help", None) or "")
     return command
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"(?=\[[a-z#/@])", r"\\", text)
 
 
 app = typer.Typer(
@@ -135,6 +165,8 @@ def _root(
         # Threads that wait for each other by spinning lose whole time slices where others compute
         # too: three times the CPU seconds and the time, and none gained on an idle machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        if usable_threads() < logical_cores():  # Who computes here counts the machine's cores.
+            os.environ.setdefault("OMP_NUM_THREADS", str(usable_threads()))
     else:
         interrupts.leave_to_the_verb()
 

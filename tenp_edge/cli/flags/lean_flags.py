@@ -101,7 +101,7 @@ CONTEXT = Flag(
 THREADS = Flag(
     ("--threads",),
     int,
-    "CPU threads. Default: all cores.",
+    "CPU threads. Default: all cores, or a container's quota.",
     RUNTIME,
     least=1,
     most=MOST_THREADS,

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tenp_edge.cli.output.course import RunCourse, left_of_task
 from tenp_edge.progress import Task
-from tenp_edge.units import counted, format_seconds, format_size
+from tenp_edge.units import counted, format_seconds, format_size, percent
 
 _FIRST_SECONDS, _LOG_SECONDS = 2.0, 10.0
 
@@ -112,9 +112,9 @@ class TerminalProgress:
         """ "the whole run 14 %, about 55 s left", of the task alone where no more is known."""
         if not self._course.known:
             rest = left_of_task(counter.share, counter.seconds)
-            return f"{counter.share:.0%}, about {format_seconds(rest)} left".replace("%", " %")
+            return f"{percent(counter.share, 0)}, about {format_seconds(rest)} left"
         rest = self._course.left(counter.share, counter.seconds)
-        share = f"{100 * self._course.share(rest):.0f} %"
+        share = percent(self._course.share(rest), 0)
         return f"the whole run {share}, about {format_seconds(rest)} left"
 
     # -- a run of several stages -------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tenp_edge import machine
+from tenp_edge import cgroups
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import exporter
 from tenp_edge.planning.options.devices import (
@@ -162,7 +162,7 @@ def test_names_in_any_case_and_this_machine() -> None:
 
 def test_a_container_has_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(cgroups, "_ROOT", tmp_path)
     limit.write_text("max\n")
     whole = this_machine().memory_bytes
     limit.write_text("1073741824\n")
