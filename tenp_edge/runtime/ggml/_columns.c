@@ -378,45 +378,227 @@ VNNI INLINE void row_vnni(const enum type type, const int n, int blocks, const c
     _mm256_storeu_ps(made, _mm512_castps512_ps256(_mm512_permutex2var_ps(low, first_lanes, high)));
 }
 
+/* -- blocks of 32 ---------------------------------------------------------------------------------- */
+
+struct q8_0 { /* ggml's block_q8_0, as rows and as columns */
+    uint16_t d;
+    int8_t qs[32];
+};
+struct q8_1 { /* block_q8_1: columns of the types with a least weight; s is d times the sum */
+    uint16_t d, s;
+    int8_t qs[32];
+};
+enum type32 { Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL };
+
+INLINE int has_least(const enum type32 type) { return type == Q4_1 || type == Q5_1; }
+INLINE int block_bytes_32(const enum type32 type) {
+    return type == Q8_0 ? 34 : 2 + 16 + (has_least(type) ? 2 : 0) + (type == Q5_0 || type == Q5_1 ? 4 : 0);
+}
+
+AVX2 INLINE float half_at(const void *from) {
+    uint16_t bits;
+    memcpy(&bits, from, 2);
+    return _cvtsh_ss(bits);
+}
+
+/* A byte for each of 32 bits: all ones where it is set. */
+AVX2 INLINE __m256i bytes_of_bits(const void *from) {
+    int bits;
+    memcpy(&bits, from, 4);
+    const __m256i each = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+    const __m256i others = _mm256_set1_epi64x(0x7fbfdfeff7fbfdfe);
+    const __m256i found = _mm256_or_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), each), others);
+    return _mm256_cmpeq_epi8(found, _mm256_set1_epi8(-1));
+}
+
+/* The 32 codes of a block, signed. */
+AVX2 INLINE __m256i codes_32(const enum type32 type, const char *x) {
+    if (type == Q8_0) return load(x + 2);
+    const char *at = x + block_bytes_32(type) - 16;
+    const __m128i both = _mm_loadu_si128((const __m128i *)at);
+    __m256i q = _mm256_inserti128_si256(_mm256_castsi128_si256(both), _mm_srli_epi16(both, 4), 1);
+    q = _mm256_and_si256(q, _mm256_set1_epi8(15));
+    if (type == IQ4_NL) {
+        const __m128i values =
+            _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), q);
+    }
+    if (type == Q5_0)
+        return _mm256_or_si256(q, _mm256_andnot_si256(bytes_of_bits(at - 4), _mm256_set1_epi8((char)0xf0)));
+    if (type == Q5_1) return _mm256_or_si256(q, _mm256_and_si256(bytes_of_bits(at - 4), _mm256_set1_epi8(16)));
+    return type == Q4_0 ? _mm256_sub_epi8(q, _mm256_set1_epi8(8)) : q;
+}
+
+/* What of n columns is the same for every row, by block: codes of two columns side by side; factors
+ * and sums of each, 0 of no column. */
+struct columns_32 {
+    int8_t qs[MOST_VALUES];
+    float d[MOST_BLOCKS * 8][MOST_COLUMNS], s[MOST_BLOCKS * 8][MOST_COLUMNS];
+} __attribute__((aligned(64)));
+
+/* `turned`: codes are 128 larger, and never negative. */
+AVX2 INLINE void prepare_column_32(const int least, const int turned, int pairs, int blocks, const char *column,
+                                   int c, struct columns_32 *all) {
+    const __m256i sign = _mm256_set1_epi8(turned ? (char)0x80 : 0);
+    const int bytes = (int)(least ? sizeof(struct q8_1) : sizeof(struct q8_0));
+    for (int b = 0; b < blocks; b++, column += bytes) {
+        const __m256i q = _mm256_xor_si256(load(column + bytes - 32), sign);
+        _mm256_store_si256((__m256i *)(all->qs + (b * pairs + c / 2) * 64 + 32 * (c % 2)), q);
+        all->d[b][c] = half_at(column);
+        if (least) all->s[b][c] = half_at(column + 2);
+    }
+}
+
+AVX2 INLINE void row_32_avx2(const enum type32 type, const int n, int blocks, const char *x,
+                             const struct columns_32 *all, float *made) {
+    const int pairs = (n + 1) / 2;
+    __m256 acc[2][MOST_COLUMNS], least = _mm256_setzero_ps();
+    for (int c = 0; c < n; c++) acc[0][c] = acc[1][c] = _mm256_setzero_ps();
+    /* ggml adds even and odd blocks of IQ4_NL apart, and one that is left over as integers. */
+    const int two = type == IQ4_NL, whole = two ? blocks / 2 * 2 : blocks;
+    for (int b = 0; b < whole; b++, x += block_bytes_32(type)) {
+        const __m256i q = codes_32(type, x), size = _mm256_sign_epi8(q, q);
+        float d[MOST_COLUMNS];
+        _mm256_storeu_ps(d, _mm256_mul_ps(_mm256_set1_ps(half_at(x)), _mm256_load_ps(all->d[b])));
+        if (has_least(type))
+            least = _mm256_fmadd_ps(_mm256_set1_ps(half_at(x + 2)), _mm256_load_ps(all->s[b]), least);
+        for (int c = 0; c < n; c++) {
+            const __m256i y = load(all->qs + (b * pairs + c / 2) * 64 + 32 * (c % 2));
+            const __m256i products = _mm256_maddubs_epi16(size, _mm256_sign_epi8(y, q));
+            const __m256i sums = _mm256_madd_epi16(products, _mm256_set1_epi16(1));
+            __m256 *to = &acc[two && b % 2][c];
+            *to = _mm256_fmadd_ps(_mm256_set1_ps(d[c]), _mm256_cvtepi32_ps(sums), *to);
+        }
+    }
+    for (int c = 0; c < n; c++) made[c] = sum_of(two ? _mm256_add_ps(acc[0][c], acc[1][c]) : acc[0][c]);
+    if (has_least(type)) _mm256_storeu_ps(made, _mm256_add_ps(_mm256_loadu_ps(made), least));
+}
+
+VNNI INLINE void row_32_vnni(const enum type32 type, const int n, int blocks, const char *x,
+                             const struct columns_32 *all, float *made) {
+    const int pairs = (n + 1) / 2, two = type == IQ4_NL, whole = two ? blocks / 2 * 2 : blocks;
+    const __m512i zero = _mm512_setzero_si512();
+    __m512 acc[2][4];
+    __m256 least = _mm256_setzero_ps();
+    for (int p = 0; p < 4; p++) acc[0][p] = acc[1][p] = _mm512_setzero_ps();
+    for (int b = 0; b < whole; b++, x += block_bytes_32(type)) {
+        const __m512i q = _mm512_broadcast_i64x4(codes_32(type, x));
+        /* What the columns' codes are too large. */
+        const __m512i less = _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, _mm512_set1_epi8((char)0x80), q));
+        const __m512 d = _mm512_castps256_ps512(
+            _mm256_mul_ps(_mm256_set1_ps(half_at(x)), _mm256_load_ps(all->d[b])));
+        if (has_least(type))
+            least = _mm256_fmadd_ps(_mm256_set1_ps(half_at(x + 2)), _mm256_load_ps(all->s[b]), least);
+        for (int p = 0; p < pairs; p++) {
+            const __m512i columns = _mm512_mask_set1_epi32(_mm512_set1_epi32(2 * p), 0xff00, 2 * p + 1);
+            const __m512i y = _mm512_load_si512(all->qs + (b * pairs + p) * 64);
+            const __m512 sums = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(less, y, q));
+            __m512 *to = &acc[two && b % 2][p];
+            *to = _mm512_fmadd_ps(_mm512_permutexvar_ps(columns, d), sums, *to);
+        }
+    }
+    for (int p = 0; two && p < pairs; p++) acc[0][p] = _mm512_add_ps(acc[0][p], acc[1][p]);
+    const __m512i first_lanes = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 28, 24, 20, 16, 12, 8, 4, 0);
+    const __m512 low = sums_of_four(acc[0][0], acc[0][1]);
+    const __m512 high = n > 4 ? sums_of_four(acc[0][2], acc[0][3]) : low;
+    const __m256 sums = _mm512_castps512_ps256(_mm512_permutex2var_ps(low, first_lanes, high));
+    _mm256_storeu_ps(made, has_least(type) ? _mm256_add_ps(sums, least) : sums);
+}
+
+/* The block of IQ4_NL that is left over. */
+AVX2 INLINE void add_last(const char *x, const int turned, int b, const int n, const struct columns_32 *all,
+                          float *made) {
+    const int pairs = (n + 1) / 2;
+    int8_t q[32];
+    _mm256_storeu_si256((__m256i *)q, codes_32(IQ4_NL, x));
+    for (int c = 0; c < n; c++) {
+        const int8_t *y = all->qs + (b * pairs + c / 2) * 64 + 32 * (c % 2);
+        int sum = 0;
+        for (int i = 0; i < 32; i++) sum += q[i] * (turned ? (int)(uint8_t)y[i] - 128 : y[i]);
+        made[c] += half_at(x) * all->d[b][c] * (float)sum;
+    }
+}
+
 /* -- all rows -------------------------------------------------------------------------------------- */
 
-#define KERNEL(TARGET, ROW, TYPE, CROSSED)                                                                     \
-    TARGET INLINE void ROW##_##TYPE##_n(const int n, int blocks, const char *matrix, int64_t row_bytes, \
-                                        int rows, const char *const *columns, float *const *out) {    \
-        struct columns all;                                                                           \
-        clear_columns(n, blocks, &all);                                                               \
-        for (int c = 0; c < n; c++) prepare_column(n, CROSSED, blocks, columns[c], c, &all);          \
-        for (int r = 0; r < rows; r++) {                                                              \
-            float made[MOST_COLUMNS];                                                                 \
-            ROW(TYPE, n, blocks, matrix + r * row_bytes, &all, made);                                 \
-            for (int c = 0; c < n; c++) out[c][r] = made[c];                                          \
-        }                                                                                             \
-    }                                                                                                 \
-    TARGET static void ROW##_##TYPE(int n, const char *matrix, int64_t row_bytes, int rows,            \
-                                    const char *const *columns, int count, float *const *out) {        \
-        const int blocks = n / 256, most = blocks <= MOST_BLOCKS / 2 ? MOST_COLUMNS : MOST_COLUMNS / 2; \
-        for (; count > most; count -= most, columns += most, out += most)                              \
-            ROW##_##TYPE(n, matrix, row_bytes, rows, columns, most, out);                              \
-        switch (count) {                                                                               \
-        case 1: ROW##_##TYPE##_n(1, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        case 2: ROW##_##TYPE##_n(2, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        case 3: ROW##_##TYPE##_n(3, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        case 4: ROW##_##TYPE##_n(4, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        case 5: ROW##_##TYPE##_n(5, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        case 6: ROW##_##TYPE##_n(6, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        case 7: ROW##_##TYPE##_n(7, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        default: ROW##_##TYPE##_n(8, blocks, matrix, row_bytes, rows, columns, out);                   \
-        }                                                                                              \
+#define FOR_COUNT(NAME, BLOCK)                                                                          \
+    const int blocks = n / BLOCK;                                                                       \
+    const int most = n <= 256 * MOST_BLOCKS / 2 ? MOST_COLUMNS : MOST_COLUMNS / 2;                      \
+    for (; count > most; count -= most, columns += most, out += most)                                   \
+        NAME(n, matrix, row_bytes, rows, columns, most, out);                                           \
+    switch (count) {                                                                                    \
+    case 1: NAME##_n(1, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    case 2: NAME##_n(2, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    case 3: NAME##_n(3, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    case 4: NAME##_n(4, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    case 5: NAME##_n(5, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    case 6: NAME##_n(6, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    case 7: NAME##_n(7, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    default: NAME##_n(8, blocks, matrix, row_bytes, rows, columns, out);                                \
     }
-#define KERNELS(TYPE)                 \
-    KERNEL(AVX2, row_avx2, TYPE, 0)   \
+
+#define KERNEL(TARGET, ROW, TYPE, CROSSED)                                                              \
+    TARGET INLINE void ROW##_##TYPE##_n(const int n, int blocks, const char *matrix, int64_t row_bytes, \
+                                        int rows, const char *const *columns, float *const *out) {      \
+        struct columns all;                                                                             \
+        clear_columns(n, blocks, &all);                                                                 \
+        for (int c = 0; c < n; c++) prepare_column(n, CROSSED, blocks, columns[c], c, &all);            \
+        for (int r = 0; r < rows; r++) {                                                                \
+            float made[MOST_COLUMNS];                                                                   \
+            ROW(TYPE, n, blocks, matrix + r * row_bytes, &all, made);                                   \
+            for (int c = 0; c < n; c++) out[c][r] = made[c];                                            \
+        }                                                                                               \
+    }                                                                                                   \
+    TARGET static void ROW##_##TYPE(int n, const char *matrix, int64_t row_bytes, int rows,             \
+                                    const char *const *columns, int count, float *const *out) {         \
+        FOR_COUNT(ROW##_##TYPE, 256)                                                                    \
+    }
+
+#define KERNEL_32(TARGET, ROW, TYPE, TURNED)                                                            \
+    TARGET INLINE void ROW##_##TYPE##_n(const int n, int blocks, const char *matrix, int64_t row_bytes, \
+                                        int rows, const char *const *columns, float *const *out) {      \
+        struct columns_32 all;                                                                          \
+        const int pairs = (n + 1) / 2, last = blocks - 1;                                               \
+        memset(all.d, 0, sizeof all.d[0] * blocks);                                                     \
+        if (has_least(TYPE)) memset(all.s, 0, sizeof all.s[0] * blocks);                                \
+        for (int c = 0; c < n; c++)                                                                     \
+            prepare_column_32(has_least(TYPE), TURNED, pairs, blocks, columns[c], c, &all);             \
+        for (int r = 0; r < rows; r++) {                                                                \
+            const char *x = matrix + r * row_bytes;                                                     \
+            float made[MOST_COLUMNS];                                                                   \
+            ROW(TYPE, n, blocks, x, &all, made);                                                        \
+            if (TYPE == IQ4_NL && blocks % 2)                                                           \
+                add_last(x + last * block_bytes_32(TYPE), TURNED, last, n, &all, made);                 \
+            for (int c = 0; c < n; c++) out[c][r] = made[c];                                            \
+        }                                                                                               \
+    }                                                                                                   \
+    TARGET static void ROW##_##TYPE(int n, const char *matrix, int64_t row_bytes, int rows,             \
+                                    const char *const *columns, int count, float *const *out) {         \
+        FOR_COUNT(ROW##_##TYPE, 32)                                                                     \
+    }
+
+#define KERNELS(TYPE)               \
+    KERNEL(AVX2, row_avx2, TYPE, 0) \
     KERNEL(VNNI, row_vnni, TYPE, has_minima(TYPE))
+#define KERNELS_32(TYPE)                  \
+    KERNEL_32(AVX2, row_32_avx2, TYPE, 0) \
+    KERNEL_32(VNNI, row_32_vnni, TYPE, 1)
 KERNELS(Q4_K)
 KERNELS(Q5_K)
 KERNELS(Q6_K)
+KERNELS_32(Q8_0)
+KERNELS_32(Q4_0)
+KERNELS_32(Q4_1)
+KERNELS_32(Q5_0)
+KERNELS_32(Q5_1)
+KERNELS_32(IQ4_NL)
 
-#define NAMED(SUFFIX) \
-    {{"q4_k", row_##SUFFIX##_Q4_K}, {"q5_k", row_##SUFFIX##_Q5_K}, {"q6_k", row_##SUFFIX##_Q6_K}, {NULL, NULL}}
+#define NAMED(SUFFIX)                                                                             \
+    {{"q4_k", row_##SUFFIX##_Q4_K},       {"q5_k", row_##SUFFIX##_Q5_K},                          \
+     {"q6_k", row_##SUFFIX##_Q6_K},       {"q8_0", row_32_##SUFFIX##_Q8_0},                       \
+     {"q4_0", row_32_##SUFFIX##_Q4_0},    {"q4_1", row_32_##SUFFIX##_Q4_1},                       \
+     {"q5_0", row_32_##SUFFIX##_Q5_0},    {"q5_1", row_32_##SUFFIX##_Q5_1},                       \
+     {"iq4_nl", row_32_##SUFFIX##_IQ4_NL}, {NULL, NULL}}
 static const struct named_rows avx2[] = NAMED(avx2), vnni[] = NAMED(vnni);
 static const struct named_rows none[] = {{NULL, NULL}};
 
