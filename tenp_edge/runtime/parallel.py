@@ -58,10 +58,8 @@ class ServerMemory:
         planned = format_size(self.budget)
         if self.total <= self.budget:
             return f"{text}, of the {planned} that the file was planned for"
-        return (
-            f"{text}, more than the {planned} that the file was planned for as `run` takes it; "
-            "a smaller --context takes less"
-        )
+        own = format_size(_SERVER_BYTES)
+        return f"{text}: the file was planned for {planned}, without the server's own {own}"
 
 
 def server_memory(file: Path, options: RunOptions) -> ServerMemory | None:

@@ -79,8 +79,8 @@ def test_what_a_server_says_of_its_memory() -> None:
         "planned for"
     )
     assert str(parallel.ServerMemory(4, 2**30 + 2**29, 2**30)) == (
-        "takes up to 1.50 GiB with 4 requests at a time, more than the 1.00 GiB that the file was "
-        "planned for as `run` takes it; a smaller --context takes less"
+        "takes up to 1.50 GiB with 4 requests at a time: the file was planned for 1.00 GiB, "
+        "without the server's own 38.00 MiB"
     )
 
 
