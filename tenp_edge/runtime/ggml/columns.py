@@ -28,6 +28,7 @@ COLUMN_TYPES = {
     ggml.Q4_K: ("q4_k", 256),
     ggml.Q5_K: ("q5_k", 256),
     ggml.Q6_K: ("q6_k", 256),
+    ggml.IQ4_XS: ("iq4_xs", 256),
 }
 # The best of the processor's instruction sets that it knows; 1 is AVX2.
 BEST_LEVEL = 2
