@@ -115,7 +115,26 @@ _RUNNING = ("run", "serve", "bench")
 _CONTINUING = ("calibrate", "compress", "compare", "demo", "push")
 
 
-def main(command: Callable[[], object] = app) -> None:
+def _typed() -> None:
+    """What was typed, as typer reads it; what it refuses is said as everything else is."""
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        said = getattr(error, "format_message", None)
+        if said is None:
+            raise
+        if not said():  # the help, where nothing was typed: it is printed already
+            raise SystemExit(2) from None
+        message, _, possible = str(said()).partition(" (Possible options: ")
+        context = getattr(error, "ctx", None)
+        ways = [possible.rstrip(")"), f"{context.command_path} --help" if context else "--help"]
+        text = message[:1].lower() + message[1:].rstrip(".")
+        raise UserError(text, "; or ".join(filter(None, ways))) from None
+    if isinstance(code, int) and code:
+        raise SystemExit(code)
+
+
+def main(command: Callable[[], object] = _typed) -> None:
     """Run ``command``, by default what was typed, and say in plain words what goes wrong."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
