@@ -25,6 +25,8 @@ _OFF, _OFF_COUNTS = 0.32, 4
 _POWER_OFF = 0.15
 # Of the mean over a text of a few sequences, where nothing was measured on one.
 _TEXT_OFF = 0.25
+# What repair, of which a plan does not know, may leave of it.
+_REPAIRED = 0.5
 _WITHIN = 1.645  # standard deviations to both sides: 90 % of a normal distribution
 
 
@@ -56,9 +58,9 @@ def kl_range(
 
     Three things are unsure: how far a plan lies from the law, which the ``measured`` plans' own
     distances say; the law itself, the more the farther from those plans; and the text, twice, that
-    they were measured on and that this plan will be. ``on_text``: plans with the KL of every
-    sequence. Their spread is that of a bootstrap over the sequences; over the calibration's there
-    is none, since its sums are not kept by sequence.
+    they were measured on and that this plan will be. And repair may come. ``on_text``: plans with
+    the KL of every sequence: their spread is what a bootstrap over the sequences would give. Over
+    the calibration's there is none: its sums are not kept by sequence.
     """
     if loss <= 0:
         return 0.0, 0.0
@@ -68,7 +70,7 @@ def kl_range(
     middle = scale + power * log
     off = _off(points, scale, power) + _law_off(points, log) + 2 * _text_off(on_text) ** 2
     aside = _WITHIN * math.sqrt(off)
-    return math.exp(middle - aside), math.exp(middle + aside)
+    return _REPAIRED * math.exp(middle - aside), math.exp(middle + aside)
 
 
 def _off(points: Sequence[tuple[float, float]], scale: float, power: float) -> float:
