@@ -68,7 +68,8 @@ def kl_range(
     scale, power = _fitted(points)
     log = math.log(loss)
     middle = scale + power * log
-    off = _off(points, scale, power) + _law_off(points, log) + 2 * _text_off(on_text) ** 2
+    text = _text_off(on_text)
+    off = _off(points, scale, power) + _law_off(points, log, text) + 2 * text**2
     aside = _WITHIN * math.sqrt(off)
     return _REPAIRED * math.exp(middle - aside), math.exp(middle + aside)
 
@@ -80,12 +81,15 @@ def _off(points: Sequence[tuple[float, float]], scale: float, power: float) -> f
     return (_OFF_COUNTS * _OFF**2 + squares) / (_OFF_COUNTS + count)
 
 
-def _law_off(points: Sequence[tuple[float, float]], log: float) -> float:
-    """Variance of the law at ``log``: its level by so many plans, its power by their distance."""
+def _law_off(points: Sequence[tuple[float, float]], log: float, text: float) -> float:
+    """Variance of the law at ``log``: its level by so many plans, its power by how far they lie
+    apart, for ``text`` moves the KL of either end."""
     if not points:
         return 0.0
-    away = log - fmean(loss for loss, _ in points)
-    return _OFF**2 / len(points) + (_POWER_OFF * away) ** 2
+    losses = [loss for loss, _ in points]
+    apart, away = max(losses) - min(losses), log - fmean(losses)
+    power = _POWER_OFF**2 + (2 * (text / apart) ** 2 if apart else 0.0)
+    return _OFF**2 / len(points) + power * away**2
 
 
 def _text_off(trials: Sequence[Trial]) -> float:
