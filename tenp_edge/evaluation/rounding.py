@@ -46,7 +46,6 @@ _EXPERTS, _ROWS = 4, 4  # of a sampled layer; of each of their matrices
 _LAYERS = 12  # that experts are sampled in
 _MEASURED_LAYERS = 8  # of a large model, whose groups are rounded
 _PROBE_BITS = 3.5  # of the type that groups are measured in
-_PROBE_QUANT = "Q3_K_M"  # whose speed stands for it
 
 
 @dataclass(frozen=True)
@@ -84,13 +83,13 @@ def measure_rounding(
     dtype: torch.dtype,
     progress: Progress = QUIET,
 ) -> RoundingErrors:
-    """Kept in rounding.json of ``directory`` (the statistics'); not measured twice.
+    """Kept in ``directory`` (the statistics', `rounding_errors.file_of`); not measured twice.
 
     Raises UserError where there is no held-out slice.
     """
     domains = load_slice(directory)
     conditions = job.conditions(checkpoint.fingerprint, slice_digest(domains))
-    known = load_errors(directory)
+    known = load_errors(directory, job.writer.format)
     if known is not None and known.conditions == conditions:
         return known
     started = time.monotonic()
@@ -278,7 +277,7 @@ class _Groups:
     def _weights(self, name: str) -> WeightSource:
         writer, config = self.job.writer, self.config
         assert isinstance(writer, Requantiser)
-        plain = "F32"
+        plain = self.job.mixer.mixed_types[0]
         parts = EXPERT_GROUPS.get(name, ())
         rows = {
             part: dict.fromkeys(config.moe_layers, (kind,) * config.num_experts)
@@ -346,7 +345,7 @@ def rounding_seconds(
     weights = config.expert_weights
     weights = min(weights, max(SAMPLED_ABOVE, weights * _MEASURED_LAYERS // len(config.moe_layers)))
     weights += sum(prod(matrix.shape) for matrix in matrices)
-    speed = job.writer.encoding_speed(replace(job.options, quant=_PROBE_QUANT))
+    speed = job.writer.encoding_speed(replace(job.options, quant=job.mixer.probed_quant))
     forwards = 2 + groups + len(PARTS)
     encoded = 4 * weights * (1 + len(PARTS)) / speed
     return encoded + forwards * tokens * 2 * active_parameters / operations

@@ -19,7 +19,7 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.tensor_types import AUTO, TensorTypes
 from tenp_edge.exporters.base import ExportOptions
-from tenp_edge.exporters.mixing import Mixer
+from tenp_edge.exporters.mixing import LayoutRules, Mixer
 from tenp_edge.planning.joint_losses import measured_factors
 from tenp_edge.planning.joint_search import Chosen, Indices, JointSearch
 from tenp_edge.planning.joint_tables import (
@@ -32,10 +32,11 @@ from tenp_edge.planning.kl_law import predicted_kl
 from tenp_edge.planning.pricing import NO_CONSTANTS, Constants, Priced, Pricer, draft
 from tenp_edge.planning.rounding_errors import RoundingErrors
 from tenp_edge.planning.score_tables import Evidence
-from tenp_edge.planning.target import PlanSpec
+from tenp_edge.planning.target import PlanSpec, Target
 from tenp_edge.planning.trials import Trial
 
 _ROUNDS = 6  # of pricing: what is not weights hardly changes from plan to plan
+_SPARE = 2e-3  # of a budget: so little may be left over where nodes go by the types
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75)  # of the weights' bytes
 
 
@@ -109,8 +110,12 @@ class JointPlanner:
 
     @cached_property
     def search(self) -> JointSearch:
-        layout = self.spec.target.options.layout
-        return JointSearch(self.tables, self.mixer.one_type(layout or ""))
+        most = self.spec.target.most_widths
+        return JointSearch(self.tables, self.rules.one_type, self.rules.alike, most)
+
+    @property
+    def rules(self) -> LayoutRules:
+        return self.mixer.rules(self.spec.target.options.layout or "")
 
     def plan(self, budget: int, confirm: bool = False) -> JointPlan | None:
         """The best plan within ``budget`` bytes of memory; None where the smallest does not fit.
@@ -131,7 +136,31 @@ class JointPlanner:
             chosen, priced = found, self._priced(found, confirm)
             if priced.memory.total_bytes <= budget:
                 best = chosen, priced
-        return None if best is None else self._described(*best)
+        if best is None:
+            return None
+        return self._described(*self._filled_up(*best, budget, confirm))
+
+    def _filled_up(
+        self, chosen: Chosen, priced: Priced, budget: int, confirm: bool
+    ) -> tuple[Chosen, Priced]:
+        """A larger plan, where what a run takes besides the weights goes by the types, too, so that
+        much is left over: by halves, between what fits and what might."""
+        if not self.rules.nodes_by_types:
+            return chosen, priced
+        low, high = chosen.nbytes, chosen.nbytes + priced.memory.headroom_bytes
+        for _ in range(_ROUNDS):
+            if high - low < _SPARE * budget:
+                break
+            middle = (low + high) / 2
+            found = self.search.within(middle)
+            other = None if found is None else self._priced(found, confirm)
+            if found is None or other is None or other.memory.total_bytes > budget:
+                high = middle
+                continue
+            low = middle
+            if found.loss < chosen.loss:
+                chosen, priced = found, other
+        return chosen, priced
 
     def keep_within(self, budget: int) -> float:
         """About the share of neurons that the best plan within ``budget`` keeps; 1 where none
@@ -232,7 +261,7 @@ class JointPlanner:
         return 8 * (chosen.nbytes - outside) / weights
 
     def _whole(self, nbytes: float) -> dict[str, Any] | None:
-        """The uncut model in llama.cpp's best mix within ``nbytes``; None where none fits."""
+        """The uncut model in the format's best mix within ``nbytes``; None where none fits."""
         fitting = [(name, chosen) for name, chosen in self.wholes() if chosen.nbytes <= nbytes]
         if not fitting:
             return None
@@ -259,7 +288,7 @@ class JointPlanner:
         last = len(self.tables.widths) - 1
         shape = (len(self.tables.experts), config.num_experts)
         for quant in writer.quants:
-            types = self.mixer.types_of(config, ExportOptions(quant, "merged", imatrix=True))
+            types = self.mixer.types_of(config, ExportOptions(quant, imatrix=True))
             if not types.names <= set(self.tables.types):
                 continue
             gate_up, down = (self._indices(rows) for rows in (types.gate_up, types.down))
@@ -282,7 +311,7 @@ def joint_pricer(checkpoint: Checkpoint, spec: PlanSpec) -> Pricer:
     """Of plans whose experts may have no neurons, where the file can hold such."""
     target = spec.target
     assert isinstance(target.exporter, Mixer)
-    places = target.exporter.holds_empty(target.options.layout or "")
+    places = target.exporter.rules(target.options.layout or "").holds_empty
     return Pricer(checkpoint, target, keeps_places=places)
 
 
@@ -297,7 +326,13 @@ def joins(spec: PlanSpec, errors: RoundingErrors, statistics: Statistics | None)
         options.guards or options.tilt or options.refine
     )
     same = errors.conditions.holds(target.exporter.format, options.imatrix, options.tensor_types)
-    return isinstance(target.exporter, Mixer) and spec.method.probed and plain and same
+    return can_mix(target) and spec.method.probed and plain and same
+
+
+def can_mix(target: Target) -> bool:
+    """Whether tensors of the target's files may be given types one by one."""
+    writer, layout = target.exporter, target.options.layout or ""
+    return isinstance(writer, Mixer) and writer.rules(layout).mixes
 
 
 def mixable(checkpoint: Checkpoint, spec: PlanSpec) -> tuple[str, ...]:
@@ -308,7 +343,7 @@ def mixable(checkpoint: Checkpoint, spec: PlanSpec) -> tuple[str, ...]:
     mixer, profile = target.exporter, target.profile
 
     def of(quant: str) -> frozenset[str]:
-        return mixer.types_of(config, ExportOptions(quant, "merged", imatrix=True)).names
+        return mixer.types_of(config, ExportOptions(quant, imatrix=True)).names
 
     own_format = target.exporter.format == profile.format
     runs = profile.tensor_types if own_format else target.exporter.quants

@@ -1,4 +1,5 @@
-"""What every tensor type does to one model's weights, as it was measured: WORK/rounding.json.
+"""What every tensor type does to one model's weights, as it was measured: WORK/rounding.json, and
+rounding-FORMAT.json for the types of another format than GGUF.
 
 `evaluation.rounding` measures and writes it; with it the planner chooses widths and types together
 (`joint_tables`).
@@ -17,6 +18,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.planning.type_costs import Conditions
 
 FILE = "rounding.json"
+_FIRST = "gguf"  # whose file has no name of the format in it: it was the first
 FORMAT, VERSION = "tenp-edge rounding", 2
 
 # Type -> its relative squared error: sum of E_kj^2 q_j over that of W_kj^2 q_j, q the importance of
@@ -82,16 +84,22 @@ class RoundingErrors:
         return record | {"groups": {name: asdict(cost) for name, cost in self.groups.items()}}
 
     def save(self, directory: Path) -> None:
-        """Write rounding.json, whole or not at all."""
-        write_json(directory / FILE, self.to_json())
+        """Write the file of its format, whole or not at all."""
+        write_json(directory / file_of(self.conditions.format), self.to_json())
 
 
-def load_errors(directory: Path) -> RoundingErrors | None:
-    """The measurements in ``directory``; None without any, or of another version.
+def file_of(format: str) -> str:
+    """The name of what was measured of the types of ``format``."""
+    return FILE if format == _FIRST else f"rounding-{format}.json"
+
+
+def load_errors(directory: Path, format: str = _FIRST) -> RoundingErrors | None:
+    """What was measured in ``directory`` of the types of ``format``; None without any, or of
+    another version.
 
     Raises UserError for a file that is not ours.
     """
-    file = directory / FILE
+    file = directory / file_of(format)
     if not file.is_file():
         return None
     stored = read_json(file)

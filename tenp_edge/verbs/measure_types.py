@@ -98,9 +98,10 @@ def types_if_cheap(
 
 
 def rounding_job(writer: Exporter, options: ExportOptions) -> RoundingJob | None:
-    """What rounding does to the matrices of such files; None where the exporter gives tensors no
-    types of their own, or they are not quantised with an importance matrix."""
-    mixes = isinstance(writer, Mixer) and isinstance(writer, Requantiser)
+    """What rounding does to the matrices of such files; None where they give tensors no types of
+    their own, or are not quantised with an importance matrix."""
+    mixes = isinstance(writer, Mixer) and writer.rules(options.layout or "").mixes
+    mixes = mixes and isinstance(writer, Requantiser)
     return RoundingJob(writer, options) if mixes and options.imatrix else None
 
 
@@ -112,7 +113,7 @@ def rounding_into(
     compute: CalibrationOptions,
     progress: Progress,
 ) -> RoundingErrors:
-    """What the types of ``job`` do to this model, in rounding.json of ``directory``."""
+    """What the types of ``job`` do to this model, kept in ``directory``."""
     device, dtype = exactly(checkpoint, compute)
     with one_writer(directory):
         return measure_rounding(
@@ -132,7 +133,7 @@ def rounding_if_cheap(
     Whether it was measured; where it would take longer, a note says how to get it."""
     if stored_slice(directory) is None or not statistics.has_rounding:
         return False
-    known = rounding_of(checkpoint, directory)
+    known = rounding_of(checkpoint, directory, job.writer.format)
     conditions = job.conditions(checkpoint.fingerprint, stored_slice(directory) or "")
     if known is None or known.conditions != conditions:
         seconds, affordable = _rounding_seconds(checkpoint, job, load_slice(directory), compute)
@@ -172,9 +173,12 @@ def expected_rounding(
     return seconds if seconds <= affordable else 0.0
 
 
-def rounding_of(checkpoint: Checkpoint, directory: Path) -> RoundingErrors | None:
-    """What was measured of this checkpoint in ``directory``, on the text that lies there."""
-    errors = load_errors(directory)
+def rounding_of(
+    checkpoint: Checkpoint, directory: Path, format: str = "gguf"
+) -> RoundingErrors | None:
+    """What was measured of this checkpoint in ``directory``, on the text that lies there, of the
+    types of ``format``."""
+    errors = load_errors(directory, format)
     if errors is None or errors.conditions.fingerprint != checkpoint.fingerprint:
         return None
     return errors if errors.conditions.slice == stored_slice(directory) else None

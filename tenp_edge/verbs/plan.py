@@ -50,6 +50,8 @@ def run_plan(
             "--calibration WORK (tenp-edge calibrate)",
         )
 
+    format = options.format or profile.format
+
     def make(asked: PlanOptions) -> CompressionPlan:
         return make_plan(
             checkpoint,
@@ -60,7 +62,7 @@ def run_plan(
             measured=known_trials(beside) if beside else (),
             confirm=asked.frontier,
             costs=costs_of(checkpoint, beside) if beside else None,
-            rounding=rounding_of(checkpoint, beside) if beside else None,
+            rounding=rounding_of(checkpoint, beside, format) if beside else None,
         )
 
     if options.refine and beside is not None:

@@ -151,7 +151,7 @@ class Makers:
     @property
     def shares_embedding(self) -> bool:
         """Whether a tied output can multiply by the embedding table as it is stored."""
-        return isinstance(self.linear, FloatLinear)
+        return self.linear.keeps_floats
 
 
 @dataclass

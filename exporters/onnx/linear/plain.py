@@ -22,7 +22,11 @@ class Linear(ABC):
     """Multiplies ``x`` by the matrix ``weight`` (out, in) and adds ``bias`` (out,) if there is.
 
     x (..., in) ── product ── (Add bias ── shifted) ── (..., out)
+
+    ``keeps_floats``: an output matrix that is the embedding table stays as that is stored.
     """
+
+    keeps_floats = False
 
     def __call__(
         self,
@@ -54,6 +58,8 @@ class FloatLinear(Linear):
                      │
                weight (in, out)
     """
+
+    keeps_floats = True
 
     def product(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
         return g.op(path, "MatMul", [x, transposed_weight(g, weight)])
