@@ -78,16 +78,22 @@ class _Noting(Linear):
 
     noted: list[TensorSpec] = field(default_factory=list)
 
-    keeps_floats = True
-
     def product(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
         self.noted.append(weight)
         return x
 
+    def looked_up(self, g: GraphBuilder, path: str, ids: ir.Value, table: TensorSpec) -> ir.Value:
+        if table.shape[1] % BLOCK == 0:
+            self.noted.append(table)
+        return ids
+
+    def shares(self, table: TensorSpec) -> bool:
+        return True
+
 
 def typed_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
     """Matrices outside the routed experts whose type may be chosen: whatever the graph's linear
-    layers multiply by. An output matrix that is the embedding table is none, as that stays."""
+    layers multiply by, and the embedding table, if its rows are whole blocks."""
     linear, portable = _Noting(), way_of(ExportOptions("none", "portable")).makers
     makers = Makers(portable.norm, portable.rotary, portable.attend, _no_experts, linear)
     build_decoder(GraphBuilder(sketch=True), config, makers, Lengths())

@@ -15,7 +15,6 @@ from tenp_edge.checkpoint.source import ModelSource, Rows
 from tenp_edge.checkpoint.tensor_types import TensorTypes
 from tenp_edge.exporters.onnx.files.stored import as_array
 from tenp_edge.exporters.onnx.linear.mixed import FLOATS, Columns, rounded, type_of
-from tenp_edge.exporters.onnx.mixes import spec_key
 from tenp_edge.models import TensorSpec
 
 
@@ -43,7 +42,7 @@ class RoundedWeights:
     def held(self, name: str) -> Rows:
         """Rounded once, as float32."""
         spec, stored = self.tensors[name], self._source.held(name)
-        if self._kind(spec) == FLOATS:
+        if type_of(self._types, spec) == FLOATS:
             return stored
         whole = self._rounded(spec, stored(0, spec.shape[0]))
         return lambda start, stop: whole[start:stop]
@@ -62,15 +61,8 @@ class RoundedWeights:
     def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
         return partial(self.expert, layer)
 
-    def _kind(self, spec: TensorSpec) -> str:
-        if spec.expert is not None and spec.role.endswith("_bias"):
-            return FLOATS
-        if spec.expert is None and spec_key(spec) not in self._types.others:
-            return FLOATS
-        return type_of(self._types, spec)
-
     def _rounded(self, spec: TensorSpec, matrix: torch.Tensor) -> torch.Tensor:
-        kind = self._kind(spec)
+        kind = type_of(self._types, spec)
         if kind == FLOATS:
             return matrix.float()
         return torch.from_numpy(rounded(as_array(matrix), kind, self._columns.of(spec)))

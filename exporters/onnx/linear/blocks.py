@@ -38,10 +38,14 @@ Encode = Callable[[Floats, int, TensorSpec], tuple[Bytes, Floats]]
 
 @dataclass(frozen=True)
 class BlockLinear(Linear):
-    """MatMulNBits with weights of ``bits`` bits, 4 or 8, whose codes ``encode`` chooses."""
+    """MatMulNBits with weights of ``bits`` bits, 4 or 8, whose codes ``encode`` chooses.
+
+    ``looks_up``: the rows of an embedding table are taken from such blocks, too.
+    """
 
     bits: int
     encode: Encode = _plain
+    looks_up: bool = False
 
     def product(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
         rows, columns = weight.shape
@@ -55,6 +59,23 @@ class BlockLinear(Linear):
             bits=self.bits,
             block_size=BLOCK,
             accuracy_level=ACCURACY_LEVEL,
+        )
+
+    def looked_up(self, g: GraphBuilder, path: str, ids: ir.Value, table: TensorSpec) -> ir.Value:
+        """GatherBlockQuantized takes the codes of a row side by side: rows must be whole blocks."""
+        if not self.looks_up:
+            return super().looked_up(g, path, ids, table)
+        codes, scales = self._weights(g, table)
+        rows = g.op(f"{path}/rows", "Reshape", [codes, [table.shape[0], -1]])
+        return g.op(
+            path,
+            "GatherBlockQuantized",
+            [rows, ids, scales],
+            CONTRIB,
+            bits=self.bits,
+            block_size=BLOCK,
+            gather_axis=0,
+            quantize_axis=1,
         )
 
     def _weights(self, g: GraphBuilder, spec: TensorSpec) -> tuple[ir.Value, ir.Value]:

@@ -59,26 +59,38 @@ class MixedLinear(Linear):
     types: TensorTypes
     columns: Columns = ALIKE
 
-    keeps_floats = True
-
     def product(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
-        kind = type_of(self.types, weight)
-        linear = FloatLinear() if kind == FLOATS else BlockLinear(BITS[kind], self._encoded)
-        return linear.product(g, path, x, weight)
+        return self._linear(weight).product(g, path, x, weight)
+
+    def looked_up(self, g: GraphBuilder, path: str, ids: ir.Value, table: TensorSpec) -> ir.Value:
+        return self._linear(table).looked_up(g, path, ids, table)
+
+    def shares(self, table: TensorSpec) -> bool:
+        return type_of(self.types, table) == FLOATS
+
+    def _linear(self, spec: TensorSpec) -> Linear:
+        kind = type_of(self.types, spec)
+        if kind == FLOATS:
+            return FloatLinear()
+        return BlockLinear(BITS[kind], self._encoded, looks_up=True)
 
     def _encoded(self, rows: Floats, bits: int, spec: TensorSpec) -> tuple[Bytes, Floats]:
         return weighted_blocks(rows, bits, self.columns.of(spec))
 
 
 def type_of(types: TensorTypes, spec: TensorSpec) -> str:
+    """Float32 of what is never rounded."""
     if spec.expert is None or spec.layer is None:
-        return types.others[other_key(spec.layer, spec.role)]
+        return types.others.get(other_key(spec.layer, spec.role), FLOATS)
+    if spec.role.endswith("_bias"):
+        return FLOATS
     return types.expert(spec.layer, spec.expert, spec.role.removeprefix("expert_"))
 
 
 def type_names(stored: Iterable[str]) -> dict[str, str]:
     """Of stored tensors by their names: the type that each is of, or a part of; others left out."""
-    names, found = set(stored), {}
+    names = set(stored)
+    found: dict[str, str] = {}
     for kind, bits in BITS.items():
         for codes in (name for name in names if name.endswith(f".Q{bits}")):
             base = codes.removesuffix(f".Q{bits}")
