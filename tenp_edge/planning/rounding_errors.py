@@ -7,6 +7,7 @@ rounding-FORMAT.json for the types of another format than GGUF.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,6 +92,11 @@ class RoundingErrors:
 def file_of(format: str) -> str:
     """The name of what was measured of the types of ``format``."""
     return FILE if format == _FIRST else f"rounding-{format}.json"
+
+
+def is_errors_file(name: str) -> bool:
+    """Whether `file_of` gives that name to some format's."""
+    return name == FILE or re.fullmatch(r"rounding-[a-z0-9_-]+\.json", name) is not None
 
 
 def load_errors(directory: Path, format: str = _FIRST) -> RoundingErrors | None:

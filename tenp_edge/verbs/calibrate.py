@@ -18,6 +18,7 @@ from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.disk import write_json
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.refine import measure_on
+from tenp_edge.evaluation.type_sensitivity import TypeJob
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.devices import this_machine
@@ -51,15 +52,16 @@ def run_calibrate(
     progress: Progress = QUIET,
     gradients: bool = False,
     types: bool = False,
+    format: str = "gguf",
 ) -> Statistics:
     """Collect statistics of ``model`` into ``work``; resumes, and returns finished work at once.
 
     ``gradients``: with a backward pass, for the scores that need one. ``types``: what every tensor
-    type of a GGUF costs this model is measured too (`type_sensitivity`).
+    type of ``format`` costs this model is measured too (`rounding`, `type_sensitivity`).
     """
-    checkpoint = Checkpoint(model)
+    checkpoint, job = Checkpoint(model), default_job(format) if types else None
     with one_writer(work):
-        return _run_calibrate(checkpoint, work, options, progress, gradients, types)
+        return _run_calibrate(checkpoint, work, options, progress, gradients, job)
 
 
 def _run_calibrate(
@@ -68,7 +70,7 @@ def _run_calibrate(
     options: CalibrationOptions,
     progress: Progress,
     gradients: bool,
-    types: bool,
+    job: TypeJob | None,
 ) -> Statistics:
     drawn = calibration_domains(checkpoint, options, progress, hold_out=True)
     pairs = [split_at(domain, options.samples) for domain in drawn]
@@ -76,13 +78,13 @@ def _run_calibrate(
     before = finished_at(work)
     statistics = calibrate_into(checkpoint, domains, work, options, progress, spare)
     if before and before == finished_at(work):
-        if types or gradients:
+        if job is not None or gradients:
             reused(progress, "calibration")
         else:
             progress.note(f"nothing to do: {work} is complete")
     probe_if_short(checkpoint, statistics, work, options, progress)
-    if types:
-        _measure_types(checkpoint, statistics, work, options, progress)
+    if job is not None:
+        _measure_types(job, checkpoint, statistics, work, options, progress)
     if not gradients:
         return statistics
     return collect_gradients(
@@ -97,6 +99,7 @@ def _run_calibrate(
 
 
 def _measure_types(
+    job: TypeJob,
     checkpoint: Checkpoint,
     statistics: Statistics,
     work: Path,
@@ -105,7 +108,6 @@ def _measure_types(
 ) -> None:
     """What types cost, of every tensor where the statistics know what rounding does, else of the
     whole model in each."""
-    job = default_job()
     together = rounding_job(job.writer, job.options)
     if together is not None and statistics.has_rounding:
         rounding_into(checkpoint, together, statistics, work, options, progress)

@@ -49,9 +49,9 @@ def exactly(checkpoint: Checkpoint, compute: ComputeOptions) -> tuple[torch.devi
     return device, choose_dtype(kind, device, checkpoint.dtype)
 
 
-def default_job() -> TypeJob:
-    """The types that may be chosen for a GGUF, with an importance matrix."""
-    writer = exporter("gguf")
+def default_job(format: str = "gguf") -> TypeJob:
+    """The types that may be chosen for files of ``format``, with an importance matrix."""
+    writer = exporter(format)
     options = ExportOptions(writer.default_quant, writer.layouts[0], imatrix=True)
     return TypeJob(writer, options, measured_quants(writer))
 
@@ -141,7 +141,8 @@ def rounding_if_cheap(
             progress.note(
                 "widths and types are not chosen together: measuring what rounding does would take "
                 f"about {format_seconds(seconds)}; "
-                f"tenp-edge calibrate MODEL --types -o {directory} does"
+                f"tenp-edge calibrate MODEL --types --format {job.writer.format} -o {directory} "
+                "does"
             )
             return False
     rounding_into(checkpoint, job, statistics, directory, compute, progress)

@@ -52,8 +52,7 @@ def test_portable_computes_with_the_written_weights(
     manifest = ONNX.write(source, options(mix(source.config)), out)
     assert written(out) == dict(manifest.files)
     wanted = written_logits(source, out)
-    normed = checkpoint.config.family.norms_after
-    assert_close(out, wanted, ROUNDED_AND_NORMED if normed else ROUNDED)
+    assert_close(out, wanted, ROUNDED_AND_NORMED)
     float_activations(out)
     assert_equal_runs(out, wanted)
 
