@@ -166,7 +166,8 @@ class JointPlanner:
         """About the share of neurons that the best plan within ``budget`` keeps; 1 where none
         fits."""
         smallest = self.search.smallest
-        besides = self._priced(smallest, False).memory.total_bytes - smallest.nbytes
+        asked = self.rules.nodes_by_types  # Then it is the graph that would be built otherwise.
+        besides = self._priced(smallest, asked).memory.total_bytes - smallest.nbytes
         found = self.search.within(budget - besides)
         return 1.0 if found is None else self._keep_ratio(found)
 

@@ -19,7 +19,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.planning.type_costs import Conditions
 
 FILE = "rounding.json"
-_FIRST = "gguf"  # whose file has no name of the format in it: it was the first
+FIRST_FORMAT = "gguf"  # whose file has no name of the format in it: it was the first
 FORMAT, VERSION = "tenp-edge rounding", 2
 
 # Type -> its relative squared error: sum of E_kj^2 q_j over that of W_kj^2 q_j, q the importance of
@@ -91,7 +91,7 @@ class RoundingErrors:
 
 def file_of(format: str) -> str:
     """The name of what was measured of the types of ``format``."""
-    return FILE if format == _FIRST else f"rounding-{format}.json"
+    return FILE if format == FIRST_FORMAT else f"rounding-{format}.json"
 
 
 def is_errors_file(name: str) -> bool:
@@ -99,7 +99,7 @@ def is_errors_file(name: str) -> bool:
     return name == FILE or re.fullmatch(r"rounding-[a-z0-9_-]+\.json", name) is not None
 
 
-def load_errors(directory: Path, format: str = _FIRST) -> RoundingErrors | None:
+def load_errors(directory: Path, format: str = FIRST_FORMAT) -> RoundingErrors | None:
     """What was measured in ``directory`` of the types of ``format``; None without any, or of
     another version.
 

@@ -107,6 +107,8 @@ def test_without_measurements_a_rule_chooses_one_of_the_modes_types(known: Known
     asked = PlanOptions(format="onnx", budget_bytes=budget, context=64, ubatch=8)
     plan = make_plan(known[0], this_machine(), asked, known[1])
     assert plan.record.quant in EXPORTER.quants and plan.types is None
+    note = (plan.record.type_choice or {})["note"]
+    assert "`tenp-edge calibrate MODEL --types --format onnx -o WORK`" in note
 
 
 def test_types_of_another_format_are_left(known: Known, tmp_path: Path) -> None:
