@@ -6,7 +6,9 @@
 For each mode and three numbers of bytes (the weights of the whole model in int8 and in int4, and in
 int4 with half of the neurons): the KL in nats to the dense model, on held-out text, of directories
 of at most as many bytes, run in onnxruntime. "int8" and "int4": that type everywhere, and as many
-neurons as fit. "auto": what `--quant auto` chooses. Nothing is repaired; one run, one seed.
+neurons as fit. "auto": what `--quant auto` chooses; "one type": the same search with int8 or int4
+alone (the better by predicted loss), which so has auto's own encoder and its small embedding table,
+too. Nothing is repaired; one run, one seed.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import argparse
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from records import Table, add_record_flag, write_record
 
 import tenp_edge
@@ -35,6 +38,8 @@ from tenp_edge.exporters.base import ExportData, ExportOptions, exporter
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.planning.devices import this_machine
 from tenp_edge.planning.joint_plan import JointPlanner
+from tenp_edge.planning.joint_search import Chosen, JointSearch
+from tenp_edge.planning.joint_tables import Tables
 from tenp_edge.planning.planner import make_plan
 from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.progress import QUIET
@@ -73,6 +78,7 @@ class Bench:
                 ("bytes of", "{budget}"),
                 ("weights", "{nbytes:size}"),
                 *((f"{q}, neurons kept", f"{{{q}:.4f}} ({{{q} kept:keep}})") for q in TYPES),
+                ("one type of the search", "{one:.4f} ({one type}, {one kept:keep})"),
                 ("auto, neurons kept", "{auto:.4f} ({auto kept:keep})"),
                 ("predicted", "{predicted:.4f}"),
                 ("auto of the best other", "{share:.2f}"),
@@ -107,7 +113,14 @@ class Bench:
             found = self._largest(lambda keep, q=quant: self._of_one(mode, q, keep), nbytes)
             if found is not None:
                 row |= {quant: self._kl(found), f"{quant} kept": found.plan.keep_ratio}
-        written, row["predicted"] = self._auto(planner, mode, nbytes)
+        one, kind, _ = min(
+            (found for kind in TYPES if (found := self._only(planner, mode, nbytes, kind))),
+            key=lambda found: found[2],
+        )
+        row |= {"one": self._kl(one), "one type": kind, "one kept": one.plan.keep_ratio}
+        chosen = self._within(planner, mode, nbytes, planner.search)
+        assert chosen is not None
+        written, row["predicted"] = self._typed(planner, mode, chosen), planner.kl(chosen.loss)
         row |= {"auto": self._kl(written), "auto kept": written.plan.keep_ratio}
         best = min((quant for quant in TYPES if quant in row), key=row.__getitem__)
         return row | {"share": row["auto"] / row[best], "bold": ["auto"]}
@@ -132,17 +145,24 @@ class Bench:
         plan = make_plan(self.checkpoint, this_machine(), request, self.statistics)
         return self._written(plan, ExportOptions(quant, mode))
 
-    def _auto(self, planner: JointPlanner, mode: str, nbytes: int) -> tuple[Written, float]:
-        """Of the search itself, whose bytes are those of the matrices that have a choice."""
+    def _only(
+        self, planner: JointPlanner, mode: str, nbytes: int, kind: str
+    ) -> tuple[Written, str, float] | None:
+        """In one type, with its predicted loss; None where no plan fits."""
+        rules, most = planner.rules, planner.spec.target.most_widths
+        search = JointSearch(_of_type(planner.tables, kind), alike=rules.alike, most=most)
+        chosen = self._within(planner, mode, nbytes, search)
+        return chosen and (self._typed(planner, mode, chosen), kind, chosen.loss)
+
+    def _within(
+        self, planner: JointPlanner, mode: str, nbytes: int, search: JointSearch
+    ) -> Chosen | None:
+        """Of a search, whose bytes are those of the matrices that have a choice."""
         smallest = planner.search.smallest
         besides = self._typed(planner, mode, smallest).nbytes - smallest.nbytes
-        chosen = planner.search.within(nbytes - besides)
-        assert chosen is not None
-        written = self._typed(planner, mode, chosen)
-        assert written.nbytes <= nbytes
-        return written, planner.kl(chosen.loss)
+        return search.within(nbytes - besides)
 
-    def _typed(self, planner: JointPlanner, mode: str, chosen: Any) -> Written:
+    def _typed(self, planner: JointPlanner, mode: str, chosen: Chosen) -> Written:
         plan = planner.drafted(chosen)
         return self._written(plan, ExportOptions("auto", mode, True, types=plan.file_types))
 
@@ -160,6 +180,18 @@ class Bench:
         report = validate(self.checkpoint.path, target, self.held_out, device="cpu", split=False)
         shutil.rmtree(target)
         return report.overall.mean_kl
+
+
+def _of_type(tables: Tables, kind: str) -> Tables:
+    """Every matrix in ``kind``."""
+    at, count = tables.types.index(kind), len(tables.types)
+    closed = np.where(np.arange(count) == at, 0.0, 1e30)
+    experts = tuple(
+        replace(table, gate_up=table.gate_up + closed, down=table.down + closed)
+        for table in tables.experts
+    )
+    others = replace(tables.others, loss=tables.others.loss + closed)
+    return replace(tables, experts=experts, others=others)
 
 
 def main() -> None:

@@ -68,6 +68,7 @@ def test_ort_cpu_computes_with_the_written_weights(
     given, out = options(mix(source.config, alike=True), "ort-cpu"), tmp_path / "out"
     manifest = ONNX.write(source, given, out)
     assert written(out) == dict(manifest.files)
+    float_activations(out)  # which QMoE of 8 bits rounds all the same
     assert_close(out, written_logits(source, out), ROUNDED)
     foreseen, back = ONNX.requantised(source, given), ONNX.read_back(out, checkpoint.config)
     for name in foreseen.tensors:
