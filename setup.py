@@ -10,7 +10,8 @@ MSVC = ["/O2", "/fp:precise", "/std:c11", "/experimental:c11atomics"]
 FLAGS = MSVC if os.name == "nt" else ["-O3", "-ffp-contract=off"]
 RAGGED = Extension(
     "tenp_edge.runtime.ggml._ragged",
-    ["tenp_edge/runtime/ggml/_ragged.c"],
+    ["tenp_edge/runtime/ggml/_ragged.c", "tenp_edge/runtime/ggml/_columns.c"],
+    depends=["tenp_edge/runtime/ggml/_columns.h"],
     extra_compile_args=FLAGS,
     optional=True,
 )

@@ -34,8 +34,8 @@ from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import exporter
 from tenp_edge.forward.text_batch import Domain
-from tenp_edge.planning.joint_search import Chosen, JointSearch
-from tenp_edge.planning.joint_tables import ExpertTable, Tables
+from tenp_edge.planning.joint.search import Chosen, JointSearch
+from tenp_edge.planning.joint.tables import ExpertTable, Tables
 from tenp_edge.verbs.calibrate import run_calibrate
 from tenp_edge.verbs.measure_types import rounding_of
 from tenp_edge.verbs.options import CalibrationOptions, ValidationOptions

@@ -29,12 +29,12 @@ from rich.console import Console
 
 from tenp_edge.calibration.storage import load_statistics
 from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.cli.terminal import TerminalProgress
+from tenp_edge.cli.output.terminal import TerminalProgress
 from tenp_edge.evaluation.matched.bars import bars
 from tenp_edge.evaluation.matched.filled import BUDGETS
 from tenp_edge.evaluation.rate_distortion import least_expert_loss
 from tenp_edge.evaluation.refine import known_trials
-from tenp_edge.planning.kl_law import predicted_kl
+from tenp_edge.planning.measured.kl_law import predicted_kl
 from tenp_edge.verbs.compare_matched import run_compare_matched
 from tenp_edge.verbs.options import CalibrationOptions, CompareOptions, ValidationOptions
 

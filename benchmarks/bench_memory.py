@@ -32,9 +32,9 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.disk import require_free
 from tenp_edge.exporters.base import ExportOptions, exporter
-from tenp_edge.planning.devices import this_machine
+from tenp_edge.planning.options.devices import this_machine
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
-from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.runtime.memory.footprint import MemoryRun
 from tenp_edge.runtime.memory.peak import DECODE_STEPS, measure_peak_rss, predict_peak
 

@@ -36,12 +36,12 @@ from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.evaluation.validation import validate
 from tenp_edge.exporters.base import ExportData, ExportOptions, exporter
 from tenp_edge.forward.text_batch import Domain
-from tenp_edge.planning.devices import this_machine
-from tenp_edge.planning.joint_plan import JointPlanner
-from tenp_edge.planning.joint_search import Chosen, JointSearch
-from tenp_edge.planning.joint_tables import Tables
+from tenp_edge.planning.joint.plan import JointPlanner
+from tenp_edge.planning.joint.search import Chosen, JointSearch
+from tenp_edge.planning.joint.tables import Tables
+from tenp_edge.planning.options.devices import this_machine
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
-from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.progress import QUIET
 from tenp_edge.verbs.calibrate import run_calibrate
 from tenp_edge.verbs.measure_types import rounding_into, rounding_job

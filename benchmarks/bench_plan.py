@@ -35,8 +35,8 @@ from tenp_edge.exporters.base import ExportOptions, exporter
 from tenp_edge.exporters.mixing import Mixer
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models import ModelConfig
-from tenp_edge.planning.rounding_errors import GroupCost, RoundingErrors
-from tenp_edge.planning.type_costs import Conditions
+from tenp_edge.planning.measured.rounding_errors import GroupCost, RoundingErrors
+from tenp_edge.planning.measured.type_costs import Conditions
 from tenp_edge.units import format_size
 
 LIMIT_SECONDS, LIMIT_BYTES = 60, 2**30

@@ -24,7 +24,7 @@ from records import Table, add_record_flag, write_record
 from rich.console import Console
 
 from tenp_edge.calibration.storage import load_statistics
-from tenp_edge.cli.terminal import TerminalProgress
+from tenp_edge.cli.output.terminal import TerminalProgress
 from tenp_edge.evaluation.comparison.compared_methods import choose_methods
 from tenp_edge.evaluation.comparison.table import Line, lines, predictions
 from tenp_edge.scoring.saliency import ranking_scores

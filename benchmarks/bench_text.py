@@ -17,7 +17,7 @@ from typing import Any
 from records import Table, add_record_flag, write_record
 from rich.console import Console
 
-from tenp_edge.cli.terminal import TerminalProgress
+from tenp_edge.cli.output.terminal import TerminalProgress
 from tenp_edge.verbs.compare import run_compare
 from tenp_edge.verbs.options import CalibrationOptions, CompareOptions, ValidationOptions
 

@@ -37,11 +37,11 @@ from tenp_edge.evaluation.validation import validate
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, ExportOptions, Requantiser, exporter
 from tenp_edge.forward.text_batch import Domain
-from tenp_edge.planning.devices import this_machine
-from tenp_edge.planning.kl_law import together_kl
+from tenp_edge.planning.measured.kl_law import together_kl
+from tenp_edge.planning.measured.type_costs import TypeCosts
+from tenp_edge.planning.options.devices import this_machine
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
-from tenp_edge.planning.spec import PlanOptions
-from tenp_edge.planning.type_costs import TypeCosts
 from tenp_edge.progress import QUIET
 from tenp_edge.verbs.calibrate import run_calibrate
 from tenp_edge.verbs.measure_types import default_job, types_into

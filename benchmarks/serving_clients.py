@@ -1,7 +1,8 @@
 """Several clients at once against one: tokens per second, and who waits for whom.
 
 Random weights in a shape of bench_runtime, experts ragged. Rounds alternate between one client and
-several, so that a slow minute hits both.
+several, so that a slow minute hits both. CPU time tells more than the clock where other processes
+take cores away (with OMP_WAIT_POLICY=passive, so that a thread that waits counts nothing).
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import psutil
 from bench_runtime import config_of, layout_of
 from random_gguf import write_random
 from random_tokenizer import write_full_tokenizer
@@ -35,25 +38,45 @@ COLUMNS = (
     ("tokens/s, one client", "{one:.1f}"),
     ("all together", "{all:.1f}"),
     ("times", "{gain:.2f}"),
+    ("CPU of the server per token, one", "{cpu_one:.1f} ms"),
+    ("all", "{cpu_all:.1f} ms"),
+    ("times", "{cpu_gain:.2f}"),
+    ("of the clients, one", "{client_one:.1f} ms"),
+    ("all", "{client_all:.1f} ms"),
     ("first token alone", "{alone:.2f} s"),
     ("beside a long prompt", "{beside:.2f} s"),
     ("that prompt", "{long:.1f} s"),
 )
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a generated token takes: seconds that pass, CPU seconds of the server and of all
+    clients."""
+
+    seconds: float
+    server: float
+    clients: float
+
+
 def measure(arguments: Any) -> Table:
     """A row: the gain of ``arguments.clients`` clients, and what a short request waits for."""
     with _file(arguments) as file, _served(file, arguments) as server:
-        one, several = _throughputs(server, arguments)
+        one, several = _costs(server, arguments)
         alone, beside, long = _first_tokens(server, arguments)
     row = {
         "shape": f"{arguments.shape}, {arguments.layers} layers",
         "type": arguments.type,
         "threads": str(arguments.threads),
         "clients": str(arguments.clients),
-        "one": one,
-        "all": several,
-        "gain": several / one,
+        "one": 1 / one.seconds,
+        "all": 1 / several.seconds,
+        "gain": one.seconds / several.seconds,
+        "cpu_one": 1000 * one.server,
+        "cpu_all": 1000 * several.server,
+        "cpu_gain": one.server / several.server,
+        "client_one": 1000 * one.clients,
+        "client_all": 1000 * several.clients,
         "alone": alone,
         "beside": beside,
         "long": long,
@@ -94,22 +117,37 @@ def _served(file: Path, arguments: Any) -> Iterator[Server]:
         yield server
 
 
-def _throughputs(server: Server, arguments: Any) -> tuple[float, float]:
-    """Generated tokens per second of one client and of all, medians of the rounds."""
-    rounds: list[tuple[float, float]] = []
+def _costs(server: Server, arguments: Any) -> tuple[Cost, Cost]:
+    """Of one client and of all, medians of the rounds."""
+    rounds: list[tuple[Cost, Cost]] = []
     for number in range(arguments.rounds + 1):  # The first only warms up.
-        speeds = []
-        for clients in (1, arguments.clients):
-            calls = [
-                partial(_answer, server, _prompt(100 * number + index, 16), arguments.max_tokens)
-                for index in range(clients)
-            ]
-            begun = time.perf_counter()
-            counts = together(*calls)
-            speeds.append(sum(counts) / (time.perf_counter() - begun))
-        rounds.append((speeds[0], speeds[1]))
-    one, several = zip(*rounds[1:], strict=True)
-    return median(one), median(several)
+        one, several = (
+            _cost(server, number, clients, arguments.max_tokens)
+            for clients in (1, arguments.clients)
+        )
+        rounds.append((one, several))
+    one, several = (_median(costs) for costs in zip(*rounds[1:], strict=True))
+    return one, several
+
+
+def _cost(server: Server, number: int, clients: int, tokens: int) -> Cost:
+    calls = [
+        partial(_answer, server, _prompt(100 * number + index, 16), tokens)
+        for index in range(clients)
+    ]
+    begun = _clocks(server)
+    count = sum(together(*calls))
+    spent = (after - before for before, after in zip(begun, _clocks(server), strict=True))
+    return Cost(*(seconds / count for seconds in spent))
+
+
+def _clocks(server: Server) -> tuple[float, float, float]:
+    used = psutil.Process(server.process.pid).cpu_times()
+    return time.perf_counter(), used.user + used.system, time.process_time()
+
+
+def _median(costs: Sequence[Cost]) -> Cost:
+    return Cost(*map(median, zip(*map(astuple, costs), strict=True)))
 
 
 def _first_tokens(server: Server, arguments: Any) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
-from tenp_edge.cli.flags import settings_rows
+from tenp_edge.cli.flags.declared import settings_rows
 from tenp_edge.cli.main import VERBS, loaded_verb
 
 _SETTINGS = (

@@ -180,7 +180,7 @@ def prepare(directory: Path, model: Path) -> dict[str, str]:
     """``model``, a text and the command in ``directory``; the environment in which it is found."""
     shutil.copytree(model, directory / "my-model")
     with (directory / "my-text.jsonl").open("w") as stream:
-        for file in sorted((ROOT / "tenp_edge" / "cli").glob("*.py")):
+        for file in sorted((ROOT / "tenp_edge" / "cli").rglob("*.py")):
             stream.write(json.dumps({"text": file.read_text()}) + "\n")
     command = directory / "bin" / "tenp-edge"
     command.parent.mkdir()

@@ -1,1 +1,1 @@
-"""Device profiles: one TOML file per device, read by `tenp_edge.planning.devices`."""
+"""Device profiles: one TOML file per device, read by `tenp_edge.planning.options.devices`."""

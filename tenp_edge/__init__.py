@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tenp_edge.exporters.base import ExportOptions
     from tenp_edge.forward.transformers_model import load_pruned
     from tenp_edge.models.inspection import inspect_model
-    from tenp_edge.planning.spec import PlanOptions
+    from tenp_edge.planning.options.spec import PlanOptions
     from tenp_edge.runtime.generation import generate, run_text
     from tenp_edge.runtime.opening import RunOptions, open_model
     from tenp_edge.runtime.sampling import SamplingOptions
@@ -70,7 +70,7 @@ _HOMES = {
     "CompressionPlan": "checkpoint.compression_plan",
     "ExportOptions": "exporters.base",
     "MeasureOptions": "verbs.options",
-    "PlanOptions": "planning.spec",
+    "PlanOptions": "planning.options.spec",
     "RunOptions": "runtime.opening",
     "SamplingOptions": "runtime.sampling",
     "UserError": "errors",

@@ -1,14 +1,12 @@
 """What this machine has: memory, cores, instruction sets, accelerators. Light: nothing is loaded
 but psutil, and that only where the platform's files do not say it.
 
-The limits of a container count: Linux' control groups, version 1 and 2, of this process and of
-those above it.
+The limits of a container count (`cgroups`).
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import re
 import sys
@@ -17,9 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
-# "No limit" of version 1 is the largest number of pages.
-_NO_LIMIT = 2**60
+from tenp_edge import cgroups
+from tenp_edge.threads import logical_cores, usable_threads
+
 # What matters for the runtimes, as Linux calls it, and how it is usually written.
 _INSTRUCTIONS = {
     "sse4_2": "SSE4.2",
@@ -56,7 +54,7 @@ class Memory:
 def memory() -> Memory:
     """Of the machine, or what its container leaves."""
     total, available = _physical()
-    limits = list(_limits())
+    limits = list(cgroups.memory_limits())
     if limits:
         limit = min(limit for limit, _ in limits)
         if limit < total:
@@ -76,43 +74,6 @@ def _physical() -> tuple[int, int]:
     return int(found.total), int(found.available)
 
 
-def _limits() -> Iterator[tuple[int, int]]:
-    """(limit, used without what can be dropped) of every control group around this process."""
-    for group in _groups(""):
-        yield from _limit(group / "memory.max", group / "memory.current", group / "memory.stat")
-    for group in _groups("memory"):
-        used = group / "memory.usage_in_bytes"
-        yield from _limit(group / "memory.limit_in_bytes", used, group / "memory.stat")
-
-
-def _limit(most: Path, used: Path, stat: Path) -> Iterator[tuple[int, int]]:
-    with suppress(OSError, ValueError):  # "max" is no number
-        limit = int(most.read_text())
-        if limit < _NO_LIMIT:
-            yield limit, max(int(used.read_text()) - _droppable(stat), 0)
-
-
-def _droppable(stat: Path) -> int:
-    """Bytes of files that are read again when they are needed."""
-    with suppress(OSError):
-        found = re.search(r"^(?:total_)?inactive_file (\d+)$", stat.read_text(), re.MULTILINE)
-        return int(found[1]) if found else 0
-    return 0
-
-
-def _groups(controller: str) -> Iterator[Path]:
-    """The control groups of this process, the innermost first, as far as they are visible."""
-    root = _CGROUPS / controller
-    with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controller in controllers.split(","):
-                inner = root / path.lstrip("/")
-                within = [inner, *inner.parents] if ".." not in inner.parts else []
-                yield from (g for g in within if g.is_relative_to(root) and g != root)
-    yield root
-
-
 # -- cores -----------------------------------------------------------------------------------------
 
 
@@ -129,31 +90,13 @@ class Cores:
 
 def cores() -> Cores:
     """This machine's processor."""
-    return Cores(logical_cores(), physical_cores(), _quota(), _processor())
-
-
-def logical_cores() -> int:
-    available = getattr(os, "sched_getaffinity", None)
-    return len(available(0)) if available else os.cpu_count() or 1
+    return Cores(logical_cores(), physical_cores(), cgroups.cpu_quota(), _processor())
 
 
 def physical_cores() -> int:
     """Cores to compute on: logical ones come in pairs on most machines with more than four."""
     logical = logical_cores()
-    return logical if logical <= 4 else logical // 2
-
-
-def _quota() -> float | None:
-    for group in _groups(""):
-        with suppress(OSError, ValueError):
-            quota, period = (group / "cpu.max").read_text().split()
-            return int(quota) / int(period)
-    for group in _groups("cpu"):
-        with suppress(OSError, ValueError):
-            quota_us = int((group / "cpu.cfs_quota_us").read_text())
-            if quota_us > 0:
-                return quota_us / int((group / "cpu.cfs_period_us").read_text())
-    return None
+    return min(usable_threads(), logical if logical <= 4 else logical // 2)
 
 
 def _processor() -> str:

@@ -9,7 +9,7 @@ Whatever is calculated, four things are the same:
 - a record with another identity is of another job, and nothing in it is done. Its owner writes over
   it, or refuses where that would destroy somebody's work.
 
-The steps are layers (`forward.layer_job`), measured plans (`planning.trials`), keep ratios
+The steps are layers (`forward.layer_job`), measured plans (`planning.measured.trials`), keep ratios
 (`evaluation.comparison.grid`), shards (`checkpoint.writer`) or stages (`verbs.run_directory`).
 What has no steps needs no record: a file or a directory that appears whole (`disk.atomic_file`, the
 exporters'). types.json (`planning.type_costs`) and ranges are tables that are read without the job

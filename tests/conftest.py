@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -19,9 +20,13 @@ from tenp_edge.cli import main
 # Tiny tensors on one thread: threads that wait for each other made the tests five times slower.
 torch.set_num_threads(1)
 
-# A shell that starts the suite in the background has it ignore Ctrl-C, and so would every process of
-# a test: the tests send interrupts and expect what a person at a terminal gets.
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so would every process
+# of a test: the tests send interrupts and expect what a person at a terminal gets.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# pytest's readline tells its processes a terminal's size: output in a pipe has a width of its own.
+for variable in ("COLUMNS", "LINES"):
+    os.environ.pop(variable, None)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tenp_edge import machine
+from tenp_edge import cgroups, machine
 
 GIB = 2**30
 Write = Callable[[str, str], None]
@@ -16,7 +16,7 @@ Write = Callable[[str, str], None]
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     """Write a control file of a machine without limits."""
-    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(cgroups, "_ROOT", tmp_path)
     monkeypatch.setattr(machine, "_physical", lambda: (16 * GIB, 12 * GIB))
 
     def write_file(name: str, text: str) -> None:

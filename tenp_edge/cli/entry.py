@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from tenp_edge.cli import lean_flags
+from tenp_edge.cli.flags import lean_flags
 from tenp_edge.errors import UserError
 
 
@@ -26,7 +26,7 @@ def main() -> None:
         full()
         return
     try:
-        from tenp_edge.cli import lean_run
+        from tenp_edge.cli.commands import lean_run
 
         lean_run.run(**arguments)
         sys.stdout.flush()

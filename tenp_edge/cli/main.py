@@ -18,12 +18,13 @@ import typer
 from typer.core import TyperGroup
 
 from tenp_edge.cli import interrupts
-from tenp_edge.cli.console import err
 from tenp_edge.cli.os_errors import as_user_error
+from tenp_edge.cli.output.console import err
 from tenp_edge.errors import UserError
+from tenp_edge.threads import logical_cores, usable_threads
 from tenp_edge.version import __version__
 
-# Each verb and the module beside this one in which it is. In the order of the help.
+# Each verb and its module of `commands`. In the order of the help.
 VERBS = {
     "doctor": "doctor",
     "demo": "prune",
@@ -62,7 +63,7 @@ class _Verbs(TyperGroup):
 def loaded_verb(name: str) -> Any:
     """The verb as a command of its own, for the command line and the pages made from it."""
     verb = typer.Typer(rich_markup_mode="rich", add_completion=False)
-    verb.command(name)(getattr(import_module(f"tenp_edge.cli.{VERBS[name]}"), name))
+    verb.command(name)(getattr(import_module(f"tenp_edge.cli.commands.{VERBS[name]}"), name))
     command = typer.main.get_command(verb)
     for parameter in command.params:
         if getattr(parameter, "is_flag", False):
@@ -135,6 +136,8 @@ def _root(
         # Threads that wait for each other by spinning lose whole time slices where others compute
         # too: three times the CPU seconds and the time, and none gained on an idle machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        if usable_threads() < logical_cores():  # Who computes here counts the machine's cores.
+            os.environ.setdefault("OMP_NUM_THREADS", str(usable_threads()))
     else:
         interrupts.leave_to_the_verb()
 

@@ -20,15 +20,15 @@ from tenp_edge.checkpoint.source import ModelSource, WeightSource
 from tenp_edge.checkpoint.tensor_types import AUTO
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, Exporter, ExportOptions, Requantiser
-from tenp_edge.planning.budget import make_space
-from tenp_edge.planning.devices import this_machine
-from tenp_edge.planning.joint_plan import JointPlanner, joint_pricer
-from tenp_edge.planning.joint_search import Chosen
-from tenp_edge.planning.rounding_errors import RoundingErrors
-from tenp_edge.planning.score_tables import Evidence, scores_of
-from tenp_edge.planning.spec import PlanOptions
-from tenp_edge.planning.target import resolve
-from tenp_edge.planning.trials import Trial
+from tenp_edge.planning.budget.search import make_space
+from tenp_edge.planning.joint.plan import JointPlanner, joint_pricer
+from tenp_edge.planning.joint.search import Chosen
+from tenp_edge.planning.measured.rounding_errors import RoundingErrors
+from tenp_edge.planning.measured.trials import Trial
+from tenp_edge.planning.options.devices import this_machine
+from tenp_edge.planning.options.spec import PlanOptions
+from tenp_edge.planning.options.target import resolve
+from tenp_edge.planning.scores.tables import Evidence, scores_of
 
 # Of the way from the smallest plan to the largest, in logarithms of bytes.
 PARTS = (0.4, 0.6, 0.75, 0.9)

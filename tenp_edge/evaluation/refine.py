@@ -22,9 +22,7 @@ from tenp_edge.evaluation.evaluator import LayerCache
 from tenp_edge.evaluation.measured_variants import measure_variants
 from tenp_edge.evaluation.variants import Planned
 from tenp_edge.forward.text_batch import Domain
-from tenp_edge.planning.methods import Axes, method_named
-from tenp_edge.planning.spec import PlanOptions
-from tenp_edge.planning.trials import (
+from tenp_edge.planning.measured.trials import (
     Changes,
     Measure,
     MeasuredKL,
@@ -33,6 +31,8 @@ from tenp_edge.planning.trials import (
     load_trials,
     measured,
 )
+from tenp_edge.planning.options.methods import Axes, method_named
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.progress import QUIET, Progress
 
 MakePlan = Callable[[PlanOptions], CompressionPlan]

@@ -31,7 +31,7 @@ from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, Exporter, ExportOptions, Requantiser
 from tenp_edge.exporters.mixing import Mixer, SampledRows, TypedMatrix
 from tenp_edge.models import ModelConfig, TensorSpec
-from tenp_edge.planning.rounding_errors import (
+from tenp_edge.planning.measured.rounding_errors import (
     EXPERT_GROUPS,
     Errors,
     GroupCost,
@@ -39,7 +39,7 @@ from tenp_edge.planning.rounding_errors import (
     RoundingErrors,
     load_errors,
 )
-from tenp_edge.planning.type_costs import Conditions
+from tenp_edge.planning.measured.type_costs import Conditions
 from tenp_edge.progress import QUIET, Progress
 
 _EXPERTS, _ROWS = 4, 4  # of a sampled layer; of each of their matrices

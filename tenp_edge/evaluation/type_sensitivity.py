@@ -28,8 +28,8 @@ from tenp_edge.evaluation.measured_variants import Measured, measure_variants
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, Exporter, ExportOptions, Requantiser
 from tenp_edge.models import ModelConfig, expected_tensors
-from tenp_edge.planning.kl_law import POWER
-from tenp_edge.planning.type_costs import Conditions, TypeCost, TypeCosts, load_costs
+from tenp_edge.planning.measured.kl_law import POWER
+from tenp_edge.planning.measured.type_costs import Conditions, TypeCost, TypeCosts, load_costs
 from tenp_edge.progress import QUIET, Progress
 
 # Models above this are sampled: encoding 2e8 weights in seven types takes minutes.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tenp_edge.checkpoint.model_origin import display_name
-from tenp_edge.planning.devices import this_machine
+from tenp_edge.planning.options.devices import this_machine
 from tenp_edge.version import __version__
 
 FORMAT = "tenp-edge environment"

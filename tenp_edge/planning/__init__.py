@@ -1,8 +1,9 @@
 """From a checkpoint, a device and a RAM number to a CompressionPlan.
 
-what is asked        settings (declaring options), spec (the plan's), devices, target (all resolved)
-what a method is     methods (the table), allocators and allocation (widths), score_tables
-the search           planner, budget, pricing, memory_table, tensor_types, alternatives
-what was measured    trials, probes, type_costs, kl_law
-what a plan says     describe
+the road             planner; describe says how a plan was made and what it predicts
+what is asked        options/: spec and methods, devices, target (all of it resolved)
+what can be chosen   space
+what a plan takes    memory/: pricing, table
+what is known        measured/ (trials, costs of types, the law of KL), scores/
+what is chosen       budget/ (widths), joint/ (widths and types at once)
 """

@@ -10,11 +10,11 @@ from tenp_edge.calibration.text_kind import is_one_kind
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.plan_record import PlanRecord, TrapezoidRecord
 from tenp_edge.models import ModelConfig, expected_tensors
-from tenp_edge.planning.allocators import Tenp
-from tenp_edge.planning.budget import Search
-from tenp_edge.planning.kl_law import predicted_kl
-from tenp_edge.planning.memory_table import decode_tokens_per_second
-from tenp_edge.planning.pricing import Priced
+from tenp_edge.planning.budget.allocators import Tenp
+from tenp_edge.planning.budget.search import Search
+from tenp_edge.planning.measured.kl_law import predicted_kl
+from tenp_edge.planning.memory.pricing import Priced
+from tenp_edge.planning.memory.table import decode_tokens_per_second
 from tenp_edge.units import format_size
 
 

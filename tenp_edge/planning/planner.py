@@ -19,22 +19,33 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.tensor_types import AUTO
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import placed_files
-from tenp_edge.planning.allocation import Space
-from tenp_edge.planning.alternatives import refusal
-from tenp_edge.planning.budget import InfeasibleError, Search, make_space, sufficient, whole_widths
+from tenp_edge.planning.budget.alternatives import refusal
+from tenp_edge.planning.budget.search import (
+    InfeasibleError,
+    Search,
+    make_space,
+    sufficient,
+    whole_widths,
+)
+from tenp_edge.planning.budget.tensor_types import (
+    TypeChoice,
+    applies,
+    choose_by_rule,
+    choose_jointly,
+)
 from tenp_edge.planning.describe import blocks_chosen, blocks_offered, make_record, memory_json
-from tenp_edge.planning.devices import DeviceProfile
-from tenp_edge.planning.joint_plan import JointPlan, JointPlanner, joins, joint_pricer
-from tenp_edge.planning.pricing import Priced, Pricer, draft
-from tenp_edge.planning.probes import best_way
-from tenp_edge.planning.rounding_errors import RoundingErrors
-from tenp_edge.planning.score_pack import evidence_of
-from tenp_edge.planning.score_tables import Evidence, Scores, scores_of
-from tenp_edge.planning.spec import BLOCKS, PlanOptions
-from tenp_edge.planning.target import PlanSpec, resolve
-from tenp_edge.planning.tensor_types import TypeChoice, applies, choose_by_rule, choose_jointly
-from tenp_edge.planning.trials import Changes, Trial
-from tenp_edge.planning.type_costs import TypeCosts
+from tenp_edge.planning.joint.plan import JointPlan, JointPlanner, joins, joint_pricer
+from tenp_edge.planning.measured.probes import best_way
+from tenp_edge.planning.measured.rounding_errors import RoundingErrors
+from tenp_edge.planning.measured.trials import Changes, Trial
+from tenp_edge.planning.measured.type_costs import TypeCosts
+from tenp_edge.planning.memory.pricing import Priced, Pricer, draft
+from tenp_edge.planning.options.devices import DeviceProfile
+from tenp_edge.planning.options.spec import BLOCKS, PlanOptions
+from tenp_edge.planning.options.target import PlanSpec, resolve
+from tenp_edge.planning.scores.pack import evidence_of
+from tenp_edge.planning.scores.tables import Evidence, Scores, scores_of
+from tenp_edge.planning.space import Space
 from tenp_edge.units import format_size
 
 ExtraFiles = Callable[[CompressionPlan], Mapping[str, int]]

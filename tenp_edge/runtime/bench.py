@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.memory.resident import peak_rss_bytes
 from tenp_edge.runtime.opening import RunOptions, model_bytes, open_model
-from tenp_edge.runtime.session import Session
+from tenp_edge.runtime.session import Session, thread_count
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def bench(
             file=str(file),
             runtime=session.runtime,
             file_bytes=model_bytes(file),
-            threads=options.threads or os.cpu_count() or 1,
+            threads=thread_count(options.threads),
             kv_type=session.kv_type,
             prompt_tokens=prompt_tokens,
             generated_tokens=generated_tokens,

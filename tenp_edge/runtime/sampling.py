@@ -22,6 +22,8 @@ Logits = npt.NDArray[np.float32]
 # is beyond what a float can hold.
 COLDEST = 1e-6
 _LARGEST_SCORE = 1e100
+_LEAST_SCORE = -np.finfo(np.float64).max  # of a token that is not excluded
+_RUN = 64  # tokens
 Scores = npt.NDArray[np.float64]
 
 
@@ -74,10 +76,10 @@ class SamplingOptions:
         for name, value, fits, range_ in (
             ("temperature", self.temperature, 0.0 <= self.temperature < np.inf, "0 or more"),
             ("top-k", self.top_k, self.top_k >= 0, "0 or more"),
-            ("top-p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            ("top-p", self.top_p, 0.0 <= self.top_p <= 1.0, "0 to 1"),
             ("min-p", self.min_p, 0.0 <= self.min_p <= 1.0, "0 to 1"),
             ("repeat-penalty", self.repeat_penalty, 0 < self.repeat_penalty < np.inf, "above 0"),
-            ("typical-p", self.typical_p, 0.0 < self.typical_p <= 1.0, "above 0 and at most 1"),
+            ("typical-p", self.typical_p, 0.0 <= self.typical_p <= 1.0, "0 to 1"),
             ("presence-penalty", self.presence_penalty, _finite(self.presence_penalty), "a number"),
             (
                 "frequency-penalty",
@@ -140,7 +142,9 @@ def distribution(
     _penalise(scores, recent, options)
     if options.temperature < COLDEST:
         best = int(scores.argmax())
-        return np.array([_possible(best, scores)]), np.ones(1)
+        if scores[best] == -np.inf:
+            raise _nothing_left()
+        return np.array([best]), np.ones(1)
     tokens = _cut(scores, options)
     return tokens, _softmax(scores[tokens] / options.temperature)
 
@@ -171,18 +175,15 @@ def _scores(logits: Logits) -> Scores:
     return logits.astype(np.float64)
 
 
-def _possible(best: int, scores: Scores) -> int:
-    """``best``, unless even that is excluded."""
-    if scores[best] == -np.inf:
-        raise UserError("no token may be drawn: all are excluded", "a smaller logit_bias")
-    return best
+def _nothing_left() -> UserError:
+    return UserError("no token may be drawn: all are excluded", "a smaller logit_bias")
 
 
 def _cut(scores: Scores, options: SamplingOptions) -> npt.NDArray[np.int64]:
     """The tokens that top-k, typical, top-p and min-p leave, best first."""
     tokens = _best(scores, options.top_k)
-    _possible(int(tokens[0]), scores)
-    tokens = tokens[scores[tokens] > -np.inf]
+    if not len(tokens):
+        raise _nothing_left()
     shares = _softmax(scores[tokens])
     if options.typical_p < 1.0:
         kept = _typical(shares, options.typical_p)
@@ -224,12 +225,22 @@ def _penalise(scores: Scores, recent: Iterable[int], options: SamplingOptions) -
 
 
 def _best(scores: Scores, top_k: int) -> npt.NDArray[np.int64]:
-    """The ``top_k`` best tokens (0: all), best first; of equals the lower number."""
-    count = len(scores) if top_k == 0 else min(top_k, len(scores))
-    best = np.argpartition(-scores, count - 1)[:count]
-    best.sort()
-    order: npt.NDArray[np.int64] = best[np.argsort(-scores[best], kind="stable")]
+    """The ``top_k`` best tokens (0: all) that are not excluded, best first; of equals the lower
+    number."""
+    count = top_k or len(scores)
+    likely = np.flatnonzero(scores >= _bound(scores, count))
+    order: npt.NDArray[np.int64] = likely[np.argsort(-scores[likely], kind="stable")][:count]
     return order
+
+
+def _bound(scores: Scores, count: int) -> float:
+    """What ``count`` scores reach at least, and few more: so many runs of tokens have a best one
+    above it. To sort a large vocabulary takes as long as a layer."""
+    runs = len(scores) // _RUN
+    if count > runs:
+        return _LEAST_SCORE
+    best = scores[: runs * _RUN].reshape(runs, _RUN).max(axis=1)
+    return max(float(np.partition(best, runs - count)[runs - count]), _LEAST_SCORE)
 
 
 def _softmax(scores: Scores) -> Scores:

@@ -15,6 +15,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.runtime.memory.footprint import MOST_THREADS
 from tenp_edge.runtime.slots import Part, Slot
 from tenp_edge.runtime.vocabulary import Vocabulary
+from tenp_edge.threads import usable_threads
 
 Logits = npt.NDArray[np.float32]
 DEFAULT_CONTEXT = 2048
@@ -24,13 +25,13 @@ _MOST_PARALLEL = 64
 
 
 def thread_count(threads: int | None) -> int:
-    """``threads``, or one for every core. Raises UserError for a number that nothing can run."""
+    """``threads``, or `usable_threads`. Raises UserError for a number that nothing can run."""
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise UserError(
             f"--threads is {threads}",
             f"--threads of 1 to {MOST_THREADS}; this machine has {os.cpu_count() or 1} cores",
         )
-    return threads or os.cpu_count() or 1
+    return threads or usable_threads()
 
 
 def check_context(context: int) -> None:

@@ -21,7 +21,10 @@ from tenp_edge.serving.request_log import RequestLog
 from tenp_edge.serving.routes.anthropic import add_anthropic_routes, anthropic_error, is_anthropic
 from tenp_edge.serving.routes.native import add_native_routes
 from tenp_edge.serving.routes.openai import add_openai_routes
+from tenp_edge.serving.routes.responses import add_responses_route
 from tenp_edge.serving.service import Service
+
+_PATH_SHOWN = 120
 
 
 def create_app(
@@ -37,6 +40,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failed)
     add_openai_routes(app, service)
+    add_responses_route(app, service)
     add_native_routes(app, service)
     add_anthropic_routes(app, service)
     add_chat_page(app, service)
@@ -46,6 +50,7 @@ def create_app(
             allow_origins=list(access.origins),
             allow_methods=["*"],
             allow_headers=["*"],
+            allow_private_network=True,  # Pages of the network may ask this machine, too.
             max_age=600,
         )
     app.add_middleware(RequestLog, metrics=service.metrics, write=log)
@@ -60,7 +65,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """FastAPI's own refusals: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)
-    where = f"{request.method} {request.url.path}: {error.detail}"
+    where = f"{request.method} {request.url.path[:_PATH_SHOWN]}: {error.detail}"
     body = error_body(error.status_code, where)
     return _spelled(request, body, error.status_code, error.headers)
 

@@ -53,7 +53,7 @@ def prepare_completion(service: Service, request: CompletionRequest) -> Prepared
     ]
     echoed = [_echo(service, request, work, prompts[i // count]) for i, work in enumerate(works)]
     answer = CompletionAnswer(
-        [Choice() for _ in works],
+        [Choice(silent=request.wanted_tokens() == 0) for _ in works],
         sum(map(len, tokens)),
         service.named(request.model),
         service.vocabulary,
@@ -69,7 +69,7 @@ def _echo(service: Service, request: CompletionRequest, work: Work, prompt: Prom
         return Echo()
     text = prompt if isinstance(prompt, str) else service.vocabulary.detokenize(prompt)
     pieces = [] if request.told is None else [Piece(token, "") for token in work.prompt]
-    return Echo(text, pieces, alone=request.max_tokens == 0)
+    return Echo(text, pieces)
 
 
 # -- chats -----------------------------------------------------------------------------------------
@@ -108,12 +108,13 @@ def rendered(service: Service, request: ChatRequest) -> ChatPrompt:
             service.vocabulary, messages, request.usable_tools(), request.variables()
         )
     except UserError as error:
-        raise RefusalError(400, error.message, "invalid_value", "messages") from None
+        raise RefusalError.of(error, 400, "invalid_value", "messages") from None
 
 
 def _choice(request: ChatRequest, prompt: ChatPrompt, tools: Sequence[Tool]) -> Choice:
     reader = AnswerReader(prompt.form, prompt.thinking, tools, prompt.text)
-    return Choice(reader, single=request.parallel_tool_calls is False)
+    silent = request.wanted_tokens() == 0
+    return Choice(reader, single=request.parallel_tool_calls is False, silent=silent)
 
 
 def _grammar(
@@ -128,4 +129,4 @@ def _grammar(
     try:
         return None if source is None else grammar.text(source, tools, parallel)
     except UserError as error:
-        raise RefusalError(400, error.message, "invalid_grammar", "response_format") from None
+        raise RefusalError.of(error, 400, "invalid_grammar", "response_format") from None

@@ -55,6 +55,7 @@ def serve(
     Raises UserError for an address that cannot be had and for a file that cannot be run.
     """
     Sampler(sampling or SamplingOptions())  # Wrong defaults are refused now, not per request.
+    access = Access(host if is_loopback(host) else None, keys, origins)
     with (
         closing(_listen(host, port)) as listener,
         open_model(file, _parallel(file, options or RunOptions(), parallel)) as session,
@@ -62,7 +63,6 @@ def serve(
             Service(session, name or name_of(file, session), sampling, limits, aliases)
         ) as service,
     ):
-        access = Access(host if is_loopback(host) else None, keys, origins)
         app = create_app(service, access, log)
         if started is not None:
             started(service, _address(listener))

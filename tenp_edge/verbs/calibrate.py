@@ -21,11 +21,11 @@ from tenp_edge.evaluation.refine import measure_on
 from tenp_edge.evaluation.type_sensitivity import TypeJob
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models.inspection import inspect_model
-from tenp_edge.planning.devices import this_machine
+from tenp_edge.planning.measured.probes import KEEPS, WAYS, probe
+from tenp_edge.planning.measured.trials import Records
+from tenp_edge.planning.options.devices import this_machine
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
-from tenp_edge.planning.probes import KEEPS, WAYS, probe
-from tenp_edge.planning.spec import PlanOptions
-from tenp_edge.planning.trials import Records
 from tenp_edge.progress import QUIET, Progress, reused
 from tenp_edge.units import format_seconds
 from tenp_edge.verbs.measure_types import (

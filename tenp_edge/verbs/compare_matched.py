@@ -23,7 +23,7 @@ from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.exporters.base import exporter
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.pages.compare import write_matched
-from tenp_edge.planning.rounding_errors import RoundingErrors
+from tenp_edge.planning.measured.rounding_errors import RoundingErrors
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.session import thread_count
 from tenp_edge.verbs.compare import about, calibrations, mender, text_measures

@@ -27,9 +27,9 @@ from tenp_edge.exporters.base import exporter, placed_files
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.pages.environment import environment_of
 from tenp_edge.pages.report import write_report
-from tenp_edge.planning.methods import method_named
-from tenp_edge.planning.score_pack import PackedScores
-from tenp_edge.planning.tensor_types import measurable
+from tenp_edge.planning.budget.tensor_types import measurable
+from tenp_edge.planning.options.methods import method_named
+from tenp_edge.planning.scores.pack import PackedScores
 from tenp_edge.progress import QUIET, Progress, begin, expect, reused
 from tenp_edge.sharing.describing import CARD_VERSION, describe_into
 from tenp_edge.sharing.model_card import Described

@@ -19,11 +19,11 @@ from tenp_edge.exporters.base import ExportOptions, FixedLengths, exporter
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models.inspection import inspect_model
-from tenp_edge.planning.methods import method_named
-from tenp_edge.planning.pricing import Priced, Pricer
-from tenp_edge.planning.settings import check
-from tenp_edge.planning.spec import PlanOptions
-from tenp_edge.planning.target import PlanSpec, make_target, resolve
+from tenp_edge.planning.memory.pricing import Priced, Pricer
+from tenp_edge.planning.options.methods import method_named
+from tenp_edge.planning.options.settings import check
+from tenp_edge.planning.options.spec import PlanOptions
+from tenp_edge.planning.options.target import PlanSpec, make_target, resolve
 from tenp_edge.progress import Progress
 from tenp_edge.recovery.recover import mended_bytes
 from tenp_edge.runtime.memory.footprint import MemoryRun

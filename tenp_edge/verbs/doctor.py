@@ -18,8 +18,8 @@ from typing import Any
 from tenp_edge import machine
 from tenp_edge.disk import free_bytes
 from tenp_edge.errors import UserError
-from tenp_edge.planning.devices import this_machine
-from tenp_edge.planning.known_models import fitting
+from tenp_edge.planning.memory.known_models import fitting
+from tenp_edge.planning.options.devices import this_machine
 from tenp_edge.runtime.memory.bandwidth import read_bandwidth
 from tenp_edge.units import counted, format_size
 from tenp_edge.version import __version__

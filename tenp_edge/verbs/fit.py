@@ -12,13 +12,13 @@ from tenp_edge import machine
 from tenp_edge.checkpoint.compression_plan import Widths
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.models.inspection import ModelSummary, inspect_model
-from tenp_edge.planning.budget import make_space, sufficient, whole_widths
-from tenp_edge.planning.devices import AUTO, DeviceProfile
-from tenp_edge.planning.memory_table import decode_tokens_per_second
-from tenp_edge.planning.pricing import Priced, Pricer
-from tenp_edge.planning.settings import check
-from tenp_edge.planning.spec import PlanOptions
-from tenp_edge.planning.target import resolve
+from tenp_edge.planning.budget.search import make_space, sufficient, whole_widths
+from tenp_edge.planning.memory.pricing import Priced, Pricer
+from tenp_edge.planning.memory.table import decode_tokens_per_second
+from tenp_edge.planning.options.devices import AUTO, DeviceProfile
+from tenp_edge.planning.options.settings import check
+from tenp_edge.planning.options.spec import PlanOptions
+from tenp_edge.planning.options.target import resolve
 from tenp_edge.runtime.memory.bandwidth import read_bandwidth
 from tenp_edge.runtime.memory.footprint import RunMemory
 from tenp_edge.verbs.fit_options import FitOptions

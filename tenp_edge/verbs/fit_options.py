@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from tenp_edge.planning.devices import known_profiles, spare_bytes
-from tenp_edge.planning.settings import Flag
-from tenp_edge.planning.spec import SIZE
+from tenp_edge.planning.options.devices import known_profiles, spare_bytes
+from tenp_edge.planning.options.settings import Flag
+from tenp_edge.planning.options.spec import SIZE
 from tenp_edge.runtime.memory.footprint import KV_TYPES
 
 

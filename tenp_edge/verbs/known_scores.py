@@ -11,7 +11,7 @@ from pathlib import Path
 from tenp_edge.calibration.storage import Statistics, load_statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.errors import UserError
-from tenp_edge.planning.score_pack import extract_measured, load_pack
+from tenp_edge.planning.scores.pack import extract_measured, load_pack
 
 
 def known_statistics(path: Path, checkpoint: Checkpoint | None = None) -> Statistics:

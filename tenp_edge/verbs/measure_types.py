@@ -30,8 +30,8 @@ from tenp_edge.exporters.mixing import Mixer
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models.inspection import inspect_model
-from tenp_edge.planning.rounding_errors import RoundingErrors, load_errors
-from tenp_edge.planning.type_costs import TypeCosts, load_costs
+from tenp_edge.planning.measured.rounding_errors import RoundingErrors, load_errors
+from tenp_edge.planning.measured.type_costs import TypeCosts, load_costs
 from tenp_edge.progress import Progress
 from tenp_edge.units import format_seconds
 from tenp_edge.verbs.options import CalibrationOptions, ComputeOptions

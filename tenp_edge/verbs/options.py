@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 from tenp_edge.errors import UserError
-from tenp_edge.planning.settings import Flag
-from tenp_edge.planning.spec import (
+from tenp_edge.planning.options.settings import Flag
+from tenp_edge.planning.options.spec import (
     EXPORT,
     FORMATS,
     LAYOUT_NAMES,
@@ -112,7 +112,7 @@ class ValidationOptions(HeldOutOptions):
         int | None,
         Flag(
             "threads",
-            "CPU threads of the exported file's run. Default: all cores.",
+            "CPU threads of the exported file's run. Default: all cores, or a container's quota.",
             COMPUTE,
             knob=True,
             least=1,

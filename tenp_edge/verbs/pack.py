@@ -12,8 +12,8 @@ from tenp_edge.checkpoint.digests import file_digest
 from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.disk import write_text
 from tenp_edge.errors import UserError
-from tenp_edge.planning.score_pack import FILE, write_pack
-from tenp_edge.planning.settings import make, options_of
+from tenp_edge.planning.options.settings import make, options_of
+from tenp_edge.planning.scores.pack import FILE, write_pack
 from tenp_edge.verbs.options import CompressOptions
 from tenp_edge.verbs.recipe_files import FILE as RECIPE
 from tenp_edge.verbs.recipe_files import read_recipe, recipe_text

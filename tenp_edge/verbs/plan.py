@@ -11,8 +11,8 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.refine import MakePlan, known_trials, refine
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import ExtraFiles, make_plan
-from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.verbs.known_scores import known_statistics, measured_beside
 from tenp_edge.verbs.measure_types import costs_of, exactly, rounding_of

@@ -18,7 +18,7 @@ from typing import Any
 
 from tenp_edge.disk import atomic_file
 from tenp_edge.errors import UserError, shown
-from tenp_edge.planning.settings import HELP, Option, options_of, written_value
+from tenp_edge.planning.options.settings import HELP, Option, options_of, written_value
 
 FILE = "recipe.toml"
 

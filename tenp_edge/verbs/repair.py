@@ -10,8 +10,8 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.overlay import Mended
 from tenp_edge.errors import UserError
 from tenp_edge.forward.text_batch import Domain
-from tenp_edge.planning.methods import method_named
-from tenp_edge.planning.spec import BLOCKS
+from tenp_edge.planning.options.methods import method_named
+from tenp_edge.planning.options.spec import BLOCKS
 from tenp_edge.progress import Progress
 from tenp_edge.recovery.recover import MendRules, mend
 from tenp_edge.verbs.options import (

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from tenp_edge.errors import UserError
-from tenp_edge.planning.devices import DeviceProfile, load_profile, load_profile_file, this_machine
-from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.planning.options.devices import (
+    DeviceProfile,
+    load_profile,
+    load_profile_file,
+    this_machine,
+)
+from tenp_edge.planning.options.spec import PlanOptions
 
 
 def choose_profile(options: PlanOptions) -> DeviceProfile:

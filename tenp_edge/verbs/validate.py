@@ -10,7 +10,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.provenance import PrunedBy
 from tenp_edge.evaluation.validation import ValidationReport, validate
 from tenp_edge.forward.text_batch import Domain
-from tenp_edge.planning.devices import this_machine
+from tenp_edge.planning.options.devices import this_machine
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.memory.footprint import MemoryRun
 from tenp_edge.verbs.options import (

@@ -16,9 +16,9 @@ from tenp_edge.calibration.statistics import SEQUENCE_USE
 from tenp_edge.calibration.storage import DIGEST, Statistics, load_statistics, write_tensors
 from tenp_edge.calibration.text_kind import is_one_kind, use_apart
 from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.planning.devices import this_machine
+from tenp_edge.planning.options.devices import this_machine
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
-from tenp_edge.planning.spec import PlanOptions
 
 NOTE = (
     "the calibration saw one kind of text: the plan is for that kind. --protect much keeps more "

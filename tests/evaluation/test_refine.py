@@ -23,11 +23,11 @@ from tenp_edge.evaluation.evaluator import LayerCache
 from tenp_edge.evaluation.measured_variants import measure_variants
 from tenp_edge.evaluation.refine import knobs, known_trials, refine
 from tenp_edge.evaluation.variants import Planned
-from tenp_edge.planning.devices import this_machine
-from tenp_edge.planning.kl_law import predicted_kl
+from tenp_edge.planning.measured.kl_law import predicted_kl
+from tenp_edge.planning.measured.trials import FILE, Trial
+from tenp_edge.planning.options.devices import this_machine
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
-from tenp_edge.planning.spec import PlanOptions
-from tenp_edge.planning.trials import FILE, Trial
 
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
 Make = Callable[[PlanOptions], CompressionPlan]

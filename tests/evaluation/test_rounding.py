@@ -35,7 +35,7 @@ from tenp_edge.evaluation.rounding import (
 from tenp_edge.exporters.base import ExportData, ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.exporters.mixing import SampledRows
-from tenp_edge.planning.rounding_errors import FILE, RoundingErrors, load_errors
+from tenp_edge.planning.measured.rounding_errors import FILE, RoundingErrors, load_errors
 from tenp_edge.progress import QuietProgress
 from tenp_edge.verbs import measure_types as typeverbs
 from tenp_edge.verbs.options import CalibrationOptions

@@ -24,12 +24,18 @@ from tenp_edge.evaluation.type_sensitivity import TypeJob, measure_types, spread
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.models import FAMILIES, read_config
-from tenp_edge.planning.devices import this_machine
-from tenp_edge.planning.kl_law import together_kl
+from tenp_edge.planning.budget.tensor_types import (
+    MEASURE_HINT,
+    Curve,
+    Point,
+    best,
+    frontier_over_types,
+)
+from tenp_edge.planning.measured.kl_law import together_kl
+from tenp_edge.planning.measured.type_costs import FILE, Conditions, TypeCost, TypeCosts, load_costs
+from tenp_edge.planning.options.devices import this_machine
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
-from tenp_edge.planning.spec import PlanOptions
-from tenp_edge.planning.tensor_types import MEASURE_HINT, Curve, Point, best, frontier_over_types
-from tenp_edge.planning.type_costs import FILE, Conditions, TypeCost, TypeCosts, load_costs
 from tenp_edge.progress import QuietProgress
 from tenp_edge.verbs import measure_types as typeverbs
 from tenp_edge.verbs.options import CalibrationOptions

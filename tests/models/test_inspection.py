@@ -67,8 +67,12 @@ def test_60_gb_in_under_two_seconds(tmp_path: Path) -> None:
     seconds, *modules = found.stderr.decode().split()
     assert float(seconds) < 2
     # Of the verbs and of the families, only what was asked for is loaded.
-    assert {"tenp_edge.cli.inspect", "tenp_edge.models.qwen3_moe"} <= {*modules}
-    assert not {"tenp_edge.cli.prune", "tenp_edge.cli.run", "tenp_edge.models.olmoe"} & {*modules}
+    assert {"tenp_edge.cli.commands.inspect", "tenp_edge.models.qwen3_moe"} <= {*modules}
+    assert not {
+        "tenp_edge.cli.commands.prune",
+        "tenp_edge.cli.commands.run",
+        "tenp_edge.models.olmoe",
+    } & {*modules}
 
 
 def test_fused_and_plain_count_the_same(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from support.synthetic import write_statistics
 
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
-from tenp_edge.planning.devices import DeviceProfile, this_machine
+from tenp_edge.planning.options.devices import DeviceProfile, this_machine
 
 MIB = 2**20
 

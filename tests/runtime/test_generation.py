@@ -82,7 +82,7 @@ def test_seeds() -> None:
     [
         ({"temperature": -1.0}, "--temperature is -1.0\ntry: --temperature of 0 or more"),
         ({"top_k": -1}, "--top-k is -1\ntry: --top-k of 0 or more"),
-        ({"top_p": 0.0}, "--top-p is 0.0\ntry: --top-p of above 0 and at most 1"),
+        ({"top_p": -0.5}, "--top-p is -0.5\ntry: --top-p of 0 to 1"),
         ({"min_p": 1.5}, "--min-p is 1.5\ntry: --min-p of 0 to 1"),
         ({"repeat_penalty": 0.0}, "--repeat-penalty is 0.0\ntry: --repeat-penalty of above 0"),
         ({"repeat_last_n": -1}, "--repeat-last-n is -1\ntry: --repeat-last-n of 0 or more"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,21 @@ def test_pages_of_other_sites(shared: Server) -> None:
     asked = {
         "access-control-request-method": "POST",
         "access-control-request-headers": "content-type,authorization",
+        "access-control-request-private-network": "true",
     }
     for origin, allowed in ((SITE, SITE), ("https://evil.example", None)):
         before = httpx.options(f"{shared.url}/v1/models", headers=asked | {"origin": origin})
         assert before.headers.get("access-control-allow-origin") == allowed
+        assert before.status_code == (200 if allowed else 400)
         then = shared.http.get("/v1/models", headers={"origin": origin})
         assert then.headers.get("access-control-allow-origin") == allowed
+
+
+def test_origins_are_sites() -> None:
+    Access(origins=(SITE, "*", "http://localhost:3000", "null"))
+    for wrong, right in (("chat.example", SITE), (f"{SITE}/", SITE), (f"{SITE}/a/b", SITE)):
+        said = f"--cors {wrong} is no site as browsers name it"
+        assert refusal(partial(Access, origins=(wrong,))) == (said, f"--cors {right}")
 
 
 def test_where_keys_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,11 +81,11 @@ def build_extension(directory: Path) -> bool:
     compiler = shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0])
     if compiler is None:
         return False
-    source = Path(ragged.__file__).with_name("_ragged.c")
+    sources = (Path(ragged.__file__).with_name(name) for name in ("_ragged.c", "_columns.c"))
     target = directory / f"_ragged{sysconfig.get_config_var('EXT_SUFFIX')}"
     include = sysconfig.get_path("include")
     flags = ["-O3", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([compiler, *flags, f"-I{include}", source, "-o", target, "-lm"], check=True)
+    subprocess.run([compiler, *flags, f"-I{include}", *sources, "-o", target, "-lm"], check=True)
     spec = importlib.util.spec_from_file_location(_MODULE, target)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

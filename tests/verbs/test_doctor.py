@@ -12,7 +12,7 @@ import pytest
 from records import load
 from support.command import run
 
-from tenp_edge.planning.known_models import KNOWN, fitting
+from tenp_edge.planning.memory.known_models import KNOWN, fitting
 from tenp_edge.verbs import doctor
 from tenp_edge.verbs.doctor import BROKEN, Finding, amx_fault, disk_speed, features_of
 

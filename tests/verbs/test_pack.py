@@ -16,7 +16,7 @@ from support.command import refused, run
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.errors import UserError
-from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.progress import QUIET
 from tenp_edge.verbs.calibrate import run_calibrate
 from tenp_edge.verbs.compress import run_compress

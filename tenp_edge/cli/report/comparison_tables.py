@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.rich_tables import percent, table
-from tenp_edge.planning.methods import METHODS
+from tenp_edge.planning.options.methods import METHODS
 from tenp_edge.units import format_size, nats
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it

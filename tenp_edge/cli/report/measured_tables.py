@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.calibration.storage import Statistics
     from tenp_edge.checkpoint.compression_plan import CompressionPlan
     from tenp_edge.evaluation.verdict import Verdict
-    from tenp_edge.planning.rounding_errors import RoundingErrors
-    from tenp_edge.planning.type_costs import TypeCosts
+    from tenp_edge.planning.measured.rounding_errors import RoundingErrors
+    from tenp_edge.planning.measured.type_costs import TypeCosts
 from tenp_edge.cli.report.closing import LEGEND
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.plan_tables import plan_report

@@ -14,7 +14,7 @@ from tenp_edge.units import counted, format_count, format_size
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.models.inspection import ModelSummary, PartSize
-    from tenp_edge.planning.devices import DeviceProfile
+    from tenp_edge.planning.options.devices import DeviceProfile
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.rich_tables import percent, table
 

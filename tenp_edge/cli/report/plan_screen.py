@@ -12,12 +12,12 @@ from tenp_edge.cli.report import joint_report
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.plain_notes import of_interest
 from tenp_edge.evaluation.verdict import expected
-from tenp_edge.planning.settings import command_words
+from tenp_edge.planning.options.settings import command_words
 from tenp_edge.units import format_size
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.checkpoint.compression_plan import CompressionPlan
-    from tenp_edge.planning.spec import PlanOptions
+    from tenp_edge.planning.options.spec import PlanOptions
     from tenp_edge.verbs.options import StatisticsOptions
 
 _UNKNOWN = "how much is lost is not known before a calibration"

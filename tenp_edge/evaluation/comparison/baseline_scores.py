@@ -10,9 +10,9 @@ from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import Widths
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.evaluation.comparison.candidates import mean_activations
-from tenp_edge.planning import allocation
-from tenp_edge.planning.allocation import Space
-from tenp_edge.planning.score_tables import Evidence
+from tenp_edge.planning.budget import allocation
+from tenp_edge.planning.scores.tables import Evidence
+from tenp_edge.planning.space import Space
 from tenp_edge.scoring.saliency import ranking_scores, sum_of, tokens_routed
 
 

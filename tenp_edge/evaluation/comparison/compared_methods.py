@@ -23,14 +23,22 @@ from tenp_edge.evaluation.comparison.baseline_scores import (
 )
 from tenp_edge.evaluation.comparison.candidates import Candidate, Compensated, Masked
 from tenp_edge.evaluation.variants import Planned
-from tenp_edge.planning.allocation import Shape, Space
-from tenp_edge.planning.allocators import PAPER_SHAPE, Free, FreeRules, Tenp, allocator_of, at_size
-from tenp_edge.planning.methods import METHODS as PLANNED
-from tenp_edge.planning.pricing import draft
-from tenp_edge.planning.probes import best_way
-from tenp_edge.planning.score_tables import Evidence, Scores, scores_of
-from tenp_edge.planning.spec import DEFAULT_METHOD, Knobs, PlanOptions
-from tenp_edge.planning.trials import Trial
+from tenp_edge.planning.budget.allocation import Shape
+from tenp_edge.planning.budget.allocators import (
+    PAPER_SHAPE,
+    Free,
+    FreeRules,
+    Tenp,
+    allocator_of,
+    at_size,
+)
+from tenp_edge.planning.measured.probes import best_way
+from tenp_edge.planning.measured.trials import Trial
+from tenp_edge.planning.memory.pricing import draft
+from tenp_edge.planning.options.methods import METHODS as PLANNED
+from tenp_edge.planning.options.spec import DEFAULT_METHOD, Knobs, PlanOptions
+from tenp_edge.planning.scores.tables import Evidence, Scores, scores_of
+from tenp_edge.planning.space import Space
 from tenp_edge.recovery.recover import MendRules
 from tenp_edge.scoring.expert_scores import EXPERT_SCORES
 from tenp_edge.scoring.neuron_scores import NEURON_SCORES

@@ -21,8 +21,8 @@ from tenp_edge.evaluation.comparison.compared_methods import Case, Contender, Cu
 from tenp_edge.evaluation.comparison.measures import Measure
 from tenp_edge.evaluation.evaluator import Evaluator, LayerCache
 from tenp_edge.evaluation.variants import Planned, Variant
-from tenp_edge.planning.allocators import Drop
-from tenp_edge.planning.trials import Trial
+from tenp_edge.planning.budget.allocators import Drop
+from tenp_edge.planning.measured.trials import Trial
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.resumable import JobRecord
 

@@ -10,8 +10,8 @@ from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.evaluation.comparison.compared_methods import Case, Mend
 from tenp_edge.exporters.base import Exporter
-from tenp_edge.planning.rounding_errors import RoundingErrors
-from tenp_edge.planning.trials import Trial
+from tenp_edge.planning.measured.rounding_errors import RoundingErrors
+from tenp_edge.planning.measured.trials import Trial
 
 WIDTH_MULTIPLE = 32  # rows of down as long as the shortest blocks
 Made = TypeVar("Made")

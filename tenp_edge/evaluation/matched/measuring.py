@@ -30,8 +30,8 @@ from tenp_edge.evaluation.matched.filled import Budget, Filled, whole
 from tenp_edge.evaluation.matched.ways import Way
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, Exporter, Requantiser
-from tenp_edge.planning.rounding_errors import RoundingErrors
-from tenp_edge.planning.trials import Trial
+from tenp_edge.planning.measured.rounding_errors import RoundingErrors
+from tenp_edge.planning.measured.trials import Trial
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.resumable import JobRecord
 

@@ -10,14 +10,14 @@ from tenp_edge.checkpoint.tensor_types import AUTO
 from tenp_edge.evaluation.matched.calibrated import Calibrated
 from tenp_edge.evaluation.matched.filled import Filled, filled
 from tenp_edge.exporters.base import ExportOptions
-from tenp_edge.planning.devices import this_machine
-from tenp_edge.planning.joint_plan import JointPlanner, joint_pricer
-from tenp_edge.planning.joint_search import Chosen, JointSearch
-from tenp_edge.planning.joint_tables import ExpertTable, Tables
-from tenp_edge.planning.probes import best_way
-from tenp_edge.planning.score_tables import scores_of
-from tenp_edge.planning.spec import PlanOptions
-from tenp_edge.planning.target import resolve
+from tenp_edge.planning.joint.plan import JointPlanner, joint_pricer
+from tenp_edge.planning.joint.search import Chosen, JointSearch
+from tenp_edge.planning.joint.tables import ExpertTable, Tables
+from tenp_edge.planning.measured.probes import best_way
+from tenp_edge.planning.options.devices import this_machine
+from tenp_edge.planning.options.spec import PlanOptions
+from tenp_edge.planning.options.target import resolve
+from tenp_edge.planning.scores.tables import scores_of
 
 _ROUNDS = 4  # of a manifest: what is not matrices hardly changes from plan to plan
 

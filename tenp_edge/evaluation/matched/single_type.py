@@ -12,14 +12,14 @@ from tenp_edge.evaluation.comparison.compared_methods import Case
 from tenp_edge.evaluation.matched.calibrated import Calibrated
 from tenp_edge.evaluation.matched.filled import Filled, file_options, filled, whole
 from tenp_edge.exporters.base import Exporter, ExportOptions
-from tenp_edge.planning.allocators import allocator_of
-from tenp_edge.planning.budget import largest_fitting, whole_widths
-from tenp_edge.planning.kl_law import predicted_kl, together_kl
-from tenp_edge.planning.methods import METHODS
-from tenp_edge.planning.pricing import draft
-from tenp_edge.planning.probes import best_way
-from tenp_edge.planning.score_tables import Evidence, scores_of
-from tenp_edge.planning.spec import DEFAULT_METHOD, Knobs, PlanOptions
+from tenp_edge.planning.budget.allocators import allocator_of
+from tenp_edge.planning.budget.search import largest_fitting, whole_widths
+from tenp_edge.planning.measured.kl_law import predicted_kl, together_kl
+from tenp_edge.planning.measured.probes import best_way
+from tenp_edge.planning.memory.pricing import draft
+from tenp_edge.planning.options.methods import METHODS
+from tenp_edge.planning.options.spec import DEFAULT_METHOD, Knobs, PlanOptions
+from tenp_edge.planning.scores.tables import Evidence, scores_of
 
 _PARTS = 1000  # of the neurons: how closely the largest plan is searched
 _PRUNED_TYPES, _REMOVAL_TYPES = 3, 2  # candidates, the best by prediction

@@ -17,14 +17,16 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "_columns.h"
+
 #define KINDS 6
 /* Rows that a thread takes at once. Long runs of memory are read faster than short ones, but every
  * thread should come back UNITS_PER_THREAD times, so that none waits long for the last. */
 #define LEAST_ROWS 16
 #define MOST_ROWS 128
 #define UNITS_PER_THREAD 8
-/* Rows that several tokens use one after the other, while they lie in the cache. */
-#define SHARED_ROWS 16
+/* Rows that more tokens than a kernel takes use one after the other, while they lie in the cache. */
+#define SHARED_ROWS 32
 
 struct tensor {
     int32_t type;
@@ -44,11 +46,6 @@ typedef void (*dot_fn)(int n, float *s, size_t bs, const void *x, size_t bx, con
                        size_t by, int nrc);
 typedef void (*quantise_fn)(const float *x, void *y, int64_t n);
 typedef void (*activation_fn)(int n, float *y, const float *gate, const float *up);
-#define MOST_COLUMNS 8
-#define MOST_BLOCKS 64 /* of 256 values: longer rows are ggml's */
-/* out[c][r] = row r times column c, for `count` columns of n values */
-typedef void (*rows_fn)(int n, const char *matrix, int64_t row_bytes, int rows,
-                        const char *const *columns, int count, float *const *out);
 
 /* One expert: its matrices (gate may be none) and biases (or none) as they lie in the file, and the
  * kernels of their types. One of width 0 has no matrices: what it gives is its down_bias, or
@@ -77,6 +74,7 @@ struct scratch {
     int64_t h_stride, hq_stride;     /* floats, bytes */
     int32_t active_count;
     int32_t active_rows; /* sum of the active experts' widths */
+    int32_t tokens, unused;
     atomic_int next_gate_up, next_down;
 };
 
@@ -88,162 +86,6 @@ struct layer {
     int64_t x_row[KINDS]; /* bytes of a quantised x */
     int32_t kinds, hidden, expert_count, used;
 };
-
-/* -- several columns at once ---------------------------------------------------------------------
- *
- * A row of weights costs as much to unpack as to multiply, so several tokens share what is unpacked.
- * The numbers are those of ggml's dot product to the last bit: integers are exact in any order, and
- * the floats are added as ggml adds them. Python has compared both before one of these is used. */
-#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
-#define HAS_X86_ROWS 1
-#include <immintrin.h>
-
-struct q4_k { /* 256 weights, ggml's block_q4_K */
-    uint16_t d, dmin;
-    uint8_t scales[12], qs[128];
-};
-struct q8_k { /* ggml's block_q8_K */
-    float d;
-    int8_t qs[256];
-    int16_t bsums[16];
-};
-
-#define AVX2 __attribute__((target("avx2,fma,f16c")))
-#define VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")))
-#define INLINE static inline __attribute__((always_inline))
-
-/* ggml's hsum_float_8, and the sum of the minima's four lanes */
-AVX2 INLINE float sum_of(__m256 acc, __m128 least) {
-    __m128 r = _mm_add_ps(_mm256_extractf128_ps(acc, 1), _mm256_castps256_ps128(acc));
-    r = _mm_add_ps(r, _mm_movehl_ps(r, r));
-    r = _mm_add_ss(r, _mm_movehdup_ps(r));
-    least = _mm_add_ps(least, _mm_movehl_ps(least, least));
-    least = _mm_add_ss(least, _mm_movehdup_ps(least));
-    return _mm_cvtss_f32(r) + _mm_cvtss_f32(least);
-}
-
-/* The 6-bit scales and minima of a block as 16-bit numbers: scales below, minima above. */
-AVX2 INLINE __m256i scales_of(const struct q4_k *x) {
-    uint32_t u[4], high;
-    memcpy(u, x->scales, 12);
-    u[3] = (u[2] >> 4 & 0x0f0f0f0f) | (u[1] >> 6 & 0x03030303) << 4;
-    high = u[1] & 0x3f3f3f3f;
-    u[1] = (u[2] & 0x0f0f0f0f) | (u[0] >> 6 & 0x03030303) << 4;
-    u[2] = high;
-    u[0] &= 0x3f3f3f3f;
-    return _mm256_cvtepu8_epi16(_mm_set_epi32((int)u[3], (int)u[2], (int)u[1], (int)u[0]));
-}
-
-/* sum + a group of 32 weights times its scale + the next group times its own; `scales`: both of
- * them in each lane of 32 bits. */
-AVX2 INLINE __m256i add_groups_avx2(__m256i sum, __m256i scales, __m256i q0, __m256i q1,
-                                    __m256i y0, __m256i y1) {
-    const __m256i s0 = _mm256_blend_epi16(scales, _mm256_slli_epi32(scales, 16), 0xaa);
-    const __m256i s1 = _mm256_blend_epi16(_mm256_srli_epi32(scales, 16), scales, 0xaa);
-    const __m256i p0 = _mm256_madd_epi16(s0, _mm256_maddubs_epi16(q0, y0));
-    const __m256i p1 = _mm256_madd_epi16(s1, _mm256_maddubs_epi16(q1, y1));
-    return _mm256_add_epi32(sum, _mm256_add_epi32(p0, p1));
-}
-/* Four products of 15 * 128 fit 16 bits: those of both groups lie in one lane, and take both scales
- * in one step. */
-VNNI INLINE __m256i add_groups_vnni(__m256i sum, __m256i scales, __m256i q0, __m256i q1,
-                                    __m256i y0, __m256i y1) {
-    const __m256i p0 = _mm256_dpbusd_epi32(_mm256_setzero_si256(), q0, y0);
-    const __m256i p1 = _mm256_dpbusd_epi32(_mm256_setzero_si256(), q1, y1);
-    const __m256i both = _mm256_blend_epi16(p0, _mm256_slli_epi32(p1, 16), 0xaa);
-    return _mm256_dpwssd_epi32(sum, scales, both);
-}
-
-/* What of the columns is the same for every row, by block: sums of their groups of 32, which the
- * minima are multiplied with, and their factors. */
-struct columns {
-    __m128i groups[MOST_BLOCKS][MOST_COLUMNS];
-    float d[MOST_BLOCKS][MOST_COLUMNS];
-};
-AVX2 INLINE void prepare_column(int blocks, const char *column, int c, struct columns *all) {
-    const struct q8_k *y = (const struct q8_k *)column;
-    for (int b = 0; b < blocks; b++) {
-        const __m256i halves = _mm256_loadu_si256((const __m256i *)y[b].bsums);
-        all->groups[b][c] =
-            _mm_hadd_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
-        all->d[b][c] = y[b].d;
-    }
-}
-
-#define Q4_K_COLUMNS(TARGET, NAME, ADD_GROUPS)                                                    \
-    TARGET INLINE void NAME##_row(int blocks, const struct q4_k *x, const char *const *columns,   \
-                                  const struct columns *all, const int n, float *out) {           \
-        const __m256i low = _mm256_set1_epi8(15);                                                 \
-        __m256 acc[MOST_COLUMNS];                                                                 \
-        __m128 least[MOST_COLUMNS];                                                               \
-        for (int c = 0; c < n; c++) acc[c] = _mm256_setzero_ps(), least[c] = _mm_setzero_ps();    \
-        for (int b = 0; b < blocks; b++, x++) {                                                   \
-            const float d = _cvtsh_ss(x->d), dmin = -_cvtsh_ss(x->dmin);                          \
-            const __m256i both = scales_of(x);                                                    \
-            const __m128i minima = _mm256_extracti128_si256(both, 1);                             \
-            __m256i sums[MOST_COLUMNS];                                                           \
-            for (int c = 0; c < n; c++) sums[c] = _mm256_setzero_si256();                         \
-            for (int j = 0; j < 4; j++) {                                                         \
-                const __m256i bits = _mm256_loadu_si256((const __m256i *)(x->qs + 32 * j));       \
-                const __m256i q0 = _mm256_and_si256(bits, low);                                   \
-                const __m256i q1 = _mm256_and_si256(_mm256_srli_epi16(bits, 4), low);             \
-                const __m256i scales = _mm256_permutevar8x32_epi32(both, _mm256_set1_epi32(j));   \
-                for (int c = 0; c < n; c++) {                                                     \
-                    const int8_t *y = ((const struct q8_k *)columns[c])[b].qs + 64 * j;           \
-                    const __m256i y0 = _mm256_loadu_si256((const __m256i *)y);                    \
-                    const __m256i y1 = _mm256_loadu_si256((const __m256i *)(y + 32));             \
-                    sums[c] = ADD_GROUPS(sums[c], scales, q0, q1, y0, y1);                        \
-                }                                                                                 \
-            }                                                                                     \
-            for (int c = 0; c < n; c++) {                                                         \
-                const __m128i below = _mm_madd_epi16(minima, all->groups[b][c]);                  \
-                const float yd = all->d[b][c];                                                    \
-                least[c] = _mm_fmadd_ps(_mm_set1_ps(yd * dmin), _mm_cvtepi32_ps(below), least[c]);\
-                acc[c] = _mm256_fmadd_ps(_mm256_set1_ps(yd * d), _mm256_cvtepi32_ps(sums[c]),     \
-                                         acc[c]);                                                 \
-            }                                                                                     \
-        }                                                                                         \
-        for (int c = 0; c < n; c++) out[c] = sum_of(acc[c], least[c]);                            \
-    }                                                                                             \
-    TARGET INLINE void NAME##_n(int blocks, const char *matrix, int64_t row_bytes, int rows,      \
-                                const char *const *columns, const int n, float *const *out) {     \
-        struct columns all;                                                                       \
-        for (int c = 0; c < n; c++) prepare_column(blocks, columns[c], c, &all);                  \
-        for (int r = 0; r < rows; r++) {                                                          \
-            float made[MOST_COLUMNS];                                                             \
-            const struct q4_k *x = (const struct q4_k *)(matrix + r * row_bytes);                 \
-            NAME##_row(blocks, x, columns, &all, n, made);                                        \
-            for (int c = 0; c < n; c++) out[c][r] = made[c];                                      \
-        }                                                                                         \
-    }                                                                                             \
-    TARGET static void NAME(int n, const char *matrix, int64_t row_bytes, int rows,               \
-                            const char *const *columns, int count, float *const *out) {           \
-        const int blocks = n / 256;                                                               \
-        switch (count) {                                                                          \
-        case 1: NAME##_n(blocks, matrix, row_bytes, rows, columns, 1, out); break;                \
-        case 2: NAME##_n(blocks, matrix, row_bytes, rows, columns, 2, out); break;                \
-        case 3: NAME##_n(blocks, matrix, row_bytes, rows, columns, 3, out); break;                \
-        case 4: NAME##_n(blocks, matrix, row_bytes, rows, columns, 4, out); break;                \
-        case 5: NAME##_n(blocks, matrix, row_bytes, rows, columns, 5, out); break;                \
-        case 6: NAME##_n(blocks, matrix, row_bytes, rows, columns, 6, out); break;                \
-        case 7: NAME##_n(blocks, matrix, row_bytes, rows, columns, 7, out); break;                \
-        default: NAME##_n(blocks, matrix, row_bytes, rows, columns, 8, out);                      \
-        }                                                                                         \
-    }
-Q4_K_COLUMNS(AVX2, q4_k_avx2, add_groups_avx2)
-Q4_K_COLUMNS(VNNI, q4_k_vnni, add_groups_vnni)
-
-static rows_fn q4_k_rows(void) {
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bw"))
-        return q4_k_vnni;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return q4_k_avx2;
-    return NULL;
-}
-#else
-static rows_fn q4_k_rows(void) { return NULL; }
-#endif
 
 static void own_swiglu(int n, float *y, const float *gate, const float *up) {
     for (int i = 0; i < n; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
@@ -306,8 +148,10 @@ static int unit_rows(int rows, int threads) {
     return share < LEAST_ROWS ? LEAST_ROWS : least(share, MOST_ROWS);
 }
 
-/* One token streams a unit's rows; several go through it in blocks. */
-static int block_rows(int tokens) { return tokens > 1 ? SHARED_ROWS : MOST_ROWS; }
+/* Tokens that go through a unit's rows together stream them; others go through it in blocks. */
+static int block_rows(int tokens, rows_fn several) {
+    return tokens > (several ? MOST_COLUMNS : 1) ? SHARED_ROWS : MOST_ROWS;
+}
 
 static int32_t chosen(const struct tensor *ids, int token, int slot) {
     return *(const int32_t *)((const char *)ids->data + token * ids->nb[1] + slot * ids->nb[0]);
@@ -324,6 +168,7 @@ static void sort_pairs(const struct layer *l, const struct tensor *ids, int toke
     for (int t = 0; t < tokens; t++)
         for (int k = 0; k < l->used; k++) s->count[chosen(ids, t, k)]++;
     int32_t next = 0;
+    s->tokens = tokens;
     s->active_count = s->active_rows = 0;
     for (int e = 0; e < l->expert_count; e++) {
         s->start[e] = next;
@@ -358,7 +203,7 @@ static void prepare(struct tensor *dst, int ith, int nth, void *user) {
 /* Rows first .. last of a matrix times a column each: out[c][r - first]. */
 static void multiply(dot_fn dot, rows_fn several, const char *matrix, int64_t row_bytes, int n,
                      const char *const *columns, int count, int first, int last, float *const *out) {
-    if (several && count > 1 && n <= 256 * MOST_BLOCKS) {
+    if (several && n <= 256 * MOST_BLOCKS) {
         several(n, matrix + first * row_bytes, row_bytes, last - first, columns, count, out);
         return;
     }
@@ -367,12 +212,17 @@ static void multiply(dot_fn dot, rows_fn several, const char *matrix, int64_t ro
             dot(n, &out[c][r - first], 0, matrix + r * row_bytes, 0, columns[c], 0, 1);
 }
 
+/* The kernel for several columns; a token alone is ggml's. */
+static rows_fn kernel(const struct layer *l, rows_fn several) {
+    return l->scratch->tokens > 1 ? several : NULL;
+}
+
 static void gate_up_block(const struct layer *l, const struct expert *x, int q, int count, int row,
                           int stop) {
     struct scratch *s = l->scratch;
     const char *gx[MOST_COLUMNS] = {0}, *ux[MOST_COLUMNS] = {0};
     float gate[MOST_COLUMNS][MOST_ROWS], up[MOST_COLUMNS][MOST_ROWS];
-    float *gates[MOST_COLUMNS], *ups[MOST_COLUMNS];
+    float *gates[MOST_COLUMNS] = {0}, *ups[MOST_COLUMNS] = {0};
     for (int c = 0; c < count; c++) {
         int token = s->pair[q + c] / l->used;
         gx[c] = s->x[x->gate_kind] + token * l->x_row[x->gate_kind];
@@ -380,9 +230,10 @@ static void gate_up_block(const struct layer *l, const struct expert *x, int q, 
         gates[c] = gate[c], ups[c] = up[c];
     }
     if (x->gate)
-        multiply(x->gate_dot, x->gate_rows, x->gate, x->gate_row, l->hidden, gx, count, row, stop,
+        multiply(x->gate_dot, kernel(l, x->gate_rows), x->gate, x->gate_row, l->hidden, gx, count, row, stop,
                  gates);
-    multiply(x->up_dot, x->up_rows, x->up, x->up_row, l->hidden, ux, count, row, stop, ups);
+    multiply(x->up_dot, kernel(l, x->up_rows), x->up, x->up_row, l->hidden, ux, count, row, stop,
+             ups);
     for (int c = 0; c < count; c++) {
         add_bias(gate[c], x->gate_bias, row, stop);
         add_bias(up[c], x->up_bias, row, stop);
@@ -393,7 +244,7 @@ static void gate_up_block(const struct layer *l, const struct expert *x, int q, 
 static void gate_up_unit(const struct layer *l, int e, int first, int last) {
     struct scratch *s = l->scratch;
     const struct expert *x = &l->experts[e];
-    int end = s->start[e] + s->count[e], block = block_rows(s->count[e]);
+    int end = s->start[e] + s->count[e], block = block_rows(s->count[e], x->up_rows);
     for (int row = first; row < last; row += block)
         for (int q = s->start[e]; q < end; q += MOST_COLUMNS)
             gate_up_block(l, x, q, least(end - q, MOST_COLUMNS), row, least(row + block, last));
@@ -436,7 +287,7 @@ static void down_block(const struct layer *l, const struct expert *x, int q, int
         if (!x->width) memset(y[c], 0, sizeof(float) * (stop - row));
     }
     if (x->width)
-        multiply(x->down_dot, x->down_rows, x->down, x->down_row, (int)x->width, h, count, row,
+        multiply(x->down_dot, kernel(l, x->down_rows), x->down, x->down_row, (int)x->width, h, count, row,
                  stop, y);
     for (int c = 0; c < count; c++) {
         add_bias(y[c], x->down_bias, row, stop);
@@ -447,7 +298,7 @@ static void down_block(const struct layer *l, const struct expert *x, int q, int
 static void down_unit(const struct layer *l, int e, int first, int last) {
     struct scratch *s = l->scratch;
     const struct expert *x = &l->experts[e];
-    int end = s->start[e] + s->count[e], block = block_rows(s->count[e]);
+    int end = s->start[e] + s->count[e], block = block_rows(s->count[e], x->down_rows);
     for (int row = first; row < last; row += block)
         for (int q = s->start[e]; q < end; q += MOST_COLUMNS)
             down_block(l, x, q, least(end - q, MOST_COLUMNS), row, least(row + block, last));
@@ -524,17 +375,45 @@ static void product(struct tensor *dst, int ith, int nth, void *user) {
     }
 }
 
+/* found[name] = address; releases `found` where that fails. */
+static int keep(PyObject *found, const char *name, uintptr_t address) {
+    PyObject *number = PyLong_FromUnsignedLongLong(address);
+    int failed = !number || PyDict_SetItemString(found, name, number);
+    Py_XDECREF(number);
+    if (failed) Py_DECREF(found);
+    return !failed;
+}
+
 static PyObject *addresses(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
-    return Py_BuildValue(
-        "{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "product_prepare",
-        (unsigned long long)(uintptr_t)product_prepare, "product",
-        (unsigned long long)(uintptr_t)product, "q4_k_rows",
-        (unsigned long long)(uintptr_t)q4_k_rows(), "prepare", (unsigned long long)(uintptr_t)prepare, "gate_up",
-        (unsigned long long)(uintptr_t)gate_up, "down", (unsigned long long)(uintptr_t)down,
-        "silu", (unsigned long long)(uintptr_t)own_swiglu, "swiglu_oai",
-        (unsigned long long)(uintptr_t)swiglu_oai, "gelu_tanh", (unsigned long long)(uintptr_t)geglu,
-        "relu2", (unsigned long long)(uintptr_t)relu2);
+    static const struct {
+        const char *name;
+        uintptr_t address;
+    } operations[] = {
+        {"prepare", (uintptr_t)prepare},
+        {"gate_up", (uintptr_t)gate_up},
+        {"down", (uintptr_t)down},
+        {"product_prepare", (uintptr_t)product_prepare},
+        {"product", (uintptr_t)product},
+        {"silu", (uintptr_t)own_swiglu},
+        {"swiglu_oai", (uintptr_t)swiglu_oai},
+        {"gelu_tanh", (uintptr_t)geglu},
+        {"relu2", (uintptr_t)relu2},
+    };
+    PyObject *found = PyDict_New();
+    for (size_t i = 0; found && i < sizeof operations / sizeof *operations; i++)
+        if (!keep(found, operations[i].name, operations[i].address)) return NULL;
+    return found;
+}
+
+static PyObject *columns(PyObject *self, PyObject *most) {
+    (void)self;
+    long level = PyLong_AsLong(most);
+    if (level == -1 && PyErr_Occurred()) return NULL;
+    PyObject *found = PyDict_New();
+    for (const struct named_rows *k = kernels_of_columns((int)level); found && k->name; k++)
+        if (!keep(found, k->name, (uintptr_t)k->rows)) return NULL;
+    return found;
 }
 
 static PyObject *use_gelu_table(PyObject *self, PyObject *address) {
@@ -554,6 +433,9 @@ static PyObject *sizes(PyObject *self, PyObject *unused) {
 
 static PyMethodDef methods[] = {
     {"addresses", addresses, METH_NOARGS, "Address of every custom operation."},
+    {"columns", columns, METH_O,
+     "Addresses of the kernels for several columns by type: 2, the best of this processor; 1, at "
+     "most AVX2; 0, none."},
     {"sizes", sizes, METH_NOARGS, "Bytes of struct expert, scratch, layer and product."},
     {"use_gelu_table", use_gelu_table, METH_O, "Floats by the bits of a float16, at an address."},
     {NULL, NULL, 0, NULL},

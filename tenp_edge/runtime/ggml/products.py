@@ -1,7 +1,7 @@
 """Products with a quantised matrix for a few tokens: the C extension unpacks each row of it once.
 
 ggml multiplies a row with one column after the other, so eight tokens cost eight times one. For the
-types of `ragged.several_columns` two custom nodes do it together: x as the matrix' dot product
+types of `columns.several_columns` two custom nodes do it together: x as the matrix' dot product
 wants it, then rows, first come first served. The numbers are ggml's to the last bit.
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from tenp_edge.runtime.ggml import bindings as ggml
-from tenp_edge.runtime.ggml.ragged import MAX_TOKENS, PRODUCT, kernels, several_columns
+from tenp_edge.runtime.ggml.columns import several_columns
+from tenp_edge.runtime.ggml.ragged import MAX_TOKENS, PRODUCT, kernels
 from tenp_edge.runtime.ggml.weights import Weights
 
 _EVERY_THREAD = -1

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from tenp_edge.runtime.ggml import bindings as ggml
 from tenp_edge.runtime.ggml.branches import Expert
+from tenp_edge.runtime.ggml.columns import several_columns
 
 if TYPE_CHECKING:  # To run a file takes no family.
     from tenp_edge.models.family import Activation
@@ -27,12 +28,6 @@ MAX_TOKENS = 32
 _KINDS = 6
 _EVERY_THREAD = -1
 _FLOAT_BYTES = 4
-# Of a type, the extension's kernel for several columns.
-_ROWS = {ggml.Q4_K: "q4_k_rows"}
-_P, _I, _S = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
-_DOT = ctypes.CFUNCTYPE(None, _I, _P, _S, _P, _S, _P, _S, _I)
-_SEVERAL = ctypes.CFUNCTYPE(None, _I, _P, ctypes.c_int64, _I, _P, _I, _P)
-_QUANTISE = ctypes.CFUNCTYPE(None, _P, _P, ctypes.c_int64)
 
 _EXPERT = np.dtype(
     [
@@ -54,7 +49,8 @@ _SCRATCH = np.dtype(
         *((name, "<u8") for name in ("count", "start", "active", "pair", "done")),
         ("h_stride", "<i8"),
         ("hq_stride", "<i8"),
-        *((name, "<i4") for name in ("active_count", "active_rows", "next_gate_up", "next_down")),
+        *((name, "<i4") for name in ("active_count", "active_rows", "tokens", "unused")),
+        *((name, "<i4") for name in ("next_gate_up", "next_down")),
     ]
 )
 # A matrix outside the experts (`products`).
@@ -215,44 +211,6 @@ def _activation(
     if function is None:
         return operations[activation]
     return ctypes.cast(function, ctypes.c_void_p).value or operations[activation]
-
-
-@cache
-def several_columns(library: ggml.Library, kind: int) -> int:
-    """The extension's kernel that multiplies a row of type ``kind`` with several columns; 0 where
-    there is none for this processor, or where it is not ggml's to the last bit."""
-    operations = kernels()
-    address = operations.get(_ROWS.get(kind, ""), 0) if operations else 0
-    return address if address and _agrees(library, kind, address) else 0
-
-
-def _agrees(library: ggml.Library, kind: int, address: int) -> bool:
-    """Whether the kernel at ``address`` gives what ggml's dot product gives, for one row."""
-    dot, other = library.traits(kind), library.traits(library.traits(kind).vec_dot_type)
-    length, count = 512, 3
-    values = np.sin(np.arange((1 + count) * length, dtype=np.float32) ** 1.5)
-    values = values.astype(np.float32).reshape(1 + count, length)
-    row = _quantised(library, kind, dot.from_float, values[0])
-    columns = [_quantised(library, dot.vec_dot_type, other.from_float, v) for v in values[1:]]
-    wanted, found = np.zeros(count, np.float32), np.zeros(count, np.float32)
-    single = _DOT(dot.vec_dot)
-    for index, column in enumerate(columns):
-        place = wanted.ctypes.data + 4 * index
-        single(length, place, 0, row.ctypes.data, 0, column.ctypes.data, 0, 1)
-    given = np.array([column.ctypes.data for column in columns], dtype=np.uint64)
-    places = found.ctypes.data + 4 * np.arange(count, dtype=np.uint64)
-    _SEVERAL(address)(
-        length, row.ctypes.data, len(row), 1, given.ctypes.data, count, places.ctypes.data
-    )
-    return bool(np.array_equal(found, wanted) and np.abs(wanted).max() > 0)
-
-
-def _quantised(
-    library: ggml.Library, kind: int, function: int, values: npt.NDArray[np.float32]
-) -> npt.NDArray[np.uint8]:
-    made = np.zeros(library.ggml_row_size(kind, len(values)), dtype=np.uint8)
-    _QUANTISE(function)(values.ctypes.data, made.ctypes.data, len(values))
-    return made
 
 
 @cache

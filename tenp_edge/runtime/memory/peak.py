@@ -25,7 +25,7 @@ PROMPT_TOKENS = 2048
 _known: dict[str, RunMemory] = {}
 # What the process of `tenp-edge run` has imported, and this one need not; and what it imports
 # besides where the file has a chat template.
-_PROGRAM = ("tenp_edge.cli.entry", "tenp_edge.cli.lean_run")
+_PROGRAM = ("tenp_edge.cli.entry", "tenp_edge.cli.commands.lean_run")
 _CONVERSATION = ("tenp_edge.cli.chat.commands", "tenp_edge.cli.chat.lines")
 
 

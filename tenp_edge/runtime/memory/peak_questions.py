@@ -6,7 +6,6 @@ counted as the run's: hashes and subprocesses are for the process that asks.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from tenp_edge.runtime.memory.footprint import MemoryRun, RunMemory
 from tenp_edge.runtime.memory.resident import resident_bytes
 from tenp_edge.runtime.onnx.directory import is_onnx
 from tenp_edge.runtime.vocabulary import Vocabulary
+from tenp_edge.threads import usable_threads
 
 # Code of the kernels, and what else is first touched by computing. In the sweep of
 # benchmarks/bench_memory.py at most 0.4 MiB in our runtime and 4.1 MiB in llama.cpp; 0.4 and 1 MiB
@@ -68,7 +68,7 @@ def predict(facts: Answer) -> Answer:
 
 def _unseen(header: Header, run: MemoryRun, per_expert: bool) -> int:
     """What only a run touches."""
-    threads = max(run.threads, os.cpu_count() or 1)  # `run` takes all of them by default
+    threads = max(run.threads, usable_threads())  # as many as `run` takes by default
     kernels = _OWN_KERNELS_BYTES if per_expert else _LLAMA_KERNELS_BYTES
     text = _CHOICE_BYTES * vocabulary_size(header) + _PROMPT_TOKEN_BYTES * run.context
     return kernels + text + _THREAD_BYTES * threads

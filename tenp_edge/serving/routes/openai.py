@@ -16,7 +16,6 @@ from tenp_edge.serving.service import Service
 # Routes of others that clients try, and why they are not here.
 _ABSENT = {
     "/v1/embeddings": "embeddings need a model that is trained for them; this one generates text",
-    "/v1/responses": "the Responses API is not served; send this to /v1/chat/completions",
     "/v1/rerank": "ranking needs a model that is trained for it; this one generates text",
     "/v1/images/generations": "this model generates text alone",
     "/v1/audio/transcriptions": "this model reads text alone",
@@ -58,6 +57,8 @@ def _add_models(app: FastAPI, service: Service) -> None:
         return {"object": "list", "data": [described(name) for name in names]}
 
     async def one_model(name: str) -> dict[str, Any]:
+        if not name:  # /v1/models/
+            return await models()
         if name not in names:
             raise RefusalError(
                 404,

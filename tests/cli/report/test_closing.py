@@ -58,12 +58,14 @@ def test_the_verdict_is_a_sentence_with_its_numbers() -> None:
 
 
 @pytest.fixture
-def out(checkpoint_of: CheckpointOf, tmp_path: Path) -> Path:
-    """What compress writes, as far as the last words look at it."""
+def out(checkpoint_of: CheckpointOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What compress writes, as far as the last words see, under a name that folds no line."""
     checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
-    (tmp_path / "out").mkdir()
-    export(ModelSource(checkpoint, ragged_plan(checkpoint)), tmp_path / "out" / "model.gguf")
-    return tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    written = Path("out")
+    written.mkdir()
+    export(ModelSource(checkpoint, ragged_plan(checkpoint)), written / "model.gguf")
+    return written
 
 
 def planned(checkpoint: Path, **record: Any) -> CompressionPlan:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tenp_edge.cli.output.screen import draw
 from tenp_edge.cli.report.rich_tables import facts, table
-from tenp_edge.cli.screen import draw
 
 ROWS = [("laptop-8gb", "8.00 GiB", "tenp-edge", "Q8_0"), ("phone", "12.00 GiB", "llama.cpp", "")]
 COLUMNS = ("profile", "memory", "runtime", "type")

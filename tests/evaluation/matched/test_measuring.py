@@ -33,8 +33,8 @@ from tenp_edge.evaluation.matched.ways import WAYS
 from tenp_edge.evaluation.rounding import RoundingJob, sampled_errors
 from tenp_edge.evaluation.validation import validate
 from tenp_edge.exporters.base import ExportData, ExportOptions, exporter
-from tenp_edge.planning.probes import KEEPS, PLAIN
-from tenp_edge.planning.trials import Trial
+from tenp_edge.planning.measured.probes import KEEPS, PLAIN
+from tenp_edge.planning.measured.trials import Trial
 from tenp_edge.progress import QuietProgress
 from tenp_edge.recovery.recover import MendRules, mend
 

@@ -25,7 +25,7 @@ from tenp_edge.checkpoint.tensor_types import TensorTypes
 from tenp_edge.exporters.base import ExportData, ExportOptions
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.forward.text_batch import Domain
-from tenp_edge.planning.pricing import draft
+from tenp_edge.planning.memory.pricing import draft
 from tenp_edge.runtime.gguf.header import TensorInfo, read_header
 
 EVERY = tuple(name for name in TYPES if name not in ("F32", "F16", "BF16"))

@@ -37,7 +37,7 @@ from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER as GGUF
 from tenp_edge.exporters.onnx import EXPORTER
 from tenp_edge.exporters.onnx.graph.rope import frequencies
-from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.runtime.memory.footprint import MemoryRun
 from tenp_edge.units import format_size
 from tenp_edge.verbs.compress import run_compress

@@ -27,9 +27,9 @@ from tenp_edge.exporters.onnx import EXPORTER
 from tenp_edge.exporters.onnx.targets import TARGETS
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models import FAMILIES
-from tenp_edge.planning.devices import load_profile, profile_names
+from tenp_edge.planning.options.devices import load_profile, profile_names
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
-from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.runtime.onnx.model import OnnxModel
 from tenp_edge.verbs import options as take
 from tenp_edge.verbs.compress import run_compress

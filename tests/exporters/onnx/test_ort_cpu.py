@@ -34,8 +34,8 @@ from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.onnx import EXPORTER
 from tenp_edge.forward.transformers_model import model_of
-from tenp_edge.planning.allocation import limit_widths, limited
-from tenp_edge.planning.spec import PlanOptions
+from tenp_edge.planning.budget.allocation import limit_widths, limited
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.verbs.compress import run_compress
 from tenp_edge.verbs.options import CalibrationOptions, CompressOptions
 

@@ -19,7 +19,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.writer import write_checkpoint
 from tenp_edge.models import state_bytes
-from tenp_edge.planning.memory_table import kv_bytes
+from tenp_edge.planning.memory.table import kv_bytes
 from tenp_edge.runtime.ggml.model import PerExpertModel
 from tenp_edge.runtime.llamacpp.model import LlamaCppModel
 from tenp_edge.runtime.memory.footprint import STATE_SNAPSHOTS, MemoryRun

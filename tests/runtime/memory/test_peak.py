@@ -16,10 +16,10 @@ from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.planning.devices import load_profile, this_machine
-from tenp_edge.planning.memory_table import kv_bytes
+from tenp_edge.planning.memory.table import kv_bytes
+from tenp_edge.planning.options.devices import load_profile, this_machine
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
-from tenp_edge.planning.spec import PlanOptions
 from tenp_edge.runtime.child import ChildError, ask
 from tenp_edge.runtime.gguf.header import read_header
 from tenp_edge.runtime.memory import peak, peak_questions

@@ -1,0 +1,1 @@
+"""Flags, each declared once, as typer and the lean reader take them."""

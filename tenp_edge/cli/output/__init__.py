@@ -1,0 +1,1 @@
+"""How much is said, and where: the result, progress, notes."""

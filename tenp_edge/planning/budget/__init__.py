@@ -1,0 +1,1 @@
+"""The widest plan within a budget: a search over the sizes of one method, for types given."""

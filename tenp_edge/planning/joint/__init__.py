@@ -1,0 +1,1 @@
+"""Widths and types of every tensor chosen together."""

@@ -1,0 +1,54 @@
+"""What rounding a group of matrices costs one model beside cutting: measured, in the unit of cuts.
+
+The sums predict the loss of rounding experts; what they leave out (errors that agree, tokens that
+find another expert) is the same for all types of a role, more or less. Of the other matrices
+nothing is predicted but that errors of one relative size cost the same in every layer. So every
+group was rounded once and its KL measured (`evaluation.rounding`): read as a loss by the model's
+own law (`kl_law`), it says by how much to multiply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tenp_edge.calibration.statistics import ROUNDING
+from tenp_edge.calibration.storage import Statistics
+from tenp_edge.exporters.mixing import Mixer
+from tenp_edge.planning.measured.kl_law import loss_of_kl
+from tenp_edge.planning.measured.rounding_errors import EXPERT_GROUPS, GroupCost, RoundingErrors
+from tenp_edge.planning.measured.trials import Trial
+
+# Of the sums' own prediction: a measurement further off is of text that hardly uses the experts.
+_LEAST, _MOST = 1 / 64, 64.0
+
+
+def measured_factors(
+    errors: RoundingErrors, statistics: Statistics, mixer: Mixer, measured: Sequence[Trial] = ()
+) -> dict[str, float]:
+    """By group: of the experts' what their predicted losses are multiplied by, of a role of other
+    matrices the loss at a relative error of 1."""
+    factors = dict.fromkeys(EXPERT_GROUPS, 1.0)
+    for name, cost in errors.groups.items():
+        loss = loss_of_kl(cost.kl, measured)
+        expected = cost.error
+        if name in EXPERT_GROUPS:
+            expected = _predicted(errors, statistics, mixer, name, cost)
+        if loss > 0 and expected > 0:
+            factor = loss / expected
+            factors[name] = min(max(factor, _LEAST), _MOST) if name in EXPERT_GROUPS else factor
+    return factors
+
+
+def _predicted(
+    errors: RoundingErrors, statistics: Statistics, mixer: Mixer, name: str, cost: GroupCost
+) -> float:
+    """What the sums say of a group of the experts' matrices, all neurons kept."""
+    total, config = 0.0, statistics.info
+    columns = {"gate": config["hidden"], "up": config["hidden"], "down": config["width"]}
+    for layer in cost.layers:
+        rounding = statistics.rounding(layer)
+        sums = dict(zip(("gate", "up", "down"), (rounding[n] for n in ROUNDING), strict=True))
+        for part in EXPERT_GROUPS[name]:
+            kind = mixer.legal_type(cost.type, int(columns[part]))
+            total += float(sums[part].sum()) * errors.of_expert(layer, part).get(kind, 0.0)
+    return total

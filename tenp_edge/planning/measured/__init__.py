@@ -1,0 +1,1 @@
+"""What was measured of one model, and what it says about its other plans."""

@@ -1,0 +1,1 @@
+"""What the statistics say to the planner, as tables and as a file."""
