@@ -246,15 +246,18 @@ def few(losses: Array, most: int, least: int) -> Indices:
     """At most ``most`` pairs, ``least`` among them, ascending; ``losses``: [prices, experts,
     pairs]. From all of them, that is taken out time and again whose experts lose least by going to
     the next best."""
-    rows = losses.reshape(-1, losses.shape[-1])
-    left = np.arange(rows.shape[1])
-    while len(left) > most:
-        order = np.argpartition(rows[:, left], 1, axis=1)[:, :2]
-        first, second = np.take_along_axis(rows[:, left], order, axis=1).T
-        dearer = np.bincount(order[:, 0], second - first, len(left))
-        dearer[left == least] = np.inf
-        left = np.delete(left, dearer.argmin())
-    return left
+    rows = losses.reshape(-1, losses.shape[-1]).copy()
+    every, left = np.arange(len(rows)), np.ones(rows.shape[1], dtype=bool)
+    best = np.argpartition(rows, 1, axis=1)[:, :2]  # and the next best
+    while left.sum() > most:
+        first, second = rows[every, best[:, 0]], rows[every, best[:, 1]]
+        dearer = np.bincount(best[:, 0], second - first, len(left))
+        dearer[~left] = dearer[least] = np.inf
+        out = dearer.argmin()
+        left[out], rows[:, out] = False, np.inf
+        moved = (best == out).any(axis=1)
+        best[moved] = np.argpartition(rows[moved], 1, axis=1)[:, :2]
+    return np.flatnonzero(left)
 
 
 @dataclass(frozen=True)
