@@ -7,7 +7,7 @@ For each mode and three numbers of bytes (the weights of the whole model in int8
 int4 with half of the neurons): the KL in nats to the dense model, on held-out text, of directories
 of at most as many bytes, run in onnxruntime. "int8" and "int4": that type everywhere, and as many
 neurons as fit. "auto": what `--quant auto` chooses; "one type": the same search with int8 or int4
-alone (the better by predicted loss), which so has auto's own encoder and its small embedding table,
+alone (the better of the two), which so has auto's own encoder and its small embedding table,
 too. Nothing is repaired; one run, one seed.
 """
 
@@ -113,11 +113,12 @@ class Bench:
             found = self._largest(lambda keep, q=quant: self._of_one(mode, q, keep), nbytes)
             if found is not None:
                 row |= {quant: self._kl(found), f"{quant} kept": found.plan.keep_ratio}
-        one, kind, _ = min(
-            (found for kind in TYPES if (found := self._only(planner, mode, nbytes, kind))),
-            key=lambda found: found[2],
-        )
-        row |= {"one": self._kl(one), "one type": kind, "one kept": one.plan.keep_ratio}
+        found = {kind: self._only(planner, mode, nbytes, kind) for kind in TYPES}
+        kls = {kind: self._kl(one) for kind, one in found.items() if one is not None}
+        kind = min(kls, key=kls.__getitem__)
+        one = found[kind]
+        assert one is not None
+        row |= {"one": kls[kind], "one type": kind, "one kept": one.plan.keep_ratio}
         chosen = self._within(planner, mode, nbytes, planner.search)
         assert chosen is not None
         written, row["predicted"] = self._typed(planner, mode, chosen), planner.kl(chosen.loss)
@@ -145,14 +146,12 @@ class Bench:
         plan = make_plan(self.checkpoint, this_machine(), request, self.statistics)
         return self._written(plan, ExportOptions(quant, mode))
 
-    def _only(
-        self, planner: JointPlanner, mode: str, nbytes: int, kind: str
-    ) -> tuple[Written, str, float] | None:
-        """In one type, with its predicted loss; None where no plan fits."""
+    def _only(self, planner: JointPlanner, mode: str, nbytes: int, kind: str) -> Written | None:
+        """In one type; None where no plan fits."""
         rules, most = planner.rules, planner.spec.target.most_widths
         search = JointSearch(_of_type(planner.tables, kind), alike=rules.alike, most=most)
         chosen = self._within(planner, mode, nbytes, search)
-        return chosen and (self._typed(planner, mode, chosen), kind, chosen.loss)
+        return chosen and self._typed(planner, mode, chosen)
 
     def _within(
         self, planner: JointPlanner, mode: str, nbytes: int, search: JointSearch
