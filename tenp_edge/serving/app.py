@@ -81,5 +81,5 @@ def _spelled(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """OpenAI's error object as the API of the request has it."""
-    spelled = anthropic_error(body) if is_anthropic(request.url.path) else body
+    spelled = anthropic_error(body, status) if is_anthropic(request.url.path) else body
     return JSONResponse(spelled, status, headers)

@@ -7,7 +7,8 @@ the worker.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.chat_formats.answer_grammar import AnswerGrammar
@@ -103,12 +104,21 @@ def rendered(service: Service, request: ChatRequest) -> ChatPrompt:
     """The conversation in the words of the model's template. Raises RefusalError."""
     messages = [message.plain() for message in request.messages]
     service.prompts.check_size(sum(size(each["content"]) for each in messages), "messages")
+    begun = _begun(messages)
+    asked = messages[:-1] if begun else messages
     try:
-        return chat_prompt(
-            service.vocabulary, messages, request.usable_tools(), request.variables()
-        )
+        prompt = chat_prompt(service.vocabulary, asked, request.usable_tools(), request.variables())
     except UserError as error:
         raise RefusalError.of(error, 400, "invalid_value", "messages") from None
+    return replace(prompt, text=prompt.text + begun)
+
+
+def _begun(messages: Sequence[dict[str, Any]]) -> str:
+    """How the answer begins: what stands in a last message of the model's, which it goes on from,
+    as with llama-server and Anthropic."""
+    last = messages[-1]
+    alone = len(messages) == 1 or "tool_calls" in last
+    return "" if last["role"] != "assistant" or alone else str(last["content"])
 
 
 def _choice(request: ChatRequest, prompt: ChatPrompt, tools: Sequence[Tool]) -> Choice:

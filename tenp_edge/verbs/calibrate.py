@@ -26,12 +26,13 @@ from tenp_edge.planning.measured.trials import Records
 from tenp_edge.planning.options.devices import this_machine
 from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
-from tenp_edge.progress import QUIET, Progress, reused
+from tenp_edge.progress import QUIET, Progress, begin, expect, reused
 from tenp_edge.units import format_seconds
 from tenp_edge.verbs.measure_types import (
     CHEAP_SECONDS,
     default_job,
     exactly,
+    expected_rounding,
     rounding_into,
     rounding_job,
     types_into,
@@ -39,9 +40,10 @@ from tenp_edge.verbs.measure_types import (
 from tenp_edge.verbs.options import (
     CalibrationOptions,
 )
-from tenp_edge.verbs.timing import operations_per_second
+from tenp_edge.verbs.timing import operations_per_second, pace_of
 from tenp_edge.verbs.token_chunks import calibration_domains, most_tokens
 
+GRADIENT_FORWARDS = 3  # a forward and a backward pass of every layer
 _PROBES_IN_CALIBRATIONS = 4  # how much longer than the calibration the probes may take
 
 
@@ -76,17 +78,21 @@ def _run_calibrate(
     pairs = [split_at(domain, options.samples) for domain in drawn]
     domains, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
     before = finished_at(work)
+    expect(progress, _expected(checkpoint, options, spare, bool(before), gradients, job))
+    begin(progress, "calibration")
     statistics = calibrate_into(checkpoint, domains, work, options, progress, spare)
     if before and before == finished_at(work):
         if job is not None or gradients:
             reused(progress, "calibration")
         else:
             progress.note(f"nothing to do: {work} is complete")
+    begin(progress, "measuring")
     probe_if_short(checkpoint, statistics, work, options, progress)
     if job is not None:
         _measure_types(job, checkpoint, statistics, work, options, progress)
     if not gradients:
         return statistics
+    begin(progress, "gradients")
     return collect_gradients(
         checkpoint,
         domains,
@@ -96,6 +102,28 @@ def _run_calibrate(
         dtype=options.dtype,
         progress=progress,
     )
+
+
+def _expected(
+    checkpoint: Checkpoint,
+    options: CalibrationOptions,
+    spare: Sequence[Domain],
+    done: bool,
+    gradients: bool,
+    job: TypeJob | None,
+) -> dict[str, float]:
+    """Seconds by stage."""
+    pace, tokens = pace_of(checkpoint, options), most_tokens(options)
+    measuring = expected_probing(checkpoint, spare, options)
+    if job is not None:
+        together = rounding_job(job.writer, job.options)
+        if together is not None:
+            measuring += expected_rounding(checkpoint, together, spare, options, asked=True)
+    return {
+        "calibration": 0.0 if done else pace.calibration(tokens),
+        "measuring": measuring,
+        "gradients": pace.forward(tokens, GRADIENT_FORWARDS) if gradients else 0.0,
+    }
 
 
 def _measure_types(

@@ -90,6 +90,7 @@ def run_compress(
         statistics = run.calibrate()
         run.measure_types(statistics)
         plan = run.plan(statistics)
+        request.require_judge(plan)
         mended = run.repair(plan)
         source = ModelSource(checkpoint, plan, mended=mended)
         run.write_checkpoint(source)

@@ -136,7 +136,8 @@ def rounding_if_cheap(
     known = rounding_of(checkpoint, directory, job.writer.format)
     conditions = job.conditions(checkpoint.fingerprint, stored_slice(directory) or "")
     if known is None or known.conditions != conditions:
-        seconds, affordable = _rounding_seconds(checkpoint, job, load_slice(directory), compute)
+        tokens = _tokens(load_slice(directory))
+        seconds, affordable = _rounding_seconds(checkpoint, job, tokens, compute)
         if seconds > affordable:
             progress.note(
                 "widths and types are not chosen together: measuring what rounding does would take "
@@ -152,13 +153,12 @@ def rounding_if_cheap(
 def _rounding_seconds(
     checkpoint: Checkpoint,
     job: RoundingJob,
-    held_out: Sequence[Domain],
+    tokens: int,
     compute: CalibrationOptions,
 ) -> tuple[float, float]:
-    """About how long measuring takes on ``held_out``, and how long it may."""
+    """About how long measuring takes on so many ``tokens``, and how long it may."""
     speed = operations_per_second(*exactly(checkpoint, compute))
     active = inspect_model(checkpoint.path).active_parameters
-    tokens = sum(int(domain.lengths.sum()) for domain in held_out)
     seconds = rounding_seconds(checkpoint.config, job, tokens, active, speed)
     return seconds, max(CHEAP_SECONDS, most_tokens(compute) * active / speed)
 
@@ -168,10 +168,24 @@ def expected_rounding(
     job: RoundingJob,
     held_out: Sequence[Domain],
     compute: CalibrationOptions,
+    asked: bool = False,
 ) -> float:
-    """Seconds that `rounding_if_cheap` will take on ``held_out``."""
-    seconds, affordable = _rounding_seconds(checkpoint, job, held_out, compute)
-    return seconds if seconds <= affordable else 0.0
+    """Seconds that measuring takes on ``held_out``: `rounding_into` where it was ``asked`` for,
+    else `rounding_if_cheap`."""
+    seconds, affordable = _rounding_seconds(checkpoint, job, _tokens(held_out), compute)
+    return seconds if asked or seconds <= affordable else 0.0
+
+
+def affords_rounding(
+    checkpoint: Checkpoint, job: RoundingJob, tokens: int, compute: CalibrationOptions
+) -> bool:
+    """Whether `rounding_if_cheap` will measure on so many ``tokens``."""
+    seconds, affordable = _rounding_seconds(checkpoint, job, tokens, compute)
+    return seconds <= affordable
+
+
+def _tokens(domains: Sequence[Domain]) -> int:
+    return sum(int(domain.lengths.sum()) for domain in domains)
 
 
 def rounding_of(
@@ -218,7 +232,7 @@ def _work(
 ) -> tuple[int, int, float]:
     """Tokens of the held-out text, active parameters, and operations a second."""
     speed = operations_per_second(*exactly(checkpoint, compute))
-    tokens = sum(int(domain.lengths.sum()) for domain in load_slice(directory))
+    tokens = _tokens(load_slice(directory))
     return tokens, inspect_model(checkpoint.path).active_parameters, speed
 
 

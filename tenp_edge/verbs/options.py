@@ -140,6 +140,25 @@ class ValidationOptions(HeldOutOptions):
 
 
 @dataclass(frozen=True)
+class ValidateOptions(ValidationOptions):
+    """Those of `validate`, which has no other text than the one it measures on."""
+
+    data: Annotated[
+        tuple[str, ...],
+        Flag(
+            "data",
+            "A domain, as in compress; repeat for more. Default: held-out text of the package.",
+            VALIDATION,
+        ),
+    ] = ()
+    samples: Annotated[int, Flag("samples", "Chunks per domain.", VALIDATION)] = 8
+    seq_len: Annotated[
+        int,
+        Flag("seq-len", "Tokens per chunk; the second half of each is scored.", VALIDATION),
+    ] = 512
+
+
+@dataclass(frozen=True)
 class MeasureOptions:
     """The run whose peak memory `validate` measures; ``context`` None: 4096 tokens, or as many as
     the model has."""
@@ -194,6 +213,14 @@ class LmEvalOptions:
         str | None,
         Flag("url", "Run them on the model that tenp-edge serve serves at this address.", TASKS),
     ] = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("lm-eval-limit", self.lm_eval_limit), ("url", self.url)):
+            if value is not None and not self.lm_eval:
+                raise UserError(
+                    f"--{name} is for tasks of lm-eval, and none is named",
+                    f"--lm-eval TASK too, or leave --{name} out",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from support.runtime_cases import CheckpointOf, export_ragged
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.bench import bench
-from tenp_edge.runtime.chat import render_chat
+from tenp_edge.runtime.chat_prompt import chat_prompt
 from tenp_edge.runtime.generation import Generation, generate, run_text
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.sampling import Sampler, SamplingOptions, distribution
@@ -202,11 +202,10 @@ def test_chat_uses_the_files_template(
     files: tuple[Path, Path], checkpoint_of: CheckpointOf, tmp_path: Path
 ) -> None:
     with open_model(files[0], OPTIONS) as session:
-        assert render_chat(session.vocabulary, [{"role": "user", "content": "Hi"}]) == (
-            "<user>Hi\n<assistant>"
-        )
+        asked = [{"role": "user", "content": "Hi"}]
+        assert chat_prompt(session.vocabulary, asked).text == "<user>Hi\n<assistant>"
         with pytest.raises(UserError) as caught:
-            render_chat(session.vocabulary, [{"role": "assistant", "content": "Hi"}])
+            chat_prompt(session.vocabulary, [{"role": "assistant", "content": "Hi"}])
         assert str(caught.value) == (
             "the chat template cannot render these messages: user first\n"
             "try: user and assistant in turn, beginning with user"
@@ -214,8 +213,10 @@ def test_chat_uses_the_files_template(
     export_ragged(checkpoint_of("olmoe"), tmp_path / "plain.gguf")
     with open_model(tmp_path / "plain.gguf", OPTIONS) as session:
         with pytest.raises(UserError) as caught:
-            render_chat(session.vocabulary, [])
-        assert str(caught.value) == "the file has no chat template\ntry: run it with --raw"
+            chat_prompt(session.vocabulary, [])
+        assert str(caught.value) == (
+            "the file has no chat template\ntry: run it with --raw, or ask /v1/completions"
+        )
 
 
 def test_bench_measures_both_runtimes(files: tuple[Path, Path]) -> None:

@@ -150,7 +150,11 @@ def test_responses(shared: Server) -> None:
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "sun"}
     said: Any = [*HI, call.model_dump(exclude_none=True, exclude={"parsed_arguments"}), result]
     again = responses.create(
-        model=MODEL, input=said, tools=[tool], extra_body={"grammar": 'root ::= "It is sunny."'}
+        model=MODEL,
+        input=said,
+        tools=[tool],
+        tool_choice="none",
+        extra_body={"grammar": 'root ::= "It is sunny."'},
     )
     assert again.output_text == "It is sunny." and again.status == "completed"
     with pytest.raises(openai.BadRequestError, match="this server remembers no answers"):
@@ -211,6 +215,11 @@ def test_messages(claude: anthropic.Anthropic) -> None:
     )
     count = claude.messages.count_tokens(model=MODEL, messages=HI, system="Be brief.")
     assert count.input_tokens == answer.usage.input_tokens
+    with pytest.raises(anthropic.NotFoundError, match="not_found_error"):
+        claude.messages.batches.list()
+    with pytest.raises(anthropic.BadRequestError, match="functions are the only kind"):
+        search: Any = [{"type": "web_search_20250305", "name": "web_search"}]
+        claude.messages.create(model=MODEL, max_tokens=6, messages=HI, tools=search)
     with pytest.raises(anthropic.BadRequestError, match="block of type 'image'"):
         claude.messages.create(
             model=MODEL,

@@ -113,7 +113,9 @@ def merge(
     *,
     screen: Screen,
 ) -> None:
-    """Add up statistics of the same model, domain by domain; the same text is not counted twice.
+    """Add up statistics of the same model, domain by domain.
+
+    The same text is not counted twice: statistics of text that both have seen are refused.
 
     Examples:
 

@@ -10,9 +10,9 @@ from rich.console import Group
 from rich.table import Table
 
 from tenp_edge.cli.report.entries import Entries
-from tenp_edge.cli.report.rich_tables import percent, table
+from tenp_edge.cli.report.rich_tables import table
 from tenp_edge.planning.options.methods import METHODS
-from tenp_edge.units import format_size, nats
+from tenp_edge.units import format_size, nats, percent
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.evaluation.comparison.table import Line, Prediction

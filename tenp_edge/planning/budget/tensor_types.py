@@ -30,6 +30,7 @@ from tenp_edge.planning.options.target import PlanSpec, Target
 from tenp_edge.planning.scores.tables import Evidence
 from tenp_edge.planning.space import Space
 from tenp_edge.runtime.memory.footprint import RunMemory
+from tenp_edge.units import percent
 
 EvidenceOf = Callable[[PlanSpec], Evidence | None]
 MEASURE_HINT = (
@@ -86,6 +87,7 @@ def choose_by_rule(
     kept: dict[str, float] = {}
     answer: RunMemory | None = None
     note: str | None = None
+    wanted = percent(min_kept, 0)
     for quant in types:
         pricer = Pricer(checkpoint, spec.with_type(quant).target, answer)
         priced = pricer.confirm(whole) if confirm and answer is None else pricer(whole)
@@ -98,9 +100,11 @@ def choose_by_rule(
         share = 1 - (full - budget) / per_share if per_share else float(full <= budget)
         kept[quant] = min(1.0, max(0.0, share))
         if kept[quant] >= min_kept:
-            reason = f"the most precise type that keeps {min_kept:.0%} of the neurons or more"
+            reason = (
+                f"the most precise type that keeps {percent(min_kept, 0)} of the neurons or more"
+            )
             return TypeChoice(quant, reason, kept, answer, note=note)
-    reason = f"no type keeps {min_kept:.0%} of the neurons, {types[-1]} the most"
+    reason = f"no type keeps {wanted} of the neurons, {types[-1]} the most"
     return TypeChoice(types[-1], reason, kept, answer, note=note)
 
 
@@ -271,10 +275,10 @@ def reason(chosen: Point, points: Sequence[Point]) -> str:
     """Why this one, in words with its numbers."""
     others = [point for point in points if point is not chosen]
     said = (
-        f"the least predicted loss with {chosen.keep_ratio:.0%} of the neurons: "
+        f"the least predicted loss with {percent(chosen.keep_ratio, 0)} of the neurons: "
         f"{chosen.pruning_kl:.2g} nats by pruning and {chosen.type_kl:.2g} by the type"
     )
     if not others:
         return said
     second = best(others)
-    return f"{said}; next is {second.quant} with {second.keep_ratio:.0%}: {second.kl:.2g}"
+    return f"{said}; next is {second.quant} with {percent(second.keep_ratio, 0)}: {second.kl:.2g}"

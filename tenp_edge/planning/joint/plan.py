@@ -23,7 +23,7 @@ from tenp_edge.exporters.mixing import LayoutRules, Mixer
 from tenp_edge.planning.joint.losses import measured_factors
 from tenp_edge.planning.joint.search import Chosen, Indices, JointSearch
 from tenp_edge.planning.joint.tables import Pricing, Tables, expert_tables, other_table
-from tenp_edge.planning.measured.kl_law import predicted_kl
+from tenp_edge.planning.measured.kl_law import kl_range, predicted_kl
 from tenp_edge.planning.measured.rounding_errors import RoundingErrors
 from tenp_edge.planning.measured.trials import Trial
 from tenp_edge.planning.memory.pricing import NO_CONSTANTS, Constants, Priced, Pricer, draft
@@ -37,12 +37,14 @@ SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75)  # of the weights'
 
 @dataclass(frozen=True)
 class JointPlan:
-    """``priced`` with its types; nats per token: ``kl`` in all, ``cut_kl`` and ``type_kl`` of each
+    """``priced`` with its types; nats per token: ``kl`` in all, and where it lies in nine
+    cases of ten, ``cut_kl`` and ``type_kl`` of each
     alone. ``frontier``, ``whole`` and ``wholes``: other sizes, the model uncut within the same
     bytes, and uncut in every mix of one name, as JSON values."""
 
     priced: Priced
     kl: float
+    kl_range: tuple[float, float]
     cut_kl: float
     type_kl: float
     bits: float
@@ -56,6 +58,7 @@ class JointPlan:
             "quant": AUTO,
             "by": "joint search",
             "kl": self.kl,
+            "kl_range": list(self.kl_range),
             "pruning_kl": self.cut_kl,
             "type_kl": self.type_kl,
             "bits_per_weight": self.bits,
@@ -157,12 +160,16 @@ class JointPlanner:
                 chosen, priced = found, other
         return chosen, priced
 
+    def smallest(self, confirm: bool = False) -> Priced:
+        """The fewest bytes that there are."""
+        return self._priced(self.search.smallest, confirm)
+
     def keep_within(self, budget: int) -> float:
         """About the share of neurons that the best plan within ``budget`` keeps; 1 where none
         fits."""
         smallest = self.search.smallest
         asked = self.rules.nodes_by_types  # Then it is the graph that would be built otherwise.
-        besides = self._priced(smallest, asked).memory.total_bytes - smallest.nbytes
+        besides = self.smallest(asked).memory.total_bytes - smallest.nbytes
         found = self.search.within(budget - besides)
         return 1.0 if found is None else self._keep_ratio(found)
 
@@ -222,6 +229,7 @@ class JointPlanner:
         return JointPlan(
             priced,
             self.kl(chosen.loss),
+            kl_range(chosen.loss, self.errors.plans or self.measured, self.measured),
             self.kl(chosen.cut_loss),
             self.kl(chosen.type_loss),
             self._bits(chosen),
@@ -312,17 +320,23 @@ def joint_pricer(checkpoint: Checkpoint, spec: PlanSpec) -> Pricer:
 
 
 def joins(spec: PlanSpec, errors: RoundingErrors, statistics: Statistics | None) -> bool:
-    """Whether types and widths are chosen together: for the default method, where such files were
-    measured and the statistics know what rounding costs. Not to refine, which measures cuts alone.
-    """
+    """Whether types and widths are chosen together: as `may_join` says, where such files were
+    measured and the statistics know what rounding costs."""
     target, options = spec.target, spec.options
     if statistics is None or not statistics.has_rounding or not errors.groups:
         return False
+    same = errors.conditions.holds(target.exporter.format, options.imatrix, options.tensor_types)
+    return may_join(spec) and same
+
+
+def may_join(spec: PlanSpec) -> bool:
+    """Whether types and widths are to be chosen together once what rounding does is measured: for
+    the default method. Not to refine, which measures cuts alone."""
+    options = spec.options
     plain = options.ranking in (None, "global") and not (
         options.guards or options.tilt or options.refine
     )
-    same = errors.conditions.holds(target.exporter.format, options.imatrix, options.tensor_types)
-    return can_mix(target) and spec.method.probed and plain and same
+    return can_mix(spec.target) and spec.method.probed and plain
 
 
 def can_mix(target: Target) -> bool:

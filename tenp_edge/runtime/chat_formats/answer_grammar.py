@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tenp_edge.runtime.chat_formats.calls import Tool
-from tenp_edge.runtime.chat_formats.formats import ChatFormat, Thinking
+from tenp_edge.runtime.chat_formats.formats import ChatFormat
 from tenp_edge.runtime.chat_formats.lark import Lark
 from tenp_edge.runtime.grammars import GrammarSource, definition
+from tenp_edge.runtime.thinking import Thinking
 
 
 class AnswerGrammar:

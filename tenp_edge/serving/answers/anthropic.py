@@ -10,6 +10,13 @@ from tenp_edge.runtime.chat_formats.calls import Call
 from tenp_edge.serving.answers.answer import Answer, Body, event
 from tenp_edge.serving.answers.choice import Choice, Delta
 
+_ERRORS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -102,12 +109,11 @@ def _tool_use(call: Call) -> Body:
     return {"type": "tool_use", "id": call.identity, "name": call.name, "input": {}}
 
 
-def anthropic_error(body: Body) -> Body:
-    """OpenAI's error object as Anthropic's."""
+def anthropic_error(body: Body, status: int = 500) -> Body:
+    """OpenAI's error object as Anthropic's; ``status``: of the answer that it is."""
     stated = body["error"]
-    kinds = {"invalid_api_key": "authentication_error", "queue_full": "overloaded_error"}
     default = "api_error" if stated["type"] == "server_error" else "invalid_request_error"
-    kind = kinds.get(stated["code"], default)
+    kind = _ERRORS.get(status, default)
     return {"type": "error", "error": {"type": kind, "message": stated["message"]}}
 
 

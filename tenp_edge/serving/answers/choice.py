@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tenp_edge.runtime.chat_formats.calls import Call
-from tenp_edge.runtime.chat_formats.reading import AnswerReader, Part
+from tenp_edge.runtime.chat_formats.reading import AnswerReader
 from tenp_edge.runtime.generation import Piece
+from tenp_edge.runtime.thinking import Part
 
 
 @dataclass(frozen=True)

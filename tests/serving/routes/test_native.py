@@ -120,6 +120,9 @@ def test_tokens(shared: Server) -> None:
 def test_apply_template(shared: Server) -> None:
     asked = {"messages": [{"role": "user", "content": "Hi"}]}
     assert shared.post("/apply-template", **asked).json() == {"prompt": "<user>Hi\n<assistant>"}
+    asked["messages"].append({"role": "assistant", "content": "Once upon"})  # to go on from
+    found = shared.post("/apply-template", **asked).json()
+    assert found == {"prompt": "<user>Hi\n<assistant>Once upon"}
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
