@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tenp_edge.models.mixers import state_bytes
@@ -18,9 +20,12 @@ from tenp_edge.runtime.memory.planned_run import planned_in_gguf
 from tenp_edge.runtime.onnx.directory import is_onnx
 from tenp_edge.runtime.opening import RunOptions, chosen_run
 from tenp_edge.runtime.session import thread_count
+from tenp_edge.units import format_size
 
 # As llama-server has it.
 DEFAULT_PARALLEL = 4
+# What a server takes beside what `run` takes: HTTP, its schemas (docs/memory.md).
+_SERVER_BYTES = 38 * 2**20
 
 
 def planned_parallel(file: Path, options: RunOptions) -> int:
@@ -29,23 +34,73 @@ def planned_parallel(file: Path, options: RunOptions) -> int:
     for ONNX, whose graphs have no more."""
     if is_onnx(file):
         return 1
+    planned = _planned(file, options)
+    if planned is None or not planned.own:
+        return DEFAULT_PARALLEL
+    one = _predicted(file, planned.run)
+    if one is None:
+        return 1
+    return max(1, min(DEFAULT_PARALLEL, 1 + (planned.budget - one) // planned.own))
+
+
+@dataclass(frozen=True)
+class ServerMemory:
+    """Bytes: what a server takes at most until a request asks for a grammar, with ``parallel``
+    requests at a time, and the ``budget`` that its file was planned for, as `run` takes it."""
+
+    parallel: int
+    total: int
+    budget: int
+
+    def __str__(self) -> str:
+        requests = "one request" if self.parallel == 1 else f"{self.parallel} requests"
+        text = f"takes up to {format_size(self.total)} with {requests} at a time"
+        planned = format_size(self.budget)
+        if self.total <= self.budget:
+            return f"{text}, of the {planned} that the file was planned for"
+        own = format_size(_SERVER_BYTES)
+        return f"{text}: the file was planned for {planned}, without the server's own {own}"
+
+
+def server_memory(file: Path, options: RunOptions) -> ServerMemory | None:
+    """Of a server of ``file``; None for one that was planned for no budget, or if nobody knows."""
+    planned = None if is_onnx(file) else _planned(file, options)
+    one = None if planned is None else _predicted(file, planned.run)
+    if planned is None or one is None:
+        return None
+    total = one + (options.parallel - 1) * planned.own + _SERVER_BYTES
+    return ServerMemory(options.parallel, total, planned.budget)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A ``run`` of a file that was planned for a ``budget``; ``own``: `sequence_bytes`."""
+
+    run: MemoryRun
+    budget: int
+    own: int
+
+
+def _planned(file: Path, options: RunOptions) -> _Planned | None:
     header = read_header(file)
     planned, facts = planned_in_gguf(header.fields), _facts(header)
     if facts is None or planned is None or not planned.ram_budget:
-        return DEFAULT_PARALLEL
+        return None
     chosen = chosen_run(options, header)
     run = MemoryRun(chosen.context, chosen.ubatch, chosen.kv_type, thread_count(options.threads))
-    own = sequence_bytes(facts, run)
-    if not own:
-        return DEFAULT_PARALLEL
+    return _Planned(run, planned.ram_budget, sequence_bytes(facts, run))
+
+
+@cache  # It takes a process and a second.
+def _predicted(file: Path, run: MemoryRun) -> int | None:
+    """Bytes that `run` takes at most; None if nobody knows: the file's own runtime will say why."""
     from tenp_edge.runtime.child import ChildError
     from tenp_edge.runtime.memory.peak import predict_peak  # and with it, subprocesses
 
     try:
-        left = planned.ram_budget - predict_peak(file, run).total_bytes
-    except ChildError:  # Nobody knows; the file's own runtime will say why.
-        return 1
-    return max(1, min(DEFAULT_PARALLEL, 1 + left // own))
+        return predict_peak(file, run).total_bytes
+    except ChildError:
+        return None
 
 
 def _facts(header: Header) -> Facts | None:

@@ -15,7 +15,7 @@ from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.writer import checkpoint_files
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
-from tenp_edge.evaluation.rounding import RoundingJob
+from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.exporters.base import ExportOptions, FixedLengths, exporter
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.text_batch import Domain

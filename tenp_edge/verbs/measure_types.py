@@ -12,7 +12,8 @@ from tenp_edge.calibration.held_out import load_slice, stored_slice
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
-from tenp_edge.evaluation.rounding import RoundingJob, measure_rounding, rounding_seconds
+from tenp_edge.evaluation.rounding import measure_rounding, rounding_seconds
+from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.type_sensitivity import (
     TypeJob,
     measure_types,
@@ -159,8 +160,9 @@ def _rounding_seconds(
     """About how long measuring takes on so many ``tokens``, and how long it may."""
     speed = operations_per_second(*exactly(checkpoint, compute))
     active = inspect_model(checkpoint.path).active_parameters
-    seconds = rounding_seconds(checkpoint.config, job, tokens, active, speed)
-    return seconds, max(CHEAP_SECONDS, most_tokens(compute) * active / speed)
+    calibrated = most_tokens(compute)
+    seconds = rounding_seconds(checkpoint, job, tokens, calibrated, speed)
+    return seconds, max(CHEAP_SECONDS, calibrated * active / speed)
 
 
 def expected_rounding(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -131,8 +132,9 @@ def estimate(
     )
 
 
+@cache
 def operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a square matrix product, measured now."""
+    """Floating-point operations per second of a square matrix product, measured once."""
     matrix = torch.zeros(_PROBE_SIZE, _PROBE_SIZE, device=device, dtype=dtype)
     matrix @ matrix  # the first one compiles
     rounds, start = 0, time.perf_counter()

@@ -30,11 +30,7 @@ def test_documentation_is_the_help() -> None:
 @pytest.mark.parametrize(
     ("words", "said", "hint"),
     [
-        (
-            ("plan", "demo", "--kep", "0.5"),
-            "no such option: --kep",
-            "--help, --keep, --recipe; or ",
-        ),
+        (("plan", "demo", "--kep", "1"), "no such option: --kep", "--help, --keep, --recipe; or "),
         (("plan",), "missing argument 'model'", ""),
         (("plan", "demo", "--ram"), "option '--ram' requires an argument", ""),
     ],

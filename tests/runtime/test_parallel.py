@@ -59,6 +59,10 @@ def test_as_many_as_the_plan_leaves_room_for(
     monkeypatch.setattr(peak, "predict_peak", lambda path, run: answer)
     for kv_type in ("F16", "f16"):
         assert parallel.planned_parallel(file, RunOptions(512, 1, 64, kv_type)) == wanted
+    memory = parallel.server_memory(file, RunOptions(512, 1, 64, "F16", parallel=wanted))
+    assert memory is not None
+    assert memory.total == 10**8 + (wanted - 1) * own + 38 * 2**20 > memory.budget == budget
+    parallel._predicted.cache_clear()
 
     def died(path: Path, run: MemoryRun) -> RunMemory:
         raise ChildError("exit -9: no output")
@@ -66,6 +70,18 @@ def test_as_many_as_the_plan_leaves_room_for(
     monkeypatch.setattr(peak, "predict_peak", died)
     found = parallel.planned_parallel(file, RunOptions(512, 1, 64, "F16"))
     assert found == (1 if own else parallel.DEFAULT_PARALLEL)
+    assert parallel.server_memory(file, RunOptions(512, 1, 64, "F16")) is None
+
+
+def test_what_a_server_says_of_its_memory() -> None:
+    assert str(parallel.ServerMemory(1, 10 * 2**20, 2**30)) == (
+        "takes up to 10.00 MiB with one request at a time, of the 1.00 GiB that the file was "
+        "planned for"
+    )
+    assert str(parallel.ServerMemory(4, 2**30 + 2**29, 2**30)) == (
+        "takes up to 1.50 GiB with 4 requests at a time: the file was planned for 1.00 GiB, "
+        "without the server's own 38.00 MiB"
+    )
 
 
 def test_numbers_that_nothing_can_run(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:

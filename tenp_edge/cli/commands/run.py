@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -117,6 +118,7 @@ def serve(
     """
     from tenp_edge.runtime.locating import runnable
     from tenp_edge.runtime.opening import RunOptions
+    from tenp_edge.runtime.parallel import server_memory
     from tenp_edge.runtime.sampling import SamplingOptions
     from tenp_edge.serving.keys import keys_of
     from tenp_edge.serving.server import is_loopback
@@ -124,27 +126,32 @@ def serve(
     from tenp_edge.serving.service import Limits, Service
     from tenp_edge.units import parse_size
 
-    keys = keys_of(api_key or [], api_key_file)
+    keys, model = keys_of(api_key or [], api_key_file), runnable(file)
+    options = RunOptions(
+        context,
+        threads,
+        ubatch,
+        kv_type,
+        gpu_layers=gpu_layers,
+        prepack=not no_prepack,
+        note=note,
+    )
 
     def started(service: Service, address: str) -> None:
+        own = replace(options, parallel=len(service.session.slots), note=None)
+        memory = server_memory(model, own)  # It takes a second: before anybody is told to come.
         where = f"{address} (a chat page) and {address}/v1"
         note(f"{service.name} on {where}, in {service.runtime}; Ctrl-C ends it")
+        if memory is not None:
+            note(str(memory))
         if not is_loopback(host) and not keys:
             note(f"anyone who can reach {host} can use it: add --api-key")
 
     serve_file(
-        runnable(file),
+        model,
         host=host,
         port=port,
-        options=RunOptions(
-            context,
-            threads,
-            ubatch,
-            kv_type,
-            gpu_layers=gpu_layers,
-            prepack=not no_prepack,
-            note=note,
-        ),
+        options=options,
         sampling=SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed),
         limits=Limits(max_tokens, parse_size(max_body), queue),
         parallel=parallel,

@@ -32,7 +32,11 @@ struct q8_k { /* ggml's block_q8_K */
     int8_t qs[256];
     int16_t bsums[16];
 };
-enum type { Q4_K, Q5_K, Q6_K };
+struct iq4_xs { /* block_iq4_xs */
+    uint16_t d, scales_h;
+    uint8_t scales_l[4], qs[128];
+};
+enum type { Q4_K, Q5_K, Q6_K, IQ4_XS };
 
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")))
@@ -113,8 +117,42 @@ AVX2 INLINE void unpack_q6_k(const struct q6_k *x, struct unpacked *u) {
     u->factors = _mm_cvtph_ps(_mm_cvtsi32_si128(x->d));
 }
 
+/* The values of IQ4_NL and IQ4_XS. */
+AVX2 INLINE __m128i nonlinear(void) {
+    return _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
+}
+
+/* The factors of 32 codes each. */
+AVX2 INLINE __m256i scales_iq4_xs(const struct iq4_xs *x) {
+    int low;
+    memcpy(&low, x->scales_l, 4);
+    const __m256i each = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+    const __m256i l = _mm256_srlv_epi32(_mm256_set1_epi32(low), _mm256_slli_epi32(each, 2));
+    const __m256i h = _mm256_srlv_epi32(_mm256_set1_epi32(x->scales_h), _mm256_slli_epi32(each, 1));
+    const __m256i above = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(3)), 4);
+    const __m256i six = _mm256_or_si256(_mm256_and_si256(l, _mm256_set1_epi32(15)), above);
+    return _mm256_sub_epi32(six, _mm256_set1_epi32(32));
+}
+
+/* Codes are signed. */
+AVX2 INLINE void unpack_iq4_xs(const struct iq4_xs *x, struct unpacked *u) {
+    const __m256i values = _mm256_broadcastsi128_si256(nonlinear()), low = _mm256_set1_epi8(15);
+    for (int j = 0; j < 8; j++) {
+        const __m128i bits = _mm_loadu_si128((const __m128i *)(x->qs + 16 * j));
+        const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(bits), _mm_srli_epi16(bits, 4), 1);
+        u->q[j] = _mm256_shuffle_epi8(values, _mm256_and_si256(both, low));
+    }
+    const __m256i scales = scales_iq4_xs(x);
+    const __m128i packed = _mm_packs_epi32(_mm256_castsi256_si128(scales), _mm256_extracti128_si256(scales, 1));
+    u->scales = _mm256_castsi128_si256(packed);
+    u->factors = _mm_cvtph_ps(_mm_cvtsi32_si128(x->d));
+}
+
 INLINE int block_bytes(const enum type type) {
-    return (int)(type == Q4_K ? sizeof(struct q4_k) : type == Q5_K ? sizeof(struct q5_k) : sizeof(struct q6_k));
+    return (int)(type == Q4_K   ? sizeof(struct q4_k)
+                 : type == Q5_K ? sizeof(struct q5_k)
+                 : type == Q6_K ? sizeof(struct q6_k)
+                                : sizeof(struct iq4_xs));
 }
 INLINE int has_minima(const enum type type) { return type == Q4_K || type == Q5_K; }
 
@@ -122,6 +160,7 @@ AVX2 INLINE void unpack(const enum type type, const char *block, struct unpacked
     if (type == Q4_K) unpack_q4_k((const struct q4_k *)block, u);
     if (type == Q5_K) unpack_q5_k((const struct q5_k *)block, u);
     if (type == Q6_K) unpack_q6_k((const struct q6_k *)block, u);
+    if (type == IQ4_XS) unpack_iq4_xs((const struct iq4_xs *)block, u);
 }
 
 /* -- columns ------------------------------------------------------------------------------------- */
@@ -136,8 +175,10 @@ struct columns {
     int16_t sixteenths[MOST_VALUES / 512][32], eighths[MOST_VALUES / 1024][32];
 } __attribute__((aligned(64)));
 
-/* `crossed`: the second and third 32 of every 128 change places. */
-AVX2 INLINE void prepare_column(const int n, const int crossed, int blocks, const char *column, int c,
+/* How the codes of columns lie: as they are, with the second and third 32 of every 128 in each
+ * other's place, or 128 larger and never negative. */
+enum order { PLAIN, CROSSED, TURNED };
+AVX2 INLINE void prepare_column(const int n, const enum order order, int blocks, const char *column, int c,
                                 struct columns *all) {
     const int pairs = (n + 1) / 2, fours = (n + 3) / 4;
     const struct q8_k *y = (const struct q8_k *)column;
@@ -146,8 +187,10 @@ AVX2 INLINE void prepare_column(const int n, const int crossed, int blocks, cons
         const __m256i sums = load(y->bsums);
         const __m128i halves = _mm256_castsi256_si128(sums);
         for (int j = 0; j < 8; j++) {
-            const int to = crossed && (j % 4 == 1 || j % 4 == 2) ? j ^ 3 : j;
-            memcpy(all->qs + (b * n + c) * 256 + 32 * to, y->qs + 32 * j, 32);
+            const int to = order == CROSSED && (j % 4 == 1 || j % 4 == 2) ? j ^ 3 : j;
+            const __m256i sign = _mm256_set1_epi8(order == TURNED ? (char)0x80 : 0);
+            int8_t *at = all->qs + (b * n + c) * 256 + 32 * to;
+            _mm256_store_si256((__m256i *)at, _mm256_xor_si256(load(y->qs + 32 * j), sign));
         }
         _mm256_store_ps(all->eight[pair] + 8 * (c % 2), _mm256_set1_ps(y->d));
         _mm_store_ps(all->four[four] + 4 * (c % 4), _mm_set1_ps(y->d));
@@ -179,9 +222,9 @@ AVX2 INLINE float sum_of(__m256 acc) {
 
 /* -- a row times n columns ------------------------------------------------------------------------- */
 
-/* The factors of codes 32 j and on, in every 16 bits. */
+/* The factors of codes 32 j and on, in every 16 bits; in Q6_K they are of 16 codes. */
 AVX2 INLINE __m256i factors_avx2(const enum type type, __m256i scales, const int j) {
-    if (has_minima(type)) {
+    if (type != Q6_K) {
         const __m256i both = _mm256_permutevar8x32_epi32(scales, _mm256_set1_epi32(j / 2));
         const __m256i one = j % 2 ? _mm256_srli_epi32(both, 16) : _mm256_slli_epi32(both, 16);
         return j % 2 ? _mm256_blend_epi16(one, both, 0xaa) : _mm256_blend_epi16(both, one, 0xaa);
@@ -231,7 +274,11 @@ AVX2 INLINE void row_avx2(const enum type type, int n, int blocks, const char *x
             __m256i sum = _mm256_setzero_si256();
             if (type == Q6_K) sum = _mm256_madd_epi16(less, load(all->sixteenths[pair] + 16 * (c % 2)));
             for (int j = 0; j < 8; j++) {
-                const __m256i products = _mm256_maddubs_epi16(u.q[j], load(y + 32 * j));
+                const __m256i q = u.q[j], own = load(y + 32 * j);
+                const __m256i products =
+                    type == IQ4_XS
+                        ? _mm256_maddubs_epi16(_mm256_sign_epi8(q, q), _mm256_sign_epi8(own, q))
+                        : _mm256_maddubs_epi16(q, own);
                 sum = _mm256_add_epi32(sum, _mm256_madd_epi16(factors[j], products));
             }
             acc[c] = _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_load_ps(all->eight[pair] + 8 * (c % 2))),
@@ -309,11 +356,46 @@ VNNI INLINE __m512i products_vnni(__m512i q0, __m512i q1, const int8_t *y) {
     return _mm512_mask_shuffle_epi8(first, 0xccccccccccccccccu, second, upwards);
 }
 
+/* The signed codes of IQ4_XS are up to 127, so four products take 32 bits: factors of each. `less`:
+ * what the columns' codes, 128 too large, make the sum too large. */
+VNNI INLINE void unpack_iq4_xs_vnni(const struct iq4_xs *x, struct unpacked *u, __m512i q[4], __m512i factors[4],
+                                    __m512i *less) {
+    const __m512i values = _mm512_broadcast_i32x4(nonlinear()), zero = _mm512_setzero_si512();
+    const __m512i twice = _mm512_set_epi64(3, 2, 3, 2, 1, 0, 1, 0);
+    const __m512i shifts = _mm512_set_epi64(0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004,
+                                            0x0004000400040004, 0, 0);
+    const __m512i scales = _mm512_castsi256_si512(scales_iq4_xs(x));
+    *less = zero;
+    for (int j = 0; j < 4; j++) {
+        const __m512i bits = _mm512_permutexvar_epi64(twice, _mm512_castsi256_si512(load(x->qs + 32 * j)));
+        const __m512i codes = _mm512_and_si512(_mm512_srlv_epi16(bits, shifts), _mm512_set1_epi8(15));
+        const __m512i which = _mm512_mask_set1_epi32(_mm512_set1_epi32(2 * j), 0xff00, 2 * j + 1);
+        q[j] = _mm512_shuffle_epi8(values, codes);
+        factors[j] = _mm512_permutexvar_epi32(which, scales);
+        const __m512i sums = _mm512_dpbusd_epi32(zero, _mm512_set1_epi8((char)0x80), q[j]);
+        *less = _mm512_sub_epi32(*less, _mm512_mullo_epi32(factors[j], sums));
+    }
+    u->factors = _mm_cvtph_ps(_mm_cvtsi32_si128(x->d));
+}
+VNNI INLINE __m512i sum_iq4_xs(const __m512i q[4], const __m512i factors[4], __m512i less, const int8_t *y) {
+    for (int j = 0; j < 4; j++) {
+        const __m512i codes = _mm512_load_si512(y + 64 * j);
+        const __m512i products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, q[j]);
+        less = _mm512_add_epi32(less, _mm512_mullo_epi32(factors[j], products));
+    }
+    return less;
+}
+
 /* Two accumulators of two columns each: hsum_float_8 of all four, in the first lane of each four. */
 VNNI INLINE __m512 sums_of_four(__m512 ab, __m512 cd) {
     __m512 r = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0xdd), _mm512_shuffle_f32x4(ab, cd, 0x88));
     r = _mm512_add_ps(r, _mm512_permute_ps(r, 0x4e));
     return _mm512_add_ps(r, _mm512_permute_ps(r, 0xf5));
+}
+
+VNNI INLINE __m512i sum_vnni(const __m512i q[4], const __m512i factors[4], const int8_t *y) {
+    const __m512i sum = _mm512_dpwssd_epi32(_mm512_setzero_si512(), factors[0], products_vnni(q[0], q[1], y));
+    return _mm512_dpwssd_epi32(sum, factors[1], products_vnni(q[2], q[3], y + 128));
 }
 
 VNNI INLINE __m512 less_minima_vnni(const enum type type, const struct unpacked *u, const int16_t *eighths,
@@ -343,18 +425,26 @@ VNNI INLINE void row_vnni(const enum type type, const int n, int blocks, const c
     for (int f = 0; f < 2; f++) least[f] = _mm512_setzero_ps();
     for (int b = 0; b < blocks; b++, x += block_bytes(type)) {
         struct unpacked u;
-        __m512i q[4];
-        unpack_vnni(type, x, &u, q);
-        const __m512i f0 = factors_vnni(type, u.scales, 0), f1 = factors_vnni(type, u.scales, 1);
-        const __m256i less = _mm256_slli_epi16(_mm256_sub_epi16(_mm256_setzero_si256(), u.scales), 5);
+        __m512i q[4], factors[4], less = zero;
+        if (type == IQ4_XS)
+            unpack_iq4_xs_vnni((const struct iq4_xs *)x, &u, q, factors, &less);
+        else {
+            unpack_vnni(type, x, &u, q);
+            factors[0] = factors_vnni(type, u.scales, 0), factors[1] = factors_vnni(type, u.scales, 1);
+        }
+        if (type == Q6_K)
+            less = _mm512_broadcast_i64x4(
+                _mm256_slli_epi16(_mm256_sub_epi16(_mm256_setzero_si256(), u.scales), 5));
         const __m512 d = _mm512_broadcastss_ps(u.factors);
         for (int p = 0; p < pairs; p++) {
             const int8_t *y = all->qs + (b * n + 2 * p) * 256;
-            __m512i a = _mm512_dpwssd_epi32(zero, f0, products_vnni(q[0], q[1], y)), c = zero;
-            a = _mm512_dpwssd_epi32(a, f1, products_vnni(q[2], q[3], y + 128));
-            if (2 * p + 1 < n) {
-                c = _mm512_dpwssd_epi32(zero, f0, products_vnni(q[0], q[1], y + 256));
-                c = _mm512_dpwssd_epi32(c, f1, products_vnni(q[2], q[3], y + 384));
+            __m512i a, c = zero;
+            if (type == IQ4_XS) {
+                a = sum_iq4_xs(q, factors, less, y);
+                if (2 * p + 1 < n) c = sum_iq4_xs(q, factors, less, y + 256);
+            } else {
+                a = sum_vnni(q, factors, y);
+                if (2 * p + 1 < n) c = sum_vnni(q, factors, y + 256);
             }
             __m512i sum;
             if (2 * p + 1 < n)
@@ -364,8 +454,7 @@ VNNI INLINE void row_vnni(const enum type type, const int n, int blocks, const c
                 sum = _mm512_zextsi256_si512(
                     _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1)));
             if (type == Q6_K)
-                sum = _mm512_dpwssd_epi32(sum, _mm512_broadcast_i64x4(less),
-                                          _mm512_load_si512(all->sixteenths[b * pairs + p]));
+                sum = _mm512_dpwssd_epi32(sum, less, _mm512_load_si512(all->sixteenths[b * pairs + p]));
             acc[p] = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_load_ps(all->eight[b * pairs + p])),
                                      _mm512_cvtepi32_ps(sum), acc[p]);
         }
@@ -378,45 +467,223 @@ VNNI INLINE void row_vnni(const enum type type, const int n, int blocks, const c
     _mm256_storeu_ps(made, _mm512_castps512_ps256(_mm512_permutex2var_ps(low, first_lanes, high)));
 }
 
+/* -- blocks of 32 ---------------------------------------------------------------------------------- */
+
+struct q8_0 { /* ggml's block_q8_0, as rows and as columns */
+    uint16_t d;
+    int8_t qs[32];
+};
+struct q8_1 { /* block_q8_1: columns of the types with a least weight; s is d times the sum */
+    uint16_t d, s;
+    int8_t qs[32];
+};
+enum type32 { Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL };
+
+INLINE int has_least(const enum type32 type) { return type == Q4_1 || type == Q5_1; }
+INLINE int block_bytes_32(const enum type32 type) {
+    return type == Q8_0 ? 34 : 2 + 16 + (has_least(type) ? 2 : 0) + (type == Q5_0 || type == Q5_1 ? 4 : 0);
+}
+
+AVX2 INLINE float half_at(const void *from) {
+    uint16_t bits;
+    memcpy(&bits, from, 2);
+    return _cvtsh_ss(bits);
+}
+
+/* A byte for each of 32 bits: all ones where it is set. */
+AVX2 INLINE __m256i bytes_of_bits(const void *from) {
+    int bits;
+    memcpy(&bits, from, 4);
+    const __m256i each = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+    const __m256i others = _mm256_set1_epi64x(0x7fbfdfeff7fbfdfe);
+    const __m256i found = _mm256_or_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), each), others);
+    return _mm256_cmpeq_epi8(found, _mm256_set1_epi8(-1));
+}
+
+/* The 32 codes of a block, signed. */
+AVX2 INLINE __m256i codes_32(const enum type32 type, const char *x) {
+    if (type == Q8_0) return load(x + 2);
+    const char *at = x + block_bytes_32(type) - 16;
+    const __m128i both = _mm_loadu_si128((const __m128i *)at);
+    __m256i q = _mm256_inserti128_si256(_mm256_castsi128_si256(both), _mm_srli_epi16(both, 4), 1);
+    q = _mm256_and_si256(q, _mm256_set1_epi8(15));
+    if (type == IQ4_NL) return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(nonlinear()), q);
+    if (type == Q5_0)
+        return _mm256_or_si256(q, _mm256_andnot_si256(bytes_of_bits(at - 4), _mm256_set1_epi8((char)0xf0)));
+    if (type == Q5_1) return _mm256_or_si256(q, _mm256_and_si256(bytes_of_bits(at - 4), _mm256_set1_epi8(16)));
+    return type == Q4_0 ? _mm256_sub_epi8(q, _mm256_set1_epi8(8)) : q;
+}
+
+/* What of n columns is the same for every row, by block: codes of two columns side by side; factors
+ * and sums of each, 0 of no column. */
+struct columns_32 {
+    int8_t qs[MOST_VALUES];
+    float d[MOST_BLOCKS * 8][MOST_COLUMNS], s[MOST_BLOCKS * 8][MOST_COLUMNS];
+} __attribute__((aligned(64)));
+
+AVX2 INLINE void prepare_column_32(const int least, const enum order order, int pairs, int blocks, const char *column,
+                                   int c, struct columns_32 *all) {
+    const __m256i sign = _mm256_set1_epi8(order == TURNED ? (char)0x80 : 0);
+    const int bytes = (int)(least ? sizeof(struct q8_1) : sizeof(struct q8_0));
+    for (int b = 0; b < blocks; b++, column += bytes) {
+        const __m256i q = _mm256_xor_si256(load(column + bytes - 32), sign);
+        _mm256_store_si256((__m256i *)(all->qs + (b * pairs + c / 2) * 64 + 32 * (c % 2)), q);
+        all->d[b][c] = half_at(column);
+        if (least) all->s[b][c] = half_at(column + 2);
+    }
+}
+
+AVX2 INLINE void row_32_avx2(const enum type32 type, const int n, int blocks, const char *x,
+                             const struct columns_32 *all, float *made) {
+    const int pairs = (n + 1) / 2;
+    __m256 acc[2][MOST_COLUMNS], least = _mm256_setzero_ps();
+    for (int c = 0; c < n; c++) acc[0][c] = acc[1][c] = _mm256_setzero_ps();
+    /* ggml adds even and odd blocks of IQ4_NL apart, and one that is left over as integers. */
+    const int two = type == IQ4_NL, whole = two ? blocks / 2 * 2 : blocks;
+    for (int b = 0; b < whole; b++, x += block_bytes_32(type)) {
+        const __m256i q = codes_32(type, x), size = _mm256_sign_epi8(q, q);
+        float d[MOST_COLUMNS];
+        _mm256_storeu_ps(d, _mm256_mul_ps(_mm256_set1_ps(half_at(x)), _mm256_load_ps(all->d[b])));
+        if (has_least(type))
+            least = _mm256_fmadd_ps(_mm256_set1_ps(half_at(x + 2)), _mm256_load_ps(all->s[b]), least);
+        for (int c = 0; c < n; c++) {
+            const __m256i y = load(all->qs + (b * pairs + c / 2) * 64 + 32 * (c % 2));
+            const __m256i products = _mm256_maddubs_epi16(size, _mm256_sign_epi8(y, q));
+            const __m256i sums = _mm256_madd_epi16(products, _mm256_set1_epi16(1));
+            __m256 *to = &acc[two && b % 2][c];
+            *to = _mm256_fmadd_ps(_mm256_set1_ps(d[c]), _mm256_cvtepi32_ps(sums), *to);
+        }
+    }
+    for (int c = 0; c < n; c++) made[c] = sum_of(two ? _mm256_add_ps(acc[0][c], acc[1][c]) : acc[0][c]);
+    if (has_least(type)) _mm256_storeu_ps(made, _mm256_add_ps(_mm256_loadu_ps(made), least));
+}
+
+VNNI INLINE void row_32_vnni(const enum type32 type, const int n, int blocks, const char *x,
+                             const struct columns_32 *all, float *made) {
+    const int pairs = (n + 1) / 2, two = type == IQ4_NL, whole = two ? blocks / 2 * 2 : blocks;
+    const __m512i zero = _mm512_setzero_si512();
+    __m512 acc[2][4];
+    __m256 least = _mm256_setzero_ps();
+    for (int p = 0; p < 4; p++) acc[0][p] = acc[1][p] = _mm512_setzero_ps();
+    for (int b = 0; b < whole; b++, x += block_bytes_32(type)) {
+        const __m512i q = _mm512_broadcast_i64x4(codes_32(type, x));
+        /* What the columns' codes are too large. */
+        const __m512i less = _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, _mm512_set1_epi8((char)0x80), q));
+        const __m512 d = _mm512_castps256_ps512(
+            _mm256_mul_ps(_mm256_set1_ps(half_at(x)), _mm256_load_ps(all->d[b])));
+        if (has_least(type))
+            least = _mm256_fmadd_ps(_mm256_set1_ps(half_at(x + 2)), _mm256_load_ps(all->s[b]), least);
+        for (int p = 0; p < pairs; p++) {
+            const __m512i columns = _mm512_mask_set1_epi32(_mm512_set1_epi32(2 * p), 0xff00, 2 * p + 1);
+            const __m512i y = _mm512_load_si512(all->qs + (b * pairs + p) * 64);
+            const __m512 sums = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(less, y, q));
+            __m512 *to = &acc[two && b % 2][p];
+            *to = _mm512_fmadd_ps(_mm512_permutexvar_ps(columns, d), sums, *to);
+        }
+    }
+    for (int p = 0; two && p < pairs; p++) acc[0][p] = _mm512_add_ps(acc[0][p], acc[1][p]);
+    const __m512i first_lanes = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 28, 24, 20, 16, 12, 8, 4, 0);
+    const __m512 low = sums_of_four(acc[0][0], acc[0][1]);
+    const __m512 high = n > 4 ? sums_of_four(acc[0][2], acc[0][3]) : low;
+    const __m256 sums = _mm512_castps512_ps256(_mm512_permutex2var_ps(low, first_lanes, high));
+    _mm256_storeu_ps(made, has_least(type) ? _mm256_add_ps(sums, least) : sums);
+}
+
+/* The block of IQ4_NL that is left over. */
+AVX2 INLINE void add_last(const char *x, const enum order order, int b, const int n, const struct columns_32 *all,
+                          float *made) {
+    const int pairs = (n + 1) / 2;
+    int8_t q[32];
+    _mm256_storeu_si256((__m256i *)q, codes_32(IQ4_NL, x));
+    for (int c = 0; c < n; c++) {
+        const int8_t *y = all->qs + (b * pairs + c / 2) * 64 + 32 * (c % 2);
+        int sum = 0;
+        for (int i = 0; i < 32; i++) sum += q[i] * (order == TURNED ? (int)(uint8_t)y[i] - 128 : y[i]);
+        made[c] += half_at(x) * all->d[b][c] * (float)sum;
+    }
+}
+
 /* -- all rows -------------------------------------------------------------------------------------- */
 
-#define KERNEL(TARGET, ROW, TYPE, CROSSED)                                                                     \
-    TARGET INLINE void ROW##_##TYPE##_n(const int n, int blocks, const char *matrix, int64_t row_bytes, \
-                                        int rows, const char *const *columns, float *const *out) {    \
-        struct columns all;                                                                           \
-        clear_columns(n, blocks, &all);                                                               \
-        for (int c = 0; c < n; c++) prepare_column(n, CROSSED, blocks, columns[c], c, &all);          \
-        for (int r = 0; r < rows; r++) {                                                              \
-            float made[MOST_COLUMNS];                                                                 \
-            ROW(TYPE, n, blocks, matrix + r * row_bytes, &all, made);                                 \
-            for (int c = 0; c < n; c++) out[c][r] = made[c];                                          \
-        }                                                                                             \
-    }                                                                                                 \
-    TARGET static void ROW##_##TYPE(int n, const char *matrix, int64_t row_bytes, int rows,            \
-                                    const char *const *columns, int count, float *const *out) {        \
-        const int blocks = n / 256, most = blocks <= MOST_BLOCKS / 2 ? MOST_COLUMNS : MOST_COLUMNS / 2; \
-        for (; count > most; count -= most, columns += most, out += most)                              \
-            ROW##_##TYPE(n, matrix, row_bytes, rows, columns, most, out);                              \
-        switch (count) {                                                                               \
-        case 1: ROW##_##TYPE##_n(1, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        case 2: ROW##_##TYPE##_n(2, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        case 3: ROW##_##TYPE##_n(3, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        case 4: ROW##_##TYPE##_n(4, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        case 5: ROW##_##TYPE##_n(5, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        case 6: ROW##_##TYPE##_n(6, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        case 7: ROW##_##TYPE##_n(7, blocks, matrix, row_bytes, rows, columns, out); break;             \
-        default: ROW##_##TYPE##_n(8, blocks, matrix, row_bytes, rows, columns, out);                   \
-        }                                                                                              \
+#define FOR_COUNT(NAME, BLOCK)                                                                          \
+    const int blocks = n / BLOCK;                                                                       \
+    const int most = n <= 256 * MOST_BLOCKS / 2 ? MOST_COLUMNS : MOST_COLUMNS / 2;                      \
+    for (; count > most; count -= most, columns += most, out += most)                                   \
+        NAME(n, matrix, row_bytes, rows, columns, most, out);                                           \
+    switch (count) {                                                                                    \
+    case 1: NAME##_n(1, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    case 2: NAME##_n(2, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    case 3: NAME##_n(3, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    case 4: NAME##_n(4, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    case 5: NAME##_n(5, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    case 6: NAME##_n(6, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    case 7: NAME##_n(7, blocks, matrix, row_bytes, rows, columns, out); break;                          \
+    default: NAME##_n(8, blocks, matrix, row_bytes, rows, columns, out);                                \
     }
-#define KERNELS(TYPE)                 \
-    KERNEL(AVX2, row_avx2, TYPE, 0)   \
-    KERNEL(VNNI, row_vnni, TYPE, has_minima(TYPE))
-KERNELS(Q4_K)
-KERNELS(Q5_K)
-KERNELS(Q6_K)
 
-#define NAMED(SUFFIX) \
-    {{"q4_k", row_##SUFFIX##_Q4_K}, {"q5_k", row_##SUFFIX##_Q5_K}, {"q6_k", row_##SUFFIX##_Q6_K}, {NULL, NULL}}
+#define KERNEL(TARGET, ROW, TYPE, ORDER)                                                              \
+    TARGET INLINE void ROW##_##TYPE##_n(const int n, int blocks, const char *matrix, int64_t row_bytes, \
+                                        int rows, const char *const *columns, float *const *out) {      \
+        struct columns all;                                                                             \
+        clear_columns(n, blocks, &all);                                                                 \
+        for (int c = 0; c < n; c++) prepare_column(n, ORDER, blocks, columns[c], c, &all);              \
+        for (int r = 0; r < rows; r++) {                                                                \
+            float made[MOST_COLUMNS];                                                                   \
+            ROW(TYPE, n, blocks, matrix + r * row_bytes, &all, made);                                   \
+            for (int c = 0; c < n; c++) out[c][r] = made[c];                                            \
+        }                                                                                               \
+    }                                                                                                   \
+    TARGET static void ROW##_##TYPE(int n, const char *matrix, int64_t row_bytes, int rows,             \
+                                    const char *const *columns, int count, float *const *out) {         \
+        FOR_COUNT(ROW##_##TYPE, 256)                                                                    \
+    }
+
+#define KERNEL_32(TARGET, ROW, TYPE, ORDER)                                                            \
+    TARGET INLINE void ROW##_##TYPE##_n(const int n, int blocks, const char *matrix, int64_t row_bytes, \
+                                        int rows, const char *const *columns, float *const *out) {      \
+        struct columns_32 all;                                                                          \
+        const int pairs = (n + 1) / 2, last = blocks - 1;                                               \
+        memset(all.d, 0, sizeof all.d[0] * blocks);                                                     \
+        if (has_least(TYPE)) memset(all.s, 0, sizeof all.s[0] * blocks);                                \
+        for (int c = 0; c < n; c++)                                                                     \
+            prepare_column_32(has_least(TYPE), ORDER, pairs, blocks, columns[c], c, &all);             \
+        for (int r = 0; r < rows; r++) {                                                                \
+            const char *x = matrix + r * row_bytes;                                                     \
+            float made[MOST_COLUMNS];                                                                   \
+            ROW(TYPE, n, blocks, x, &all, made);                                                        \
+            if (TYPE == IQ4_NL && blocks % 2)                                                           \
+                add_last(x + last * block_bytes_32(TYPE), ORDER, last, n, &all, made);                 \
+            for (int c = 0; c < n; c++) out[c][r] = made[c];                                            \
+        }                                                                                               \
+    }                                                                                                   \
+    TARGET static void ROW##_##TYPE(int n, const char *matrix, int64_t row_bytes, int rows,             \
+                                    const char *const *columns, int count, float *const *out) {         \
+        FOR_COUNT(ROW##_##TYPE, 32)                                                                     \
+    }
+
+#define KERNELS(TYPE, ORDER)            \
+    KERNEL(AVX2, row_avx2, TYPE, PLAIN) \
+    KERNEL(VNNI, row_vnni, TYPE, ORDER)
+#define KERNELS_32(TYPE)                  \
+    KERNEL_32(AVX2, row_32_avx2, TYPE, PLAIN) \
+    KERNEL_32(VNNI, row_32_vnni, TYPE, TURNED)
+KERNELS(Q4_K, CROSSED)
+KERNELS(Q5_K, CROSSED)
+KERNELS(Q6_K, PLAIN)
+KERNELS(IQ4_XS, TURNED)
+KERNELS_32(Q8_0)
+KERNELS_32(Q4_0)
+KERNELS_32(Q4_1)
+KERNELS_32(Q5_0)
+KERNELS_32(Q5_1)
+KERNELS_32(IQ4_NL)
+
+#define NAMED(SUFFIX)                                                                             \
+    {{"q4_k", row_##SUFFIX##_Q4_K},       {"q5_k", row_##SUFFIX##_Q5_K},                          \
+     {"q6_k", row_##SUFFIX##_Q6_K},       {"q8_0", row_32_##SUFFIX##_Q8_0},                       \
+     {"q4_0", row_32_##SUFFIX##_Q4_0},    {"q4_1", row_32_##SUFFIX##_Q4_1},                       \
+     {"q5_0", row_32_##SUFFIX##_Q5_0},    {"q5_1", row_32_##SUFFIX##_Q5_1},                       \
+     {"iq4_nl", row_32_##SUFFIX##_IQ4_NL}, {"iq4_xs", row_##SUFFIX##_IQ4_XS}, {NULL, NULL}}
 static const struct named_rows avx2[] = NAMED(avx2), vnni[] = NAMED(vnni);
 static const struct named_rows none[] = {{NULL, NULL}};
 

@@ -74,7 +74,6 @@ struct scratch {
     int64_t h_stride, hq_stride;     /* floats, bytes */
     int32_t active_count;
     int32_t active_rows; /* sum of the active experts' widths */
-    int32_t tokens, unused;
     atomic_int next_gate_up, next_down;
 };
 
@@ -168,7 +167,6 @@ static void sort_pairs(const struct layer *l, const struct tensor *ids, int toke
     for (int t = 0; t < tokens; t++)
         for (int k = 0; k < l->used; k++) s->count[chosen(ids, t, k)]++;
     int32_t next = 0;
-    s->tokens = tokens;
     s->active_count = s->active_rows = 0;
     for (int e = 0; e < l->expert_count; e++) {
         s->start[e] = next;
@@ -203,18 +201,13 @@ static void prepare(struct tensor *dst, int ith, int nth, void *user) {
 /* Rows first .. last of a matrix times a column each: out[c][r - first]. */
 static void multiply(dot_fn dot, rows_fn several, const char *matrix, int64_t row_bytes, int n,
                      const char *const *columns, int count, int first, int last, float *const *out) {
-    if (several && n <= 256 * MOST_BLOCKS) {
+    if (several && count > 1 && n <= 256 * MOST_BLOCKS) {
         several(n, matrix + first * row_bytes, row_bytes, last - first, columns, count, out);
         return;
     }
     for (int c = 0; c < count; c++)
         for (int r = first; r < last; r++)
             dot(n, &out[c][r - first], 0, matrix + r * row_bytes, 0, columns[c], 0, 1);
-}
-
-/* The kernel for several columns; a token alone is ggml's. */
-static rows_fn kernel(const struct layer *l, rows_fn several) {
-    return l->scratch->tokens > 1 ? several : NULL;
 }
 
 static void gate_up_block(const struct layer *l, const struct expert *x, int q, int count, int row,
@@ -230,10 +223,9 @@ static void gate_up_block(const struct layer *l, const struct expert *x, int q, 
         gates[c] = gate[c], ups[c] = up[c];
     }
     if (x->gate)
-        multiply(x->gate_dot, kernel(l, x->gate_rows), x->gate, x->gate_row, l->hidden, gx, count, row, stop,
+        multiply(x->gate_dot, x->gate_rows, x->gate, x->gate_row, l->hidden, gx, count, row, stop,
                  gates);
-    multiply(x->up_dot, kernel(l, x->up_rows), x->up, x->up_row, l->hidden, ux, count, row, stop,
-             ups);
+    multiply(x->up_dot, x->up_rows, x->up, x->up_row, l->hidden, ux, count, row, stop, ups);
     for (int c = 0; c < count; c++) {
         add_bias(gate[c], x->gate_bias, row, stop);
         add_bias(up[c], x->up_bias, row, stop);
@@ -287,7 +279,7 @@ static void down_block(const struct layer *l, const struct expert *x, int q, int
         if (!x->width) memset(y[c], 0, sizeof(float) * (stop - row));
     }
     if (x->width)
-        multiply(x->down_dot, kernel(l, x->down_rows), x->down, x->down_row, (int)x->width, h, count, row,
+        multiply(x->down_dot, x->down_rows, x->down, x->down_row, (int)x->width, h, count, row,
                  stop, y);
     for (int c = 0; c < count; c++) {
         add_bias(y[c], x->down_bias, row, stop);

@@ -21,7 +21,9 @@ from tenp_edge.runtime.ggml.uninterrupted import uninterrupted
 
 HINT = "pip install 'llama-cpp-python>=0.3.36,<0.4'"
 
-F32, F16, Q8_0, Q4_K, Q5_K, Q6_K, I32, I64 = 0, 1, 8, 12, 13, 14, 26, 27
+F32, F16, I32, I64 = 0, 1, 26, 27
+Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = 2, 3, 6, 7, 8, 12, 13, 14
+IQ4_NL, IQ4_XS = 20, 23
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _S, _B, _T = ctypes.c_size_t, ctypes.c_bool, ctypes.c_char_p

@@ -17,12 +17,23 @@ import numpy.typing as npt
 from tenp_edge.runtime.ggml import bindings as ggml
 
 Floats = npt.NDArray[np.float32]
-# What the extension calls the types that it has a kernel of.
-COLUMN_TYPES = {ggml.Q4_K: "q4_k", ggml.Q5_K: "q5_k", ggml.Q6_K: "q6_k"}
+# What the extension calls the types that it has a kernel of, and the weights of a block.
+COLUMN_TYPES = {
+    ggml.Q4_0: ("q4_0", 32),
+    ggml.Q4_1: ("q4_1", 32),
+    ggml.Q5_0: ("q5_0", 32),
+    ggml.Q5_1: ("q5_1", 32),
+    ggml.Q8_0: ("q8_0", 32),
+    ggml.IQ4_NL: ("iq4_nl", 32),
+    ggml.Q4_K: ("q4_k", 256),
+    ggml.Q5_K: ("q5_k", 256),
+    ggml.Q6_K: ("q6_k", 256),
+    ggml.IQ4_XS: ("iq4_xs", 256),
+}
 # The best of the processor's instruction sets that it knows; 1 is AVX2.
 BEST_LEVEL = 2
-# Of the comparison: several blocks of every type, as many columns as a kernel takes.
-_LENGTH, _ROWS, _COLUMNS = 1024, 2, 8
+# Of the comparison: even and odd numbers of blocks, as many columns as a kernel takes.
+_BLOCKS, _ROWS, _COLUMNS = (3, 8), 2, 8
 
 _P, _I, _S = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
 _DOT = ctypes.CFUNCTYPE(None, _I, _P, _S, _P, _S, _P, _S, _I)
@@ -37,14 +48,16 @@ def several_columns(library: ggml.Library, kind: int, level: int = BEST_LEVEL) -
     if kind not in COLUMN_TYPES:
         return 0
     try:
-        from tenp_edge.runtime.ggml import _ragged
-    except ImportError:
+        from tenp_edge.runtime.ggml._ragged import columns
+    except ImportError:  # or one that was built before there were any
         return 0
-    address = _ragged.columns(level).get(COLUMN_TYPES[kind], 0)
-    if not address:
-        return 0
-    wanted, found = products(library, kind, address, _LENGTH, _COLUMNS)
-    return address if np.array_equal(found, wanted) and np.abs(wanted).min() > 0 else 0
+    name, block = COLUMN_TYPES[kind]
+    address = columns(level).get(name, 0)
+    lengths = [block * blocks for blocks in _BLOCKS] if address else []
+    for wanted, found in (products(library, kind, address, n, _COLUMNS) for n in lengths):
+        if not np.array_equal(found, wanted) or not np.abs(wanted).min() > 0:
+            return 0
+    return address
 
 
 def products(

@@ -49,8 +49,7 @@ _SCRATCH = np.dtype(
         *((name, "<u8") for name in ("count", "start", "active", "pair", "done")),
         ("h_stride", "<i8"),
         ("hq_stride", "<i8"),
-        *((name, "<i4") for name in ("active_count", "active_rows", "tokens", "unused")),
-        *((name, "<i4") for name in ("next_gate_up", "next_down")),
+        *((name, "<i4") for name in ("active_count", "active_rows", "next_gate_up", "next_down")),
     ]
 )
 # A matrix outside the experts (`products`).
