@@ -1,4 +1,4 @@
-"""Does the interval of a predicted KL hold? The table of docs/results.md.
+"""Does the interval of a predicted KL hold? Cited in docs/experiments.md.
 
     python benchmarks/bench_interval.py OUT demo MODEL... --samples 4 8 32
 

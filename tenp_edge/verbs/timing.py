@@ -23,6 +23,7 @@ WORTH_SAYING_SECONDS = 15
 # A plan, and the processes whose peak memory is measured; they hardly depend on the model.
 _PLAN_SECONDS, _PEAK_SECONDS = 2.0, 5.0
 _PROBE_SECONDS = 0.1
+_PASS_SECONDS = 1.0  # of a pass over the layers, however small they are
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Pace:
 
     def forward(self, tokens: int, times: float = 1.0) -> float:
         """Seconds of so many forwards of ``tokens``, layer by layer."""
-        return times * tokens * self.token + (self.reading if tokens else 0.0)
+        return times * tokens * self.token + self.reading + _PASS_SECONDS if tokens else 0.0
 
     def calibration(self, tokens: int) -> float:
         return self.forward(tokens, _CALIBRATION_FACTOR)

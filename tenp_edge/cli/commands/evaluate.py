@@ -73,7 +73,7 @@ def _by_share(
     result = run_compare(model, output, options, screen.progress)
     made = lines(result)
     shown = comparison_tables.comparison(made, predictions(result))
-    return result, shown, comparison_tables.legend(made)
+    return result, shown, comparison_tables.legend(made, output)
 
 
 def _matched(
@@ -84,7 +84,7 @@ def _matched(
 
     result = run_compare_matched(model, output, options, screen.progress)
     shown = comparison_tables.matched(sections(result))
-    return result, shown, comparison_tables.matched_legend()
+    return result, shown, comparison_tables.matched_legend(output)
 
 
 @flags.expanded()

@@ -104,7 +104,9 @@ def _choice_lines(record: PlanRecord, kl: float) -> list[str]:
     by_type, joint = "", "bits_per_weight" in (record.type_choice or {})
     if record.type_kl is not None:
         by_type = f" by pruning, {record.type_kl:.2g} by the type{'s' * joint}"
-    lines = [f"predicted KL: about {kl:.2g} nats a token{by_type}; size: {sized}"]
+    between = record.predicted_kl_range
+    sure = f" ({between[0]:.2g} to {between[1]:.2g} in nine cases of ten)" if between else ""
+    lines = [f"predicted KL: about {kl:.2g} a token{sure}{by_type}; size: {sized}"]
     refined = record.refined
     if refined:
         best, *others = refined["tried"]

@@ -25,6 +25,8 @@ _OFF, _OFF_COUNTS = 0.32, 4
 _POWER_OFF = 0.15
 # Of the mean over a text of a few sequences, where nothing was measured on one.
 _TEXT_OFF = 0.25
+# What repair, of which a plan does not know, may leave of it.
+_REPAIRED = 0.5
 _WITHIN = 1.645  # standard deviations to both sides: 90 % of a normal distribution
 
 
@@ -56,9 +58,9 @@ def kl_range(
 
     Three things are unsure: how far a plan lies from the law, which the ``measured`` plans' own
     distances say; the law itself, the more the farther from those plans; and the text, twice, that
-    they were measured on and that this plan will be. ``on_text``: plans with the KL of every
-    sequence. Their spread is that of a bootstrap over the sequences; over the calibration's there
-    is none, since its sums are not kept by sequence.
+    they were measured on and that this plan will be. And repair may come. ``on_text``: plans with
+    the KL of every sequence: their spread is what a bootstrap over the sequences would give. Over
+    the calibration's there is none: its sums are not kept by sequence.
     """
     if loss <= 0:
         return 0.0, 0.0
@@ -66,9 +68,10 @@ def kl_range(
     scale, power = _fitted(points)
     log = math.log(loss)
     middle = scale + power * log
-    off = _off(points, scale, power) + _law_off(points, log) + 2 * _text_off(on_text) ** 2
+    text = _text_off(on_text)
+    off = _off(points, scale, power) + _law_off(points, log, text) + 2 * text**2
     aside = _WITHIN * math.sqrt(off)
-    return math.exp(middle - aside), math.exp(middle + aside)
+    return _REPAIRED * math.exp(middle - aside), math.exp(middle + aside)
 
 
 def _off(points: Sequence[tuple[float, float]], scale: float, power: float) -> float:
@@ -78,12 +81,15 @@ def _off(points: Sequence[tuple[float, float]], scale: float, power: float) -> f
     return (_OFF_COUNTS * _OFF**2 + squares) / (_OFF_COUNTS + count)
 
 
-def _law_off(points: Sequence[tuple[float, float]], log: float) -> float:
-    """Variance of the law at ``log``: its level by so many plans, its power by their distance."""
+def _law_off(points: Sequence[tuple[float, float]], log: float, text: float) -> float:
+    """Variance of the law at ``log``: its level by so many plans, its power by how far they lie
+    apart, for ``text`` moves the KL of either end."""
     if not points:
         return 0.0
-    away = log - fmean(loss for loss, _ in points)
-    return _OFF**2 / len(points) + (_POWER_OFF * away) ** 2
+    losses = [loss for loss, _ in points]
+    apart, away = max(losses) - min(losses), log - fmean(losses)
+    power = _POWER_OFF**2 + (2 * (text / apart) ** 2 if apart else 0.0)
+    return _OFF**2 / len(points) + power * away**2
 
 
 def _text_off(trials: Sequence[Trial]) -> float:
