@@ -3,11 +3,13 @@
     python benchmarks/bench_calibration.py                 # speed, on a random checkpoint
     python benchmarks/bench_calibration.py --model DIR     # speed, on a checkpoint of yours
     python benchmarks/bench_calibration.py --peak          # peak RSS on a 4 GB random checkpoint
+    python benchmarks/bench_calibration.py --types         # what the losses of types add to it
 
 Both speeds are of the same tokens in the same dtype, weights loaded beforehand in transformers and
 within the time in calibration; the plain forward leaves the output matrix out, as calibration does.
 They alternate, the best of each counts. Peak RSS is that of a fresh process. --cpu-seconds counts
-processor time instead of the clock's (on a busy machine, with --threads 1).
+processor time instead of the clock's (on a busy machine, with --threads 1). --types is the road of
+`calibrate --types`: --samples of --seq-len tokens of every domain of the package's text.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ from transformers import AutoModelForCausalLM
 from tenp_edge.calibration.collect import calibrate
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.forward.text_batch import Domain, batches
+from tenp_edge.progress import QUIET
+from tenp_edge.verbs.calibrate import run_calibrate
+from tenp_edge.verbs.measure_types import default_job, rounding_into, rounding_job
+from tenp_edge.verbs.options import CalibrationOptions
 
 SHAPE: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -77,6 +83,13 @@ PEAKS = (
     ("of it hidden states", "{states:size}"),
     ("seconds", "{seconds:.1f}"),
 )
+TYPES = (
+    ("model", "{model}"),
+    ("dtype", "{dtype}"),
+    ("calibration, seconds", "{calibration:.1f}"),
+    ("losses of types, seconds", "{types:.1f}"),
+    ("of calibration", "{share:.2f}"),
+)
 
 
 def main() -> None:
@@ -89,6 +102,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--cpu-seconds", action="store_true", help="processor time, not wall time")
     parser.add_argument("--peak", action="store_true", help="peak RSS instead of speed")
+    parser.add_argument("--types", action="store_true", help="the cost of the losses of types")
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "OUT"), help=argparse.SUPPRESS)
     parser.add_argument("--label", default="random", help="the model's name in the table")
     add_record_flag(parser)
@@ -101,13 +115,19 @@ def main() -> None:
         model = args.model or write_random_checkpoint(
             Path(scratch) / "model", BIG if args.peak else SHAPE
         )
-        table = Table(PEAKS if args.peak else SPEEDS)
+        name, columns, measure = _task(args)
+        table = Table(columns)
         print(table.head)
         for dtype in args.dtype:
-            measure = measure_peak if args.peak else measure_speed
             row = measure(args, model, Path(scratch), dtype)
             print(table.add({"model": args.label, "dtype": dtype, **row}), flush=True)
-    write_record(args.record, **{"peaks" if args.peak else "speeds": table})
+    write_record(args.record, **{name: table})
+
+
+def _task(args: argparse.Namespace) -> tuple[str, Any, Callable[..., Row]]:
+    if args.types:
+        return "types", TYPES, measure_types
+    return ("peaks", PEAKS, measure_peak) if args.peak else ("speeds", SPEEDS, measure_speed)
 
 
 def random_domains(checkpoint: Checkpoint, samples: int, seq_len: int) -> list[Domain]:
@@ -142,6 +162,20 @@ def measure_speed(args: argparse.Namespace, path: Path, scratch: Path, dtype: st
     for name, seconds in plain.items():
         row |= {f"{name}_tokens_per_second": count / seconds, name: seconds / ours}
     return row
+
+
+def measure_types(args: argparse.Namespace, path: Path, scratch: Path, dtype: str) -> Row:
+    """Seconds of a calibration, and of what `--types` does after it."""
+    clock = time.process_time if args.cpu_seconds else time.perf_counter
+    checkpoint, out = Checkpoint(path), scratch / f"types-{dtype}"
+    options = CalibrationOptions((), args.samples, args.seq_len, dtype=dtype)
+    start = clock()
+    statistics = run_calibrate(path, out, options)
+    calibration = clock() - start
+    job = rounding_job(default_job().writer, default_job().options)
+    assert job is not None and statistics.has_rounding
+    types = timed(lambda: rounding_into(checkpoint, job, statistics, out, options, QUIET), clock)
+    return {"calibration": calibration, "types": types, "share": types / calibration}
 
 
 def timed(run: Any, clock: Callable[[], float] = time.perf_counter) -> float:

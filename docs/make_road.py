@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -269,7 +268,7 @@ def _server(directory: Path, environment: dict[str, str]) -> Iterator[tuple[str,
         else:
             sys.exit("\n".join(said))
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # a process of the background may ignore Ctrl-C
         process.communicate(timeout=60)
 
 

@@ -12,10 +12,12 @@ object with this interface.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, runtime_checkable
@@ -359,6 +361,12 @@ def recognise(path: Path) -> tuple[Path, Exporter] | None:
 
 def _installed() -> dict[str, EntryPoint]:
     """By the name of the format, in the order of the names."""
+    return _on_path(tuple(sys.path))
+
+
+@lru_cache(maxsize=1)
+def _on_path(_path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    # The metadata of every distribution is read for it: a plan asks some thirty times.
     points = sorted(entry_points(group="tenp_edge.exporters"), key=lambda point: point.name)
     return {point.name: point for point in points}
 

@@ -63,11 +63,19 @@ def nats(value: float) -> str:
     return f"{value:.4f}" if value == 0 or value >= 0.01 else f"{value:#.3g}"
 
 
+def percent(share: float, places: int = 1) -> str:
+    """ "91.1 %" of 0.911: with a blank, as everywhere here."""
+    return f"{100 * share:.{places}f} %"
+
+
 def write_size(nbytes: int) -> str:
-    """``nbytes`` exactly, in the largest binary unit that divides it: "8GiB", `parse_size` back."""
+    """``nbytes`` exactly, as `parse_size` reads it back: "8GiB", "50.8MiB", or else in bytes."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if nbytes % scale == 0:
-            return f"{nbytes // scale}{unit}"
+        if nbytes >= scale:
+            number = f"{nbytes / scale:.2f}".rstrip("0").rstrip(".")
+            written = f"{number}{unit}"
+            if parse_size(written) == nbytes:
+                return written
     return f"{nbytes}B"
 
 

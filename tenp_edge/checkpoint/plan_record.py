@@ -15,6 +15,7 @@ _OPTIONAL = (
     "active_ratio",
     "predicted_loss",
     "predicted_kl",
+    "predicted_kl_range",
     "type_kl",
     "type_choice",
     "type_shares",
@@ -48,9 +49,10 @@ class PlanRecord:
     ``format`` to ``targets`` are the file's, as in `base.ExportOptions`. ``layer_retention`` is
     the share of the neurons that stays in each layer, ``model_retention`` of all parameters,
     ``active_ratio`` of the routed width of a token. Nats per token: ``predicted_kl`` by pruning,
-    ``type_kl`` by the type. ``unreached``: (layer, expert) that no calibration token chose.
-    ``type_shares``: share of the experts' bytes by type, where the plan names types itself.
-    ``type_choice``, ``frontier``, ``way`` and ``refined`` are what was weighed, as JSON values.
+    ``predicted_kl_range`` where it lies in nine cases of ten, ``type_kl`` by the type.
+    ``unreached``: (layer, expert) that no calibration token chose. ``type_shares``:
+    share of the experts' bytes by type, where the plan names types itself. ``type_choice``,
+    ``frontier``, ``way`` and ``refined`` are what was weighed, as JSON values.
     """
 
     method: str = ""
@@ -80,6 +82,7 @@ class PlanRecord:
     unreached: tuple[tuple[int, int], ...] = ()
     notes: tuple[str, ...] = ()
     predicted_kl: float | None = None
+    predicted_kl_range: tuple[float, ...] | None = None
     type_kl: float | None = None
     frontier: tuple[Mapping[str, Any], ...] = ()
     type_choice: Mapping[str, Any] | None = None

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
-from pathlib import Path
 from typing import NoReturn
 
-from tenp_edge.cli.flags import lean_flags
 from tenp_edge.errors import UserError
 
 
 def main() -> None:
     """Entry point."""
+    _end_quietly()
     _open_streams()
     _write_unicode()
+    from tenp_edge.cli.flags import lean_flags
+
     verb, arguments = sys.argv[1:2], None
     if verb == ["run"]:
         arguments = lean_flags.read(sys.argv[2:])
@@ -26,6 +28,7 @@ def main() -> None:
         full()
         return
     try:
+        _hear_interrupts()
         from tenp_edge.cli.commands import lean_run
 
         lean_run.run(**arguments)
@@ -40,11 +43,26 @@ def main() -> None:
         _say(error)
 
 
+def _end_quietly() -> None:
+    """As long as modules are loaded, Ctrl-C ends the process as it ends any other: Python would
+    show where it was in them."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _hear_interrupts() -> None:
+    """From here on, Ctrl-C is a KeyboardInterrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _open_streams() -> None:
     """Give a process that was started without one of the three streams an empty one, so that no
     file that is opened takes its place."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
+            from pathlib import Path
+
             empty = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115  for good
             setattr(sys, name, empty)
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from tenp_edge.cli import interrupts
 from tenp_edge.cli.os_errors import as_user_error
@@ -47,7 +49,22 @@ VERBS = {
 }
 
 
-class _Verbs(TyperGroup):
+class _Help:
+    """Switches take no value, and do not look as if they did."""
+
+    def get_params(self, ctx: Any) -> Any:
+        parameters = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class _Verb(_Help, TyperCommand):
+    """One verb."""
+
+
+class _Verbs(_Help, TyperGroup):
     """The verbs; one is loaded when it is typed, all are for the help and for a mistyped one."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -56,19 +73,31 @@ class _Verbs(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         for name in [cmd_name] if cmd_name in VERBS else VERBS:
             if name not in self.commands:
-                self.commands[name] = loaded_verb(name)
+                self.commands[name] = _for_a_terminal(loaded_verb(name))
         return self.commands.get(cmd_name)
 
 
 def loaded_verb(name: str) -> Any:
     """The verb as a command of its own, for the command line and the pages made from it."""
     verb = typer.Typer(rich_markup_mode="rich", add_completion=False)
-    verb.command(name)(getattr(import_module(f"tenp_edge.cli.commands.{VERBS[name]}"), name))
-    command = typer.main.get_command(verb)
+    verb.command(name, cls=_Verb)(
+        getattr(import_module(f"tenp_edge.cli.commands.{VERBS[name]}"), name)
+    )
+    return typer.main.get_command(verb)
+
+
+def _for_a_terminal(command: Any) -> Any:
+    """The help as it is to be shown: paragraphs flow, and a word in brackets is no markup."""
+    paragraphs = cleandoc(command.help or "").split("\n\n")
+    flowing = (p if p.startswith(" ") else " ".join(p.split("\n")) for p in paragraphs)
+    command.help = _plain("\n\n".join(flowing))
     for parameter in command.params:
-        if getattr(parameter, "is_flag", False):
-            parameter.metavar = ""  # A switch takes no value.
+        parameter.help = _plain(getattr(parameter, "help", None) or "")
     return command
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"(?=\[[a-z#/@])", r"\\", text)
 
 
 app = typer.Typer(
@@ -86,7 +115,26 @@ _RUNNING = ("run", "serve", "bench")
 _CONTINUING = ("calibrate", "compress", "compare", "demo", "push")
 
 
-def main(command: Callable[[], object] = app) -> None:
+def _typed() -> None:
+    """What was typed, as typer reads it; what it refuses is said as everything else is."""
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        said = getattr(error, "format_message", None)
+        if said is None:
+            raise
+        if not said():  # the help, where nothing was typed: it is printed already
+            raise SystemExit(2) from None
+        message, _, possible = str(said()).partition(" (Possible options: ")
+        context = getattr(error, "ctx", None)
+        ways = [possible.rstrip(")"), f"{context.command_path} --help" if context else "--help"]
+        text = message[:1].lower() + message[1:].rstrip(".")
+        raise UserError(text, "; or ".join(filter(None, ways))) from None
+    if isinstance(code, int) and code:
+        raise SystemExit(code)
+
+
+def main(command: Callable[[], object] = _typed) -> None:
     """Run ``command``, by default what was typed, and say in plain words what goes wrong."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:

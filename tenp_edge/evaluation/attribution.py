@@ -35,7 +35,7 @@ from tenp_edge.evaluation.divergence import (
 from tenp_edge.evaluation.routing import Choices
 from tenp_edge.forward.sweep import Sequences, streamed
 from tenp_edge.forward.text_batch import Domain, TextBatch
-from tenp_edge.progress import Progress
+from tenp_edge.progress import Progress, begin
 
 PRUNING, QUANTISATION = "pruning", "quantisation"
 BOTH = "pruning, quantisation"
@@ -142,8 +142,10 @@ def measure_losses(
 ) -> tuple[Loss, ...]:
     """Every stage against the reference, whose layers run once; ``worst`` is shown the last."""
     losses: list[Loss] = []
+    begin(run.progress, REFERENCE)
     with run.streamed(run.source, REFERENCE) as reference:
         for number, stage in enumerate(stages):
+            begin(run.progress, stage.name)
             before = losses[-1].overall.mean_kl if losses else 0.0
             shown = worst if number == len(stages) - 1 else None
             if stage.open is None:

@@ -2,8 +2,8 @@
 
 The law through plans that are only cut (`kl_law`) promises too little of mixed ones: by a quarter
 on the bundled model. So a few plans of the joint search itself, from small to large, run beside the
-dense model. Of a large model some layers are cut and rounded, as in `rounding`: loss and KL are of
-those.
+dense model. Of a large model the experts of some layers are cut and rounded, as in `rounding`: loss
+and KL are of those.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource, WeightSource
 from tenp_edge.checkpoint.tensor_types import AUTO
+from tenp_edge.evaluation.emulated_rounding import EmulatedExperts, ExpertError
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, Exporter, ExportOptions, Requantiser
 from tenp_edge.planning.budget.search import make_space
@@ -69,8 +70,8 @@ def decoded(
 
 @dataclass(frozen=True)
 class MixedPlans:
-    """Plans of ``planner`` in some ``layers`` (None: in all, and outside of them), all else as it
-    is. ``chosen``: from small to large."""
+    """Plans of ``planner`` in the experts of some ``layers``, all else as it is (None: in all of
+    the model). ``chosen``: from small to large."""
 
     planner: JointPlanner
     layers: tuple[int, ...] | None = None
@@ -83,25 +84,46 @@ class MixedPlans:
         return tuple(found for size in sizes if (found := search.within(size)) is not None)
 
     def variants(self, cached: Checkpoint, imatrix: bool) -> list[OtherWeights]:
-        planner = self.planner
-        options = replace(planner.options, imatrix=imatrix)
-        given = planner.spec.target.exporter, options, planner.evidence.statistics
-        ends = self.layers is None
         return [
             OtherWeights(
-                decoded(cached, planner.drafted(one), *given), f"mixed {number}", self.layers, ends
+                self._weights(cached, self.planner.drafted(one), imatrix),
+                f"mixed {number}",
+                self.layers,
+                ends=self.layers is None,
             )
             for number, one in enumerate(self.chosen)
         ]
+
+    def _weights(self, cached: Checkpoint, plan: CompressionPlan, imatrix: bool) -> WeightSource:
+        planner = self.planner
+        if self.layers is None:
+            options = replace(planner.options, imatrix=imatrix)
+            given = planner.spec.target.exporter, options, planner.evidence.statistics
+            return decoded(cached, plan, *given)
+        importance = Importance(planner.evidence.statistics, plan) if imatrix else None
+        return EmulatedExperts(ModelSource(cached, plan), self._error_of(plan), importance)
+
+    def _error_of(self, plan: CompressionPlan) -> ExpertError:
+        """What the types of ``plan`` do to its experts."""
+        types, errors, mixer = plan.file_types, self.planner.errors, self.planner.mixer
+        config = self.planner.checkpoint.config
+        assert types is not None
+
+        def error(layer: int, expert: int, part: str) -> float:
+            columns = plan.widths[layer][expert] if part == "down" else config.hidden_size
+            kind = mixer.legal_type(types.expert(layer, expert, part), columns)
+            return errors.of_expert(layer, part).get(kind, 0.0)
+
+        return error
 
     def losses(self) -> list[float]:
         """Predicted, of what differs from the dense model."""
         planner = self.planner
         matrices = planner.mixer.typed_matrices(planner.checkpoint.config, planner.options)
         there = [self._differs(table.layer) for table in planner.tables.experts]
-        others = [self._differs(matrix.layer) for matrix in matrices]
+        others = [self.layers is None for _ in matrices]
         found = (planner.search.losses(one) for one in self.chosen)
         return [float(of[there].sum() + other[others].sum()) for of, other in found]
 
-    def _differs(self, layer: int | None) -> bool:
+    def _differs(self, layer: int) -> bool:
         return self.layers is None or layer in self.layers

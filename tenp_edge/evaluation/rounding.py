@@ -4,13 +4,17 @@ Two things are measured. The relative error of every type, on rows of some exper
 and of every other matrix, encoded with their importance matrix: no matrix is encoded whole. And the
 KL of the model with one group of matrices (a role: "q", or the experts' down) in one type: what an
 error in that role means for this very model. The groups run beside the dense model in one pass.
+
+It is a part of calibrating and must stay a small one: where all of the held-out slice would be more
+than a matter of a moment, as much of it is read as costs `_SHARE` of the calibration's forward; and
+a large model's experts are not encoded (`emulated_rounding`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -19,59 +23,36 @@ import torch
 from tenp_edge.calibration.held_out import load_slice, slice_digest
 from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.calibration.storage import Statistics
-from tenp_edge.checkpoint.files import Checkpoint, ExpertWeights
-from tenp_edge.checkpoint.source import ModelSource, Rows, WeightSource
-from tenp_edge.checkpoint.tensor_types import TensorTypes
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.evaluation.evaluator import LayerCache
 from tenp_edge.evaluation.measured_variants import measure_variants
 from tenp_edge.evaluation.mixed_plans import PARTS, MixedPlans, planner_of
 from tenp_edge.evaluation.refine import known_trials
+from tenp_edge.evaluation.rounded_groups import MEASURED_LAYERS, Groups
+from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.type_sensitivity import SAMPLED_ABOVE, spread
 from tenp_edge.evaluation.variants import OtherWeights
-from tenp_edge.exporters.base import ExportData, Exporter, ExportOptions, Requantiser
-from tenp_edge.exporters.mixing import Mixer, SampledRows, TypedMatrix
-from tenp_edge.models import ModelConfig, TensorSpec
+from tenp_edge.exporters.base import ExportData
+from tenp_edge.exporters.mixing import Mixer, SampledRows
+from tenp_edge.forward.text_batch import Domain
+from tenp_edge.models import ModelConfig
+from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.measured.rounding_errors import (
     EXPERT_GROUPS,
     Errors,
-    GroupCost,
     MixedCost,
     RoundingErrors,
     load_errors,
 )
-from tenp_edge.planning.measured.type_costs import Conditions
 from tenp_edge.progress import QUIET, Progress
 
 _EXPERTS, _ROWS = 4, 4  # of a sampled layer; of each of their matrices
 _LAYERS = 12  # that experts are sampled in
-_MEASURED_LAYERS = 8  # of a large model, whose groups are rounded
-_PROBE_BITS = 3.5  # of the type that groups are measured in
-_PROBE_QUANT = "Q3_K_M"  # whose speed stands for it
-
-
-@dataclass(frozen=True)
-class RoundingJob:
-    """What is to be measured: ``types`` of ``writer``, a `Mixer`, in files of ``options``; () for
-    all that it can mix."""
-
-    writer: Exporter
-    options: ExportOptions
-    types: tuple[str, ...] = ()
-
-    @property
-    def mixer(self) -> Mixer:
-        assert isinstance(self.writer, Mixer)
-        return self.writer
-
-    def relative_errors(self, samples: Sequence[SampledRows]) -> dict[str, float]:
-        """Of all the types (`relative_errors`)."""
-        return relative_errors(self.mixer, samples, self.types or self.mixer.mixed_types)
-
-    def conditions(self, fingerprint: str, text: str) -> Conditions:
-        options = self.options
-        return Conditions(
-            fingerprint, text, self.writer.format, options.imatrix, options.tensor_types
-        )
+_SHARE = 0.35  # of the calibration's tokens, all forwards together
+_MOMENT = 10**12  # floating-point operations
+_FEWEST = 64  # tokens of a domain
+_EMULATED_PER_SECOND = 2 * 10**8  # weights
 
 
 def measure_rounding(
@@ -84,21 +65,23 @@ def measure_rounding(
     dtype: torch.dtype,
     progress: Progress = QUIET,
 ) -> RoundingErrors:
-    """Kept in rounding.json of ``directory`` (the statistics'); not measured twice.
+    """Kept in ``directory`` (the statistics', `rounding_errors.file_of`); not measured twice.
 
     Raises UserError where there is no held-out slice.
     """
     domains = load_slice(directory)
     conditions = job.conditions(checkpoint.fingerprint, slice_digest(domains))
-    known = load_errors(directory)
+    known = load_errors(directory, job.writer.format)
     if known is not None and known.conditions == conditions:
         return known
     started = time.monotonic()
+    tokens = measured_tokens(checkpoint, job, _tokens(domains), Importance(statistics).tokens)
+    domains = shortened(domains, tokens)
     data = ExportData(Importance(statistics) if job.options.imatrix else None)
     errors = sampled_errors(checkpoint, job, data, progress)
     errors = replace(errors, conditions=conditions)
     cached = LayerCache(checkpoint.path)
-    groups = _Groups(cached, job, data, errors)
+    groups = Groups(cached, job, data, errors)
 
     def measured(variants: Sequence[OtherWeights], what: str) -> list[float]:
         found = measure_variants(
@@ -117,11 +100,41 @@ def measure_rounding(
     trials = known_trials(directory)
     planner = planner_of(checkpoint, job.writer, job.options.layout, statistics, errors, trials)
     mixed = MixedPlans(planner, groups.sampled_layers)
-    kls = measured(mixed.variants(cached, job.options.imatrix), "mixed plans")
+    kls = measured(mixed.variants(cached, data.imatrix is not None), "mixed plans")
     plans = tuple(MixedCost(*pair) for pair in zip(mixed.losses(), kls, strict=True))
     errors = replace(errors, plans=plans, seconds=round(time.monotonic() - started, 2))
     errors.save(directory)
     return errors
+
+
+def measured_tokens(
+    checkpoint: Checkpoint, job: RoundingJob, held_out: int, calibrated: int
+) -> int:
+    """Of ``held_out`` tokens those that are measured on, beside a calibration of ``calibrated``."""
+    forwards = job.forwards(checkpoint.config)
+    active = inspect_model(checkpoint.path).active_parameters
+    if forwards * held_out * 2 * active <= _MOMENT:
+        return held_out
+    return min(held_out, int(_SHARE * calibrated / forwards))
+
+
+def shortened(domains: Sequence[Domain], tokens: int) -> list[Domain]:
+    """About ``tokens`` of all ``domains`` together, of each as many, at least _FEWEST: whole
+    sequences and, where a domain has room for less than one, its first tokens."""
+    if _tokens(domains) <= tokens:
+        return list(domains)
+    of_each = max(_FEWEST, tokens // len(domains))
+    parts = []
+    for domain in domains:
+        count = max(1, of_each // domain.tokens.shape[1])
+        width = min(of_each, domain.tokens.shape[1])
+        lengths = domain.lengths[:count].clamp(max=width)
+        parts.append(Domain(domain.name, domain.tokens[:count, :width], lengths))
+    return parts
+
+
+def _tokens(domains: Sequence[Domain]) -> int:
+    return sum(int(domain.lengths.sum()) for domain in domains)
 
 
 # -- errors of sampled rows ------------------------------------------------------------------------
@@ -141,7 +154,7 @@ def sampled_errors(
             task.advance()
         matrices = job.mixer.sampled_matrices(source, job.options, data, _EXPERTS * _ROWS)
         for matrix, sample in matrices:
-            others[matrix.key] = job.relative_errors([sample])
+            others[matrix.key] = _errors(job, [sample])
         task.advance()
     return RoundingErrors(job.conditions(checkpoint.fingerprint, ""), experts, others)
 
@@ -161,7 +174,7 @@ def _expert_errors(
             importance = None if squares is None or not squares.tokens else squares.weights()
             step = max(1, len(matrix) // _ROWS)
             samples[part].append(SampledRows(matrix[::step][:_ROWS], importance))
-    errors = {part: job.relative_errors(found) for part, found in samples.items()}
+    errors = {part: _errors(job, found) for part, found in samples.items()}
     return {"gate": errors["up"], **errors}
 
 
@@ -173,6 +186,10 @@ def _sampled_experts(config: ModelConfig, imatrix: Importance | None, layer: int
     tokens = {expert: imatrix.expert(layer, expert, "up").tokens for expert in every}
     reached = sorted((e for e in every if tokens[e]), key=lambda e: -tokens[e]) or list(every)
     return [reached[place] for place in spread(len(reached), min(_EXPERTS, len(reached)))]
+
+
+def _errors(job: RoundingJob, samples: Sequence[SampledRows]) -> Errors:
+    return relative_errors(job.mixer, samples, job.types or job.mixer.mixed_types)
 
 
 def relative_errors(
@@ -209,144 +226,25 @@ def _whole_blocks(mixer: Mixer, kind: str, length: int) -> int:
     return next((n for n in range(length, 0, -1) if mixer.legal_type(kind, n) == kind), 0)
 
 
-# -- what they cost, group by group ----------------------------------------------------------------
-
-
-class _Groups:
-    """One variant a group: its matrices in one type, all else as it is."""
-
-    def __init__(
-        self, cached: LayerCache, job: RoundingJob, data: ExportData, errors: RoundingErrors
-    ) -> None:
-        self.job, self.errors, self.config = job, errors, cached.config
-        self.matrices = job.mixer.typed_matrices(cached.config, job.options)
-        self.type = _probe_type(job.mixer)
-        self.source, self.data = ModelSource(cached), data
-        roles = dict.fromkeys(matrix.role for matrix in self.matrices)
-        self.names = (*EXPERT_GROUPS, *(role for role in roles if self._error(role)))
-
-    def variants(self) -> list[OtherWeights]:
-        return [
-            OtherWeights(self._weights(name), name, self._layers(name), ends=self._is_end(name))
-            for name in self.names
-        ]
-
-    def costs(self, kls: Sequence[float]) -> dict[str, GroupCost]:
-        pairs = zip(self.names, kls, strict=True)
-        return {
-            name: GroupCost(self.type, kl, self._error(name), self._layers(name))
-            for name, kl in pairs
-        }
-
-    def _of(self, role: str) -> list[TypedMatrix]:
-        return [matrix for matrix in self.matrices if matrix.role == role]
-
-    def _all_layers(self, name: str) -> list[int]:
-        if name in EXPERT_GROUPS:
-            return list(self.config.moe_layers)
-        return [matrix.layer for matrix in self._of(name) if matrix.layer is not None]
-
-    @property
-    def sampled_layers(self) -> tuple[int, ...] | None:
-        """Those of the experts that are rounded; None: all."""
-        return self._layers("down") if self._large else None
-
-    @property
-    def _large(self) -> bool:
-        return self.config.expert_weights > SAMPLED_ABOVE
-
-    def _layers(self, name: str) -> tuple[int, ...]:
-        """Those that are rounded: all of a small model's, some of a large one's."""
-        layers = self._all_layers(name)
-        wanted = min(_MEASURED_LAYERS if self._large else len(layers), len(layers))
-        return tuple(layers[i] for i in spread(len(layers), wanted)) if layers else ()
-
-    def _is_end(self, name: str) -> bool:
-        return name not in EXPERT_GROUPS and not self._all_layers(name)
-
-    def _error(self, name: str) -> float:
-        """Of the matrices that are rounded; of experts their losses say more (`joint_losses`)."""
-        if name in EXPERT_GROUPS:
-            return 0.0
-        layers, total = self._layers(name), 0.0
-        for matrix in self._of(name):
-            if matrix.layer is None or matrix.layer in layers:
-                kind = self.job.mixer.legal_type(self.type, matrix.shape[-1])
-                total += self.errors.others.get(matrix.key, {}).get(kind, 0.0)
-        return total
-
-    def _weights(self, name: str) -> WeightSource:
-        writer, config = self.job.writer, self.config
-        assert isinstance(writer, Requantiser)
-        plain = "F32"
-        parts = EXPERT_GROUPS.get(name, ())
-        rows = {
-            part: dict.fromkeys(config.moe_layers, (kind,) * config.num_experts)
-            for part in ("gate", "down")
-            for kind in [self.type if part in parts else plain]
-        }
-        others = {m.key: self.type if m.role == name else plain for m in self.matrices}
-        types = TensorTypes(rows["gate"], rows["down"], others)
-        options = self.job.options.typed(types)
-        rounded = writer.requantised(self.source, options, self.data)
-        return _Partly(self.source, rounded, name)
-
-
-class _Partly:
-    """``rounded`` in the matrices of group ``name``, ``source`` elsewhere (a `WeightSource`)."""
-
-    def __init__(self, source: ModelSource, rounded: WeightSource, name: str) -> None:
-        self._source, self._rounded, self._name = source, rounded, name
-        self.config: ModelConfig = rounded.config
-        self.stored_dtype = None if name in EXPERT_GROUPS else source.stored_dtype
-
-    @property
-    def tensors(self) -> Mapping[str, TensorSpec]:
-        return self._rounded.tensors
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._from(name).read(name)
-
-    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        return self._from(name).read_rows(name, start, stop)
-
-    def held(self, name: str) -> Rows:
-        return self._from(name).held(name)
-
-    def expert(self, layer: int, expert: int) -> ExpertWeights:
-        own = self._name in EXPERT_GROUPS
-        return (self._rounded if own else self._source).expert(layer, expert)
-
-    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
-        own = self._name in EXPERT_GROUPS
-        return (self._rounded if own else self._source).held_experts(layer)
-
-    def _from(self, name: str) -> WeightSource:
-        spec = self.tensors[name]
-        inside = name in self._source.tensors
-        own = spec.role == self._name or (spec.role == "kv_b" and self._name in ("k_b", "v_b"))
-        return self._rounded if own or not inside else self._source
-
-
-def _probe_type(mixer: Mixer) -> str:
-    """Of about _PROBE_BITS a weight, one that needs no importance matrix."""
-    plain = [kind for kind in mixer.mixed_types if not mixer.needs_importance(kind)]
-    return min(plain, key=lambda k: abs(mixer.tensor_bytes(256, 256, k) / 8192 - _PROBE_BITS))
-
-
 def rounding_seconds(
-    config: ModelConfig, job: RoundingJob, tokens: int, active_parameters: int, operations: float
+    checkpoint: Checkpoint, job: RoundingJob, held_out: int, calibrated: int, operations: float
 ) -> float:
-    """About how long `measure_rounding` takes on ``tokens`` of text: a forward for every group and
-    every mixed plan, two of the dense model, and every matrix encoded once for its group and once a
-    plan. ``operations``: floating-point operations a second of the forward.
+    """About how long `measure_rounding` takes on ``held_out`` tokens of text after a calibration of
+    ``calibrated``: the forwards; every matrix is encoded once for its group and once a plan, but
+    for the experts of a large model. ``operations``: floating-point operations a second of the
+    forward.
     """
+    config = checkpoint.config
+    active = inspect_model(checkpoint.path).active_parameters
+    tokens = measured_tokens(checkpoint, job, held_out, calibrated)
+    computing = job.forwards(config) * tokens * 2 * active / operations
     matrices = job.mixer.typed_matrices(config, job.options)
-    groups = len(EXPERT_GROUPS) + len({matrix.role for matrix in matrices})
-    weights = config.expert_weights
-    weights = min(weights, max(SAMPLED_ABOVE, weights * _MEASURED_LAYERS // len(config.moe_layers)))
-    weights += sum(prod(matrix.shape) for matrix in matrices)
-    speed = job.writer.encoding_speed(replace(job.options, quant=_PROBE_QUANT))
-    forwards = 2 + groups + len(PARTS)
-    encoded = 4 * weights * (1 + len(PARTS)) / speed
-    return encoded + forwards * tokens * 2 * active_parameters / operations
+    speed = job.writer.encoding_speed(replace(job.options, quant=job.mixer.probed_quant)) / 4
+    experts, every = config.expert_weights, 1 + len(PARTS)
+    if experts <= SAMPLED_ABOVE:
+        encoded = experts + sum(prod(matrix.shape) for matrix in matrices)
+        return computing + every * encoded / speed
+    part = min(1.0, MEASURED_LAYERS / len(config.moe_layers))
+    sizes = [prod(m.shape) * (1 if m.layer is None else part) for m in matrices]
+    emulated = (len(EXPERT_GROUPS) + len(PARTS)) * part * experts
+    return computing + sum(sizes) / speed + emulated / _EMULATED_PER_SECOND

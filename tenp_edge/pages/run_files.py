@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.gguf.padded_twin import TWIN
+from tenp_edge.evaluation.fitting import fits, measured_peak
 
 Json = Mapping[str, Any]
 
@@ -48,21 +49,33 @@ class RunFiles:
     @property
     def measured_bytes(self) -> int | None:
         """The peak memory of the file as it ran, None where none was measured."""
-        checked = self.validation or {}
-        measured = checked.get("measured_peak_rss")
-        # A padded twin is not the file itself: its peak says nothing about the file's.
-        return None if checked.get("measured_as") == TWIN else measured
+        return measured_peak(self.validation)
 
     @property
     def fits(self) -> bool | None:
-        """Within the budget: what was measured, where this machine was the target, else what was
-        predicted. None without a budget."""
-        budget = self.record.get("budget_bytes")
-        if budget is None:
-            return None
-        here = self.memory.get("device") == "this-machine"
-        measured = self.measured_bytes if here else None
-        return bool((self.memory["total_bytes"] if measured is None else measured) <= budget)
+        """Whether the run keeps to its budget; None without one."""
+        predicted, device = self.memory["total_bytes"], self.memory.get("device")
+        return fits(self.record.get("budget_bytes"), predicted, self.measured_bytes, device)
+
+    @property
+    def not_measured(self) -> str:
+        """Why there is no validation."""
+        if self._settings.get("no-validate"):
+            return "the run was made with --no-validate"
+        if self.manifest is not None and not self.manifest.get("complete"):
+            return (
+                "the run ended before its validation. The same compress command again continues "
+                "where it stopped"
+            )
+        return "there is no validation.json in the directory of the run"
+
+    @property
+    def _settings(self) -> Json:
+        """What the recipe says; nothing where somebody edited it into something else."""
+        try:
+            return tomllib.loads(self.recipe)
+        except tomllib.TOMLDecodeError:
+            return {}
 
 
 def read_run(directory: Path) -> RunFiles:

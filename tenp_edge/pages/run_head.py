@@ -12,8 +12,6 @@ from tenp_edge.pages.markup import Child, joined, tag
 from tenp_edge.pages.run_files import RunFiles
 from tenp_edge.units import format_size, nats
 
-_NOT_MEASURED = "Its quality was not measured: the run was made with --no-validate."
-
 
 def head(run: RunFiles) -> Markup:
     """Name, verdict, figures."""
@@ -63,7 +61,7 @@ def _lead(run: RunFiles, verdict: Verdict | None) -> Iterator[Child]:
     kept = "Every neuron of the experts stays" if keep == 1 else some
     yield f"{kept}, in {_types(run)}. "
     if verdict is None:
-        yield _NOT_MEASURED
+        yield f"Its quality was not measured: {run.not_measured}."
         return
     yield (
         f"On {verdict.tokens:,} tokens that calibration did not see, both models put the same "

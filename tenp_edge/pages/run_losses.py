@@ -15,7 +15,6 @@ from tenp_edge.pages.svg import bar
 from tenp_edge.units import nats
 
 _STEPS = {"pruning": "after the cut", "quantisation": "after rounding", "runtime": "as it runs"}
-_NOT_VALIDATED = "The run was made with --no-validate: nothing was measured."
 _OPEN = 3  # examples that are not folded
 # A 95 % interval of a mean is about two standard errors to both sides.
 _SPREAD = 2.0
@@ -25,7 +24,7 @@ def losses(run: RunFiles) -> Section:
     """Mean KL of every domain after every stage, with its spread."""
     title, checked = "Loss by domain and by stage", run.validation
     if checked is None:
-        return Section("losses", title, "", missing(_NOT_VALIDATED))
+        return Section("losses", title, "", _missing(run))
     about = (
         "KL divergence of the next-token predictions from the whole model's, in nats per token: 0 "
         "is equal. Whiskers: where the mean lies with 95 % confidence, from sequence to sequence."
@@ -34,6 +33,12 @@ def losses(run: RunFiles) -> Section:
     if checked.get("losses_note"):
         parts.append(paragraph(f"{checked['losses_note']}.", kind="about"))
     return Section("losses", title, about, joined(parts))
+
+
+def _missing(run: RunFiles, why: str = "") -> Markup:
+    """``why`` a part of the validation is not there, or why there is none."""
+    text = why if run.validation else f"Nothing was measured: {run.not_measured}."
+    return missing(text)
 
 
 def _bars(checked: Mapping[str, Any]) -> Markup:
@@ -112,7 +117,7 @@ def routing(run: RunFiles) -> Section:
             "The routing was not compared: validation ran without the stages between the two "
             "models, or the experts of one are not those of the other."
         )
-        return Section("routing", title, "", missing(text if run.validation else _NOT_VALIDATED))
+        return Section("routing", title, "", _missing(run, text))
     shares = {int(layer): share for layer, share in found["layers"].items()}
     about = (
         f"Of the experts that the whole model chooses for a token, the share that this one "
@@ -153,7 +158,7 @@ def examples(run: RunFiles) -> Section:
     found = (run.validation or {}).get("examples")
     if not found:
         text = "No places of the text were kept: validation stored none."
-        return Section("examples", title, "", missing(text if run.validation else _NOT_VALIDATED))
+        return Section("examples", title, "", _missing(run, text))
     about = (
         "The worst places of the validation text, at most two of a sequence: what each model "
         "expected to come next, and what came. Most places look nothing like these. They are "

@@ -15,7 +15,7 @@ from tenp_edge.planning.budget.search import Search
 from tenp_edge.planning.measured.kl_law import predicted_kl
 from tenp_edge.planning.memory.pricing import Priced
 from tenp_edge.planning.memory.table import decode_tokens_per_second
-from tenp_edge.units import format_size
+from tenp_edge.units import format_size, percent
 
 
 def memory_json(search: Search, priced: Priced) -> dict[str, Any]:
@@ -89,6 +89,7 @@ def make_record(checkpoint: Checkpoint, search: Search, priced: Priced) -> PlanR
         active_ratio=_active_ratio(search, priced),
         predicted_loss=None if evidence is None else evidence.predicted_loss(widths),
         predicted_kl=None if evidence is None else search.kl_of(widths),
+        predicted_kl_range=None if evidence is None else search.kl_range_of(widths),
         type_shares=None if priced.types is None else priced.manifest.type_shares,
         unreached=() if evidence is None else tuple(evidence.unreached),
         notes=tuple(_notes(search, priced)),
@@ -170,9 +171,10 @@ def blocks_chosen(plain: Priced, blocks: Priced, multiple: int) -> tuple[str, ..
     saved = round(per_neuron * blocks.keep_ratio) - blocks.memory.experts_bytes
     # A padded file is as wide as its widest expert: there blocks may save nothing.
     saves = f", which saves {format_size(saved)}" if saved > 0 else ""
+    fit, others = percent(blocks.keep_ratio), percent(plain.keep_ratio)
     return (
         f"widths are multiples of {multiple}, whole blocks of {blocks.manifest.quant}{saves}: "
-        f"{blocks.keep_ratio:.1%} of the neurons fit, of other widths {plain.keep_ratio:.1%}",
+        f"{fit} of the neurons fit, of other widths {others}",
     )
 
 
@@ -185,7 +187,7 @@ def blocks_offered(plain: Search, blocks: Search) -> tuple[str, ...]:
     quant, keep = plain.spec.target.options.quant, math.ceil(1e4 * width / full) / 1e4
     return (
         f"experts of {full} neurons are no whole blocks of {quant}: with {width} "
-        f"({width / full:.1%}) the weights take {format_size(whole - narrower)} less; --quant "
+        f"({percent(width / full)}) the weights take {format_size(whole - narrower)} less; --quant "
         f"{quant} --method enp --keep {keep} instead of --ram cuts them so",
     )
 

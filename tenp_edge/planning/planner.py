@@ -34,6 +34,7 @@ from tenp_edge.planning.budget.tensor_types import (
     choose_jointly,
 )
 from tenp_edge.planning.describe import blocks_chosen, blocks_offered, make_record, memory_json
+from tenp_edge.planning.joint.least import least as smallest_joint
 from tenp_edge.planning.joint.plan import JointPlan, JointPlanner, joins, joint_pricer
 from tenp_edge.planning.measured.probes import best_way
 from tenp_edge.planning.measured.rounding_errors import RoundingErrors
@@ -61,6 +62,7 @@ def make_plan(
     confirm: bool = False,
     costs: TypeCosts | None = None,
     rounding: RoundingErrors | None = None,
+    least: bool = False,
 ) -> CompressionPlan:
     """The largest legal plan of the requested method within the budget or the keep ratio.
 
@@ -73,12 +75,13 @@ def make_plan(
     ``extra_files`` adds exact sizes of further weight files (the pruned checkpoint's);
     ``measured`` are plans of this model that were run: they say what a loss means in nats, and for
     the default method which way of sharing out width was best near the plan's size (`probes`).
-    ``confirm``: the memory is the runtime's own answer for the very plan; without, it is estimated.
-    Raises UserError when nothing legal fits, with what would.
+    ``least``: before a calibration that measures what rounding does, the smallest plan that it may
+    lead to. ``confirm``: the memory is the runtime's own answer for the very plan; without, it is
+    estimated. Raises UserError when nothing legal fits, with what would.
     """
-    inputs = _Given(checkpoint, profile, statistics, measured, confirm, costs, rounding)
+    inputs = _Given(checkpoint, profile, statistics, measured, confirm, costs, rounding, least)
     try:
-        largest = inputs.joint(options) or inputs.in_best_way(options)
+        largest = inputs.found(options)
     except InfeasibleError as infeasible:
         raise refusal(infeasible, checkpoint, options, inputs.smallest) from None
     search, priced, evidence = largest.search, largest.priced, largest.search.evidence
@@ -150,7 +153,14 @@ class _Given:
     confirm: bool
     costs: TypeCosts | None
     rounding: RoundingErrors | None = None
+    least: bool = False
     _evidence: dict[tuple[Space, Scores], Evidence] = field(default_factory=dict)
+
+    def found(self, options: PlanOptions) -> _Found:
+        """The plan. Raises InfeasibleError where none fits."""
+        if self.least:
+            return self.least_found(options)
+        return self.joint(options) or self.in_best_way(options)
 
     def in_best_way(self, options: PlanOptions) -> _Found:
         """`largest`, its width shared out as measured best near its size."""
@@ -183,25 +193,44 @@ class _Given:
 
     def joint(self, options: PlanOptions) -> _Found | None:
         """The best of all widths and types together, in the way that measured best near its size;
-        None where they are not to be chosen, where rounding was not measured, and where nothing
-        fits (the plain search then says what would)."""
-        positions = self.checkpoint.config.max_position_embeddings
-        spec = resolve(options, self.profile, positions)
-        if self.rounding is None or spec.sized or not joins(spec, self.rounding, self.statistics):
+        None where they are not to be chosen, and where rounding was not measured."""
+        planner = self._joined(options)
+        if planner is None:
             return None
-        check_model(self.checkpoint, self.statistics)
-        planner = self._joint_planner(options)
-        budget = spec.target.budget_bytes
+        budget = planner.spec.target.budget_bytes
         way = self._way(options, planner.keep_within(budget))
         if way:
             way = {**way, "ranking": "global"}  # It compares all layers.
             planner = self._joint_planner(replace(options, **way))
         found = planner.plan(budget, self.confirm)
         if found is None:
-            return None
+            raise InfeasibleError(planner.smallest(self.confirm), planner.spec.target)
         evidence, pricer = planner.evidence, planner.pricer
         search = Search(planner.spec, evidence.space, evidence, pricer, self.measured)
         return _Found(search, found.priced, None, joint=found, way=way)
+
+    def _joined(self, options: PlanOptions) -> JointPlanner | None:
+        """What chooses them together; None where nothing does."""
+        spec = resolve(options, self.profile, self.checkpoint.config.max_position_embeddings)
+        if self.rounding is None or spec.sized or not joins(spec, self.rounding, self.statistics):
+            return None
+        check_model(self.checkpoint, self.statistics)
+        return self._joint_planner(options)
+
+    def least_found(self, options: PlanOptions) -> _Found:
+        """The smallest that `joint` may find."""
+        priced, spec = self._least(options)
+        if priced.memory.headroom_bytes < 0:
+            raise InfeasibleError(priced, spec.target)
+        pricer = joint_pricer(self.checkpoint, spec)
+        return _Found(Search(spec, self._space(spec), None, pricer, ()), priced, None)
+
+    def _least(self, options: PlanOptions) -> tuple[Priced, PlanSpec]:
+        check_model(self.checkpoint, None)
+        positions = self.checkpoint.config.max_position_embeddings
+        spec = resolve(options, self.profile, positions).with_type(AUTO)
+        pricer = joint_pricer(self.checkpoint, spec)
+        return smallest_joint(spec, self._space(spec), pricer, self.confirm), spec
 
     def _joint_planner(self, options: PlanOptions) -> JointPlanner:
         positions = self.checkpoint.config.max_position_embeddings
@@ -235,6 +264,11 @@ class _Given:
 
     def smallest(self, options: PlanOptions) -> Priced:
         """The smallest legal plan that ``options`` allow."""
+        if self.least:
+            return self._least(options)[0]
+        planner = self._joined(options)
+        if planner is not None:
+            return planner.smallest(self.confirm)
         return self._plain(*self._typed(options)).smallest(self.confirm)
 
     def _plain(self, spec: PlanSpec, typed: TypeChoice | None) -> Search:

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.chat import Message, refused, template_facts
 from tenp_edge.runtime.chat_formats.calls import Tool
 from tenp_edge.runtime.chat_formats.formats import (
     ChatFormat,
-    Thinking,
     format_of,
     thinking_of,
 )
 from tenp_edge.runtime.chat_template import PROCESS, TemplateError
+from tenp_edge.runtime.thinking import TAGS, Thinking
 from tenp_edge.runtime.vocabulary import Vocabulary
 
+Message = Mapping[str, Any]
 Messages = Sequence[Message]
 _INSTRUCTION = (
     "You may call one or more functions to assist with the user query. Their signatures:\n"
@@ -58,9 +58,11 @@ def chat_prompt(
     """
     template = vocabulary.chat_template
     if template is None:
-        raise UserError("the file has no chat template", "/v1/completions, with your own prompt")
+        raise UserError(
+            "the file has no chat template", "run it with --raw, or ask /v1/completions"
+        )
     form, thinking = format_of(template), thinking_of(template)
-    known = {**(variables or {}), **template_facts(vocabulary)}
+    known = {**(variables or {}), **_template_facts(vocabulary)}
     if tools and not form.described:
         known["tools"] = [tool.described() for tool in tools]
     text = _rendered(template, _spellings(template, form, messages, tools), known)
@@ -70,14 +72,37 @@ def chat_prompt(
 def control_marks(
     vocabulary: Vocabulary, form: ChatFormat, thinking: Thinking | None
 ) -> dict[str, int]:
-    """The marks that are control tokens, which no text shows, and their numbers."""
-    marks = [*form.marks(), *((thinking.opens, thinking.closes) if thinking else ())]
+    """The marks, or what stands in them, that are control tokens, which no text shows, and their
+    numbers."""
+    thinking = thinking or TAGS
     found = {}
-    for mark in marks:
-        tokens = vocabulary.tokenize(mark, add_special=False, parse_special=True)
-        if len(tokens) == 1 and not vocabulary.piece(tokens[0]):
-            found[mark] = tokens[0]
+    for mark in (*form.marks(), thinking.opens, thinking.closes):
+        for token in vocabulary.tokenize(mark, add_special=False, parse_special=True):
+            text = vocabulary.piece(token, special=True).decode(errors="replace")
+            if text and text in mark and not vocabulary.piece(token):
+                found[text] = token
     return found
+
+
+def _template_facts(vocabulary: Vocabulary) -> dict[str, Any]:
+    """What every template is told beside the messages."""
+    return {
+        "add_generation_prompt": True,
+        "bos_token": _text(vocabulary, vocabulary.bos),
+        "eos_token": _text(vocabulary, vocabulary.eos),
+    }
+
+
+def _refused(error: TemplateError | None) -> UserError:
+    """Why a template did not render its messages."""
+    return UserError(
+        f"the chat template cannot render these messages: {error}",
+        "user and assistant in turn, beginning with user",
+    )
+
+
+def _text(vocabulary: Vocabulary, token: int | None) -> str:
+    return "" if token is None else vocabulary.detokenize([token])
 
 
 def _rendered(template: str, spellings: Iterator[Messages], known: Mapping[str, Any]) -> str:
@@ -88,7 +113,7 @@ def _rendered(template: str, spellings: Iterator[Messages], known: Mapping[str, 
             return PROCESS.render(template, {**known, "messages": messages})
         except TemplateError as error:
             first = first or error
-    raise refused(first)
+    raise _refused(first)
 
 
 def _spellings(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.chat import Message, render_chat
+from tenp_edge.runtime.chat_formats.reading import AnswerReader
+from tenp_edge.runtime.chat_prompt import ChatPrompt, Message, chat_prompt
 from tenp_edge.runtime.chat_template import PROCESS
-from tenp_edge.runtime.generation import Piece, generate, prompt_tokens
+from tenp_edge.runtime.generation import generate, prompt_tokens
 from tenp_edge.runtime.sampling import SamplingOptions
 from tenp_edge.runtime.session import Session
-from tenp_edge.runtime.thinking import Part, Reply, Splitter, Spoken, markers_of, remembered
+from tenp_edge.runtime.thinking import Part, Reply, Spoken, remembered
 
 # An answer finds at least a quarter of the context free. Where turns must go, so many go that the
 # prompt is half of it: the next turns can then use the cache again.
@@ -26,6 +27,14 @@ class Turn:
 
     asked: Message
     answered: Message
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A conversation up to its next answer, as text and as tokens."""
+
+    rendered: ChatPrompt
+    tokens: list[int]
 
 
 class Conversation:
@@ -45,7 +54,8 @@ class Conversation:
         variables: Mapping[str, Any] | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._session, self._sampling, self._max_tokens = session, sampling, max_tokens
+        self._session, self._max_tokens = session, max_tokens
+        self._sampling = sampling or SamplingOptions()
         self._variables, self._note = variables or {}, note
         self.system = system
         self.turns: list[Turn] = []
@@ -75,77 +85,61 @@ class Conversation:
 
     def _answer(self, asked: Message, turns: Sequence[Turn]) -> Reply:
         try:
-            kept, tokens = self._fitted(asked, turns)
+            kept, prompt = self._fitted(asked, turns)
         finally:
             PROCESS.close()  # Its memory is not to stand beside the model's while that computes.
         if dropped := len(turns) - len(kept):
             oldest = "the oldest turn is" if dropped == 1 else f"the {dropped} oldest turns are"
             self._note(f"the context is full: {oldest} forgotten")
-        return Reply(len(tokens), self._generated(asked, kept, tokens))
+        return Reply(len(prompt.tokens), self._generated(asked, kept, prompt))
 
     def _generated(
-        self, asked: Message, kept: Sequence[Turn], tokens: Sequence[int]
+        self, asked: Message, kept: Sequence[Turn], prompt: _Prompt
     ) -> Generator[Spoken, None, None]:
-        vocabulary = self._session.vocabulary
-        template = vocabulary.chat_template or ""
-        splitter = self._splitter(template, tokens)
+        rendered = prompt.rendered
+        reader = AnswerReader(rendered.form, rendered.thinking, prompt=rendered.text)
+        sampling = replace(self._sampling, shown=frozenset(rendered.control.values()))
         parts: list[Part] = []
         try:
-            for piece in generate(self._session, tokens, self._sampling, self._max_tokens):
-                text = piece.text or splitter.spelled(_control(self._session, piece))
-                found = splitter.feed(text, last=piece.finish is not None)
+            for piece in generate(self._session, prompt.tokens, sampling, self._max_tokens):
+                found = reader.feed(piece.text)
+                found += reader.finish() if piece.finish is not None else []
                 parts += found
                 yield Spoken(piece, found)
         finally:
             if parts:
-                thought, said = (
-                    "".join(part.text for part in parts if part.thinking is thinking)
-                    for thinking in (True, False)
-                )
-                self.turns = [*kept, Turn(asked, remembered(template, thought, said))]
-
-    def _splitter(self, template: str, tokens: Sequence[int]) -> Splitter:
-        """Some templates open the thinking themselves."""
-        markers = markers_of(template)
-        end = self._session.detokenize(tokens[-16:]).rstrip()
-        return Splitter(markers, end.endswith(markers.opened.rstrip()))
+                template = self._session.vocabulary.chat_template or ""
+                self.turns = [*kept, Turn(asked, remembered(template, parts))]
 
     # -- what fits -----------------------------------------------------------------------------
 
-    def _fitted(self, asked: Message, turns: Sequence[Turn]) -> tuple[Sequence[Turn], list[int]]:
-        """The turns that are kept, and the tokens of them and ``asked``."""
-        context, tokens = self._session.context, self._tokens(asked, turns)
+    def _fitted(self, asked: Message, turns: Sequence[Turn]) -> tuple[Sequence[Turn], _Prompt]:
+        """The turns that are kept, and the prompt of them and ``asked``."""
+        context, prompt = self._session.context, self._prompt(asked, turns)
         room = context // _ANSWER_SHARE
         room = room if self._max_tokens is None else min(room, self._max_tokens)
-        if turns and len(tokens) > context - room:
+        if turns and len(prompt.tokens) > context - room:
+            most = context // _KEPT_SHARE
             dropped = 1 + bisect_left(
                 range(1, len(turns)),
                 True,
-                key=lambda n: len(self._tokens(asked, turns[n:])) <= context // _KEPT_SHARE,
+                key=lambda n: len(self._prompt(asked, turns[n:]).tokens) <= most,
             )
             turns = turns[dropped:]
-            tokens = self._tokens(asked, turns)
-        if len(tokens) > context:
+            prompt = self._prompt(asked, turns)
+        if (count := len(prompt.tokens)) > context:
             beside = "its template and the system message" if self.system else "its template"
             raise UserError(
-                f"the message has {len(tokens)} tokens with {beside}, the context holds {context}",
+                f"the message has {count} tokens with {beside}, the context holds {context}",
                 "a shorter message, or a larger --context",
             )
-        return turns, tokens
+        return turns, prompt
 
-    def _tokens(self, asked: Message, turns: Sequence[Turn]) -> list[int]:
+    def _prompt(self, asked: Message, turns: Sequence[Turn]) -> _Prompt:
         messages = [*self._messages(turns), asked]
-        rendered = render_chat(self._session.vocabulary, messages, self._variables)
-        return prompt_tokens(self._session, rendered)
+        rendered = chat_prompt(self._session.vocabulary, messages, variables=self._variables)
+        return _Prompt(rendered, prompt_tokens(self._session, rendered.text))
 
     def _messages(self, turns: Sequence[Turn]) -> list[Message]:
         first = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*first, *(said for turn in turns for said in (turn.asked, turn.answered))]
-
-
-def _control(session: Session, piece: Piece) -> str:
-    """The text of a control token; nothing for a token of a character that is not complete."""
-    vocabulary = session.vocabulary
-    if piece.finish == "stop" or vocabulary.piece(piece.token):
-        return ""
-    return vocabulary.piece(piece.token, special=True).decode(errors="replace")

@@ -18,12 +18,13 @@ _ANSWER_TOKENS = 256
 class Piece:
     """One generated token. ``text`` is empty while a character is incomplete; ``finish`` is set on
     the last piece: "stop" (the model ended), "length" (a limit was reached); ``logprobs`` where the
-    sampling asks for them."""
+    sampling asks for them; ``word``: the stop string that ended it, if one did."""
 
     token: int
     text: str
     finish: str | None = None
     logprobs: Logprobs | None = None
+    word: str | None = None
 
 
 class Generation:

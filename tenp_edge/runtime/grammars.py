@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 # What llama.cpp's grammars mark Lark with.
 LARK_MARK = "%llguidance"
 # A model that is not sure writes white space for ever where JSON allows any.
-SPACES = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}"}
+SPACES: dict[str, Any] = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}"}
+# Keywords of a schema that llguidance does not know are no reason to refuse it.
+LENIENT: dict[str, Any] = {"lenient": True}
 # Compiled grammars that are kept: an agent sends the same tools with every request.
 _KEPT = 8
 # About 2 KB each; llguidance's own limit is five times as many.
@@ -37,6 +39,12 @@ _MOST_BEFORE = 4
 # A line of the grammar in an error, and where in it; a schema's is of our making.
 _LISTING = re.compile(r"\s*\d+ \| |\s*\^")
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+# What llguidance says of grammars without any text.
+_ENDLESS = "NoExtensionBias"
+
+
+class GrammarError(UserError):
+    """A grammar or schema that no answer can follow."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,11 @@ class GrammarSource:
     text: str
 
     @staticmethod
-    def schema(schema: Mapping[str, Any] | bool) -> GrammarSource:
-        """Any JSON that is valid under ``schema``."""
-        return GrammarSource("json_schema", json.dumps(schema))
+    def schema(schema: Mapping[str, Any] | bool, strict: bool = False) -> GrammarSource:
+        """Any JSON that is valid under ``schema``: but for keywords that cannot be followed, which
+        are refused where it is ``strict``, and left out else."""
+        text = json.dumps({} if schema is True else schema)
+        return GrammarSource("strict_json_schema" if strict else "json_schema", text)
 
 
 class GrammarCompiler:
@@ -113,7 +123,10 @@ class Following:
     def _check(self) -> None:
         if self._matcher.is_error():
             why = _one_line(self._matcher.get_error())
-            raise UserError(f"the grammar cannot be followed: {why}", "a simpler grammar or schema")
+            why = "it never ends, as a rule needs itself" if _ENDLESS in why else why
+            raise GrammarError(
+                f"the grammar cannot be followed: {why}", "a simpler grammar or schema"
+            )
 
 
 def _library() -> ModuleType:
@@ -176,6 +189,9 @@ def definition(source: GrammarSource) -> str:
     llguidance = _library()
     makers: dict[str, Callable[[str], str]] = {
         "json_schema": lambda text: llguidance.LLMatcher.grammar_from_json_schema(
+            text, overrides=SPACES | LENIENT
+        ),
+        "strict_json_schema": lambda text: llguidance.LLMatcher.grammar_from_json_schema(
             text, overrides=SPACES
         ),
         "gbnf": lambda text: llguidance.grammar_from("gbnf", text),
@@ -189,11 +205,13 @@ def definition(source: GrammarSource) -> str:
         raise _refused(source, str(error)) from None
 
 
-def _refused(source: GrammarSource, why: str) -> UserError:
-    named = {"json_schema": "JSON schema", "regex": "regular expression"}.get(
-        source.kind, "grammar"
-    )
-    return UserError(f"the {named} cannot be used: {_one_line(why)}", "a simpler one")
+def _refused(source: GrammarSource, why: str) -> GrammarError:
+    named = {
+        "json_schema": "JSON schema",
+        "strict_json_schema": "JSON schema",
+        "regex": "regular expression",
+    }.get(source.kind, "grammar")
+    return GrammarError(f"the {named} cannot be used: {_one_line(why)}", "a simpler one")
 
 
 def _one_line(text: str) -> str:

@@ -76,10 +76,10 @@ class SamplingOptions:
         for name, value, fits, range_ in (
             ("temperature", self.temperature, 0.0 <= self.temperature < np.inf, "0 or more"),
             ("top-k", self.top_k, self.top_k >= 0, "0 or more"),
-            ("top-p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            ("top-p", self.top_p, 0.0 <= self.top_p <= 1.0, "0 to 1"),
             ("min-p", self.min_p, 0.0 <= self.min_p <= 1.0, "0 to 1"),
             ("repeat-penalty", self.repeat_penalty, 0 < self.repeat_penalty < np.inf, "above 0"),
-            ("typical-p", self.typical_p, 0.0 < self.typical_p <= 1.0, "above 0 and at most 1"),
+            ("typical-p", self.typical_p, 0.0 <= self.typical_p <= 1.0, "0 to 1"),
             ("presence-penalty", self.presence_penalty, _finite(self.presence_penalty), "a number"),
             (
                 "frequency-penalty",

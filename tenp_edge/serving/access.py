@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from tenp_edge.errors import UserError
 from tenp_edge.serving.refusal import RefusalError
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -16,6 +17,8 @@ _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 # browser's.
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9.-]+))(?::\d{1,5})?", re.I)
 _NAME_SHOWN = 80
+# What a browser sends as Origin: no path, no slash at the end.
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", re.I)
 # What tells nothing of anybody's text: a page must load before it can ask for a key.
 _OPEN_PATHS = frozenset({"/", "/health", "/v1/health", "/favicon.ico"})
 
@@ -29,6 +32,16 @@ class Access:
     local_name: str | None = None
     keys: Sequence[str] = ()
     origins: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a site that no browser can name so."""
+        for origin in self.origins:
+            if not _ORIGIN.fullmatch(origin):
+                name = origin.partition("://")[2] or origin
+                site = name.strip("/").partition("/")[0] or "chat.example"
+                raise UserError(
+                    f"--cors {origin} is no site as browsers name it", f"--cors https://{site}"
+                )
 
     def guards(self) -> list[Callable[[Request], None]]:
         """What every request passes, or raises RefusalError."""

@@ -17,17 +17,22 @@ from starlette.exceptions import HTTPException
 from tenp_edge.serving.access import Access
 from tenp_edge.serving.chat_page import add_chat_page
 from tenp_edge.serving.refusal import RefusalError, error_body
-from tenp_edge.serving.request_log import RequestLog
+from tenp_edge.serving.request_log import LoggedRequest, RequestLog
 from tenp_edge.serving.routes.anthropic import add_anthropic_routes, anthropic_error, is_anthropic
 from tenp_edge.serving.routes.native import add_native_routes
 from tenp_edge.serving.routes.openai import add_openai_routes
+from tenp_edge.serving.routes.responses import add_responses_route
 from tenp_edge.serving.service import Service
+
+_PATH_SHOWN = 120
 
 
 def create_app(
-    service: Service, access: Access | None = None, log: Callable[[str], None] | None = None
+    service: Service,
+    access: Access | None = None,
+    log: Callable[[LoggedRequest], None] | None = None,
 ) -> FastAPI:
-    """The application. ``access``: who may ask (default: everybody); ``log`` is told a line of
+    """The application. ``access``: who may ask (default: everybody); ``log`` is told of
     every request."""
     access = access or Access()
     # FastAPI's documentation pages load scripts from elsewhere; an offline server has none.
@@ -37,6 +42,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failed)
     add_openai_routes(app, service)
+    add_responses_route(app, service)
     add_native_routes(app, service)
     add_anthropic_routes(app, service)
     add_chat_page(app, service)
@@ -46,6 +52,7 @@ def create_app(
             allow_origins=list(access.origins),
             allow_methods=["*"],
             allow_headers=["*"],
+            allow_private_network=True,  # Pages of the network may ask this machine, too.
             max_age=600,
         )
     app.add_middleware(RequestLog, metrics=service.metrics, write=log)
@@ -60,7 +67,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """FastAPI's own refusals: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)
-    where = f"{request.method} {request.url.path}: {error.detail}"
+    where = f"{request.method} {request.url.path[:_PATH_SHOWN]}: {error.detail}"
     body = error_body(error.status_code, where)
     return _spelled(request, body, error.status_code, error.headers)
 
@@ -76,5 +83,5 @@ def _spelled(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """OpenAI's error object as the API of the request has it."""
-    spelled = anthropic_error(body) if is_anthropic(request.url.path) else body
+    spelled = anthropic_error(body, status) if is_anthropic(request.url.path) else body
     return JSONResponse(spelled, status, headers)

@@ -15,7 +15,11 @@ async def body_of(request: Request, service: Service) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # Also keeps web pages out: a browser asks before it sends JSON to another site.
-        raise RefusalError(415, f"the content type is '{kind}', not application/json")
+        raise RefusalError(
+            415,
+            f"the content type is '{kind}', not application/json; "
+            "try: -H 'Content-Type: application/json'",
+        )
     max_bytes = service.limits.body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:

@@ -34,7 +34,7 @@ def add_chat_page(app: FastAPI, service: Service) -> None:
     """Serve the page at ``/``; a browser's question for an icon has an answer too."""
     made = chat_page(service.vocabulary.chat_template is not None)
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
         return Response(made.body, headers=dict(made.headers), media_type="text/html")
 

@@ -40,15 +40,14 @@ class Running:
             if isinstance(item, Told):
                 self.answer.told_prompt(index, item.values)
                 continue
+            job, choice = self._jobs[index], self.answer.choices[index]
+            choice.slot, choice.cached_tokens = job.slot, job.cached_tokens
             delta = self.answer.add(index, item)
-            if item.finish is not None:
-                running -= 1
-                self.answer.usage.cached_tokens = sum(job.cached_tokens for job in self._jobs)
+            running -= item.finish is not None
             for line in self.answer.events(index, delta):
                 yield line
             # Pieces that are there already must not keep the loop from seeing the client leave.
             await asyncio.sleep(0)
-        self._service.metrics.answered(self.answer.usage)
         for line in self.answer.tail():
             yield line
 

@@ -1,80 +1,105 @@
-"""Counts of what the server did, for Prometheus."""
+"""What the server did, in Prometheus' text format."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tenp_edge.serving.answers.choice import Usage
+from tenp_edge.serving.worker import Status
 
-# Names that llama-server's dashboards know; the other ones begin with tenp_edge.
-_COUNTERS = {
-    "llamacpp:prompt_tokens_total": "Tokens of prompts.",
-    "llamacpp:prompt_seconds_total": "Seconds from the beginning of a prompt to its first token.",
-    "llamacpp:tokens_predicted_total": "Generated tokens.",
-    "llamacpp:tokens_predicted_seconds_total": "Seconds of generation, after the first token.",
-}
-_GAUGES = {
-    "llamacpp:prompt_tokens_seconds": "Tokens of prompts per second, on average.",
-    "llamacpp:predicted_tokens_seconds": "Generated tokens per second, on average.",
-    "llamacpp:requests_processing": "Requests that are being answered.",
-    "llamacpp:requests_deferred": "Requests that wait.",
-    "llamacpp:kv_cache_tokens": "Tokens in the KV cache.",
-    "llamacpp:kv_cache_usage_ratio": "Share of the KV cache that holds tokens.",
-}
+
+@dataclass(frozen=True)
+class Load:
+    """What the server does now: requests that are answered and that wait; the context."""
+
+    running: int
+    waiting: int
+    context: int
 
 
 @dataclass
 class Metrics:
-    """Counted on the event loop alone."""
+    """Counts requests, on the event loop alone; the worker's `Status` has counted the rest."""
 
-    prompt_tokens: int = 0
-    prompt_seconds: float = 0.0
-    tokens: int = 0
-    seconds: float = 0.0
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
-
-    def answered(self, usage: Usage) -> None:
-        """Count an answer that is complete."""
-        self.prompt_tokens += usage.prompt_tokens
-        self.prompt_seconds += usage.prompt_seconds
-        self.tokens += usage.tokens
-        self.seconds += usage.seconds
 
     def requested(self, route: str, status: int) -> None:
         self.requests[route, status] += 1
 
-    def text(self, running: int, waiting: int, held: int, context: int) -> str:
-        """In Prometheus' text format. ``held``: tokens in the cache, of ``context``."""
-        counts = dict(
-            zip(
-                _COUNTERS,
-                (self.prompt_tokens, self.prompt_seconds, self.tokens, self.seconds),
-                strict=True,
-            )
-        )
-        now = (
-            self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0,
-            self.tokens / self.seconds if self.seconds else 0.0,
-            running,
-            waiting,
-            held,
-            held / context,
-        )
+    def text(self, status: Status, load: Load) -> str:
+        """Everything, under the names that llama-server's dashboards know; what it has no name for
+        begins with tenp_edge."""
         lines = [
-            *_lines("counter", _COUNTERS, counts),
-            *_lines("gauge", _GAUGES, dict(zip(_GAUGES, now, strict=True))),
+            *_lines("counter", _counters(status)),
+            *_lines("gauge", _gauges(status, load)),
             "# HELP tenp_edge:requests_total Requests, by route and status.",
             "# TYPE tenp_edge:requests_total counter",
         ]
-        for (route, status), count in sorted(self.requests.items()):
-            lines.append(f'tenp_edge:requests_total{{route="{route}",status="{status}"}} {count}')
+        for (route, code), count in sorted(self.requests.items()):
+            lines.append(f'tenp_edge:requests_total{{route="{route}",status="{code}"}} {count}')
         return "\n".join(lines) + "\n"
 
 
-def _lines(kind: str, helps: Mapping[str, str], values: Mapping[str, float]) -> Iterator[str]:
-    for name, text in helps.items():
-        yield f"# HELP {name} {text}"
-        yield f"# TYPE {name} {kind}"
-        yield f"{name} {values[name]:.6g}"
+# Name (after llamacpp:), what it is, value.
+_Rows = tuple[tuple[str, str, float], ...]
+
+
+def _counters(status: Status) -> _Rows:
+    totals = status.totals
+    return (
+        (
+            "prompt_tokens_total",
+            "Tokens of prompts that were evaluated: those in the cache are not.",
+            totals.prompt_tokens,
+        ),
+        (
+            "prompt_seconds_total",
+            "Seconds of answers from their slot to their first token.",
+            totals.prompt_seconds,
+        ),
+        ("tokens_predicted_total", "Generated tokens.", totals.generated_tokens),
+        (
+            "tokens_predicted_seconds_total",
+            "Seconds of answers after their first token.",
+            totals.generation_seconds,
+        ),
+        ("n_decode_total", "Steps of the model.", totals.steps),
+    )
+
+
+def _gauges(status: Status, load: Load) -> _Rows:
+    totals = status.totals
+    held = sum(slot.tokens for slot in status.slots)
+    return (
+        (
+            "prompt_tokens_seconds",
+            "Tokens of prompts per second, on average.",
+            _ratio(totals.prompt_tokens, totals.prompt_seconds),
+        ),
+        (
+            "predicted_tokens_seconds",
+            "Generated tokens per second, on average.",
+            _ratio(totals.generated_tokens, totals.generation_seconds),
+        ),
+        ("requests_processing", "Requests that are being answered.", load.running),
+        ("requests_deferred", "Requests that wait.", load.waiting),
+        (
+            "n_busy_slots_per_decode",
+            "Answers in a step, on average.",
+            _ratio(totals.parts, totals.steps),
+        ),
+        ("kv_cache_tokens", "Tokens in the KV cache.", held),
+        ("kv_cache_usage_ratio", "Share of the KV cache that holds tokens.", held / load.context),
+    )
+
+
+def _ratio(count: float, of: float) -> float:
+    return count / of if of else 0.0
+
+
+def _lines(kind: str, rows: _Rows) -> Iterator[str]:
+    for name, text, value in rows:
+        yield f"# HELP llamacpp:{name} {text}"
+        yield f"# TYPE llamacpp:{name} {kind}"
+        yield f"llamacpp:{name} {value:.6g}"

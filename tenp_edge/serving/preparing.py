@@ -7,7 +7,8 @@ the worker.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.chat_formats.answer_grammar import AnswerGrammar
@@ -53,7 +54,7 @@ def prepare_completion(service: Service, request: CompletionRequest) -> Prepared
     ]
     echoed = [_echo(service, request, work, prompts[i // count]) for i, work in enumerate(works)]
     answer = CompletionAnswer(
-        [Choice() for _ in works],
+        [Choice(silent=request.wanted_tokens() == 0) for _ in works],
         sum(map(len, tokens)),
         service.named(request.model),
         service.vocabulary,
@@ -69,7 +70,7 @@ def _echo(service: Service, request: CompletionRequest, work: Work, prompt: Prom
         return Echo()
     text = prompt if isinstance(prompt, str) else service.vocabulary.detokenize(prompt)
     pieces = [] if request.told is None else [Piece(token, "") for token in work.prompt]
-    return Echo(text, pieces, alone=request.max_tokens == 0)
+    return Echo(text, pieces)
 
 
 # -- chats -----------------------------------------------------------------------------------------
@@ -103,17 +104,27 @@ def rendered(service: Service, request: ChatRequest) -> ChatPrompt:
     """The conversation in the words of the model's template. Raises RefusalError."""
     messages = [message.plain() for message in request.messages]
     service.prompts.check_size(sum(size(each["content"]) for each in messages), "messages")
+    begun = _begun(messages)
+    asked = messages[:-1] if begun else messages
     try:
-        return chat_prompt(
-            service.vocabulary, messages, request.usable_tools(), request.variables()
-        )
+        prompt = chat_prompt(service.vocabulary, asked, request.usable_tools(), request.variables())
     except UserError as error:
-        raise RefusalError(400, error.message, "invalid_value", "messages") from None
+        raise RefusalError.of(error, 400, "invalid_value", "messages") from None
+    return replace(prompt, text=prompt.text + begun)
+
+
+def _begun(messages: Sequence[dict[str, Any]]) -> str:
+    """How the answer begins: what stands in a last message of the model's, which it goes on from,
+    as with llama-server and Anthropic."""
+    last = messages[-1]
+    alone = len(messages) == 1 or "tool_calls" in last
+    return "" if last["role"] != "assistant" or alone else str(last["content"])
 
 
 def _choice(request: ChatRequest, prompt: ChatPrompt, tools: Sequence[Tool]) -> Choice:
     reader = AnswerReader(prompt.form, prompt.thinking, tools, prompt.text)
-    return Choice(reader, single=request.parallel_tool_calls is False)
+    silent = request.wanted_tokens() == 0
+    return Choice(reader, single=request.parallel_tool_calls is False, silent=silent)
 
 
 def _grammar(
@@ -128,4 +139,4 @@ def _grammar(
     try:
         return None if source is None else grammar.text(source, tools, parallel)
     except UserError as error:
-        raise RefusalError(400, error.message, "invalid_grammar", "response_format") from None
+        raise RefusalError.of(error, 400, "invalid_grammar", "response_format") from None

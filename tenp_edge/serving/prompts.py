@@ -66,7 +66,7 @@ class Prompts:
         try:
             return tokenize(text)
         except UserError as error:
-            raise RefusalError(400, error.message, "invalid_value", field) from None
+            raise RefusalError.of(error, 400, "invalid_value", field) from None
 
     def _checked(self, tokens: Sequence[int], field: str) -> tuple[int, ...]:
         if not tokens:

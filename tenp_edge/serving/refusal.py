@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tenp_edge.errors import UserError
+
 
 class RefusalError(Exception):
     """An HTTP ``status`` with OpenAI's error object; ``param`` is the field that is to blame."""
@@ -19,6 +21,14 @@ class RefusalError(Exception):
         super().__init__(message)
         self.status, self.headers = status, headers
         self.body = error_body(status, message, code, param)
+
+    @classmethod
+    def of(
+        cls, error: UserError, status: int, code: str | None = None, param: str | None = None
+    ) -> RefusalError:
+        """``error`` and its way out in one message: OpenAI's object has no place for hints."""
+        hint = "" if error.hint is None else f"; try: {error.hint}"
+        return cls(status, f"{error.message}{hint}", code, param)
 
 
 def error_body(

@@ -10,6 +10,7 @@ one that was used longest ago with a copy of what the prompt shares with any oth
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -51,12 +52,12 @@ Item = Piece | Told | Exception
 class Job:
     """Work in the line. ``deliver`` is called from the worker's thread: what is `Told` of the
     prompt, if it is asked for, then a `Piece` per token, or the exception that ended it.
-    ``cached_tokens``: of the prompt, found in the cache."""
+    ``cached_tokens``: of the prompt, found in the cache; ``slot``: its number."""
 
     def __init__(self, work: Work, deliver: Callable[[Item], None]) -> None:
         self.work, self.deliver = work, deliver
         self.cancelled = False
-        self.cached_tokens = 0
+        self.cached_tokens = self.slot = 0
 
 
 class Run:
@@ -69,6 +70,12 @@ class Run:
         self.generation = Generation(session.vocabulary, work.prompt, work.sampling, limit)
         self._stops = Stops(work.stops)
         self.told: list[Logprobs] = []
+        self._last = time.monotonic()
+
+    def lap(self) -> float:
+        """Seconds since it began, or since the last time."""
+        before, self._last = self._last, time.monotonic()
+        return self._last - before
 
     @property
     def tells(self) -> bool:
@@ -96,24 +103,28 @@ class Run:
 @dataclass
 class Totals:
     """Since the start: tokens of prompts that were evaluated, that were found in the cache, that
-    were generated; steps."""
+    were generated; seconds that answers took up to their first token, and after it; steps, and the
+    runs that they evaluated."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    prompt_seconds: float = 0.0
+    generation_seconds: float = 0.0
     steps: int = 0
+    parts: int = 0
 
 
 @dataclass(frozen=True)
 class SlotStatus:
-    """A slot now: ``tokens`` in the cache; of the answer that it runs, if any, the tokens of the
-    prompt and how many it has generated."""
+    """A slot now: ``tokens`` in the cache; the ``work`` that it runs, if any, with the tokens that
+    it has generated and may still generate."""
 
     number: int
-    running: bool
     tokens: int
-    prompt_tokens: int
-    generated_tokens: int
+    work: Work | None = None
+    generated_tokens: int = 0
+    left_tokens: int = 0
 
 
 class Scheduler:
@@ -136,8 +147,11 @@ class Scheduler:
 
     def _status(self, slot: Slot) -> SlotStatus:
         run = self._runs.get(slot)
-        prompt, count = (len(run.job.work.prompt), run.generation.count) if run else (0, 0)
-        return SlotStatus(slot.number, run is not None, slot.position, prompt, count)
+        if run is None:
+            return SlotStatus(slot.number, slot.position)
+        count = run.generation.count
+        left = run.generation.limit - count
+        return SlotStatus(slot.number, slot.position, run.job.work, count, left)
 
     # -- slots ---------------------------------------------------------------------------------
 
@@ -170,6 +184,7 @@ class Scheduler:
 
     def _begin(self, slot: Slot, run: Run) -> None:
         session = self._session
+        run.job.slot = slot.number
         if run.tells:
             run.told.clear()
             session.reset(0, slot)
@@ -240,6 +255,7 @@ class Scheduler:
         parts = list(self._parts())
         rows = self._session.step(parts)
         self.totals.steps += 1
+        self.totals.parts += len(parts)
         found: list[tuple[Run, Item]] = []
         for part, logits in zip(parts, rows, strict=True):
             run = self._runs[part.slot]
@@ -247,8 +263,7 @@ class Scheduler:
             first = not run.generation.count
             self.totals.prompt_tokens += len(part.tokens) if first else 0
             if part.slot.position == len(run.tokens):
-                found.append((run, _taken(run, logits)))
-                self.totals.generated_tokens += 1
+                found.append((run, self._taken(run, logits)))
         return found
 
     def _tell(self, slot: Slot) -> list[tuple[Run, Item]]:
@@ -258,13 +273,27 @@ class Scheduler:
         tokens = run.tokens[begin:][:count]
         rows = self._session.step([Part(slot, tokens)], all_logits=True)
         self.totals.steps += 1
+        self.totals.parts += 1
         self.totals.prompt_tokens += count
         self._touch(slot)
         run.tell(rows, begin)
         if slot.position < len(run.tokens):
             return []
+        return [(run, Told(tuple(run.told))), (run, self._taken(run, rows[-1]))]
+
+    def _taken(self, run: Run, logits: Logits) -> Piece | Exception:
+        """The next piece, counted. One answer's error is no reason to end the others."""
+        first = not run.generation.count
+        try:
+            piece = run.take(logits)
+        except Exception as error:
+            return error
         self.totals.generated_tokens += 1
-        return [(run, Told(tuple(run.told))), (run, _taken(run, rows[-1]))]
+        if first:
+            self.totals.prompt_seconds += run.lap()
+        else:
+            self.totals.generation_seconds += run.lap()
+        return piece
 
     def _parts(self) -> Iterator[Part]:
         """What is evaluated next of every run that tells nothing of its prompt."""
@@ -293,11 +322,3 @@ class Scheduler:
 
     def _left(self, slot: Slot) -> int:
         return len(self._runs[slot].tokens) - slot.position
-
-
-def _taken(run: Run, logits: Logits) -> Piece | Exception:
-    """One answer's error is no reason to end the others."""
-    try:
-        return run.take(logits)
-    except Exception as error:
-        return error

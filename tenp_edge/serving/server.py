@@ -23,6 +23,7 @@ from tenp_edge.runtime.session import Session
 from tenp_edge.serving.access import Access
 from tenp_edge.serving.app import create_app
 from tenp_edge.serving.connections import BACKLOG, QuietHandler, affordable, protocol_class
+from tenp_edge.serving.request_log import LoggedRequest
 from tenp_edge.serving.service import Limits, Service
 
 _GRACE_SECONDS = 2
@@ -45,16 +46,17 @@ def serve(
     keys: Sequence[str] = (),
     origins: Sequence[str] = (),
     started: Callable[[Service, str], None] | None = None,
-    log: Callable[[str], None] | None = None,
+    log: Callable[[LoggedRequest], None] | None = None,
 ) -> None:
     """Serve ``file`` until SIGINT or SIGTERM. ``port`` 0 takes a free one; ``parallel`` requests
     are answered at a time, None: `planned_parallel`; ``name`` is the model's (default: `name_of`),
     ``aliases`` are others of it; ``keys`` and ``origins`` as in `Access`.
-    ``started`` is told the service and its address, ``log`` a line of every request.
+    ``started`` is told the service and its address, ``log`` of every request.
 
     Raises UserError for an address that cannot be had and for a file that cannot be run.
     """
     Sampler(sampling or SamplingOptions())  # Wrong defaults are refused now, not per request.
+    access = Access(host if is_loopback(host) else None, keys, origins)
     with (
         closing(_listen(host, port)) as listener,
         open_model(file, _parallel(file, options or RunOptions(), parallel)) as session,
@@ -62,7 +64,6 @@ def serve(
             Service(session, name or name_of(file, session), sampling, limits, aliases)
         ) as service,
     ):
-        access = Access(host if is_loopback(host) else None, keys, origins)
         app = create_app(service, access, log)
         if started is not None:
             started(service, _address(listener))

@@ -135,7 +135,7 @@ class Service:
         try:
             return self._grammars.compiled(source)
         except UserError as error:
-            raise RefusalError(400, error.message, "invalid_grammar", field) from None
+            raise RefusalError.of(error, 400, "invalid_grammar", field) from None
 
 
 def _is_number(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 from tenp_edge.runtime.chat_formats.reading import begun
 from tenp_edge.runtime.generation import Piece
@@ -21,9 +22,10 @@ class Stops:
     def cut(self, piece: Piece) -> Piece:
         """``piece`` with the text that may be sent, the last one where a stop string is in it."""
         held = self._held + piece.text
-        places = [at for stop in self._stops if (at := held.find(stop)) >= 0]
+        places = [(at, stop) for stop in self._stops if (at := held.find(stop)) >= 0]
         if places:
-            return replace(piece, text=held[: min(places)], finish="stop")
+            at, word = min(places, key=itemgetter(0))
+            return replace(piece, text=held[:at], finish="stop", word=word)
         keep = 0 if piece.finish else begun(held, self._stops)
         sent, self._held = held[: len(held) - keep], held[len(held) - keep :]
         return replace(piece, text=sent)

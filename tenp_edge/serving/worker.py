@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.generation import Piece
+from tenp_edge.runtime.grammars import GrammarError
 from tenp_edge.runtime.session import Session
 from tenp_edge.serving.refusal import RefusalError
 from tenp_edge.serving.scheduler import Item, Job, Run, Scheduler, SlotStatus, Told, Totals, Work
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["Item", "Job", "LineFullError", "Status", "Told", "Work", "Worker"]
+__all__ = ["Item", "Job", "LineFullError", "SlotStatus", "Status", "Told", "Work", "Worker"]
 
 
 class LineFullError(Exception):
@@ -188,8 +189,10 @@ class Worker:
 
     def _refuse(self, job: Job, error: Exception) -> None:
         self._retire(job)
-        if isinstance(error, UserError):  # The model's fault, not the request's: one line tells it.
-            error = RefusalError(500, error.message, "model_failed")
+        if isinstance(error, GrammarError):
+            error = RefusalError.of(error, 400, "invalid_grammar", "grammar")
+        elif isinstance(error, UserError):  # The model's fault: one line tells it.
+            error = RefusalError.of(error, 500, "model_failed")
         elif not isinstance(error, RefusalError):
             _log.error("a request failed", exc_info=error)
         job.deliver(error)

@@ -7,19 +7,21 @@ Modelfile, the plan, and what `pack` wrote. Calibration statistics, validation.j
 
 from __future__ import annotations
 
-import glob
 import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tenp_edge.checkpoint.model_origin import CARD, COPIED, LICENCES
 from tenp_edge.errors import UserError
 from tenp_edge.models.headers import INDEX_NAME
-from tenp_edge.progress import Progress
+from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.locating import locate
+
+if TYPE_CHECKING:  # it is loaded where something is sent
+    from huggingface_hub import HfApi
 
 MODELFILE, PACK = "Modelfile", "pack"
 _BESIDE = (CARD, MODELFILE, *LICENCES, "plan.json", "plan.safetensors", f"{PACK}/*")
@@ -90,17 +92,34 @@ def push(
         if revision not in (None, _MAIN):
             api.create_branch(repository, branch=str(revision), exist_ok=True)
         progress.note(f"sending {len(upload.files)} files to {made.repo_id}")
-        api.upload_folder(
-            repo_id=repository,
-            folder_path=upload.folder,
-            allow_patterns=[glob.escape(name) for name in upload.files],
-            revision=revision,
-            commit_message="tenp-edge push",
-        )
+        # On a terminal the hub's client draws how far each file is itself.
+        drawn = QUIET if sys.stderr.isatty() else progress
+        _send(api, upload, repository, revision, drawn)
     except Exception as error:  # the hub client's errors share no base class
         raise _refusal(error, repository) from error
     branch = f"/tree/{revision}" if revision not in (None, _MAIN) else ""
     return f"{made}{branch}"
+
+
+def _send(
+    api: HfApi, upload: Upload, repository: str, revision: str | None, progress: Progress
+) -> None:
+    """One file after the other, so that it can be said how far that is; then one commit of all.
+    What is on the hub already, or arrived before a break, is not sent again."""
+    from huggingface_hub import CommitOperationAdd
+
+    files = {
+        name: CommitOperationAdd(path_in_repo=name, path_or_fileobj=upload.folder / name)
+        for name in sorted(upload.files, key=upload.files.__getitem__)
+    }
+    with progress.task("sending", upload.total_bytes, "bytes") as task:
+        for name, operation in files.items():
+            # Small files go with the commit itself: there is nothing to do for them here.
+            api.preupload_lfs_files(repository, [operation], revision=revision, free_memory=False)
+            task.advance(upload.files[name])
+        api.create_commit(
+            repository, list(files.values()), commit_message="tenp-edge push", revision=revision
+        )
 
 
 def _refusal(error: Exception, repository: str) -> UserError:

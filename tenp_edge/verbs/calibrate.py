@@ -18,6 +18,7 @@ from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.disk import write_json
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.refine import measure_on
+from tenp_edge.evaluation.type_sensitivity import TypeJob
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.measured.probes import KEEPS, WAYS, probe
@@ -25,12 +26,13 @@ from tenp_edge.planning.measured.trials import Records
 from tenp_edge.planning.options.devices import this_machine
 from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
-from tenp_edge.progress import QUIET, Progress, reused
+from tenp_edge.progress import QUIET, Progress, begin, expect, reused
 from tenp_edge.units import format_seconds
 from tenp_edge.verbs.measure_types import (
     CHEAP_SECONDS,
     default_job,
     exactly,
+    expected_rounding,
     rounding_into,
     rounding_job,
     types_into,
@@ -38,9 +40,10 @@ from tenp_edge.verbs.measure_types import (
 from tenp_edge.verbs.options import (
     CalibrationOptions,
 )
-from tenp_edge.verbs.timing import operations_per_second
+from tenp_edge.verbs.timing import operations_per_second, pace_of
 from tenp_edge.verbs.token_chunks import calibration_domains, most_tokens
 
+GRADIENT_FORWARDS = 3  # a forward and a backward pass of every layer
 _PROBES_IN_CALIBRATIONS = 4  # how much longer than the calibration the probes may take
 
 
@@ -51,15 +54,16 @@ def run_calibrate(
     progress: Progress = QUIET,
     gradients: bool = False,
     types: bool = False,
+    format: str = "gguf",
 ) -> Statistics:
     """Collect statistics of ``model`` into ``work``; resumes, and returns finished work at once.
 
     ``gradients``: with a backward pass, for the scores that need one. ``types``: what every tensor
-    type of a GGUF costs this model is measured too (`type_sensitivity`).
+    type of ``format`` costs this model is measured too (`rounding`, `type_sensitivity`).
     """
-    checkpoint = Checkpoint(model)
+    checkpoint, job = Checkpoint(model), default_job(format) if types else None
     with one_writer(work):
-        return _run_calibrate(checkpoint, work, options, progress, gradients, types)
+        return _run_calibrate(checkpoint, work, options, progress, gradients, job)
 
 
 def _run_calibrate(
@@ -68,23 +72,27 @@ def _run_calibrate(
     options: CalibrationOptions,
     progress: Progress,
     gradients: bool,
-    types: bool,
+    job: TypeJob | None,
 ) -> Statistics:
     drawn = calibration_domains(checkpoint, options, progress, hold_out=True)
     pairs = [split_at(domain, options.samples) for domain in drawn]
     domains, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
     before = finished_at(work)
+    expect(progress, _expected(checkpoint, options, spare, bool(before), gradients, job))
+    begin(progress, "calibration")
     statistics = calibrate_into(checkpoint, domains, work, options, progress, spare)
     if before and before == finished_at(work):
-        if types or gradients:
+        if job is not None or gradients:
             reused(progress, "calibration")
         else:
             progress.note(f"nothing to do: {work} is complete")
+    begin(progress, "measuring")
     probe_if_short(checkpoint, statistics, work, options, progress)
-    if types:
-        _measure_types(checkpoint, statistics, work, options, progress)
+    if job is not None:
+        _measure_types(job, checkpoint, statistics, work, options, progress)
     if not gradients:
         return statistics
+    begin(progress, "gradients")
     return collect_gradients(
         checkpoint,
         domains,
@@ -96,7 +104,30 @@ def _run_calibrate(
     )
 
 
+def _expected(
+    checkpoint: Checkpoint,
+    options: CalibrationOptions,
+    spare: Sequence[Domain],
+    done: bool,
+    gradients: bool,
+    job: TypeJob | None,
+) -> dict[str, float]:
+    """Seconds by stage."""
+    pace, tokens = pace_of(checkpoint, options), most_tokens(options)
+    measuring = expected_probing(checkpoint, spare, options)
+    if job is not None:
+        together = rounding_job(job.writer, job.options)
+        if together is not None:
+            measuring += expected_rounding(checkpoint, together, spare, options, asked=True)
+    return {
+        "calibration": 0.0 if done else pace.calibration(tokens),
+        "measuring": measuring,
+        "gradients": pace.forward(tokens, GRADIENT_FORWARDS) if gradients else 0.0,
+    }
+
+
 def _measure_types(
+    job: TypeJob,
     checkpoint: Checkpoint,
     statistics: Statistics,
     work: Path,
@@ -105,7 +136,6 @@ def _measure_types(
 ) -> None:
     """What types cost, of every tensor where the statistics know what rounding does, else of the
     whole model in each."""
-    job = default_job()
     together = rounding_job(job.writer, job.options)
     if together is not None and statistics.has_rounding:
         rounding_into(checkpoint, together, statistics, work, options, progress)

@@ -31,12 +31,13 @@ from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.pages.compare import write_comparison
-from tenp_edge.progress import QUIET, Progress
+from tenp_edge.progress import QUIET, Progress, begin, expect
 from tenp_edge.recovery.recover import MendRules, mend
-from tenp_edge.verbs.calibrate import run_calibrate
-from tenp_edge.verbs.options import CompareOptions
+from tenp_edge.verbs.calibrate import GRADIENT_FORWARDS, finished_at, run_calibrate
+from tenp_edge.verbs.compare_options import CompareOptions
 from tenp_edge.verbs.run_directory import key_of
-from tenp_edge.verbs.token_chunks import calibration_domains, validation_domains
+from tenp_edge.verbs.timing import Pace, pace_of
+from tenp_edge.verbs.token_chunks import calibration_domains, most_tokens, validation_domains
 
 SEEDS = 3
 FILE, PAGE, PICTURE, TASKS = "compare.json", "compare.md", "compare.png", "lm-eval.json"
@@ -68,6 +69,7 @@ def _compared(
     # As in validation: bf16's own rounding would be counted as a candidate's loss.
     dtype = choose_dtype("float32" if dtype_name == "auto" else dtype_name, where, checkpoint.dtype)
     measures = text_measures(checkpoint, options, progress)
+    expect(progress, _expected(checkpoint, methods, output, options, measures))
     backward = any(method.needs_gradients for method in methods)
     statistics = calibrations(checkpoint, output, options, progress, backward=backward)
     comparison = Comparison(
@@ -107,6 +109,45 @@ def _check(options: CompareOptions) -> None:
         lm_eval_tasks.require_lm_eval()
 
 
+def calibration_stage(seed: int) -> str:
+    return f"calibration, seed {seed}"
+
+
+def expected_calibrations(
+    pace: Pace, output: Path, options: CompareOptions, seeds: int, forwards: float = 0.0
+) -> dict[str, float]:
+    """Seconds of those that are not there yet, and of so many more ``forwards`` of their text."""
+    tokens, stages = most_tokens(options.calibration), {}
+    for seed in options.calibration_seeds(seeds):
+        done = bool(finished_at(output / f"calibration-{seed}"))
+        seconds = 0.0 if done else pace.calibration(tokens) + pace.forward(tokens, forwards)
+        stages[calibration_stage(seed)] = seconds
+    return stages
+
+
+def measuring_pass(pace: Pace, measures: Mapping[str, Sequence[Measure]], variants: int) -> float:
+    """Seconds of the dense model and so many others on the same text."""
+    blocks = (one.block for row in measures.values() for one in row)
+    return pace.forward(sum(block.tokens.numel() for block in blocks), 1 + variants)
+
+
+def _expected(
+    checkpoint: Checkpoint,
+    methods: Sequence[Contender],
+    output: Path,
+    options: CompareOptions,
+    measures: Mapping[str, Sequence[Measure]],
+) -> dict[str, float]:
+    """Seconds by stage."""
+    pace, seeds = pace_of(checkpoint, options.calibration), len(options.calibration_seeds(SEEDS))
+    backward = GRADIENT_FORWARDS if any(m.needs_gradients for m in methods) else 0.0
+    mending = sum(method.mends for method in methods) * MendRules().forwards * seeds
+    ratio = measuring_pass(pace, measures, len(methods) * seeds)
+    ratio += pace.forward(most_tokens(options.calibration), mending)
+    calibrated = expected_calibrations(pace, output, options, SEEDS, backward)
+    return {**calibrated, **{f"keep {keep:g}": ratio for keep in options.ratios}}
+
+
 def calibrations(
     checkpoint: Checkpoint,
     output: Path,
@@ -118,6 +159,7 @@ def calibrations(
     """One calibration a seed, with a backward pass where a method needs one."""
     statistics = {}
     for seed in options.calibration_seeds(seeds):
+        begin(progress, calibration_stage(seed))
         chosen = replace(options.calibration, seed=seed)
         statistics[seed] = run_calibrate(
             checkpoint.path, output / f"calibration-{seed}", chosen, progress, backward

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from tenp_edge.calibration.held_out import SLICE_TOKENS
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.checkpoint.model_origin import display_name
 from tenp_edge.disk import write_text
 from tenp_edge.errors import UserError
-from tenp_edge.evaluation.matched.filled import BUDGETS, budgets_of
+from tenp_edge.evaluation.comparison.measures import Measure
+from tenp_edge.evaluation.matched.filled import BUDGETS, Budget, budgets_of
 from tenp_edge.evaluation.matched.measuring import Matched, compare_matched
 from tenp_edge.evaluation.matched.running import run_file
 from tenp_edge.evaluation.matched.single_type import whole_types
 from tenp_edge.evaluation.matched.table import markdown
 from tenp_edge.evaluation.matched.ways import WAYS
 from tenp_edge.evaluation.refine import known_trials
-from tenp_edge.exporters.base import exporter
+from tenp_edge.exporters.base import Exporter, exporter
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.pages.compare import write_matched
 from tenp_edge.planning.measured.rounding_errors import RoundingErrors
-from tenp_edge.progress import QUIET, Progress
+from tenp_edge.progress import QUIET, Progress, begin, expect
 from tenp_edge.runtime.session import thread_count
-from tenp_edge.verbs.compare import about, calibrations, mender, text_measures
+from tenp_edge.verbs.compare import (
+    about,
+    calibrations,
+    expected_calibrations,
+    measuring_pass,
+    mender,
+    text_measures,
+)
+from tenp_edge.verbs.compare_options import CompareOptions
 from tenp_edge.verbs.measure_types import default_job, rounding_into, rounding_job
-from tenp_edge.verbs.options import CompareOptions
+from tenp_edge.verbs.timing import pace_of
 
 SEEDS = 1
+_ROUNDING = "types"
+# Of the text held out; and the files that are tried for a budget. As on the bundled model.
+_ROUNDING_FORWARDS, _FILES_OF_A_BUDGET = 12, 14
 FILE, PAGE = "matched.json", "matched.md"
 
 
@@ -51,6 +65,7 @@ def run_compare_matched(
     dtype = choose_dtype("float32" if kind == "auto" else kind, where, checkpoint.dtype)
     with one_writer(output):
         measures = text_measures(checkpoint, options, progress)
+        expect(progress, _expected(checkpoint, writer, budgets, output, options, measures))
         statistics = calibrations(checkpoint, output, options, progress, SEEDS)
         matched = Matched(
             checkpoint=checkpoint,
@@ -79,6 +94,32 @@ def run_compare_matched(
     return result
 
 
+def _expected(
+    checkpoint: Checkpoint,
+    writer: Exporter,
+    budgets: Sequence[Budget],
+    output: Path,
+    options: CompareOptions,
+    measures: Mapping[str, Sequence[Measure]],
+) -> dict[str, float]:
+    """Seconds by stage; files are measured in passes, one of every whole type, one a budget."""
+    pace, seeds = pace_of(checkpoint, options.calibration), options.calibration_seeds(SEEDS)
+    job = rounding_job(writer, default_job().options)
+    per_seed = pace.forward(SLICE_TOKENS, 0 if job is None else _ROUNDING_FORWARDS)
+    numbers = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    encoding = 4 * numbers / writer.encoding_speed(default_job().options)
+
+    def measuring(files: int) -> float:
+        return len(seeds) * (measuring_pass(pace, measures, files) + files * encoding)
+
+    return {
+        **expected_calibrations(pace, output, options, SEEDS),
+        _ROUNDING: len(seeds) * per_seed,
+        "whole": measuring(len(whole_types(writer))),
+        **{budget.name: measuring(_FILES_OF_A_BUDGET) for budget in budgets},
+    }
+
+
 def _rounding(
     checkpoint: Checkpoint,
     output: Path,
@@ -92,6 +133,7 @@ def _rounding(
     if job is None:
         return {}
     found = {}
+    begin(progress, _ROUNDING)
     for seed, known in statistics.items():
         if known.has_rounding:
             directory = output / f"calibration-{seed}"

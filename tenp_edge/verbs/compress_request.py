@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from tenp_edge.calibration.held_out import SLICE_TOKENS
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
@@ -14,11 +15,12 @@ from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.writer import checkpoint_files
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
-from tenp_edge.evaluation.rounding import RoundingJob
+from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.exporters.base import ExportOptions, FixedLengths, exporter
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models.inspection import inspect_model
+from tenp_edge.planning.joint.plan import may_join
 from tenp_edge.planning.memory.pricing import Priced, Pricer
 from tenp_edge.planning.options.methods import method_named
 from tenp_edge.planning.options.settings import check
@@ -29,7 +31,7 @@ from tenp_edge.recovery.recover import mended_bytes
 from tenp_edge.runtime.memory.footprint import MemoryRun
 from tenp_edge.verbs.calibrate import expected_probing, finished_at
 from tenp_edge.verbs.known_scores import known_statistics, measured_beside
-from tenp_edge.verbs.measure_types import expected_rounding, rounding_job
+from tenp_edge.verbs.measure_types import affords_rounding, expected_rounding, rounding_job
 from tenp_edge.verbs.options import CompressOptions
 from tenp_edge.verbs.plan import run_plan
 from tenp_edge.verbs.repair import mend_rules
@@ -70,21 +72,36 @@ class CompressRequest:
     @cached_property
     def draft(self) -> CompressionPlan:
         """A plan by bytes alone. Free widths need scores; a trapezoid of their size stands in.
-        Where that does not fit, statistics that there are already may know a smaller one."""
+        Where that does not fit, statistics that there are already may know a smaller one, and so
+        may those that are to come."""
         method = method_named(self.plan_options.method)
         options = replace(self.plan_options, refine=False)
+        by_bytes = replace(options, method=method.draft or method.name)
         try:
-            return self.planned(None, replace(options, method=method.draft or method.name))
+            return self.planned(None, by_bytes)
         except UserError:
             known = self._known_statistics()
-            if known is None:
+            if known is not None:
+                return self.planned(known, options)
+            if not self._will_join():
                 raise
-            return self.planned(known, options)
+            return self.planned(None, by_bytes, least=True)
+
+    def _will_join(self) -> bool:
+        """Whether widths and types will be chosen together, by what the run measures itself."""
+        job, calibration = self.rounding_job(), self.options.calibration
+        if job is None or not may_join(self.spec()):
+            return False
+        return affords_rounding(self.checkpoint, job, SLICE_TOKENS, calibration)
 
     def planned(
-        self, statistics: Statistics | None, options: PlanOptions | None = None
+        self,
+        statistics: Statistics | None,
+        options: PlanOptions | None = None,
+        least: bool = False,
     ) -> CompressionPlan:
-        """What ``plan`` decides with these statistics, the checkpoint's files counted too."""
+        """What ``plan`` decides with these statistics, the checkpoint's files counted too;
+        ``least``: the smallest that statistics may lead to."""
         return run_plan(
             self.checkpoint,
             options or self.plan_options,
@@ -93,6 +110,7 @@ class CompressRequest:
             self._progress,
             beside=None if statistics is None else self.statistics_directory,
             extra_files=None if self.options.skip_checkpoint else self._checkpoint_files,
+            least=least,
         )
 
     def spec(self) -> PlanSpec:
@@ -140,6 +158,20 @@ class CompressRequest:
         what = f"this run ({', '.join((*missing, 'the padded twin') if twin else missing)})"
         mending = 0 if self.rules is None else mended_bytes(self.checkpoint, self.draft, self.rules)
         require_free(self.output, sum(missing.values()) + twin + mending, what)
+
+    def require_judge(self, plan: CompressionPlan) -> None:
+        """UserError where the validation that was asked for cannot judge ``plan``."""
+        if self.options.validation.twin and not self.options.no_validate and plan.means:
+            many = len(plan.means) > 1
+            experts = (
+                f"{len(plan.means)} experts of the plan give"
+                if many
+                else "an expert of the plan gives"
+            )
+            raise UserError(
+                f"{experts} a constant, which llama.cpp cannot hold",
+                "leave --twin out",
+            )
 
     def rounding_job(self) -> RoundingJob | None:
         """What rounding does, where types are to be chosen together with the widths."""

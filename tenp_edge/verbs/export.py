@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 from tenp_edge.calibration.activation_ranges import Ranges, load_ranges
@@ -18,6 +19,7 @@ from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import (
     ExportData,
+    Exporter,
     ExportOptions,
     Manifest,
     exporter,
@@ -26,10 +28,13 @@ from tenp_edge.exporters.base import (
 from tenp_edge.exporters.mixing import Mixer
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.text_batch import Domain
-from tenp_edge.progress import QUIET, Progress
+from tenp_edge.progress import QUIET, Progress, begin, expect
 from tenp_edge.verbs.known_scores import known_statistics
 from tenp_edge.verbs.options import CalibrationOptions, FileOptions
-from tenp_edge.verbs.token_chunks import calibration_domains
+from tenp_edge.verbs.timing import pace_of, writing_seconds
+from tenp_edge.verbs.token_chunks import calibration_domains, most_tokens
+
+_RANGES, _WRITING = "ranges", "writing"
 
 
 def export_options(options: FileOptions) -> ExportOptions:
@@ -53,8 +58,11 @@ def export_options(options: FileOptions) -> ExportOptions:
 def _planned_quant(options: FileOptions) -> str:
     """The types of the plan, where it names some that the format can give, or the default."""
     writer, plan = exporter(options.format), options.plan
-    typed = isinstance(writer, Mixer) and plan is not None and names_types(plan)
-    return AUTO if typed else writer.default_quant
+    if plan is None or not isinstance(writer, Mixer) or not names_types(plan):
+        return writer.default_quant
+    types = load_plan(plan).types
+    known = types is None or not types.names.isdisjoint(writer.mixed_types)
+    return AUTO if known and writer.rules(options.layout or "").mixes else writer.default_quant
 
 
 def run_export(
@@ -100,13 +108,37 @@ def run_export(
 
     beside = statistics if statistics is not None and statistics.is_dir() else None
 
+    expect(progress, _expected(source, manifest, writer, options, chosen, beside))
+
     def ranges() -> Ranges:
+        begin(progress, _RANGES)
         return kept_ranges(source, beside) or ranges_into(
             source, calibration_domains(checkpoint, chosen, progress), chosen, beside, progress
         )
 
     with one_writer_of(target):
         return export_into(target, source, format, options, importance, ranges, progress)
+
+
+def _expected(
+    source: ModelSource,
+    manifest: Manifest,
+    writer: Exporter,
+    options: ExportOptions,
+    calibration: CalibrationOptions,
+    beside: Path | None,
+) -> dict[str, float]:
+    """Seconds by stage."""
+    checkpoint, ranges = source.checkpoint, 0.0
+    if writer.needs_ranges(options) and kept_ranges(source, beside) is None:
+        ranges = pace_of(checkpoint, calibration).forward(most_tokens(calibration))
+    read = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    numbers = sum(prod(tensor.shape) for tensor in manifest.tensors)
+    speed = writer.encoding_speed(options)
+    return {
+        _RANGES: ranges,
+        _WRITING: writing_seconds(manifest.file_bytes, read, numbers, speed),
+    }
 
 
 def export_into(
@@ -121,6 +153,7 @@ def export_into(
     """Write ``source`` to ``target``; ``ranges`` is called where activations get fixed scales."""
     writer = exporter(format)
     data = ExportData(importance, ranges() if writer.needs_ranges(options) else None)
+    begin(progress, _WRITING)
     return writer.write(source, options, target, data, progress)
 
 

@@ -12,7 +12,8 @@ from tenp_edge.calibration.held_out import load_slice, stored_slice
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
-from tenp_edge.evaluation.rounding import RoundingJob, measure_rounding, rounding_seconds
+from tenp_edge.evaluation.rounding import measure_rounding, rounding_seconds
+from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.type_sensitivity import (
     TypeJob,
     measure_types,
@@ -49,9 +50,9 @@ def exactly(checkpoint: Checkpoint, compute: ComputeOptions) -> tuple[torch.devi
     return device, choose_dtype(kind, device, checkpoint.dtype)
 
 
-def default_job() -> TypeJob:
-    """The types that may be chosen for a GGUF, with an importance matrix."""
-    writer = exporter("gguf")
+def default_job(format: str = "gguf") -> TypeJob:
+    """The types that may be chosen for files of ``format``, with an importance matrix."""
+    writer = exporter(format)
     options = ExportOptions(writer.default_quant, writer.layouts[0], imatrix=True)
     return TypeJob(writer, options, measured_quants(writer))
 
@@ -98,9 +99,10 @@ def types_if_cheap(
 
 
 def rounding_job(writer: Exporter, options: ExportOptions) -> RoundingJob | None:
-    """What rounding does to the matrices of such files; None where the exporter gives tensors no
-    types of their own, or they are not quantised with an importance matrix."""
-    mixes = isinstance(writer, Mixer) and isinstance(writer, Requantiser)
+    """What rounding does to the matrices of such files; None where they give tensors no types of
+    their own, or are not quantised with an importance matrix."""
+    mixes = isinstance(writer, Mixer) and writer.rules(options.layout or "").mixes
+    mixes = mixes and isinstance(writer, Requantiser)
     return RoundingJob(writer, options) if mixes and options.imatrix else None
 
 
@@ -112,7 +114,7 @@ def rounding_into(
     compute: CalibrationOptions,
     progress: Progress,
 ) -> RoundingErrors:
-    """What the types of ``job`` do to this model, in rounding.json of ``directory``."""
+    """What the types of ``job`` do to this model, kept in ``directory``."""
     device, dtype = exactly(checkpoint, compute)
     with one_writer(directory):
         return measure_rounding(
@@ -132,15 +134,17 @@ def rounding_if_cheap(
     Whether it was measured; where it would take longer, a note says how to get it."""
     if stored_slice(directory) is None or not statistics.has_rounding:
         return False
-    known = rounding_of(checkpoint, directory)
+    known = rounding_of(checkpoint, directory, job.writer.format)
     conditions = job.conditions(checkpoint.fingerprint, stored_slice(directory) or "")
     if known is None or known.conditions != conditions:
-        seconds, affordable = _rounding_seconds(checkpoint, job, load_slice(directory), compute)
+        tokens = _tokens(load_slice(directory))
+        seconds, affordable = _rounding_seconds(checkpoint, job, tokens, compute)
         if seconds > affordable:
             progress.note(
                 "widths and types are not chosen together: measuring what rounding does would take "
                 f"about {format_seconds(seconds)}; "
-                f"tenp-edge calibrate MODEL --types -o {directory} does"
+                f"tenp-edge calibrate MODEL --types --format {job.writer.format} -o {directory} "
+                "does"
             )
             return False
     rounding_into(checkpoint, job, statistics, directory, compute, progress)
@@ -150,15 +154,15 @@ def rounding_if_cheap(
 def _rounding_seconds(
     checkpoint: Checkpoint,
     job: RoundingJob,
-    held_out: Sequence[Domain],
+    tokens: int,
     compute: CalibrationOptions,
 ) -> tuple[float, float]:
-    """About how long measuring takes on ``held_out``, and how long it may."""
+    """About how long measuring takes on so many ``tokens``, and how long it may."""
     speed = operations_per_second(*exactly(checkpoint, compute))
     active = inspect_model(checkpoint.path).active_parameters
-    tokens = sum(int(domain.lengths.sum()) for domain in held_out)
-    seconds = rounding_seconds(checkpoint.config, job, tokens, active, speed)
-    return seconds, max(CHEAP_SECONDS, most_tokens(compute) * active / speed)
+    calibrated = most_tokens(compute)
+    seconds = rounding_seconds(checkpoint, job, tokens, calibrated, speed)
+    return seconds, max(CHEAP_SECONDS, calibrated * active / speed)
 
 
 def expected_rounding(
@@ -166,15 +170,32 @@ def expected_rounding(
     job: RoundingJob,
     held_out: Sequence[Domain],
     compute: CalibrationOptions,
+    asked: bool = False,
 ) -> float:
-    """Seconds that `rounding_if_cheap` will take on ``held_out``."""
-    seconds, affordable = _rounding_seconds(checkpoint, job, held_out, compute)
-    return seconds if seconds <= affordable else 0.0
+    """Seconds that measuring takes on ``held_out``: `rounding_into` where it was ``asked`` for,
+    else `rounding_if_cheap`."""
+    seconds, affordable = _rounding_seconds(checkpoint, job, _tokens(held_out), compute)
+    return seconds if asked or seconds <= affordable else 0.0
 
 
-def rounding_of(checkpoint: Checkpoint, directory: Path) -> RoundingErrors | None:
-    """What was measured of this checkpoint in ``directory``, on the text that lies there."""
-    errors = load_errors(directory)
+def affords_rounding(
+    checkpoint: Checkpoint, job: RoundingJob, tokens: int, compute: CalibrationOptions
+) -> bool:
+    """Whether `rounding_if_cheap` will measure on so many ``tokens``."""
+    seconds, affordable = _rounding_seconds(checkpoint, job, tokens, compute)
+    return seconds <= affordable
+
+
+def _tokens(domains: Sequence[Domain]) -> int:
+    return sum(int(domain.lengths.sum()) for domain in domains)
+
+
+def rounding_of(
+    checkpoint: Checkpoint, directory: Path, format: str = "gguf"
+) -> RoundingErrors | None:
+    """What was measured of this checkpoint in ``directory``, on the text that lies there, of the
+    types of ``format``."""
+    errors = load_errors(directory, format)
     if errors is None or errors.conditions.fingerprint != checkpoint.fingerprint:
         return None
     return errors if errors.conditions.slice == stored_slice(directory) else None
@@ -213,7 +234,7 @@ def _work(
 ) -> tuple[int, int, float]:
     """Tokens of the held-out text, active parameters, and operations a second."""
     speed = operations_per_second(*exactly(checkpoint, compute))
-    tokens = sum(int(domain.lengths.sum()) for domain in load_slice(directory))
+    tokens = _tokens(load_slice(directory))
     return tokens, inspect_model(checkpoint.path).active_parameters, speed
 
 

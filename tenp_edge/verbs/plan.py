@@ -31,11 +31,13 @@ def run_plan(
     *,
     beside: Path | None = None,
     extra_files: ExtraFiles | None = None,
+    least: bool = False,
 ) -> CompressionPlan:
     """Decide the widths (and, with statistics, the neurons). Runs the model only to refine.
 
     ``beside``: where the text held out from the calibration lies, with what was measured on it; the
-    directory of ``statistics`` unless told otherwise. ``extra_files`` as in `planner.make_plan`.
+    directory of ``statistics`` unless told otherwise. ``extra_files`` and ``least`` as in
+    `planner.make_plan`.
     """
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint(model)
     require_size(options)
@@ -50,6 +52,8 @@ def run_plan(
             "--calibration WORK (tenp-edge calibrate)",
         )
 
+    format = options.format or profile.format
+
     def make(asked: PlanOptions) -> CompressionPlan:
         return make_plan(
             checkpoint,
@@ -60,7 +64,8 @@ def run_plan(
             measured=known_trials(beside) if beside else (),
             confirm=asked.frontier,
             costs=costs_of(checkpoint, beside) if beside else None,
-            rounding=rounding_of(checkpoint, beside) if beside else None,
+            rounding=rounding_of(checkpoint, beside, format) if beside else None,
+            least=least,
         )
 
     if options.refine and beside is not None:

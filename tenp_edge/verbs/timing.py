@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
+from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.forward.device import choose_device, choose_dtype
+from tenp_edge.models.inspection import inspect_model
 from tenp_edge.units import format_seconds
+from tenp_edge.verbs.options import ComputeOptions
 
 # One second of sequential reading and writing on a plain SSD; disks vary more than the estimate.
 _DISK_BYTES_PER_SECOND = 300e6
@@ -18,6 +23,7 @@ WORTH_SAYING_SECONDS = 15
 # A plan, and the processes whose peak memory is measured; they hardly depend on the model.
 _PLAN_SECONDS, _PEAK_SECONDS = 2.0, 5.0
 _PROBE_SECONDS = 0.1
+_PASS_SECONDS = 1.0  # of a pass over the layers, however small they are
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,41 @@ class Estimate:
         worth = {name: seconds for name, seconds in vars(self).items() if seconds >= 1}
         parts = ", ".join(f"{name} {format_seconds(s)}" for name, s in worth.items()) or "all of it"
         return f"about {format_seconds(self.total)} ({parts}), by a quick measurement"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast one model runs here: seconds of a token, and of reading all its weights."""
+
+    token: float
+    reading: float
+
+    def forward(self, tokens: int, times: float = 1.0) -> float:
+        """Seconds of so many forwards of ``tokens``, layer by layer."""
+        return times * tokens * self.token + self.reading + _PASS_SECONDS if tokens else 0.0
+
+    def calibration(self, tokens: int) -> float:
+        return self.forward(tokens, _CALIBRATION_FACTOR)
+
+    @property
+    def peak(self) -> float:
+        """Of the processes whose memory is measured."""
+        return _PEAK_SECONDS
+
+
+def pace_of(checkpoint: Checkpoint, compute: ComputeOptions) -> Pace:
+    """By a quick measurement, in float32 unless asked otherwise."""
+    device = choose_device(compute.device)
+    kind = "float32" if compute.dtype == "auto" else compute.dtype
+    speed = operations_per_second(device, choose_dtype(kind, device, checkpoint.dtype))
+    stored = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    active = inspect_model(checkpoint.path).active_parameters
+    return Pace(2 * active / speed, stored / _DISK_BYTES_PER_SECOND)
+
+
+def writing_seconds(written_bytes: int, read_bytes: int, encoded: int, speed: float) -> float:
+    """Of a file; ``encoded`` parameters are quantised at ``speed`` bytes of float32 a second."""
+    return (written_bytes + read_bytes) / _DISK_BYTES_PER_SECOND + 4 * encoded / speed
 
 
 def estimate(
@@ -92,8 +133,9 @@ def estimate(
     )
 
 
+@cache
 def operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a square matrix product, measured now."""
+    """Floating-point operations per second of a square matrix product, measured once."""
     matrix = torch.zeros(_PROBE_SIZE, _PROBE_SIZE, device=device, dtype=dtype)
     matrix @ matrix  # the first one compiles
     rounds, start = 0, time.perf_counter()

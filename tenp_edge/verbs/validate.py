@@ -8,17 +8,23 @@ from pathlib import Path
 from tenp_edge.calibration.text.domains import load_tokenizer
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.provenance import PrunedBy
+from tenp_edge.evaluation.attribution import PRUNING, QUANTISATION, REFERENCE
 from tenp_edge.evaluation.validation import ValidationReport, validate
+from tenp_edge.exporters.base import recognise
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.planning.options.devices import this_machine
-from tenp_edge.progress import QUIET, Progress
+from tenp_edge.progress import QUIET, Progress, begin, expect
+from tenp_edge.runtime.locating import locate
 from tenp_edge.runtime.memory.footprint import MemoryRun
 from tenp_edge.verbs.options import (
     ComputeOptions,
     MeasureOptions,
     ValidationOptions,
 )
-from tenp_edge.verbs.token_chunks import validation_domains
+from tenp_edge.verbs.timing import pace_of
+from tenp_edge.verbs.token_chunks import most_tokens, validation_domains
+
+_OPENING, _RUNTIME = "opening", "runtime"
 
 
 def run_validate(
@@ -40,6 +46,8 @@ def run_validate(
     limit = checkpoint.config.max_position_embeddings
     memory_run = (measure or MeasureOptions()).run(limit, threads)
     domains = validation_domains(checkpoint, options, compute.seed, progress)
+    expect(progress, _expected(checkpoint, candidate, options, compute))
+    begin(progress, _OPENING)
     return validate_on(
         domains,
         reference,
@@ -50,6 +58,19 @@ def run_validate(
         pruned_by=pruned_by,
         memory_run=memory_run,
     )
+
+
+def _expected(
+    checkpoint: Checkpoint, candidate: Path, options: ValidationOptions, compute: ComputeOptions
+) -> dict[str, float]:
+    """Seconds by stage: the file is opened and its peak measured, the reference runs, then what
+    lies between the two, then the file."""
+    pace = pace_of(checkpoint, compute)
+    forward = pace.forward(most_tokens(options))
+    if recognise(candidate) is None and locate(candidate).kind == "checkpoint":
+        return {REFERENCE: forward, PRUNING: forward}
+    between = dict.fromkeys((PRUNING, QUANTISATION), forward) if options.split else {}
+    return {_OPENING: pace.peak, REFERENCE: forward, **between, _RUNTIME: forward}
 
 
 def validate_on(

@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-_START = "import sys; sys.argv = ['tenp-edge']; from tenp_edge.cli.main import app; "
-_RUN = _START + "app(prog_name='tenp-edge')"
-
-
-def completed(words: str) -> list[str]:
-    """What bash is offered for the last of ``words``."""
-    environment = os.environ | {
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(len(words.split(" ")) - 1),
-        "_TENP_EDGE_COMPLETE": "complete_bash",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN], capture_output=True, text=True, env=environment, check=False
-    )
-    assert not done.stderr
-    return done.stdout.split()
+from tenp_edge.cli.main import app
 
 
 @pytest.mark.parametrize(
@@ -36,5 +17,18 @@ def completed(words: str) -> list[str]:
         ("tenp-edge export MODEL --layout p", ["per-expert", "padded", "portable"]),
     ],
 )
-def test_lists_of_values_are_completed(words: str, offered: list[str]) -> None:
-    assert completed(words) == offered
+def test_lists_of_values_are_completed(
+    words: str,
+    offered: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What bash is offered for the last of ``words``."""
+    monkeypatch.setattr("sys.argv", ["tenp-edge"])
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    monkeypatch.setenv("_TENP_EDGE_COMPLETE", "complete_bash")
+    with pytest.raises(SystemExit):
+        app(prog_name="tenp-edge")
+    printed = capsys.readouterr()
+    assert printed.out.split() == offered and not printed.err

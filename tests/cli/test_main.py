@@ -27,6 +27,22 @@ def test_documentation_is_the_help() -> None:
     assert written == make_cli.render(), "run: python docs/make_cli.py"
 
 
+@pytest.mark.parametrize(
+    ("words", "said", "hint"),
+    [
+        (("plan", "demo", "--kep", "1"), "no such option: --kep", "--help, --keep, --recipe; or "),
+        (("plan",), "missing argument 'model'", ""),
+        (("plan", "demo", "--ram"), "option '--ram' requires an argument", ""),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_our_words(
+    words: tuple[str, ...], said: str, hint: str
+) -> None:
+    error, ways = refused(*words).splitlines()
+    assert error == f"error: {said}"
+    assert ways.startswith(f"try:   {hint}") and ways.endswith("--help")
+
+
 def test_inspect_prints_json(checkpoint_of: Callable[[str], Path]) -> None:
     found = json.loads(run("inspect", checkpoint_of("qwen3_moe"), "--json").stdout)
     assert found["family"] == "qwen3_moe"

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.command import refused, run
 from support.serving_cases import make_files, serving
+
+from tenp_edge.errors import UserError
+from tenp_edge.verbs.options import LmEvalOptions
 
 ITEMS = [
     {"question": f"{i} and", "choices": [f" {i + 1}", " x", " and more of it"], "gold": i % 3}
@@ -45,6 +49,15 @@ def test_without_lm_eval_the_error_says_how_to_get_it(tmp_path: Path) -> None:
         "error: lm-eval is not installed: --lm-eval runs its tasks\n"
         "try:   pip install 'tenp-edge[lm-eval]', or leave --lm-eval out\n"
     )
+
+
+@pytest.mark.parametrize("given", [{"url": "http://x"}, {"lm_eval_limit": 2}])
+def test_what_is_for_tasks_alone_is_refused_without_one(given: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as error:
+        LmEvalOptions(**given)
+    name = next(iter(given)).replace("_", "-")
+    assert error.value.message == f"--{name} is for tasks of lm-eval, and none is named"
+    assert error.value.hint == f"--lm-eval TASK too, or leave --{name} out"
 
 
 def test_the_checkpoint_and_the_served_file_score_the_same(task: Path, tmp_path: Path) -> None:

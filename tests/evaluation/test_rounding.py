@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_checkpoint import SHAPES, write_holes
 from support import tiny
 from support.calibrating import domain
 from support.calibrating import run as calibrated
@@ -24,17 +25,20 @@ from tenp_edge.calibration.text.domains import save_domains
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
-from tenp_edge.evaluation import rounding
+from tenp_edge.evaluation import rounded_groups, rounding
 from tenp_edge.evaluation.mixed_plans import PARTS
 from tenp_edge.evaluation.rounding import (
-    RoundingJob,
     measure_rounding,
     relative_errors,
+    rounding_seconds,
     sampled_errors,
+    shortened,
 )
+from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.exporters.base import ExportData, ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.exporters.mixing import SampledRows
+from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.measured.rounding_errors import FILE, RoundingErrors, load_errors
 from tenp_edge.progress import QuietProgress
 from tenp_edge.verbs import measure_types as typeverbs
@@ -112,19 +116,54 @@ def test_groups_are_measured_once_and_kept(bundled: Work, monkeypatch: pytest.Mo
     assert measured(bundled) == found == load_errors(bundled[2])
 
 
-def test_of_a_large_model_some_layers_are_mixed(
+def as_large(work: Work, directory: Path, patch: pytest.MonkeyPatch, layers: int) -> RoundingErrors:
+    """Measured on the same text as if it were a large model."""
+    checkpoint, statistics, before = work
+    (directory / SLICE_FILE).write_bytes((before / SLICE_FILE).read_bytes())
+    patch.setattr(rounded_groups, "SAMPLED_ABOVE", 1)
+    patch.setattr(rounded_groups, "MEASURED_LAYERS", layers)
+    return measured((checkpoint, statistics, directory))
+
+
+def test_of_a_large_model_the_experts_of_some_layers_are_mixed(
     bundled: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Loss and KL are of those layers."""
+    """Loss and KL are of those."""
     whole = measured(bundled)
-    checkpoint, statistics, directory = bundled
-    (tmp_path / SLICE_FILE).write_bytes((directory / SLICE_FILE).read_bytes())
-    monkeypatch.setattr(rounding, "SAMPLED_ABOVE", 1)
-    monkeypatch.setattr(rounding, "_MEASURED_LAYERS", 2)
-    found = measured((checkpoint, statistics, tmp_path))
+    found = as_large(bundled, tmp_path, monkeypatch, 2)
     assert found.groups["down"].layers == (0, 5)
     for some, every in zip(found.plans, whole.plans, strict=True):
-        assert 0 < some.loss < every.loss and 0 < some.kl < every.kl
+        assert 0 < some.loss < every.loss and some.kl > 0
+    assert found.plans[0].kl < whole.plans[0].kl
+
+
+def test_a_large_models_experts_cost_what_encoding_them_would_show(
+    bundled: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On 128 tokens, whose KL hangs on some that find another expert: about."""
+    whole = measured(bundled)
+    found = as_large(bundled, tmp_path, monkeypatch, 6)
+    for group in ("gate_up", "down"):
+        assert found.groups[group].kl == pytest.approx(whole.groups[group].kl, rel=0.5)
+
+
+def test_measuring_is_a_small_part_of_calibrating(tmp_path: Path) -> None:
+    """Of 48 layers of 600 million weights, after the default calibration: at most half of it."""
+    checkpoint = Checkpoint(write_holes(tmp_path, SHAPES["qwen3-30b-a3b"]))
+    job, speed = RoundingJob(EXPORTER, JOB.options), 10**10
+    calibrated, active = 2 * 32 * 512, inspect_model(tmp_path).active_parameters
+    seconds = rounding_seconds(checkpoint, job, 4096, calibrated, speed)
+    assert seconds < 0.5 * calibrated * 2 * active / speed
+
+
+def test_text_is_shortened_evenly() -> None:
+    domains = [domain("code", 4, 96), domain("prose", 3, 96)]
+    assert shortened(domains, 1000) == domains
+    some = shortened(domains, 400)
+    assert [part.name for part in some] == ["code", "prose"]
+    assert [tuple(part.tokens.shape) for part in some] == [(2, 96), (2, 96)]
+    fewest = shortened(domains, 10)
+    assert [part.lengths.tolist() for part in fewest] == [[64], [64]]
 
 
 def test_other_conditions_are_measured_again(
@@ -223,7 +262,8 @@ def test_compress_measures_where_it_is_cheap(
     monkeypatch.setattr(typeverbs, "CHEAP_SECONDS", 0)
     assert not asked() and not (tmp_path / FILE).exists()
     assert len(notes) == 1 and notes[0].startswith("widths and types are not chosen together: ")
-    assert notes[0].endswith(f"tenp-edge calibrate MODEL --types -o {tmp_path} does")
+    said = f"tenp-edge calibrate MODEL --types --format gguf -o {tmp_path} does"
+    assert notes[0].endswith(said)
     monkeypatch.setattr(typeverbs, "CHEAP_SECONDS", 600)
     assert asked()
     monkeypatch.setattr(typeverbs, "CHEAP_SECONDS", 0)

@@ -107,12 +107,12 @@ def test_widths_that_are_no_widths(model: Path, width: float) -> None:
 
 def test_a_config_is_bounded_by_what_is_stored(model: Path) -> None:
     edit(model / "config.json", lambda raw: raw.update(num_hidden_layers=9999, num_experts=99999))
-    begun = time.monotonic()
+    begun = time.process_time()
     assert refusal(lambda: inspect_model(model)) == (
         "config.json implies 2999690001 tensors or more, the checkpoint has 101",
         BELONGS,
     )
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 def test_what_transformers_does_not_read(model: Path) -> None:

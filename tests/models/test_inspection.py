@@ -67,11 +67,11 @@ def test_60_gb_in_under_two_seconds(tmp_path: Path) -> None:
     seconds, *modules = found.stderr.decode().split()
     assert float(seconds) < 2
     # Of the verbs and of the families, only what was asked for is loaded.
-    assert {"tenp_edge.cli.commands.inspect", "tenp_edge.models.qwen3_moe"} <= {*modules}
+    assert {"tenp_edge.cli.commands.inspect", "tenp_edge.models.families.qwen3_moe"} <= {*modules}
     assert not {
         "tenp_edge.cli.commands.prune",
         "tenp_edge.cli.commands.run",
-        "tenp_edge.models.olmoe",
+        "tenp_edge.models.families.olmoe",
     } & {*modules}
 
 

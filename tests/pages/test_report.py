@@ -55,9 +55,20 @@ def test_what_a_run_did_not_produce_is_said(run: Path) -> None:
     for name in ("validation.json", "manifest.json", "environment.json", "recipe.toml"):
         (run / name).unlink()
     page = text(run)
-    assert page.count("made with --no-validate") == 4  # the lead, losses, routing, examples
+    assert page.count("there is no validation.json") == 4  # the lead, losses, routing, examples
     assert "The run left no recipe.toml." in page
     assert "did not record its environment" in page and "not measured" in page
+
+
+def test_why_nothing_was_measured(run: Path) -> None:
+    (run / "validation.json").unlink()
+    edit(run / "manifest.json", lambda raw: raw.update(complete=False))
+    assert text(run).count("the run ended before its validation. The same compress command") == 4
+    recipe = run / "recipe.toml"
+    recipe.write_text("no-validate = true\n", encoding="utf-8")
+    assert text(run).count("the run was made with --no-validate") == 4
+    recipe.write_text("not a recipe", encoding="utf-8")
+    assert "the run ended before its validation" in text(run)
 
 
 def test_a_report_of_an_earlier_version_says_what_it_lacks(run: Path) -> None:

@@ -128,3 +128,11 @@ def test_marks_that_are_control_tokens() -> None:
 def test_refused(template: str | None, message: str) -> None:
     vocabulary = byte_vocabulary(template=template)
     assert refusal(lambda: chat_prompt(vocabulary, [USER]))[0] == message
+
+
+def test_marks_with_control_tokens_in_them() -> None:
+    """Gemma 4 opens thoughts with a control token and a word."""
+    marks = ["<|channel>", "<|tool_call>", "<|other>"]
+    template = "{{ tools }}<|tool_call>call:<|channel>thought\n<channel|>" + PLAIN
+    vocabulary = byte_vocabulary(marks, template=template)
+    assert chat_prompt(vocabulary, [USER]).control.keys() == set(marks[:2])

@@ -33,7 +33,7 @@ def test_templates_end_in_time(process: TemplateProcess, text: str) -> None:
     begun = time.monotonic()
     expected = ("the chat template takes over 1 seconds", HINT)
     assert refusal(lambda: process.render(text, MESSAGES)) == expected
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 10
     assert process.render("{{ messages[0].content }}", MESSAGES) == "Hi"
 
 

@@ -9,7 +9,7 @@ import pytest
 from support.chatting import counting, make_file
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.chat import render_chat
+from tenp_edge.runtime.chat_prompt import chat_prompt
 from tenp_edge.runtime.conversation import Conversation
 from tenp_edge.runtime.generation import prompt_tokens
 from tenp_edge.runtime.opening import RunOptions, open_model
@@ -41,7 +41,7 @@ def test_it_remembers_and_uses_the_cache(session: Session) -> None:
     assert talk.messages[-1]["content"] == first
     with counting(session) as seen:
         text_of(talk.say("So"))
-    whole = render_chat(session.vocabulary, talk.messages[:-1])
+    whole = chat_prompt(session.vocabulary, talk.messages[:-1]).text
     assert 0 < sum(seen) < len(prompt_tokens(session, whole)), "the cache was not used"
 
 
@@ -114,10 +114,9 @@ def test_thoughts_are_not_sent_back(tmp_path: Path) -> None:
         talk = Conversation(session, GREEDY, 4)
         parts = [part for spoken in talk.say("Hi").spoken for part in spoken.parts]
         assert parts and all(part.thinking for part in parts), "the template opened it"
-        assert talk.messages[-1]["content"] == f"<think>{text(parts)}</think>"
-        rendered = render_chat(
-            session.vocabulary, [*talk.messages, {"role": "user", "content": ""}]
-        )
+        assert talk.messages[-1]["content"] == f"<think>\n{text(parts)}\n</think>"
+        again = [*talk.messages, {"role": "user", "content": ""}]
+        rendered = chat_prompt(session.vocabulary, again).text
         assert rendered == "<user>Hi\n<assistant>\n<user>\n<assistant><think>\n"
         plain = Conversation(session, GREEDY, 4, variables={"enable_thinking": False})
         parts = [part for spoken in plain.say("Hi").spoken for part in spoken.parts]

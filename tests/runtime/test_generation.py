@@ -13,7 +13,7 @@ from support.runtime_cases import CheckpointOf, export_ragged
 
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.bench import bench
-from tenp_edge.runtime.chat import render_chat
+from tenp_edge.runtime.chat_prompt import chat_prompt
 from tenp_edge.runtime.generation import Generation, generate, run_text
 from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.runtime.sampling import Sampler, SamplingOptions, distribution
@@ -82,7 +82,7 @@ def test_seeds() -> None:
     [
         ({"temperature": -1.0}, "--temperature is -1.0\ntry: --temperature of 0 or more"),
         ({"top_k": -1}, "--top-k is -1\ntry: --top-k of 0 or more"),
-        ({"top_p": 0.0}, "--top-p is 0.0\ntry: --top-p of above 0 and at most 1"),
+        ({"top_p": -0.5}, "--top-p is -0.5\ntry: --top-p of 0 to 1"),
         ({"min_p": 1.5}, "--min-p is 1.5\ntry: --min-p of 0 to 1"),
         ({"repeat_penalty": 0.0}, "--repeat-penalty is 0.0\ntry: --repeat-penalty of above 0"),
         ({"repeat_last_n": -1}, "--repeat-last-n is -1\ntry: --repeat-last-n of 0 or more"),
@@ -202,11 +202,10 @@ def test_chat_uses_the_files_template(
     files: tuple[Path, Path], checkpoint_of: CheckpointOf, tmp_path: Path
 ) -> None:
     with open_model(files[0], OPTIONS) as session:
-        assert render_chat(session.vocabulary, [{"role": "user", "content": "Hi"}]) == (
-            "<user>Hi\n<assistant>"
-        )
+        asked = [{"role": "user", "content": "Hi"}]
+        assert chat_prompt(session.vocabulary, asked).text == "<user>Hi\n<assistant>"
         with pytest.raises(UserError) as caught:
-            render_chat(session.vocabulary, [{"role": "assistant", "content": "Hi"}])
+            chat_prompt(session.vocabulary, [{"role": "assistant", "content": "Hi"}])
         assert str(caught.value) == (
             "the chat template cannot render these messages: user first\n"
             "try: user and assistant in turn, beginning with user"
@@ -214,8 +213,10 @@ def test_chat_uses_the_files_template(
     export_ragged(checkpoint_of("olmoe"), tmp_path / "plain.gguf")
     with open_model(tmp_path / "plain.gguf", OPTIONS) as session:
         with pytest.raises(UserError) as caught:
-            render_chat(session.vocabulary, [])
-        assert str(caught.value) == "the file has no chat template\ntry: run it with --raw"
+            chat_prompt(session.vocabulary, [])
+        assert str(caught.value) == (
+            "the file has no chat template\ntry: run it with --raw, or ask /v1/completions"
+        )
 
 
 def test_bench_measures_both_runtimes(files: tuple[Path, Path]) -> None:

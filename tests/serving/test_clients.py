@@ -135,6 +135,32 @@ def test_keys(shared: Server) -> None:
     assert [model.id for model in shared.openai.models.list()] == ["per-expert", MODEL]
 
 
+def test_responses(shared: Server) -> None:
+    """A text in pieces, a call, its result, and a schema's object."""
+    responses = shared.openai.responses
+    limited = responses.create(model=MODEL, input="Hi", max_output_tokens=4)
+    assert limited.status == "incomplete" and limited.usage and limited.usage.output_tokens == 4
+    tool: Any = {"type": "function", **WEATHER["function"], "strict": True}
+    asked: Any = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+    with responses.stream(model=MODEL, input="Hi", **asked) as stream:
+        called = stream.until_done().get_final_response()
+    (call,) = called.output
+    assert call.type == "function_call" and call.name == "weather"
+    validate(json.loads(call.arguments), SCHEMA)
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "sun"}
+    said: Any = [*HI, call.model_dump(exclude_none=True, exclude={"parsed_arguments"}), result]
+    again = responses.create(
+        model=MODEL,
+        input=said,
+        tools=[tool],
+        tool_choice="none",
+        extra_body={"grammar": 'root ::= "It is sunny."'},
+    )
+    assert again.output_text == "It is sunny." and again.status == "completed"
+    with pytest.raises(openai.BadRequestError, match="this server remembers no answers"):
+        responses.create(model=MODEL, input="Hi", previous_response_id=again.id)
+
+
 # -- LangChain -------------------------------------------------------------------------------------
 
 
@@ -146,6 +172,8 @@ def test_langchain(shared: Server) -> None:
     assert said.usage_metadata is not None and said.usage_metadata["output_tokens"] == 6
     streamed = list(chat.stream("Hi", max_tokens=6))
     assert "".join(str(chunk.content) for chunk in streamed)
+    newer = chat.model_copy(update={"use_responses_api": True}).invoke("Hi", max_tokens=6)
+    assert newer.response_metadata["object"] == "response"
     bound = chat.bind_tools([WEATHER], tool_choice="weather", parallel_tool_calls=False)
     answer: Any = bound.invoke([HumanMessage("Hi")], seed=3)
     (call,) = answer.tool_calls
@@ -177,6 +205,11 @@ def test_messages(claude: anthropic.Anthropic) -> None:
     assert final.content[0].type == "text" and final.content[0].text == text
     count = claude.messages.count_tokens(model=MODEL, messages=HI, system="Be brief.")
     assert count.input_tokens == answer.usage.input_tokens
+    with pytest.raises(anthropic.NotFoundError, match="not_found_error"):
+        claude.messages.batches.list()
+    with pytest.raises(anthropic.BadRequestError, match="functions are the only kind"):
+        search: Any = [{"type": "web_search_20250305", "name": "web_search"}]
+        claude.messages.create(model=MODEL, max_tokens=6, messages=HI, tools=search)
     with pytest.raises(anthropic.BadRequestError, match="block of type 'image'"):
         claude.messages.create(
             model=MODEL,

@@ -276,7 +276,11 @@ def test_logits_that_are_not_numbers(damaged: Path, temperature: float) -> None:
 
 def test_a_damaged_model_is_one_error_in_a_server(damaged: Path) -> None:
     with serving(damaged) as server:  # which writes nothing to its log
-        assert server.error(COMPLETIONS, prompt="Hi") == (500, DAMAGED, None)
+        assert server.error(COMPLETIONS, prompt="Hi") == (
+            500,
+            f"{DAMAGED}; try: a sound copy of it",
+            None,
+        )
         streamed = server.post(COMPLETIONS, prompt="Hi", stream=True)
         assert streamed.text.startswith('data: {"error": {"message": "the model computes NaN')
         assert server.health() == {"status": "ok", "running": 0, "waiting": 0}

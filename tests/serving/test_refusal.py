@@ -9,6 +9,7 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HI = {"messages": [{"role": "user", "content": "Hi"}]}
 TOOL = {"type": "function", "function": {"name": "now"}}
 BROKEN = {"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}
+STRICT = {"name": "no_text", "strict": True, "schema": {"not": {"type": "string"}}}
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
 
 
@@ -16,6 +17,7 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
     ("path", "fields", "message", "param"),
     [
         (COMPLETIONS, {"prompt": ""}, "the prompt is empty", "prompt"),
+        (COMPLETIONS, {"prompt": []}, "the prompt is empty", "prompt"),
         (COMPLETIONS, {}, "prompt is missing", "prompt"),
         (
             COMPLETIONS,
@@ -75,7 +77,8 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
         (
             CHAT,
             {"messages": [{"role": "assistant", "content": "Hi"}]},
-            "the chat template cannot render these messages: user first",
+            "the chat template cannot render these messages: user first; try: user and assistant "
+            "in turn, beginning with user",
             "messages",
         ),
         (CHAT, {"messages": []}, "messages must be not empty, not []", "messages"),
@@ -95,9 +98,10 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
         (
             CHAT,
             HI | {"tools": [{"type": "web_search"}]},
-            "tools[0].function is missing",
+            "a tool of type 'web_search': functions are the only kind",
             "tools",
         ),
+        (CHAT, HI | {"tools": [{}]}, "a tool of type 'function' needs function", "tools"),
         (
             CHAT,
             HI | {"tool_choice": "required"},
@@ -113,7 +117,7 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
         (
             CHAT,
             HI | {"tools": [BROKEN], "tool_choice": "required"},
-            "the grammar cannot be used: Invalid type: objekt",
+            "the grammar cannot be used: Invalid type: objekt; try: a simpler one",
             "tools",
         ),
         (
@@ -131,34 +135,34 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
         ),
         (
             CHAT,
-            HI
-            | {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": 1}}}},
-            'the grammar cannot be used: Unimplemented keys: ["not"]',
+            HI | {"response_format": {"type": "json_schema", "json_schema": STRICT}},
+            'the grammar cannot be used: Unimplemented keys: ["not"]; try: a simpler one',
             "response_format",
         ),
         (
             COMPLETIONS,
             {"prompt": "a", "grammar": 'root ::= "a" b'},
             "the grammar cannot be used: Failed to convert the grammar from GBNF to Lark: "
-            "Rule 'b' not found",
+            "Rule 'b' not found; try: a simpler one",
             "grammar",
         ),
         (
             COMPLETIONS,
             {"prompt": "a", "json_schema": {"$ref": "#"}},
-            "the grammar cannot be followed: NoExtensionBias <non-verbose/>",
+            "the grammar cannot be followed: it never ends, as a rule needs itself; try: a simpler "
+            "grammar or schema",
             "grammar",
+        ),
+        (
+            "/api/chat",
+            HI,
+            "this is Ollama's API, which is not served; its clients also speak OpenAI's, at /v1",
+            None,
         ),
         (
             "/v1/embeddings",
             {"input": "a"},
             "embeddings need a model that is trained for them; this one generates text",
-            None,
-        ),
-        (
-            "/v1/responses",
-            {"input": "a"},
-            "the Responses API is not served; send this to /v1/chat/completions",
             None,
         ),
     ],
@@ -193,3 +197,17 @@ def test_what_clients_send_by_default_is_served(shared: Server) -> None:
         cut = shared.post(COMPLETIONS, prompt=[5] * 2040, max_tokens=tokens, ignore_eos=True).json()
         assert cut["usage"]["completion_tokens"] == 9  # The last one is not evaluated.
         assert cut["choices"][0]["finish_reason"] == "length"
+
+
+def test_values_at_their_ends_are_served(shared: Server) -> None:
+    """What llama-server or OpenAI take: no probability mass, more tokens back than there are."""
+    for fields in ({"top_p": 0}, {"typical_p": 0}, {"repeat_last_n": 2**70}, {"seed": -(2**63)}):
+        assert shared.post(COMPLETIONS, prompt="a", max_tokens=1, **fields).status_code == 200
+    form = {"type": "json_schema", "schema": {"const": 5}}  # llama-server's short form
+    said = shared.post(CHAT, **HI, response_format=form, reasoning_effort="none").json()
+    assert said["choices"][0]["message"]["content"] == "5"
+    loose = {"const": 5, "not": {"type": "string"}, "format": "any"}
+    said = shared.post("/completion", prompt="a", json_schema=loose).json()
+    assert said["content"] == "5"
+    said = shared.post("/completion", prompt="a", json_schema=True, n_predict=3)
+    assert said.status_code == 200

@@ -194,7 +194,8 @@ def test_bodies_that_are_no_requests(server: Server) -> None:
     assert error_of(chunked)[:2] == too_large
     assert sent(b"{}", {"content-type": "text/plain"}) == (
         415,
-        "the content type is 'text/plain', not application/json",
+        "the content type is 'text/plain', not application/json; "
+        "try: -H 'Content-Type: application/json'",
     )
     assert complete(server)
 

@@ -7,17 +7,24 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 from support.command import refused, run
+from support.plans import whole_plan
 
 from tenp_edge import load_pruned
 from tenp_edge.checkpoint.compression_plan import load_plan
+from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.cli.report.closing import closing
+from tenp_edge.errors import UserError
+from tenp_edge.progress import QUIET
 from tenp_edge.verbs import options as take
 from tenp_edge.verbs.compress import run_compress
+from tenp_edge.verbs.compress_request import CompressRequest
 
 QUICK = ("--samples", "2", "--seq-len", "64", "--set", "eval-samples=1", "--set", "eval-seq-len=64")
 OUTPUTS = {
@@ -120,6 +127,24 @@ def test_the_same_command_again_changes_nothing(
     plan = load_plan(compressed / "plan.json")
     assert done.stdout == f"{closing(model, compressed, plan, report)}\n"
     assert before == {file: file.stat().st_mtime_ns for file in compressed.rglob("*.safetensors")}
+
+
+def test_a_twin_cannot_hold_constants_which_is_said_before_the_file_is_made(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint(checkpoint_of("qwen3_moe"))
+    plan = replace(whole_plan(checkpoint), means={(0, 1): torch.zeros(96)})
+    options = take.CompressOptions(
+        plan=take.PlanOptions(keep=0.5), validation=take.ValidationOptions(twin=True)
+    )
+    request = CompressRequest(checkpoint, tmp_path, options, QUIET)
+    with pytest.raises(UserError) as error:
+        request.require_judge(plan)
+    assert error.value.message == (
+        "an expert of the plan gives a constant, which llama.cpp cannot hold"
+    )
+    assert error.value.hint == "leave --twin out"
+    request.require_judge(whole_plan(checkpoint))
 
 
 def test_a_finished_run_is_not_overwritten(

@@ -89,7 +89,7 @@ def test_known_models_are_those_of_the_record() -> None:
 def test_what_fits() -> None:
     found = dict(fitting(8 * GIB))
     assert found["allenai/OLMoE-1B-7B-0924"] == "whole, in 8 bits"
-    assert found["Qwen/Qwen1.5-MoE-A2.7B"] == "about 77% of the neurons, in 4 bits"
+    assert found["Qwen/Qwen1.5-MoE-A2.7B"] == "about 77 % of the neurons, in 4 bits"
     assert "Qwen/Qwen3-30B-A3B" not in found
 
 

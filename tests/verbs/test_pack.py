@@ -103,12 +103,31 @@ def test_compress_drafts_from_known_scores(
         validation=ValidationOptions(twin=twin),
     )
     checkpoint = Checkpoint(shared / "model")
-    with pytest.raises(UserError, match="the smallest plan needs"):
-        CompressRequest(checkpoint, tmp_path, asked, QUIET).require_disk()
     for known in (packed / "pack" / "scores.zip", packed / "calibration"):
         given = CompressRequest(checkpoint, tmp_path, replace(asked, statistics=known), QUIET)
         given.require_disk()
         assert given.draft.keeps_places and given.draft.memory["total_bytes"] <= LIMIT
+
+
+def test_compress_goes_as_low_before_a_calibration_as_after_one(
+    packed: Path, shared: Path, tmp_path: Path
+) -> None:
+    """Where no plan by bytes fits, it drafts the smallest that widths and types together can
+    reach; what lies below is refused with the same numbers."""
+    checkpoint = Checkpoint(shared / "model")
+    plan = PlanOptions(profile="pi5-8gb", budget_bytes=LIMIT)
+    asked = replace(sharing.options(shared / "model"), plan=replace(plan, layout="per-expert"))
+    request = CompressRequest(checkpoint, tmp_path, asked, QUIET)
+    request.require_disk()
+    assert request.draft.types is not None and request.draft.keeps_places
+    assert request.draft.memory["total_bytes"] <= LIMIT
+    low = replace(asked, plan=replace(asked.plan, budget_bytes=40_000_000))
+    said = []
+    for known in (None, packed / "calibration"):
+        with pytest.raises(UserError, match="the smallest plan needs") as refused:
+            CompressRequest(checkpoint, tmp_path, replace(low, statistics=known), QUIET).draft  # noqa: B018
+        said.append(str(refused.value))
+    assert said[0] == said[1]
 
 
 def test_it_is_small_and_holds_no_text_and_no_path(packed: Path, shared: Path) -> None:

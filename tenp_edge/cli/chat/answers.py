@@ -66,26 +66,21 @@ class TextScreen(Screen):
 
     def __init__(self, out: TextIO) -> None:
         super().__init__(out)
-        plain = streams.plain(out)
-        self._before, self._after = (TAGS.opened, TAGS.closed) if plain else (_DIM, _NORMAL + "\n")
-        self._trim = not plain
-        self._thinking = self._fresh = False
+        marks = (f"{TAGS.opens}\n", f"\n{TAGS.closes}\n\n")
+        self._before, self._after = marks if streams.plain(out) else (_DIM, f"\n{_NORMAL}\n")
+        self._thinking = False
 
     def part(self, part: Part) -> None:
         if part.thinking != self._thinking:
             self._out.write(self._before if part.thinking else self._after)
             self._thinking = part.thinking
-            self._fresh = True
-        # What separates thoughts from answers depends on the model.
-        text = part.text.lstrip("\n") if self._trim and self._fresh else part.text
-        self._fresh = self._fresh and not text
-        self._out.write(text)
+        self._out.write(part.text)
         self._out.flush()
 
     def end(self, summary: Summary, note: Note) -> None:
         if self._thinking:
             self._out.write(self._after.rstrip("\n"))
-        self._thinking = self._fresh = False
+        self._thinking = False
         self._out.write("\n")
         self._out.flush()
         if summary.why:

@@ -103,6 +103,8 @@ def _as_it_was(terminal: int) -> Iterator[None]:
 
 
 def lines(words: Sequence[str], history: Path | None) -> Lines:
-    """What suits stdin. Windows' console edits lines and remembers them itself."""
-    edited = streams.typed() and sys.stderr.isatty() and sys.platform != "win32"
+    """What suits stdin. Windows' console edits lines and remembers them itself; a dumb terminal can
+    show no edits."""
+    terminal = streams.typed() and sys.stderr.isatty() and not streams.is_dumb()
+    edited = terminal and sys.platform != "win32"
     return EditedLines(words, history) if edited else PlainLines()

@@ -41,10 +41,11 @@ def typed() -> bool:
 
 def plain(stream: TextIO) -> bool:
     """Whether ``stream`` takes no colours."""
-    return not stream.isatty() or bool(os.environ.get("NO_COLOR")) or _is_dumb()
+    return not stream.isatty() or bool(os.environ.get("NO_COLOR")) or is_dumb()
 
 
-def _is_dumb() -> bool:
+def is_dumb() -> bool:
+    """Whether the terminal knows no sequences, neither colours nor moves."""
     return os.environ.get("TERM") == "dumb"
 
 

@@ -29,7 +29,7 @@ def continue_text(
 
     def spoken() -> Generator[Spoken, None, None]:
         for piece in generate(session, tokens, sampling, most):
-            yield Spoken(piece, [Part(piece.text)] if piece.text else [])
+            yield Spoken(piece, [Part("content", piece.text)] if piece.text else [])
 
     return answers.write(Reply(len(tokens), spoken()), screen, note, session.context, most)
 

@@ -17,7 +17,7 @@ from tenp_edge.cli.report import measured_tables, plan_tables, rich_tables
 from tenp_edge.cli.report.closing import Closing, closing
 from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.units import format_seconds, format_size, parse_size
+from tenp_edge.units import format_seconds, format_size, parse_size, percent
 from tenp_edge.verbs.compress import CompressResult, run_compress
 from tenp_edge.verbs.options import CalibrationOptions, CompressOptions, ValidationOptions
 from tenp_edge.verbs.plan import run_plan
@@ -81,8 +81,8 @@ class DemoResult:
         rows = [
             ("RAM budget", self.ram),
             *self._memory_rows(),
-            ("routed-expert neurons kept (rho)", rich_tables.percent(plan.keep_ratio)),
-            ("active per token (R_active)", rich_tables.percent(plan.record.active_ratio or 0.0)),
+            ("neurons of the experts kept", percent(plan.keep_ratio)),
+            ("width a token is routed to", percent(plan.record.active_ratio or 0.0)),
             ("mean KL to the whole model", f"{checked['overall']['mean_kl']:.4f} nats"),
             (
                 "perplexity",
@@ -143,7 +143,7 @@ def run_demo(output: Path, force: bool = False, progress: Progress = QUIET) -> D
 
 def _shrunk(before: int, after: int) -> str:
     less = 1 - after / before
-    return f"{format_size(before)} -> {format_size(after)}, {less:.0%} less"
+    return f"{format_size(before)} -> {format_size(after)}, {percent(less, 0)} less"
 
 
 def _budget(plan: CompressionPlan) -> str:

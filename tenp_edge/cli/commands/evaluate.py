@@ -14,12 +14,12 @@ from tenp_edge.cli.report import comparison_tables, measured_tables
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.disk import require_parent, write_json
 from tenp_edge.errors import UserError
+from tenp_edge.verbs.compare_options import CompareOptions
 from tenp_edge.verbs.options import (
-    CompareOptions,
     ComputeOptions,
     LmEvalOptions,
     MeasureOptions,
-    ValidationOptions,
+    ValidateOptions,
 )
 
 
@@ -73,7 +73,7 @@ def _by_share(
     result = run_compare(model, output, options, screen.progress)
     made = lines(result)
     shown = comparison_tables.comparison(made, predictions(result))
-    return result, shown, comparison_tables.legend(made)
+    return result, shown, comparison_tables.legend(made, output)
 
 
 def _matched(
@@ -84,7 +84,7 @@ def _matched(
 
     result = run_compare_matched(model, output, options, screen.progress)
     shown = comparison_tables.matched(sections(result))
-    return result, shown, comparison_tables.matched_legend()
+    return result, shown, comparison_tables.matched_legend(output)
 
 
 @flags.expanded()
@@ -93,19 +93,9 @@ def validate(
     candidate: Annotated[
         Path | None, typer.Argument(help="A GGUF file, an ONNX directory, a checkpoint, or OUT.")
     ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data", help="A domain, as in compress; default: held-out text of the package."
-        ),
-    ] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Chunks per domain.")] = 8,
-    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens per chunk.")] = 512,
     *,
+    options: ValidateOptions,
     compute: ComputeOptions,
-    threads: flags.Threads = None,
-    twin: flags.Twin = False,
-    no_split: flags.NoSplit = False,
     plan: Annotated[
         Path | None,
         typer.Option("--plan", help="The plan.json that the file was pruned by."),
@@ -166,7 +156,6 @@ def validate(
     from tenp_edge.evaluation.verdict import judge
     from tenp_edge.verbs.validate import run_validate
 
-    options = ValidationOptions(tuple(data or ()), samples, seq_len, threads, twin, not no_split)
     pruned_by = PrunedBy(checkpoint, plan)
     report = run_validate(
         reference, candidate, options, compute, screen.progress, pruned_by, measured

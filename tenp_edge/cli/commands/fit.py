@@ -12,9 +12,9 @@ from tenp_edge.cli.flags import declared as flags
 from tenp_edge.cli.hub import DEMO, bundled, spelled
 from tenp_edge.cli.output.screen import Screen
 from tenp_edge.cli.report.entries import Entries
-from tenp_edge.cli.report.rich_tables import percent, table
+from tenp_edge.cli.report.rich_tables import table
 from tenp_edge.errors import UserError
-from tenp_edge.units import format_count, format_size, write_size
+from tenp_edge.units import format_count, format_size, percent, write_size
 from tenp_edge.verbs.fit_options import FitOptions
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _entries(model: str, found: Fitting, options: FitOptions) -> Entries:
         ),
         ("memory", f"{format_size(found.budget_bytes)} for the run on {found.device}"),
         ("context", f"{found.context} tokens"),
-        ("speed", f"estimated: active bytes over {found.bandwidth / 1e9:.1f} GB/s, {measured}"),
+        ("speed", f"at most: active bytes over {found.bandwidth / 1e9:.1f} GB/s, {measured}"),
         ("quality", _UNKNOWN),
     ]
     return Entries(lines, tuple(_commands(model, found, options)))

@@ -26,8 +26,7 @@ from tenp_edge.cli.hub import local_model
 from tenp_edge.cli.output.screen import Screen
 from tenp_edge.errors import UserError
 from tenp_edge.planning.options.settings import Option, assigned, make, options_of, written_value
-from tenp_edge.runtime.memory.footprint import MOST_THREADS
-from tenp_edge.verbs.options import CALIBRATION, COMPUTE, VALIDATION, CompressOptions
+from tenp_edge.verbs.options import CALIBRATION, CompressOptions
 from tenp_edge.verbs.recipe_files import read_recipe
 
 _LONGEST_LIST = 36  # letters of a list of values that stands in the help beside its flag
@@ -162,9 +161,9 @@ def _parameter(option: Option) -> Parameter:
     # Text is read by the option itself, in our words.
     kind = option.kind if option.kind in (bool, Path) else str
     names = [f"--{flag.name}", *flag.also]
-    if option.kind is bool and option.default is None:
+    if option.kind is bool and option.default is not False:
         names = [f"--{flag.name}/--no-{flag.name}"]
-    nothing = option.default is None or option.default is False or option.default == ()
+    nothing = option.default in (None, ()) or isinstance(option.default, bool)
     shown = "" if nothing else f" Default: {_shown(option)}."
     info = _flag(
         *names,
@@ -267,34 +266,14 @@ Types = Annotated[
     bool,
     _flag(
         "--types",
-        help="Measure what each GGUF tensor type does to this model, for plan and compress to "
-        "choose widths and types together.",
+        help="Measure what each tensor type does to this model, for plan and compress to choose "
+        "widths and types together.",
         panel=CALIBRATION,
     ),
 ]
-Threads = Annotated[
-    int | None,
+TypesFormat = Annotated[
+    str,
     _flag(
-        "--threads",
-        help="CPU threads of the exported file's run.",
-        panel=COMPUTE,
-        min=1,
-        max=MOST_THREADS,
-    ),
-]
-
-NoSplit = Annotated[
-    bool,
-    typer.Option(
-        "--no-split",
-        help="Run only the file, not the stages before it: faster, one sum of all losses.",
-    ),
-]
-Twin = Annotated[
-    bool,
-    typer.Option(
-        "--twin",
-        help="Judge a per-expert file by unmodified llama.cpp, through its padded twin.",
-        rich_help_panel=VALIDATION,
+        "--format", help="The format whose types --types measures: gguf, onnx.", panel=CALIBRATION
     ),
 ]

@@ -17,6 +17,7 @@ class RunCourse:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._expected: dict[str, float] = {}
+        self._names: frozenset[str] = frozenset()
         self._stage = ""
         self._start = self._stage_start = clock()
         self._done_expected = self._done_really = 0.0
@@ -27,10 +28,16 @@ class RunCourse:
         return bool(self._expected) or bool(self._stage)
 
     def expect(self, seconds: Mapping[str, float]) -> None:
-        self._expected = dict(seconds)
+        """The stages of the run; a verb that is a stage of another's run does not know the whole,
+        and is not listened to."""
+        if self._names:
+            return
+        self._expected, self._names = dict(seconds), frozenset(seconds)
         self._start = self._stage_start = self._clock()
 
     def begin(self, stage: str) -> None:
+        if self._names and stage not in self._names:  # a part of the stage that runs
+            return
         now = self._clock()
         if self._stage:
             self._done_really += now - self._stage_start

@@ -9,13 +9,16 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.progress import Task as RichTask
+from rich.table import Column
 from rich.text import Text
 
 from tenp_edge.cli.output.course import RunCourse, left_of_task
 from tenp_edge.progress import Task
-from tenp_edge.units import counted, format_seconds, format_size
+from tenp_edge.units import counted, format_seconds, format_size, percent
 
 _FIRST_SECONDS, _LOG_SECONDS = 2.0, 10.0
+_OF_THE_RUN = "the whole run "
+_WIDE, _BAR_CELLS = 100, 20  # columns of a terminal that has room for a bar beside the words
 
 
 class _Counter:
@@ -68,11 +71,11 @@ class _Left(ProgressColumn):
     """How far, and how long to the end of the run."""
 
     def __init__(self, owner: TerminalProgress, counter: _Counter) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._owner, self._counter = owner, counter
 
     def render(self, task: RichTask) -> Text:
-        return Text(f"{self._counter}; {self._owner.left(self._counter)}")
+        return Text(self._owner.shown(self._counter))
 
 
 class TerminalProgress:
@@ -97,7 +100,8 @@ class TerminalProgress:
         elif not self._console.is_terminal:
             yield _LogTask(self, counter)
         else:
-            columns = (TextColumn("{task.description}"), BarColumn(20), _Left(self, counter))
+            bar = () if self._console.width < _WIDE else (BarColumn(_BAR_CELLS),)
+            columns = (TextColumn("{task.description}:"), *bar, _Left(self, counter))
             with Progress(*columns, console=self._console, transient=True) as progress:
                 yield _BarTask(progress, progress.add_task(title, total=total), counter)
 
@@ -108,14 +112,20 @@ class TerminalProgress:
             said = f"{counter.title}: {counter}; {self.left(counter)}"
             self._console.print(said, markup=False, highlight=False, soft_wrap=True)
 
+    def shown(self, counter: _Counter) -> str:
+        """What stands beside a bar: where the screen is narrow, what is left alone."""
+        left = self.left(counter)
+        narrow = self._console.width < _WIDE
+        return left.removeprefix(_OF_THE_RUN) if narrow else f"{counter}; {left}"
+
     def left(self, counter: _Counter) -> str:
         """ "the whole run 14 %, about 55 s left", of the task alone where no more is known."""
         if not self._course.known:
             rest = left_of_task(counter.share, counter.seconds)
-            return f"{counter.share:.0%}, about {format_seconds(rest)} left".replace("%", " %")
+            return f"{percent(counter.share, 0)}, about {format_seconds(rest)} left"
         rest = self._course.left(counter.share, counter.seconds)
-        share = f"{100 * self._course.share(rest):.0f} %"
-        return f"the whole run {share}, about {format_seconds(rest)} left"
+        share = percent(self._course.share(rest), 0)
+        return f"{_OF_THE_RUN}{share}, about {format_seconds(rest)} left"
 
     # -- a run of several stages -------------------------------------------------------------------
 

@@ -16,10 +16,10 @@ from tenp_edge.cli.hub import spoken
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.plain_notes import of_interest
 from tenp_edge.cli.report.plan_screen import kept_line
+from tenp_edge.evaluation.fitting import HERE, fits, measured_peak
 from tenp_edge.evaluation.verdict import Verdict, judge
 from tenp_edge.runtime.directory_vocabulary import read_settings
 from tenp_edge.runtime.gguf.header import read_fields
-from tenp_edge.runtime.gguf.padded_twin import TWIN
 from tenp_edge.runtime.locating import Found, locate
 from tenp_edge.units import format_size, nats
 
@@ -34,7 +34,6 @@ _RUNS_IN = {
     ("onnx", "ort-cpu"): "tenp-edge, and onnxruntime on a CPU, whose own operators it uses",
     ("onnx", "static"): "tenp-edge and onnxruntime, and what a compiler for an NPU makes of it",
 }
-_THIS_MACHINE = "this-machine"
 REPORT = "report.html"
 # What the words of the line above mean.
 LEGEND = (
@@ -72,11 +71,7 @@ class Closing:
     @property
     def fits(self) -> bool | None:
         """Whether what was measured (else predicted) is within the budget; None without one."""
-        if self.budget_bytes is None:
-            return None
-        here = self.device == _THIS_MACHINE
-        measured = self.measured_bytes if here else None
-        return (self.predicted_bytes if measured is None else measured) <= self.budget_bytes
+        return fits(self.budget_bytes, self.predicted_bytes, self.measured_bytes, self.device)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -131,7 +126,7 @@ class Closing:
         return lines
 
     def _memory(self) -> str:
-        away = "" if self.device == _THIS_MACHINE else f" on {self.device}"
+        away = "" if self.device == HERE else f" on {self.device}"
         numbers = f"{format_size(self.predicted_bytes)} predicted{away}"
         if self.measured_bytes is not None:
             where = " on this machine" if away else ""
@@ -150,14 +145,13 @@ def closing(
     located, record, report = locate(output), plan.record, checked or {}
     prefix = located.path.name
     sizes = [size for name, size in plan.files.items() if name.split("/")[0] == prefix]
-    measured = None if report.get("measured_as") == TWIN else report.get("measured_peak_rss")
     key = record.format, record.layout
     return Closing(
         file=str(located.path),
         file_bytes=sum(sizes),
         budget_bytes=record.budget_bytes,
         predicted_bytes=plan.memory["total_bytes"],
-        measured_bytes=measured,
+        measured_bytes=measured_peak(report),
         context=plan.memory["context"],
         device=plan.memory["device"],
         quality=judge(report["overall"], report["domains"]) if report else None,

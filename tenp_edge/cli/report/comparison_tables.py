@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
 
 from tenp_edge.cli.report.entries import Entries
-from tenp_edge.cli.report.rich_tables import percent, table
+from tenp_edge.cli.report.rich_tables import table
 from tenp_edge.planning.options.methods import METHODS
-from tenp_edge.units import format_size, nats
+from tenp_edge.units import format_size, nats, percent
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.evaluation.comparison.table import Line, Prediction
@@ -41,7 +42,8 @@ _STARTS = {
 }
 _WORDS = (
     "KL: how far the predictions are from the whole model's, 0 is not at all. active: share of the "
-    "experts' width that a token meets. perplexity: that of the cut model over that of the whole"
+    "experts' width that a token meets. perplexity: that of the cut model over that of the whole. "
+    "rank correlation: 1 where predicted losses order the plans as measured KL does"
 )
 
 
@@ -91,13 +93,17 @@ def _mark(line: Line, usual: int) -> str:
     return "" if abs(line.expert_bytes - usual) <= _EQUAL * usual else " *"
 
 
-def legend(lines: Sequence[Line]) -> Entries:
+def legend(lines: Sequence[Line], output: Path) -> Entries:
     """The names and the headings of the tables in words."""
     methods = dict.fromkeys(line.method for line in lines)
     said = [("words", _WORDS), *(("", f"{name}: {explained(name)}") for name in methods)]
     if any(_mark(line, _usual_bytes(lines)) for line in lines):
         said.append(("*", "not at equal bytes: this method cannot cut to the others' size"))
-    return Entries(said)
+    return Entries([*said, _more(output / "compare.html")])
+
+
+def _more(page: Path) -> tuple[str, str]:
+    return "more", f"{page} in a browser; --json, and the JSON beside it, have every number"
 
 
 def explained(name: str) -> str:
@@ -125,11 +131,12 @@ def matched(sections: Sequence[Section]) -> Group:
     return Group(*(table(one.title, one.headings, one.rows) for one in sections))
 
 
-def matched_legend() -> Entries:
+def matched_legend(output: Path) -> Entries:
     said = [
         ("words", _WORDS.partition(" active:")[0]),
         ("", "ppl ratio: perplexity of the cut model over that of the whole"),
         ("", "same top: places where both put the same token first. *: the least KL of that size"),
         ("", "bars: what the project asks of itself, at most so much of the KL of the row beside"),
+        _more(output / "matched.html"),
     ]
     return Entries(said)

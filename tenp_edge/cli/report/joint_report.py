@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from tenp_edge.cli.report.rich_tables import bar, percent, table
+from tenp_edge.cli.report.rich_tables import bar, table
 from tenp_edge.evaluation.verdict import expected
-from tenp_edge.units import format_size
+from tenp_edge.units import format_size, percent
 
 _CELLS = 20
 
@@ -50,6 +50,7 @@ def _mostly(types: Mapping[str, float]) -> str:
 
 def frontier_plot(points: Sequence[Mapping[str, Any]]) -> Table:
     """What other RAM numbers buy, drawn: the longer the bar, the more is lost (logarithmic)."""
+    points = _distinct(points)
     logs = [math.log(max(point["predicted_kl"], 1e-9)) for point in points]
     least, most = min(logs), max(logs)
     rows = [
@@ -66,6 +67,16 @@ def frontier_plot(points: Sequence[Mapping[str, Any]]) -> Table:
     ]
     columns = ("RAM", "neurons kept", "bits", "KL", "expected difference", "", "")
     return table("What other RAM numbers buy (predicted)", columns, rows)
+
+
+def _distinct(points: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Points that are shown as one are one: above the whole model's size more RAM buys nothing."""
+    rows: dict[tuple[object, ...], Mapping[str, Any]] = {}
+    for point in points:
+        key = tuple(value for name, value in point.items() if name != "chosen")
+        if key not in rows or point["chosen"]:
+            rows[key] = point
+    return list(rows.values())
 
 
 def types_of_experts(choice: Mapping[str, Any]) -> Table:

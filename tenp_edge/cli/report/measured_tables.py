@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tenp_edge.units import format_size
+from tenp_edge.units import format_size, percent
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
 from tenp_edge.cli.report.closing import LEGEND
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.plan_tables import plan_report
-from tenp_edge.cli.report.rich_tables import facts, percent, table
+from tenp_edge.cli.report.rich_tables import facts, table
 
 PERPLEXITY = "perplexity: how surprised a model is by the text, lower is better"
 
@@ -68,12 +68,13 @@ def losses(stages: Sequence[Mapping[str, Any]]) -> Table:
         )
         for row in stages
     ]
-    columns = ("after", "mean KL", "added", "99 %", "same top", "ppl", "computed by")
+    kl = ("mean KL", "added", "99 of 100 below", "same first token")
+    columns = ("after", *kl, "perplexity", "computed by")
     return table("Where the loss comes from", columns, rows)
 
 
 def domain_scores(report: Mapping[str, Any]) -> Table:
-    """One row a domain, KL in nats; delta p: how much the true token gains, mean and RMS."""
+    """One row a domain, KL in nats; how much probability the true token gains, mean and RMS."""
     rows = [
         (
             row["domain"],
@@ -90,9 +91,11 @@ def domain_scores(report: Mapping[str, Any]) -> Table:
         )
         for row in report["domains"]
     ]
-    kl, delta = ("mean KL", "99 %", "max", "same top"), ("delta p", "RMS")
-    columns = ("domain", "tokens", *kl, *delta, "ppl ref", "ppl", "ratio")
-    return table(f"Against the reference ({report['judged_through']})", columns, rows)
+    kl = ("mean KL", "99 of 100 below", "largest", "same first token")
+    true = ("true token gains", "changes by")
+    perplexity = ("perplexity, whole", "file", "ratio")
+    columns = ("kind of text", "tokens", *kl, *true, *perplexity)
+    return table(f"Against the whole model ({report['judged_through']})", columns, rows)
 
 
 def validated(report: Mapping[str, Any]) -> RenderableType:
@@ -154,7 +157,7 @@ def peak_rss(checked: Mapping[str, Any]) -> RenderableType:
     rows = [("predicted", format_size(predicted))] if predicted else []
     if measured:
         rows.append((f"measured ({checked.get('measured_as')})", format_size(measured)))
-    return facts("Peak RSS", rows) if rows else Text("")
+    return facts("Peak memory", rows) if rows else Text("")
 
 
 def calibrated(

@@ -10,13 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tenp_edge.models.wrapper import kinds_text, left_out_kinds
-from tenp_edge.units import counted, format_count, format_size
+from tenp_edge.units import counted, format_count, format_size, percent
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.models.inspection import ModelSummary, PartSize
     from tenp_edge.planning.options.devices import DeviceProfile
 from tenp_edge.cli.report.entries import Entries
-from tenp_edge.cli.report.rich_tables import percent, table
+from tenp_edge.cli.report.rich_tables import table
 
 
 def summary(inspected: ModelSummary) -> RenderableType:

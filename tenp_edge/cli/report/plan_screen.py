@@ -12,8 +12,9 @@ from tenp_edge.cli.report import joint_report
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.plain_notes import of_interest
 from tenp_edge.evaluation.verdict import expected
+from tenp_edge.planning.measured.expected_kl import expected_kl
 from tenp_edge.planning.options.settings import command_words
-from tenp_edge.units import format_size
+from tenp_edge.units import format_size, percent
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.checkpoint.compression_plan import CompressionPlan
@@ -74,7 +75,7 @@ def memory_line(plan: CompressionPlan) -> str:
 
 def kept_line(plan: CompressionPlan) -> str:
     """What stays of the model, and in which types."""
-    share = "all" if plan.keep_ratio == 1.0 else f"{100 * plan.keep_ratio:.1f} %"
+    share = "all" if plan.keep_ratio == 1.0 else percent(plan.keep_ratio)
     bits = (plan.record.type_choice or {}).get("bits_per_weight")
     types = plan.record.quant
     if bits:
@@ -84,12 +85,12 @@ def kept_line(plan: CompressionPlan) -> str:
 
 def expected_line(plan: CompressionPlan) -> str:
     """What the plan will cost, in a word and a number."""
-    record, choice = plan.record, plan.record.type_choice or {}
-    kl = choice.get("kl") if "bits_per_weight" in choice else _sum(plan)
-    if kl is None:
-        return _UNKNOWN if plan.keep_ratio < 1 else f"what {record.quant} costs, no more"
-    article = "" if expected(kl) == "almost no" else "a "
-    return f"{article}{expected(kl)} difference to the whole model (KL about {kl:.2g})"
+    found = expected_kl(plan.record, plan.keep_ratio)
+    if found is None:
+        return _UNKNOWN if plan.keep_ratio < 1 else f"what {plan.record.quant} costs, no more"
+    word = expected(found.kl)
+    article = "" if word == "almost no" else "a "
+    return f"{article}{word} difference to the whole model (KL about {found})"
 
 
 def _rounded(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
@@ -97,7 +98,7 @@ def _rounded(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
     asked = plan.record.keep_ratio_target
     if asked - plan.keep_ratio > _ROUNDED:
         step = plan.record.width_multiple
-        yield "", f"asked for {100 * asked:.1f} %: widths are multiples of {step} neurons"
+        yield "", f"asked for {percent(asked)}: widths are multiples of {step} neurons"
 
 
 def _exact_fits(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
@@ -117,19 +118,11 @@ def _instead(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
         yield "", joint_report.the_whole_model(choice["whole"])
 
 
-def _sum(plan: CompressionPlan) -> float | None:
-    """By pruning and by the type, as far as it is known."""
-    record = plan.record
-    if record.predicted_kl is None or plan.keep_ratio == 1.0:
-        return record.type_kl
-    return record.predicted_kl + (record.type_kl or 0.0)
-
-
 def _speed(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
     speed = plan.memory.get("tokens_per_second")
     if speed:
         shown = f"{speed:.1f}" if speed < 100 else f"{speed:,.0f}"
-        yield "speed", f"at most {shown} tokens/s, by memory bandwidth (an estimate)"
+        yield "speed", f"at most {shown} tokens/s (an estimate)"
 
 
 def _notes(plan: CompressionPlan) -> tuple[str, ...]:

@@ -9,14 +9,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tenp_edge.units import format_size
+from tenp_edge.units import format_size, percent
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
     from tenp_edge.checkpoint.compression_plan import CompressionPlan
     from tenp_edge.checkpoint.plan_record import PlanRecord
 from tenp_edge.cli.report import joint_report
 from tenp_edge.cli.report.plain_notes import merged
-from tenp_edge.cli.report.rich_tables import bar, percent, table
+from tenp_edge.cli.report.rich_tables import bar, table
 
 
 def memory(plan: CompressionPlan) -> Table:
@@ -71,7 +71,7 @@ def _describe_widths(row: Sequence[int], full: int, gone: str) -> str:
 def _record_lines(plan: CompressionPlan) -> list[str]:
     record, trapezoid = plan.record, plan.record.trapezoid
     lines = [
-        f"{record.method}: keeps {percent(plan.keep_ratio)} of the routed-expert neurons (rho), "
+        f"{record.method}: keeps {percent(plan.keep_ratio)} of the routed-expert neurons, "
         f"{percent(record.model_retention)} of the model's parameters",
     ]
     choice = record.type_choice or {}
@@ -82,17 +82,19 @@ def _record_lines(plan: CompressionPlan) -> list[str]:
         lines.append(_type_line(record))
     if trapezoid is not None:
         lines.append(
-            f"trapezoid: {percent(trapezoid.whole_share)} of the experts whole (alpha), the others "
-            f"{trapezoid.narrow_width} wide (beta {trapezoid.beta:.2f}), shape "
-            f"{trapezoid.shallow:g} -> {trapezoid.deep:g} by {record.chosen_by}"
+            f"{percent(trapezoid.whole_share)} of the experts stay whole, the others are "
+            f"{trapezoid.narrow_width} wide ({percent(trapezoid.beta)}); the first layer has "
+            f"{trapezoid.shallow:g} of the whole ones where the last has {trapezoid.deep:g}, "
+            f"chosen by {record.chosen_by}"
         )
     if record.predicted_kl is not None and plan.keep_ratio < 1:
         lines += _choice_lines(record, record.predicted_kl)
     if record.active_ratio is not None:
-        lines.append(f"R_active: {percent(record.active_ratio)} of the routed width per token")
+        active = percent(record.active_ratio)
+        lines.append(f"active: a token meets {active} of the experts' width that it met before")
     if plan.memory.get("tokens_per_second"):
         speed = plan.memory["tokens_per_second"]
-        lines.append(f"decode: about {_rounded(speed)} tokens/s, by memory bandwidth (an estimate)")
+        lines.append(f"speed: at most {_rounded(speed)} tokens/s (an estimate)")
     return lines
 
 
@@ -102,7 +104,9 @@ def _choice_lines(record: PlanRecord, kl: float) -> list[str]:
     by_type, joint = "", "bits_per_weight" in (record.type_choice or {})
     if record.type_kl is not None:
         by_type = f" by pruning, {record.type_kl:.2g} by the type{'s' * joint}"
-    lines = [f"predicted KL: about {kl:.2g} nats a token{by_type}; size: {sized}"]
+    between = record.predicted_kl_range
+    sure = f" ({between[0]:.2g} to {between[1]:.2g} in nine cases of ten)" if between else ""
+    lines = [f"predicted KL: about {kl:.2g} a token{sure}{by_type}; size: {sized}"]
     refined = record.refined
     if refined:
         best, *others = refined["tried"]

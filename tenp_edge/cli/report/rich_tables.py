@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _BAR_CELLS = 24
+_FOLD = 4  # blanks before what stands below a row's first cell
 
 
 class Folding(Table):
-    """A table that is as wide as its cells; where the screen is narrower, each row becomes a few
-    lines: its first cell, then every heading with its value."""
+    """A table that is as wide as its cells; where the screen is narrower, each row becomes its
+    first cell, and below it every heading with its value."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wide = options.update(width=10_000, min_width=0, max_width=10_000)
@@ -25,16 +27,17 @@ class Folding(Table):
             return
         yield from self._folded()
 
-    def _folded(self) -> Iterable[Text]:
+    def _folded(self) -> Iterable[RenderableType]:
         if self.title:
             yield Text(str(self.title), style="bold")
-        headings = [str(column.header) for column in self.columns] if self.show_header else []
+        headings = [str(column.header) if self.show_header else "" for column in self.columns]
         for row in zip(*(list(column.cells) for column in self.columns), strict=True):
             first, *others = (str(cell) for cell in row)
+            pairs = zip(headings[1:], others, strict=True)
+            said = [f"{name}: {cell}" if name else cell for name, cell in pairs if cell.strip()]
             yield Text(first)
-            for heading, cell in zip(headings[1:] or [""] * len(others), others, strict=True):
-                if cell.strip():
-                    yield Text(f"    {heading}: {cell}" if heading else f"    {cell}")
+            if said:
+                yield Padding(Text("; ".join(said)), (0, 0, 0, _FOLD))
         yield Text("")
 
 
@@ -56,10 +59,6 @@ def bar(share: float, cells: int = _BAR_CELLS) -> str:
     full, rest = divmod(eighths, 8)
     partial = _BLOCKS[rest] if rest else ""
     return ("█" * full + partial).ljust(cells, "·")
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def facts(title: str, rows: Iterable[tuple[str, object]]) -> Table:

@@ -23,7 +23,7 @@ from tenp_edge.evaluation.evaluator import Evaluator, LayerCache
 from tenp_edge.evaluation.variants import Planned, Variant
 from tenp_edge.planning.budget.allocators import Drop
 from tenp_edge.planning.measured.trials import Trial
-from tenp_edge.progress import QUIET, Progress
+from tenp_edge.progress import QUIET, Progress, begin
 from tenp_edge.resumable import JobRecord
 
 FORMAT, VERSION = "tenp-edge comparison", 1
@@ -110,6 +110,7 @@ def compare(
     for keep in comparison.ratios:
         if keep in done:
             continue
+        begin(progress, f"keep {keep:g}")
         neurons = budget(cases[0], keep)
         cuts = [(m, case, m.build(case, neurons)) for m in comparison.methods for case in cases]
         all_scores = measure(

@@ -32,7 +32,7 @@ from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, Exporter, Requantiser
 from tenp_edge.planning.measured.rounding_errors import RoundingErrors
 from tenp_edge.planning.measured.trials import Trial
-from tenp_edge.progress import QUIET, Progress
+from tenp_edge.progress import QUIET, Progress, begin
 from tenp_edge.resumable import JobRecord
 
 FORMAT, VERSION = "tenp-edge matched comparison", 1
@@ -210,6 +210,7 @@ class _Job:
         missing = {key: file for key, file in missing.items() if key not in self.scores}
         if not missing:
             return
+        begin(self.progress, what)
         variants = [
             OtherWeights(self._stored(file, statistics), key) for key, file in missing.items()
         ]

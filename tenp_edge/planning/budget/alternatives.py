@@ -43,7 +43,8 @@ def refusal(
         _contexts(options, target, priced, short),
         _caches(options, target, priced, short),
         _batches(options, target, priced, short),
-        _types(options, target, checkpoint, priced, short),
+        # Where every matrix has a type of its own, they are the smallest already.
+        () if priced.types else _types(options, target, checkpoint, priced, short),
     )
     ways = [_first(kind, smallest, budget - spare) for kind in kinds]
     has = f"{target.profile.name} leaves" if options.budget_bytes is None else "--ram allows"

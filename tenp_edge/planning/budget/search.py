@@ -14,7 +14,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.models import ModelConfig
 from tenp_edge.planning.budget.allocation import limited
 from tenp_edge.planning.budget.allocators import Choice, Drop, allocator_of, at_size
-from tenp_edge.planning.measured.kl_law import predicted_kl
+from tenp_edge.planning.measured.kl_law import kl_range, predicted_kl
 from tenp_edge.planning.measured.trials import Trial
 from tenp_edge.planning.memory.pricing import Priced, Pricer
 from tenp_edge.planning.options.target import PlanSpec, Target
@@ -112,6 +112,12 @@ class Search:
     def kl_of(self, widths: Widths) -> float:
         assert self.evidence is not None, "nats are predicted from statistics"
         return predicted_kl(self.evidence.predicted_loss(widths), self.measured)
+
+    def kl_range_of(self, widths: Widths) -> tuple[float, float]:
+        """Where that lies in nine cases of ten."""
+        assert self.evidence is not None
+        loss = self.evidence.predicted_loss(widths)
+        return kl_range(loss, self.measured, self.measured)
 
     def near_kl(self, neurons: int) -> float:
         """`kl`, interpolated between sizes of a grid."""

@@ -18,16 +18,19 @@ from typing import Any
 
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.exporters.base import Requantiser, measured_quants
+from tenp_edge.exporters.mixing import Mixer
 from tenp_edge.planning.budget.allocation import uniform
 from tenp_edge.planning.budget.search import Search, whole_widths
 from tenp_edge.planning.measured.kl_law import together_kl
+from tenp_edge.planning.measured.rounding_errors import FIRST_FORMAT
 from tenp_edge.planning.measured.trials import Trial
 from tenp_edge.planning.measured.type_costs import TypeCosts
 from tenp_edge.planning.memory.pricing import Pricer
-from tenp_edge.planning.options.target import PlanSpec
+from tenp_edge.planning.options.target import PlanSpec, Target
 from tenp_edge.planning.scores.tables import Evidence
 from tenp_edge.planning.space import Space
 from tenp_edge.runtime.memory.footprint import RunMemory
+from tenp_edge.units import percent
 
 EvidenceOf = Callable[[PlanSpec], Evidence | None]
 MEASURE_HINT = (
@@ -84,11 +87,12 @@ def choose_by_rule(
     kept: dict[str, float] = {}
     answer: RunMemory | None = None
     note: str | None = None
+    wanted = percent(min_kept, 0)
     for quant in types:
         pricer = Pricer(checkpoint, spec.with_type(quant).target, answer)
         priced = pricer.confirm(whole) if confirm and answer is None else pricer(whole)
         answer = pricer.answer
-        note = MEASURE_HINT if isinstance(pricer.target.exporter, Requantiser) else None
+        note = _hint(pricer.target)
         budget, full = pricer.target.budget_bytes, priced.memory.total_bytes
         weights = priced.memory.weights_bytes - pricer(half).memory.weights_bytes
         # Buffers hardly shrink: the widest experts stay. No share where there is one width alone.
@@ -96,10 +100,23 @@ def choose_by_rule(
         share = 1 - (full - budget) / per_share if per_share else float(full <= budget)
         kept[quant] = min(1.0, max(0.0, share))
         if kept[quant] >= min_kept:
-            reason = f"the most precise type that keeps {min_kept:.0%} of the neurons or more"
+            reason = (
+                f"the most precise type that keeps {percent(min_kept, 0)} of the neurons or more"
+            )
             return TypeChoice(quant, reason, kept, answer, note=note)
-    reason = f"no type keeps {min_kept:.0%} of the neurons, {types[-1]} the most"
+    reason = f"no type keeps {wanted} of the neurons, {types[-1]} the most"
     return TypeChoice(types[-1], reason, kept, answer, note=note)
+
+
+def _hint(target: Target) -> str | None:
+    """How to choose better, where what the types do can be measured."""
+    writer = target.exporter
+    mixes = not isinstance(writer, Mixer) or writer.rules(target.options.layout or "").mixes
+    if not isinstance(writer, Requantiser) or not mixes:
+        return None
+    if writer.format == FIRST_FORMAT:
+        return MEASURE_HINT
+    return MEASURE_HINT.replace("--types", f"--types --format {writer.format}")
 
 
 # -- by what was measured --------------------------------------------------------------------------
@@ -258,10 +275,10 @@ def reason(chosen: Point, points: Sequence[Point]) -> str:
     """Why this one, in words with its numbers."""
     others = [point for point in points if point is not chosen]
     said = (
-        f"the least predicted loss with {chosen.keep_ratio:.0%} of the neurons: "
+        f"the least predicted loss with {percent(chosen.keep_ratio, 0)} of the neurons: "
         f"{chosen.pruning_kl:.2g} nats by pruning and {chosen.type_kl:.2g} by the type"
     )
     if not others:
         return said
     second = best(others)
-    return f"{said}; next is {second.quant} with {second.keep_ratio:.0%}: {second.kl:.2g}"
+    return f"{said}; next is {second.quant} with {percent(second.keep_ratio, 0)}: {second.kl:.2g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 
 from tenp_edge.planning.measured.rounding_errors import MixedCost
 from tenp_edge.planning.measured.trials import Trial
@@ -17,6 +18,16 @@ Measured = Sequence[Trial] | Sequence[MixedCost]
 _SCALE, POWER = 1.47, 0.84
 _STEEPEST, _FLATTEST = 1.5, 0.4  # powers that a model's own plans may ask for
 _SPREAD = 1.0  # of the logarithms of their losses, least standard deviation to tell a power
+
+# How far measured KL lies from the law, as a standard deviation of its logarithm: that of the plans
+# above, which counts as this many plans of the model itself; and how far the power may be off.
+_OFF, _OFF_COUNTS = 0.32, 4
+_POWER_OFF = 0.15
+# Of the mean over a text of a few sequences, where nothing was measured on one.
+_TEXT_OFF = 0.25
+# What repair, of which a plan does not know, may leave of it.
+_REPAIRED = 0.5
+_WITHIN = 1.645  # standard deviations to both sides: 90 % of a normal distribution
 
 
 def predicted_kl(loss: float, measured: Measured = ()) -> float:
@@ -38,6 +49,57 @@ def loss_of_kl(kl: float, measured: Measured = ()) -> float:
         return 0.0
     scale, power = _fitted(_points(measured))
     return math.exp((math.log(kl) - scale) / power)
+
+
+def kl_range(
+    loss: float, measured: Measured = (), on_text: Sequence[Trial] = ()
+) -> tuple[float, float]:
+    """Where the KL of a predicted loss lies in nine cases of ten, nats per token.
+
+    Three things are unsure: how far a plan lies from the law, which the ``measured`` plans' own
+    distances say; the law itself, the more the farther from those plans; and the text, twice, that
+    they were measured on and that this plan will be. And repair may come. ``on_text``: plans with
+    the KL of every sequence: their spread is what a bootstrap over the sequences would give. Over
+    the calibration's there is none: its sums are not kept by sequence.
+    """
+    if loss <= 0:
+        return 0.0, 0.0
+    points = _points(measured)
+    scale, power = _fitted(points)
+    log = math.log(loss)
+    middle = scale + power * log
+    text = _text_off(on_text)
+    off = _off(points, scale, power) + _law_off(points, log, text) + 2 * text**2
+    aside = _WITHIN * math.sqrt(off)
+    return _REPAIRED * math.exp(middle - aside), math.exp(middle + aside)
+
+
+def _off(points: Sequence[tuple[float, float]], scale: float, power: float) -> float:
+    """Variance of a plan's log KL about the law."""
+    squares = sum((kl - scale - power * loss) ** 2 for loss, kl in points)
+    count = max(len(points) - 1, 0)
+    return (_OFF_COUNTS * _OFF**2 + squares) / (_OFF_COUNTS + count)
+
+
+def _law_off(points: Sequence[tuple[float, float]], log: float, text: float) -> float:
+    """Variance of the law at ``log``: its level by so many plans, its power by how far they lie
+    apart, for ``text`` moves the KL of either end."""
+    if not points:
+        return 0.0
+    losses = [loss for loss, _ in points]
+    apart, away = max(losses) - min(losses), log - fmean(losses)
+    power = _POWER_OFF**2 + (2 * (text / apart) ** 2 if apart else 0.0)
+    return _OFF**2 / len(points) + power * away**2
+
+
+def _text_off(trials: Sequence[Trial]) -> float:
+    """Standard error of the logarithm of a mean over the sequences of the text."""
+    errors = [
+        stdev(one.sequence_kl) / (math.sqrt(len(one.sequence_kl)) * one.mean_kl)
+        for one in trials
+        if len(one.sequence_kl) > 1 and one.mean_kl > 0
+    ]
+    return fmean(errors) if errors else _TEXT_OFF
 
 
 def _points(measured: Measured) -> list[tuple[float, float]]:

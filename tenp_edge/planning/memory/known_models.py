@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tenp_edge.units import percent
+
 _GIB = 2**30
 # Bytes a parameter as Q8_0, over bfloat16's two.
 _Q8_0 = 8.5 / 16
@@ -32,7 +34,7 @@ class KnownModel:
         if self.whole <= budget:
             return "whole, in 4 bits"
         share = 1 - (self.whole - budget) / (self.whole - self.pruned) * 0.4
-        return f"about {share:.0%} of the neurons, in 4 bits" if share >= _LEAST else None
+        return f"about {percent(share, 0)} of the neurons, in 4 bits" if share >= _LEAST else None
 
 
 KNOWN = (

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tenp_edge.runtime.chat_formats.calls import Tool
-from tenp_edge.runtime.chat_formats.formats import ChatFormat, Thinking
+from tenp_edge.runtime.chat_formats.formats import ChatFormat
 from tenp_edge.runtime.chat_formats.lark import Lark
 from tenp_edge.runtime.grammars import GrammarSource, definition
+from tenp_edge.runtime.thinking import Thinking
 
 
 class AnswerGrammar:
@@ -28,7 +29,7 @@ class AnswerGrammar:
 
     def calls(self, tools: Sequence[Tool], parallel: bool) -> GrammarSource:
         """One call of ``tools``, or more."""
-        lark = Lark(self._control)
+        lark = self._lark(tools)
         calls = self._calls(lark, tools, parallel)
         return GrammarSource("lark", lark.grammar(f"{self._thoughts(lark)} {calls}"))
 
@@ -36,7 +37,7 @@ class AnswerGrammar:
         self, source: GrammarSource, tools: Sequence[Tool] = (), parallel: bool = True
     ) -> GrammarSource:
         """Text that follows ``source``; or calls of ``tools``."""
-        lark = Lark(self._control)
+        lark = self._lark(tools)
         answer = f"{lark.text(self._form.final)} @answer"
         if tools:
             answer = lark.any_of([answer, self._calls(lark, tools, parallel)])
@@ -44,6 +45,9 @@ class AnswerGrammar:
         inner = _grammar(definition(source))
         grammars = [{"lark_grammar": start}, {**inner, "name": "answer"}]
         return GrammarSource("llguidance", json.dumps({"grammars": grammars}))
+
+    def _lark(self, tools: Sequence[Tool]) -> Lark:
+        return Lark(self._control, strict=any(tool.strict for tool in tools))
 
     def _thoughts(self, lark: Lark) -> str:
         """Where the prompt has begun a thought, its rest; else a thought that may lack."""

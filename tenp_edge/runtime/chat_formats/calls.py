@@ -14,11 +14,13 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the model may call; ``parameters`` is the JSON schema of its arguments."""
+    """A function that the model may call; ``parameters`` is the JSON schema of its arguments, which
+    forced calls follow to the letter where it is ``strict``."""
 
     name: str
     parameters: Schema
     description: str = ""
+    strict: bool = False
 
     def described(self) -> dict[str, Any]:
         """As chat templates know it."""

@@ -14,15 +14,7 @@ from tenp_edge.runtime.chat_formats.gemma_calls import QUOTE, GemmaCall
 from tenp_edge.runtime.chat_formats.json_calls import HeadedCall, JsonCall, MistralCall
 from tenp_edge.runtime.chat_formats.python_calls import PythonCall
 from tenp_edge.runtime.chat_formats.tagged_calls import GLM, QWEN_CODER
-from tenp_edge.runtime.thinking import MARKERS
-
-
-@dataclass(frozen=True)
-class Thinking:
-    """Thoughts stand between ``opens`` and ``closes``."""
-
-    opens: str
-    closes: str
+from tenp_edge.runtime.thinking import Thinking, kind_of
 
 
 @dataclass(frozen=True)
@@ -166,7 +158,6 @@ DESCRIBED = ChatFormat(
     between="\n",
     described=True,
 )
-_THINKING = tuple(Thinking(each.opened, each.closed) for each in MARKERS if not each.between)
 _OSS_THINKING = Thinking(f"{CHANNEL}analysis{MESSAGE}", f"<|end|>{START}assistant")
 
 
@@ -184,4 +175,4 @@ def thinking_of(template: str | None) -> Thinking | None:
     template = template or ""
     if format_of(template).channels:
         return _OSS_THINKING
-    return next((row for row in _THINKING if row.closes in template), None)
+    return kind_of(template)

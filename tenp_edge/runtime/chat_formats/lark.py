@@ -7,15 +7,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tenp_edge.runtime.grammars import SPACES
+from tenp_edge.runtime.grammars import LENIENT, SPACES
 
 
 class Lark:
     """Rules in the making. ``control``: marks that are control tokens, and their numbers: no text
-    can spell them."""
+    can spell them. ``strict``: schemas are followed to the letter, or refused."""
 
-    def __init__(self, control: Mapping[str, int]) -> None:
+    def __init__(self, control: Mapping[str, int], strict: bool = False) -> None:
         self._control = control
+        self._guidance = SPACES if strict else SPACES | LENIENT
         self._rules: list[str] = []
         marks = sorted(map(re.escape, control), key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(marks)})") if marks else None
@@ -27,7 +28,7 @@ class Lark:
 
     def json(self, schema: Mapping[str, Any]) -> str:
         """JSON that is valid under ``schema``."""
-        return self.rule(f"%json {json.dumps({'x-guidance': SPACES, **schema})}")
+        return self.rule(f"%json {json.dumps({'x-guidance': self._guidance, **schema})}")
 
     def until(self, mark: str) -> str:
         """Any text, up to ``mark`` and with it."""

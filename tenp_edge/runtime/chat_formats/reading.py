@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-from tenp_edge.runtime.chat_formats.calls import Call, Tool
+from tenp_edge.runtime.chat_formats.calls import Tool
 from tenp_edge.runtime.chat_formats.formats import (
     CHANNEL,
     MESSAGE,
     START,
     ChatFormat,
-    Thinking,
 )
+from tenp_edge.runtime.thinking import TAGS, Part, Thinking
 
 _HEAD, _CONTENT, _REASONING, _SECTION, _CALL = "head", "content", "reasoning", "section", "call"
 Marks = Mapping[str, dict[str, str]]
 
 
-@dataclass(frozen=True)
-class Part:
-    """Something of an answer: ``kind`` is "content" or "reasoning", with ``text``, or "call"."""
-
-    kind: str
-    text: str = ""
-    call: Call | None = None
-
-
 class AnswerReader:
     """Reads one answer, a piece of text after the other.
 
-    ``tools``: those that may be called; without any, nothing is read as a call. ``prompt``: what
-    stands before the answer, which may have begun a thought.
+    ``thinking``: the marks of thoughts that the template writes, if it writes any. ``tools``: those
+    that may be called; without any, nothing is read as a call. ``prompt``: what stands before the
+    answer, which may have begun a thought.
     """
 
     def __init__(
@@ -41,14 +32,15 @@ class AnswerReader:
         tools: Sequence[Tool] = (),
         prompt: str = "",
     ) -> None:
+        thinking = thinking or TAGS
         self._form, self._tools, self._thinking = form, tools, thinking
         self._marks = _channel_marks() if form.channels else _marks(form, thinking, bool(tools))
         self._state = _HEAD if form.channels else _CONTENT
-        if thinking is not None and prompt.rstrip().endswith(thinking.opens.rstrip()):
+        if prompt.rstrip().endswith(thinking.opens.rstrip()):
             self._state = _REASONING
         self._held = ""  # may be the beginning of a mark
         self._space = ""  # may be white space before a mark, which belongs to nobody
-        self._begun = not any(self._marks.values()) or self._state == _CONTENT
+        self._begun = self._state == _CONTENT
         self._body = ""
         self._calls = 0
 
@@ -87,7 +79,7 @@ class AnswerReader:
             kept = text.rstrip() if any(self._marks[self._state]) else text
             self._space = text[len(kept) :]
             self._begun = self._begun or bool(kept)
-            if kept and self._state == _CONTENT and self._thinking is not None:
+            if kept and self._state == _CONTENT:
                 # Who has begun to answer may speak of thoughts.
                 self._marks[_CONTENT].pop(self._thinking.opens.rstrip(), None)
             yield Part(self._state, kept)
@@ -135,13 +127,10 @@ def _first(text: str, marks: Mapping[str, str]) -> tuple[int, str] | None:
     return (min(places)[0], min(places)[2]) if places else None
 
 
-def _marks(form: ChatFormat, thinking: Thinking | None, calls: bool) -> Marks:
+def _marks(form: ChatFormat, thinking: Thinking, calls: bool) -> Marks:
     """Which mark leads where, from each state."""
-    content: dict[str, str] = {}
-    reasoning: dict[str, str] = {}
-    if thinking is not None:
-        content[thinking.opens.rstrip()] = _REASONING
-        reasoning[thinking.closes] = _CONTENT
+    content = {thinking.opens.rstrip(): _REASONING}
+    reasoning = {thinking.closes: _CONTENT}
     opens, closes = form.section
     section = {form.opens: _CALL, **({closes: _CONTENT} if closes else {})}
     ends = {form.closes: _SECTION if closes else _CONTENT} if form.closes else {form.opens: _CALL}

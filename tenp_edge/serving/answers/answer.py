@@ -24,8 +24,12 @@ class Answer(ABC):
 
     def add(self, index: int, piece: Piece) -> Delta:
         """Count one token of choice ``index``."""
-        self.usage.count()
-        return self.choices[index].add(piece)
+        choice = self.choices[index]
+        if not choice.silent:
+            self.usage.count()
+        if piece.finish is not None:
+            self.usage.cached_tokens += choice.cached_tokens
+        return choice.add(piece)
 
     def told_prompt(self, index: int, values: Sequence[Logprobs]) -> None:
         """Take the log probabilities of the prompt of choice ``index``: of every token but the

@@ -7,26 +7,25 @@ import uuid
 from collections.abc import Iterator, Sequence
 
 from tenp_edge.runtime.chat_formats.calls import Call
-from tenp_edge.runtime.vocabulary import Vocabulary
 from tenp_edge.serving.answers.answer import Answer, Body, event
 from tenp_edge.serving.answers.choice import Choice, Delta
 
+_ERRORS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 class MessageAnswer(Answer):
-    """/v1/messages. ``stops``: the request's stop sequences."""
+    """/v1/messages."""
 
-    def __init__(
-        self,
-        choices: Sequence[Choice],
-        prompt_tokens: int,
-        model: str,
-        vocabulary: Vocabulary,
-        stops: Sequence[str],
-    ) -> None:
+    def __init__(self, choices: Sequence[Choice], prompt_tokens: int, model: str) -> None:
         super().__init__(choices, prompt_tokens)
-        self._model, self._vocabulary, self._stops = model, vocabulary, stops
+        self._model = model
         self._id = f"msg_{uuid.uuid4().hex}"
         self._block = -1
         self._open: str | None = None
@@ -101,23 +100,20 @@ class MessageAnswer(Answer):
         }
 
     def _ended(self, choice: Choice) -> Body:
-        by_word = choice.finish == "stop" and not self._vocabulary.ends(choice.pieces[-1].token)
-        if not by_word:
-            return {"stop_reason": _REASONS[choice.finish], "stop_sequence": None}
-        sequence = self._stops[0] if len(self._stops) == 1 else None
-        return {"stop_reason": "stop_sequence", "stop_sequence": sequence}
+        by_word = choice.word is not None and choice.finish == "stop"
+        reason = "stop_sequence" if by_word else _REASONS[choice.finish]
+        return {"stop_reason": reason, "stop_sequence": choice.word if by_word else None}
 
 
 def _tool_use(call: Call) -> Body:
     return {"type": "tool_use", "id": call.identity, "name": call.name, "input": {}}
 
 
-def anthropic_error(body: Body) -> Body:
-    """OpenAI's error object as Anthropic's."""
+def anthropic_error(body: Body, status: int = 500) -> Body:
+    """OpenAI's error object as Anthropic's; ``status``: of the answer that it is."""
     stated = body["error"]
-    kinds = {"invalid_api_key": "authentication_error", "queue_full": "overloaded_error"}
     default = "api_error" if stated["type"] == "server_error" else "invalid_request_error"
-    kind = kinds.get(stated["code"], default)
+    kind = _ERRORS.get(status, default)
     return {"type": "error", "error": {"type": kind, "message": stated["message"]}}
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tenp_edge.runtime.chat_formats.calls import Call
-from tenp_edge.runtime.chat_formats.reading import AnswerReader, Part
+from tenp_edge.runtime.chat_formats.reading import AnswerReader
 from tenp_edge.runtime.generation import Piece
+from tenp_edge.runtime.thinking import Part
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,17 @@ class Delta:
 class Choice:
     """One answer in the making. ``reader`` takes it apart; without one, all of it is content.
 
-    ``single``: further calls than one are left out.
+    ``single``: further calls than one are left out. ``silent``: no token was asked for; the one
+    that ends the evaluation of the prompt is nobody's. ``slot`` and ``cached_tokens`` are the
+    job's; ``word`` is the stop string that ended it.
     """
 
-    def __init__(self, reader: AnswerReader | None = None, single: bool = False) -> None:
-        self._reader, self._single = reader, single
+    def __init__(
+        self, reader: AnswerReader | None = None, single: bool = False, silent: bool = False
+    ) -> None:
+        self._reader, self._single, self.silent = reader, single, silent
+        self.slot = self.cached_tokens = 0
+        self.word: str | None = None
         self._contents: list[str] = []
         self._reasonings: list[str] = []
         self.calls: list[Call] = []
@@ -41,6 +48,9 @@ class Choice:
 
     def add(self, piece: Piece) -> Delta:
         """Count one token."""
+        if self.silent:
+            self.finish = "length"
+            return Delta(replace(piece, logprobs=None), "", "", (), "length")
         parts = self._parts(piece)
         content = "".join(part.text for part in parts if part.kind == "content")
         reasoning = "".join(part.text for part in parts if part.kind == "reasoning")
@@ -50,7 +60,7 @@ class Choice:
         kept = tuple(call for call in calls if call is not None)
         # The text is in the parts now; the rest is kept for log probabilities and counts.
         self.pieces.append(replace(piece, text=""))
-        finish = piece.finish
+        finish, self.word = piece.finish, piece.word
         if finish is not None:
             finish = "tool_calls" if finish == "stop" and self.calls else finish
             self.finish = finish
@@ -130,8 +140,14 @@ class Usage:
             "cache_n": self.cached_tokens,
             "prompt_n": evaluated,
             "prompt_ms": round(1000 * self.prompt_seconds, 3),
+            "prompt_per_token_ms": _milliseconds_each(self.prompt_seconds, evaluated),
             "prompt_per_second": round(prompt, 3),
             "predicted_n": self.tokens,
             "predicted_ms": round(1000 * self.seconds, 3),
+            "predicted_per_token_ms": _milliseconds_each(self.seconds, self.tokens - 1),
             "predicted_per_second": round(self.tokens_per_second, 3),
         }
+
+
+def _milliseconds_each(seconds: float, count: int) -> float:
+    return round(1000 * seconds / count, 3) if count > 0 else 0.0

@@ -75,7 +75,7 @@ class ChatAnswer(_OpenAIAnswer):
     def events(self, index: int, delta: Delta) -> list[str]:
         """A chunk per token."""
         said: Body = {}
-        if self.choices[index].tokens == 1:
+        if self.choices[index].tokens <= 1:
             said = {"role": "assistant"}
         if delta.reasoning:
             said["reasoning_content"] = delta.reasoning
@@ -112,12 +112,10 @@ def called(call: Call) -> dict[str, Any]:
 
 @dataclass
 class Echo:
-    """The prompt, before its continuation: text, and tokens where log probabilities are told.
-    ``alone``: nothing of the continuation is told."""
+    """The prompt, before its continuation: text, and tokens where log probabilities are told."""
 
     text: str = ""
     pieces: Sequence[Piece] = ()
-    alone: bool = False
 
 
 class CompletionAnswer(_OpenAIAnswer):
@@ -139,9 +137,9 @@ class CompletionAnswer(_OpenAIAnswer):
     def events(self, index: int, delta: Delta) -> list[str]:
         """A chunk per token; the prompt before the first where it is echoed."""
         choice = self.choices[index]
-        echo = self._echoed[index] if choice.tokens == 1 else Echo()
-        said = {"text": echo.text + ("" if self._echoed[index].alone else delta.content)}
-        told = self._told(echo, [delta.piece], self._offsets[index])
+        echo = self._echoed[index] if choice.tokens <= 1 else Echo()
+        said = {"text": echo.text + delta.content}
+        told = self._told(echo, choice.pieces[-1:], self._offsets[index])
         self._offsets[index] += sum(map(len, told["tokens"])) if told else 0
         return [self._chunk(index, said, told, delta.finish)]
 
@@ -149,14 +147,12 @@ class CompletionAnswer(_OpenAIAnswer):
         echo = self._echoed[index]
         return {
             "index": index,
-            "text": echo.text + ("" if echo.alone else choice.content),
+            "text": echo.text + choice.content,
             "logprobs": self._told(echo, choice.pieces),
             "finish_reason": choice.finish,
         }
 
     def _told(self, echo: Echo, pieces: Sequence[Piece], offset: int = 0) -> Body | None:
-        if not any(piece.logprobs for piece in pieces):
+        if not echo.pieces and not any(piece.logprobs for piece in pieces):
             return None
-        return completion_lists(
-            self._vocabulary, [*echo.pieces, *([] if echo.alone else pieces)], offset
-        )
+        return completion_lists(self._vocabulary, [*echo.pieces, *pieces], offset)

@@ -13,11 +13,9 @@ from tenp_edge.serving.answers.anthropic import MessageAnswer, anthropic_error
 from tenp_edge.serving.answers.choice import Choice
 from tenp_edge.serving.bodies import body_of
 from tenp_edge.serving.preparing import Prepared, prepare_chat, rendered
-from tenp_edge.serving.refusal import RefusalError
 from tenp_edge.serving.routes.generating import add, both, generated, in_thread
 from tenp_edge.serving.schemas.anthropic import CountRequest, MessagesRequest
-from tenp_edge.serving.schemas.openai import ChatRequest
-from tenp_edge.serving.schemas.wording import WrongError, parse
+from tenp_edge.serving.schemas.wording import parse, translated
 from tenp_edge.serving.service import Service
 
 __all__ = ["add_anthropic_routes", "anthropic_error", "is_anthropic"]
@@ -44,21 +42,13 @@ def add_anthropic_routes(app: FastAPI, service: Service) -> None:
 
 
 def _prepare(service: Service, payload: MessagesRequest) -> Prepared:
-    request = _openai(payload)
+    request = translated(payload.openai)
 
     def spelling(choices: Sequence[Choice], tokens: int) -> Answer:
-        name, stops = service.named(request.model), request.stops()
-        return MessageAnswer(choices, tokens, name, service.vocabulary, stops)
+        return MessageAnswer(choices, tokens, service.named(request.model))
 
     return prepare_chat(service, request, spelling)
 
 
 def _count(service: Service, payload: CountRequest) -> int:
-    return len(service.prompts.chat_tokens(rendered(service, _openai(payload)).text))
-
-
-def _openai(payload: CountRequest) -> ChatRequest:
-    try:
-        return payload.openai()
-    except WrongError as error:
-        raise RefusalError(400, str(error), "invalid_value", error.field) from None
+    return len(service.prompts.chat_tokens(rendered(service, translated(payload.openai)).text))

@@ -28,9 +28,11 @@ def both(path: str) -> Iterator[str]:
 
 
 def add(app: FastAPI, method: str, path: str, endpoint: Callable[..., Any]) -> None:
-    """``endpoint`` answers ``path``, which begins with /v1, with it and without."""
+    """``endpoint`` answers ``path``, which begins with /v1, with it and without. What answers GET
+    answers HEAD: watchers of servers ask so."""
+    methods = [method, "HEAD"] if method == "GET" else [method]
     for spelled in both(path):
-        app.add_api_route(spelled, endpoint, methods=[method], response_model=None)
+        app.add_api_route(spelled, endpoint, methods=methods, response_model=None)
 
 
 def add_generating(

@@ -12,6 +12,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.serving.answers.choice import Choice
 from tenp_edge.serving.answers.native import NativeAnswer, settings
 from tenp_edge.serving.bodies import body_of
+from tenp_edge.serving.metrics import Load
 from tenp_edge.serving.preparing import Prepared, rendered
 from tenp_edge.serving.refusal import RefusalError
 from tenp_edge.serving.routes.generating import add, add_generating, in_thread
@@ -24,6 +25,7 @@ from tenp_edge.serving.schemas.native import (
 from tenp_edge.serving.schemas.openai import ChatRequest
 from tenp_edge.serving.schemas.wording import parse
 from tenp_edge.serving.service import Service
+from tenp_edge.serving.worker import SlotStatus
 from tenp_edge.version import __version__
 
 _PROMETHEUS = "text/plain; version=0.0.4"
@@ -40,11 +42,10 @@ def _prepare(service: Service, request: NativeRequest) -> Prepared:
     sampling = service.sampling_of(request, request.n_probs or None, request.grammar_source())
     works = [service.work(request, prompt, sampling) for prompt in tokens]
     answer = NativeAnswer(
-        [Choice() for _ in works],
-        [len(prompt) for prompt in tokens],
+        [Choice(silent=request.wanted_tokens() == 0) for _ in works],
         service.named(request.model),
         service.vocabulary,
-        sampling,
+        works,
         bool(request.return_tokens),
     )
     return Prepared(works, answer)
@@ -94,7 +95,7 @@ def _tokenized(service: Service, request: TokenizeRequest) -> dict[str, Any]:
             request.content, add_special=request.add_special, parse_special=request.parse_special
         )
     except UserError as error:
-        raise RefusalError(400, error.message, "invalid_value", "content") from None
+        raise RefusalError.of(error, 400, "invalid_value", "content") from None
     if not request.with_pieces:
         return {"tokens": tokens}
     return {"tokens": [{"id": token, "piece": _piece(service, token)} for token in tokens]}
@@ -117,13 +118,16 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     async def props() -> dict[str, Any]:
         return _props(service)
 
-    async def slots() -> list[dict[str, Any]]:
-        return _slots(service)
+    async def slots(request: Request) -> list[dict[str, Any]]:
+        found = _slots(service)
+        busy = all(slot["is_processing"] for slot in found)
+        if busy and request.query_params.get("fail_on_no_slot"):
+            raise RefusalError(503, "no slot is free", "no_slot")
+        return found
 
     async def metrics() -> Response:
-        running, waiting = service.worker.counts
-        held = sum(slot["n_tokens"] for slot in _slots(service))
-        text = service.metrics.text(running, waiting, held, service.context)
+        load = Load(*service.worker.counts, service.context)
+        text = service.metrics.text(service.worker.status(), load)
         return PlainTextResponse(text, media_type=_PROMETHEUS)
 
     for path, route in (
@@ -140,10 +144,15 @@ def _props(service: Service) -> dict[str, Any]:
     special = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
     return {
         "default_generation_settings": {
+            "id": 0,
+            "id_task": -1,
             "n_ctx": service.context,
-            "params": settings(service.sampling) | {"n_predict": service.max_tokens},
+            "speculative": False,
+            "is_processing": False,
+            "params": settings(service.sampling, service.max_tokens),
         },
         "total_slots": len(_slots(service)),
+        "is_sleeping": False,
         "model_alias": service.name,
         "model_path": service.name,  # not where it lies on this machine
         "modalities": {"vision": False, "audio": False},
@@ -157,15 +166,28 @@ def _props(service: Service) -> dict[str, Any]:
 
 
 def _slots(service: Service) -> list[dict[str, Any]]:
-    """What every sequence of the cache holds."""
-    return [
-        {
-            "id": slot.number,
-            "n_ctx": service.context,
-            "n_tokens": slot.tokens,
-            "is_processing": slot.running,
-            "n_prompt_tokens": slot.prompt_tokens,
-            "n_decoded": slot.generated_tokens,
-        }
-        for slot in service.worker.status().slots
-    ]
+    """What every sequence of the cache holds, and its request."""
+    return [_slot(service, slot) for slot in service.worker.status().slots]
+
+
+def _slot(service: Service, slot: SlotStatus) -> dict[str, Any]:
+    found = {
+        "id": slot.number,
+        "n_ctx": service.context,
+        "speculative": False,
+        "is_processing": slot.work is not None,
+        "n_tokens": slot.tokens,
+    }
+    if slot.work is None:
+        return found
+    work = slot.work
+    next_token = {
+        "has_next_token": slot.left_tokens > 0,
+        "n_remain": slot.left_tokens,
+        "n_decoded": slot.generated_tokens,
+    }
+    return found | {
+        "n_prompt_tokens": len(work.prompt),
+        "params": settings(work.sampling, work.max_tokens, work.stops),
+        "next_token": next_token,
+    }

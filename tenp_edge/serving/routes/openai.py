@@ -16,7 +16,6 @@ from tenp_edge.serving.service import Service
 # Routes of others that clients try, and why they are not here.
 _ABSENT = {
     "/v1/embeddings": "embeddings need a model that is trained for them; this one generates text",
-    "/v1/responses": "the Responses API is not served; send this to /v1/chat/completions",
     "/v1/rerank": "ranking needs a model that is trained for it; this one generates text",
     "/v1/images/generations": "this model generates text alone",
     "/v1/audio/transcriptions": "this model reads text alone",
@@ -25,6 +24,7 @@ _ABSENT = {
     "/v1/embedding": "embeddings need a model that is trained for them; this one generates text",
     "/v1/infill": "filling gaps needs a model that is trained for it; use /completion",
 }
+_OLLAMA = "this is Ollama's API, which is not served; its clients also speak OpenAI's, at /v1"
 
 
 def add_openai_routes(app: FastAPI, service: Service) -> None:
@@ -33,6 +33,9 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
     _add_models(app, service)
     for path, why in _ABSENT.items():
         add(app, "POST", path, _refusing(why))
+    app.add_api_route(
+        "/api/{name:path}", _refusing(_OLLAMA), methods=["GET", "POST"], response_model=None
+    )
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -44,6 +47,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
             "object": "model",
             "created": created,
             "owned_by": "tenp-edge",
+            "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
             "meta": {
                 "runtime": service.runtime,
                 "n_ctx": service.context,
@@ -58,6 +62,8 @@ def _add_models(app: FastAPI, service: Service) -> None:
         return {"object": "list", "data": [described(name) for name in names]}
 
     async def one_model(name: str) -> dict[str, Any]:
+        if not name:  # /v1/models/
+            return await models()
         if name not in names:
             raise RefusalError(
                 404,

@@ -35,9 +35,10 @@ class AnthropicMessage(Lenient):
 
 
 class AnthropicTool(Lenient):
-    """A tool."""
+    """A tool; those of Anthropic's own servers have a type."""
 
-    name: str
+    type: str = "custom"
+    name: str = ""
     description: str | None = None
     input_schema: dict[str, Any] | None = None
 
@@ -70,16 +71,7 @@ class CountRequest(Lenient):
         if system:
             messages.insert(0, {"role": "system", "content": system})
         fields: dict[str, Any] = {"model": self.model, "messages": messages}
-        fields["tools"] = [
-            {
-                "function": {
-                    "name": t.name,
-                    "description": t.description,
-                    "parameters": t.input_schema,
-                }
-            }
-            for t in self.tools or []
-        ]
+        fields["tools"] = [_tool(tool) for tool in self.tools or []]
         if self.tool_choice is not None:
             fields |= _choice(self.tool_choice)
         if self.thinking is not None and self.thinking.get("type") in ("enabled", "disabled"):
@@ -102,6 +94,13 @@ class MessagesRequest(CountRequest):
         names = ("max_tokens", "temperature", "top_p", "top_k", "stream")
         stated = {name: getattr(self, name) for name in names}
         return super()._fields() | stated | {"stop": self.stop_sequences}
+
+
+def _tool(tool: AnthropicTool) -> dict[str, Any]:
+    if tool.type != "custom":
+        return {"type": tool.type}  # refused as every other kind is
+    function = {"name": tool.name, "description": tool.description}
+    return {"function": function | {"parameters": tool.input_schema}}
 
 
 def _choice(choice: AnthropicToolChoice) -> dict[str, Any]:

@@ -45,10 +45,10 @@ class GenerationRequest(Lenient):
         None, description=f"text of at most 256 characters, or a list of up to {_STOPS} such texts"
     )
     temperature: Finite | None = Field(None, ge=0)
-    top_p: Finite | None = Field(None, gt=0, le=1)
+    top_p: Finite | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, lt=2**31)
     min_p: Finite | None = Field(None, ge=0, le=1)
-    typical_p: Finite | None = Field(None, gt=0, le=1)
+    typical_p: Finite | None = Field(None, ge=0, le=1)
     repeat_penalty: Finite | None = Field(
         None, gt=0, validation_alias=AliasChoices("repeat_penalty", "repetition_penalty")
     )
@@ -77,7 +77,8 @@ class GenerationRequest(Lenient):
         if self.top_k is not None:
             options["top_k"] = max(0, self.top_k)  # -1: all of them
         if self.repeat_last_n is not None:
-            options["repeat_last_n"] = context if self.repeat_last_n == _ALL else self.repeat_last_n
+            every = self.repeat_last_n == _ALL
+            options["repeat_last_n"] = context if every else min(self.repeat_last_n, context)
         if self.seed is not None:
             options["seed"] = self.seed % 2**64
         return replace(defaults, **{k: v for k, v in options.items() if v is not None})

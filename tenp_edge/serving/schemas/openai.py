@@ -46,15 +46,17 @@ class CompletionRequest(GenerationRequest):
             raise WrongError(
                 "best_of", "best_of is more than n: this server returns all that it generates"
             )
+        if not self.prompt:
+            raise WrongError("prompt", "the prompt is empty")
         check_count(self.prompts())
         return self
 
     def prompts(self) -> list[Prompt]:
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
+        if isinstance(self.prompt[0], int):
             return [[part for part in self.prompt if isinstance(part, int)]]
-        return list(self.prompt)  # type: ignore[arg-type]
+        return list(self.prompt)
 
     def wanted_tokens(self) -> int | None:
         return _DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else super().wanted_tokens()
@@ -136,17 +138,36 @@ class FunctionFields(Lenient):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class ToolFields(Lenient):
     """A tool; functions are the only kind."""
 
     type: str = "function"
-    function: FunctionFields
+    function: FunctionFields | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> ToolFields:
+        if self.type != "function":
+            raise WrongError("tools", f"a tool of type '{self.type}': functions are the only kind")
+        if self.function is None:
+            raise WrongError("tools", "a tool of type 'function' needs function")
+        return self
+
+    @property
+    def name(self) -> str:
+        return "" if self.function is None else self.function.name
 
     def tool(self) -> Tool:
         function = self.function
-        return Tool(function.name, function.parameters or {}, function.description or "")
+        assert function is not None
+        return Tool(
+            function.name,
+            function.parameters or {},
+            function.description or "",
+            bool(function.strict),
+        )
 
 
 class NamedFunction(Lenient):
@@ -162,11 +183,32 @@ class ToolChoice(Lenient):
     function: NamedFunction
 
 
+class NamedTool(Lenient):
+    """One of the tools that may be called."""
+
+    function: NamedFunction
+
+
+class AllowedTools(Lenient):
+    """Some of the tools, and whether one of them must be called."""
+
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[NamedTool]
+
+
+class AllowedChoice(Lenient):
+    """Some tools of all."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 class JsonSchema(Lenient):
     """A schema, and the name that it goes by."""
 
     name: str | None = None
     schema_: dict[str, Any] | bool = Field(alias="schema")
+    strict: bool | None = None
 
 
 class ResponseFormat(Lenient):
@@ -174,12 +216,14 @@ class ResponseFormat(Lenient):
 
     type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
     json_schema: JsonSchema | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
     pattern: str | None = None
     grammar: str | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> ResponseFormat:
+        if self.json_schema is None and self.schema_ is not None:
+            self.json_schema = JsonSchema(schema=self.schema_)  # llama-server's shorter form
         needed = {"json_schema": self.json_schema, "regex": self.pattern, "grammar": self.grammar}
         if self.type in needed and needed[self.type] is None:
             field = "pattern" if self.type == "regex" else self.type
@@ -194,7 +238,8 @@ class ResponseFormat(Lenient):
                 return GrammarSource.schema(self.schema_ or {"type": "object"})
             case "json_schema":
                 assert self.json_schema is not None
-                return GrammarSource.schema(self.json_schema.schema_)
+                schema = self.json_schema
+                return GrammarSource.schema(schema.schema_, bool(schema.strict))
             case "regex":
                 return GrammarSource("regex", self.pattern or "")
             case "grammar":
@@ -210,7 +255,7 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=_MOST_LOGPROBS)
     tools: list[ToolFields] | None = Field(None, max_length=_MOST_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = Field(
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | AllowedChoice | None = Field(
         None, description="none, auto, required, or an object that names a function"
     )
     parallel_tool_calls: bool | None = None
@@ -220,29 +265,37 @@ class ChatRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _possible(self) -> ChatRequest:
-        known = [tool.function.name for tool in self.tools or []]
-        for tool in self.tools or []:
-            if tool.type != "function":
-                raise WrongError(
-                    "tools", f"a tool of type '{tool.type}': functions are the only kind"
-                )
-        if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.function.name not in known:
-            raise WrongError(
-                "tool_choice", f"tool_choice names '{self.tool_choice.function.name}', no tool"
-            )
+        known = [tool.name for tool in self.tools or []]
+        for name in self._named() or ():
+            if name not in known:
+                raise WrongError("tool_choice", f"tool_choice names '{name}', no tool")
         if self.tool_choice == "required" and not known:
             raise WrongError("tool_choice", "tool_choice is 'required', and there are no tools")
         return self
 
     def usable_tools(self) -> Sequence[Tool]:
         """The tools that may be called now."""
-        named = self.tool_choice.function.name if isinstance(self.tool_choice, ToolChoice) else None
+        named = self._named()
         tools = [] if self.tool_choice == "none" else self.tools or []
-        return [tool.tool() for tool in tools if named in (None, tool.function.name)]
+        return [tool.tool() for tool in tools if named is None or tool.name in named]
+
+    def _named(self) -> Sequence[str] | None:
+        """The tools that ``tool_choice`` names; None where it names none."""
+        match self.tool_choice:
+            case ToolChoice(function=function):
+                return [function.name]
+            case AllowedChoice(allowed_tools=allowed):
+                return [tool.function.name for tool in allowed.tools]
+            case _:
+                return None
 
     @property
     def must_call(self) -> bool:
-        return self.tool_choice == "required" or isinstance(self.tool_choice, ToolChoice)
+        match self.tool_choice:
+            case AllowedChoice(allowed_tools=allowed):
+                return allowed.mode == "required"
+            case choice:
+                return choice == "required" or isinstance(choice, ToolChoice)
 
     def grammar_source(self) -> GrammarSource | None:
         stated = None if self.response_format is None else self.response_format.source()
@@ -251,7 +304,9 @@ class ChatRequest(GenerationRequest):
     def variables(self) -> dict[str, Any]:
         """What the chat template is told beside the messages."""
         stated = dict(self.chat_template_kwargs or {})
-        if self.reasoning_effort:
+        if self.reasoning_effort == "none":  # in the words that templates have for it
+            stated = {"enable_thinking": False, "thinking": False} | stated
+        elif self.reasoning_effort:
             stated.setdefault("reasoning_effort", self.reasoning_effort)
         return stated
 

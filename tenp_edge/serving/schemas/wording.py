@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from tenp_edge.serving.refusal import RefusalError
 
 Request = TypeVar("Request", bound=BaseModel)
+Made = TypeVar("Made")
 _SHOWN = 60
 # What a value of that kind is called, by pydantic's kinds of errors.
 _KINDS = {
@@ -57,6 +58,14 @@ def check(kind: type[Request], fields: Mapping[str, Any]) -> Request:
         return kind.model_validate(fields)
     except ValidationError as error:
         raise refused(error, kind) from None
+
+
+def translated(make: Callable[[], Made]) -> Made:
+    """What ``make`` makes of another API's request; raises RefusalError for what is none here."""
+    try:
+        return make()
+    except WrongError as error:
+        raise RefusalError(400, str(error), "invalid_value", error.field) from None
 
 
 def refused(error: ValidationError, kind: type[BaseModel]) -> RefusalError:

@@ -13,7 +13,10 @@ from tenp_edge.cli.chat.answers import JsonScreen, Summary, TextScreen
 from tenp_edge.runtime.generation import Piece
 from tenp_edge.runtime.thinking import Part, Reply, Spoken
 
-THOUGHT = (Part("Hm", True), Part(".\n", True), Part("\n\n"), Part("Yes"))
+THOUGHT = tuple(
+    Part(kind, text)
+    for kind, text in (("reasoning", "Hm"), ("reasoning", "."), ("content", "Ye"), ("content", "s"))
+)
 
 
 class Tty(io.StringIO):
@@ -37,25 +40,25 @@ def written(out: io.StringIO, parts: Sequence[Part], finish: str = "stop") -> st
     return out.getvalue()
 
 
-def test_a_pipe_gets_what_the_model_wrote() -> None:
-    assert written(io.StringIO(), THOUGHT) == "<think>Hm.\n</think>\n\nYes\n"
+def test_a_pipe_gets_thoughts_between_tags() -> None:
+    assert written(io.StringIO(), THOUGHT) == "<think>\nHm.\n</think>\n\nYes\n"
 
 
 def test_a_terminal_dims_thoughts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     assert written(Tty(), THOUGHT) == "\x1b[2mHm.\n\x1b[22m\nYes\n"
-    assert written(Tty(), THOUGHT[:3], "interrupted") == "\x1b[2mHm.\n\x1b[22m\n"
+    assert written(Tty(), (*THOUGHT[:2], THOUGHT[1]), "interrupted") == "\x1b[2mHm.\n\x1b[22m\n"
     monkeypatch.setenv("NO_COLOR", "1")
-    assert written(Tty(), THOUGHT) == "<think>Hm.\n</think>\n\nYes\n"
+    assert written(Tty(), THOUGHT) == "<think>\nHm.\n</think>\n\nYes\n"
 
 
 def test_json_lines() -> None:
     out = io.StringIO()
     answers.write(reply(THOUGHT), JsonScreen(out), lambda _: None, 64, None)
     records = [json.loads(line) for line in out.getvalue().splitlines()]
-    assert records[:2] == [{"thinking": "Hm"}, {"thinking": ".\n"}]
-    assert records[3] == {"text": "Yes"}
+    assert records[:2] == [{"thinking": "Hm"}, {"thinking": "."}]
+    assert records[2:4] == [{"text": "Ye"}, {"text": "s"}]
     last = records[4]
     assert last.pop("tokens_per_second") > 0 and last.pop("first_token_seconds") >= 0
     assert last == {

@@ -201,6 +201,13 @@ def test_colours_are_left_out(chat_file: Path, tmp_path: Path) -> None:
     with at_terminal("run", chat_file, "-p", "Hi", *SHORT, state=tmp_path) as coloured:
         assert coloured.end() == 0
         assert "\x1b[2m" in coloured.raw
+    with at_terminal("run", chat_file, *SHORT, state=tmp_path, TERM="dumb") as dumb:
+        dumb.ready()
+        dumb.say("Hi")
+        answer(dumb)
+        dumb.press(CTRL_D)
+        assert dumb.end() == 0
+        assert "\x1b" not in dumb.raw, "a line editor needs a terminal that moves its cursor"
 
 
 def test_raw_text_at_a_terminal_needs_a_prompt(chat_file: Path, tmp_path: Path) -> None:

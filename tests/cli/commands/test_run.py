@@ -85,8 +85,8 @@ def test_refused_commands(files: dict[str, Path], tmp_path: Path) -> None:
         f"error: {tmp_path / 'no.gguf'} does not exist\n"
         "try:   the path of a GGUF file, an ONNX directory, or what compress wrote\n"
     )
-    assert refused("run", file, "-p", "a", "--top-p", 0) == (
-        "error: --top-p is 0.0\ntry:   --top-p of above 0 and at most 1\n"
+    assert refused("run", file, "-p", "a", "--top-p", 2) == (
+        "error: --top-p is 2.0\ntry:   --top-p of 0 to 1\n"
     )
     assert refused("run", file, "-p", "a", "--gpu-layers", 3) == (
         "error: per-expert.gguf has the per-expert layout, which runs on the CPU\n"

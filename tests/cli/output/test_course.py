@@ -39,6 +39,17 @@ def test_a_stage_that_is_reused_takes_no_time() -> None:
     assert course.left(0, 0) == 20
 
 
+def test_a_verb_within_another_says_nothing_of_the_whole() -> None:
+    clock = Clock()
+    course = RunCourse(clock)
+    course.expect({"calibration, seed 0": 10, "keep 0.6": 30})
+    course.begin("calibration, seed 0")
+    course.expect({"calibration": 1})
+    course.begin("calibration")
+    clock.now = 5
+    assert course.left(0.5, 5) == 5 + 30
+
+
 def test_a_task_that_is_slower_than_its_stage_was_expected_to_be() -> None:
     clock = Clock()
     course = RunCourse(clock)

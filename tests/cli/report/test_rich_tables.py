@@ -40,15 +40,14 @@ def test_a_narrow_screen_folds_every_row(
         == """\
 Profiles
 laptop-8gb
-    memory: 8.00 GiB
-    runtime: tenp-edge
-    type: Q8_0
+    memory: 8.00 GiB; runtime:
+    tenp-edge; type: Q8_0
 phone
-    memory: 12.00 GiB
-    runtime: llama.cpp
+    memory: 12.00 GiB; runtime:
+    llama.cpp
 
 name
     value value value value value value
-value value value
+    value value value
 """
     )

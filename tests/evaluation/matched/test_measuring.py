@@ -30,7 +30,8 @@ from tenp_edge.evaluation.matched.searched import joint
 from tenp_edge.evaluation.matched.single_type import pruned, whole_types
 from tenp_edge.evaluation.matched.table import lines, markdown
 from tenp_edge.evaluation.matched.ways import WAYS
-from tenp_edge.evaluation.rounding import RoundingJob, sampled_errors
+from tenp_edge.evaluation.rounding import sampled_errors
+from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.validation import validate
 from tenp_edge.exporters.base import ExportData, ExportOptions, exporter
 from tenp_edge.planning.measured.probes import KEEPS, PLAIN

@@ -11,11 +11,11 @@ from support.onnx_cases import assert_equal_runs, torch_logits
 
 
 def test_blocks_load_in_a_fraction_of_the_time(tmp_path: Path) -> None:
-    """Eight layers: a third to a half of the CPU seconds of an If per expert, by machine and load;
-    the share falls with layers."""
-    checkpoint = write_random_checkpoint(tmp_path / "model", big_config(8, 128, 16, 8))
+    """Eight layers: about half the CPU seconds of an If per expert, by machine and load; the share
+    falls with layers and with experts."""
+    checkpoint = write_random_checkpoint(tmp_path / "model", big_config(8, 64, 16, 8))
     graphs = {block: export(checkpoint, tmp_path / f"{block}", block) for block in (16, 1)}
-    blocks = min(load(graphs[16])["cpu_seconds"] for _ in range(3))
+    blocks = min(load(graphs[16])["cpu_seconds"] for _ in range(2))
     assert 1.5 * blocks < load(graphs[1])["cpu_seconds"]
 
 

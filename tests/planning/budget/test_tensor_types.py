@@ -62,7 +62,7 @@ def test_adaptive_takes_fewer_neurons_for_more_bits(model: Checkpoint) -> None:
     assert kept["quant"] != "Q8_0"
     chosen = planned(model, budget_bytes=budget, method="adaptive").record.type_choice
     assert chosen["quant"] == "Q8_0"
-    assert chosen["reason"] == "the most precise type that keeps 65% of the neurons or more"
+    assert chosen["reason"] == "the most precise type that keeps 65 % of the neurons or more"
 
 
 def test_a_pinned_type_or_size_is_left_alone(model: Checkpoint) -> None:

@@ -17,7 +17,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.planning.options.devices import load_profile
 from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
-from tenp_edge.units import format_size
+from tenp_edge.units import format_size, percent
 
 GIB = 2**30
 PROFILE = load_profile("laptop-8gb")
@@ -63,7 +63,7 @@ def test_a_whole_model_says_what_whole_blocks_would_save(
     assert whole.keep_ratio == 1
     assert {w for row in narrower.widths.values() for w in row} == {768}
     assert note_of(whole) == (
-        "experts of 832 neurons are no whole blocks of Q4_K_M: with 768 (92.3%) the weights take "
+        "experts of 832 neurons are no whole blocks of Q4_K_M: with 768 (92.3 %) the weights take "
         f"{format_size(weights(whole) - weights(narrower))} less; --quant Q4_K_M --method enp "
         "--keep 0.9231 instead of --ram cuts them so"
     )
@@ -82,7 +82,8 @@ def test_a_plan_takes_whole_blocks_where_they_buy_more(
     assert plan.record.predicted_kl < fine.record.predicted_kl
     assert re.fullmatch(
         r"widths are multiples of 256, whole blocks of Q4_K_M, which saves [\d.]+ [KM]iB: "
-        rf"{plan.keep_ratio:.1%} of the neurons fit, of other widths {fine.keep_ratio:.1%}",
+        rf"{percent(plan.keep_ratio)} of the neurons fit, of other widths "
+        rf"{percent(fine.keep_ratio)}",
         note_of(plan),
     )
     assert plan.record.active_ratio is not None and plan.record.active_ratio < 1

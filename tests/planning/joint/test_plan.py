@@ -22,7 +22,8 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan, load_plan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
-from tenp_edge.evaluation.rounding import RoundingJob, measure_rounding
+from tenp_edge.evaluation.rounding import measure_rounding
+from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.validation import validate
 from tenp_edge.exporters.base import ExportData, ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER

@@ -152,6 +152,11 @@ def test_speed_by_hand(checkpoint_of: Callable[[str], Path]) -> None:
         experts / 2 + manifest.weight_bytes - experts - table + kv_bytes(config, MemoryRun(256))
     )
     speed = decode_tokens_per_second(config, manifest, profile, MemoryRun(256))
-    assert speed == pytest.approx(1e9 / touched)
+    step = 100e-6 + config.num_hidden_layers * 10e-6
+    assert speed == pytest.approx(1 / (touched / 1e9 + step))
     busier = decode_tokens_per_second(config, manifest, profile, MemoryRun(256), 1.2)
-    assert busier == pytest.approx(1e9 / (touched + 0.1 * experts))
+    assert busier == pytest.approx(1 / ((touched + 0.1 * experts) / 1e9 + step))
+    boundless = replace(profile, memory_bandwidth_bytes_per_second=10**15, threads=2)
+    weights = (touched - kv_bytes(config, MemoryRun(256))) / 4
+    speed = decode_tokens_per_second(config, manifest, boundless, MemoryRun(256))
+    assert speed == pytest.approx(1 / (weights / 100e9 + step), rel=1e-3)

@@ -17,14 +17,14 @@ from tenp_edge.runtime.chat_formats.formats import (
     DESCRIBED,
     FORMATS,
     ChatFormat,
-    Thinking,
     format_of,
     thinking_of,
 )
-from tenp_edge.runtime.chat_formats.reading import AnswerReader, Part
+from tenp_edge.runtime.chat_formats.reading import AnswerReader
 from tenp_edge.runtime.generation import Generation
 from tenp_edge.runtime.grammars import GrammarCompiler, GrammarSource
 from tenp_edge.runtime.sampling import SamplingOptions
+from tenp_edge.runtime.thinking import KINDS, TAGS, Part, Thinking
 from tenp_edge.runtime.vocabulary import Vocabulary
 
 WEATHER = Tool(
@@ -48,7 +48,6 @@ WEATHER = Tool(
 )
 TOOLS = (WEATHER, Tool("now", {}))
 BY_NAME = {form.name: form for form in (*FORMATS, DESCRIBED)}
-TAGS = Thinking("<think>", "</think>")
 OSLO = {"city": "Oslo", "days": 3}
 HERMES = (
     '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 3}}\n</tool_call>'
@@ -247,6 +246,9 @@ def test_arguments_of_any_kind() -> None:
         ("<think>Hm", "", [("reasoning", "Hm")]),
         # What only looks like a mark.
         ("a <thin b <tool_cal", "", [("content", "a <thin b <tool_cal")]),
+        ("<thin", "", [("content", "<thin")]),
+        ("a < b</think>", "", [("content", "a < b</think>")]),
+        ("\n<think>Hm", "", [("reasoning", "Hm")]),
         # A call that is none is text.
         (
             "<tool_call>\nnow()\n</tool_call>",
@@ -259,6 +261,19 @@ def test_arguments_of_any_kind() -> None:
 def test_thoughts(text: str, prompt: str, wanted: list[tuple[str, str]]) -> None:
     parts = read(BY_NAME["Hermes"], TAGS, text, prompt=prompt)
     assert [(part.kind, part.text) for part in parts] == wanted
+
+
+@pytest.mark.parametrize("thinking", [*KINDS, None])
+def test_thoughts_in_every_kind_of_marks(thinking: Thinking | None) -> None:
+    """Also after tags that the template does not name; in pieces of any size."""
+    kind = thinking or TAGS
+    text = f"{kind.opens}Hm.\n{kind.closes}\n\nYes"
+    for size in (1, 2, 3, 100):
+        reader = AnswerReader(DESCRIBED, thinking)
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        parts = [*(part for piece in pieces for part in reader.feed(piece)), *reader.finish()]
+        thought = "".join(part.text for part in parts if part.thinking)
+        assert (thought, "".join(part.text for part in parts)) == ("Hm.", "Hm.Yes")
 
 
 def test_text_before_calls_and_several_of_them() -> None:

@@ -1,4 +1,4 @@
-"""The families. Adding one: a file beside these, a line in the table, a row in the tests."""
+"""The families. Adding one: a file beside this one, a line in the table, a row in the tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib import import_module
 
 from tenp_edge.models.family import Family
 
-# Modules beside this one, each named as config.json's ``model_type``.
+# The modules of this package, each named as config.json's ``model_type``.
 _MODULES = (
     "qwen2_moe",
     "qwen3_moe",
@@ -38,7 +38,7 @@ class _Families(MutableMapping[str, Family]):
     def __getitem__(self, model_type: str) -> Family:
         family = self._known[model_type]
         if family is None:
-            family = import_module(f"tenp_edge.models.{model_type}").FAMILY
+            family = import_module(f"tenp_edge.models.families.{model_type}").FAMILY
             self._known[model_type] = family
         return family
 

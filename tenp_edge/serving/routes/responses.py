@@ -1,0 +1,36 @@
+"""OpenAI's Responses API: a chat in other words. Nothing of it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from tenp_edge.serving.answers.answer import Answer
+from tenp_edge.serving.answers.choice import Choice
+from tenp_edge.serving.answers.responses import ResponseAnswer
+from tenp_edge.serving.bodies import body_of
+from tenp_edge.serving.preparing import Prepared, prepare_chat
+from tenp_edge.serving.routes.generating import add, generated
+from tenp_edge.serving.schemas.responses import ResponsesRequest
+from tenp_edge.serving.schemas.wording import parse, translated
+from tenp_edge.serving.service import Service
+
+
+def add_responses_route(app: FastAPI, service: Service) -> None:
+    async def respond(request: Request) -> Response:
+        payload = parse(ResponsesRequest, await body_of(request, service))
+        return await generated(request, service, lambda: _prepare(service, payload), payload.stream)
+
+    add(app, "POST", "/v1/responses", respond)
+
+
+def _prepare(service: Service, payload: ResponsesRequest) -> Prepared:
+    chat = translated(payload.openai)
+
+    def spelling(choices: Sequence[Choice], tokens: int) -> Answer:
+        name = service.named(payload.model)
+        return ResponseAnswer(choices, tokens, name, service.vocabulary, payload.echoed())
+
+    return prepare_chat(service, chat, spelling)
