@@ -7,8 +7,8 @@
  *
  * The dot products and quantisers are ggml's own, passed in as pointers, so every number is the one
  * that llama.cpp computes. A pair is one (token, slot) of the router's choice. ggml puts a barrier
- * between nodes; inside a node no thread ever waits for another. No ggml header is needed: struct tensor repeats the fields up to data, and the
- * Python side has checked that they lie there.
+ * between nodes; inside a node no thread ever waits for another. No ggml header is needed: struct
+ * tensor repeats the fields up to data, and the Python side has checked that they lie there.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
