@@ -43,8 +43,7 @@ def plan_entries(
     lines = [
         ("memory", memory_line(plan)),
         ("", ", ".join(f"{name} {format_size(plan.memory[key])}" for key, name in _PARTS)),
-        ("keeps", kept_line(plan)),
-        *_rounded(plan),
+        *kept_entries(plan),
         ("expected", expected_line(plan)),
         *_instead(plan),
         *_speed(plan),
@@ -80,6 +79,12 @@ def kept_line(plan: CompressionPlan) -> str:
     if bits:
         types = f"types of their own, {bits:.1f} bits a weight"
     return f"{share} of the experts' neurons{f', in {types}' if types else ''}"
+
+
+def kept_entries(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
+    """What stays, and where that is not the share that was asked for, why."""
+    yield "keeps", kept_line(plan)
+    yield from _rounded(plan)
 
 
 def expected_line(plan: CompressionPlan) -> str:
