@@ -127,6 +127,12 @@ def test_it_is_small_and_holds_no_text_and_no_path(packed: Path, shared: Path) -
     assert file.read_bytes() == before
 
 
+def test_scores_without_measured_types_say_so(packed: Path, shared: Path, tmp_path: Path) -> None:
+    said = run("pack", shared / "out", "-o", tmp_path / "pack").stdout
+    assert "note      it was not measured what tensor types cost: plans from this" in said
+    assert "not measured" not in run("pack", packed).stdout
+
+
 def test_the_recipe_repeats_the_run(packed: Path, shared: Path, tmp_path: Path) -> None:
     recipe, scores = packed / "pack" / "recipe.toml", packed / "pack" / "scores.zip"
     done = run(

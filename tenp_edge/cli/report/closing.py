@@ -15,7 +15,7 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.cli.hub import spoken
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.plain_notes import of_interest
-from tenp_edge.cli.report.plan_screen import kept_entries
+from tenp_edge.cli.report.plan_screen import kept_entries, notes_of
 from tenp_edge.evaluation.verdict import Verdict, judge
 from tenp_edge.runtime.directory_vocabulary import read_settings
 from tenp_edge.runtime.gguf.header import read_fields
@@ -165,7 +165,7 @@ def closing(
         commands=tuple(_commands(model, output, located)),
         kept=tuple(kept_entries(plan)),
         by_domain=tuple((row["domain"], row["mean_kl"]) for row in report.get("domains", ())),
-        notes=tuple(of_interest(record.notes)),
+        notes=tuple(of_interest(notes_of(plan))),
         more=_more(output),
     )
 

@@ -49,7 +49,7 @@ def plan_entries(
         *_speed(plan),
         *(("file", f"{name}, {size:,} bytes") for name, size in plan.files.items()),
         *_exact_fits(plan),
-        *(("note", note) for note in of_interest(_notes(plan))),
+        *(("note", note) for note in of_interest(notes_of(plan))),
         ("more", "--verbose: the widths of every layer, types, what other RAM numbers would buy"),
     ]
     return Entries(lines, tuple(_commands(plan, model, options, known, output)))
@@ -137,7 +137,8 @@ def _speed(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
         yield "speed", f"at most {shown} tokens/s, by memory bandwidth (an estimate)"
 
 
-def _notes(plan: CompressionPlan) -> tuple[str, ...]:
+def notes_of(plan: CompressionPlan) -> tuple[str, ...]:
+    """What a reader of the plan should know, in sentences; of the choice of its types too."""
     note = (plan.record.type_choice or {}).get("note")
     return (*plan.record.notes, *([note] if note else []))
 
