@@ -28,9 +28,10 @@ def parse_size(text: str) -> int:
     """Bytes in ``text`` ("8GiB", "7.5 GB", "512M"). Raises UserError for anything else, a bare
     number too: nobody means 8 bytes."""
     match = _SIZE.fullmatch(text)
-    if match is not None and not match[2]:
+    zero = match is not None and float(match[1]) == 0
+    if match is not None and not match[2] and not zero:
         raise UserError(f"'{text}' has no unit", f"{text.strip()}GiB or {text.strip()}MiB")
-    unit = None if match is None else _UNITS.get(match[2].lower())
+    unit = None if match is None else _UNITS.get(match[2].lower() or "b")
     if match is None or unit is None:
         raise UserError(f"'{text}' is not a size", "a number with a unit: 8GiB, 7.5GB, 512MiB")
     size = round(float(match[1]) * unit)

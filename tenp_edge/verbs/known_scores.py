@@ -17,7 +17,9 @@ from tenp_edge.planning.scores.pack import extract_measured, load_pack
 def known_statistics(path: Path, checkpoint: Checkpoint | None = None) -> Statistics:
     """Those at ``path``. Raises UserError where they are of another model than ``checkpoint``."""
     if path.is_file():
-        return load_pack(path, None if checkpoint is None else checkpoint.fingerprint)
+        if checkpoint is None:
+            return load_pack(path)
+        return load_pack(path, checkpoint.fingerprint, checkpoint.config)
     if path.suffix == ".zip" and not path.exists():
         raise UserError(f"{path} does not exist", "the scores.zip that tenp-edge pack OUT writes")
     if checkpoint is None:

@@ -12,6 +12,7 @@ from tenp_edge.checkpoint.digests import file_digest
 from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.disk import write_text
 from tenp_edge.errors import UserError
+from tenp_edge.planning.measured import rounding_errors, type_costs
 from tenp_edge.planning.options.settings import make, options_of
 from tenp_edge.planning.scores.pack import FILE, write_pack
 from tenp_edge.verbs.options import CompressOptions
@@ -28,10 +29,12 @@ _LIBRARIES = ("torch", "transformers", "llama-cpp-python", "gguf")
 
 @dataclass(frozen=True)
 class Packed:
-    """What was written, with its bytes."""
+    """What was written, with its bytes; ``weighs_types``: whether plans from it can choose types by
+    what they were measured to cost."""
 
     recipe: Path
     scores: Path
+    weighs_types: bool
 
     def to_json(self) -> dict[str, object]:
         return {"recipe": str(self.recipe), "scores": str(self.scores), "bytes": self.nbytes}
@@ -71,7 +74,9 @@ def run_pack(output: Path, directory: Path) -> Packed:
             multiple=_GRID if multiple % _GRID == 0 else multiple,
         )
         write_text(directory / RECIPE, _recipe(options, scores, statistics.fingerprint))
-    return Packed(directory / RECIPE, scores)
+    measured = (rounding_errors.FILE, type_costs.FILE)
+    weighs_types = any((statistics_directory / name).is_file() for name in measured)
+    return Packed(directory / RECIPE, scores, weighs_types)
 
 
 def _recipe(options: CompressOptions, scores: Path, fingerprint: str) -> str:

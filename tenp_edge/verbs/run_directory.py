@@ -34,6 +34,7 @@ OUTPUTS = (
     "calibration-pruned",
     "checkpoint",
     "mended",
+    "pack",
     "onnx",
     "model.gguf",
     "plan.json",

@@ -60,6 +60,9 @@ def test_a_size_needs_a_unit() -> None:
     assert refused("plan", "demo", "--ram", "8") == (
         "error: '8' has no unit\ntry:   8GiB or 8MiB\n"
     )
+    assert refused("plan", "demo", "--ram", "0") == (
+        "error: '0' is not a size above zero\ntry:   8GiB, 7.5GB or 512MiB\n"
+    )
 
 
 def test_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import crashing
@@ -146,6 +148,12 @@ def test_it_is_small_and_holds_no_text_and_no_path(packed: Path, shared: Path) -
     assert file.read_bytes() == before
 
 
+def test_scores_without_measured_types_say_so(packed: Path, shared: Path, tmp_path: Path) -> None:
+    said = run("pack", shared / "out", "-o", tmp_path / "pack").stdout
+    assert "note      it was not measured what tensor types cost: plans from this" in said
+    assert "not measured" not in run("pack", packed).stdout
+
+
 def test_the_recipe_repeats_the_run(packed: Path, shared: Path, tmp_path: Path) -> None:
     recipe, scores = packed / "pack" / "recipe.toml", packed / "pack" / "scores.zip"
     done = run(
@@ -170,6 +178,22 @@ def test_what_is_refused(packed: Path, shared: Path, small_model: Path, tmp_path
         f"error: {scores} has the scores of method adaptive with its own settings only\n"
         "try:   leave --method and its settings out, or --calibration with statistics\n"
     )
+    damaged = tmp_path / "damaged.zip"
+    for said, changed in _damages(scores):
+        with zipfile.ZipFile(damaged, "w") as archive:
+            for name, data in changed.items():
+                archive.writestr(name, data)
+        assert refused("plan", shared / "model", "--scores", damaged, *keep) == (
+            f"error: {damaged} is damaged: {said}\n"
+            "try:   the file as it was packed, or --calibration with the statistics themselves\n"
+        )
+    whole = bytearray(scores.read_bytes())
+    with zipfile.ZipFile(scores) as archive:
+        found = archive.getinfo("rounding.json")
+    start = found.header_offset + 30 + len(found.filename) + found.compress_size // 2
+    whole[start : start + 8] = b"\xff" * 8
+    damaged.write_bytes(whole)
+    assert "is damaged: " in refused("plan", shared / "model", "--scores", damaged, *keep)
     text = tmp_path / "text.zip"
     text.write_text("text")
     assert refused("plan", shared / "model", "--scores", text, *keep) == (
@@ -178,3 +202,30 @@ def test_what_is_refused(packed: Path, shared: Path, small_model: Path, tmp_path
     assert refused("pack", tmp_path) == (
         f"error: {tmp_path} holds no finished run\ntry:   what tenp-edge compress wrote (OUT)\n"
     )
+
+
+def _damages(scores: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """What is said of the score file, and its members with something changed in them."""
+    with zipfile.ZipFile(scores) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    info = json.loads(members["scores.json"])
+    fields = (("multiple", info | {"multiple": 0}), ("choices", info | {"choices": "two"}))
+    sizes = info["statistics"] | {"hidden": []}
+    for name, changed in (*fields, ("hidden", info | {"statistics": sizes})):
+        yield (
+            f"'{name}' is missing or malformed",
+            members | {"scores.json": json.dumps(changed).encode()},
+        )
+    table = next(name for name in members if name.startswith("0/") and name.endswith("/losses"))
+    flat = _with_shape(members[table], lambda shape: [prod(shape)])
+    yield f"{table} cannot be read", members | {table: flat}
+    length = 4 + int.from_bytes(members[table][:4], "little")
+    nan = members[table][:length] + b"\xff" * (len(members[table]) - length)
+    yield f"{table} cannot be read", members | {table: nan}
+
+
+def _with_shape(planes: bytes, change: Callable[[list[int]], list[int]]) -> bytes:
+    length = int.from_bytes(planes[:4], "little")
+    head = json.loads(planes[4 : 4 + length])
+    changed = json.dumps(head | {"shape": change(head["shape"])}).encode()
+    return len(changed).to_bytes(4, "little") + changed + planes[4 + length :]

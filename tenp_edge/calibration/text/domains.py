@@ -25,6 +25,7 @@ from tenp_edge.models.headers import read_header
 from tenp_edge.progress import QUIET, Progress
 from tenp_edge.runtime.directory_vocabulary import is_gemma, read_settings
 from tenp_edge.runtime.tiktoken import RANKS_NAME, is_tiktoken, tokenizer_json
+from tenp_edge.units import counted
 
 # A long text is cut into pieces of about this many sequences, so that samples come from all of it.
 _PIECE_SEQUENCES = 2
@@ -103,8 +104,8 @@ def make_domains(
             raise UserError(f"domain '{name}' holds no text", f"--data {name}=FILE with text")
         if len(rows) < samples or len(rows[:samples][-1]) < seq_len:
             progress.note(
-                f"domain '{name}' has text for {sum(map(len, rows))} tokens: {len(rows)} "
-                f"sequences instead of {samples} x {seq_len} tokens"
+                f"domain '{name}' has text for {sum(map(len, rows))} tokens: "
+                f"{counted(len(rows), 'sequences')} instead of {samples} x {seq_len} tokens"
             )
         domains.append(_pack(name, rows, seq_len))
     return domains

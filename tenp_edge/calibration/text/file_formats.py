@@ -6,6 +6,7 @@ line, a JSON file and a whole file each have a largest size.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import importlib
 import io
@@ -77,10 +78,16 @@ def _guarded(path: Path, records: Iterator[Placed]) -> Iterator[Placed]:
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 text (byte 0x{error.object[error.start]:02x}: {error.reason})",
-            "iconv -f latin1 -t utf-8 FILE > NEW",
+            f"iconv -f {_encoding_of(error)} -t utf-8 FILE > NEW",
         ) from None
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}", INSTEAD) from None
+
+
+def _encoding_of(error: UnicodeDecodeError) -> str:
+    """What the bytes may be: UTF-16 begins with one of two marks, which no other text has."""
+    marked = error.start == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return "utf-16" if marked else "latin1"
 
 
 # -- JSON ------------------------------------------------------------------------------------------

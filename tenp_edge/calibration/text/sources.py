@@ -71,6 +71,8 @@ def _source(argument: str) -> Source:
     if place.startswith(PREFIX):
         dataset = parse_hub(place).name.partition("/")[2]
         return Source("hub", place, domain or _domain_of(dataset))
+    if not place:
+        raise UserError(f"--data {argument} names no file", f"--data {argument}FILE")
     path = _expanded(place)
     _check_file(path)
     return Source("file", str(path), domain or _domain_of(path.name.lstrip(".").split(".")[0]))
@@ -85,15 +87,22 @@ def _expanded(place: str) -> Path:
 
 
 def _check_file(path: Path) -> None:
-    try:
-        problem = (
-            "is a directory" if path.is_dir() else None if path.is_file() else "does not exist"
-        )
-    except (OSError, ValueError):  # a name that is too long, a null byte
-        problem = "does not exist"
+    problem = _problem_of(path)
     if problem:
         raise UserError(f"data file {path} {problem}", "--data NAME=FILE, builtin or stdlib")
     suffix_of(path)
+
+
+def _problem_of(path: Path) -> str | None:
+    """Why ``path`` cannot be read as text; None where it can."""
+    try:
+        if path.is_file():
+            return None
+        if path.is_dir():
+            return "is a directory"
+        return "is a device or a pipe" if path.exists() else "does not exist"
+    except (OSError, ValueError):  # a name that is too long, a null byte
+        return "does not exist"
 
 
 def _domain_of(name: str) -> str:

@@ -15,7 +15,7 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.cli.hub import spoken
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.plain_notes import of_interest
-from tenp_edge.cli.report.plan_screen import kept_line
+from tenp_edge.cli.report.plan_screen import kept_entries, notes_of
 from tenp_edge.evaluation.fitting import HERE, fits, measured_peak
 from tenp_edge.evaluation.verdict import Verdict, judge
 from tenp_edge.runtime.directory_vocabulary import read_settings
@@ -62,7 +62,7 @@ class Closing:
     quality: Verdict | None
     runs_in: str
     commands: tuple[tuple[str, str], ...]
-    kept: str = ""
+    kept: tuple[tuple[str, str], ...] = ()
     by_domain: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
     others: tuple[tuple[str, str], ...] = ()
@@ -97,7 +97,7 @@ class Closing:
         lines = [
             ("memory", self._memory()),
             *self._quality(),
-            *([("keeps", self.kept)] if self.kept else []),
+            *self.kept,
             ("file", f"{self.file}, {format_size(self.file_bytes)}"),
             *self.others,
             ("runs in", self.runs_in),
@@ -157,9 +157,9 @@ def closing(
         quality=judge(report["overall"], report["domains"]) if report else None,
         runs_in=_RUNS_IN.get(key, f"what reads {' '.join(map(str, key))}"),
         commands=tuple(_commands(model, output, located)),
-        kept=kept_line(plan),
+        kept=tuple(kept_entries(plan)),
         by_domain=tuple((row["domain"], row["mean_kl"]) for row in report.get("domains", ())),
-        notes=tuple(of_interest(record.notes)),
+        notes=tuple(of_interest(notes_of(plan))),
         more=_more(output),
     )
 

@@ -44,14 +44,13 @@ def plan_entries(
     lines = [
         ("memory", memory_line(plan)),
         ("", ", ".join(f"{name} {format_size(plan.memory[key])}" for key, name in _PARTS)),
-        ("keeps", kept_line(plan)),
-        *_rounded(plan),
+        *kept_entries(plan),
         ("expected", expected_line(plan)),
         *_instead(plan),
         *_speed(plan),
         *(("file", f"{name}, {size:,} bytes") for name, size in plan.files.items()),
         *_exact_fits(plan),
-        *(("note", note) for note in of_interest(_notes(plan))),
+        *(("note", note) for note in of_interest(notes_of(plan))),
         ("more", "--verbose: the widths of every layer, types, what other RAM numbers would buy"),
     ]
     return Entries(lines, tuple(_commands(plan, model, options, known, output)))
@@ -81,6 +80,12 @@ def kept_line(plan: CompressionPlan) -> str:
     if bits:
         types = f"types of their own, {bits:.1f} bits a weight"
     return f"{share} of the experts' neurons{f', in {types}' if types else ''}"
+
+
+def kept_entries(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
+    """What stays, and where that is not the share that was asked for, why."""
+    yield "keeps", kept_line(plan)
+    yield from _rounded(plan)
 
 
 def expected_line(plan: CompressionPlan) -> str:
@@ -125,7 +130,8 @@ def _speed(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
         yield "speed", f"at most {shown} tokens/s (an estimate)"
 
 
-def _notes(plan: CompressionPlan) -> tuple[str, ...]:
+def notes_of(plan: CompressionPlan) -> tuple[str, ...]:
+    """What a reader of the plan should know, in sentences; of the choice of its types too."""
     note = (plan.record.type_choice or {}).get("note")
     return (*plan.record.notes, *([note] if note else []))
 

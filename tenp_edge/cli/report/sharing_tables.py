@@ -12,6 +12,12 @@ from tenp_edge.sharing.uploading import Upload
 from tenp_edge.units import format_size
 from tenp_edge.verbs.pack import Packed
 
+_BY_RULE = (
+    "it was not measured what tensor types cost: plans from this file choose them by a rule. "
+    "tenp-edge calibrate MODEL --types -o OUT/calibration, with the same --data, measures it; "
+    "then pack again"
+)
+
 
 def uploaded(
     upload: Upload, repository: str, address: str | None
@@ -26,5 +32,7 @@ def uploaded(
 def packed(made: Packed) -> Entries:
     """The two files, and what to do with them."""
     files = [("file", f"{file}, {format_size(file.stat().st_size)}") for file in made.files]
+    if not made.weighs_types:
+        files.append(("note", _BY_RULE))
     use = f"tenp-edge compress MODEL --scores {quote(str(made.scores))} --ram 8GiB -o OUT"
     return Entries(files, [("use them", use)])

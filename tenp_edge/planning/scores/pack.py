@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -33,10 +35,12 @@ from tenp_edge.calibration.statistics import INPUT_SUM, MEANS, ROUNDING, LayerSt
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.disk import atomic_file
 from tenp_edge.errors import UserError
+from tenp_edge.models import ModelConfig
 from tenp_edge.planning.measured import rounding_errors, trials, type_costs
 from tenp_edge.planning.measured.probes import WAYS
 from tenp_edge.planning.options.methods import method_named
 from tenp_edge.planning.options.spec import DEFAULT_METHOD, PlanOptions
+from tenp_edge.planning.scores.pack_checks import check_array, check_packed, damaged
 from tenp_edge.planning.scores.tables import Evidence, LayerEvidence, Scores, scores_of
 from tenp_edge.planning.space import Space
 
@@ -46,7 +50,13 @@ FILE = "scores.zip"
 _INFO = "scores.json"
 _MEASURED = (type_costs.FILE, trials.FILE)
 _STAMP = (1980, 1, 1, 0, 0, 0)  # the same scores are the same bytes
-_AGAIN = "the file as it was packed, or --calibration with the statistics themselves"
+
+# What the zip, its members and what is made of them raise where bytes are lost or changed:
+# RuntimeError for a member marked as encrypted, NotImplementedError for a way of packing.
+_DAMAGE = (
+    *(OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, NotImplementedError),
+    *(zipfile.BadZipFile, lzma.LZMAError, zlib.error),
+)
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -262,9 +272,11 @@ class PackedScores(Statistics):
     def array(self, name: str) -> Array:
         """Raises UserError where the file is damaged."""
         try:
-            return _from_planes(self._archive.read(name))
-        except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.file} is damaged: {name} cannot be read", _AGAIN) from error
+            array = _from_planes(self._archive.read(name))
+            check_array(name, array, self.packed)
+        except _DAMAGE as error:
+            raise damaged(self.file, f"{name} cannot be read") from error
+        return array
 
     def _tensor(self, name: str) -> torch.Tensor:
         return torch.from_numpy(self.array(name)).double()
@@ -339,7 +351,9 @@ def evidence_of(statistics: Statistics, space: Space, scores: Scores) -> Evidenc
     return Evidence(statistics, space, scores)
 
 
-def load_pack(file: Path, fingerprint: str | None = None) -> PackedScores:
+def load_pack(
+    file: Path, fingerprint: str | None = None, config: ModelConfig | None = None
+) -> PackedScores:
     """Raises UserError for a file that is none, and for scores of another model: config, headers
     and sampled bytes of the weights are compared."""
     packed = _read_info(file)
@@ -350,6 +364,7 @@ def load_pack(file: Path, fingerprint: str | None = None) -> PackedScores:
             f"is {fingerprint[:12]})",
             "the very model that they were made from: the same revision, unquantised",
         )
+    check_packed(file, packed, config)
     return PackedScores(info, {}, file, packed)
 
 
@@ -358,7 +373,7 @@ def _read_info(file: Path) -> dict[str, Any]:
         with zipfile.ZipFile(file) as archive:
             packed = json.loads(archive.read(_INFO))
         sound = packed["format"] == FORMAT and isinstance(packed["statistics"]["fingerprint"], str)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except _DAMAGE:
         sound, packed = False, {}
     if not sound:
         raise UserError(f"{file} is not a score file", "what tenp-edge pack wrote")
@@ -372,8 +387,16 @@ def _read_info(file: Path) -> dict[str, Any]:
 
 def extract_measured(file: Path, directory: Path) -> None:
     """What was measured beside the statistics, for the planner to find in ``directory``."""
-    packed = _read_info(file)
-    with zipfile.ZipFile(file) as archive:
-        for name in filter(_is_measured, archive.namelist()):
-            (directory / name).write_bytes(archive.read(name))
+    packed = load_pack(file).packed
+    for name, data in _measured_members(file):
+        (directory / name).write_bytes(data)
     (directory / SLICE_RECORD).write_text(json.dumps({"slice": packed["slice"]}), "utf-8")
+
+
+def _measured_members(file: Path) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(file) as archive:
+        for name in sorted(filter(_is_measured, archive.namelist())):
+            try:
+                yield name, archive.read(name)
+            except _DAMAGE as error:
+                raise damaged(file, f"{name} cannot be read") from error

@@ -95,7 +95,7 @@ def test_too_little_text_gives_fewer_samples_and_says_so(tokenizer: Any) -> None
     assert found.tokens.shape == (1, 64) and count < 64
     assert not found.tokens[0, count:].any()
     assert notes.lines == [
-        f"domain 'short' has text for {count} tokens: 1 sequences instead of 4 x 64 tokens"
+        f"domain 'short' has text for {count} tokens: 1 sequence instead of 4 x 64 tokens"
     ]
 
 

@@ -86,6 +86,8 @@ def test_refused_files(tmp_path: Path) -> None:
         f"{latin} is not UTF-8 text (byte 0xe9: invalid continuation byte)\n"
         "try: iconv -f latin1 -t utf-8 FILE > NEW"
     )
+    wide = written(tmp_path / "wide.txt", "caf\xe9".encode("utf-16"))
+    assert refusal(lambda: records(wide)).endswith("try: iconv -f utf-16 -t utf-8 FILE > NEW")
     table = written(tmp_path / "table.csv", "a,b")
     assert refusal(lambda: records(table)) == (
         f"{table} is not a kind of data file that is read\ntry: {ACCEPTED}"

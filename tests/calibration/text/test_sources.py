@@ -97,6 +97,10 @@ def test_refused_arguments(tmp_path: Path) -> None:
     assert refusal(lambda: parse_data([f"x={tmp_path}"])) == (
         f"data file {tmp_path} is a directory\ntry: --data NAME=FILE, builtin or stdlib"
     )
+    assert refusal(lambda: parse_data(["x=/dev/null"])).startswith(
+        "data file /dev/null is a device or a pipe\n"
+    )
+    assert refusal(lambda: parse_data(["x="])) == "--data x= names no file\ntry: --data x=FILE"
     table = written(tmp_path / "table.csv", "a,b")
     assert refusal(lambda: parse_data([str(table)])) == (
         f"{table} is not a kind of data file that is read\ntry: {ACCEPTED}"

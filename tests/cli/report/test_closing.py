@@ -72,7 +72,9 @@ def planned(checkpoint: Path, **record: Any) -> CompressionPlan:
     return replace(
         ragged_plan(Checkpoint(checkpoint)),
         record=PlanRecord(
-            **{"format": "gguf", "layout": "per-expert", "budget_bytes": 80 * MIB} | record
+            **{"format": "gguf", "layout": "per-expert", "budget_bytes": 80 * MIB}
+            | {"keep_ratio_target": 0.625}
+            | record
         ),
         memory={"total_bytes": 79 * MIB, "context": 512, "device": "this-machine"},
         files={"model.gguf": 5 * MIB, "checkpoint/model.safetensors": 9 * MIB},
@@ -151,7 +153,11 @@ def test_the_peak_of_the_twin_is_not_the_files(out: Path, checkpoint_of: Checkpo
 
 def test_merged_files_run_in_llama_cpp(out: Path, checkpoint_of: CheckpointOf) -> None:
     model = checkpoint_of("qwen3_moe")
-    said = closing(model, out, planned(model, layout="merged"), None)
+    choice = {"note": "the type was chosen by a rule"}
+    plan = planned(model, layout="merged", keep_ratio_target=0.7, type_choice=choice)
+    said = closing(model, out, plan, None)
+    assert "note      the type was chosen by a rule" in str(said)
+    assert "asked for 70.0 %: widths are multiples of " in str(said)
     assert said.runs_in == ("tenp-edge, and llama.cpp and what is built on it (Ollama, LM Studio)")
 
 
