@@ -112,7 +112,7 @@ def test_control_tokens_are_shown_where_they_are_asked_for() -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"typical_p": 0.0}, "--typical-p is 0.0"),
+        ({"typical_p": 1.5}, "--typical-p is 1.5"),
         ({"presence_penalty": float("nan")}, "--presence-penalty is nan"),
         ({"frequency_penalty": float("inf")}, "--frequency-penalty is inf"),
     ],
