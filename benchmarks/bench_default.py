@@ -27,7 +27,8 @@ from rich.console import Console
 
 from tenp_edge.cli.output.terminal import TerminalProgress
 from tenp_edge.verbs.compare import run_compare
-from tenp_edge.verbs.options import CalibrationOptions, CompareOptions, ValidationOptions
+from tenp_edge.verbs.compare_options import CompareOptions
+from tenp_edge.verbs.options import CalibrationOptions, ValidationOptions
 
 CUT, REPAIRED = "adaptive", "adaptive+repair"  # REPAIRED is what `compress` writes
 RIVALS = ("adaptive-uninsured", "free", "layer-energy", "layer-camera-p", "global-heapr-sum")

@@ -36,7 +36,8 @@ from tenp_edge.evaluation.rate_distortion import least_expert_loss
 from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.planning.measured.kl_law import predicted_kl
 from tenp_edge.verbs.compare_matched import run_compare_matched
-from tenp_edge.verbs.options import CalibrationOptions, CompareOptions, ValidationOptions
+from tenp_edge.verbs.compare_options import CompareOptions
+from tenp_edge.verbs.options import CalibrationOptions, ValidationOptions
 
 MIXED, ONE, OTHER = "mixed", "one", "other"
 # Columns of the table: key and way.

@@ -29,7 +29,8 @@ from tenp_edge.evaluation.comparison.compared_methods import choose_methods
 from tenp_edge.evaluation.comparison.table import Line, lines, predictions
 from tenp_edge.scoring.saliency import ranking_scores
 from tenp_edge.verbs.compare import run_compare
-from tenp_edge.verbs.options import CalibrationOptions, CompareOptions, ValidationOptions
+from tenp_edge.verbs.compare_options import CompareOptions
+from tenp_edge.verbs.options import CalibrationOptions, ValidationOptions
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]  # model -> run -> comparison
 

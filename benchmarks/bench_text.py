@@ -19,7 +19,8 @@ from rich.console import Console
 
 from tenp_edge.cli.output.terminal import TerminalProgress
 from tenp_edge.verbs.compare import run_compare
-from tenp_edge.verbs.options import CalibrationOptions, CompareOptions, ValidationOptions
+from tenp_edge.verbs.compare_options import CompareOptions
+from tenp_edge.verbs.options import CalibrationOptions, ValidationOptions
 
 DOMAINS = {"builtin": 4, "stdlib": 2}
 LABELS = {"adaptive": "default, not repaired", "adaptive+repair": "default"}

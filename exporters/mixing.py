@@ -34,16 +34,36 @@ class SampledRows:
     importance: torch.Tensor | None
 
 
+@dataclass(frozen=True)
+class LayoutRules:
+    """What tensors may choose in the files of one layout.
+
+    ``mixes``: types of their own at all. ``one_type``: all experts of a layer agree on theirs, as
+    where they lie in one tensor. ``alike``: the matrices of one expert agree, and every pair of a
+    width and a type takes nodes of its own, of which the widths' limit (`base.WidthLimits`) counts.
+    ``holds_empty``: experts without neurons may keep their places, at no bytes. ``nodes_by_types``:
+    what a run takes besides its weights depends on the types, as the number of nodes does.
+    """
+
+    mixes: bool = True
+    one_type: bool = False
+    alike: bool = False
+    holds_empty: bool = False
+    nodes_by_types: bool = False
+
+
 @runtime_checkable
 class Mixer(Protocol):
     """What an exporter may also be: one that gives every tensor the type that `ExportOptions.types`
-    says. ``mixed_types``: what it can be told there, the most precise first.
+    says. ``mixed_types``: what it can be told there, the most precise first; that one rounds
+    nothing. ``probed_quant``: whose encoding speed stands for all of them.
 
-    A file of other types differs by the `tensor_bytes` of its matrices alone, so that combinations
-    are priced without a manifest: all else, its header included, is the same.
+    The weights of a file of other types differ by the `tensor_bytes` of its matrices alone, so that
+    combinations are priced without a manifest.
     """
 
     mixed_types: tuple[str, ...]
+    probed_quant: str
 
     def legal_type(self, type: str, columns: int) -> str:
         """``type``, or what a matrix of rows of ``columns`` takes instead."""
@@ -57,12 +77,8 @@ class Mixer(Protocol):
         """Whether ``type`` is refused without an importance matrix."""
         ...
 
-    def one_type(self, layout: str) -> bool:
-        """Whether all experts of a layer must agree on their types in ``layout``."""
-        ...
-
-    def holds_empty(self, layout: str) -> bool:
-        """Whether experts without neurons may keep their places in ``layout``, at no bytes."""
+    def rules(self, layout: str) -> LayoutRules:
+        """What ``layout`` lets tensors choose."""
         ...
 
     def constant_bytes(self, hidden: int) -> int:
@@ -76,7 +92,7 @@ class Mixer(Protocol):
         ...
 
     def types_of(self, config: ModelConfig, options: ExportOptions) -> TensorTypes:
-        """The types that ``options.quant`` means: a mix to start from."""
+        """The types that ``options.quant`` means, whatever the layout: a mix to start from."""
         ...
 
     def rounded(self, sample: SampledRows, type: str) -> torch.Tensor:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from tenp_edge.runtime.sampling import SamplingOptions
     from tenp_edge.verbs.calibrate import run_calibrate, run_merge
     from tenp_edge.verbs.compare import run_compare
+    from tenp_edge.verbs.compare_options import CompareOptions
     from tenp_edge.verbs.compress import run_compress
     from tenp_edge.verbs.export import run_export
     from tenp_edge.verbs.options import (
         CalibrationOptions,
-        CompareOptions,
         CompressOptions,
         MeasureOptions,
         ValidationOptions,
@@ -65,7 +65,7 @@ __all__ = [
 ]
 _HOMES = {
     "CalibrationOptions": "verbs.options",
-    "CompareOptions": "verbs.options",
+    "CompareOptions": "verbs.compare_options",
     "CompressOptions": "verbs.options",
     "CompressionPlan": "checkpoint.compression_plan",
     "ExportOptions": "exporters.base",

@@ -61,7 +61,7 @@ from tenp_edge.exporters.gguf.types import (
     legal_type,
 )
 from tenp_edge.exporters.gguf.writer import ColumnWeights, TensorWriter
-from tenp_edge.exporters.mixing import SampledRows, TypedMatrix
+from tenp_edge.exporters.mixing import LayoutRules, SampledRows, TypedMatrix
 from tenp_edge.models import ModelConfig
 from tenp_edge.models.other_formats import OpenedSource
 from tenp_edge.progress import QUIET, Progress
@@ -85,6 +85,7 @@ class GgufExporter:
     automatic_quants = AUTOMATIC_QUANTS
     measured_quants = MEASURED_QUANTS
     mixed_types = MIXED_TYPES
+    probed_quant = "Q3_K_M"
     default_quant = "Q8_0"
     kv_types: tuple[str, ...] = ()
     target = "model.gguf"
@@ -126,7 +127,7 @@ class GgufExporter:
 
     def _check_types(self, config: ModelConfig, options: ExportOptions, layout: str) -> None:
         if options.types is not None:
-            one_type = self.one_type(layout)
+            one_type = self.rules(layout).one_type
             check_types(options.types, config, one_type=one_type, imatrix=options.imatrix)
         elif options.quant == AUTO:
             raise UserError(
@@ -280,13 +281,10 @@ class GgufExporter:
         """As llama.cpp has it."""
         return TYPES[type].needs_importance
 
-    def one_type(self, layout: str) -> bool:
-        """In the layouts that stack the experts of a layer."""
-        return layout != LAYOUT
-
-    def holds_empty(self, layout: str) -> bool:
-        """Where every expert has tensors of its own, one may have none."""
-        return layout == LAYOUT
+    def rules(self, layout: str) -> LayoutRules:
+        """All but ours stack the experts of a layer; where each has its own tensors, one may have
+        none."""
+        return LayoutRules(one_type=layout != LAYOUT, holds_empty=layout == LAYOUT)
 
     def constant_bytes(self, hidden: int) -> int:
         """A vector of float32, and about what names it."""

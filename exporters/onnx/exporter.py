@@ -7,8 +7,11 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource, StoredModel
+from tenp_edge.checkpoint.tensor_types import AUTO, TensorTypes
 from tenp_edge.disk import require_free
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import (
@@ -19,9 +22,11 @@ from tenp_edge.exporters.base import (
     Judge,
     JudgeRequest,
     Manifest,
+    ManifestTensor,
     WidthLimits,
     manifest_file,
 )
+from tenp_edge.exporters.mixing import LayoutRules, SampledRows, TypedMatrix
 from tenp_edge.exporters.onnx.files.blueprint import Blueprint
 from tenp_edge.exporters.onnx.files.companions import NO_DIGEST, Genai, companion_files, tenp_file
 from tenp_edge.exporters.onnx.files.data_file import data_writer
@@ -30,7 +35,26 @@ from tenp_edge.exporters.onnx.files.stored import data_files
 from tenp_edge.exporters.onnx.files.whole_directory import require_writable, whole_directory
 from tenp_edge.exporters.onnx.fixed_lengths import fixed_lengths
 from tenp_edge.exporters.onnx.limits import check_model
-from tenp_edge.exporters.onnx.modes import FIXED_MODES, MODES, QUANTS, check_mode, mode_of, way_of
+from tenp_edge.exporters.onnx.linear.mixed import FLOATS, MIXED_TYPES, Columns, type_names
+from tenp_edge.exporters.onnx.mixes import (
+    check_alike,
+    check_types,
+    rounded,
+    sampled_matrices,
+    tensor_bytes,
+    typed_matrices,
+    types_of,
+)
+from tenp_edge.exporters.onnx.modes import (
+    FIXED_MODES,
+    MODES,
+    QUANTS,
+    check_mode,
+    mode_of,
+    rules_of,
+    way_of,
+)
+from tenp_edge.exporters.onnx.rounded_source import RoundedWeights
 from tenp_edge.exporters.onnx.run_memory import encoding_speed, run_memory, run_notes
 from tenp_edge.models import ModelConfig, state_bytes
 from tenp_edge.progress import QUIET, Progress
@@ -45,8 +69,11 @@ class OnnxExporter:
     layouts = MODES
     fixed_layouts = FIXED_MODES
     quants = QUANTS
-    weighted_quants: tuple[str, ...] = ()
-    automatic_quants: tuple[str, ...] = ()
+    weighted_quants: tuple[str, ...] = (AUTO,)
+    automatic_quants = QUANTS
+    measured_quants: tuple[str, ...] = ()
+    mixed_types = MIXED_TYPES
+    probed_quant = "int4"
     default_quant = "none"
     kv_types: tuple[str, ...] = ("F32",)
     target = "onnx"
@@ -59,6 +86,9 @@ class OnnxExporter:
     def check(self, config: ModelConfig, options: ExportOptions) -> None:
         """Raise UserError when the model, mode or quantisation cannot be written."""
         check_mode(options)
+        if options.quant == AUTO:
+            check_types(config, options)
+            check_alike(options)
         check_model(config, options)
 
     def manifest(
@@ -80,7 +110,8 @@ class OnnxExporter:
         self.check(source.config, options)
         require_writable(target)
         _require_ranges(options, data)
-        blueprint = Blueprint(source.config, options, data.ranges)
+        imatrix = data.imatrix if options.imatrix else None
+        blueprint = Blueprint(source.config, options, data.ranges, imatrix)
         manifest = _manifest(blueprint, source.checkpoint)
         require_free(target.parent, manifest.file_bytes, target.name)
         with whole_directory(target) as directory:
@@ -105,7 +136,7 @@ class OnnxExporter:
 
     def encoding_speed(self, options: ExportOptions) -> float:
         """Of the quantisation, or of laying float32 out; on one thread, as it is written."""
-        return encoding_speed(options.quant)
+        return encoding_speed(self.probed_quant if options.quant == AUTO else options.quant)
 
     def recognise(self, path: Path) -> Path | None:
         """A directory with graphs, also named by one of them."""
@@ -126,6 +157,53 @@ class OnnxExporter:
     def read_back(self, path: Path, config: ModelConfig) -> StoredModel:
         """The weights of the directory ``path``, read where they lie."""
         return OnnxWeights(path, config)
+
+    def requantised(
+        self, source: ModelSource, options: ExportOptions, data: ExportData = NO_DATA
+    ) -> RoundedWeights:
+        """The weights that a directory of a plan's own types would hold, decoded, unwritten."""
+        check_types(source.config, options)
+        assert options.types is not None
+        columns = Columns(data.imatrix if options.imatrix else None)
+        return RoundedWeights(source, options.types, columns)
+
+    # -- types of a plan's own (`mixing.Mixer`) ----------------------------------------------------
+
+    def rules(self, layout: str) -> LayoutRules:
+        return rules_of(layout or MODES[0])
+
+    def legal_type(self, type: str, columns: int) -> str:
+        """Rows of any length are filled up to whole blocks."""
+        return type
+
+    def tensor_bytes(self, rows: int, columns: int, type: str) -> int:
+        """Of codes and their scales, or of floats."""
+        return tensor_bytes(rows, columns, type)
+
+    def needs_importance(self, type: str) -> bool:
+        return False
+
+    def constant_bytes(self, hidden: int) -> int:
+        """No layout holds experts without neurons."""
+        raise NotImplementedError
+
+    def typed_matrices(
+        self, config: ModelConfig, options: ExportOptions
+    ) -> tuple[TypedMatrix, ...]:
+        """Whatever linear layers outside the routed experts multiply by, but routers and gates."""
+        return typed_matrices(config)
+
+    def types_of(self, config: ModelConfig, options: ExportOptions) -> TensorTypes:
+        """One for all."""
+        return types_of(config, options.quant)
+
+    def rounded(self, sample: SampledRows, type: str) -> torch.Tensor:
+        return rounded(sample, type)
+
+    def sampled_matrices(
+        self, source: ModelSource, options: ExportOptions, data: ExportData, rows: int
+    ) -> Iterator[tuple[TypedMatrix, SampledRows]]:
+        return sampled_matrices(source, options, data, rows)
 
 
 def _require_ranges(options: ExportOptions, data: ExportData) -> None:
@@ -161,10 +239,19 @@ def _manifest(blueprint: Blueprint, checkpoint: Checkpoint) -> Manifest:
         format="onnx",
         layout=mode_of(options),
         quant=options.quant,
-        tensors=tuple(stored.manifest() for stored in blueprint.stored.values()),
+        tensors=_tensors(blueprint),
         files=LazySizes(sizes),
         notes=run_notes(options, mode_of(options)),
     )
+
+
+def _tensors(blueprint: Blueprint) -> tuple[ManifestTensor, ...]:
+    """Where a plan says the types, by its names of them."""
+    found = [stored.manifest() for stored in blueprint.stored.values()]
+    if blueprint.options.types is None:
+        return tuple(found)
+    types = type_names(tensor.name for tensor in found)
+    return tuple(replace(tensor, type=types.get(tensor.name, FLOATS)) for tensor in found)
 
 
 def _small_files(
@@ -177,7 +264,8 @@ def _small_files(
     way, counts_keys = way_of(options), way_of(options).makers.counts_keys(config)
     lengths = fixed_lengths(config, options) if way.static else None
     mode, padding = mode_of(options), not counts_keys
-    tenp = tenp_file(config, mode, options.quant, sizes, padding, digest, lengths, run)
+    given = lengths, run, options.types
+    tenp = tenp_file(config, mode, options.quant, sizes, padding, digest, *given)
     # onnxruntime-genai can hold neither a latent nor a state of our names.
     other = way.static or options.latent_cache or state_bytes(config.mixers) > 0
     genai = None if other else Genai(shares_cache=counts_keys)

@@ -11,8 +11,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import get_args
 
+from tenp_edge.calibration.imatrix import Importance
+from tenp_edge.checkpoint.tensor_types import AUTO, TensorTypes
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.base import ExportOptions, WidthLimits
+from tenp_edge.exporters.mixing import LayoutRules
 from tenp_edge.exporters.onnx.files.companions import DECODE_NAME, MODEL_NAME, PREFILL_NAME
 from tenp_edge.exporters.onnx.fixed_lengths import fixed_lengths
 from tenp_edge.exporters.onnx.graph import grouped_query, operators, static_operators
@@ -20,9 +23,11 @@ from tenp_edge.exporters.onnx.graph.context import Fixed, Makers
 from tenp_edge.exporters.onnx.graph.dispatch_dense import dispatch_dense
 from tenp_edge.exporters.onnx.graph.dispatch_rows import dispatch_rows
 from tenp_edge.exporters.onnx.graph.inputs import Lengths
+from tenp_edge.exporters.onnx.graph.mixed_tiers import MixedTiers
 from tenp_edge.exporters.onnx.graph.tiers import FloatTier, QuantisedTier, TierMaker, dispatch_tiers
 from tenp_edge.exporters.onnx.linear.blocks import CONTRIB, BlockLinear
 from tenp_edge.exporters.onnx.linear.int8 import DynamicLinear
+from tenp_edge.exporters.onnx.linear.mixed import Columns, MixedLinear
 from tenp_edge.exporters.onnx.linear.qdq import QdqLinear
 from tenp_edge.exporters.onnx.linear.quantise import BLOCK
 from tenp_edge.models import ModelConfig
@@ -112,6 +117,7 @@ WAYS: dict[tuple[str, str], Way] = {
 }
 MODES = tuple(dict.fromkeys(mode for mode, _ in WAYS))
 FIXED_MODES = tuple(dict.fromkeys(mode for (mode, _), way in WAYS.items() if way.static))
+_NO_TYPES = TensorTypes({}, {}, {})
 QUANTS = tuple(dict.fromkeys(quant for _, quant in WAYS))
 
 
@@ -119,8 +125,25 @@ def mode_of(options: ExportOptions) -> str:
     return options.layout or MODES[0]
 
 
-def way_of(options: ExportOptions) -> Way:
-    return WAYS[mode_of(options), options.quant]
+def way_of(options: ExportOptions, imatrix: Importance | None = None) -> Way:
+    """``imatrix`` weighs columns where a plan chose the types."""
+    mode = mode_of(options)
+    if options.quant != AUTO:
+        return WAYS[mode, options.quant]
+    types, columns = options.types or _NO_TYPES, Columns(imatrix)
+    makers = replace(WAYS[mode, "int4"].makers, linear=MixedLinear(types, columns))
+    if rules_of(mode).alike:
+        makers = replace(makers, dispatch=MixedTiers(types, columns))
+    return replace(WAYS[mode, "int4"], makers=makers)
+
+
+def rules_of(mode: str) -> LayoutRules:
+    """Types of a plan's own take the operators of int4. One for all experts of a node has one type
+    for all their matrices."""
+    way = WAYS.get((mode, "int4"))
+    if way is None:
+        return LayoutRules(mixes=False)
+    return LayoutRules(alike=way.widths.most is not None, nodes_by_types=True)
 
 
 def check_mode(options: ExportOptions) -> None:
@@ -129,7 +152,8 @@ def check_mode(options: ExportOptions) -> None:
     if mode not in MODES:
         raise UserError(f"ONNX has no mode '{mode}'", f"--mode {'|'.join(MODES)}")
     quants = [quant for known, quant in WAYS if known == mode]
-    if options.quant not in quants:
+    mixed = options.quant == AUTO and rules_of(mode).mixes
+    if options.quant not in quants and not mixed:
         raise UserError(
             f"ONNX mode {mode} has no quantisation '{options.quant}'",
             f"--quant {'|'.join(quants)}",

@@ -94,7 +94,7 @@ class Groups:
             return EmulatedExperts(self.source, self._error_of(name), self.data.imatrix)
         writer, config = self.job.writer, self.config
         assert isinstance(writer, Requantiser)
-        plain = "F32"
+        plain = self.job.mixer.mixed_types[0]
         parts = EXPERT_GROUPS.get(name, ())
         rows = {
             part: dict.fromkeys(config.moe_layers, (kind,) * config.num_experts)

@@ -49,7 +49,6 @@ from tenp_edge.progress import QUIET, Progress
 
 _EXPERTS, _ROWS = 4, 4  # of a sampled layer; of each of their matrices
 _LAYERS = 12  # that experts are sampled in
-_PROBE_QUANT = "Q3_K_M"  # whose speed stands for it
 _SHARE = 0.35  # of the calibration's tokens, all forwards together
 _MOMENT = 10**12  # floating-point operations
 _FEWEST = 64  # tokens of a domain
@@ -66,13 +65,13 @@ def measure_rounding(
     dtype: torch.dtype,
     progress: Progress = QUIET,
 ) -> RoundingErrors:
-    """Kept in rounding.json of ``directory`` (the statistics'); not measured twice.
+    """Kept in ``directory`` (the statistics', `rounding_errors.file_of`); not measured twice.
 
     Raises UserError where there is no held-out slice.
     """
     domains = load_slice(directory)
     conditions = job.conditions(checkpoint.fingerprint, slice_digest(domains))
-    known = load_errors(directory)
+    known = load_errors(directory, job.writer.format)
     if known is not None and known.conditions == conditions:
         return known
     started = time.monotonic()
@@ -240,7 +239,7 @@ def rounding_seconds(
     tokens = measured_tokens(checkpoint, job, held_out, calibrated)
     computing = job.forwards(config) * tokens * 2 * active / operations
     matrices = job.mixer.typed_matrices(config, job.options)
-    speed = job.writer.encoding_speed(replace(job.options, quant=_PROBE_QUANT)) / 4
+    speed = job.writer.encoding_speed(replace(job.options, quant=job.mixer.probed_quant)) / 4
     experts, every = config.expert_weights, 1 + len(PARTS)
     if experts <= SAMPLED_ABOVE:
         encoded = experts + sum(prod(matrix.shape) for matrix in matrices)

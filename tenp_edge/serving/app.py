@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from tenp_edge.serving.access import Access
 from tenp_edge.serving.chat_page import add_chat_page
 from tenp_edge.serving.refusal import RefusalError, error_body
-from tenp_edge.serving.request_log import RequestLog
+from tenp_edge.serving.request_log import LoggedRequest, RequestLog
 from tenp_edge.serving.routes.anthropic import add_anthropic_routes, anthropic_error, is_anthropic
 from tenp_edge.serving.routes.native import add_native_routes
 from tenp_edge.serving.routes.openai import add_openai_routes
@@ -28,9 +28,11 @@ _PATH_SHOWN = 120
 
 
 def create_app(
-    service: Service, access: Access | None = None, log: Callable[[str], None] | None = None
+    service: Service,
+    access: Access | None = None,
+    log: Callable[[LoggedRequest], None] | None = None,
 ) -> FastAPI:
-    """The application. ``access``: who may ask (default: everybody); ``log`` is told a line of
+    """The application. ``access``: who may ask (default: everybody); ``log`` is told of
     every request."""
     access = access or Access()
     # FastAPI's documentation pages load scripts from elsewhere; an offline server has none.

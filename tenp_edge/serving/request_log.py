@@ -2,26 +2,59 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenp_edge.serving.answers.answer import Answer
+from tenp_edge.serving.answers.choice import Usage
 from tenp_edge.serving.jobs import GONE
 from tenp_edge.serving.metrics import Metrics
 
 # Where a request's answer is kept while it is made.
 ANSWER = "tenp_edge_answer"
 _PATH_SHOWN = 120
+_FIELDS = ("time", "method", "path", "status", "milliseconds")
+
+
+@dataclass(frozen=True)
+class LoggedRequest:
+    """A request that has ended; ``usage`` where it had an answer."""
+
+    time: str
+    method: str
+    path: str
+    status: int
+    milliseconds: int
+    usage: Usage | None
+
+    def __str__(self) -> str:
+        line = f"{self.time} {self.method} {self.path} {self.status} in {self.milliseconds} ms"
+        usage = self.usage
+        if usage is None:
+            return line
+        counts = f"{usage.prompt_tokens} + {usage.tokens} tokens"
+        return f"{line}, {counts}, {usage.tokens_per_second:.1f} tokens/s"
+
+    def json(self) -> str:
+        """The same for programs."""
+        record = {field: getattr(self, field) for field in _FIELDS}
+        if self.usage is not None:
+            record |= {"usage": self.usage.openai(), "timings": self.usage.timings()}
+        return json.dumps(record)
 
 
 class RequestLog:
-    """Counts every request in ``metrics``, and has ``write`` write a line of it."""
+    """Counts every request in ``metrics``, and has ``write`` write it down."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, write: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, write: Callable[[LoggedRequest], None] | None
+    ) -> None:
         self._app, self._metrics, self._write = app, metrics, write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,16 +79,16 @@ class RequestLog:
         self._metrics.requested(getattr(route, "path", "other"), status)
         if self._write is not None:
             with suppress(OSError):  # Nobody reads stderr any more.
-                self._write(_line(scope, status, seconds))
+                self._write(_logged(scope, status, seconds))
 
 
-def _line(scope: Scope, status: int, seconds: float) -> str:
-    path = ascii(scope["path"])[1:-1][:_PATH_SHOWN]
-    now = datetime.now().strftime("%H:%M:%S")
-    line = f"{now} {scope['method']} {path} {status} in {1000 * seconds:.0f} ms"
+def _logged(scope: Scope, status: int, seconds: float) -> LoggedRequest:
     answer = scope.get(ANSWER)
-    if not isinstance(answer, Answer):
-        return line
-    usage = answer.usage
-    counts = f"{usage.prompt_tokens} + {usage.tokens} tokens"
-    return f"{line}, {counts}, {usage.tokens_per_second:.1f} tokens/s"
+    return LoggedRequest(
+        datetime.now().strftime("%H:%M:%S"),
+        scope["method"],
+        ascii(scope["path"])[1:-1][:_PATH_SHOWN],
+        status,
+        round(1000 * seconds),
+        answer.usage if isinstance(answer, Answer) else None,
+    )

@@ -23,6 +23,7 @@ from tenp_edge.runtime.session import Session
 from tenp_edge.serving.access import Access
 from tenp_edge.serving.app import create_app
 from tenp_edge.serving.connections import BACKLOG, QuietHandler, affordable, protocol_class
+from tenp_edge.serving.request_log import LoggedRequest
 from tenp_edge.serving.service import Limits, Service
 
 _GRACE_SECONDS = 2
@@ -45,12 +46,12 @@ def serve(
     keys: Sequence[str] = (),
     origins: Sequence[str] = (),
     started: Callable[[Service, str], None] | None = None,
-    log: Callable[[str], None] | None = None,
+    log: Callable[[LoggedRequest], None] | None = None,
 ) -> None:
     """Serve ``file`` until SIGINT or SIGTERM. ``port`` 0 takes a free one; ``parallel`` requests
     are answered at a time, None: `planned_parallel`; ``name`` is the model's (default: `name_of`),
     ``aliases`` are others of it; ``keys`` and ``origins`` as in `Access`.
-    ``started`` is told the service and its address, ``log`` a line of every request.
+    ``started`` is told the service and its address, ``log`` of every request.
 
     Raises UserError for an address that cannot be had and for a file that cannot be run.
     """

@@ -18,6 +18,7 @@ from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.disk import write_json
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.refine import measure_on
+from tenp_edge.evaluation.type_sensitivity import TypeJob
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.measured.probes import KEEPS, WAYS, probe
@@ -53,15 +54,16 @@ def run_calibrate(
     progress: Progress = QUIET,
     gradients: bool = False,
     types: bool = False,
+    format: str = "gguf",
 ) -> Statistics:
     """Collect statistics of ``model`` into ``work``; resumes, and returns finished work at once.
 
     ``gradients``: with a backward pass, for the scores that need one. ``types``: what every tensor
-    type of a GGUF costs this model is measured too (`type_sensitivity`).
+    type of ``format`` costs this model is measured too (`rounding`, `type_sensitivity`).
     """
-    checkpoint = Checkpoint(model)
+    checkpoint, job = Checkpoint(model), default_job(format) if types else None
     with one_writer(work):
-        return _run_calibrate(checkpoint, work, options, progress, gradients, types)
+        return _run_calibrate(checkpoint, work, options, progress, gradients, job)
 
 
 def _run_calibrate(
@@ -70,24 +72,24 @@ def _run_calibrate(
     options: CalibrationOptions,
     progress: Progress,
     gradients: bool,
-    types: bool,
+    job: TypeJob | None,
 ) -> Statistics:
     drawn = calibration_domains(checkpoint, options, progress, hold_out=True)
     pairs = [split_at(domain, options.samples) for domain in drawn]
     domains, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
     before = finished_at(work)
-    expect(progress, _expected(checkpoint, options, spare, bool(before), gradients, types))
+    expect(progress, _expected(checkpoint, options, spare, bool(before), gradients, job))
     begin(progress, "calibration")
     statistics = calibrate_into(checkpoint, domains, work, options, progress, spare)
     if before and before == finished_at(work):
-        if types or gradients:
+        if job is not None or gradients:
             reused(progress, "calibration")
         else:
             progress.note(f"nothing to do: {work} is complete")
     begin(progress, "measuring")
     probe_if_short(checkpoint, statistics, work, options, progress)
-    if types:
-        _measure_types(checkpoint, statistics, work, options, progress)
+    if job is not None:
+        _measure_types(job, checkpoint, statistics, work, options, progress)
     if not gradients:
         return statistics
     begin(progress, "gradients")
@@ -108,13 +110,12 @@ def _expected(
     spare: Sequence[Domain],
     done: bool,
     gradients: bool,
-    types: bool,
+    job: TypeJob | None,
 ) -> dict[str, float]:
     """Seconds by stage."""
     pace, tokens = pace_of(checkpoint, options), most_tokens(options)
     measuring = expected_probing(checkpoint, spare, options)
-    if types:
-        job = default_job()
+    if job is not None:
         together = rounding_job(job.writer, job.options)
         if together is not None:
             measuring += expected_rounding(checkpoint, together, spare, options, asked=True)
@@ -126,6 +127,7 @@ def _expected(
 
 
 def _measure_types(
+    job: TypeJob,
     checkpoint: Checkpoint,
     statistics: Statistics,
     work: Path,
@@ -134,7 +136,6 @@ def _measure_types(
 ) -> None:
     """What types cost, of every tensor where the statistics know what rounding does, else of the
     whole model in each."""
-    job = default_job()
     together = rounding_job(job.writer, job.options)
     if together is not None and statistics.has_rounding:
         rounding_into(checkpoint, together, statistics, work, options, progress)

@@ -34,7 +34,7 @@ from tenp_edge.pages.compare import write_comparison
 from tenp_edge.progress import QUIET, Progress, begin, expect
 from tenp_edge.recovery.recover import MendRules, mend
 from tenp_edge.verbs.calibrate import GRADIENT_FORWARDS, finished_at, run_calibrate
-from tenp_edge.verbs.options import CompareOptions
+from tenp_edge.verbs.compare_options import CompareOptions
 from tenp_edge.verbs.run_directory import key_of
 from tenp_edge.verbs.timing import Pace, pace_of
 from tenp_edge.verbs.token_chunks import calibration_domains, most_tokens, validation_domains

@@ -37,8 +37,8 @@ from tenp_edge.verbs.compare import (
     mender,
     text_measures,
 )
+from tenp_edge.verbs.compare_options import CompareOptions
 from tenp_edge.verbs.measure_types import default_job, rounding_into, rounding_job
-from tenp_edge.verbs.options import CompareOptions
 from tenp_edge.verbs.timing import pace_of
 
 SEEDS = 1

@@ -156,7 +156,8 @@ class _Run:
         # By what it is made from: the process that its memory counts differs by pages each time.
         inputs = asdict(request.plan_options), asdict(request.profile), statistics.info
         costs = costs_of(self._checkpoint, request.statistics_directory)
-        rounding = rounding_of(self._checkpoint, request.statistics_directory)
+        format = request.spec().target.exporter.format
+        rounding = rounding_of(self._checkpoint, request.statistics_directory, format)
         types = tuple(known.to_json() for known in (costs, rounding) if known is not None)
         written = options.skip_checkpoint or options.checkpoint_dtype
         key = key_of(*inputs, written, options.plan.refine, options.successive, *types)

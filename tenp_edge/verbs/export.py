@@ -58,8 +58,11 @@ def export_options(options: FileOptions) -> ExportOptions:
 def _planned_quant(options: FileOptions) -> str:
     """The types of the plan, where it names some that the format can give, or the default."""
     writer, plan = exporter(options.format), options.plan
-    typed = isinstance(writer, Mixer) and plan is not None and names_types(plan)
-    return AUTO if typed else writer.default_quant
+    if plan is None or not isinstance(writer, Mixer) or not names_types(plan):
+        return writer.default_quant
+    types = load_plan(plan).types
+    known = types is None or not types.names.isdisjoint(writer.mixed_types)
+    return AUTO if known and writer.rules(options.layout or "").mixes else writer.default_quant
 
 
 def run_export(

@@ -50,9 +50,9 @@ def exactly(checkpoint: Checkpoint, compute: ComputeOptions) -> tuple[torch.devi
     return device, choose_dtype(kind, device, checkpoint.dtype)
 
 
-def default_job() -> TypeJob:
-    """The types that may be chosen for a GGUF, with an importance matrix."""
-    writer = exporter("gguf")
+def default_job(format: str = "gguf") -> TypeJob:
+    """The types that may be chosen for files of ``format``, with an importance matrix."""
+    writer = exporter(format)
     options = ExportOptions(writer.default_quant, writer.layouts[0], imatrix=True)
     return TypeJob(writer, options, measured_quants(writer))
 
@@ -99,9 +99,10 @@ def types_if_cheap(
 
 
 def rounding_job(writer: Exporter, options: ExportOptions) -> RoundingJob | None:
-    """What rounding does to the matrices of such files; None where the exporter gives tensors no
-    types of their own, or they are not quantised with an importance matrix."""
-    mixes = isinstance(writer, Mixer) and isinstance(writer, Requantiser)
+    """What rounding does to the matrices of such files; None where they give tensors no types of
+    their own, or are not quantised with an importance matrix."""
+    mixes = isinstance(writer, Mixer) and writer.rules(options.layout or "").mixes
+    mixes = mixes and isinstance(writer, Requantiser)
     return RoundingJob(writer, options) if mixes and options.imatrix else None
 
 
@@ -113,7 +114,7 @@ def rounding_into(
     compute: CalibrationOptions,
     progress: Progress,
 ) -> RoundingErrors:
-    """What the types of ``job`` do to this model, in rounding.json of ``directory``."""
+    """What the types of ``job`` do to this model, kept in ``directory``."""
     device, dtype = exactly(checkpoint, compute)
     with one_writer(directory):
         return measure_rounding(
@@ -133,7 +134,7 @@ def rounding_if_cheap(
     Whether it was measured; where it would take longer, a note says how to get it."""
     if stored_slice(directory) is None or not statistics.has_rounding:
         return False
-    known = rounding_of(checkpoint, directory)
+    known = rounding_of(checkpoint, directory, job.writer.format)
     conditions = job.conditions(checkpoint.fingerprint, stored_slice(directory) or "")
     if known is None or known.conditions != conditions:
         tokens = _tokens(load_slice(directory))
@@ -142,7 +143,8 @@ def rounding_if_cheap(
             progress.note(
                 "widths and types are not chosen together: measuring what rounding does would take "
                 f"about {format_seconds(seconds)}; "
-                f"tenp-edge calibrate MODEL --types -o {directory} does"
+                f"tenp-edge calibrate MODEL --types --format {job.writer.format} -o {directory} "
+                "does"
             )
             return False
     rounding_into(checkpoint, job, statistics, directory, compute, progress)
@@ -188,9 +190,12 @@ def _tokens(domains: Sequence[Domain]) -> int:
     return sum(int(domain.lengths.sum()) for domain in domains)
 
 
-def rounding_of(checkpoint: Checkpoint, directory: Path) -> RoundingErrors | None:
-    """What was measured of this checkpoint in ``directory``, on the text that lies there."""
-    errors = load_errors(directory)
+def rounding_of(
+    checkpoint: Checkpoint, directory: Path, format: str = "gguf"
+) -> RoundingErrors | None:
+    """What was measured of this checkpoint in ``directory``, on the text that lies there, of the
+    types of ``format``."""
+    errors = load_errors(directory, format)
     if errors is None or errors.conditions.fingerprint != checkpoint.fingerprint:
         return None
     return errors if errors.conditions.slice == stored_slice(directory) else None

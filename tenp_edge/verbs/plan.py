@@ -52,6 +52,8 @@ def run_plan(
             "--calibration WORK (tenp-edge calibrate)",
         )
 
+    format = options.format or profile.format
+
     def make(asked: PlanOptions) -> CompressionPlan:
         return make_plan(
             checkpoint,
@@ -62,7 +64,7 @@ def run_plan(
             measured=known_trials(beside) if beside else (),
             confirm=asked.frontier,
             costs=costs_of(checkpoint, beside) if beside else None,
-            rounding=rounding_of(checkpoint, beside) if beside else None,
+            rounding=rounding_of(checkpoint, beside, format) if beside else None,
             least=least,
         )
 

@@ -262,7 +262,8 @@ def test_compress_measures_where_it_is_cheap(
     monkeypatch.setattr(typeverbs, "CHEAP_SECONDS", 0)
     assert not asked() and not (tmp_path / FILE).exists()
     assert len(notes) == 1 and notes[0].startswith("widths and types are not chosen together: ")
-    assert notes[0].endswith(f"tenp-edge calibrate MODEL --types -o {tmp_path} does")
+    said = f"tenp-edge calibrate MODEL --types --format gguf -o {tmp_path} does"
+    assert notes[0].endswith(said)
     monkeypatch.setattr(typeverbs, "CHEAP_SECONDS", 600)
     assert asked()
     monkeypatch.setattr(typeverbs, "CHEAP_SECONDS", 0)

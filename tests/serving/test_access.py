@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from tenp_edge.runtime.opening import RunOptions, open_model
 from tenp_edge.serving.access import Access
 from tenp_edge.serving.app import create_app
 from tenp_edge.serving.keys import keys_of
+from tenp_edge.serving.request_log import LoggedRequest
 from tenp_edge.serving.server import name_of
 from tenp_edge.serving.service import Service
 
@@ -88,10 +90,10 @@ def test_where_keys_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_line_for_every_request(files: dict[str, Path]) -> None:
-    lines: list[str] = []
+    logged: list[LoggedRequest] = []
     with open_model(files["per-expert"], RunOptions(context=64, threads=1)) as session:
         service = Service(session, "tiny")
-        client = TestClient(create_app(service, Access(), lines.append))
+        client = TestClient(create_app(service, Access(), logged.append))
         client.post("/v1/completions", json={"prompt": [5, 6], "max_tokens": 3})
         client.get("/v1/models/other%1b")
         service.close()
@@ -99,8 +101,12 @@ def test_a_line_for_every_request(files: dict[str, Path]) -> None:
         session.title = None
         assert name_of(Path("OUT/model.gguf"), session) == "OUT"
         assert name_of(Path("OUT/small.gguf"), session) == "small"
-    time = r"\d\d:\d\d:\d\d"
+    lines, time = [str(request) for request in logged], r"\d\d:\d\d:\d\d"
     assert re.fullmatch(
         rf"{time} POST /v1/completions 200 in \d+ ms, 2 \+ 3 tokens, [0-9.]+ tokens/s", lines[0]
     )
     assert re.fullmatch(rf"{time} GET /v1/models/other\\x1b 404 in \d+ ms", lines[1])
+    first, second = (json.loads(request.json()) for request in logged)
+    assert first["usage"]["completion_tokens"] == first["timings"]["predicted_n"] == 3
+    assert (second["path"], second["status"]) == ("/v1/models/other\\x1b", 404)
+    assert second.keys() == {"time", "method", "path", "status", "milliseconds"}

@@ -154,6 +154,12 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
             "grammar",
         ),
         (
+            "/api/chat",
+            HI,
+            "this is Ollama's API, which is not served; its clients also speak OpenAI's, at /v1",
+            None,
+        ),
+        (
             "/v1/embeddings",
             {"input": "a"},
             "embeddings need a model that is trained for them; this one generates text",

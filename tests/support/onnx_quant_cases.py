@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,17 @@ from torch import nn
 
 from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.checkpoint.tensor_types import TensorTypes, types_of_json
+from tenp_edge.exporters.base import ExportOptions
+from tenp_edge.exporters.onnx import EXPORTER
+from tenp_edge.exporters.onnx.exporter import OnnxExporter
 from tenp_edge.exporters.onnx.files.decoding import decoded, output_matrix
+from tenp_edge.exporters.onnx.linear.mixed import MIXED_TYPES
 from tenp_edge.forward.transformers_model import model_of
+from tenp_edge.models import ModelConfig
+
+assert isinstance(EXPORTER, OnnxExporter)
+ONNX: OnnxExporter = EXPORTER
 
 # What rounding the activations to int8 may do to the logits of tiny random models, routers that
 # choose another expert included; measured 0.010 to 0.048 over the families, and 0.082 where norms
@@ -53,16 +63,35 @@ def stored_arrays(directory: Path) -> dict[str, npt.NDArray[Any]]:
     return {t.name: to_array(t) for t in whole.graph.initializer if t.name in set(kept)}
 
 
+def mix(config: ModelConfig, alike: bool = False) -> TensorTypes:
+    """Every matrix takes the next type; ``alike``: those of an expert together."""
+    whole = ONNX.types_of(config, ExportOptions("int8"))
+
+    def rows(start: int) -> dict[int, tuple[str, ...]]:
+        given = whole.gate_up.items()
+        return {n: tuple(_next(start + n + e) for e in range(len(row))) for n, row in given}
+
+    others = {key: _next(number) for number, key in enumerate(whole.others)}
+    return TensorTypes(rows(0), rows(0 if alike else 1), others)
+
+
+def _next(number: int) -> str:
+    return MIXED_TYPES[number % len(MIXED_TYPES)]
+
+
 class WrittenSource(ModelSource):
     """``source`` with the weights that ``directory`` really holds."""
 
     def __init__(self, source: ModelSource, directory: Path) -> None:
         super().__init__(source.checkpoint, source.plan)
         self.arrays = stored_arrays(directory)
+        raw = json.loads((directory / "tenp.json").read_text()).get("types")
+        counts = {layer: len(row) for layer, row in self.config.expert_widths.items()}
+        self.types = None if raw is None else types_of_json(raw, counts)
 
     def read(self, name: str) -> torch.Tensor:
-        found = decoded(self.arrays, self.arrays.__getitem__, self.config, self.tensors[name])
-        return torch.from_numpy(found.copy())
+        given = self.arrays, self.arrays.__getitem__, self.config, self.tensors[name]
+        return torch.from_numpy(decoded(*given, types=self.types).copy())
 
     def expert(self, layer: int, expert: int) -> ExpertWeights:
         return ExpertWeights(*map(self.read, self.config.expert_tensors(layer, expert)))

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from tenp_edge.calibration.activation_ranges import Ranges
+from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.onnx.files.stored import Fill, Place, Stored, place
 from tenp_edge.exporters.onnx.graph.builder import GraphBuilder
@@ -25,12 +26,14 @@ from tenp_edge.models import ModelConfig
 @dataclass(frozen=True)
 class Blueprint:
     """What ``options`` make of ``config``, activations quantised by ``ranges``; without them (they
-    are measured late) scales are 1, which changes no size. The graph is only built when its bytes
-    are asked for: planning prices many widths by their stored tensors alone."""
+    are measured late) scales are 1, which changes no size. ``imatrix`` as in `way_of`. The graph is
+    only built when its bytes are asked for: planning prices many widths by their stored tensors
+    alone."""
 
     config: ModelConfig
     options: ExportOptions
     ranges: Ranges | None = None
+    imatrix: Importance | None = None
 
     @cached_property
     def _lengths(self) -> Mapping[str, Lengths]:
@@ -87,7 +90,7 @@ class Blueprint:
         return ir.to_proto(model)
 
     def _built(self, lengths: Lengths, sketch: bool) -> GraphBuilder:
-        way, builder = way_of(self.options), GraphBuilder(sketch)
+        way, builder = way_of(self.options, self.imatrix), GraphBuilder(sketch)
         makers = way.makers
         if way.calibrated:
             linear = QdqLinear(activation_type(self.options.targets), self.ranges)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.tensor_types import TensorTypes
 from tenp_edge.checkpoint.writer import MARKER, copied_files
 from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
@@ -71,10 +72,12 @@ def tenp_file(
     digest: str = NO_DIGEST,
     lengths: FixedLengths | None = None,
     run: PlannedRun | None = None,
+    types: TensorTypes | None = None,
 ) -> bytes:
     """tenp.json: how the directory was made, and the exact sizes that tell a damaged one.
 
-    ``lengths``: those of graphs with fixed shapes; ``run``: what it was planned for.
+    ``lengths``: those of graphs with fixed shapes; ``run``: what it was planned for; ``types``:
+    where every tensor has its own.
     """
     fixed = {} if lengths is None else {"lengths": asdict(lengths)}
     widths = {str(layer): list(row) for layer, row in sorted(config.expert_widths.items())}
@@ -91,6 +94,7 @@ def tenp_file(
             "left_padding": left_padding,
             "files": dict(files),
             "expert_widths": widths,
+            **({} if types is None else {"types": types.to_json()}),
         }
     )
 

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.checkpoint.source import Rows
+from tenp_edge.checkpoint.tensor_types import TensorTypes, types_of_json
 from tenp_edge.disk import read_json
 from tenp_edge.errors import UserError
 from tenp_edge.exporters.onnx.files.companions import NO_DIGEST
@@ -65,9 +66,9 @@ class OnnxWeights:
         if self.config.family != reference.family:
             ours, theirs = reference.family.model_type, self.config.family.model_type
             raise UserError(f"{directory} is another model: {theirs}, the reference is {ours}")
-        self._stored = _places(directory)
+        self._stored, self._types = _places(directory), self._own_types()
         for name, spec in self.tensors.items():
-            if not stored_somehow(self._stored, self.config, spec):
+            if not stored_somehow(self._stored, self.config, spec, self._types):
                 raise UserError(f"{directory} stores {name} in a way that is not read back here")
 
     @property
@@ -96,7 +97,8 @@ class OnnxWeights:
 
         def rows(start: int, stop: int) -> torch.Tensor:
             at = slice(start, stop)
-            return _float(output_matrix(self._stored, self._mapped, self.config, spec, at))
+            given = self._stored, self._mapped, self.config, spec, at, self._types
+            return _float(output_matrix(*given))
 
         return rows
 
@@ -107,7 +109,14 @@ class OnnxWeights:
         return partial(self.expert, layer)
 
     def _decoded(self, name: str, at: slice = ALL) -> Array:
-        return decoded(self._stored, self._mapped, self.config, self.tensors[name], at)
+        spec = self.tensors[name]
+        return decoded(self._stored, self._mapped, self.config, spec, at, self._types)
+
+    def _own_types(self) -> TensorTypes | None:
+        """Where every tensor has its own; of the experts that are in the directory."""
+        raw = self._tenp.get("types")
+        counts = {layer: len(row) for layer, row in self.config.expert_widths.items()}
+        return None if raw is None else types_of_json(raw, counts)
 
     def _mapped(self, stored: str) -> Array:
         return self._stored[stored].mapped()

@@ -148,11 +148,6 @@ class Makers:
         """Whether attention counts keys, and so cannot leave out padding on the left."""
         return self.count_keys is not None and config.mla is None
 
-    @property
-    def shares_embedding(self) -> bool:
-        """Whether a tied output can multiply by the embedding table as it is stored."""
-        return isinstance(self.linear, FloatLinear)
-
 
 @dataclass
 class Context:

@@ -36,15 +36,14 @@ def build_decoder(
     c = Context(g, config, makers, latent)
     caches = cache_shapes(config, latent, makers.pads_values)
     ids, c.run = make_inputs(g, config, caches, lengths, makers)
-    embedding = plain_weight(g, c.spec("embed"))
-    x = g.op("/model/embed_tokens", "Gather", [embedding, ids], axis=0)
+    x = makers.linear.looked_up(g, "/model/embed_tokens", ids, c.spec("embed"))
     if config.family.embedding_scale:
         root = np.asarray(config.hidden_size**0.5, np.float32)
         x = g.op("/model/embed_tokens/scaled", "Mul", [x, root])
     for layer in range(config.num_hidden_layers):
         x = _layer(c, f"/model/layers.{layer}", x, layer)
     x = c.norm("/model/norm", x, "norm", None, config.rms_norm_eps)
-    logits = _bounded(c, "/lm_head/bound", _output(c, "/lm_head", x, embedding))
+    logits = _bounded(c, "/lm_head/bound", _output(c, "/lm_head", x))
     g.output(logits, "logits", FLOAT, [lengths.batch, lengths.query, config.vocab_size])
     c.finish()
 
@@ -97,16 +96,17 @@ def _bounded(c: Context, path: str, logits: ir.Value) -> ir.Value:
     return c.g.op(path, "Mul", [share, bound])
 
 
-def _output(c: Context, path: str, x: ir.Value, embedding: ir.Value) -> ir.Value:
+def _output(c: Context, path: str, x: ir.Value) -> ir.Value:
     """(batch, query, hidden) -> (batch, query, vocabulary).
 
     A tied output multiplies by the embedding table itself, which Gemm reads transposed.
     """
     if c.has("output"):
         return c.makers.linear(c.g, path, x, c.spec("output"))
-    if not c.makers.shares_embedding:
-        return c.makers.linear(c.g, path, x, c.spec("embed"))
+    table = c.spec("embed")
+    if not c.makers.linear.shares(table):
+        return c.makers.linear(c.g, path, x, table)
     g, config = c.g, c.config
     rows = g.op(f"{path}/rows", "Reshape", [x, [-1, config.hidden_size]])
-    logits = g.op(path, "Gemm", [rows, embedding], transB=1)
+    logits = g.op(path, "Gemm", [rows, plain_weight(g, table)], transB=1)
     return g.op(f"{path}/out", "Reshape", [logits, c.run.shape])

@@ -11,7 +11,7 @@ costs next to nothing. k is the router's, or all experts of a smaller tier.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -20,14 +20,17 @@ import numpy as np
 import onnx_ir as ir
 
 from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.checkpoint.tensor_types import TensorTypes
 from tenp_edge.exporters.onnx.files.stored import Fill, Sink, Stored, as_array
 from tenp_edge.exporters.onnx.graph.builder import FLOAT
 from tenp_edge.exporters.onnx.graph.context import Context
 from tenp_edge.exporters.onnx.linear.blocks import ACCURACY_LEVEL, CONTRIB, UINT8
-from tenp_edge.exporters.onnx.linear.quantise import BLOCK, Floats, quantise_blocks
+from tenp_edge.exporters.onnx.linear.quantise import BLOCK, Bytes, Floats, quantise_blocks
 from tenp_edge.models.family import Activation
 
 _PART = "routed experts"
+Pair = tuple[Floats, Floats]  # gate and up with their rows in turns, and down
+Blocks = tuple[Bytes, Floats]  # codes and scales
 # gate x sigmoid(alpha gate) x (up + beta), gate and up interleaved, and how far they may go.
 _ACTIVATIONS: dict[Activation, dict[str, Any]] = {
     "silu": {"activation_alpha": 1.0, "activation_beta": 0.0},
@@ -37,14 +40,19 @@ _ACTIVATIONS: dict[Activation, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Tier:
-    """The experts of one width in one layer."""
+    """The experts of one width in one layer; of one ``type``, where a plan says their types."""
 
     layer: int
     width: int
     experts: tuple[int, ...]
+    type: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"width_{self.width}" + ("" if self.type is None else f"_{self.type}")
 
     def stored_name(self, c: Context, what: str) -> str:
-        return f"{c.config.moe_prefix(self.layer)}experts.width_{self.width}.{what}"
+        return f"{c.config.moe_prefix(self.layer)}experts.{self.name}.{what}"
 
     def attributes(self, c: Context) -> dict[str, Any]:
         return {
@@ -68,6 +76,10 @@ class Tier:
         return biases[0], biases[1]
 
 
+def _plain(c: Context, tier: Tier, expert: int, pair: Pair, bits: int) -> list[Blocks]:
+    return [quantise_blocks(matrix, bits) for matrix in pair]
+
+
 class TierMaker(Protocol):
     def __call__(
         self, c: Context, path: str, x: ir.Value, shares: ir.Value, tier: Tier
@@ -76,11 +88,17 @@ class TierMaker(Protocol):
         ...
 
 
+# The codes of an expert's matrices, of so many bits.
+EncodePair = Callable[[Context, Tier, int, Pair, int], Sequence[Blocks]]
+
+
 @dataclass(frozen=True)
 class QuantisedTier:
-    """QMoE with weights of ``bits`` bits. Its shares both choose the experts and weigh them."""
+    """QMoE with weights of ``bits`` bits, whose codes ``encode`` chooses. Its shares both choose
+    the experts and weigh them."""
 
     bits: int
+    encode: EncodePair = _plain
 
     def __call__(
         self, c: Context, path: str, x: ir.Value, shares: ir.Value, tier: Tier
@@ -90,7 +108,7 @@ class QuantisedTier:
             for matrix in ("gate_up", "down")
             for kind in (f"Q{self.bits}", "scales")
         ]
-        c.g.fill(Fill(tuple(names), partial(_fill_codes, c, tier, names, self.bits)))
+        c.g.fill(Fill(tuple(names), partial(_fill_codes, c, tier, names, self)))
         stored = [c.g.weight(tensor) for tensor in self._tensors(c, tier, names)]
         inner, outer = tier.biases(c)
         return c.g.op(
@@ -152,6 +170,7 @@ def dispatch_tiers(
     ids: ir.Value,
     weights: ir.Value,
     layer: int,
+    types: TensorTypes | None = None,
 ) -> ir.Value:
     """The weighted sum of each token's experts, tier by tier.
 
@@ -161,14 +180,14 @@ def dispatch_tiers(
     ``place`` numbers the experts tier by tier, so that one Split serves all: at one token a node
     costs as much as a tenth of an expert.
     """
-    g, tiers = c.g, tiers_of(c.config.expert_widths[layer], layer)
+    g, tiers = c.g, tiers_of(c.config.expert_widths[layer], layer, types)
     shares = _shares(c, f"{path}/scatter", ids, weights, tiers)
     sizes = [len(tier.experts) for tier in tiers]
     parts: Sequence[ir.Value] = [shares]
     if len(tiers) > 1:
         parts = g.ops(f"{path}/tiers", "Split", [shares, sizes], len(tiers), axis=1)
     outs = [
-        maker(c, f"{path}/width_{tier.width}", x, mine, tier)
+        maker(c, f"{path}/{tier.name}", x, mine, tier)
         for tier, mine in zip(tiers, parts, strict=True)
     ]
     return outs[0] if len(outs) == 1 else g.op(f"{path}/tiers", "Sum", outs)
@@ -189,15 +208,18 @@ def _shares(
     return g.op(path, "ScatterElements", [none, ids, weights], axis=1)
 
 
-def tiers_of(widths: Sequence[int], layer: int) -> list[Tier]:
-    """The widths of one layer, widest first, each with its experts."""
-    return [
-        Tier(layer, width, tuple(e for e, other in enumerate(widths) if other == width))
-        for width in sorted(set(widths), reverse=True)
-    ]
+def tiers_of(widths: Sequence[int], layer: int, types: TensorTypes | None = None) -> list[Tier]:
+    """The widths of one layer, widest first, each with its experts; with ``types`` the experts of
+    each type apart."""
+    names = [None] * len(widths) if types is None else types.row(layer, "gate")
+    found: dict[tuple[int, str | None], list[int]] = {}
+    for expert, kind in enumerate(zip(widths, names, strict=True)):
+        found.setdefault(kind, []).append(expert)
+    order = sorted(found, key=lambda kind: (-kind[0], kind[1] or ""))
+    return [Tier(layer, kind[0], tuple(found[kind]), kind[1]) for kind in order]
 
 
-def _matrices(c: Context, tier: Tier, expert: int, source: ModelSource) -> tuple[Floats, Floats]:
+def _matrices(c: Context, tier: Tier, expert: int, source: ModelSource) -> Pair:
     """Gate and up with their rows in turns, (2 width, hidden), and down, (hidden, width)."""
     gate, up, down = (
         as_array(source.read(c.spec(f"expert_{name}", tier.layer, expert).name))
@@ -222,13 +244,18 @@ def _fill_biases(
 
 
 def _fill_codes(
-    c: Context, tier: Tier, names: Sequence[str], bits: int, source: ModelSource, sink: Sink
+    c: Context,
+    tier: Tier,
+    names: Sequence[str],
+    maker: QuantisedTier,
+    source: ModelSource,
+    sink: Sink,
 ) -> None:
     for place, expert in enumerate(tier.experts):
-        for number, matrix in enumerate(_matrices(c, tier, expert, source)):
-            codes, scales = quantise_blocks(matrix, bits)
-            row = place * len(matrix)
-            sink.put(names[2 * number], codes.reshape(len(matrix), -1), row)
+        pair = _matrices(c, tier, expert, source)
+        for number, (codes, scales) in enumerate(maker.encode(c, tier, expert, pair, maker.bits)):
+            row = place * len(codes)
+            sink.put(names[2 * number], codes.reshape(len(codes), -1), row)
             sink.put(names[2 * number + 1], scales, row)
 
 

@@ -41,6 +41,14 @@ class Linear(ABC):
     def product(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
         """``x`` times ``weight``: the nodes, and the tensors that they take."""
 
+    def looked_up(self, g: GraphBuilder, path: str, ids: ir.Value, table: TensorSpec) -> ir.Value:
+        """The rows ``ids`` of the embedding ``table``, which is float32 in every ``--quant``."""
+        return g.op(path, "Gather", [plain_weight(g, table), ids], axis=0)
+
+    def shares(self, table: TensorSpec) -> bool:
+        """Whether an output that is the embedding ``table`` multiplies by its floats as stored."""
+        return False
+
     def shifted(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
         """What becomes of the sum with a bias."""
         return x
@@ -57,6 +65,9 @@ class FloatLinear(Linear):
 
     def product(self, g: GraphBuilder, path: str, x: ir.Value, weight: TensorSpec) -> ir.Value:
         return g.op(path, "MatMul", [x, transposed_weight(g, weight)])
+
+    def shares(self, table: TensorSpec) -> bool:
+        return True
 
 
 def plain_weight(g: GraphBuilder, spec: TensorSpec) -> ir.Value:

@@ -14,8 +14,8 @@ from tenp_edge.cli.report import comparison_tables, measured_tables
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.disk import require_parent, write_json
 from tenp_edge.errors import UserError
+from tenp_edge.verbs.compare_options import CompareOptions
 from tenp_edge.verbs.options import (
-    CompareOptions,
     ComputeOptions,
     LmEvalOptions,
     MeasureOptions,

@@ -68,6 +68,7 @@ def calibrate(
         ),
     ] = False,
     types: flags.Types = False,
+    format: flags.TypesFormat = "gguf",
     *,
     screen: Screen,
 ) -> None:
@@ -85,6 +86,8 @@ def calibrate(
 
         tenp-edge calibrate MODEL --types -o WORK
 
+        tenp-edge calibrate MODEL --types --format onnx -o WORK
+
         tenp-edge calibrate MODEL --data code=a.jsonl --data prose=b.txt --samples 64 -o WORK
     """
     from tenp_edge.calibration.coverage import coverage
@@ -92,8 +95,8 @@ def calibrate(
     from tenp_edge.planning.measured.type_costs import load_costs
     from tenp_edge.verbs.calibrate import run_calibrate
 
-    statistics = run_calibrate(model, output, options, screen.progress, gradients, types)
-    covered, errors = coverage(statistics), load_errors(output) if types else None
+    statistics = run_calibrate(model, output, options, screen.progress, gradients, types, format)
+    covered, errors = coverage(statistics), load_errors(output, format) if types else None
     costs = load_costs(output) if types and errors is None else None
     known = errors or costs
     shown = covered.to_json() | ({} if known is None else {"types": known.to_json()})

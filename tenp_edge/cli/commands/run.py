@@ -83,6 +83,7 @@ def serve(
     api_key_file: serve_flags.ApiKeyFile = None,
     cors: serve_flags.Cors = None,
     quiet: serve_flags.Quiet = False,
+    json: serve_flags.Json = False,
     queue: serve_flags.Queue = 16,
     parallel: serve_flags.Parallel = None,
     max_tokens: serve_flags.MaxTokens = None,
@@ -116,11 +117,14 @@ def serve(
 
         curl localhost:8080/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "Hi"}'
     """
+    from json import dumps
+
     from tenp_edge.runtime.locating import runnable
     from tenp_edge.runtime.opening import RunOptions
     from tenp_edge.runtime.parallel import server_memory
     from tenp_edge.runtime.sampling import SamplingOptions
     from tenp_edge.serving.keys import keys_of
+    from tenp_edge.serving.request_log import LoggedRequest
     from tenp_edge.serving.server import is_loopback
     from tenp_edge.serving.server import serve as serve_file
     from tenp_edge.serving.service import Limits, Service
@@ -140,12 +144,21 @@ def serve(
     def started(service: Service, address: str) -> None:
         own = replace(options, parallel=len(service.session.slots), note=None)
         memory = server_memory(model, own)  # It takes a second: before anybody is told to come.
+        if json:
+            facts = {"model": service.name, "address": address, "runtime": service.runtime}
+            print(dumps(facts | {"context": service.context}), flush=True)
         where = f"{address} (a chat page) and {address}/v1"
         note(f"{service.name} on {where}, in {service.runtime}; Ctrl-C ends it")
         if memory is not None:
             note(str(memory))
         if not is_loopback(host) and not keys:
             note(f"anyone who can reach {host} can use it: add --api-key")
+
+    def log(request: LoggedRequest) -> None:
+        if json:
+            print(request.json(), flush=True)
+        else:
+            note(str(request))
 
     serve_file(
         model,
@@ -160,7 +173,7 @@ def serve(
         keys=keys,
         origins=cors or (),
         started=started,
-        log=None if quiet else note,
+        log=None if quiet else log,
     )
 
 

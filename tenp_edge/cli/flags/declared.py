@@ -266,8 +266,14 @@ Types = Annotated[
     bool,
     _flag(
         "--types",
-        help="Measure what each GGUF tensor type does to this model, for plan and compress to "
-        "choose widths and types together.",
+        help="Measure what each tensor type does to this model, for plan and compress to choose "
+        "widths and types together.",
         panel=CALIBRATION,
+    ),
+]
+TypesFormat = Annotated[
+    str,
+    _flag(
+        "--format", help="The format whose types --types measures: gguf, onnx.", panel=CALIBRATION
     ),
 ]

@@ -27,6 +27,9 @@ Cors = Annotated[
     typer.Option("--cors", help="A site whose pages may ask, https://chat.example; *: all."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No line for every request.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="The address and every request as a line of JSON on stdout.")
+]
 Queue = Annotated[int, typer.Option("--queue", help="Requests that wait; more get a 503.", min=0)]
 Parallel = Annotated[
     int | None,

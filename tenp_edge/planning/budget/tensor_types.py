@@ -18,13 +18,15 @@ from typing import Any
 
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.exporters.base import Requantiser, measured_quants
+from tenp_edge.exporters.mixing import Mixer
 from tenp_edge.planning.budget.allocation import uniform
 from tenp_edge.planning.budget.search import Search, whole_widths
 from tenp_edge.planning.measured.kl_law import together_kl
+from tenp_edge.planning.measured.rounding_errors import FIRST_FORMAT
 from tenp_edge.planning.measured.trials import Trial
 from tenp_edge.planning.measured.type_costs import TypeCosts
 from tenp_edge.planning.memory.pricing import Pricer
-from tenp_edge.planning.options.target import PlanSpec
+from tenp_edge.planning.options.target import PlanSpec, Target
 from tenp_edge.planning.scores.tables import Evidence
 from tenp_edge.planning.space import Space
 from tenp_edge.runtime.memory.footprint import RunMemory
@@ -90,7 +92,7 @@ def choose_by_rule(
         pricer = Pricer(checkpoint, spec.with_type(quant).target, answer)
         priced = pricer.confirm(whole) if confirm and answer is None else pricer(whole)
         answer = pricer.answer
-        note = MEASURE_HINT if isinstance(pricer.target.exporter, Requantiser) else None
+        note = _hint(pricer.target)
         budget, full = pricer.target.budget_bytes, priced.memory.total_bytes
         weights = priced.memory.weights_bytes - pricer(half).memory.weights_bytes
         # Buffers hardly shrink: the widest experts stay. No share where there is one width alone.
@@ -104,6 +106,17 @@ def choose_by_rule(
             return TypeChoice(quant, reason, kept, answer, note=note)
     reason = f"no type keeps {wanted} of the neurons, {types[-1]} the most"
     return TypeChoice(types[-1], reason, kept, answer, note=note)
+
+
+def _hint(target: Target) -> str | None:
+    """How to choose better, where what the types do can be measured."""
+    writer = target.exporter
+    mixes = not isinstance(writer, Mixer) or writer.rules(target.options.layout or "").mixes
+    if not isinstance(writer, Requantiser) or not mixes:
+        return None
+    if writer.format == FIRST_FORMAT:
+        return MEASURE_HINT
+    return MEASURE_HINT.replace("--types", f"--types --format {writer.format}")
 
 
 # -- by what was measured --------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan, Widths
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.tensor_types import AUTO, TensorTypes
 from tenp_edge.exporters.base import ExportOptions
-from tenp_edge.exporters.mixing import Mixer
+from tenp_edge.exporters.mixing import LayoutRules, Mixer
 from tenp_edge.planning.joint.losses import measured_factors
 from tenp_edge.planning.joint.search import Chosen, Indices, JointSearch
 from tenp_edge.planning.joint.tables import Pricing, Tables, expert_tables, other_table
@@ -27,10 +27,11 @@ from tenp_edge.planning.measured.kl_law import kl_range, predicted_kl
 from tenp_edge.planning.measured.rounding_errors import RoundingErrors
 from tenp_edge.planning.measured.trials import Trial
 from tenp_edge.planning.memory.pricing import NO_CONSTANTS, Constants, Priced, Pricer, draft
-from tenp_edge.planning.options.target import PlanSpec
+from tenp_edge.planning.options.target import PlanSpec, Target
 from tenp_edge.planning.scores.tables import Evidence
 
 _ROUNDS = 6  # of pricing: what is not weights hardly changes from plan to plan
+_SPARE = 2e-3  # of a budget: so little may be left over where nodes go by the types
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75)  # of the weights' bytes
 
 
@@ -107,8 +108,12 @@ class JointPlanner:
 
     @cached_property
     def search(self) -> JointSearch:
-        layout = self.spec.target.options.layout
-        return JointSearch(self.tables, self.mixer.one_type(layout or ""))
+        most = self.spec.target.most_widths
+        return JointSearch(self.tables, self.rules.one_type, self.rules.alike, most)
+
+    @property
+    def rules(self) -> LayoutRules:
+        return self.mixer.rules(self.spec.target.options.layout or "")
 
     def plan(self, budget: int, confirm: bool = False) -> JointPlan | None:
         """The best plan within ``budget`` bytes of memory; None where the smallest does not fit.
@@ -129,7 +134,31 @@ class JointPlanner:
             chosen, priced = found, self._priced(found, confirm)
             if priced.memory.total_bytes <= budget:
                 best = chosen, priced
-        return None if best is None else self._described(*best)
+        if best is None:
+            return None
+        return self._described(*self._filled_up(*best, budget, confirm))
+
+    def _filled_up(
+        self, chosen: Chosen, priced: Priced, budget: int, confirm: bool
+    ) -> tuple[Chosen, Priced]:
+        """A larger plan, where what a run takes besides the weights goes by the types, too, so that
+        much is left over: by halves, between what fits and what might."""
+        if not self.rules.nodes_by_types:
+            return chosen, priced
+        low, high = chosen.nbytes, chosen.nbytes + priced.memory.headroom_bytes
+        for _ in range(_ROUNDS):
+            if high - low < _SPARE * budget:
+                break
+            middle = (low + high) / 2
+            found = self.search.within(middle)
+            other = None if found is None else self._priced(found, confirm)
+            if found is None or other is None or other.memory.total_bytes > budget:
+                high = middle
+                continue
+            low = middle
+            if found.loss < chosen.loss:
+                chosen, priced = found, other
+        return chosen, priced
 
     def smallest(self, confirm: bool = False) -> Priced:
         """The fewest bytes that there are."""
@@ -139,7 +168,8 @@ class JointPlanner:
         """About the share of neurons that the best plan within ``budget`` keeps; 1 where none
         fits."""
         smallest = self.search.smallest
-        besides = self.smallest().memory.total_bytes - smallest.nbytes
+        asked = self.rules.nodes_by_types  # Then it is the graph that would be built otherwise.
+        besides = self.smallest(asked).memory.total_bytes - smallest.nbytes
         found = self.search.within(budget - besides)
         return 1.0 if found is None else self._keep_ratio(found)
 
@@ -235,7 +265,7 @@ class JointPlanner:
         return 8 * (chosen.nbytes - outside) / weights
 
     def _whole(self, nbytes: float) -> dict[str, Any] | None:
-        """The uncut model in llama.cpp's best mix within ``nbytes``; None where none fits."""
+        """The uncut model in the format's best mix within ``nbytes``; None where none fits."""
         fitting = [(name, chosen) for name, chosen in self.wholes() if chosen.nbytes <= nbytes]
         if not fitting:
             return None
@@ -262,7 +292,7 @@ class JointPlanner:
         last = len(self.tables.widths) - 1
         shape = (len(self.tables.experts), config.num_experts)
         for quant in writer.quants:
-            types = self.mixer.types_of(config, ExportOptions(quant, "merged", imatrix=True))
+            types = self.mixer.types_of(config, ExportOptions(quant, imatrix=True))
             if not types.names <= set(self.tables.types):
                 continue
             gate_up, down = (self._indices(rows) for rows in (types.gate_up, types.down))
@@ -285,7 +315,7 @@ def joint_pricer(checkpoint: Checkpoint, spec: PlanSpec) -> Pricer:
     """Of plans whose experts may have no neurons, where the file can hold such."""
     target = spec.target
     assert isinstance(target.exporter, Mixer)
-    places = target.exporter.holds_empty(target.options.layout or "")
+    places = target.exporter.rules(target.options.layout or "").holds_empty
     return Pricer(checkpoint, target, keeps_places=places)
 
 
@@ -306,7 +336,13 @@ def may_join(spec: PlanSpec) -> bool:
     plain = options.ranking in (None, "global") and not (
         options.guards or options.tilt or options.refine
     )
-    return isinstance(spec.target.exporter, Mixer) and spec.method.probed and plain
+    return can_mix(spec.target) and spec.method.probed and plain
+
+
+def can_mix(target: Target) -> bool:
+    """Whether tensors of the target's files may be given types one by one."""
+    writer, layout = target.exporter, target.options.layout or ""
+    return isinstance(writer, Mixer) and writer.rules(layout).mixes
 
 
 def mixable(checkpoint: Checkpoint, spec: PlanSpec) -> tuple[str, ...]:
@@ -317,7 +353,7 @@ def mixable(checkpoint: Checkpoint, spec: PlanSpec) -> tuple[str, ...]:
     mixer, profile = target.exporter, target.profile
 
     def of(quant: str) -> frozenset[str]:
-        return mixer.types_of(config, ExportOptions(quant, "merged", imatrix=True)).names
+        return mixer.types_of(config, ExportOptions(quant, imatrix=True)).names
 
     own_format = target.exporter.format == profile.format
     runs = profile.tensor_types if own_format else target.exporter.quants

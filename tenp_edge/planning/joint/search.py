@@ -9,8 +9,8 @@ such a step, the experts share out what is left beside it. Of every layer one ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ Indices = NDArray[np.int64]
 _CLOSE = 1e-5  # of logarithms of prices: where their bisection ends
 _AROUND = 2.0  # of the logarithm of a price: where another is looked for beside a pinned matrix
 _SPARE = 1e-3  # of the bytes: so few may be left over
+_NEAR = 0.4  # of the logarithm of a price: where a pair should be of use, too
 _HIGHEST, _LOWEST = 1e6, 1e-30  # of a price: loss per byte
 
 
@@ -45,14 +46,24 @@ class Chosen:
 
 class JointSearch:
     """Choices for the ``tables`` of one model. ``one_type``: the experts of a layer agree on their
-    types and all experts on their width, for files that stack them."""
+    types and all experts on their width, for files that stack them. ``alike``: gate, up and down of
+    an expert agree on their type; of such pairs of a width and a type the whole model may have
+    ``most`` different ones (None: any number)."""
 
-    def __init__(self, tables: Tables, one_type: bool = False) -> None:
-        self.tables, self.one_type = tables, one_type
-        self._layers = [_Layer(table, tables.bare) for table in tables.experts]
+    def __init__(
+        self,
+        tables: Tables,
+        one_type: bool = False,
+        alike: bool = False,
+        most: int | None = None,
+    ) -> None:
+        self.tables, self.one_type, self.most = tables, one_type, most
+        self._layers = [_Layer(table, tables.bare, alike=alike) for table in tables.experts]
 
     def within(self, nbytes: float) -> Chosen | None:
         """The least loss within ``nbytes``; None where the smallest choice is larger."""
+        if self.most is not None:
+            return self._of_few_pairs(nbytes, self.most)
         if not self.one_type:
             return self._within(self._layers, nbytes)
         found = [self._within(layers, nbytes) for layers in self._of_one_width()]
@@ -88,6 +99,21 @@ class JointSearch:
     def _of_one_width(self) -> Iterator[list[_Layer]]:
         for width in range(len(self.tables.widths)):
             yield [_Layer(table, 0, width) for table in self.tables.experts]
+
+    def _of_few_pairs(self, nbytes: float, most: int) -> Chosen | None:
+        """Of the pairs that all together lose least near the price of these bytes."""
+        smallest, largest = (self._at(self._layers, price) for price in (_HIGHEST, _LOWEST))
+        if smallest.nbytes > nbytes:
+            return None
+        bracket = float(np.log(_LOWEST)), float(np.log(_HIGHEST))
+        price = bracket[0]
+        if largest.nbytes > nbytes:
+            *_, price = self._nearest(self._layers, smallest, largest, nbytes, bracket)
+        prices = [float(np.exp(price + offset)) for offset in (-_NEAR, 0.0, _NEAR)]
+        losses = np.concatenate([layer.pairs(prices) for layer in self._layers], axis=1)
+        least = int(np.argmin(self._layers[0].pair_bytes))
+        allowed = few(losses, most, least)
+        return self._within([layer.limited(allowed) for layer in self._layers], nbytes)
 
     def _within(self, layers: list[_Layer], nbytes: float) -> Chosen | None:
         smallest = self._at(layers, _HIGHEST)
@@ -216,6 +242,24 @@ class JointSearch:
             yield _Step(float(gains[index].sum()), float(more[index].sum()), None, index)
 
 
+def few(losses: Array, most: int, least: int) -> Indices:
+    """At most ``most`` pairs, ``least`` among them, ascending; ``losses``: [prices, experts,
+    pairs]. From all of them, that is taken out time and again whose experts lose least by going to
+    the next best."""
+    rows = losses.reshape(-1, losses.shape[-1]).copy()
+    every, left = np.arange(len(rows)), np.ones(rows.shape[1], dtype=bool)
+    best = np.argpartition(rows, 1, axis=1)[:, :2]  # and the next best
+    while left.sum() > most:
+        first, second = rows[every, best[:, 0]], rows[every, best[:, 1]]
+        dearer = np.bincount(best[:, 0], second - first, len(left))
+        dearer[~left] = dearer[least] = np.inf
+        out = dearer.argmin()
+        left[out], rows[:, out] = False, np.inf
+        moved = (best == out).any(axis=1)
+        best[moved] = np.argpartition(rows[moved], 1, axis=1)[:, :2]
+    return np.flatnonzero(left)
+
+
 @dataclass(frozen=True)
 class _Step:
     """A dearer choice of some experts of a layer, or (None) of another matrix."""
@@ -228,11 +272,33 @@ class _Step:
 
 class _Layer:
     """One layer's experts, the first ``bare`` of whose widths are 0; with ``width`` all of that
-    one, and of one type each matrix."""
+    one, and of one type each matrix; ``alike``: the matrices of each expert are of one type."""
 
-    def __init__(self, table: ExpertTable, bare: int, width: int | None = None) -> None:
-        self.table, self.bare, self.width = table, bare, width
+    def __init__(
+        self, table: ExpertTable, bare: int, width: int | None = None, *, alike: bool = False
+    ) -> None:
+        self.table, self.bare, self.width, self.alike = table, bare, width, alike
         self.experts = np.arange(len(table.cut))
+
+    @property
+    def pair_bytes(self) -> Array:
+        """Of an expert of each pair of a width and a type, [pairs]."""
+        return (self.table.gate_up_bytes + self.table.down_bytes).ravel()
+
+    def pairs(self, prices: Sequence[float]) -> Array:
+        """What each pair costs every expert at each of the prices, in units of all layers,
+        [prices, experts, pairs]."""
+        table = self.table
+        loss = table.weight * (table.cut[:, :, None] + table.gate_up + table.down)
+        flat = loss.reshape(len(loss), -1)
+        return np.stack([flat + price * self.pair_bytes for price in prices])
+
+    def limited(self, allowed: Indices) -> _Layer:
+        """The same with the ``allowed`` pairs alone."""
+        gate_up = np.full_like(self.table.gate_up, np.inf)
+        width, kind = np.unravel_index(allowed, gate_up.shape[1:])
+        gate_up[:, width, kind] = self.table.gate_up[:, width, kind]
+        return _Layer(replace(self.table, gate_up=gate_up), self.bare, alike=self.alike)
 
     def at(self, price: float) -> tuple[Indices, Indices, Indices]:
         """Widths, types of gate and up, types of down that cost least, [experts] each."""
@@ -241,8 +307,12 @@ class _Layer:
             return self._alike(price, self.width)
         gate_up = table.gate_up + price * table.gate_up_bytes
         down = table.down + price * table.down_bytes
-        by_gate_up, by_down = gate_up.argmin(axis=2), down.argmin(axis=2)
-        total = table.cut + gate_up.min(axis=2) + down.min(axis=2)
+        if self.alike:
+            by_gate_up = by_down = (gate_up + down).argmin(axis=2)
+            total = table.cut + (gate_up + down).min(axis=2)
+        else:
+            by_gate_up, by_down = gate_up.argmin(axis=2), down.argmin(axis=2)
+            total = table.cut + gate_up.min(axis=2) + down.min(axis=2)
         width = total.argmin(axis=1)
         bare = self.bare
         if (width < bare).all():

@@ -1,4 +1,5 @@
-"""What every tensor type does to one model's weights, as it was measured: WORK/rounding.json.
+"""What every tensor type does to one model's weights, as it was measured: WORK/rounding.json, and
+rounding-FORMAT.json for the types of another format than GGUF.
 
 `evaluation.rounding` measures and writes it; with it the planner chooses widths and types together
 (`joint_tables`).
@@ -6,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.planning.measured.type_costs import Conditions
 
 FILE = "rounding.json"
+FIRST_FORMAT = "gguf"  # whose file has no name of the format in it: it was the first
 FORMAT, VERSION = "tenp-edge rounding", 2
 
 # Type -> its relative squared error: sum of E_kj^2 q_j over that of W_kj^2 q_j, q the importance of
@@ -82,16 +85,27 @@ class RoundingErrors:
         return record | {"groups": {name: asdict(cost) for name, cost in self.groups.items()}}
 
     def save(self, directory: Path) -> None:
-        """Write rounding.json, whole or not at all."""
-        write_json(directory / FILE, self.to_json())
+        """Write the file of its format, whole or not at all."""
+        write_json(directory / file_of(self.conditions.format), self.to_json())
 
 
-def load_errors(directory: Path) -> RoundingErrors | None:
-    """The measurements in ``directory``; None without any, or of another version.
+def file_of(format: str) -> str:
+    """The name of what was measured of the types of ``format``."""
+    return FILE if format == FIRST_FORMAT else f"rounding-{format}.json"
+
+
+def is_errors_file(name: str) -> bool:
+    """Whether `file_of` gives that name to some format's."""
+    return name == FILE or re.fullmatch(r"rounding-[a-z0-9_-]+\.json", name) is not None
+
+
+def load_errors(directory: Path, format: str = FIRST_FORMAT) -> RoundingErrors | None:
+    """What was measured in ``directory`` of the types of ``format``; None without any, or of
+    another version.
 
     Raises UserError for a file that is not ours.
     """
-    file = directory / FILE
+    file = directory / file_of(format)
     if not file.is_file():
         return None
     stored = read_json(file)

@@ -85,7 +85,16 @@ class PlanSpec:
             return ()
         own_format = target.exporter.format == target.profile.format
         runs = target.profile.tensor_types if own_format else types
-        return tuple(quant for quant in types[types.index(default) :] if quant in runs)
+        wanted = (quant for quant in types[types.index(default) :] if quant in runs)
+        return tuple(quant for quant in wanted if self._has(quant))
+
+    def _has(self, quant: str) -> bool:
+        """Whether the layout has that type."""
+        try:
+            make_target(self.target.profile, replace(self.options, quant=quant), self.positions)
+        except UserError:
+            return False
+        return True
 
 
 def resolve(options: PlanOptions, profile: DeviceProfile, positions: int) -> PlanSpec:

@@ -6,7 +6,7 @@ What the default method reads of the statistics, reduced to the legal widths:
     every expert's widths    what cutting to each costs, and what rounding costs there
     every expert's mean      of its neurons, for the constant that may stand for it
     importance               sums of squared inputs, for tensor types that weigh columns
-    measured                 rounding.json, types.json and refine.json of the calibration
+    measured                 rounding*.json, types.json and refine.json of the calibration
 
 A plan from it is the plan from the statistics, bit for bit (`tests/verbs/test_pack.py`).
 No text and no token is in it; the names of the domains are. Arrays lie byte plane by byte plane,
@@ -44,7 +44,7 @@ Array = npt.NDArray[Any]
 FORMAT, VERSION = "tenp-edge scores", 1
 FILE = "scores.zip"
 _INFO = "scores.json"
-MEASURED = (rounding_errors.FILE, type_costs.FILE, trials.FILE)
+_MEASURED = (type_costs.FILE, trials.FILE)
 _STAMP = (1980, 1, 1, 0, 0, 0)  # the same scores are the same bytes
 _AGAIN = "the file as it was packed, or --calibration with the statistics themselves"
 
@@ -80,11 +80,15 @@ def write_pack(
         zipfile.ZipFile(stream, "w", zipfile.ZIP_LZMA) as archive,
     ):
         _add(archive, _INFO, json.dumps(packed, sort_keys=True).encode())
-        for name in MEASURED:
-            if (beside / name).is_file():
+        for name in sorted(path.name for path in beside.glob("*.json")):
+            if _is_measured(name):
                 _add(archive, name, (beside / name).read_bytes())
         for name, array in _arrays(statistics, space, variants):
             _add(archive, name, _planes(array))
+
+
+def _is_measured(name: str) -> bool:
+    return name in _MEASURED or rounding_errors.is_errors_file(name)
 
 
 def _variants(statistics: Statistics) -> list[Scores]:
@@ -370,7 +374,6 @@ def extract_measured(file: Path, directory: Path) -> None:
     """What was measured beside the statistics, for the planner to find in ``directory``."""
     packed = _read_info(file)
     with zipfile.ZipFile(file) as archive:
-        for name in MEASURED:
-            if name in archive.namelist():
-                (directory / name).write_bytes(archive.read(name))
+        for name in filter(_is_measured, archive.namelist()):
+            (directory / name).write_bytes(archive.read(name))
     (directory / SLICE_RECORD).write_text(json.dumps({"slice": packed["slice"]}), "utf-8")

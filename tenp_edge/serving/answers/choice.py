@@ -140,8 +140,14 @@ class Usage:
             "cache_n": self.cached_tokens,
             "prompt_n": evaluated,
             "prompt_ms": round(1000 * self.prompt_seconds, 3),
+            "prompt_per_token_ms": _milliseconds_each(self.prompt_seconds, evaluated),
             "prompt_per_second": round(prompt, 3),
             "predicted_n": self.tokens,
             "predicted_ms": round(1000 * self.seconds, 3),
+            "predicted_per_token_ms": _milliseconds_each(self.seconds, self.tokens - 1),
             "predicted_per_second": round(self.tokens_per_second, 3),
         }
+
+
+def _milliseconds_each(seconds: float, count: int) -> float:
+    return round(1000 * seconds / count, 3) if count > 0 else 0.0

@@ -24,6 +24,7 @@ _ABSENT = {
     "/v1/embedding": "embeddings need a model that is trained for them; this one generates text",
     "/v1/infill": "filling gaps needs a model that is trained for it; use /completion",
 }
+_OLLAMA = "this is Ollama's API, which is not served; its clients also speak OpenAI's, at /v1"
 
 
 def add_openai_routes(app: FastAPI, service: Service) -> None:
@@ -32,6 +33,9 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
     _add_models(app, service)
     for path, why in _ABSENT.items():
         add(app, "POST", path, _refusing(why))
+    app.add_api_route(
+        "/api/{name:path}", _refusing(_OLLAMA), methods=["GET", "POST"], response_model=None
+    )
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -43,6 +47,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
             "object": "model",
             "created": created,
             "owned_by": "tenp-edge",
+            "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
             "meta": {
                 "runtime": service.runtime,
                 "n_ctx": service.context,

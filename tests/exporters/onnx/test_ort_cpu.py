@@ -77,7 +77,7 @@ def test_float_equals_torch(family: str, checkpoint_of: Make, tmp_path: Path) ->
         assert_equal_runs(tmp_path / "out", wanted)
 
 
-@pytest.mark.parametrize("family", tiny.CPU_FAMILIES)
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_next"])
 def test_int4_computes_with_the_written_weights(
     family: str, checkpoint_of: Make, tmp_path: Path
 ) -> None:

@@ -173,6 +173,23 @@ def test_stacked_experts_agree() -> None:
             assert len(np.unique(row)) == 1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_few_pairs_of_a_width_and_a_type(seed: int) -> None:
+    """Matrices of an expert agree; with few pairs hardly more is lost than with all of them."""
+    given = tables(seed, experts=12, layers=2)
+    every, three = (JointSearch(given, alike=True, most=most) for most in (None, 3))
+    for nbytes in np.linspace(three.smallest.nbytes, 20_000, 9):
+        free, found = every.within(nbytes), three.within(nbytes)
+        assert free is not None and found is not None and found.nbytes <= nbytes
+        assert free.loss * 0.9 <= found.loss <= free.loss * 1.5
+        for chosen, most in ((free, 9), (found, 3)):
+            assert (chosen.gate_up == chosen.down).all()
+            pairs = zip(chosen.width.flat, chosen.gate_up.flat, strict=True)
+            assert len(set(pairs)) <= most
+    assert three.within(three.smallest.nbytes - 1) is None
+    assert not three.largest.gate_up.any()
+
+
 def test_a_layer_that_counts_more_keeps_more() -> None:
     light, heavy = tables(3, experts=4), tables(3, experts=4, weight=30.0)
     both = Tables(WIDTHS, TYPES, (*light.experts, *heavy.experts), light.others)

@@ -37,7 +37,7 @@ def test_completion_streamed(shared: Server) -> None:
     assert "".join(event["content"] for event in events) == whole["content"]
     assert [event["stop"] for event in events] == [False] * 6 + [True]
     timings = events[-1]["timings"]
-    assert timings["predicted_n"] == 6
+    assert timings["predicted_n"] == 6 and timings["predicted_per_token_ms"] > 0
     assert timings["cache_n"] > 0 and timings["prompt_n"] > 0
     assert timings["cache_n"] + timings["prompt_n"] == whole["tokens_evaluated"]
 
