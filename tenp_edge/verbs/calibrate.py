@@ -118,7 +118,7 @@ def _expected(
     if job is not None:
         together = rounding_job(job.writer, job.options)
         if together is not None:
-            measuring += expected_rounding(checkpoint, together, spare, options, asked=True)
+            measuring += expected_rounding(checkpoint, together, spare, options)
     return {
         "calibration": 0.0 if done else pace.calibration(tokens),
         "measuring": measuring,

@@ -39,7 +39,7 @@ from tenp_edge.verbs.export import export_into, kept_ranges, ranges_into
 from tenp_edge.verbs.known_scores import known_statistics
 from tenp_edge.verbs.measure_types import (
     costs_of,
-    rounding_if_cheap,
+    rounding_if_known,
     rounding_of,
     types_if_cheap,
 )
@@ -137,7 +137,7 @@ class _Run:
         return statistics
 
     def measure_types(self, statistics: Statistics) -> None:
-        """What the types cost, where one is to be chosen and it is quickly measured."""
+        """What the types cost, where one is to be chosen."""
         if isinstance(statistics, PackedScores):
             return  # what was measured is in its file
         spec, request = self._request.spec(), self._request
@@ -147,7 +147,7 @@ class _Run:
         given = statistics, where, compute, self._progress
         together = request.rounding_job()
         begin(self._progress, "measuring")
-        if together is not None and rounding_if_cheap(self._checkpoint, together, *given):
+        if together is not None and rounding_if_known(self._checkpoint, together, *given):
             return
         types_if_cheap(self._checkpoint, job, *given)
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from tenp_edge.calibration.held_out import SLICE_TOKENS
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
@@ -31,7 +30,7 @@ from tenp_edge.recovery.recover import mended_bytes
 from tenp_edge.runtime.memory.footprint import MemoryRun
 from tenp_edge.verbs.calibrate import expected_probing, finished_at
 from tenp_edge.verbs.known_scores import known_statistics, measured_beside
-from tenp_edge.verbs.measure_types import affords_rounding, expected_rounding, rounding_job
+from tenp_edge.verbs.measure_types import expected_rounding, rounding_job
 from tenp_edge.verbs.options import CompressOptions
 from tenp_edge.verbs.plan import run_plan
 from tenp_edge.verbs.repair import mend_rules
@@ -89,10 +88,7 @@ class CompressRequest:
 
     def _will_join(self) -> bool:
         """Whether widths and types will be chosen together, by what the run measures itself."""
-        job, calibration = self.rounding_job(), self.options.calibration
-        if job is None or not may_join(self.spec()):
-            return False
-        return affords_rounding(self.checkpoint, job, SLICE_TOKENS, calibration)
+        return self.rounding_job() is not None and may_join(self.spec())
 
     def planned(
         self,

@@ -122,7 +122,7 @@ def rounding_into(
         )
 
 
-def rounding_if_cheap(
+def rounding_if_known(
     checkpoint: Checkpoint,
     job: RoundingJob,
     statistics: Statistics,
@@ -130,39 +130,12 @@ def rounding_if_cheap(
     compute: CalibrationOptions,
     progress: Progress,
 ) -> bool:
-    """`rounding_into` where it is a matter of a moment, or takes at most half of a calibration.
-    Whether it was measured; where it would take longer, a note says how to get it."""
+    """`rounding_into` where the statistics know what rounding a neuron does, and there is text to
+    measure on; whether they do. It is a part of calibrating, at most half as long (`rounding`)."""
     if stored_slice(directory) is None or not statistics.has_rounding:
         return False
-    known = rounding_of(checkpoint, directory, job.writer.format)
-    conditions = job.conditions(checkpoint.fingerprint, stored_slice(directory) or "")
-    if known is None or known.conditions != conditions:
-        tokens = _tokens(load_slice(directory))
-        seconds, affordable = _rounding_seconds(checkpoint, job, tokens, compute)
-        if seconds > affordable:
-            progress.note(
-                "widths and types are not chosen together: measuring what rounding does would take "
-                f"about {format_seconds(seconds)}; "
-                f"tenp-edge calibrate MODEL --types --format {job.writer.format} -o {directory} "
-                "does"
-            )
-            return False
     rounding_into(checkpoint, job, statistics, directory, compute, progress)
     return True
-
-
-def _rounding_seconds(
-    checkpoint: Checkpoint,
-    job: RoundingJob,
-    tokens: int,
-    compute: CalibrationOptions,
-) -> tuple[float, float]:
-    """About how long measuring takes on so many ``tokens``, and how long it may."""
-    speed = operations_per_second(*exactly(checkpoint, compute))
-    active = inspect_model(checkpoint.path).active_parameters
-    calibrated = most_tokens(compute)
-    seconds = rounding_seconds(checkpoint, job, tokens, calibrated, speed)
-    return seconds, max(CHEAP_SECONDS, calibrated * active / speed)
 
 
 def expected_rounding(
@@ -170,24 +143,10 @@ def expected_rounding(
     job: RoundingJob,
     held_out: Sequence[Domain],
     compute: CalibrationOptions,
-    asked: bool = False,
 ) -> float:
-    """Seconds that measuring takes on ``held_out``: `rounding_into` where it was ``asked`` for,
-    else `rounding_if_cheap`."""
-    seconds, affordable = _rounding_seconds(checkpoint, job, _tokens(held_out), compute)
-    return seconds if asked or seconds <= affordable else 0.0
-
-
-def affords_rounding(
-    checkpoint: Checkpoint, job: RoundingJob, tokens: int, compute: CalibrationOptions
-) -> bool:
-    """Whether `rounding_if_cheap` will measure on so many ``tokens``."""
-    seconds, affordable = _rounding_seconds(checkpoint, job, tokens, compute)
-    return seconds <= affordable
-
-
-def _tokens(domains: Sequence[Domain]) -> int:
-    return sum(int(domain.lengths.sum()) for domain in domains)
+    """Seconds that measuring takes on ``held_out``."""
+    speed = operations_per_second(*exactly(checkpoint, compute))
+    return rounding_seconds(checkpoint, job, _tokens(held_out), most_tokens(compute), speed)
 
 
 def rounding_of(
@@ -236,6 +195,10 @@ def _work(
     speed = operations_per_second(*exactly(checkpoint, compute))
     tokens = _tokens(load_slice(directory))
     return tokens, inspect_model(checkpoint.path).active_parameters, speed
+
+
+def _tokens(domains: Sequence[Domain]) -> int:
+    return sum(int(domain.lengths.sum()) for domain in domains)
 
 
 def costs_of(checkpoint: Checkpoint, directory: Path) -> TypeCosts | None:

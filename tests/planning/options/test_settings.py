@@ -190,7 +190,7 @@ def test_a_recipe_says_everything_again(tmp_path: Path) -> None:
     file.write_text(recipe_text(options), encoding="utf-8")
     known = options_of(CompressOptions)
     assert make(CompressOptions, read_recipe(file, known, CompressOptions)) == options
-    assert 'ram = "1536MiB"' in file.read_text(encoding="utf-8")
+    assert 'ram = "1.5GiB"' in file.read_text(encoding="utf-8")
     of_plan = read_recipe(file, KNOWN, CompressOptions)  # what is compress's own is passed over
     assert make(PlanOptions, of_plan) == options.plan
 
