@@ -106,8 +106,10 @@ def add_record_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def write_record(file: Path | None, command: str | None = None, **tables: Table) -> None:
-    """Record the run in ``file``, unless that is None. ``command``: None for this process's own."""
+    """Record the run in ``file``, unless that is None, without the ``tables`` of no rows.
+    ``command``: None for this process's own."""
     if file is not None:
+        tables = {name: table for name, table in tables.items() if table.rows}
         today = datetime.now(UTC).date().isoformat()
         typed = typed_command(command.split() if command else sys.argv)
         store(Record(typed, tables, "", today, machine_class(), versions()), file)

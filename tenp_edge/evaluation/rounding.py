@@ -13,10 +13,11 @@ a large model's experts are not encoded (`emulated_rounding`).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -52,6 +53,7 @@ _LAYERS = 12  # that experts are sampled in
 _SHARE = 0.35  # of the calibration's tokens, all forwards together
 _MOMENT = 10**12  # floating-point operations
 _FEWEST = 64  # tokens of a domain
+_TOO_SMALL, _EXACT = 0.4, 1e-3  # of the usual error at a type's bits
 _EMULATED_PER_SECOND = 2 * 10**8  # weights
 
 
@@ -156,7 +158,34 @@ def sampled_errors(
         for matrix, sample in matrices:
             others[matrix.key] = _errors(job, [sample])
         task.advance()
+    if source.stored_dtype is not None:  # Of weights that were decoded small errors are true.
+        bits = {kind: job.mixer.tensor_bytes(256, 256, kind) / 2**13 for kind in _types(job)}
+        others = {key: plausible(errors, bits) for key, errors in others.items()}
+        experts = {
+            layer: {part: plausible(errors, bits) for part, errors in parts.items()}
+            for layer, parts in experts.items()
+        }
     return RoundingErrors(job.conditions(checkpoint.fingerprint, ""), experts, others)
+
+
+def plausible(errors: Errors, bits: Mapping[str, float]) -> Errors:
+    """``errors`` of one matrix, those that are far too small for the type's ``bits`` made as large
+    as the others say (an error falls to a quarter with every bit).
+
+    Weights near a type's levels, yet not on them, are those of a quantised model that was trained
+    on: the type would undo the training, which costs far more than an error of its size by chance.
+    On the levels a type is exact, and stays so.
+    """
+    scaled = {kind: error * 4 ** bits[kind] for kind, error in errors.items() if bits[kind] < 12}
+    if not scaled:
+        return errors
+    usual = median(scaled.values())
+    return {
+        kind: usual / 4 ** bits[kind]
+        if _EXACT * usual < scaled.get(kind, 0.0) < _TOO_SMALL * usual
+        else error
+        for kind, error in errors.items()
+    }
 
 
 def _expert_errors(
@@ -189,7 +218,11 @@ def _sampled_experts(config: ModelConfig, imatrix: Importance | None, layer: int
 
 
 def _errors(job: RoundingJob, samples: Sequence[SampledRows]) -> Errors:
-    return relative_errors(job.mixer, samples, job.types or job.mixer.mixed_types)
+    return relative_errors(job.mixer, samples, _types(job))
+
+
+def _types(job: RoundingJob) -> tuple[str, ...]:
+    return job.types or job.mixer.mixed_types
 
 
 def relative_errors(

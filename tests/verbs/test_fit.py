@@ -22,7 +22,7 @@ from tenp_edge.verbs.fit_options import FitOptions
 
 MIB = 2**20
 # A device whose own bandwidth is not measured.
-SIZE = ("--ram", "67MiB", "--profile", "laptop-8gb")
+SIZE = ("--ram", "69MiB", "--profile", "laptop-8gb")
 
 
 def test_every_type_with_what_fits_of_it() -> None:
@@ -32,17 +32,17 @@ def test_every_type_with_what_fits_of_it() -> None:
     assert found["parameters"] > found["active_parameters"] > 0
     assert found["read_bytes"] is None and found["bandwidth_measured"] is False
     for row in found["fits"]:
-        assert row["peak_bytes"] <= 67 * MIB and 0 < row["kept"] <= 1
-        assert row["whole_peak_bytes"] > 67 * MIB and row["tokens_per_second"] > 0
+        assert row["peak_bytes"] <= 69 * MIB and 0 < row["kept"] <= 1
+        assert row["whole_peak_bytes"] > 69 * MIB and row["tokens_per_second"] > 0
     kept = {row["quant"]: row["kept"] for row in found["fits"]}
     assert kept[found["best"]] >= 0.5 > kept["Q8_0"]
 
 
 def test_what_is_said() -> None:
     done = run("fit", "demo", *SIZE)
-    assert "verdict   fits into 67.00 MiB with " in done.stdout
+    assert "verdict   fits into 69.00 MiB with " in done.stdout
     assert "quality   not known before a calibration" in done.stdout
-    last = "next      make it:  tenp-edge compress demo --profile laptop-8gb --ram 67MiB -o OUT\n"
+    last = "next      make it:  tenp-edge compress demo --profile laptop-8gb --ram 69MiB -o OUT\n"
     assert done.stdout.endswith(last)
 
 

