@@ -169,23 +169,17 @@ def sampled_errors(
 
 
 def plausible(errors: Errors, bits: Mapping[str, float]) -> Errors:
-    """``errors`` of one matrix, those that are far too small for the type's ``bits`` made as large
-    as the others say (an error falls to a quarter with every bit).
+    """``errors`` of one matrix without the types whose error is far too small for their ``bits``,
+    beside that of the others (an error falls to a quarter with every bit).
 
     Weights near a type's levels, yet not on them, are those of a quantised model that was trained
     on: the type would undo the training, which costs far more than an error of its size by chance.
-    On the levels a type is exact, and stays so.
+    On the levels a type is exact, and stays.
     """
     scaled = {kind: error * 4 ** bits[kind] for kind, error in errors.items() if bits[kind] < 12}
-    if not scaled:
-        return errors
-    usual = median(scaled.values())
-    return {
-        kind: usual / 4 ** bits[kind]
-        if _EXACT * usual < scaled.get(kind, 0.0) < _TOO_SMALL * usual
-        else error
-        for kind, error in errors.items()
-    }
+    usual = median(scaled.values()) if scaled else 0.0
+    undoing = {k for k, e in scaled.items() if _EXACT * usual < e < _TOO_SMALL * usual}
+    return {kind: error for kind, error in errors.items() if kind not in undoing}
 
 
 def _expert_errors(

@@ -29,6 +29,7 @@ from tenp_edge.evaluation import rounded_groups, rounding
 from tenp_edge.evaluation.mixed_plans import PARTS
 from tenp_edge.evaluation.rounding import (
     measure_rounding,
+    plausible,
     relative_errors,
     rounding_seconds,
     sampled_errors,
@@ -154,6 +155,29 @@ def test_measuring_is_a_small_part_of_calibrating(tmp_path: Path) -> None:
     calibrated, active = 2 * 32 * 512, inspect_model(tmp_path).active_parameters
     seconds = rounding_seconds(checkpoint, job, 4096, calibrated, speed)
     assert seconds < 0.5 * calibrated * 2 * active / speed
+
+
+def test_a_type_that_would_undo_training_is_left_out() -> None:
+    """Weights of Q4_1 that were trained on a little: its levels are near, and so are Q5_1's."""
+    torch.manual_seed(1)
+    levels = JOB.mixer.rounded(SampledRows(torch.randn(16, 256), torch.rand(256)), "Q4_1")
+    trained = levels + 2e-3 * torch.randn_like(levels)
+    types = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL", "MXFP4")
+    bits = {kind: JOB.mixer.tensor_bytes(256, 256, kind) / 2**13 for kind in types}
+
+    def left(matrix: torch.Tensor) -> list[str]:
+        sample = SampledRows(matrix, torch.rand(256))
+        return list(plausible(relative_errors(JOB.mixer, [sample], types), bits))
+
+    assert left(trained) == ["Q8_0", "Q5_0", "Q4_0", "IQ4_NL", "MXFP4"]
+    assert left(torch.randn(16, 256)) == list(types)
+
+
+def test_types_whose_levels_the_weights_are_on_stay() -> None:
+    errors = {"Q8_0": 5e-5, "Q5_0": 2e-3, "Q4_0": 8e-3, "MXFP4": 0.0}
+    bits = {"Q8_0": 8.5, "Q5_0": 5.5, "Q4_0": 4.5, "MXFP4": 4.25}
+    assert plausible(errors, bits) == errors
+    assert "MXFP4" not in plausible({**errors, "MXFP4": 3e-5}, bits)
 
 
 def test_text_is_shortened_evenly() -> None:
