@@ -13,7 +13,7 @@ a large model's experts are not encoded (`emulated_rounding`).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -36,7 +36,7 @@ from tenp_edge.evaluation.type_sensitivity import SAMPLED_ABOVE, spread
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData
 from tenp_edge.exporters.mixing import Mixer, SampledRows
-from tenp_edge.forward.text_batch import Domain
+from tenp_edge.forward.text_batch import Domain, token_count
 from tenp_edge.models import ModelConfig
 from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.measured.rounding_errors import (
@@ -54,6 +54,7 @@ _SHARE = 0.35  # of the calibration's tokens, all forwards together
 _MOMENT = 10**12  # floating-point operations
 _FEWEST = 64  # tokens of a domain
 _TOO_SMALL, _EXACT = 0.4, 1e-3  # of the usual error at a type's bits
+_SHAKEN = 2.5  # times the error that was there
 _EMULATED_PER_SECOND = 2 * 10**8  # weights
 
 
@@ -77,8 +78,7 @@ def measure_rounding(
     if known is not None and known.conditions == conditions:
         return known
     started = time.monotonic()
-    tokens = measured_tokens(checkpoint, job, _tokens(domains), Importance(statistics).tokens)
-    domains = shortened(domains, tokens)
+    domains = measured_text(checkpoint, job, domains, Importance(statistics).tokens)
     data = ExportData(Importance(statistics) if job.options.imatrix else None)
     errors = sampled_errors(checkpoint, job, data, progress)
     errors = replace(errors, conditions=conditions)
@@ -109,21 +109,21 @@ def measure_rounding(
     return errors
 
 
-def measured_tokens(
-    checkpoint: Checkpoint, job: RoundingJob, held_out: int, calibrated: int
-) -> int:
-    """Of ``held_out`` tokens those that are measured on, beside a calibration of ``calibrated``."""
-    forwards = job.forwards(checkpoint.config)
+def measured_text(
+    checkpoint: Checkpoint, job: RoundingJob, held_out: Sequence[Domain], calibrated: int
+) -> list[Domain]:
+    """What is read of ``held_out``, beside a calibration of so many tokens."""
+    forwards, tokens = job.forwards(checkpoint.config), token_count(held_out)
     active = inspect_model(checkpoint.path).active_parameters
-    if forwards * held_out * 2 * active <= _MOMENT:
-        return held_out
-    return min(held_out, int(_SHARE * calibrated / forwards))
+    if forwards * tokens * 2 * active > _MOMENT:
+        tokens = int(_SHARE * calibrated / forwards)
+    return shortened(held_out, tokens)
 
 
 def shortened(domains: Sequence[Domain], tokens: int) -> list[Domain]:
     """About ``tokens`` of all ``domains`` together, of each as many, at least _FEWEST: whole
     sequences and, where a domain has room for less than one, its first tokens."""
-    if _tokens(domains) <= tokens:
+    if token_count(domains) <= tokens:
         return list(domains)
     of_each = max(_FEWEST, tokens // len(domains))
     parts = []
@@ -133,10 +133,6 @@ def shortened(domains: Sequence[Domain], tokens: int) -> list[Domain]:
         lengths = domain.lengths[:count].clamp(max=width)
         parts.append(Domain(domain.name, domain.tokens[:count, :width], lengths))
     return parts
-
-
-def _tokens(domains: Sequence[Domain]) -> int:
-    return sum(int(domain.lengths.sum()) for domain in domains)
 
 
 # -- errors of sampled rows ------------------------------------------------------------------------
@@ -156,30 +152,9 @@ def sampled_errors(
             task.advance()
         matrices = job.mixer.sampled_matrices(source, job.options, data, _EXPERTS * _ROWS)
         for matrix, sample in matrices:
-            others[matrix.key] = _errors(job, [sample])
+            others[matrix.key] = _errors(source, job, [sample])
         task.advance()
-    if source.stored_dtype is not None:  # Of weights that were decoded small errors are true.
-        bits = {kind: job.mixer.tensor_bytes(256, 256, kind) / 2**13 for kind in _types(job)}
-        others = {key: plausible(errors, bits) for key, errors in others.items()}
-        experts = {
-            layer: {part: plausible(errors, bits) for part, errors in parts.items()}
-            for layer, parts in experts.items()
-        }
     return RoundingErrors(job.conditions(checkpoint.fingerprint, ""), experts, others)
-
-
-def plausible(errors: Errors, bits: Mapping[str, float]) -> Errors:
-    """``errors`` of one matrix without the types whose error is far too small for their ``bits``,
-    beside that of the others (an error falls to a quarter with every bit).
-
-    Weights near a type's levels, yet not on them, are those of a quantised model that was trained
-    on: the type would undo the training, which costs far more than an error of its size by chance.
-    On the levels a type is exact, and stays.
-    """
-    scaled = {kind: error * 4 ** bits[kind] for kind, error in errors.items() if bits[kind] < 12}
-    usual = median(scaled.values()) if scaled else 0.0
-    undoing = {k for k, e in scaled.items() if _EXACT * usual < e < _TOO_SMALL * usual}
-    return {kind: error for kind, error in errors.items() if kind not in undoing}
 
 
 def _expert_errors(
@@ -197,7 +172,7 @@ def _expert_errors(
             importance = None if squares is None or not squares.tokens else squares.weights()
             step = max(1, len(matrix) // _ROWS)
             samples[part].append(SampledRows(matrix[::step][:_ROWS], importance))
-    errors = {part: _errors(job, found) for part, found in samples.items()}
+    errors = {part: _errors(source, job, found) for part, found in samples.items()}
     return {"gate": errors["up"], **errors}
 
 
@@ -211,12 +186,36 @@ def _sampled_experts(config: ModelConfig, imatrix: Importance | None, layer: int
     return [reached[place] for place in spread(len(reached), min(_EXPERTS, len(reached)))]
 
 
-def _errors(job: RoundingJob, samples: Sequence[SampledRows]) -> Errors:
-    return relative_errors(job.mixer, samples, _types(job))
+def _errors(source: ModelSource, job: RoundingJob, samples: Sequence[SampledRows]) -> Errors:
+    errors = relative_errors(job.mixer, samples, job.types or job.mixer.mixed_types)
+    if source.stored_dtype is None:  # Decoded weights are on the levels of a type, or nearly.
+        return errors
+    undoing = undoing_types(job.mixer, samples, errors)
+    return {kind: error for kind, error in errors.items() if kind not in undoing}
 
 
-def _types(job: RoundingJob) -> tuple[str, ...]:
-    return job.types or job.mixer.mixed_types
+def undoing_types(mixer: Mixer, samples: Sequence[SampledRows], errors: Errors) -> frozenset[str]:
+    """The types that would undo the training of ``samples``, whose ``errors`` these are.
+
+    Weights near a type's levels, yet not on them, are those of a quantised model that was trained
+    on: rounding takes the training away, which costs far more than an error of its size by chance.
+    Such a type's error is far too small for its bits (an error falls to a quarter with every bit),
+    and it is not when the weights are shaken. On the levels a type is exact, and no matter.
+    """
+    bits = {kind: mixer.tensor_bytes(256, 256, kind) / 2**13 for kind in errors}
+    scaled = {kind: error * 4 ** bits[kind] for kind, error in errors.items() if bits[kind] < 12}
+    usual = median(scaled.values()) if scaled else 0.0
+    suspects = [k for k, e in scaled.items() if _EXACT * usual < e < _TOO_SMALL * usual]
+    shaken = relative_errors(mixer, [_shaken(sample) for sample in samples], suspects)
+    return frozenset(kind for kind, error in shaken.items() if error > _SHAKEN * errors[kind])
+
+
+def _shaken(sample: SampledRows) -> SampledRows:
+    """Moved by a tenth of the spread in a row: less than the step of any few-bit type."""
+    rows = sample.rows.float()
+    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+    spread_of_rows = (rows - rows.mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt()
+    return SampledRows(rows + 0.1 * spread_of_rows * noise, sample.importance)
 
 
 def relative_errors(
@@ -254,16 +253,19 @@ def _whole_blocks(mixer: Mixer, kind: str, length: int) -> int:
 
 
 def rounding_seconds(
-    checkpoint: Checkpoint, job: RoundingJob, held_out: int, calibrated: int, operations: float
+    checkpoint: Checkpoint,
+    job: RoundingJob,
+    held_out: Sequence[Domain],
+    calibrated: int,
+    operations: float,
 ) -> float:
-    """About how long `measure_rounding` takes on ``held_out`` tokens of text after a calibration of
-    ``calibrated``: the forwards; every matrix is encoded once for its group and once a plan, but
-    for the experts of a large model. ``operations``: floating-point operations a second of the
-    forward.
+    """About how long `measure_rounding` takes on ``held_out``, after a calibration of so many
+    tokens: the forwards; every matrix is encoded once for its group and once a plan, but for the
+    experts of a large model. ``operations``: floating-point operations a second of the forward.
     """
     config = checkpoint.config
     active = inspect_model(checkpoint.path).active_parameters
-    tokens = measured_tokens(checkpoint, job, held_out, calibrated)
+    tokens = token_count(measured_text(checkpoint, job, held_out, calibrated))
     computing = job.forwards(config) * tokens * 2 * active / operations
     matrices = job.mixer.typed_matrices(config, job.options)
     speed = job.writer.encoding_speed(replace(job.options, quant=job.mixer.probed_quant)) / 4

@@ -7,7 +7,7 @@ includes padding.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +25,11 @@ class Domain:
     name: str
     tokens: torch.Tensor
     lengths: torch.Tensor
+
+
+def token_count(domains: Iterable[Domain]) -> int:
+    """Real tokens of all ``domains``."""
+    return sum(int(domain.lengths.sum()) for domain in domains)
 
 
 @dataclass(frozen=True)

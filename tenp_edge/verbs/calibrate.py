@@ -19,7 +19,7 @@ from tenp_edge.disk import write_json
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.refine import measure_on
 from tenp_edge.evaluation.type_sensitivity import TypeJob
-from tenp_edge.forward.text_batch import Domain
+from tenp_edge.forward.text_batch import Domain, token_count
 from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.measured.probes import KEEPS, WAYS, probe
 from tenp_edge.planning.measured.trials import Records
@@ -229,7 +229,7 @@ def _probing_seconds(
     """About how long the probes take, and how long they may."""
     operations = 2 * inspect_model(checkpoint.path).active_parameters
     per_token = operations / operations_per_second(*exactly(checkpoint, compute))
-    tokens = sum(int(domain.lengths.sum()) for domain in domains)
+    tokens = token_count(domains)
     calibrating = most_tokens(compute) * per_token
     affordable = max(CHEAP_SECONDS, _PROBES_IN_CALIBRATIONS * calibrating)
     return len(KEEPS) * (1 + len(WAYS)) * tokens * per_token, affordable

@@ -29,7 +29,7 @@ from tenp_edge.exporters.base import (
 )
 from tenp_edge.exporters.mixing import Mixer
 from tenp_edge.forward.device import choose_device, choose_dtype
-from tenp_edge.forward.text_batch import Domain
+from tenp_edge.forward.text_batch import Domain, token_count
 from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.measured.rounding_errors import RoundingErrors, load_errors
 from tenp_edge.planning.measured.type_costs import TypeCosts, load_costs
@@ -146,7 +146,7 @@ def expected_rounding(
 ) -> float:
     """Seconds that measuring takes on ``held_out``."""
     speed = operations_per_second(*exactly(checkpoint, compute))
-    return rounding_seconds(checkpoint, job, _tokens(held_out), most_tokens(compute), speed)
+    return rounding_seconds(checkpoint, job, held_out, most_tokens(compute), speed)
 
 
 def rounding_of(
@@ -193,12 +193,8 @@ def _work(
 ) -> tuple[int, int, float]:
     """Tokens of the held-out text, active parameters, and operations a second."""
     speed = operations_per_second(*exactly(checkpoint, compute))
-    tokens = _tokens(load_slice(directory))
+    tokens = token_count(load_slice(directory))
     return tokens, inspect_model(checkpoint.path).active_parameters, speed
-
-
-def _tokens(domains: Sequence[Domain]) -> int:
-    return sum(int(domain.lengths.sum()) for domain in domains)
 
 
 def costs_of(checkpoint: Checkpoint, directory: Path) -> TypeCosts | None:

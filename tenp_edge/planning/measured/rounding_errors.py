@@ -20,7 +20,7 @@ from tenp_edge.planning.measured.type_costs import Conditions
 
 FILE = "rounding.json"
 FIRST_FORMAT = "gguf"  # whose file has no name of the format in it: it was the first
-FORMAT, VERSION = "tenp-edge rounding", 2
+FORMAT, VERSION = "tenp-edge rounding", 3
 
 # Type -> its relative squared error: sum of E_kj^2 q_j over that of W_kj^2 q_j, q the importance of
 # the columns.
