@@ -94,7 +94,7 @@ def with_error(
 
 
 def _quickly_rounded(matrix: torch.Tensor) -> torch.Tensor:
-    blocks = matrix.reshape(-1, gcd(matrix.shape[-1], _BLOCK) or 1)
+    blocks = matrix.reshape(-1, gcd(matrix.shape[-1], _BLOCK))
     if blocks.shape[-1] < _BLOCK // 4:  # short blocks would round nothing
         blocks = matrix.reshape(-1, matrix.shape[-1])
     scales = blocks.abs().amax(-1, keepdim=True).div_(_LEVELS)
