@@ -37,10 +37,11 @@ class Access:
         """Raise UserError for a site that no browser can name so."""
         for origin in self.origins:
             if not _ORIGIN.fullmatch(origin):
-                name = origin.partition("://")[2] or origin
+                scheme, _, name = origin.rpartition("://")
                 site = name.strip("/").partition("/")[0] or "chat.example"
                 raise UserError(
-                    f"--cors {origin} is no site as browsers name it", f"--cors https://{site}"
+                    f"--cors {origin} is no site as browsers name it",
+                    f"--cors {scheme or 'https'}://{site}",
                 )
 
     def guards(self) -> list[Callable[[Request], None]]:

@@ -61,7 +61,13 @@ def test_pages_of_other_sites(shared: Server) -> None:
 
 def test_origins_are_sites() -> None:
     Access(origins=(SITE, "*", "http://localhost:3000", "null"))
-    for wrong, right in (("chat.example", SITE), (f"{SITE}/", SITE), (f"{SITE}/a/b", SITE)):
+    local = "http://localhost:3000"
+    for wrong, right in (
+        ("chat.example", SITE),
+        (f"{SITE}/", SITE),
+        (f"{SITE}/a/b", SITE),
+        (f"{local}/", local),
+    ):
         said = f"--cors {wrong} is no site as browsers name it"
         assert refusal(partial(Access, origins=(wrong,))) == (said, f"--cors {right}")
 

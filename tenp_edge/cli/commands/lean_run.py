@@ -1,5 +1,5 @@
 """`tenp-edge run`: a file opened, and text written as it comes. Loads nothing that it does not use:
-what this module imports is in memory to the end of every run (`runtime.peak` counts it)."""
+what this module imports is in memory to the end of every run (`runtime.memory.peak` counts it)."""
 
 from __future__ import annotations
 

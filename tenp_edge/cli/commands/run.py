@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import Annotated
+from functools import partial
+from json import dumps
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +16,11 @@ from tenp_edge.cli.flags import lean_flags, run_flags, serve_flags
 from tenp_edge.cli.output.notes import note
 from tenp_edge.cli.report import rich_tables
 from tenp_edge.units import format_size
+
+if TYPE_CHECKING:
+    from tenp_edge.runtime.parallel import ServerMemory
+    from tenp_edge.serving.request_log import LoggedRequest
+    from tenp_edge.serving.service import Service
 
 _TEMPERATURE: float = lean_flags.TEMPERATURE.default
 _TOP_K: int = lean_flags.TOP_K.default
@@ -117,48 +124,27 @@ def serve(
 
         curl localhost:8080/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "Hi"}'
     """
-    from json import dumps
-
     from tenp_edge.runtime.locating import runnable
     from tenp_edge.runtime.opening import RunOptions
     from tenp_edge.runtime.parallel import server_memory
     from tenp_edge.runtime.sampling import SamplingOptions
     from tenp_edge.serving.keys import keys_of
-    from tenp_edge.serving.request_log import LoggedRequest
     from tenp_edge.serving.server import is_loopback
     from tenp_edge.serving.server import serve as serve_file
-    from tenp_edge.serving.service import Limits, Service
+    from tenp_edge.serving.service import Limits
     from tenp_edge.units import parse_size
 
     keys, model = keys_of(api_key or [], api_key_file), runnable(file)
     options = RunOptions(
-        context,
-        threads,
-        ubatch,
-        kv_type,
-        gpu_layers=gpu_layers,
-        prepack=not no_prepack,
-        note=note,
+        context, threads, ubatch, kv_type, gpu_layers=gpu_layers, prepack=not no_prepack, note=note
     )
 
     def started(service: Service, address: str) -> None:
         own = replace(options, parallel=len(service.session.slots), note=None)
         memory = server_memory(model, own)  # It takes a second: before anybody is told to come.
-        if json:
-            facts = {"model": service.name, "address": address, "runtime": service.runtime}
-            print(dumps(facts | {"context": service.context}), flush=True)
-        where = f"{address} (a chat page) and {address}/v1"
-        note(f"{service.name} on {where}, in {service.runtime}; Ctrl-C ends it")
-        if memory is not None:
-            note(str(memory))
+        _tell_started(service, address, memory, json)
         if not is_loopback(host) and not keys:
             note(f"anyone who can reach {host} can use it: add --api-key")
-
-    def log(request: LoggedRequest) -> None:
-        if json:
-            print(request.json(), flush=True)
-        else:
-            note(str(request))
 
     serve_file(
         model,
@@ -173,8 +159,28 @@ def serve(
         keys=keys,
         origins=cors or (),
         started=started,
-        log=None if quiet else log,
+        log=None if quiet else partial(_log, as_json=json),
     )
+
+
+def _tell_started(
+    service: Service, address: str, memory: ServerMemory | None, as_json: bool
+) -> None:
+    """Where the server is to be found; for programs on stdout, too."""
+    if as_json:
+        facts = {"model": service.name, "address": address, "runtime": service.runtime}
+        print(dumps(facts | {"context": service.context}), flush=True)
+    where = f"{address} (a chat page) and {address}/v1"
+    note(f"{service.name} on {where}, in {service.runtime}; Ctrl-C ends it")
+    if memory is not None:
+        note(str(memory))
+
+
+def _log(request: LoggedRequest, as_json: bool) -> None:
+    if as_json:
+        print(request.json(), flush=True)
+    else:
+        note(str(request))
 
 
 def bench(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tenp_edge.runtime.chat_formats.lark import Lark
+if TYPE_CHECKING:
+    from tenp_edge.runtime.chat_formats.lark import Lark
 
 Schema = Mapping[str, Any]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tenp_edge.runtime.chat_formats.calls import Call, Tool
-from tenp_edge.runtime.chat_formats.lark import Lark
+
+if TYPE_CHECKING:
+    from tenp_edge.runtime.chat_formats.lark import Lark
 
 QUOTE = '<|"|>'
 _HEAD = re.compile(r"\s*call:([^\s{]+)\s*(?=\{)")

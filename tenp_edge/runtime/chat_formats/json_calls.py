@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tenp_edge.runtime.chat_formats.calls import Call, Tool, arguments_text
-from tenp_edge.runtime.chat_formats.lark import Lark
+
+if TYPE_CHECKING:
+    from tenp_edge.runtime.chat_formats.lark import Lark
 
 
 @dataclass(frozen=True)

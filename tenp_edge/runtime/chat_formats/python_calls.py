@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tenp_edge.runtime.chat_formats.calls import Call, Tool
-from tenp_edge.runtime.chat_formats.lark import Lark
+
+if TYPE_CHECKING:
+    from tenp_edge.runtime.chat_formats.lark import Lark
 
 # JSON's spelling is as good as Python's.
 _NAMES = {"true": True, "false": False, "null": None}

@@ -6,9 +6,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tenp_edge.runtime.chat_formats.calls import Call, Tool, tool_named, typed
-from tenp_edge.runtime.chat_formats.lark import Lark
+
+if TYPE_CHECKING:
+    from tenp_edge.runtime.chat_formats.lark import Lark
 
 
 @dataclass(frozen=True)

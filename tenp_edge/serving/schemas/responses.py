@@ -160,15 +160,8 @@ def _goes_on(said: Mapping[str, Any], item: InputItem) -> bool:
     """Whether ``item`` belongs to the message ``said``: calls do, and a text after thoughts."""
     if item.type == "function_call":
         return True
-    return (
-        item.type == "message"
-        and item.role == "assistant"
-        and said.keys()
-        <= {
-            "role",
-            "reasoning_content",
-        }
-    )
+    only_thought = said.keys() <= {"role", "reasoning_content"}
+    return item.type == "message" and item.role == "assistant" and only_thought
 
 
 def _said(said: Mapping[str, Any], item: InputItem) -> dict[str, Any]:
@@ -208,7 +201,9 @@ def _choice(choice: str | Mapping[str, Any] | None) -> Any:
     if not isinstance(choice, Mapping):
         return choice
     if choice.get("type") == "allowed_tools":
-        tools = [_tool(tool) for tool in choice.get("tools", []) if isinstance(tool, Mapping)]
+        tools = choice.get("tools")
+        if isinstance(tools, list):  # else it is refused as chats' is
+            tools = [_tool(tool) if isinstance(tool, Mapping) else tool for tool in tools]
         allowed = {"mode": choice.get("mode", "auto"), "tools": tools}
         return {"type": "allowed_tools", "allowed_tools": allowed}
     return _tool(choice)

@@ -80,6 +80,11 @@ def test_options_and_tools() -> None:
             {"input": "a", "tools": [{"type": "web_search"}]},
             "a tool of type 'web_search': functions are the only kind",
         ),
+        (
+            {"input": "a", "tool_choice": {"type": "allowed_tools", "tools": 5}},
+            "tool_choice must be none, auto, required, or an object that names a function, not "
+            '{"type": "allowed_tools", "allowed_tools": {"mode": "auto", ...',
+        ),
     ],
 )
 def test_refused(fields: dict[str, Any], message: str) -> None:
