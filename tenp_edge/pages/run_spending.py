@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tenp_edge.checkpoint.plan_record import record_of
 from tenp_edge.evaluation.verdict import expected
 from tenp_edge.pages import plot
 from tenp_edge.pages.document import Section, figure, missing, paragraph, table
@@ -16,6 +17,7 @@ from tenp_edge.pages.markup import Child, joined
 from tenp_edge.pages.run_files import RunFiles
 from tenp_edge.pages.run_head import file_bytes
 from tenp_edge.pages.svg import Piece, stacked, swatch
+from tenp_edge.planning.measured.expected_kl import expected_kl
 from tenp_edge.units import format_size, nats
 
 _PARTS = (
@@ -84,20 +86,15 @@ def _predictions(run: RunFiles) -> Iterator[Sequence[str]]:
     size, measured = run.memory["total_bytes"], run.measured_bytes
     yield _pair("peak memory", size, measured, format_size)
     yield _pair("file", file_bytes(run), _written(run), format_size)
-    record = run.record
-    choice: Mapping[str, Any] = record.get("type_choice") or {}
-    whole = "kl" in choice
-    kl = choice["kl"] if whole else record.get("predicted_kl")
-    between = choice.get("kl_range") if whole else record.get("predicted_kl_range")
-    checked = run.validation
-    if kl is not None:
+    whole, checked = expected_kl(record_of(run.record), run.plan["keep_ratio"]), run.validation
+    if whole is not None:
         overall = None if checked is None else checked["overall"]["mean_kl"]
-        name, predicted, *rest = _pair("mean KL, nats", kl, overall, nats)
-        yield name, predicted + _between(between), *rest
-        yield from _by_stage(record, checked)
+        name, predicted, *rest = _pair("mean KL, nats", whole.kl, overall, nats)
+        yield name, predicted + _between(whole.range), *rest
+        yield from _by_stage(run.record, checked)
 
 
-def _between(found: Sequence[float] | None) -> str:
+def _between(found: tuple[float, float] | None) -> str:
     """ " (0.002 to 0.015)": where it lies in nine cases of ten; earlier plans do not say."""
     return f" ({nats(found[0])} to {nats(found[1])})" if found else ""
 

@@ -102,6 +102,13 @@ def test_names_and_texts_cannot_leave_their_place(run: Path) -> None:
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
 
 
+def test_the_predicted_kl_is_that_of_cuts_and_types_together(run: Path) -> None:
+    """As the measured one beside it is."""
+    said = {"predicted_kl": 0.004, "predicted_kl_range": [0.002, 0.015], "type_kl": 0.001}
+    edit(run / "plan.json", lambda raw: raw["record"].update(said, type_choice=None))
+    assert ">0.00464 (0.00271 to 0.0155)<" in text(run)
+
+
 def test_a_plan_with_types_and_other_sizes(run: Path) -> None:
     def typed(raw: dict[str, Any]) -> None:
         one = {"total_bytes": 10**8, "predicted_kl": 0.01, "bits_per_weight": 4.5}

@@ -100,9 +100,7 @@ def choose_by_rule(
         share = 1 - (full - budget) / per_share if per_share else float(full <= budget)
         kept[quant] = min(1.0, max(0.0, share))
         if kept[quant] >= min_kept:
-            reason = (
-                f"the most precise type that keeps {percent(min_kept, 0)} of the neurons or more"
-            )
+            reason = f"the most precise type that keeps {wanted} of the neurons or more"
             return TypeChoice(quant, reason, kept, answer, note=note)
     reason = f"no type keeps {wanted} of the neurons, {types[-1]} the most"
     return TypeChoice(types[-1], reason, kept, answer, note=note)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tenp_edge.checkpoint.plan_record import PlanRecord
+from tenp_edge.planning.measured.kl_law import together_kl
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ def expected_kl(record: PlanRecord, keep_ratio: float) -> ExpectedKL | None:
     if record.predicted_kl is None or keep_ratio == 1.0:
         return None if record.type_kl is None else ExpectedKL(by_type)
     cut = _pair(record.predicted_kl_range)
-    both = None if cut is None else (cut[0] + by_type, cut[1] + by_type)
-    return ExpectedKL(record.predicted_kl + by_type, both)
+    both = None if cut is None else (together_kl(cut[0], by_type), together_kl(cut[1], by_type))
+    return ExpectedKL(together_kl(record.predicted_kl, by_type), both)
 
 
 def _pair(found: Any) -> tuple[float, float] | None:

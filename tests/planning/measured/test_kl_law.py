@@ -51,7 +51,8 @@ def test_the_range_is_wider_where_less_is_sure() -> None:
 def test_what_is_said_of_a_plan() -> None:
     cut = PlanRecord(predicted_kl=0.004, predicted_kl_range=(0.002, 0.015), type_kl=0.001)
     found = expected_kl(cut, 0.5)
-    assert str(found) == "0.005 (0.003 to 0.016)"
+    assert found is not None and str(found) == "0.0046 (0.0027 to 0.015)"
+    assert found.kl == pytest.approx((0.004 ** (1 / 0.84) + 0.001 ** (1 / 0.84)) ** 0.84)
     joint = PlanRecord(type_choice={"bits_per_weight": 4.0, "kl": 0.01, "kl_range": [0.004, 0.02]})
     assert str(expected_kl(joint, 1.0)) == "0.01 (0.004 to 0.02)"
     assert str(expected_kl(PlanRecord(type_kl=0.001), 1.0)) == "0.001"

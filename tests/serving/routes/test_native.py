@@ -88,7 +88,7 @@ def test_no_token_is_generated_where_none_is_asked_for(shared: Server) -> None:
 
 def test_slots_of_answers(shared: Server) -> None:
     """Two at a time are in two slots, and /slots shows what is asked of them."""
-    asked = {"prompt": [5, 6], "n_predict": 300, "ignore_eos": True, "temperature": 0.5}
+    asked = {"prompt": [5, 6], "n_predict": 1500, "ignore_eos": True, "temperature": 0.5}
 
     def streamed() -> AbstractContextManager[httpx.Response]:
         return shared.http.stream("POST", "/completion", json={**asked, "stream": True})
@@ -99,7 +99,7 @@ def test_slots_of_answers(shared: Server) -> None:
     assert len(set(found)) == 2 and {slot["id"] for slot in busy} <= set(found)
     for slot in busy:
         assert slot["params"]["temperature"] == 0.5 and slot["n_prompt_tokens"] == 2
-        assert slot["next_token"]["n_decoded"] + slot["next_token"]["n_remain"] == 300
+        assert slot["next_token"]["n_decoded"] + slot["next_token"]["n_remain"] == 1500
 
 
 def test_tokens(shared: Server) -> None:
