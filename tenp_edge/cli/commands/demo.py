@@ -57,7 +57,8 @@ class DemoResult:
     def command(self) -> str:
         """The command line that does the same."""
         return (
-            f"tenp-edge compress {shlex.quote(spoken(bundled()))} --ram {self.ram} --context {CONTEXT} --quant {QUANT} "
+            f"tenp-edge compress {shlex.quote(spoken(bundled()))} "
+            f"--ram {self.ram} --context {CONTEXT} --quant {QUANT} "
             f"--data {STDLIB} --samples {CALIBRATION.samples} --seq-len {CALIBRATION.seq_len} "
             f"--set eval-samples={VALIDATION.samples} --set eval-seq-len={VALIDATION.seq_len} "
             "-o OUT"
