@@ -88,10 +88,10 @@ _SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/([^/]+)$")
 
 
 def spoken(model: Path) -> str:
-    """What to type for ``model``: the name that `local_model` made this path of, or the path. Of a
+    """What to type for ``model``: the name that `local_model` makes this path of, or the path. Of a
     snapshot that is not the cache's newest, with its commit."""
     if model == bundled():
-        return DEMO
+        return str(model) if Path(DEMO).exists() else DEMO
     cached = _SNAPSHOT.search(model.as_posix())
     if cached is None:
         return str(model)

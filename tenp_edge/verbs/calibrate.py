@@ -35,6 +35,7 @@ from tenp_edge.verbs.measure_types import (
     expected_rounding,
     rounding_into,
     rounding_job,
+    rounding_of,
     types_into,
 )
 from tenp_edge.verbs.options import (
@@ -78,7 +79,7 @@ def _run_calibrate(
     pairs = [split_at(domain, options.samples) for domain in drawn]
     domains, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
     before = finished_at(work)
-    expect(progress, _expected(checkpoint, options, spare, bool(before), gradients, job))
+    expect(progress, _expected(checkpoint, options, spare, work, gradients, job))
     begin(progress, "calibration")
     statistics = calibrate_into(checkpoint, domains, work, options, progress, spare)
     if before and before == finished_at(work):
@@ -108,7 +109,7 @@ def _expected(
     checkpoint: Checkpoint,
     options: CalibrationOptions,
     spare: Sequence[Domain],
-    done: bool,
+    work: Path,
     gradients: bool,
     job: TypeJob | None,
 ) -> dict[str, float]:
@@ -117,10 +118,11 @@ def _expected(
     measuring = expected_probing(checkpoint, spare, options)
     if job is not None:
         together = rounding_job(job.writer, job.options)
-        if together is not None:
+        known = rounding_of(checkpoint, work, job.writer.format)
+        if together is not None and known is None:
             measuring += expected_rounding(checkpoint, together, spare, options)
     return {
-        "calibration": 0.0 if done else pace.calibration(tokens),
+        "calibration": 0.0 if finished_at(work) else pace.calibration(tokens),
         "measuring": measuring,
         "gradients": pace.forward(tokens, GRADIENT_FORWARDS) if gradients else 0.0,
     }

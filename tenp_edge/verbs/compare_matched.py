@@ -38,7 +38,7 @@ from tenp_edge.verbs.compare import (
     text_measures,
 )
 from tenp_edge.verbs.compare_options import CompareOptions
-from tenp_edge.verbs.measure_types import default_job, rounding_into, rounding_job
+from tenp_edge.verbs.measure_types import default_job, rounding_into, rounding_job, rounding_of
 from tenp_edge.verbs.timing import pace_of
 
 SEEDS = 1
@@ -105,7 +105,9 @@ def _expected(
     """Seconds by stage; files are measured in passes, one of every whole type, one a budget."""
     pace, seeds = pace_of(checkpoint, options.calibration), options.calibration_seeds(SEEDS)
     job = rounding_job(writer, default_job().options)
-    per_seed = pace.forward(SLICE_TOKENS, 0 if job is None else _ROUNDING_FORWARDS)
+    per_seed = pace.forward(SLICE_TOKENS, _ROUNDING_FORWARDS)
+    known = [rounding_of(checkpoint, output / f"calibration-{seed}") for seed in seeds]
+    missing = 0 if job is None else known.count(None)
     numbers = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
     encoding = 4 * numbers / writer.encoding_speed(default_job().options)
 
@@ -114,7 +116,7 @@ def _expected(
 
     return {
         **expected_calibrations(pace, output, options, SEEDS),
-        _ROUNDING: len(seeds) * per_seed,
+        _ROUNDING: missing * per_seed,
         "whole": measuring(len(whole_types(writer))),
         **{budget.name: measuring(_FILES_OF_A_BUDGET) for budget in budgets},
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.hub import COMMIT, Hub, running
 
-from tenp_edge.cli.hub import local_model, spoken
+from tenp_edge.cli.hub import bundled, local_model, spoken
 from tenp_edge.errors import UserError
 
 REPOSITORY = {
@@ -80,3 +80,13 @@ def test_what_is_there_is_not_looked_up(hub: Hub, tmp_path: Path) -> None:
     assert local_model(tmp_path) == tmp_path
     assert local_model(Path("no/such/model")) == Path("no/such/model")
     assert hub.requests == []
+
+
+def test_the_bundled_model_by_a_name_that_leads_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory of its name, as `demo -o demo` writes, goes before it."""
+    monkeypatch.chdir(tmp_path)
+    assert spoken(bundled()) == "demo" and local_model(Path("demo")) == bundled()
+    Path("demo").mkdir()
+    assert local_model(Path(spoken(bundled()))) == bundled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
@@ -12,7 +13,7 @@ from rich.console import Group, RenderableType
 
 from tenp_edge.calibration.text.sources import STDLIB
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
-from tenp_edge.cli.hub import DEMO
+from tenp_edge.cli.hub import bundled, spoken
 from tenp_edge.cli.report import measured_tables, plan_tables, rich_tables
 from tenp_edge.cli.report.closing import Closing, closing
 from tenp_edge.planning.options.spec import PlanOptions
@@ -56,7 +57,8 @@ class DemoResult:
     def command(self) -> str:
         """The command line that does the same."""
         return (
-            f"tenp-edge compress {DEMO} --ram {self.ram} --context {CONTEXT} --quant {QUANT} "
+            f"tenp-edge compress {shlex.quote(spoken(bundled()))} "
+            f"--ram {self.ram} --context {CONTEXT} --quant {QUANT} "
             f"--data {STDLIB} --samples {CALIBRATION.samples} --seq-len {CALIBRATION.seq_len} "
             f"--set eval-samples={VALIDATION.samples} --set eval-seq-len={VALIDATION.seq_len} "
             "-o OUT"
@@ -133,7 +135,7 @@ def run_demo(output: Path, force: bool = False, progress: Progress = QUIET) -> D
             force=force,
         )
         result = run_compress(model, output, options, progress)
-        last = closing(Path(DEMO), output, result.plan, result.to_json()["validation"])
+        last = closing(bundled(), output, result.plan, result.to_json()["validation"])
     another = "your own model", "tenp-edge compress PATH/TO/YOUR/MODEL --ram 8GiB -o OUT"
     made = DemoResult(result, whole, ram, time.monotonic() - start, last)
     commands = (*last.commands, ("the same by hand", made.command), another)

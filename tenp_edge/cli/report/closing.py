@@ -27,7 +27,7 @@ _LLAMA_CPP = "llama.cpp and what is built on it (Ollama, LM Studio)"
 # (format, layout) -> what runs such a file.
 _RUNS_IN = {
     ("gguf", "per-expert"): "tenp-edge, on a CPU. Nowhere else: for llama.cpp, Ollama or LM Studio "
-    "the same command with --layout merged and another -o",
+    "compress with --layout merged and another -o",
     ("gguf", "merged"): f"tenp-edge, and {_LLAMA_CPP}",
     ("gguf", "padded"): f"tenp-edge, and {_LLAMA_CPP}; the zeros that fill it up save no memory",
     ("onnx", "portable"): "tenp-edge, and any onnxruntime",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from tenp_edge.calibration.storage import Statistics
@@ -33,6 +36,14 @@ class Calibrated:
     rounding: RoundingErrors | None = None
     width_multiple: int = WIDTH_MULTIPLE
     _made: dict[Hashable, Any] = field(default_factory=dict)
+
+    @cached_property
+    def measured(self) -> str:
+        """Identity of the measurements that plans are chosen by: they may be made again, of other
+        numbers."""
+        rounding = {} if self.rounding is None else self.rounding.to_json()
+        parts = [{**rounding, "seconds": 0.0}, [trial.to_json() for trial in self.trials]]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def layout(self) -> str:

@@ -155,6 +155,7 @@ class _Job:
     def fill(self, calibrated: Calibrated, budget: Budget) -> None:
         """All ways at ``budget``."""
         rows = self.rows.setdefault(_row_key(calibrated.seed, budget), [])
+        rows[:] = [row for row in rows if row.get("measured") == calibrated.measured]
         done = {row["way"] for row in rows if self.run_file is None or "run" in row}
         missing = [way for way in self.matched.ways if way.name not in done]
         if not missing:
@@ -188,6 +189,7 @@ class _Job:
             "budget": list(budget.names),
             "budget_bytes": budget.file_bytes,
             "budget_type": budget.type,
+            "measured": calibrated.measured,
             **_facts(best),
             **self.scores[self._score_key(best, seed)],
             "candidates": others,

@@ -104,8 +104,8 @@ quality   a small difference to the whole model: both put the same token first i
           Q8_0 to Q2_K: types of llama.cpp, from 8 bits a number down to 2
 keeps     62.5 % of the experts' neurons
 file      {out}/model.gguf, 5.00 MiB
-runs in   tenp-edge, on a CPU. Nowhere else: for llama.cpp, Ollama or LM Studio the same command
-          with --layout merged and another -o
+runs in   tenp-edge, on a CPU. Nowhere else: for llama.cpp, Ollama or LM Studio compress with
+          --layout merged and another -o
 more      the same command with --verbose: widths, types, every measurement
 next      continue a text:     tenp-edge run {out} -p "Once upon a time"
           serve OpenAI's API:  tenp-edge serve {out}

@@ -183,6 +183,12 @@ def test_continues_where_it_was_killed(
     assert [row["way"] for row in again["rows"]] == ["whole", "pruned"]
     last = [row for row in result["rows"] if row["budget"] == again["rows"][0]["budget"]]
     assert again["rows"] == [row for row in last if row["way"] in TWO]
+    # Rows that were planned by other measurements are planned again; their files are known.
+    other = replace(first, ways=two, rounding={})
+    planned = compare_matched(other, file, **HOW, progress=Killed())
+    assert planned["scores"] == again["scores"]
+    (marks,), (before,) = ({row.pop("measured") for row in r["rows"]} for r in (planned, again))
+    assert marks != before and planned["rows"] == again["rows"]
 
 
 def test_files_are_written_timed_and_deleted(matched: Matched, tmp_path: Path) -> None:
