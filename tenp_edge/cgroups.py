@@ -62,7 +62,7 @@ def _droppable(stat: Path) -> int:
 def _groups(controller: str) -> Iterator[Path]:
     """The control groups of this process, the innermost first, as far as they are visible."""
     root = _ROOT / controller
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # names may be no UTF-8
         for line in _OWN.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controller in controllers.split(","):

@@ -651,62 +651,60 @@ AVX2 INLINE void add_last(const char *x, const enum order order, int b, const in
 
 /* -- all rows ----------------------------------------------------------------------------------- */
 
-#define FOR_COUNT(NAME, BLOCK)                                                     \
-    const int blocks = n / BLOCK;                                                  \
-    const int most = n <= 256 * MOST_BLOCKS / 2 ? MOST_COLUMNS : MOST_COLUMNS / 2; \
-    for (; count > most; count -= most, columns += most, out += most)              \
-        NAME(n, matrix, row_bytes, rows, columns, most, out);                      \
-    switch (count) {                                                               \
-    case 1: NAME##_n(1, blocks, matrix, row_bytes, rows, columns, out); break;     \
-    case 2: NAME##_n(2, blocks, matrix, row_bytes, rows, columns, out); break;     \
-    case 3: NAME##_n(3, blocks, matrix, row_bytes, rows, columns, out); break;     \
-    case 4: NAME##_n(4, blocks, matrix, row_bytes, rows, columns, out); break;     \
-    case 5: NAME##_n(5, blocks, matrix, row_bytes, rows, columns, out); break;     \
-    case 6: NAME##_n(6, blocks, matrix, row_bytes, rows, columns, out); break;     \
-    case 7: NAME##_n(7, blocks, matrix, row_bytes, rows, columns, out); break;     \
-    default: NAME##_n(8, blocks, matrix, row_bytes, rows, columns, out);           \
-    }
+#define FOR_COUNT(NAME, BLOCK, COLUMNS)                                                  \
+    const int blocks = n / BLOCK;                                                        \
+    const int most = n <= 256 * MOST_BLOCKS / 2 ? MOST_COLUMNS : MOST_COLUMNS / 2;       \
+    struct COLUMNS all; /* here: those of several counts might not share their place */  \
+    for (; count > 0; count -= most, columns += most, out += most)                       \
+        switch (count < most ? count : most) {                                           \
+        case 1: NAME##_n(1, blocks, matrix, row_bytes, rows, columns, out, &all); break; \
+        case 2: NAME##_n(2, blocks, matrix, row_bytes, rows, columns, out, &all); break; \
+        case 3: NAME##_n(3, blocks, matrix, row_bytes, rows, columns, out, &all); break; \
+        case 4: NAME##_n(4, blocks, matrix, row_bytes, rows, columns, out, &all); break; \
+        case 5: NAME##_n(5, blocks, matrix, row_bytes, rows, columns, out, &all); break; \
+        case 6: NAME##_n(6, blocks, matrix, row_bytes, rows, columns, out, &all); break; \
+        case 7: NAME##_n(7, blocks, matrix, row_bytes, rows, columns, out, &all); break; \
+        default: NAME##_n(8, blocks, matrix, row_bytes, rows, columns, out, &all);       \
+        }
 
 #define KERNEL(TARGET, ROW, TYPE, ORDER)                                                         \
     TARGET INLINE void ROW##_##TYPE##_n(const int n, int blocks, const char *matrix,             \
                                         int64_t row_bytes, int rows, const char *const *columns, \
-                                        float *const *out) {                                     \
-        struct columns all;                                                                      \
-        clear_columns(n, blocks, &all);                                                          \
-        for (int c = 0; c < n; c++) prepare_column(n, ORDER, blocks, columns[c], c, &all);       \
+                                        float *const *out, struct columns *all) {                \
+        clear_columns(n, blocks, all);                                                           \
+        for (int c = 0; c < n; c++) prepare_column(n, ORDER, blocks, columns[c], c, all);        \
         for (int r = 0; r < rows; r++) {                                                         \
             float made[MOST_COLUMNS];                                                            \
-            ROW(TYPE, n, blocks, matrix + r * row_bytes, &all, made);                            \
+            ROW(TYPE, n, blocks, matrix + r * row_bytes, all, made);                             \
             for (int c = 0; c < n; c++) out[c][r] = made[c];                                     \
         }                                                                                        \
     }                                                                                            \
     TARGET static void ROW##_##TYPE(int n, const char *matrix, int64_t row_bytes, int rows,      \
                                     const char *const *columns, int count, float *const *out) {  \
-        FOR_COUNT(ROW##_##TYPE, 256)                                                             \
+        FOR_COUNT(ROW##_##TYPE, 256, columns)                                                    \
     }
 
 #define KERNEL_32(TARGET, ROW, TYPE, ORDER)                                                      \
     TARGET INLINE void ROW##_##TYPE##_n(const int n, int blocks, const char *matrix,             \
                                         int64_t row_bytes, int rows, const char *const *columns, \
-                                        float *const *out) {                                     \
-        struct columns_32 all;                                                                   \
+                                        float *const *out, struct columns_32 *all) {             \
         const int pairs = (n + 1) / 2, last = blocks - 1;                                        \
-        memset(all.d, 0, sizeof all.d[0] * blocks);                                              \
-        if (has_least(TYPE)) memset(all.s, 0, sizeof all.s[0] * blocks);                         \
+        memset(all->d, 0, sizeof all->d[0] * blocks);                                            \
+        if (has_least(TYPE)) memset(all->s, 0, sizeof all->s[0] * blocks);                       \
         for (int c = 0; c < n; c++)                                                              \
-            prepare_column_32(has_least(TYPE), ORDER, pairs, blocks, columns[c], c, &all);       \
+            prepare_column_32(has_least(TYPE), ORDER, pairs, blocks, columns[c], c, all);        \
         for (int r = 0; r < rows; r++) {                                                         \
             const char *x = matrix + r * row_bytes;                                              \
             float made[MOST_COLUMNS];                                                            \
-            ROW(TYPE, n, blocks, x, &all, made);                                                 \
+            ROW(TYPE, n, blocks, x, all, made);                                                  \
             if (TYPE == IQ4_NL && blocks % 2)                                                    \
-                add_last(x + last * block_bytes_32(TYPE), ORDER, last, n, &all, made);           \
+                add_last(x + last * block_bytes_32(TYPE), ORDER, last, n, all, made);            \
             for (int c = 0; c < n; c++) out[c][r] = made[c];                                     \
         }                                                                                        \
     }                                                                                            \
     TARGET static void ROW##_##TYPE(int n, const char *matrix, int64_t row_bytes, int rows,      \
                                     const char *const *columns, int count, float *const *out) {  \
-        FOR_COUNT(ROW##_##TYPE, 32)                                                              \
+        FOR_COUNT(ROW##_##TYPE, 32, columns_32)                                                  \
     }
 
 #define KERNELS(TYPE, ORDER)            \

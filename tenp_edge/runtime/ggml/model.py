@@ -215,11 +215,6 @@ class PerExpertModel(Session):
         while self._graphs:
             self._graphs.popitem()[1].close()
 
-    def assume(self, count: int) -> None:
-        """Take the first ``count`` slots of the cache, which is all zeros, for tokens: to measure
-        what a full context takes without computing it."""
-        self.slots[0].tokens = [0] * count
-
     # -- the cache -----------------------------------------------------------------------------
 
     def make_room(self, sizes: Mapping[Slot, int]) -> bool:
