@@ -2,7 +2,7 @@
 rounding-FORMAT.json for the types of another format than GGUF.
 
 `evaluation.rounding` measures and writes it; with it the planner chooses widths and types together
-(`joint_tables`).
+(`joint.tables`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EXPERT_GROUPS: Mapping[str, tuple[str, ...]] = {"gate_up": ("gate", "up"), "down
 class GroupCost:
     """The model with all matrices of one group in ``type``, on held-out text: ``kl`` nats per
     token. ``layers``: those that were rounded, () for what lies outside all layers; ``error``: the
-    sum of the relative squared errors there, 0 of experts, whose sums say more (`joint_losses`)."""
+    sum of the relative squared errors there, 0 of experts, whose sums say more (`joint.losses`)."""
 
     type: str
     kl: float
