@@ -40,7 +40,10 @@ def check_types(types: TensorTypes, config: ModelConfig, *, one_type: bool, imat
     """
     unknown = sorted(types.names - set(TYPES))
     if unknown:
-        raise UserError(f"the plan's types name '{unknown[0]}', which GGUF has not", "plan again")
+        raise UserError(
+            f"the plan's types name '{unknown[0]}', which GGUF has not",
+            "--quant Q8_0, or plan again with --format gguf",
+        )
     if not types.has_experts({layer: len(row) for layer, row in config.expert_widths.items()}):
         raise UserError("the plan's types do not have the experts of this model", "plan again")
     weighed = sorted(name for name in types.names if TYPES[name].needs_importance)

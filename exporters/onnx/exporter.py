@@ -184,7 +184,7 @@ class OnnxExporter:
         return False
 
     def constant_bytes(self, hidden: int) -> int:
-        """No layout holds experts without neurons."""
+        """Never asked: no layout holds experts without neurons (`rules`)."""
         raise NotImplementedError
 
     def typed_matrices(

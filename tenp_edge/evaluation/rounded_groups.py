@@ -79,7 +79,7 @@ class Groups:
         return name not in EXPERT_GROUPS and not self._all_layers(name)
 
     def _error(self, name: str) -> float:
-        """Of the matrices that are rounded; of experts their losses say more (`joint_losses`)."""
+        """Of the matrices that are rounded; of experts their losses say more (`joint.losses`)."""
         if name in EXPERT_GROUPS:
             return 0.0
         layers, total = self._layers(name), 0.0

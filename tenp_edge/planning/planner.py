@@ -70,7 +70,7 @@ def make_plan(
     trapezoid's shape by predicted loss (`losses.cut_losses`). Without, it plans by bytes with
     the paper's shape. Where the options name no type (or auto), types are chosen: with
     ``rounding``, what it does to this model, of every tensor together with the widths
-    (`joint_plan`); with ``costs``, what each type was measured to cost, one for the file, else by a
+    (`joint.plan`); with ``costs``, what each type was measured to cost, one for the file, else by a
     rule (`tensor_types`).
     ``extra_files`` adds exact sizes of further weight files (the pruned checkpoint's);
     ``measured`` are plans of this model that were run: they say what a loss means in nats, and for

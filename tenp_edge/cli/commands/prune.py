@@ -91,7 +91,7 @@ def calibrate(
         tenp-edge calibrate MODEL --data code=a.jsonl --data prose=b.txt --samples 64 -o WORK
     """
     from tenp_edge.calibration.coverage import coverage
-    from tenp_edge.planning.measured.rounding_errors import load_errors
+    from tenp_edge.planning.measured.rounding_errors import FIRST_FORMAT, load_errors
     from tenp_edge.planning.measured.type_costs import load_costs
     from tenp_edge.verbs.calibrate import run_calibrate
 
@@ -100,7 +100,8 @@ def calibrate(
     costs = load_costs(output) if types and errors is None else None
     known = errors or costs
     shown = covered.to_json() | ({} if known is None else {"types": known.to_json()})
-    last = measured_tables.calibration_entries(statistics, covered, output, spoken(model))
+    more = f" --format {format}" if types and format != FIRST_FORMAT else ""
+    last = measured_tables.calibration_entries(statistics, covered, output, spoken(model), more)
     details = measured_tables.calibrated(statistics, covered, costs, errors)
     screen.show(shown, last, details=details, line=f"{output}: {measured_tables.seen(covered)}")
 

@@ -206,9 +206,10 @@ def seen(covered: Coverage) -> str:
 
 
 def calibration_entries(
-    statistics: Statistics, covered: Coverage, output: Path, model: str
+    statistics: Statistics, covered: Coverage, output: Path, model: str, more: str = ""
 ) -> Entries:
-    """The screen of ``calibrate`` and ``merge``; ``model`` as it is typed."""
+    """The screen of ``calibrate`` and ``merge``; ``model`` as it is typed, and ``more`` options of
+    the plan."""
     domains = statistics.info["domains"].items()
     read = ", ".join(f"{name} ({counts['tokens']:,} tokens)" for name, counts in domains)
     few = sum(covered.below_everywhere.values())
@@ -218,7 +219,7 @@ def calibration_entries(
         ("seen", seen(covered) + advice),
         ("written", f"{output}, for every later plan of this model, at any RAM"),
     ]
-    plan = f"tenp-edge plan {quote(model)} --ram 8GiB --calibration {quote(str(output))}"
+    plan = f"tenp-edge plan {quote(model)} --ram 8GiB{more} --calibration {quote(str(output))}"
     return Entries(lines, (("plan", plan),))
 
 

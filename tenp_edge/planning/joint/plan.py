@@ -145,7 +145,7 @@ class JointPlanner:
         much is left over: by halves, between what fits and what might."""
         if not self.rules.nodes_by_types:
             return chosen, priced
-        low, high = chosen.nbytes, chosen.nbytes + priced.memory.headroom_bytes
+        low, high = chosen.nbytes, chosen.nbytes + budget - priced.memory.total_bytes
         for _ in range(_ROUNDS):
             if high - low < _SPARE * budget:
                 break

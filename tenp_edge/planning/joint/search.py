@@ -246,6 +246,8 @@ def few(losses: Array, most: int, least: int) -> Indices:
     """At most ``most`` pairs, ``least`` among them, ascending; ``losses``: [prices, experts,
     pairs]. From all of them, that is taken out time and again whose experts lose least by going to
     the next best."""
+    if losses.shape[-1] <= most:
+        return np.arange(losses.shape[-1])
     rows = losses.reshape(-1, losses.shape[-1]).copy()
     every, left = np.arange(len(rows)), np.ones(rows.shape[1], dtype=bool)
     best = np.argpartition(rows, 1, axis=1)[:, :2]  # and the next best

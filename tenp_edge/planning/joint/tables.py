@@ -102,7 +102,7 @@ def expert_tables(
     unit: float = 0.0,
 ) -> list[ExpertTable]:
     """Of every MoE layer. ``factors``: by how much the loss of a group of matrices is multiplied
-    (`joint_losses`); ``widths``: as in `Tables`; ``unit``: losses count in this power of the
+    (`joint.losses`); ``widths``: as in `Tables`; ``unit``: losses count in this power of the
     stream's size, beside that of an ordinary layer."""
     sizes = pricing.gate_up(widths), pricing.down(widths)
     if widths[1:2] == (0,):

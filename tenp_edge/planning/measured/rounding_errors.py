@@ -2,7 +2,7 @@
 rounding-FORMAT.json for the types of another format than GGUF.
 
 `evaluation.rounding` measures and writes it; with it the planner chooses widths and types together
-(`joint_tables`).
+(`joint.tables`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tenp_edge.checkpoint.tensor_types import other_key
-from tenp_edge.disk import read_json, write_json
-from tenp_edge.errors import UserError
-from tenp_edge.planning.measured.type_costs import Conditions
+from tenp_edge.disk import write_json
+from tenp_edge.planning.measured.type_costs import Conditions, read_measured
 
 FILE = "rounding.json"
 FIRST_FORMAT = "gguf"  # whose file has no name of the format in it: it was the first
@@ -34,7 +33,7 @@ EXPERT_GROUPS: Mapping[str, tuple[str, ...]] = {"gate_up": ("gate", "up"), "down
 class GroupCost:
     """The model with all matrices of one group in ``type``, on held-out text: ``kl`` nats per
     token. ``layers``: those that were rounded, () for what lies outside all layers; ``error``: the
-    sum of the relative squared errors there, 0 of experts, whose sums say more (`joint_losses`)."""
+    sum of the relative squared errors there, 0 of experts, whose sums say more (`joint.losses`)."""
 
     type: str
     kl: float
@@ -105,25 +104,15 @@ def load_errors(directory: Path, format: str = FIRST_FORMAT) -> RoundingErrors |
 
     Raises UserError for a file that is not ours.
     """
-    file = directory / file_of(format)
-    if not file.is_file():
-        return None
-    stored = read_json(file)
-    if stored.get("kind") != FORMAT:
-        raise UserError(f"{file} was not written by tenp-edge", "calibrate --types again")
-    if stored.get("version") != VERSION:
-        return None
-    try:
-        names = ("fingerprint", "slice", "format", "imatrix")
-        rules = tuple(stored["tensor_types"])
-        conditions = Conditions(**{n: stored[n] for n in names}, tensor_types=rules)
-        experts = {int(layer): parts for layer, parts in stored["experts"].items()}
-        groups = {
-            name: GroupCost(**{**cost, "layers": tuple(cost["layers"])})
-            for name, cost in stored["groups"].items()
-        }
-        plans = tuple(MixedCost(**cost) for cost in stored["plans"])
-        seconds = float(stored["seconds"])
-        return RoundingErrors(conditions, experts, stored["others"], groups, plans, seconds)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{file} is damaged", "delete it, calibrate --types again") from None
+    return read_measured(directory / file_of(format), FORMAT, VERSION, _errors)
+
+
+def _errors(stored: Mapping[str, Any]) -> RoundingErrors:
+    experts = {int(layer): parts for layer, parts in stored["experts"].items()}
+    groups = {
+        name: GroupCost(**{**cost, "layers": tuple(cost["layers"])})
+        for name, cost in stored["groups"].items()
+    }
+    plans = tuple(MixedCost(**cost) for cost in stored["plans"])
+    conditions, seconds = Conditions.of_json(stored), float(stored["seconds"])
+    return RoundingErrors(conditions, experts, stored["others"], groups, plans, seconds)

@@ -6,13 +6,15 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tenp_edge.disk import read_json, write_json
 from tenp_edge.errors import UserError
+
+Made = TypeVar("Made")
 
 FILE = "types.json"
 FORMAT, VERSION = "tenp-edge types", 1
@@ -31,6 +33,11 @@ class Conditions:
     format: str
     imatrix: bool
     tensor_types: tuple[str, ...] = ()
+
+    @classmethod
+    def of_json(cls, stored: Mapping[str, Any]) -> Conditions:
+        names = ("fingerprint", "slice", "format", "imatrix")
+        return cls(**{n: stored[n] for n in names}, tensor_types=tuple(stored["tensor_types"]))
 
     def holds(self, format: str, imatrix: bool, tensor_types: tuple[str, ...]) -> bool:
         """Whether files of these options are like those that were measured."""
@@ -85,19 +92,30 @@ def load_costs(directory: Path) -> TypeCosts | None:
 
     Raises UserError for a file that is not ours.
     """
-    file = directory / FILE
+    return read_measured(directory / FILE, FORMAT, VERSION, _costs)
+
+
+def _costs(stored: Mapping[str, Any]) -> TypeCosts:
+    types = {name: TypeCost(**cost) for name, cost in stored["types"].items()}
+    conditions = Conditions.of_json(stored)
+    return TypeCosts(conditions, stored["layout"], tuple(stored["layers"]), types)
+
+
+def read_measured(
+    file: Path, kind: str, version: int, made_of: Callable[[Mapping[str, Any]], Made]
+) -> Made | None:
+    """``made_of`` the record in ``file``; None without any, or of another version.
+
+    Raises UserError for a file that is not of this ``kind``, or damaged.
+    """
     if not file.is_file():
         return None
     stored = read_json(file)
-    if stored.get("kind") != FORMAT:
+    if stored.get("kind") != kind:
         raise UserError(f"{file} was not written by tenp-edge", "calibrate --types again")
-    if stored.get("version") != VERSION:
+    if stored.get("version") != version:
         return None
     try:
-        names = ("fingerprint", "slice", "format", "imatrix")
-        rules = tuple(stored["tensor_types"])
-        conditions = Conditions(**{n: stored[n] for n in names}, tensor_types=rules)
-        types = {name: TypeCost(**cost) for name, cost in stored["types"].items()}
-        return TypeCosts(conditions, stored["layout"], tuple(stored["layers"]), types)
-    except (KeyError, TypeError, AttributeError):
+        return made_of(stored)
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{file} is damaged", "delete it, calibrate --types again") from None

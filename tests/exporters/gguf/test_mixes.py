@@ -170,7 +170,7 @@ def test_types_that_cannot_be_written_are_refused(model: Checkpoint) -> None:
 
     assert why(replace(types, others={**types.others, "0.q": "Q9"})) == (
         "the plan's types name 'Q9', which GGUF has not",
-        "plan again",
+        "--quant Q8_0, or plan again with --format gguf",
     )
     assert why(replace(types, down={0: types.down[0]})) == (
         "the plan's types do not have the experts of this model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -188,6 +189,27 @@ def test_few_pairs_of_a_width_and_a_type(seed: int) -> None:
             assert len(set(pairs)) <= most
     assert three.within(three.smallest.nbytes - 1) is None
     assert not three.largest.gate_up.any()
+
+
+def test_one_pair_is_all_there_is() -> None:
+    """As of experts as wide as a block, in one type."""
+    one = tables()
+    experts = tuple(
+        replace(
+            table,
+            cut=table.cut[:, -1:],
+            gate_up=table.gate_up[:, -1:, :1],
+            down=table.down[:, -1:, :1],
+            gate_up_bytes=table.gate_up_bytes[-1:, :1],
+            down_bytes=table.down_bytes[-1:, :1],
+        )
+        for table in one.experts
+    )
+    search = JointSearch(replace(one, widths=WIDTHS[-1:], experts=experts), alike=True, most=8)
+    found = search.within(1e9)
+
+    assert found is not None
+    assert not found.width.any() and not found.gate_up.any() and not found.down.any()
 
 
 def test_a_layer_that_counts_more_keeps_more() -> None:
