@@ -7,13 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 from tenp_edge.calibration.text_kind import is_one_kind
-from tenp_edge.checkpoint.files import Checkpoint
+from tenp_edge.checkpoint.files import Checkpoint, dtype_name
 from tenp_edge.checkpoint.plan_record import PlanRecord, TrapezoidRecord
 from tenp_edge.models import ModelConfig, expected_tensors
 from tenp_edge.planning.budget.allocators import Tenp
 from tenp_edge.planning.budget.search import Search
 from tenp_edge.planning.measured.kl_law import predicted_kl
-from tenp_edge.planning.memory.pricing import Priced
+from tenp_edge.planning.memory.pricing import Priced, Pricer
 from tenp_edge.planning.memory.table import decode_tokens_per_second
 from tenp_edge.units import format_size, percent
 
@@ -135,7 +135,7 @@ def _notes(search: Search, priced: Priced) -> list[str]:
             f"({target.profile.name} would take {target.profile.context})"
         )
     if priced.keep_ratio == 1.0:
-        notes.append("the full model fits: nothing is cut")
+        notes += ["the full model fits: nothing is cut", *_as_stored(search, priced)]
     elif evidence is None and spec.method.allocation != "uniform":
         notes.append(
             "planned by bytes alone, without calibration: the first experts of a layer stand for "
@@ -158,10 +158,27 @@ def _notes(search: Search, priced: Priced) -> list[str]:
         )
     if evidence is not None and priced.keep_ratio < 1 and is_one_kind(evidence.statistics):
         notes.append(
-            "the calibration saw one kind of text: the plan is for that kind. --protect much keeps "
-            "more for others, at the cost of this one"
+            "the calibration saw one kind of text: the plan is for that kind. Other kinds in "
+            "--data too, or --protect much (not with --scores), keep more for others, at the cost "
+            "of this one"
         )
     return notes
+
+
+def _as_stored(search: Search, priced: Priced) -> list[str]:
+    """Said where the whole model would fit in the very type that it is stored in, which is taken
+    only when it is named: decoding reads every byte."""
+    spec, checkpoint = search.spec, search.pricer.checkpoint
+    stored = dtype_name(checkpoint.dtype)
+    plain = all(weight.is_plain for weight in checkpoint.weights.values())
+    if checkpoint.is_file or not plain or spec.sized or not spec.has(stored):
+        return []
+    target = spec.with_type(stored).target
+    whole = Pricer(checkpoint, target, search.pricer.answer)(priced.widths)
+    if whole.memory.headroom_bytes < 0:
+        return []
+    needs = format_size(whole.memory.total_bytes)
+    return [f"{stored} would fit too, exactly as the model is stored, in {needs}: --quant {stored}"]
 
 
 def blocks_chosen(plain: Priced, blocks: Priced, multiple: int) -> tuple[str, ...]:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
 
 _UNKNOWN = "how much is lost is not known before a calibration"
 _ROUNDED = 0.01
-_BF16_OVER_Q8_0 = 16 / 8.5
 _PARTS = (
     ("experts_bytes", "experts"),
     ("other_weights_bytes", "other weights"),
@@ -49,7 +48,6 @@ def plan_entries(
         *_instead(plan),
         *_speed(plan),
         *(("file", f"{name}, {size:,} bytes") for name, size in plan.files.items()),
-        *_exact_fits(plan),
         *(("note", note) for note in of_interest(notes_of(plan))),
         ("more", "--verbose: the widths of every layer, types, what other RAM numbers would buy"),
     ]
@@ -104,16 +102,6 @@ def _rounded(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
     if asked - plan.keep_ratio > _ROUNDED:
         step = plan.record.width_multiple
         yield "", f"asked for {percent(asked)}: widths are multiples of {step} neurons"
-
-
-def _exact_fits(plan: CompressionPlan) -> Iterator[tuple[str, str]]:
-    """Where the whole model fits in more bits than it was given."""
-    memory, record = plan.memory, plan.record
-    weights = memory["experts_bytes"] + memory["other_weights_bytes"]
-    exact = memory["total_bytes"] + weights * (_BF16_OVER_Q8_0 - 1)
-    q8 = record.quant == "Q8_0" and record.fits_whole and record.budget_bytes
-    if q8 and record.type_choice and exact <= (record.budget_bytes or 0):
-        yield "note", "BF16 would fit too, twice as large: --quant BF16"
 
 
 def _instead(plan: CompressionPlan) -> Iterator[tuple[str, str]]:

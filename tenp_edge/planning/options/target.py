@@ -86,10 +86,10 @@ class PlanSpec:
         own_format = target.exporter.format == target.profile.format
         runs = target.profile.tensor_types if own_format else types
         wanted = (quant for quant in types[types.index(default) :] if quant in runs)
-        return tuple(quant for quant in wanted if self._has(quant))
+        return tuple(quant for quant in wanted if self.has(quant))
 
-    def _has(self, quant: str) -> bool:
-        """Whether the layout has that type."""
+    def has(self, quant: str) -> bool:
+        """Whether the format, the layout and the device have that type."""
         try:
             make_target(self.target.profile, replace(self.options, quant=quant), self.positions)
         except UserError:

@@ -34,6 +34,7 @@ from tenp_edge.planning.measured.trials import Trial
 from tenp_edge.planning.options.devices import this_machine
 from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
+from tenp_edge.units import format_size
 
 Known = tuple[Checkpoint, Statistics, RoundingErrors]
 OPTIONS = ExportOptions("Q8_0", "per-expert", imatrix=True)
@@ -156,6 +157,13 @@ def test_more_memory_is_less_loss(known: Known, budget: int) -> None:
 def test_all_is_kept_where_it_fits(known: Known) -> None:
     plan = planned(known, budget_bytes=2**30)
     assert plan.keep_ratio == 1 and plan.types is not None and plan.types.names == {"Q8_0"}
+    stored = planned(known, budget_bytes=2**30, quant="BF16")
+    needs = f"in {format_size(total(stored))}: --quant BF16"
+    said = [note for note in plan.record.notes if "BF16" in note]
+    assert said == [f"BF16 would fit too, exactly as the model is stored, {needs}"]
+    tight = planned(known, budget_bytes=total(stored) - 1)
+    assert tight.keep_ratio == 1 and not any("BF16" in note for note in tight.record.notes)
+    assert not any("BF16" in note for note in stored.record.notes)
 
 
 @pytest.mark.parametrize("layout", ["merged", "padded"])
