@@ -21,8 +21,8 @@ from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
 
 NOTE = (
-    "the calibration saw one kind of text: the plan is for that kind. Other kinds in --data too, or "
-    "--protect much (not with --scores), keep more for others, at the cost of this one"
+    "the calibration saw one kind of text: the plan is for that kind. Other kinds in --data too, "
+    "or --protect much (not with --scores), keep more for others, at the cost of this one"
 )
 
 

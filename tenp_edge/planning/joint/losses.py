@@ -5,31 +5,42 @@ find another expert) is the same for all types of a role, more or less. Of the o
 nothing is predicted but that errors of one relative size cost the same in every layer. So every
 group was rounded once and its KL measured (`evaluation.rounding`): read as a loss by the model's
 own law (`kl_law`), it says by how much to multiply.
+
+That law goes through plans that were only cut, measured on text that was held out. Where the
+calibration was so short that these cost by chance (`kl_law.is_of_chance`), it says nothing of
+rounding, which fits no text: the bundled model's law is taken. And what the cuts cost beside what
+was predicted of them is counted evenly for every neuron (UNSEEN).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from tenp_edge.calibration.statistics import ROUNDING
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.exporters.mixing import Mixer
-from tenp_edge.planning.measured.kl_law import loss_of_kl
+from tenp_edge.planning.measured.kl_law import is_of_chance, loss_of_kl
 from tenp_edge.planning.measured.rounding_errors import EXPERT_GROUPS, GroupCost, RoundingErrors
 from tenp_edge.planning.measured.trials import Trial
 
 # Of the sums' own prediction: a measurement further off is of text that hardly uses the experts.
 _LEAST, _MOST = 1 / 64, 64.0
+UNSEEN = (
+    "unseen"  # of the factors: the loss of cutting all neurons that the calibration did not show
+)
 
 
 def measured_factors(
     errors: RoundingErrors, statistics: Statistics, mixer: Mixer, measured: Sequence[Trial] = ()
 ) -> dict[str, float]:
     """By group: of the experts' what their predicted losses are multiplied by, of a role of other
-    matrices the loss at a relative error of 1."""
-    factors = dict.fromkeys(EXPERT_GROUPS, 1.0)
+    matrices the loss at a relative error of 1; and UNSEEN."""
+    by_chance = is_of_chance(measured)
+    factors = dict.fromkeys(EXPERT_GROUPS, 1.0) | {UNSEEN: unseen(measured) if by_chance else 0.0}
+    law = () if by_chance else measured
     for name, cost in errors.groups.items():
-        loss = loss_of_kl(cost.kl, measured)
+        loss = loss_of_kl(cost.kl, law)
         expected = cost.error
         if name in EXPERT_GROUPS:
             expected = _predicted(errors, statistics, mixer, name, cost)
@@ -37,6 +48,17 @@ def measured_factors(
             factor = loss / expected
             factors[name] = min(max(factor, _LEAST), _MOST) if name in EXPERT_GROUPS else factor
     return factors
+
+
+def unseen(measured: Sequence[Trial]) -> float:
+    """What cutting everything would cost beside what is predicted: the mean of what the
+    ``measured`` cuts did, by the share of the neurons that they cut."""
+    beside = [
+        (loss_of_kl(trial.mean_kl) - trial.predicted_loss) / (1 - trial.keep_ratio)
+        for trial in measured
+        if trial.keep_ratio < 1
+    ]
+    return max(0.0, fmean(beside)) if beside else 0.0
 
 
 def _predicted(

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from tenp_edge.calibration.coverage import MIN_TOKENS
 from tenp_edge.exporters.mixing import Mixer, TypedMatrix
+from tenp_edge.planning.joint.losses import UNSEEN
 from tenp_edge.planning.measured.rounding_errors import Errors, RoundingErrors
 from tenp_edge.planning.scores.tables import Evidence
+from tenp_edge.planning.space import Space
 
 Array = NDArray[np.float64]
 _FAR = 1e30  # the loss of what may not be chosen
@@ -102,8 +104,8 @@ def expert_tables(
     unit: float = 0.0,
 ) -> list[ExpertTable]:
     """Of every MoE layer. ``factors``: by how much the loss of a group of matrices is multiplied
-    (`joint.losses`); ``widths``: as in `Tables`; ``unit``: losses count in this power of the
-    stream's size, beside that of an ordinary layer."""
+    (`joint.losses`), and UNSEEN; ``widths``: as in `Tables`; ``unit``: losses count in this power
+    of the stream's size, beside that of an ordinary layer."""
     sizes = pricing.gate_up(widths), pricing.down(widths)
     if widths[1:2] == (0,):
         sizes[1][1] = pricing.mixer.constant_bytes(pricing.hidden)
@@ -134,7 +136,7 @@ def _layer_table(
     by_down = np.stack([pricing.errors(of["down"], width) for width in widths])
     both = gate[:, :, None] * by_gate + up[:, :, None] * by_up
     losses = [
-        _cut_columns(table.insured.numpy(), widths),
+        _cut_columns(table.insured.numpy(), widths) + _unseen(evidence.space, factors, widths),
         both * factors["gate_up"],
         down[:, :, None] * by_down * factors["down"],
     ]
@@ -153,6 +155,13 @@ def _cut_columns(cuts: Array, widths: tuple[int, ...]) -> Array:
     """[experts, widths], of losses of no neuron and of the legal widths, [experts, 1 + legal]."""
     bare = widths.count(0)
     return cuts[:, [0] * bare + list(range(1, 1 + len(widths) - bare))]
+
+
+def _unseen(space: Space, factors: Mapping[str, float], widths: tuple[int, ...]) -> Array:
+    """Of one expert by width, [widths]: its share of the loss that the calibration did not show."""
+    cut = 1 - np.array(widths, dtype=np.float64) / space.full
+    share: Array = factors.get(UNSEEN, 0.0) / space.total_experts * cut
+    return share
 
 
 def _emptied(cut: Array, tokens: Array, taken_off: Array | None) -> Array:

@@ -43,6 +43,17 @@ def predicted_kl(loss: float, measured: Measured = ()) -> float:
     return math.exp(scale + power * math.log(loss))
 
 
+def is_of_chance(measured: Measured) -> bool:
+    """Whether the ``measured`` plans cost far more than predicted the less they cut, beyond what a
+    power may be off in nine cases of ten.
+
+    So it is where a plan was fitted to a few tokens: they show no loss at all of neurons that other
+    text needs, and what such a plan costs goes by how much it cuts.
+    """
+    slope = _slope(_points(measured))
+    return slope is not None and slope < POWER - _WITHIN * _POWER_OFF
+
+
 def loss_of_kl(kl: float, measured: Measured = ()) -> float:
     """The predicted loss that costs ``kl`` nats per token: `predicted_kl` the other way round."""
     if kl <= 0:
@@ -116,12 +127,21 @@ def _fitted(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     if not points:
         return math.log(_SCALE), POWER
     x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
-    spread = sum((loss - x) ** 2 for loss, _ in points)
-    power = POWER
-    if spread / len(points) >= _SPREAD**2:
-        slope = sum((loss - x) * (kl - y) for loss, kl in points) / spread
-        power = min(max(slope, _FLATTEST), _STEEPEST)
+    slope = _slope(points)
+    power = POWER if slope is None else min(max(slope, _FLATTEST), _STEEPEST)
     return y - power * x, power
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> float | None:
+    """Of (log loss, log KL), by least squares; None where losses do not lie far enough apart."""
+    if not points:
+        return None
+    x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
+    spread = sum((loss - x) ** 2 for loss, _ in points)
+    if spread / len(points) < _SPREAD**2:
+        return None
+    slope: float = sum((loss - x) * (kl - y) for loss, kl in points) / spread
+    return slope
 
 
 def together_kl(*kls: float) -> float:

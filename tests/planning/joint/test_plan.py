@@ -22,11 +22,15 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan, load_plan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
+from tenp_edge.evaluation.evaluator import LayerCache
+from tenp_edge.evaluation.measured_variants import measure_variants
 from tenp_edge.evaluation.rounding import measure_rounding
 from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.validation import validate
+from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
+from tenp_edge.planning.joint.losses import unseen
 from tenp_edge.planning.measured.kl_law import loss_of_kl, predicted_kl
 from tenp_edge.planning.measured.probes import KEEPS, PLAIN
 from tenp_edge.planning.measured.rounding_errors import MixedCost, RoundingErrors
@@ -234,6 +238,30 @@ def test_it_goes_the_way_that_measured_best(known: Known, budget: int) -> None:
     assert pinned.record.way is None
     assert (plan.widths, plan.types) == (pinned.widths, pinned.types)
     assert plan.widths != planned(known, budget_bytes=budget).widths
+
+
+def test_a_calibration_that_was_too_short_cuts_nothing_and_beats_one_type(known: Known) -> None:
+    """Cuts that were measured to cost far more than predicted, the bundled model's after 64 tokens:
+    their law says nothing of rounding."""
+    model, statistics, errors = known
+    pairs = ((0.9, 7e-7, 0.186), (0.7, 3.2e-5, 0.432), (0.45, 5.5e-4, 0.869))
+    trials = [Trial(PLAIN, keep, loss, kl, 1.0) for keep, loss, kl in pairs]
+    assert unseen(trials) == pytest.approx(0.86, abs=0.01)
+    whole = planned(known, quant="Q4_K_M", keep=1.0)
+    request = PlanOptions(context=256, width_multiple=32, budget_bytes=total(whole))
+    plan = make_plan(model, this_machine(), request, statistics, measured=trials, rounding=errors)
+    assert plan.types is not None and plan.keep_ratio > 0.97
+    assert plan.keep_ratio > planned(known, budget_bytes=total(whole)).keep_ratio
+
+    def weights(quant: str, plan: CompressionPlan) -> OtherWeights:
+        options = ExportOptions(quant, "per-expert", imatrix=True).typed(plan.file_types)
+        data = ExportData(Importance(statistics, plan))
+        source = ModelSource(model, plan)
+        return OtherWeights(EXPORTER.requantised(source, options, data), quant)  # type: ignore[attr-defined]
+
+    variants = [weights("Q4_K_M", whole), weights("auto", plan)]
+    one, own = measure_variants(LayerCache(model.path), variants, [domain("code", 2, 64, 5)], **CPU)
+    assert own.mean_kl < 0.7 * one.mean_kl
 
 
 def test_only_types_of_the_profile_are_mixed(known: Known, budget: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tenp_edge.checkpoint.plan_record import PlanRecord
 from tenp_edge.planning.measured.expected_kl import expected_kl
-from tenp_edge.planning.measured.kl_law import kl_range, loss_of_kl, predicted_kl
+from tenp_edge.planning.measured.kl_law import is_of_chance, kl_range, loss_of_kl, predicted_kl
 from tenp_edge.planning.measured.trials import Trial
 
 
@@ -57,3 +57,15 @@ def test_what_is_said_of_a_plan() -> None:
     assert str(expected_kl(joint, 1.0)) == "0.01 (0.004 to 0.02)"
     assert str(expected_kl(PlanRecord(type_kl=0.001), 1.0)) == "0.001"
     assert expected_kl(PlanRecord(), 0.5) is None
+
+
+def test_cuts_that_cost_by_chance() -> None:
+    """The bundled model's, calibrated on 16,384 tokens and on 64; and plans too near each other to
+    tell."""
+
+    def trials(*pairs: tuple[float, float]) -> list[Trial]:
+        return [Trial({}, 0.7, loss, kl, 1.0) for loss, kl in pairs]
+
+    assert not is_of_chance(trials((1.9e-5, 4.2e-4), (3.9e-4, 3.1e-3), (4.9e-3, 2.5e-2)))
+    assert is_of_chance(trials((7e-7, 0.186), (3.2e-5, 0.432), (5.5e-4, 0.869)))
+    assert not is_of_chance(trials((1e-5, 0.2), (2e-5, 0.2))) and not is_of_chance(())
