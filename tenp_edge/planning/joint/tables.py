@@ -10,6 +10,7 @@ add up, as errors that are independent do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from tenp_edge.calibration.coverage import MIN_TOKENS
 from tenp_edge.exporters.mixing import Mixer, TypedMatrix
 from tenp_edge.planning.joint.losses import UNSEEN
 from tenp_edge.planning.measured.rounding_errors import Errors, RoundingErrors
-from tenp_edge.planning.scores.tables import Evidence
+from tenp_edge.planning.scores.tables import Evidence, LayerEvidence
 from tenp_edge.planning.space import Space
 
 Array = NDArray[np.float64]
@@ -136,7 +137,7 @@ def _layer_table(
     by_down = np.stack([pricing.errors(of["down"], width) for width in widths])
     both = gate[:, :, None] * by_gate + up[:, :, None] * by_up
     losses = [
-        _cut_columns(table.insured.numpy(), widths) + _unseen(evidence.space, factors, widths),
+        cut_costs(table, evidence.space, widths, factors.get(UNSEEN, 0.0)),
         both * factors["gate_up"],
         down[:, :, None] * by_down * factors["down"],
     ]
@@ -157,11 +158,21 @@ def _cut_columns(cuts: Array, widths: tuple[int, ...]) -> Array:
     return cuts[:, [0] * bare + list(range(1, 1 + len(widths) - bare))]
 
 
-def _unseen(space: Space, factors: Mapping[str, float], widths: tuple[int, ...]) -> Array:
-    """Of one expert by width, [widths]: its share of the loss that the calibration did not show."""
-    cut = 1 - np.array(widths, dtype=np.float64) / space.full
-    share: Array = factors.get(UNSEEN, 0.0) / space.total_experts * cut
-    return share
+def cut_costs(table: LayerEvidence, space: Space, widths: tuple[int, ...], unseen: float) -> Array:
+    """What cutting each expert costs, [experts, widths].
+
+    As far as the text is too short to judge experts by, it costs what cutting as large a part of
+    the layer's mean expert would if all its neurons did as much: losses have the weight
+    sqrt(tokens / MIN_TOKENS), of the mean over the experts (limited fluctuation credibility;
+    Mowbray 1914). ``unseen``, of all experts together, comes on top.
+    """
+    cuts = table.insured.numpy()
+    losses = _cut_columns(cuts, widths)
+    trust = min(1.0, math.sqrt(float(table.tokens.mean()) / MIN_TOKENS))
+    share = 1 - np.array(widths, dtype=np.float64) / space.full
+    evenly = (1 - trust) * cuts[:, 0].mean() + unseen / space.total_experts
+    made: Array = trust * losses + evenly * share
+    return made
 
 
 def _emptied(cut: Array, tokens: Array, taken_off: Array | None) -> Array:

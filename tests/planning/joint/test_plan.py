@@ -50,7 +50,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
     """The bundled model, which was trained, and what rounding does to it."""
     model = Checkpoint(Path(tenp_edge.__file__).parent / "demo_model")
     work = tmp_path_factory.mktemp("work")
-    statistics = calibrated(model.path, work, [domain("code", 4, 64)])
+    statistics = calibrated(model.path, work, [domain("code", 8, 64)])
     save_domains(work / SLICE_FILE, [domain("code", 1, 64, 5)])
     errors = measure_rounding(model, RoundingJob(EXPORTER, OPTIONS), statistics, work, **CPU)
     return model, statistics, errors
