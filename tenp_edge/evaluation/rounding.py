@@ -5,9 +5,9 @@ and of every other matrix, encoded with their importance matrix: no matrix is en
 KL of the model with one group of matrices (a role: "q", or the experts' down) in one type: what an
 error in that role means for this very model. The groups run beside the dense model in one pass.
 
-It is a part of calibrating and must stay a small one: where all of the held-out slice would be more
-than a matter of a moment, as much of it is read as costs `_SHARE` of the calibration's forward; and
-a large model's experts are not encoded (`emulated_rounding`).
+It is a part of calibrating and must stay a small one: little text is read (`rounding_text`), the
+dense model runs once for groups and plans, and a large model's experts are not encoded
+(`emulated_rounding`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.evaluation.evaluator import LayerCache
+from tenp_edge.evaluation.evaluator import DenseStates, LayerCache
 from tenp_edge.evaluation.measured_variants import measure_variants
 from tenp_edge.evaluation.mixed_plans import PARTS, MixedPlans, planner_of
 from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.evaluation.rounded_groups import MEASURED_LAYERS, Groups
 from tenp_edge.evaluation.rounding_job import RoundingJob
+from tenp_edge.evaluation.rounding_text import measured_text, scored_after_start
 from tenp_edge.evaluation.type_sensitivity import SAMPLED_ABOVE, spread
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData
@@ -50,9 +51,6 @@ from tenp_edge.progress import QUIET, Progress
 
 _EXPERTS, _ROWS = 4, 4  # of a sampled layer; of each of their matrices
 _LAYERS = 12  # that experts are sampled in
-_SHARE = 0.35  # of the calibration's tokens, all forwards together
-_MOMENT = 10**12  # floating-point operations
-_FEWEST = 64  # tokens of a domain
 _TOO_SMALL, _EXACT = 0.4, 1e-3  # of the usual error at a type's bits
 _SHAKEN = 2.5  # times the error that was there
 _EMULATED_PER_SECOND = 2 * 10**8  # weights
@@ -83,7 +81,7 @@ def measure_rounding(
     errors = sampled_errors(checkpoint, job, data, progress)
     errors = replace(errors, conditions=conditions)
     cached = LayerCache(checkpoint.path)
-    groups = Groups(cached, job, data, errors)
+    groups, dense = Groups(cached, job, data, errors), DenseStates()
 
     def measured(variants: Sequence[OtherWeights], what: str) -> list[float]:
         found = measure_variants(
@@ -95,6 +93,8 @@ def measure_rounding(
             work=directory,
             progress=progress,
             what=what,
+            positions=scored_after_start,
+            dense=dense,
         )
         return [one.mean_kl for one in found]
 
@@ -107,32 +107,6 @@ def measure_rounding(
     errors = replace(errors, plans=plans, seconds=round(time.monotonic() - started, 2))
     errors.save(directory)
     return errors
-
-
-def measured_text(
-    checkpoint: Checkpoint, job: RoundingJob, held_out: Sequence[Domain], calibrated: int
-) -> list[Domain]:
-    """What is read of ``held_out``, beside a calibration of so many tokens."""
-    forwards, tokens = job.forwards(checkpoint.config), token_count(held_out)
-    active = inspect_model(checkpoint.path).active_parameters
-    if forwards * tokens * 2 * active > _MOMENT:
-        tokens = int(_SHARE * calibrated / forwards)
-    return shortened(held_out, tokens)
-
-
-def shortened(domains: Sequence[Domain], tokens: int) -> list[Domain]:
-    """About ``tokens`` of all ``domains`` together, of each as many, at least _FEWEST: whole
-    sequences and, where a domain has room for less than one, its first tokens."""
-    if token_count(domains) <= tokens:
-        return list(domains)
-    of_each = max(_FEWEST, tokens // len(domains))
-    parts = []
-    for domain in domains:
-        count = max(1, of_each // domain.tokens.shape[1])
-        width = min(of_each, domain.tokens.shape[1])
-        lengths = domain.lengths[:count].clamp(max=width)
-        parts.append(Domain(domain.name, domain.tokens[:count, :width], lengths))
-    return parts
 
 
 # -- errors of sampled rows ------------------------------------------------------------------------

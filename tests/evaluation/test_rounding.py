@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ from tenp_edge.evaluation.rounding import (
     relative_errors,
     rounding_seconds,
     sampled_errors,
-    shortened,
     undoing_types,
 )
 from tenp_edge.evaluation.rounding_job import RoundingJob
@@ -43,6 +43,7 @@ from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.measured.rounding_errors import FILE, RoundingErrors, load_errors
 from tenp_edge.progress import QUIET
 from tenp_edge.verbs import measure_types as typeverbs
+from tenp_edge.verbs.calibrate import expected_measuring
 from tenp_edge.verbs.options import CalibrationOptions
 
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
@@ -174,16 +175,6 @@ def test_types_that_would_undo_training_are_known() -> None:
     assert undoing(5 + torch.randn(16, 256)) == set()
 
 
-def test_text_is_shortened_evenly() -> None:
-    domains = [domain("code", 4, 96), domain("prose", 3, 96)]
-    assert shortened(domains, 1000) == domains
-    some = shortened(domains, 400)
-    assert [part.name for part in some] == ["code", "prose"]
-    assert [tuple(part.tokens.shape) for part in some] == [(2, 96), (2, 96)]
-    fewest = shortened(domains, 10)
-    assert [part.lengths.tolist() for part in fewest] == [[64], [64]]
-
-
 def test_other_conditions_are_measured_again(
     bundled: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,9 +266,13 @@ def test_compress_measures_whatever_it_takes(
     assert asked()
     monkeypatch.setattr(rounding, "sampled_errors", _refused)
     assert asked() and typeverbs.rounding_of(checkpoint, tmp_path) is not None
+    (tmp_path / "statistics.json").write_bytes((directory / "statistics.json").read_bytes())
+    left = partial(expected_measuring, checkpoint, tmp_path, [], compute=compute, probed=False)
+    assert left(JOB) == left(None) == 0
     rules = replace(JOB, options=replace(JOB.options, tensor_types=("attn_v=Q8_0",)))
     with pytest.raises(RuntimeError, match="measured again"):
         asked(rules)
+    assert left(rules) > 0 and left(None, probed=True) > 0  # of a finished calibration too
     save_domains(tmp_path / SLICE_FILE, [domain("code", 1, 48, 9)])
     assert typeverbs.rounding_of(checkpoint, tmp_path) is None  # measured on other text
 
