@@ -154,10 +154,11 @@ def _bench_mixed(arguments: argparse.Namespace) -> None:
     """The experts alone are of interest, so there is hardly any vocabulary."""
     (shape,) = arguments.shape
     config = replace(config_of(shape, "ragged", arguments.layers), vocab_size=_FEW_TOKENS)
-    sizes = arguments.threads, arguments.prompt, arguments.decode, arguments.rounds
+    numbers = arguments.threads, arguments.prompt, arguments.decode, arguments.rounds
+    sizes = mixed_types.Sizes(*numbers, CLOCKS[arguments.clock])
     with tempfile.TemporaryDirectory() as scratch:
-        speeds = mixed_types.measure(config, arguments.files or Path(scratch), *sizes)
-    mixed_types.report(speeds)
+        speeds = mixed_types.measure(config, arguments.files or Path(scratch), sizes)
+    mixed_types.report(speeds, arguments.prompt)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(asdict(speeds), indent=2) + "\n")
 

@@ -2,22 +2,27 @@
 ``--types mixed``).
 
 Every expert's gate and up, and its down, take a random one of TYPES; in each layer all types come
-equally often among the wide and among the narrow experts. What decode promises is the mean of the
+equally often among the wide and among the narrow experts. What a file promises is the mean of the
 single types' times, weighed by the share of the experts' weights (so bytes go at the speed of their
 own type); a prefill is to be no slower than the slowest of the types alone. Everything but the
-experts is Q8_0. A token's time is its least over the rounds: the machine may have other work.
+experts is Q8_0. The embeddings are independent rows of float32: from encoded blocks that repeat,
+all tokens would be much alike and go to the same few experts, whose types then decide. A token's
+time is its least over the rounds, a prefill's ratio the median of the rounds' own: the machine may
+have other work.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from random_gguf import TypeOf, typed_entries, write_random
 
 from tenp_edge.exporters.gguf.layout import Entry
@@ -32,52 +37,75 @@ _LAYOUT = "per-expert"
 
 @dataclass(frozen=True)
 class MixedSpeeds:
-    """Tokens per second by file, the mixed one among them; ``shares``: of the experts' weights in
-    the mixed file, by type."""
+    """By file, the mixed one among them: ``prefill``, seconds of every round; ``decode``, tokens
+    per second. ``shares``: of the experts' weights in the mixed file, by type."""
 
-    prefill: dict[str, float]
+    prefill: dict[str, list[float]]
     decode: dict[str, float]
     shares: dict[str, float]
 
     @property
-    def promised(self) -> float:
-        """Decode speed of the mixed file if its bytes went at the speed of their own types."""
-        return 1 / sum(share / self.decode[kind] for kind, share in self.shares.items())
+    def decode_of_promised(self) -> float:
+        """Decode of the mixed file if its bytes went at the speed of their own types, over it."""
+        promised = sum(share / self.decode[kind] for kind, share in self.shares.items())
+        return promised * self.decode[MIXED]
 
     @property
-    def slowest_prefill(self) -> float:
-        return min(speed for kind, speed in self.prefill.items() if kind != MIXED)
+    def prefill_of_promised(self) -> float:
+        return median(
+            sum(share * times[kind] for kind, share in self.shares.items()) / times[MIXED]
+            for times in self._rounds()
+        )
+
+    @property
+    def prefill_of_slowest(self) -> float:
+        slowest = max(self.shares, key=lambda kind: median(self.prefill[kind]))
+        return median(times[slowest] / times[MIXED] for times in self._rounds())
+
+    def _rounds(self) -> list[Mapping[str, float]]:
+        columns = zip(*self.prefill.values(), strict=True)
+        return [dict(zip(self.prefill, times, strict=True)) for times in columns]
 
 
-def measure(
-    config: ModelConfig, folder: Path, threads: int, prompt: int, decode: int, rounds: int
-) -> MixedSpeeds:
+@dataclass(frozen=True)
+class Sizes:
+    """Of a measurement: threads, tokens of the prompt and behind it, and how often."""
+
+    threads: int
+    prompt: int
+    decode: int
+    rounds: int
+    clock: Callable[[], float]
+
+
+def measure(config: ModelConfig, folder: Path, sizes: Sizes) -> MixedSpeeds:
     """Rounds alternate between the files, which are written into ``folder``."""
     chosen = _types_of(config)
     files = {kind: _written(config, kind, chosen, folder) for kind in (*TYPES, MIXED)}
-    options = RunOptions(context=1024, threads=threads)
+    options = RunOptions(context=1024, threads=sizes.threads)
     sessions = {kind: open_model(file, options) for kind, file in files.items()}
-    best = {kind: np.full(1 + decode, np.inf) for kind in files}
-    for _ in range(rounds + 1):  # The first round only warms up.
-        for kind, session in sessions.items():
-            best[kind] = np.minimum(best[kind], _round(session, prompt, decode))
+    rounds = [  # The first only warms up.
+        {kind: _round(session, sizes) for kind, session in sessions.items()}
+        for _ in range(sizes.rounds + 1)
+    ][1:]
     for session in sessions.values():
         session.close()
+    least = {kind: np.min([times[kind] for times in rounds], axis=0) for kind in files}
     return MixedSpeeds(
-        prefill={kind: prompt / float(times[0]) for kind, times in best.items()},
-        decode={kind: decode / float(times[1:].sum()) for kind, times in best.items()},
+        prefill={kind: [float(times[kind][0]) for times in rounds] for kind in files},
+        decode={kind: sizes.decode / float(times[1:].sum()) for kind, times in least.items()},
         shares=_shares(config, chosen),
     )
 
 
-def report(speeds: MixedSpeeds) -> None:
+def report(speeds: MixedSpeeds, prompt: int) -> None:
     print("type    prefill tok/s   decode tok/s")
     for kind in speeds.decode:
-        print(f"{kind:7} {speeds.prefill[kind]:13.1f} {speeds.decode[kind]:14.1f}")
-    decode = speeds.decode[MIXED] / speeds.promised
-    prefill = speeds.prefill[MIXED] / speeds.slowest_prefill
-    print(f"decode of the mix over what its bytes promise: {decode:.3f}")
-    print(f"prefill of the mix over that of its slowest type: {prefill:.3f}")
+        prefill = prompt / median(speeds.prefill[kind])
+        print(f"{kind:7} {prefill:13.1f} {speeds.decode[kind]:14.1f}")
+    print(f"decode of the mix over what its bytes promise: {speeds.decode_of_promised:.3f}")
+    print(f"prefill of the mix over what its weights promise: {speeds.prefill_of_promised:.3f}")
+    print(f"prefill of the mix over that of its slowest type: {speeds.prefill_of_slowest:.3f}")
 
 
 def _types_of(config: ModelConfig) -> TypeOf:
@@ -93,19 +121,27 @@ def _types_of(config: ModelConfig) -> TypeOf:
 
     def type_of(entry: Entry) -> str:
         if entry.layer is None or entry.expert is None:
-            return "Q8_0"
+            return _besides(entry)
         return chosen[entry.layer, entry.expert, entry.role == "expert_down"]
 
     return type_of
 
 
 def _alone(kind: str) -> TypeOf:
-    return lambda entry: "Q8_0" if entry.expert is None else kind
+    return lambda entry: _besides(entry) if entry.expert is None else kind
+
+
+def _besides(entry: Entry) -> str:
+    return "F32" if entry.role == "embed" else "Q8_0"
 
 
 def _written(config: ModelConfig, kind: str, chosen: TypeOf, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{kind}.gguf"
-    write_random(config, _LAYOUT, chosen if kind == MIXED else _alone(kind), file)
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(config.vocab_size, config.hidden_size, generator=generator)
+    types = chosen if kind == MIXED else _alone(kind)
+    write_random(config, _LAYOUT, types, file, {"token_embd.weight": embeddings})
     return file
 
 
@@ -117,15 +153,16 @@ def _shares(config: ModelConfig, chosen: TypeOf) -> dict[str, float]:
     return {kind: count / weights.total() for kind, count in weights.items()}
 
 
-def _round(session: Session, prompt: int, decode: int) -> npt.NDArray[np.float64]:
+def _round(session: Session, sizes: Sizes) -> npt.NDArray[np.float64]:
     """Seconds of the prompt, then of every token after it."""
-    tokens = np.random.default_rng(1).integers(session.vocab_size, size=prompt + decode).tolist()
+    random, prompt = np.random.default_rng(1), sizes.prompt
+    tokens = random.integers(session.vocab_size, size=prompt + sizes.decode).tolist()
     session.reset()
     parts = [tokens[:prompt], *([token] for token in tokens[prompt:])]
-    return np.array([_seconds(session, part) for part in parts])
+    return np.array([_seconds(session, part, sizes.clock) for part in parts])
 
 
-def _seconds(session: Session, tokens: list[int]) -> float:
-    start = time.perf_counter()
+def _seconds(session: Session, tokens: list[int], clock: Callable[[], float]) -> float:
+    start = clock()
     session.evaluate(tokens)
-    return time.perf_counter() - start
+    return clock() - start

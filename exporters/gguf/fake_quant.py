@@ -132,7 +132,7 @@ class _Encoded:
         self._data = bytearray()
         for part in torch.split(rows, step):
             grown = pad(part, (0, self._length - part.shape[-1]))
-            self._data += self._kind.encode(grown, columns)
+            self._data += self._kind.encode(grown, columns, entry.tensor.name)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         size = self._kind.nbytes((self._length,))

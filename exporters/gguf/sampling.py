@@ -17,8 +17,11 @@ from tenp_edge.exporters.mixing import SampledRows, TypedMatrix
 
 
 def rounded(sample: SampledRows, type: str) -> torch.Tensor:
-    """Encoded and decoded; columns weigh as in `sample` where the type can use that."""
+    """Encoded and decoded; columns weigh as in `sample` where the type can use that. Zeros where
+    the type cannot hold the weights: all is lost, so that another one is chosen."""
     kind, rows = TYPES[type], sample.rows.float().contiguous()
+    if not kind.can_hold(rows):
+        return torch.zeros_like(rows)
     importance = sample.importance if kind.weighs_columns else None
     return kind.decode(bytearray(kind.encode(rows, importance)), tuple(rows.shape))
 

@@ -26,8 +26,9 @@ Encoder = Callable[[torch.Tensor, torch.Tensor | None], memoryview]
 class TensorType:
     """A ggml type: ``block`` values of a row share ``block_bytes`` bytes.
 
-    ``ggml_id`` is the type's number in a tensor info. ``needs_importance``: it cannot be encoded
-    well without (llama.cpp refuses to), and for some of these types ggml would end the process.
+    ``ggml_id`` is the type's number in a tensor info. ``largest``: magnitude of a weight that it
+    holds. ``needs_importance``: it cannot be encoded well without (llama.cpp refuses to), and for
+    some of these types ggml would end the process.
     """
 
     name: str
@@ -35,21 +36,35 @@ class TensorType:
     block: int
     block_bytes: int
     encoder: Encoder
+    largest: float
     fallback: str | None = None
     needs_importance: bool = False
 
-    def encode(self, rows: torch.Tensor, importance: torch.Tensor | None = None) -> memoryview:
+    def encode(
+        self, rows: torch.Tensor, importance: torch.Tensor | None = None, name: str = "a matrix"
+    ) -> memoryview:
         """The bytes of ``rows``, [..., row length] in any float dtype.
 
         ``importance``: float32 [row length], what the columns weigh, for types that can use it;
-        where nothing is known of a matrix, all columns weigh alike. Raises UserError for values
-        that the type cannot hold.
+        where nothing is known of a matrix, all columns weigh alike. Raises UserError, which calls
+        the tensor ``name``, for values that the type cannot hold.
         """
+        largest = _largest(rows)
+        if not largest <= self.largest:  # nor NaN
+            raise UserError(
+                f"{name} has a weight of {largest:.4g}, {self.name} holds {self.largest:.4g} at "
+                "most",
+                f"--quant {_types_that_hold(largest)}",
+            )
         if importance is None and self.needs_importance:
             importance = torch.ones(rows.shape[-1])
         if self.name in _GRIDS:
-            _check_sums(self.name, rows, importance)
+            _check_sums(self.name, largest, importance)
         return self.encoder(rows, importance)
+
+    def can_hold(self, rows: torch.Tensor) -> bool:
+        """Whether no weight is too large (nor NaN)."""
+        return _largest(rows) <= self.largest
 
     def decode(self, data: bytearray, shape: tuple[int, ...]) -> torch.Tensor:
         """Float32 [``shape``] (rows of whole blocks) of stored ``data``."""
@@ -68,10 +83,21 @@ class TensorType:
         return count * (shape[-1] // self.block)
 
 
-def _check_sums(name: str, rows: torch.Tensor, importance: torch.Tensor | None) -> None:
+def _largest(rows: torch.Tensor) -> float:
+    """Magnitude of the largest weight, without a copy of ``rows``."""
+    low, high = torch.aminmax(rows)
+    return float(torch.maximum(-low, high))
+
+
+def _types_that_hold(largest: float) -> str:
+    """Files all of whose types hold a weight of ``largest``."""
+    held = [name for name in ("BF16", "F32") if largest <= TYPES[name].largest]
+    return " or ".join(held) or "F32"
+
+
+def _check_sums(name: str, largest: float, importance: torch.Tensor | None) -> None:
     """Raise UserError where ggml, which looks for the nearest point of a grid, would find none and
     end the process: its sums of weighted cubes must not overflow a float32."""
-    largest = float(rows.abs().max())
     weight = 1.0 if importance is None else float(importance.max())
     if not largest**3 * max(weight, 1.0) < _LARGEST_SUM:  # nor NaN
         raise UserError(
@@ -90,14 +116,7 @@ def _encode_bf16(rows: torch.Tensor, importance: torch.Tensor | None) -> memoryv
 
 
 def _encode_f16(rows: torch.Tensor, importance: torch.Tensor | None) -> memoryview:
-    half = rows.half()
-    if torch.isinf(half).any():
-        largest = float(rows.abs().max())
-        raise UserError(
-            f"a weight of {largest:.4g} does not fit into F16 (at most 65504)",
-            "--quant BF16, F32 or Q8_0",
-        )
-    return tensor_bytes(half)
+    return tensor_bytes(rows.half())
 
 
 def _encode_blocks(
@@ -112,42 +131,57 @@ def _encode_blocks(
 
 
 def _blocks(
-    name: str, ggml_id: int, block: int, block_bytes: int, fallback: str, *, weighed: bool = False
+    name: str,
+    ggml_id: int,
+    block: int,
+    block_bytes: int,
+    fallback: str,
+    largest: float,
+    *,
+    weighed: bool = False,
 ) -> TensorType:
     encode = partial(_encode_blocks, ggml_id, block, block_bytes)
-    return TensorType(name, ggml_id, block, block_bytes, encode, fallback, weighed)
+    return TensorType(name, ggml_id, block, block_bytes, encode, largest, fallback, weighed)
 
+
+# What a float16 holds. A block's factors are of this type, and codes multiply them: a weight may be
+# so many times as large. Beyond, ggml writes an infinite factor, and the model computes NaN.
+# Encoders that look for the best factor get half of what fits at best, since they try larger ones,
+# too, and those of a block's least weight what fits where all weights are negative.
+_F16_MAX = 65504.0
+_FP8_MAX = 448.0  # E4M3, the factors of NVFP4, which are cut off there
+_FP4_MAX = 6.0
 
 # The fallbacks of 256-value blocks are llama.cpp's (tensor_type_fallback); it has none for NVFP4.
 TYPES = {
     row.name: row
     for row in (
-        TensorType("F32", 0, 1, 4, _encode_f32),
-        TensorType("F16", 1, 1, 2, _encode_f16),
-        TensorType("BF16", 30, 1, 2, _encode_bf16),
-        _blocks("Q8_0", 8, 32, 34, fallback="F16"),
-        _blocks("Q4_0", 2, 32, 18, fallback="F16"),
-        _blocks("Q4_1", 3, 32, 20, fallback="F16"),
-        _blocks("Q5_0", 6, 32, 22, fallback="F16"),
-        _blocks("Q5_1", 7, 32, 24, fallback="F16"),
-        _blocks("IQ4_NL", 20, 32, 18, fallback="F16"),
-        _blocks("MXFP4", 39, 32, 17, fallback="F16"),
-        _blocks("NVFP4", 40, 64, 36, fallback="Q4_0"),
-        _blocks("Q2_K", 10, 256, 84, fallback="Q4_0"),
-        _blocks("Q3_K", 11, 256, 110, fallback="Q4_0"),
-        _blocks("Q4_K", 12, 256, 144, fallback="Q5_0"),
-        _blocks("Q5_K", 13, 256, 176, fallback="Q5_1"),
-        _blocks("Q6_K", 14, 256, 210, fallback="Q8_0"),
-        _blocks("IQ4_XS", 23, 256, 136, fallback="IQ4_NL"),
-        _blocks("IQ3_S", 21, 256, 110, fallback="IQ4_NL"),
-        _blocks("IQ3_XXS", 18, 256, 98, fallback="IQ4_NL", weighed=True),
-        _blocks("IQ2_S", 22, 256, 82, fallback="IQ4_NL", weighed=True),
-        _blocks("IQ2_XS", 17, 256, 74, fallback="IQ4_NL", weighed=True),
-        _blocks("IQ2_XXS", 16, 256, 66, fallback="IQ4_NL", weighed=True),
-        _blocks("IQ1_M", 29, 256, 56, fallback="IQ4_NL", weighed=True),
-        _blocks("IQ1_S", 19, 256, 50, fallback="IQ4_NL", weighed=True),
-        _blocks("TQ2_0", 35, 256, 66, fallback="Q4_0"),
-        _blocks("TQ1_0", 34, 256, 54, fallback="Q4_0"),
+        TensorType("F32", 0, 1, 4, _encode_f32, torch.finfo(torch.float32).max),
+        TensorType("F16", 1, 1, 2, _encode_f16, _F16_MAX),
+        TensorType("BF16", 30, 1, 2, _encode_bf16, torch.finfo(torch.bfloat16).max),
+        _blocks("Q8_0", 8, 32, 34, "F16", 127 * _F16_MAX),
+        _blocks("Q4_0", 2, 32, 18, "F16", 4 * _F16_MAX),
+        _blocks("Q4_1", 3, 32, 20, "F16", _F16_MAX / 2),
+        _blocks("Q5_0", 6, 32, 22, "F16", 8 * _F16_MAX),
+        _blocks("Q5_1", 7, 32, 24, "F16", _F16_MAX / 2),
+        _blocks("IQ4_NL", 20, 32, 18, "F16", 64 * _F16_MAX),
+        _blocks("MXFP4", 39, 32, 17, "F16", torch.finfo(torch.float32).max),
+        _blocks("NVFP4", 40, 64, 36, "Q4_0", _FP8_MAX * _FP4_MAX),
+        _blocks("Q2_K", 10, 256, 84, "Q4_0", 8 * _F16_MAX),
+        _blocks("Q3_K", 11, 256, 110, "Q4_0", 64 * _F16_MAX),
+        _blocks("Q4_K", 12, 256, 144, "Q5_0", 32 * _F16_MAX),
+        _blocks("Q5_K", 13, 256, 176, "Q5_1", 32 * _F16_MAX),
+        _blocks("Q6_K", 14, 256, 210, "Q8_0", 2048 * _F16_MAX),
+        _blocks("IQ4_XS", 23, 256, 136, "IQ4_NL", 1024 * _F16_MAX),
+        _blocks("IQ3_S", 21, 256, 110, "IQ4_NL", 128 * _F16_MAX),
+        _blocks("IQ3_XXS", 18, 256, 98, "IQ4_NL", 128 * _F16_MAX, weighed=True),
+        _blocks("IQ2_S", 22, 256, 82, "IQ4_NL", 64 * _F16_MAX, weighed=True),
+        _blocks("IQ2_XS", 17, 256, 74, "IQ4_NL", 64 * _F16_MAX, weighed=True),
+        _blocks("IQ2_XXS", 16, 256, 66, "IQ4_NL", 64 * _F16_MAX, weighed=True),
+        _blocks("IQ1_M", 29, 256, 56, "IQ4_NL", 4 * _F16_MAX, weighed=True),
+        _blocks("IQ1_S", 19, 256, 50, "IQ4_NL", 4 * _F16_MAX, weighed=True),
+        _blocks("TQ2_0", 35, 256, 66, "Q4_0", _F16_MAX),
+        _blocks("TQ1_0", 34, 256, 54, "Q4_0", _F16_MAX),
     )
 }
 # Types of points on a grid. Blocks are of 256 values at most, twice as many leave some room.

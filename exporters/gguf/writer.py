@@ -154,18 +154,18 @@ class TensorWriter:
         kind, length = TYPES[tensor.type], tensor.shape[-1]
         step, start = max(1, _TASK_BYTES // (4 * length)), offset
         for part in torch.split(rows, step) if len(rows) else ():
-            encode = partial(_encode, kind, part, length, columns)
+            encode = partial(_encode, kind, part, length, columns, tensor.name)
             self._encoding.put(offset, encode)
             offset += kind.nbytes((len(part), length))
         return offset - start
 
 
 def _encode(
-    kind: TensorType, rows: torch.Tensor, length: int, columns: torch.Tensor | None
+    kind: TensorType, rows: torch.Tensor, length: int, columns: torch.Tensor | None, name: str
 ) -> memoryview:
     if rows.shape[-1] < length:
         rows = pad(rows, (0, length - rows.shape[-1]))
-    return kind.encode(rows, columns)
+    return kind.encode(rows, columns, name)
 
 
 class ColumnWeights:

@@ -43,7 +43,7 @@ def measured_factors(
         loss = loss_of_kl(cost.kl, law)
         expected = cost.error
         if name in EXPERT_GROUPS:
-            expected = _predicted(errors, statistics, mixer, name, cost)
+            expected = predicted_loss(errors, statistics, mixer, name, cost)
         if loss > 0 and expected > 0:
             factor = loss / expected
             factors[name] = min(max(factor, _LEAST), _MOST) if name in EXPERT_GROUPS else factor
@@ -61,7 +61,7 @@ def unseen(measured: Sequence[Trial]) -> float:
     return max(0.0, fmean(beside)) if beside else 0.0
 
 
-def _predicted(
+def predicted_loss(
     errors: RoundingErrors, statistics: Statistics, mixer: Mixer, name: str, cost: GroupCost
 ) -> float:
     """What the sums say of a group of the experts' matrices, all neurons kept."""

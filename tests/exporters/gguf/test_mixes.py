@@ -196,7 +196,7 @@ def test_types_that_cannot_be_written_are_refused(model: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("largest", "weight", "said"),
     [
-        (1e18, 1.0, "a weight of 1e+18, in columns that weigh up to 1,"),
+        (1e5, 1e30, "a weight of 1e+05, in columns that weigh up to 1e+30,"),
         (1.0, float("inf"), "a weight of 1, in columns that weigh up to inf,"),
         (1.0, float("nan"), "a weight of 1, in columns that weigh up to nan,"),
     ],
