@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from random_checkpoint import write_random_checkpoint
 from records import Table, add_record_flag, write_record
 from transformers import AutoModelForCausalLM
 
+import tenp_edge
 from tenp_edge.calibration.collect import calibrate
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.forward.text_batch import Domain, batches
@@ -38,6 +40,7 @@ from tenp_edge.verbs.calibrate import run_calibrate
 from tenp_edge.verbs.measure_types import default_job, rounding_into, rounding_job
 from tenp_edge.verbs.options import CalibrationOptions
 
+DEMO = Path(tenp_edge.__file__).parent / "demo_model"
 SHAPE: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
     "model_type": "qwen3_moe",
@@ -95,6 +98,7 @@ TYPES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, help="a checkpoint instead of a random one")
+    parser.add_argument("--layers", type=int, help="of the random checkpoint")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
@@ -112,9 +116,7 @@ def main() -> None:
         peak_worker(args)
         return
     with tempfile.TemporaryDirectory(dir=".", prefix="bench-calibration-") as scratch:
-        model = args.model or write_random_checkpoint(
-            Path(scratch) / "model", BIG if args.peak else SHAPE
-        )
+        model = args.model or random_model(args, Path(scratch) / "model")
         name, columns, measure = _task(args)
         table = Table(columns)
         print(table.head)
@@ -128,6 +130,16 @@ def _task(args: argparse.Namespace) -> tuple[str, Any, Callable[..., Row]]:
     if args.types:
         return "types", TYPES, measure_types
     return ("peaks", PEAKS, measure_peak) if args.peak else ("speeds", SPEEDS, measure_speed)
+
+
+def random_model(args: argparse.Namespace, path: Path) -> Path:
+    """With the bundled model's tokenizer, so that it can read text."""
+    shape = BIG if args.peak else SHAPE
+    layers = args.layers or shape["num_hidden_layers"]
+    write_random_checkpoint(path, shape | {"num_hidden_layers": layers})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, path / name)
+    return path
 
 
 def random_domains(checkpoint: Checkpoint, samples: int, seq_len: int) -> list[Domain]:

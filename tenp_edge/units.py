@@ -60,7 +60,9 @@ def format_count(count: float) -> str:
 
 def nats(value: float) -> str:
     """Four places, and three digits below a hundredth: models that lose next to nothing
-    still differ in it."""
+    still differ in it. What is below a millionth is the arithmetic's own noise."""
+    if 0 < value < 1e-6:
+        return "< 1e-6"
     return f"{value:.4f}" if value == 0 or value >= 0.01 else f"{value:#.3g}"
 
 

@@ -53,7 +53,9 @@ def test_sizes_are_written_exactly(size: int, text: str) -> None:
 def test_what_is_said() -> None:
     assert [format_size(size) for size in (5, 1536, GIB)] == ["5 B", "1.50 KiB", "1.00 GiB"]
     assert [format_count(count) for count in (14.3e9, 41.2e6, 7)] == ["14.3B", "41.2M", "7"]
-    assert [nats(kl) for kl in (0, 0.25, 0.00123)] == ["0.0000", "0.2500", "0.00123"]
+    assert [nats(kl) for kl in (0, 0.25, 0.00123, 5e-13)] == [
+        *("0.0000", "0.2500", "0.00123", "< 1e-6")
+    ]
     assert (percent(0.911), percent(0.65, 0)) == ("91.1 %", "65 %")
     assert (counted(6, "layers"), counted(1, "layers")) == ("6 layers", "1 layer")
     assert [format_seconds(time) for time in (42, 420, 12000)] == ["42 s", "7 min", "3 h 20 min"]

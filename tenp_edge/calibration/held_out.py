@@ -33,7 +33,7 @@ def keep_slice(directory: Path, domains: Sequence[Domain]) -> None:
 
 def load_slice(directory: Path) -> list[Domain]:
     """The held-out slice that `calibrate` left in ``directory``. Raises UserError without one."""
-    domains = _slice_in(directory)
+    domains = slice_in(directory)
     if not domains:
         raise UserError(
             f"{directory} holds no text to refine on: the calibration took all there was",
@@ -47,14 +47,16 @@ def stored_slice(directory: Path) -> str | None:
 
     None where none of it is long enough to tell anything.
     """
-    domains = _slice_in(directory)
+    domains = slice_in(directory)
     if domains or not (directory / SLICE_RECORD).is_file():
         return slice_digest(domains) if domains else None
     digest = read_json(directory / SLICE_RECORD).get("slice")
     return digest if isinstance(digest, str) else None
 
 
-def _slice_in(directory: Path) -> list[Domain]:
+def slice_in(directory: Path) -> list[Domain]:
+    """The slice that `calibrate` left in ``directory``; [] without one, or of a text that is not
+    given away."""
     file = directory / SLICE_FILE
     long = [_long_rows(domain) for domain in load_domains(file)] if file.is_file() else []
     return [domain for domain in long if len(domain.tokens)]

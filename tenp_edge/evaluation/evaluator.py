@@ -87,6 +87,18 @@ class _Stream:
     states: tuple[States, ...]
 
 
+@dataclass
+class DenseStates:
+    """The dense model's states after the last layer, block by block [n, seq, hidden], in memory:
+    kept from one measurement on some text for the next on the same."""
+
+    blocks: tuple[States, ...] = ()
+
+    def keep(self, stream: _Stream, blocks: Sequence[Block]) -> None:
+        pairs = zip(stream.states, blocks, strict=True)
+        self.blocks = tuple(MemoryStates(s.read(0, len(b.tokens))) for s, b in pairs)
+
+
 class _Pool:
     """Makes streams over blocks [n, seq, hidden], in memory or in files of ``directory``."""
 
@@ -134,17 +146,22 @@ class Evaluator:
         self._models = {cache.config.num_experts: self.dense}
 
     def measure(
-        self, variants: Sequence[Variant], blocks: Sequence[Block], title: str = "comparing"
+        self,
+        variants: Sequence[Variant],
+        blocks: Sequence[Block],
+        title: str = "comparing",
+        kept: DenseStates | None = None,
     ) -> Iterator[tuple[Block, list[list[RowScores]]]]:
         """Each block with the scores of every variant, [variants][sequences of the block].
 
-        The reference is the dense model. A block's scores can be let go of before the next.
+        The reference is the dense model; ``kept`` has its states, or gets them. A block's scores
+        can be let go of before the next.
         Raises UserError for tokens that the model does not have.
         """
         for block in blocks:
             check_tokens(self.cache.config, block.tokens)
         with self._pool(1 + len(variants), blocks) as pool:
-            dense, *streams = self._forward([Planned(), *variants], blocks, pool, title)
+            dense, streams = self._beside_dense(variants, blocks, pool, title, kept)
             reference = self._head(self.dense)
             ends = [variant.key(None) for variant in variants]
             total = len(set(ends)) * sum(len(block.tokens) for block in blocks)
@@ -152,6 +169,21 @@ class Evaluator:
                 for number, block in enumerate(blocks):
                     score = _Score(block, number, dense, reference, self.cache.config.vocab_size)
                     yield block, self._score(score, variants, streams, ends, task)
+
+    def _beside_dense(
+        self,
+        variants: Sequence[Variant],
+        blocks: Sequence[Block],
+        pool: _Pool,
+        title: str,
+        kept: DenseStates | None,
+    ) -> tuple[_Stream, list[_Stream]]:
+        if kept is not None and kept.blocks:
+            return _Stream(kept.blocks), self._forward(variants, blocks, pool, title)
+        dense, *streams = self._forward([Planned(), *variants], blocks, pool, title)
+        if kept is not None:
+            kept.keep(dense, blocks)
+        return dense, streams
 
     @contextmanager
     def _pool(self, count: int, blocks: Sequence[Block]) -> Iterator[_Pool]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tenp_edge.evaluation.divergence import (
     scored_positions,
     summarise,
 )
-from tenp_edge.evaluation.evaluator import Block, Evaluator, LayerCache
+from tenp_edge.evaluation.evaluator import Block, DenseStates, Evaluator, LayerCache
 from tenp_edge.evaluation.variants import Variant
 from tenp_edge.forward.hidden_states import SPILL_BYTES
 from tenp_edge.forward.text_batch import Domain, TextBatch
@@ -51,22 +51,25 @@ def measure_variants(
     spill_bytes: int = SPILL_BYTES,
     progress: Progress = QUIET,
     what: str = "plans",
+    positions: Callable[[int], range] = scored_positions,
+    dense: DenseStates | None = None,
 ) -> list[Measured]:
     """Each of ``variants`` of the model in ``cache`` against the dense model on ``domains``, in
     their order; ``what`` they are is said while they run.
 
-    Scored on the second half of every sequence, as `validation` does. Hidden states go to files in
-    ``work`` when those of all variants together are above ``spill_bytes``. Raises UserError for
-    plans of another checkpoint and tokens that the model does not have.
+    Scored at the ``positions`` of a sequence's length: the second half, as `validation` does.
+    ``dense`` is filled with the dense model's states; filled already, it saves that forward. Hidden
+    states go to files in ``work`` when those of all variants together are above ``spill_bytes``.
+    Raises UserError for plans of another checkpoint and tokens that the model does not have.
     """
     text = TextBatch.of(domains)
-    spans = tuple(scored_positions(length) for length in text.lengths.tolist())
+    spans = tuple(positions(length) for length in text.lengths.tolist())
     evaluator = Evaluator(
         cache, device=device, dtype=dtype, work=work, spill_bytes=spill_bytes, progress=progress
     )
     block = Block("all domains", text.tokens, spans)
     title = f"measuring {len(variants)} {what}"
-    ((_, scored),) = evaluator.measure(variants, [block], title)
+    ((_, scored),) = evaluator.measure(variants, [block], title, dense)
     return [_summary(text, [row.scores for row in rows]) for rows in scored]
 
 

@@ -68,7 +68,7 @@ class Verdict:
         article = "" if self.difference == "almost no" else "a "
         text = (
             f"{article}{self.difference} difference to the whole model: both put the same token "
-            f"first in {100 * self.same_top:.1f} % of places (KL {self.mean_kl:.4f} over "
+            f"first in {100 * self.same_top:.1f} % of places (KL {_kl(self.mean_kl)} over "
             f"{self.tokens:,} tokens; an 8 B model changes about as much by {self.like})"
         )
         if self.is_rough:
@@ -90,6 +90,10 @@ def judge(overall: Mapping[str, Any], domains: Iterable[Mapping[str, Any]] = ())
         overall["tokens"],
         {name: LEVELS[level].word for name, level in levels.items() if level > number},
     )
+
+
+def _kl(nats: float) -> str:
+    return "below 0.0001" if 0 < nats < 5e-5 else f"{nats:.4f}"
 
 
 def expected(mean_kl: float) -> str:

@@ -106,6 +106,11 @@ class ModelFiles:
         """Bytes of all tensors that ``weight`` is stored as."""
         return sum(self.tensors[name].nbytes for name in weight.tensors.values())
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that all weights are stored in."""
+        return sum(map(self.stored_bytes, self.weights.values()))
+
     # -- checks --------------------------------------------------------------------------------
 
     def _check_number(self) -> None:

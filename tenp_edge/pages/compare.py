@@ -11,10 +11,12 @@ from markupsafe import Markup
 
 from tenp_edge.disk import write_text
 from tenp_edge.evaluation.comparison import table as by_share
+from tenp_edge.evaluation.comparison.names import explained
 from tenp_edge.evaluation.comparison.plot import shown
 from tenp_edge.evaluation.comparison.table import Spread
 from tenp_edge.evaluation.matched import table as by_bytes
 from tenp_edge.evaluation.matched.bars import JOINT, bars
+from tenp_edge.evaluation.matched.ways import WAYS
 from tenp_edge.evaluation.verdict import expected
 from tenp_edge.pages import plot
 from tenp_edge.pages.document import Section, document, figure, paragraph, table
@@ -71,6 +73,12 @@ class _Bars:
         return math.log(max(kl, self._least) / self._least)
 
 
+def _names(meanings: Mapping[str, str]) -> Section:
+    """What the rows are called, in words."""
+    body = table("Names", ("name", "what it does"), list(meanings.items()), words=(1,))
+    return Section("names", "What the names mean", "The rows of the tables above.", body)
+
+
 def _about(about: Mapping[str, Any]) -> Section:
     """What was calibrated and measured on."""
     rows: list[Sequence[Child]] = []
@@ -101,7 +109,8 @@ def _shares(model: str, result: Mapping[str, Any]) -> tuple[Markup, Sequence[Sec
     sections = [_curves(kept, curves, "methods")] if len(ratios) > 1 else []
     sections += [_ratio([line for line in lines if line.keep == keep]) for keep in ratios]
     sections += list(_predicted(result))
-    return head, [*sections, _about(result)]
+    names = _names({line.method: explained(line.method) for line in lines})
+    return head, [*sections, names, _about(result)]
 
 
 def _curves(
@@ -156,7 +165,7 @@ def _ratio(lines: Sequence[by_share.Line]) -> Section:
     body = table(
         f"{100 * first.kept:.1f} % kept", columns, rows, words=(3,), bars=(1,), marked=(0,)
     )
-    return Section(f"keep-{first.keep:g}", f"Keep {first.keep:g}", _ABOUT_KL, body)
+    return Section(f"keep-{first.keep:g}", f"Keep {first.keep:g}", _ABOUT_KL, body, True)
 
 
 def _predicted(result: Mapping[str, Any]) -> Iterator[Section]:
@@ -192,7 +201,8 @@ def _sizes(model: str, result: Mapping[str, Any]) -> tuple[Markup, Sequence[Sect
     }
     sections = [_curves("file, MiB", curves, "ways")] if len(sizes) > 1 else []
     sections += [_budget([one for one in lines if one.budget_bytes == size]) for size in sizes]
-    return head, [*sections, *_bars(result), _about(result.get("about", {}))]
+    names = _names({way.name: way.about for way in WAYS if way.name in curves})
+    return head, [*sections, names, *_bars(result), _about(result.get("about", {}))]
 
 
 def _budget(lines: Sequence[by_bytes.Line]) -> Section:
@@ -219,7 +229,7 @@ def _budget(lines: Sequence[by_bytes.Line]) -> Section:
     marked = [number for number, line in enumerate(lines) if line.best]
     body = table(f"{size} each", columns, rows, words=(3, 4), bars=(1,), marked=marked)
     about = f"As many bytes as the whole model in {first.budget}. {_ABOUT_KL}"
-    return Section(f"bytes-{first.budget_bytes}", size, about, body)
+    return Section(f"bytes-{first.budget_bytes}", size, about, body, True)
 
 
 def _bars(result: Mapping[str, Any]) -> Iterator[Section]:

@@ -23,13 +23,15 @@ _PACKAGES = (
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
-def environment_of(model: Path) -> dict[str, Any]:
-    """The environment of a run of ``model``, a directory or file, that ends now; JSON values."""
+def environment_of(model: Path, model_bytes: int | None = None) -> dict[str, Any]:
+    """The environment of a run of ``model``, a directory or file, that ends now; JSON values.
+    ``model_bytes``: of its weights, as they are stored."""
     here = this_machine()
     return {
         "format": FORMAT,
         "version": 1,
         "model": display_name(model),
+        "model_bytes": model_bytes,
         "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": _versions(),
         "machine": {

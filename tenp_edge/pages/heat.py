@@ -13,8 +13,12 @@ from tenp_edge.pages.markup import joined, tag
 
 STEPS = 8
 _MOST_NUMBERS = 24  # experts whose widths can be written side by side
-_CELL, _GAP = 10, 1
 _LEFT, _TOP = 34.0, 6.0
+# Width of the picture on a wide screen and on a phone, where shrunk letters cannot be read, and how
+# many numbers of experts stand below it. Few layers are drawn higher, up to _HIGHEST.
+_SIZES = {"wide": (760.0, 8), "narrow": (340.0, 4)}
+_LOWEST, _HIGHEST = 6.0, 22.0
+_ALL_LAYERS = 240.0
 
 Widths = Mapping[int, Sequence[int]]
 
@@ -22,7 +26,10 @@ Widths = Mapping[int, Sequence[int]]
 def heat_map(widths: Widths, full: int) -> Markup:
     """``widths``: layer -> kept width of each expert, of ``full``."""
     most = max(len(row) for row in widths.values())
-    drawn = _numbers(widths, full) if most <= _MOST_NUMBERS else _picture(widths, full)
+    if most <= _MOST_NUMBERS:
+        drawn = _numbers(widths, full)
+    else:
+        drawn = joined(_picture(widths, full, kind) for kind in _SIZES)
     return joined((drawn, _legend(full)))
 
 
@@ -53,12 +60,13 @@ def _number(expert: int) -> Markup:
     return tag("th", expert, scope="col")
 
 
-def _picture(widths: Widths, full: int) -> Markup:
+def _picture(widths: Widths, full: int, kind: str) -> Markup:
     """A cell an expert; runs of one colour are one shape, all shapes of a colour one path."""
     layers = sorted(widths)
     most = max(len(widths[layer]) for layer in layers)
-    across = 760.0 - _LEFT
-    high = min(max(across / most, 6.0), 22.0)
+    room, marks = _SIZES[kind]
+    across = room - _LEFT
+    high = min(max(across / most, _ALL_LAYERS / len(layers), _LOWEST), _HIGHEST)
     height = _TOP + high * len(layers) + 26
     by_colour: dict[int, list[str]] = {}
     for number, layer in enumerate(layers):
@@ -75,9 +83,9 @@ def _picture(widths: Widths, full: int) -> Markup:
         tag("title", "Neurons kept, by layer and expert"),
         tag("desc", text),
         tag("g", cells, transform=scale, class_="cells"),
-        _scale(layers, high, most, across, height),
-        viewBox=f"0 0 760 {height:.0f}",
-        class_="map",
+        _scale(layers, high, _marked(most, marks), across / most, height),
+        viewBox=f"0 0 {room:.0f} {height:.0f}",
+        class_=f"map {kind}",
         role="img",
         aria_label=f"Neurons kept, by layer and expert: {text}",
     )
@@ -93,16 +101,21 @@ def _runs(row: Sequence[int], full: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _scale(
-    layers: Sequence[int], high: float, most: int, across: float, height: float
+    layers: Sequence[int], high: float, marked: Sequence[int], wide: float, height: float
 ) -> Iterator[Markup]:
     every = max(1, round(16 / high))
     for number, layer in enumerate(layers):
         if number % every == 0:
             y = _TOP + high * (number + 0.5) + 4
             yield tag("text", layer, x=_LEFT - 6, y=y, text_anchor="end")
-    for expert in range(0, most, max(1, round(most / 8))):
-        x = _LEFT + across * (expert + 0.5) / most
+    for expert in marked:
+        x = _LEFT + wide * (expert + 0.5)
         yield tag("text", expert, x=x, y=height - 8, text_anchor="middle")
+
+
+def _marked(most: int, marks: int) -> range:
+    """The experts whose numbers are written."""
+    return range(0, most, max(1, round(most / marks)))
 
 
 def _legend(full: int) -> Markup:
@@ -110,7 +123,8 @@ def _legend(full: int) -> Markup:
     entries = []
     for number in range(STEPS + 1):
         low, high = ((number - 1) / (STEPS - 1), number / (STEPS - 1))
-        text = {0: "none", STEPS: "all"}.get(number, f"{_width(low, full)}-{_width(high, full)}")
+        between = f"{max(_width(low, full), 1)}-{_width(high, full)}"
+        text = {0: "none", STEPS: "all"}.get(number, between)
         entries.append(tag("li", tag("span", text, class_=f"h{number}")))
     return tag("ul", entries, class_="ramp", aria_label="Colours: neurons kept")
 

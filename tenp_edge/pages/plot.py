@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -18,6 +19,10 @@ from tenp_edge.pages.markup import Child, joined, tag
 _SIZES = {"wide": (760.0, 400.0), "narrow": (340.0, 360.0)}
 _LETTER = 6.6  # the mean width of one, at 12 pixels
 _LINE = 15.0
+_STEP = 6.0  # along a line, between the places that are kept free
+# Where a point's name may stand: right, left, above, below.
+_BESIDE = ((9.0, 4.0, "start"), (-9.0, 4.0, "end"), (0.0, -11.0, "middle"), (0.0, 19.0, "middle"))
+_BEFORE = {"start": 0.0, "middle": 0.5, "end": 1.0}  # of a name, that share lies left of its place
 _MARKS = ("circle", "square", "diamond", "triangle", "down", "cross")
 
 
@@ -121,6 +126,9 @@ def _round_step(rough: float) -> float:
     return next(step * scale for step in (1, 2, 2.5, 5, 10) if step * scale >= rough)
 
 
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
 class _Drawing:
     """One size of a plot."""
 
@@ -130,14 +138,13 @@ class _Drawing:
         self.named = [one for one in plot.series if one.named and kind == "wide"]
         names = max((len(one.name) for one in self.named), default=-1)
         self.right, self.top, self.bottom = width - 12 - _LETTER * (names + 1), 30.0, height - 46
-        self._taken: list[tuple[float, float, float, float]] = []
+        self._taken: list[_Box] = []
+        self._names: list[Markup] = []  # of bands: over the lines that cross them
 
     def render(self) -> Markup:
         plot = self.plot
-        for one in plot.series:  # what is written may not lie on any point
-            for point in one.points:
-                x, y = self._at(point)
-                self._taken.append((x - 5, y - 5, x + 5, y + 5))
+        for one in plot.series:
+            self._taken.extend(self._covered(one))
         parts = (
             tag("title", plot.title),
             tag("desc", plot.description),
@@ -145,6 +152,7 @@ class _Drawing:
             self._axes(),
             self._rule(),
             (self._series(one) for one in plot.series),
+            self._names,
             (self._labels(one) for one in plot.series),
             self._ends(),
         )
@@ -168,6 +176,17 @@ class _Drawing:
     def _at(self, point: Point) -> tuple[float, float]:
         return self._x(point.x), self._y(point.y)
 
+    def _covered(self, one: Series) -> Iterator[_Box]:
+        """Where nothing may be written: on points, and on the line through them."""
+        places = [self._at(point) for point in one.points]
+        for x, y in places:
+            yield x - 5, y - 5, x + 5, y + 5
+        for start, stop in pairwise(places) if one.line else ():
+            steps = max(1, round(math.dist(start, stop) / _STEP))
+            for step in range(1, steps):
+                x, y = (a + (b - a) * step / steps for a, b in zip(start, stop, strict=True))
+                yield x - 2, y - 2, x + 2, y + 2
+
     # -- parts ---------------------------------------------------------------------------------
 
     def _bands(self) -> Iterator[Markup]:
@@ -185,9 +204,16 @@ class _Drawing:
                 class_=f"band{number % 2}",
             )
             if bottom - top > _LINE:
-                x = self.right - 6
-                yield tag("text", band.name, x=x, y=top + 13, class_="band", text_anchor="end")
+                x = self._before_rule(_LETTER * len(band.name))
+                name = tag("text", band.name, x=x, y=top + 13, class_="band", text_anchor="end")
+                self._names.append(name)
                 self._taken.append((x - _LETTER * len(band.name), top, x, top + _LINE))
+
+    def _before_rule(self, width: float) -> float:
+        """Where a name of ``width`` ends: at the right, or before the rule that would cross it."""
+        end = self.right - 6
+        rule = math.inf if self.plot.rule is None else self._x(self.plot.rule[0])
+        return rule - 6 if end - width - 6 < rule < end + 6 else end
 
     def _axes(self) -> Iterator[Markup]:
         plot = self.plot
@@ -267,14 +293,15 @@ class _Drawing:
         """Where there is room around it: right, left, above, below; else nowhere."""
         x, y = self._at(point)
         width = _LETTER * len(point.label)
-        tries = ((9.0, 4.0), (-9.0 - width, 4.0), (-width / 2, -11.0), (-width / 2, 19.0))
-        for dx, dy in tries:
-            box = (x + dx, y + dy - 11, x + dx + width, y + dy + 3)
+        for dx, dy, anchor in _BESIDE:
+            left = x + dx - width * _BEFORE[anchor]
+            box = (left, y + dy - 11, left + width, y + dy + 3)
             inside = box[0] >= self.left and box[2] <= self.right and box[1] >= self.top - 8
             if inside and box[3] < self.bottom and not any(_meet(box, o) for o in self._taken):
                 self._taken.append(box)
                 kind = "name chosen" if point.chosen else "name"
-                yield tag("text", point.label, x=box[0], y=y + dy, class_=kind)
+                at = x + dx, y + dy
+                yield tag("text", point.label, x=at[0], y=at[1], class_=kind, text_anchor=anchor)
                 return
 
 
@@ -283,7 +310,7 @@ def _colour(number: int) -> int:
     return (number + number // len(_MARKS)) % len(_MARKS)
 
 
-def _meet(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+def _meet(one: _Box, other: _Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
+from tenp_edge.evaluation.hosts import runs_in
 from tenp_edge.evaluation.verdict import LEVELS, Verdict, judge
 from tenp_edge.pages.document import paragraph
 from tenp_edge.pages.markup import Child, joined, tag
@@ -59,14 +60,18 @@ def _lead(run: RunFiles, verdict: Verdict | None) -> Iterator[Child]:
     keep = run.plan["keep_ratio"]
     some = f"{100 * keep:.1f} % of the experts' neurons stay"
     kept = "Every neuron of the experts stays" if keep == 1 else some
-    yield f"{kept}, in {_types(run)}. "
+    yield f"{kept}, in {types_text(run)}. "
     if verdict is None:
-        yield f"Its quality was not measured: {run.not_measured}."
-        return
+        yield f"Its quality was not measured: {run.not_measured}. "
+    else:
+        yield from _measured(verdict)
+    yield f"It runs in {runs_in(run.record.get('format'), run.record.get('layout'))}."
+
+
+def _measured(verdict: Verdict) -> Iterator[str]:
     yield (
         f"On {verdict.tokens:,} tokens that calibration did not see, both models put the same "
-        f"token first in {100 * verdict.same_top:.1f} % of places. An 8 B model changes about as "
-        f"much by {verdict.like}. "
+        f"token first in {100 * verdict.same_top:.1f} % of places. "
     )
     if verdict.is_rough:
         yield "That is a rough figure, of few tokens. "
@@ -75,12 +80,13 @@ def _lead(run: RunFiles, verdict: Verdict | None) -> Iterator[Child]:
         yield f"The difference is larger in some domains: {worse}. "
 
 
-def _types(run: RunFiles) -> str:
+def types_text(run: RunFiles) -> str:
+    """The types of the experts' matrices; vectors beside them are F32 and do not count."""
     shares = run.record.get("type_shares")
     if not shares:
         return str(run.record.get("quant") or "the model's own type")
-    first = next(iter(shares))
-    return first if len(shares) == 1 else f"{len(shares)} types, mostly {first}"
+    names = [name for name, share in shares.items() if name != "F32" or share > 0.5]
+    return names[0] if len(names) == 1 else f"{len(names)} types, mostly {names[0]}"
 
 
 def _figures(run: RunFiles, verdict: Verdict | None) -> Iterator[Markup]:
@@ -97,11 +103,17 @@ def _figures(run: RunFiles, verdict: Verdict | None) -> Iterator[Markup]:
         yield _entry("mean KL divergence", nats(verdict.mean_kl), "nats per token; 0 is equal")
     written = file_bytes(run)
     if written:
-        yield _entry(
-            "file", format_size(written), f"{run.record['format']}, {run.record['layout']}"
-        )
+        yield _entry("file", format_size(written), _made_of(run))
     if verdict is None and memory.get("context"):
         yield _entry("context", f"{memory['context']:,}", f"tokens, KV cache {memory['kv_type']}")
+
+
+def _made_of(run: RunFiles) -> str:
+    """The size of the original; format and layout where the run did not record it."""
+    original = (run.environment or {}).get("model_bytes")
+    if original:
+        return f"the original: {format_size(original)}"
+    return f"{str(run.record['format']).upper()}, {run.record['layout']}"
 
 
 def file_bytes(run: RunFiles) -> int:
@@ -119,10 +131,15 @@ def _meter(verdict: Verdict) -> Markup:
 
     def level(word: str, like: str) -> Markup:
         here = word == verdict.difference
-        text = (tag("b", word), tag("small", f"like {like}"))
+        text = (tag("b", f"{word} difference"), tag("small", f"like {like}"))
         mark = tag("span", "this model", class_="here") if here else None
         return tag("li", text, mark, aria_current="true" if here else None)
 
     entries = (level(one.word, one.like) for one in LEVELS)
     label = "Levels of difference to the whole model, from the least to the most"
-    return tag("ol", entries, class_="meter", aria_label=label)
+    about = (
+        "How far it is from the whole model, on the scale of what llama.cpp's types, from 8 bits a "
+        "weight (Q8_0) down to 2 (Q2_K), do to an 8 B model:"
+    )
+    levels = tag("ol", entries, class_="meter", aria_label=label)
+    return joined((paragraph(about, kind="scale"), levels))

@@ -130,11 +130,16 @@ class _TypeTable:
 
     @cached_property
     def names(self) -> list[str]:
-        return sorted(self.types.names, key=lambda name: (-_bits(name), name))
+        return sorted(self.types.names, key=lambda name: _by_bits((name, 0)))
 
     def kind(self, name: str) -> str:
-        """The colour of a type: neighbours in bits have neighbouring colours."""
-        return f"q{min(self.names.index(name), _COLOURS)}"
+        """The colour of a type: neighbours in bits have neighbouring colours; what no matrix has
+        is the last one's."""
+        place = self.names.index(name) if name in self.names else _COLOURS
+        return f"q{min(place, _COLOURS)}"
+
+    def _said(self, name: str) -> str:
+        return name if name in self.names else f"{name}: biases and scales"
 
     @cached_property
     def by_layer(self) -> dict[int, dict[str, str]]:
@@ -151,11 +156,11 @@ class _TypeTable:
         shares = self.run.record.get("type_shares") or {}
         pieces = [
             Piece(share, self.kind(name), f"{name}: {100 * share:.1f} %")
-            for name, share in sorted(shares.items(), key=lambda item: -_bits(item[0]))
-            if name in self.names
+            for name, share in sorted(shares.items(), key=_by_bits)
         ]
         written = {name: f"{100 * share:.1f} %" for name, share in shares.items()}
-        rows = [((swatch(self.kind(n)), n), written.get(n, "-")) for n in self.names]
+        names = sorted({*self.names, *shares}, key=lambda name: _by_bits((name, 0)))
+        rows = [((swatch(self.kind(n)), self._said(n)), written.get(n, "-")) for n in names]
         numbers = table("Share of the experts' bytes by type", ("type", "of the experts"), rows)
         return joined((stacked(pieces, sum(piece.size for piece in pieces)), numbers))
 
@@ -185,7 +190,7 @@ class _TypeTable:
             for name, width in zip(named, self.rows[layer], strict=True)
             if width or self.keeps_places
         )
-        counts = sorted(Counter(kept).items(), key=lambda item: -_bits(item[0]))
+        counts = sorted(Counter(kept).items(), key=_by_bits)
         pieces = [Piece(count, self.kind(name)) for name, count in counts]
         text = ", ".join(f"{count} {name}" for name, count in counts)
         return joined((stacked(pieces, sum(count for _, count in counts)), text))
@@ -196,6 +201,11 @@ class _TypeTable:
 
 def _role(role: str) -> str:
     return role.replace("_", " ")
+
+
+def _by_bits(item: tuple[str, float]) -> tuple[float, str]:
+    """From the most bits to the fewest, then by name."""
+    return -_bits(item[0]), item[0]
 
 
 def _bits(name: str) -> float:

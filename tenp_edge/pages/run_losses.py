@@ -14,7 +14,12 @@ from tenp_edge.pages.run_files import RunFiles
 from tenp_edge.pages.svg import bar
 from tenp_edge.units import nats
 
-_STEPS = {"pruning": "after the cut", "quantisation": "after rounding", "runtime": "as it runs"}
+_STEPS = {
+    "pruning": "after the cut",
+    "quantisation": "after rounding",
+    "runtime": "as it runs",
+    "export": "as it runs",
+}
 _OPEN = 3  # examples that are not folded
 # A 95 % interval of a mean is about two standard errors to both sides.
 _SPREAD = 2.0
@@ -161,8 +166,8 @@ def examples(run: RunFiles) -> Section:
         return Section("examples", title, "", _missing(run, text))
     about = (
         "The worst places of the validation text, at most two of a sequence: what each model "
-        "expected to come next, and what came. Most places look nothing like these. They are "
-        "pieces of the text that was validated on: read them before you share this page."
+        "expected to come next, and what came, marked. Most places look nothing like these. They "
+        "are pieces of the text that was validated on: read them before you share this page."
     )
     first, rest = (tag("ol", map(_example, part), class_="examples") for part in _parted(found))
     more = folded(f"{len(found) - _OPEN} more", rest) if len(found) > _OPEN else None

@@ -13,11 +13,12 @@ from tenp_edge.evaluation.verdict import expected
 from tenp_edge.pages import plot
 from tenp_edge.pages.document import Section, figure, missing, paragraph, table
 from tenp_edge.pages.levels import bands
-from tenp_edge.pages.markup import Child, joined
+from tenp_edge.pages.markup import Child, joined, tag
 from tenp_edge.pages.run_files import RunFiles
 from tenp_edge.pages.run_head import file_bytes
 from tenp_edge.pages.svg import Piece, stacked, swatch
 from tenp_edge.planning.measured.expected_kl import expected_kl
+from tenp_edge.planning.options.devices import device_words
 from tenp_edge.units import format_size, nats
 
 _PARTS = (
@@ -61,9 +62,9 @@ def memory(run: RunFiles) -> Section:
 
 
 def _run(run: RunFiles) -> str:
-    sizes = run.memory
+    sizes, where = run.memory, device_words(run.memory["device"])
     return (
-        f"A run of {sizes['context']:,} tokens of context on {sizes['device']}, KV cache in "
+        f"A run of {sizes['context']:,} tokens of context on {where}, KV cache in "
         f"{sizes['kv_type']}, {sizes['ubatch']} tokens at a time."
     )
 
@@ -82,7 +83,7 @@ def predictions(run: RunFiles) -> Section:
     return Section("predictions", "Predicted against measured", about, body)
 
 
-def _predictions(run: RunFiles) -> Iterator[Sequence[str]]:
+def _predictions(run: RunFiles) -> Iterator[Sequence[Child]]:
     size, measured = run.memory["total_bytes"], run.measured_bytes
     yield _pair("peak memory", size, measured, format_size)
     yield _pair("file", file_bytes(run), _written(run), format_size)
@@ -90,13 +91,16 @@ def _predictions(run: RunFiles) -> Iterator[Sequence[str]]:
     if whole is not None:
         overall = None if checked is None else checked["overall"]["mean_kl"]
         name, predicted, *rest = _pair("mean KL, nats", whole.kl, overall, nats)
-        yield name, predicted + _between(whole.range), *rest
+        yield name, (predicted, _between(whole.range)), *rest
         yield from _by_stage(run.record, checked)
 
 
-def _between(found: tuple[float, float] | None) -> str:
-    """ " (0.002 to 0.015)": where it lies in nine cases of ten; earlier plans do not say."""
-    return f" ({nats(found[0])} to {nats(found[1])})" if found else ""
+def _between(found: tuple[float, float] | None) -> Child:
+    """ " (0.002 to 0.015)": where it lies in nine cases of ten; earlier plans do not say. A phone
+    has no room for it."""
+    if not found:
+        return None
+    return tag("span", f" ({nats(found[0])} to {nats(found[1])})", class_="extra")
 
 
 def _by_stage(
@@ -137,7 +141,8 @@ def frontier(run: RunFiles) -> Section:
     wholes = _wholes(run)
     about = (
         "Memory against the loss that is expected, in nats per token; lower is better. The words "
-        "are those of the verdict."
+        "are those of the verdict, by KL alone. +1 after a type: one more comes to the same, and "
+        "the numbers name it."
     )
     drawn = _frontier_plot(run, points, wholes)
     return Section(

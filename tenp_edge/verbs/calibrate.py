@@ -8,7 +8,13 @@ from pathlib import Path
 from tenp_edge.calibration.collect import calibrate
 from tenp_edge.calibration.coverage import coverage
 from tenp_edge.calibration.gradients import collect_gradients
-from tenp_edge.calibration.held_out import keep_slice, load_slice, slice_digest, stored_slice
+from tenp_edge.calibration.held_out import (
+    keep_slice,
+    load_slice,
+    slice_digest,
+    slice_in,
+    stored_slice,
+)
 from tenp_edge.calibration.merging import merge_statistics
 from tenp_edge.calibration.storage import Statistics, load_statistics
 from tenp_edge.calibration.text.domains import split_at
@@ -17,7 +23,8 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer
 from tenp_edge.disk import write_json
 from tenp_edge.errors import UserError
-from tenp_edge.evaluation.refine import measure_on
+from tenp_edge.evaluation.refine import known_trials, measure_on
+from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.type_sensitivity import TypeJob
 from tenp_edge.forward.text_batch import Domain, token_count
 from tenp_edge.models.inspection import inspect_model
@@ -33,9 +40,9 @@ from tenp_edge.verbs.measure_types import (
     default_job,
     exactly,
     expected_rounding,
+    knows_rounding,
     rounding_into,
     rounding_job,
-    rounding_of,
     types_into,
 )
 from tenp_edge.verbs.options import (
@@ -115,15 +122,10 @@ def _expected(
 ) -> dict[str, float]:
     """Seconds by stage."""
     pace, tokens = pace_of(checkpoint, options), most_tokens(options)
-    measuring = expected_probing(checkpoint, spare, options)
-    if job is not None:
-        together = rounding_job(job.writer, job.options)
-        known = rounding_of(checkpoint, work, job.writer.format)
-        if together is not None and known is None:
-            measuring += expected_rounding(checkpoint, together, spare, options)
+    together = None if job is None else rounding_job(job.writer, job.options)
     return {
         "calibration": 0.0 if finished_at(work) else pace.calibration(tokens),
-        "measuring": measuring,
+        "measuring": expected_measuring(checkpoint, work, spare, together, options),
         "gradients": pace.forward(tokens, GRADIENT_FORWARDS) if gradients else 0.0,
     }
 
@@ -237,9 +239,22 @@ def _probing_seconds(
     return len(KEEPS) * (1 + len(WAYS)) * tokens * per_token, affordable
 
 
-def expected_probing(
-    checkpoint: Checkpoint, domains: Sequence[Domain], compute: CalibrationOptions
+def expected_measuring(
+    checkpoint: Checkpoint,
+    directory: Path,
+    held_out: Sequence[Domain],
+    job: RoundingJob | None,
+    compute: CalibrationOptions,
+    probed: bool = True,
 ) -> float:
-    """Seconds that `probe_if_short` will take on ``domains``, which are held out."""
-    seconds, affordable = _probing_seconds(checkpoint, domains, compute)
-    return seconds if seconds <= affordable else 0.0
+    """Seconds that `probe_if_short` (with ``probed``) and measuring ``job`` will take, of what
+    ``directory`` does not know yet: on the text that a finished calibration left there, else on
+    ``held_out``."""
+    text = slice_in(directory) if finished_at(directory) else held_out
+    seconds = 0.0
+    if text and probed and not known_trials(directory):
+        probing, affordable = _probing_seconds(checkpoint, text, compute)
+        seconds += probing if probing <= affordable else 0.0
+    if text and job is not None and not knows_rounding(checkpoint, job, directory):
+        seconds += expected_rounding(checkpoint, job, text, compute)
+    return seconds

@@ -278,7 +278,8 @@ class _Run:
         worked = self._directory.worked or calibrated
         if self._directory.complete and not worked:
             self._progress.note(f"nothing to do: {self._output} is complete")
-        environment = environment_of(self._checkpoint.path) if worked else None
+        made_of = self._checkpoint
+        environment = environment_of(made_of.path, made_of.weight_bytes) if worked else None
         write_report(self._output, environment)
         self._directory.end()
 

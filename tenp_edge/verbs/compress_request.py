@@ -28,9 +28,9 @@ from tenp_edge.planning.options.target import PlanSpec, make_target, resolve
 from tenp_edge.progress import Progress
 from tenp_edge.recovery.recover import mended_bytes
 from tenp_edge.runtime.memory.footprint import MemoryRun
-from tenp_edge.verbs.calibrate import expected_probing, finished_at
+from tenp_edge.verbs.calibrate import expected_measuring, finished_at
 from tenp_edge.verbs.known_scores import known_statistics, measured_beside
-from tenp_edge.verbs.measure_types import expected_rounding, rounding_job
+from tenp_edge.verbs.measure_types import rounding_job
 from tenp_edge.verbs.options import CompressOptions
 from tenp_edge.verbs.plan import run_plan
 from tenp_edge.verbs.repair import mend_rules
@@ -177,8 +177,8 @@ class CompressRequest:
         return job if not spec.sized and spec.method.probed else None
 
     def expected_time(self, calibrated: bool, held_out: Sequence[Domain]) -> Estimate:
-        """How long what is missing will take; the calibration, and what is measured on the
-        ``held_out`` text after it, nothing if it is done."""
+        """How long what is missing will take: of the calibration nothing if it is done, and
+        nothing of what was measured on the ``held_out`` text after it."""
         options, checkpoint, draft = self.options, self.checkpoint, self.draft
         summary, missing = inspect_model(checkpoint.path), self.missing()
         device = choose_device(options.calibration.device)
@@ -198,14 +198,13 @@ class CompressRequest:
             dtype=choose_dtype(options.calibration.dtype, device, checkpoint.dtype),
             mending_forwards=0 if self.rules is None else self.rules.forwards,
             mended_tokens=most_tokens(options.calibration),
-            measuring=0.0 if calibrated else self._measuring(held_out),
+            measuring=self._measuring(held_out),
         )
 
     def _measuring(self, held_out: Sequence[Domain]) -> float:
-        given = held_out, self.options.calibration
-        probed, job = method_named(self.plan_options.method).probed, self.rounding_job()
-        seconds = expected_probing(self.checkpoint, *given) if probed else 0.0
-        return seconds + (0.0 if job is None else expected_rounding(self.checkpoint, job, *given))
+        given = self.checkpoint, self.statistics_directory, held_out, self.rounding_job()
+        probed = method_named(self.plan_options.method).probed and self.options.statistics is None
+        return expected_measuring(*given, self.options.calibration, probed)
 
     # -- helpers ---------------------------------------------------------------------------------
 

@@ -149,6 +149,13 @@ def expected_rounding(
     return rounding_seconds(checkpoint, job, held_out, most_tokens(compute), speed)
 
 
+def knows_rounding(checkpoint: Checkpoint, job: RoundingJob, directory: Path) -> bool:
+    """Whether ``directory`` has what ``job`` would measure, on the text that lies there."""
+    errors, text = load_errors(directory, job.writer.format), stored_slice(directory)
+    conditions = job.conditions(checkpoint.fingerprint, text or "")
+    return errors is not None and errors.conditions == conditions
+
+
 def rounding_of(
     checkpoint: Checkpoint, directory: Path, format: str = "gguf"
 ) -> RoundingErrors | None:

@@ -15,7 +15,7 @@ from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.evaluation.divergence import concatenate, score_tokens, scored_positions
-from tenp_edge.evaluation.evaluator import STATES, LayerCache
+from tenp_edge.evaluation.evaluator import STATES, DenseStates, LayerCache
 from tenp_edge.evaluation.measured_variants import Measured, measure_variants
 from tenp_edge.evaluation.variants import DENSE, OtherWeights, Planned
 from tenp_edge.forward.hidden_states import CachedFileStates
@@ -68,7 +68,9 @@ def test_together_is_alone(
         plans.removal_plan(checkpoint, checkpoint.config.num_experts - 2),
         plans.whole_plan(checkpoint),
     ]
-    found = measured_plans(checkpoint, chosen, data, work=tmp_path, spill_bytes=spill_bytes)
+    how = {"work": tmp_path, "spill_bytes": spill_bytes, "dense": DenseStates()}
+    found = measured_plans(checkpoint, chosen, data, **how)
+    assert found[1:2] == measured_plans(checkpoint, chosen[1:2], data, **how)  # beside the kept
     for plan, measured in zip(chosen, found, strict=True):
         for row, own in zip(measured.domains, data, strict=True):
             assert row.mean_kl == pytest.approx(alone(checkpoint, plan, own), rel=1e-4, abs=1e-9)

@@ -83,6 +83,8 @@ def test_the_numbers_are_those_of_the_rows(pages: list[Path]) -> None:
         "text in the package",
     ):
         assert shown in shares, shown
+    assert ">own width per expert, by predicted loss<" in shares
+    assert ">widths and types in one search<" in sizes
     assert shares.index("Keep 0.5") < shares.index("Keep 0.75")
     for shown in ("joint in 16.00 MiB", "0.00400", "3 types, mostly IQ4_XS, 80 %", "held"):
         assert shown in sizes, shown

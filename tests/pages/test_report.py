@@ -46,6 +46,8 @@ def test_compress_writes_it_and_the_numbers_are_those_of_the_files(small_run: Pa
     assert format_size(checked["measured_peak_rss"]) in page
     for example in checked["examples"]:
         assert f"{example['domain']}, KL {nats(example['kl'])}" in page
+    assert f"the original: {format_size(known['model_bytes'])}" in page
+    assert "It runs in tenp-edge, on a CPU." in page
     assert plan["digest"] in page and known["versions"]["torch"] in page
     assert all(f">{width}<" in page for row in plan["widths"].values() for width in row)
     assert (small_run / "recipe.toml").read_text(encoding="utf-8") in page
@@ -106,7 +108,7 @@ def test_the_predicted_kl_is_that_of_cuts_and_types_together(run: Path) -> None:
     """As the measured one beside it is."""
     said = {"predicted_kl": 0.004, "predicted_kl_range": [0.002, 0.015], "type_kl": 0.001}
     edit(run / "plan.json", lambda raw: raw["record"].update(said, type_choice=None))
-    assert ">0.00464 (0.00271 to 0.0155)<" in text(run)
+    assert '>0.00464<span class="extra"> (0.00271 to 0.0155)<' in text(run)
 
 
 def test_a_plan_with_types_and_other_sizes(run: Path) -> None:
@@ -115,7 +117,7 @@ def test_a_plan_with_types_and_other_sizes(run: Path) -> None:
         points = [{**one, "keep_ratio": 0.5, "chosen": True}, {**one, "keep_ratio": 1.0}]
         choice = {"wholes": [{**one, "quant": "IQ4_XS"}, {**one, "quant": "IQ4_NL"}], "kl": 0.01}
         raw["record"] |= {"frontier": points, "type_choice": choice}
-        raw["record"]["type_shares"] = {"Q4_K": 0.75, "Q6_K": 0.25}
+        raw["record"]["type_shares"] = {"Q4_K": 0.75, "Q6_K": 0.24, "F32": 0.01}
         layers = {"0": "Q4_K*4", "1": "Q6_K Q4_K*3"}
         raw["types"] = {
             "gate_up": layers,
@@ -129,6 +131,7 @@ def test_a_plan_with_types_and_other_sizes(run: Path) -> None:
     assert "IQ4_XS, IQ4_NL" in page and ">IQ4_XS +1<" in page and ">chosen<" in page
     assert "1 Q6_K, 3 Q4_K" in page and "Outside the layers: embed Q6_K." in page
     assert ">75.0 %<" in page and "in 2 types, mostly Q4_K" in page
+    assert ">F32: biases and scales<" in page
 
 
 def test_a_model_of_half_a_hundred_thousand_experts(run: Path) -> None:

@@ -33,6 +33,7 @@ def test_a_phone_does_not_scroll_sideways(chromium: Chromium, small_run: Path) -
     with opened(chromium, small_run / "report.html", viewport=PHONE) as (page, _):
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         assert sideways(page) == []
+        assert page.locator("svg.wide").evaluate_all("all => all.every(o => !o.checkVisibility())")
         letters = page.locator("svg.plot.narrow text").first
         assert letters.bounding_box()["height"] >= 9  # type: ignore[index]
 

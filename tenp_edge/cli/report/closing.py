@@ -16,24 +16,15 @@ from tenp_edge.cli.hub import spoken
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.plain_notes import of_interest
 from tenp_edge.cli.report.plan_screen import kept_entries, notes_of
+from tenp_edge.disk import read_json
 from tenp_edge.evaluation.fitting import HERE, fits, measured_peak
+from tenp_edge.evaluation.hosts import elsewhere, runs_in
 from tenp_edge.evaluation.verdict import Verdict, judge
-from tenp_edge.runtime.directory_vocabulary import read_settings
-from tenp_edge.runtime.gguf.header import read_fields
+from tenp_edge.pages.report import ENVIRONMENT
+from tenp_edge.runtime.chat_template_of import has_chat_template
 from tenp_edge.runtime.locating import Found, locate
 from tenp_edge.units import format_size, nats
 
-_LLAMA_CPP = "llama.cpp and what is built on it (Ollama, LM Studio)"
-# (format, layout) -> what runs such a file.
-_RUNS_IN = {
-    ("gguf", "per-expert"): "tenp-edge, on a CPU. Nowhere else: for llama.cpp, Ollama or LM Studio "
-    "compress with --layout merged and another -o",
-    ("gguf", "merged"): f"tenp-edge, and {_LLAMA_CPP}",
-    ("gguf", "padded"): f"tenp-edge, and {_LLAMA_CPP}; the zeros that fill it up save no memory",
-    ("onnx", "portable"): "tenp-edge, and any onnxruntime",
-    ("onnx", "ort-cpu"): "tenp-edge, and onnxruntime on a CPU, whose own operators it uses",
-    ("onnx", "static"): "tenp-edge and onnxruntime, and what a compiler for an NPU makes of it",
-}
 REPORT = "report.html"
 # What the words of the line above mean.
 LEGEND = (
@@ -47,9 +38,9 @@ class Closing:
     """What there is to say of a finished run. Sizes in bytes, None where not asked or measured.
 
     ``device``: the profile that was planned for; ``measured_bytes`` is always of this machine.
-    ``kept``: what stays, in words; ``by_domain``: mean KL of each kind of text. ``others``: more
-    labels and texts. ``commands``: what can be done next, each with what to type for it; ``more``:
-    where everything else is.
+    ``original_bytes``: of the original's weights. ``kept``: what stays, in words; ``by_domain``:
+    mean KL of each kind of text. ``others``: more labels and texts. ``commands``: what can be done
+    next, each with what to type for it; ``more``: where everything else is.
     """
 
     file: str
@@ -67,6 +58,7 @@ class Closing:
     notes: tuple[str, ...] = ()
     others: tuple[tuple[str, str], ...] = ()
     more: str = ""
+    original_bytes: int | None = None
 
     @property
     def fits(self) -> bool | None:
@@ -77,6 +69,7 @@ class Closing:
         return {
             "file": self.file,
             "file_bytes": self.file_bytes,
+            "original_bytes": self.original_bytes,
             "fits": self.fits,
             "budget_bytes": self.budget_bytes,
             "predicted_peak_rss": self.predicted_bytes,
@@ -98,7 +91,7 @@ class Closing:
             ("memory", self._memory()),
             *self._quality(),
             *self.kept,
-            ("file", f"{self.file}, {format_size(self.file_bytes)}"),
+            ("file", self._file()),
             *self.others,
             ("runs in", self.runs_in),
             *(("note", note) for note in self.notes),
@@ -125,6 +118,12 @@ class Closing:
             lines.insert(1, ("", f"by kind of text, KL: {kinds}"))
         return lines
 
+    def _file(self) -> str:
+        size = f"{self.file}, {format_size(self.file_bytes)}"
+        if not self.original_bytes:
+            return size
+        return f"{size}; the original has {format_size(self.original_bytes)} of weights"
+
     def _memory(self) -> str:
         away = "" if self.device == HERE else f" on {self.device}"
         numbers = f"{format_size(self.predicted_bytes)} predicted{away}"
@@ -145,7 +144,6 @@ def closing(
     located, record, report = locate(output), plan.record, checked or {}
     prefix = located.path.name
     sizes = [size for name, size in plan.files.items() if name.split("/")[0] == prefix]
-    key = record.format, record.layout
     return Closing(
         file=str(located.path),
         file_bytes=sum(sizes),
@@ -155,13 +153,25 @@ def closing(
         context=plan.memory["context"],
         device=plan.memory["device"],
         quality=judge(report["overall"], report["domains"]) if report else None,
-        runs_in=_RUNS_IN.get(key, f"what reads {' '.join(map(str, key))}"),
+        runs_in=_runs_in(record.format, record.layout),
         commands=tuple(_commands(model, output, located)),
         kept=tuple(kept_entries(plan)),
         by_domain=tuple((row["domain"], row["mean_kl"]) for row in report.get("domains", ())),
         notes=tuple(of_interest(notes_of(plan))),
         more=_more(output),
+        original_bytes=_original_bytes(output),
     )
+
+
+def _runs_in(file_format: str | None, layout: str | None) -> str:
+    here, there = runs_in(file_format, layout), elsewhere(file_format, layout)
+    return f"{here}. Nowhere else: {there}" if there else here
+
+
+def _original_bytes(output: Path) -> int | None:
+    """Of the original's weights; earlier runs did not record them."""
+    known = output / ENVIRONMENT
+    return read_json(known).get("model_bytes") if known.is_file() else None
 
 
 def _more(output: Path) -> str:
@@ -179,11 +189,3 @@ def _commands(model: Path, output: Path, located: Found) -> Iterator[tuple[str, 
         yield "continue a text", f'tenp-edge run {target} -p "Once upon a time"'
     yield "serve OpenAI's API", f"tenp-edge serve {target}"
     yield "compare again", f"tenp-edge validate {source} {target}"
-
-
-def has_chat_template(located: Found) -> bool:
-    """Whether the exported model says how a conversation is written."""
-    if located.kind == "gguf":
-        return "tokenizer.chat_template" in read_fields(located.path)
-    settings = read_settings(located.path / "tokenizer_config.json")
-    return (located.path / "chat_template.jinja").is_file() or bool(settings.get("chat_template"))

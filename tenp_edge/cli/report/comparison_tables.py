@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.rich_tables import table
-from tenp_edge.planning.options.methods import METHODS
+from tenp_edge.evaluation.comparison.names import explained
 from tenp_edge.units import format_size, nats, percent
 
 if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
@@ -21,25 +21,6 @@ if TYPE_CHECKING:  # torch takes a second to load, and some verbs never need it
 
 # Bytes that differ by rounding alone are equal.
 _EQUAL = 0.01
-_NAMES = {
-    "tenp": "TENP as published: busy experts whole, the others narrow",
-    "tenp-chosen": "TENP, its shape chosen by predicted loss",
-    "wanda-rows": "neurons by weight times input (Wanda)",
-    "mone": "rarely used experts replaced by their mean output (MoNE)",
-    "coverage-taylor": "neurons by first-order loss, shares of each layer's own total",
-    "layer-flap-bias": "neurons by variance (FLAP), their mean output kept as a bias",
-    "random": "neurons by chance",
-    "drop-aimer": "whole experts removed, by the AIMER score",
-}
-# The start of a name, and what the rest of it then is.
-_STARTS = {
-    "drop-": "whole experts removed, by the score {}",
-    "global-": "neurons compared across all layers, by the score {}",
-    "layer-": "neurons compared within each layer, by the score {}",
-    "uniform-": "one width for all experts, neurons by the score {}",
-    "tenp-": "TENP with another {}",
-    "adaptive-": "adaptive with another choice: {}",
-}
 _WORDS = (
     "KL: how far the predictions are from the whole model's, 0 is not at all. active: share of the "
     "experts' width that a token meets. perplexity: that of the cut model over that of the whole. "
@@ -104,26 +85,6 @@ def legend(lines: Sequence[Line], output: Path) -> Entries:
 
 def _more(page: Path) -> tuple[str, str]:
     return "more", f"{page} in a browser; --json, and the JSON beside it, have every number"
-
-
-def explained(name: str) -> str:
-    """What the method called ``name`` does, in a few words."""
-    base, *changes = name.split("+")
-    if base in _NAMES:
-        said = _NAMES[base]
-    elif base in METHODS:
-        said = METHODS[base].about
-    else:
-        start = next((start for start in _STARTS if base.startswith(start)), "")
-        said = _STARTS.get(start, "{}").format(base.removeprefix(start))
-    return ", then ".join([said, *(_CHANGES.get(change, change) for change in changes)])
-
-
-_CHANGES = {
-    "repair": "repaired (the outputs of cut experts refitted)",
-    "heal-routers": "the routers trained a little",
-    "heal-norms": "routers and norms trained a little",
-}
 
 
 def matched(sections: Sequence[Section]) -> Group:
