@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -82,6 +82,12 @@ class _Planned:
 
 
 def _planned(file: Path, options: RunOptions) -> _Planned | None:
+    """None for a file that was planned for no budget."""
+    return _read_planned(file, replace(options, parallel=1, note=None))
+
+
+@cache  # A server asks for its sequences, then for its memory; vocabularies take long to read.
+def _read_planned(file: Path, options: RunOptions) -> _Planned | None:
     header = read_header(file)
     planned, facts = planned_in_gguf(header.fields), _facts(header)
     if facts is None or planned is None or not planned.ram_budget:

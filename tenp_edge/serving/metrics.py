@@ -32,6 +32,7 @@ class Metrics:
         begins with tenp_edge."""
         lines = [
             *_lines("counter", _counters(status)),
+            *_lines("counter", _own_counters(status), "tenp_edge"),
             *_lines("gauge", _gauges(status, load)),
             "# HELP tenp_edge:requests_total Requests, by route and status.",
             "# TYPE tenp_edge:requests_total counter",
@@ -41,7 +42,7 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
-# Name (after llamacpp:), what it is, value.
+# Name (without its prefix), what it is, value.
 _Rows = tuple[tuple[str, str, float], ...]
 
 
@@ -65,6 +66,13 @@ def _counters(status: Status) -> _Rows:
             totals.generation_seconds,
         ),
         ("n_decode_total", "Steps of the model.", totals.steps),
+    )
+
+
+def _own_counters(status: Status) -> _Rows:
+    cached = status.totals.cached_tokens
+    return (
+        ("prompt_tokens_cached_total", "Tokens of prompts that were found in the cache.", cached),
     )
 
 
@@ -98,8 +106,8 @@ def _ratio(count: float, of: float) -> float:
     return count / of if of else 0.0
 
 
-def _lines(kind: str, rows: _Rows) -> Iterator[str]:
+def _lines(kind: str, rows: _Rows, prefix: str = "llamacpp") -> Iterator[str]:
     for name, text, value in rows:
-        yield f"# HELP llamacpp:{name} {text}"
-        yield f"# TYPE llamacpp:{name} {kind}"
-        yield f"llamacpp:{name} {value:.6g}"
+        yield f"# HELP {prefix}:{name} {text}"
+        yield f"# TYPE {prefix}:{name} {kind}"
+        yield f"{prefix}:{name} {value:.6g}"

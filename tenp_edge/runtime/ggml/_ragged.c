@@ -367,6 +367,27 @@ static void product(struct tensor *dst, int ith, int nth, void *user) {
     }
 }
 
+/* dst [rows, tokens]; sources: x (length, tokens), packed as the matrix' type wants it, and the
+ * matrix. How many tokens there are is known when the graph runs. Units of rows stay in the cache
+ * while all columns go through them. */
+static void packed_product(struct tensor *dst, int ith, int nth, void *user) {
+    rows_fn several = (rows_fn)user;
+    const struct tensor *x = dst->src[0], *matrix = dst->src[1];
+    int tokens = (int)x->ne[1], all = (int)matrix->ne[1], rows = unit_rows(all, nth);
+    for (int first = ith * rows; first < all; first += nth * rows)
+        for (int t = 0; t < tokens; t += MOST_COLUMNS) {
+            const char *columns[MOST_COLUMNS];
+            float *out[MOST_COLUMNS];
+            int count = least(tokens - t, MOST_COLUMNS);
+            for (int c = 0; c < count; c++) {
+                columns[c] = (const char *)x->data + (t + c) * x->nb[1];
+                out[c] = (float *)((char *)dst->data + (t + c) * dst->nb[1]) + first;
+            }
+            several((int)x->ne[0], (const char *)matrix->data + first * matrix->nb[1],
+                    (int64_t)matrix->nb[1], least(rows, all - first), columns, count, out);
+        }
+}
+
 /* found[name] = address; releases `found` where that fails. */
 static int keep(PyObject *found, const char *name, uintptr_t address) {
     PyObject *number = PyLong_FromUnsignedLongLong(address);
@@ -387,6 +408,7 @@ static PyObject *addresses(PyObject *self, PyObject *unused) {
         {"down", (uintptr_t)down},
         {"product_prepare", (uintptr_t)product_prepare},
         {"product", (uintptr_t)product},
+        {"packed_product", (uintptr_t)packed_product},
         {"silu", (uintptr_t)own_swiglu},
         {"swiglu_oai", (uintptr_t)swiglu_oai},
         {"gelu_tanh", (uintptr_t)geglu},

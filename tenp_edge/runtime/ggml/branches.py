@@ -11,7 +11,7 @@ work on exactly the rows that are needed, at any width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tenp_edge.runtime.ggml import bindings as ggml
+from tenp_edge.runtime.ggml.untiled import BranchProducts
 
 if TYPE_CHECKING:  # To run a file takes no family.
     from tenp_edge.models.family import Activation
@@ -143,14 +144,15 @@ def build_branches(
     top_k: int,
     activation: Activation = "silu",
     scales: int | None = None,
+    operations: Mapping[str, int] | None = None,
 ) -> tuple[int, Route]:
     """The weighted sum of the experts' outputs, (hidden, tokens), and what drives it.
 
     ``x`` (hidden, tokens); ``ids`` and ``weights`` (top_k, tokens); ``scales`` (experts): what each
-    expert's output is multiplied by before its weight.
+    expert's output is multiplied by before its weight; ``operations``: of the C extension.
     """
     hidden, tokens = ggml.shape(x)
-    inputs_of = _Inputs(context, x)
+    inputs_of, products = _Inputs(context, x), BranchProducts(context, operations or {})
     route = Route(context, len(experts), top_k, tokens)
     size = tokens * len(experts)
     lists = context.custom(ggml.I32, (size, 2), [ids], route.function, 1)
@@ -162,7 +164,7 @@ def build_branches(
             continue
         rows = context.view_1d(lists, tokens, 4 * tokens * number)
         places = context.view_1d(lists, tokens, 4 * (size + tokens * number))
-        made = _output(context, inputs_of, activation, expert, rows)
+        made = _output(products, inputs_of, activation, expert, rows)
         y = context.set_rows(y, made[-1], places)
         context.expand(y)
         route.add_branch(number, (rows, places), made)
@@ -176,16 +178,20 @@ def build_branches(
 
 
 def _output(
-    context: ggml.Context, inputs_of: _Inputs, activation: Activation, expert: Expert, rows: int
+    products: BranchProducts,
+    inputs_of: _Inputs,
+    activation: Activation,
+    expert: Expert,
+    rows: int,
 ) -> tuple[int, ...]:
     """What ``expert`` makes of the ``rows`` of x, last, behind the tensors before it whose rows
     vary, too."""
     if expert.is_empty:
         assert expert.down_bias is not None
         (hidden, _), (tokens, _) = ggml.shape(expert.down_bias), ggml.shape(rows)
-        return (context.repeat_4d(expert.down_bias, hidden, tokens, 1, 1),)
-    inner = _neurons(context, activation, expert, inputs_of, rows)
-    return *inner, *_linear(context, expert.down, expert.down_bias, inner[-1])
+        return (products.context.repeat_4d(expert.down_bias, hidden, tokens, 1, 1),)
+    inner = _neurons(products, activation, expert, inputs_of, rows)
+    return *inner, *_linear(products, expert.down, expert.down_bias, inner[-1])
 
 
 class _Inputs:
@@ -232,40 +238,44 @@ class _Inputs:
         return made
 
 
-def _linear(context: ggml.Context, matrix: int, bias: int | None, x: int) -> tuple[int, ...]:
+def _linear(products: BranchProducts, matrix: int, bias: int | None, x: int) -> tuple[int, ...]:
     """The product, and its sum with the bias if there is one: the last is the result."""
-    product = context.mul_mat(matrix, x)
-    return (product,) if bias is None else (product, context.add(product, bias))
+    made = products.build(matrix, x)
+    return made if bias is None else (*made, products.context.add(made[-1], bias))
 
 
 def _neurons(
-    context: ggml.Context, activation: Activation, expert: Expert, inputs_of: _Inputs, rows: int
+    products: BranchProducts,
+    activation: Activation,
+    expert: Expert,
+    inputs_of: _Inputs,
+    rows: int,
 ) -> tuple[int, ...]:
     """What is made of gate x and up x, or of up x, last, behind the tensors before it whose rows
     vary, too."""
     inputs = inputs_of.take(expert.up, rows)
     if expert.gate is None:
-        right = _linear(context, expert.up, expert.up_bias, inputs[-1])
-        return (*inputs, *right, *ungated(context, activation, right[-1]))
+        right = _linear(products, expert.up, expert.up_bias, inputs[-1])
+        return (*inputs, *right, *ungated(products.context, activation, right[-1]))
     same = inputs_of.same(expert.gate, expert.up)
     others = inputs if same else inputs_of.take(expert.gate, rows)
-    inner = _gate_up(context, activation, expert, expert.gate, others[-1], inputs[-1])
+    inner = _gate_up(products, activation, expert, expert.gate, others[-1], inputs[-1])
     return (*inputs, *others, *inner)
 
 
 def _gate_up(
-    context: ggml.Context, activation: Activation, expert: Expert, gate: int, x: int, up_x: int
+    products: BranchProducts, activation: Activation, expert: Expert, gate: int, x: int, up_x: int
 ) -> tuple[int, ...]:
     """What is made of ``gate`` x and up x, last, behind the tensors before it whose rows vary.
 
     Where the file has ``up`` right behind ``gate`` they are one matrix of twice the rows: ggml
     shares larger products out better.
     """
-    up = expert.up
+    up, context = expert.up, products.context
     mergeable = activation in _OF_BOTH and expert.gate_bias is None
     if not mergeable or not _side_by_side(gate, up):
-        left = _linear(context, gate, expert.gate_bias, x)
-        right = _linear(context, up, expert.up_bias, up_x)
+        left = _linear(products, gate, expert.gate_bias, x)
+        right = _linear(products, up, expert.up_bias, up_x)
         return (*left, *right, gated(context, activation, left[-1], right[-1]))
     first = ggml.tensor(gate)
     nbytes = first.nb[1] * first.ne[1]
@@ -273,8 +283,8 @@ def _gate_up(
     whole = ggml.tensor(both)
     whole.ne[1] *= 2
     whole.nb[2] = whole.nb[3] = 2 * nbytes
-    product = context.mul_mat(both, x)
-    return product, product, getattr(context, _OF_BOTH[activation])(product)
+    made = products.build(both, x)
+    return *made, getattr(context, _OF_BOTH[activation])(made[-1])
 
 
 def _side_by_side(gate: int, up: int) -> bool:

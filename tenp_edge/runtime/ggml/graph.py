@@ -39,7 +39,7 @@ from tenp_edge.runtime.ggml.step import PartStep, Step
 from tenp_edge.runtime.ggml.weights import Constant, Weights
 from tenp_edge.runtime.gguf.model_metadata import Facts
 
-_LAYER_NODES, _BRANCH_NODES = 96, 11
+_LAYER_NODES, _BRANCH_NODES = 96, 14
 _PART_NODES = 40  # of a layer, for every sequence beside the first
 _BIAS_NODES = 3  # of a branch
 # Lost in any float above 1e-23, and large enough that half of it is still a normal float.
@@ -103,7 +103,8 @@ class Model:
             for layer in facts.widths
         }
         activation = facts.architecture.activation
-        operations = kernels() if use_extension and knows(library, activation) else None
+        self.operations = kernels() if use_extension else None
+        operations = self.operations if knows(library, activation) else None
         self.ragged: dict[int, RaggedLayer] = {}
         self.products = Products(library, weights, use_extension=use_extension)
         self.scratch_bytes = self.products.nbytes
@@ -300,8 +301,9 @@ class Graph:
             experts = self._model.experts[layer]
             scales = self._model.scales(layer)
             activation, top_k = facts.architecture.activation, facts.top_k
+            operations = self._model.operations
             mixed, route = build_branches(
-                context, experts, x, ids, shares, top_k, activation, scales
+                context, experts, x, ids, shares, top_k, activation, scales, operations
             )
             self._routes.append(route)
         context.expand(mixed)

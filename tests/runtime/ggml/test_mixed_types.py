@@ -18,6 +18,7 @@ from tenp_edge.exporters.gguf.layout import Entry
 from tenp_edge.exporters.gguf.types import TYPES
 from tenp_edge.models import FAMILIES, ModelConfig, read_config
 from tenp_edge.runtime.ggml.model import PerExpertModel
+from tenp_edge.runtime.ggml.ragged import MAX_TOKENS
 from tenp_edge.runtime.gguf.header import GGML_TYPES
 from tenp_edge.runtime.gguf.padded_twin import GgufFile, write_padded_twin
 from tenp_edge.runtime.llamacpp.model import LlamaCppModel
@@ -127,8 +128,10 @@ def test_several_experts_a_token_and_many_tokens(
     ):
         for length in (1, 2, 31, 33, 300):
             wanted = judge.logits(tokens[:length])
-            for model in (mixed, plain):
-                assert mean_kl(wanted, model.logits(tokens[:length])) < 5e-4, length
+            found = [model.logits(tokens[:length]).copy() for model in (mixed, plain)]
+            assert max(mean_kl(wanted, logits) for logits in found) < 5e-4, length
+            if length > MAX_TOKENS:  # Products of a prompt are ggml's in either.
+                assert np.array_equal(*found)
         for model in (mixed, plain):
             model.reset()
         for token in tokens[:8]:

@@ -103,4 +103,5 @@ def test_the_predicted_cache_is_the_runtimes(
 def test_the_peak_is_not_above_the_prediction(directory: Path, layout: str) -> None:
     run, file = MemoryRun(CONTEXT, UBATCH, "F16", 1), directory / f"{layout}.gguf"
     measured = measure_peak_rss(file, **asdict(run), prompt_tokens=CONTEXT)
-    assert measured <= predict_peak(file, run).total_bytes <= measured + 4 * 2**20
+    # Most of either is the process, as large as the machine's libraries make it.
+    assert measured <= predict_peak(file, run).total_bytes <= 1.1 * measured

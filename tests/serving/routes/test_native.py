@@ -161,3 +161,6 @@ def test_metrics(shared: Server) -> None:
     assert after["llamacpp:kv_cache_tokens"] >= 40
     assert 0 < after["llamacpp:kv_cache_usage_ratio"] <= 1
     assert after["llamacpp:requests_processing"] == after["llamacpp:requests_deferred"] == 0
+    assert grown("tenp_edge:prompt_tokens_cached_total") == 0
+    native(shared, prompt=[93] * 40, n_predict=1)
+    assert values()["tenp_edge:prompt_tokens_cached_total"] >= 39
