@@ -336,12 +336,20 @@ class Requantiser(Protocol):
         ...
 
 
+# Formats that people ask for and no exporter writes: what to take instead.
+_INSTEAD = {
+    "mlx": "--layout merged, a GGUF that llama.cpp runs on a Mac; docs/platforms.md says why",
+    "safetensors": "tenp-edge compress, which writes OUT/checkpoint in safetensors",
+}
+
+
 def exporter(name: str) -> Exporter:
     """The exporter for format ``name`` ("gguf"); UserError with the list when there is none."""
     installed = _installed()
     if name not in installed:
         formats = ", ".join(sorted(installed)) or "none is installed"
-        raise UserError(f"no exporter for format '{name}'", f"--format {formats}")
+        hint = _INSTEAD.get(name.lower(), f"--format {formats}")
+        raise UserError(f"no exporter for format '{name}'", hint)
     loaded: Exporter = installed[name].load()
     return loaded
 

@@ -69,10 +69,15 @@ def _open_streams() -> None:
 
 def _write_unicode() -> None:
     """Bars, dashes and the model's words in pipes too: on Windows those have a code page of 256
-    characters, and the first other one would end the command."""
+    characters, and the first other one would end the command. So it would in a locale without
+    Unicode elsewhere: there it is a question mark."""
     for stream in (sys.stdout, sys.stderr):
-        if os.name == "nt" and isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        if os.name == "nt" and not stream.isatty():
             stream.reconfigure(encoding="utf-8", errors="replace")
+        elif not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="replace")
 
 
 def _say(error: Exception) -> NoReturn:

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import cleandoc
 from typing import Annotated, Any
@@ -117,6 +117,7 @@ _CONTINUING = ("calibrate", "compress", "compare", "demo", "push")
 
 def _typed() -> None:
     """What was typed, as typer reads it; what it refuses is said as everything else is."""
+    _check_words(sys.argv[1:])
     try:
         code = app(standalone_mode=False)
     except Exception as error:
@@ -132,6 +133,17 @@ def _typed() -> None:
         raise UserError(text, "; or ".join(filter(None, ways))) from None
     if isinstance(code, int) and code:
         raise SystemExit(code)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse words whose bytes are no text here: names end up in files that hold only text."""
+    for word in words:
+        if not word.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in word):
+            shown = word.encode(errors="surrogateescape").decode(errors="replace")
+            raise UserError(
+                f"{shown!r} is not text in UTF-8, or the locale is another one",
+                "a link to it with a plain name (ln -s); or LC_ALL=C.UTF-8 before the command",
+            )
 
 
 def main(command: Callable[[], object] = _typed) -> None:

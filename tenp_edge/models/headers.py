@@ -27,6 +27,7 @@ from tenp_edge.models.wrapper import kinds_text, left_out_kinds
 
 __all__ = ["DTYPE_BYTES", "INDEX_NAME", "ModelFiles", "StoredTensor", "read_header"]
 
+WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 # More tensors than this are only listed where as many are stored.
 _MANY_TENSORS = 200_000
@@ -208,6 +209,8 @@ def _read_index(path: Path) -> dict[str, StoredTensor]:
     index_file = path / INDEX_NAME
     if index_file.is_file():
         return _read_sharded(path, read_json(index_file))
+    if (path / WEIGHTS_NAME).is_file():  # What else is there is other tools' (consolidated.*).
+        return read_header(path / WEIGHTS_NAME)
     files = sorted(path.glob("*.safetensors"))
     if not files:
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt") for file in path.glob(pattern))

@@ -78,7 +78,7 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
     if per_expert and options.gpu_layers:
         raise UserError(
             f"{file.name} has the per-expert layout, which runs on the CPU",
-            "export --layout merged for --gpu-layers",
+            "leave --gpu-layers out; or tenp-edge compress MODEL --layout merged, for GPUs",
         )
     trained = trained_context(header)
     chosen = chosen_run(options, header, options.note)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from tenp_edge.errors import UserError
+
+# Where a field of chats stands in a request of another API: the beginnings of paths, as patterns.
+Names = Mapping[str, str]
 
 
 class RefusalError(Exception):
@@ -22,6 +28,13 @@ class RefusalError(Exception):
         self.status, self.headers = status, headers
         self.body = error_body(status, message, code, param)
 
+    def in_words_of(self, names: Names) -> RefusalError:
+        """The same of another API, whose fields have other ``names``."""
+        found = self.body["error"]
+        message, param = _renamed(str(found["message"]), names), found["param"]
+        named = None if param is None else _renamed(param, names)
+        return RefusalError(self.status, message, found["code"], named, self.headers)
+
     @classmethod
     def of(
         cls, error: UserError, status: int, code: str | None = None, param: str | None = None
@@ -29,6 +42,21 @@ class RefusalError(Exception):
         """``error`` and its way out in one message: OpenAI's object has no place for hints."""
         hint = "" if error.hint is None else f"; try: {error.hint}"
         return cls(status, f"{error.message}{hint}", code, param)
+
+
+def _renamed(text: str, names: Names) -> str:
+    for pattern, name in names.items():
+        text = re.sub(rf"^{pattern}(?![a-z_])", name, text)
+    return text
+
+
+@contextmanager
+def spelled(names: Names) -> Iterator[None]:
+    """What is refused inside is said with another API's ``names`` of the fields."""
+    try:
+        yield
+    except RefusalError as error:
+        raise error.in_words_of(names) from None
 
 
 def error_body(

@@ -82,7 +82,8 @@ def _run_calibrate(
     gradients: bool,
     job: TypeJob | None,
 ) -> Statistics:
-    drawn = calibration_domains(checkpoint, options, progress, hold_out=True)
+    said = QUIET if finished_at(work) else progress  # nothing is said of text that is not read
+    drawn = calibration_domains(checkpoint, options, said, hold_out=True)
     pairs = [split_at(domain, options.samples) for domain in drawn]
     domains, spare = [first for first, _ in pairs], [rest for _, rest in pairs]
     before = finished_at(work)

@@ -17,7 +17,12 @@ from tenp_edge.disk import write_text
 from tenp_edge.errors import UserError
 from tenp_edge.evaluation.comparison.measures import Measure
 from tenp_edge.evaluation.matched.filled import BUDGETS, Budget, budgets_of
-from tenp_edge.evaluation.matched.measuring import Matched, compare_matched
+from tenp_edge.evaluation.matched.measuring import (
+    WHOLE,
+    Matched,
+    compare_matched,
+    measuring_stage,
+)
 from tenp_edge.evaluation.matched.running import run_file
 from tenp_edge.evaluation.matched.single_type import whole_types
 from tenp_edge.evaluation.matched.table import markdown
@@ -102,7 +107,8 @@ def _expected(
     options: CompareOptions,
     measures: Mapping[str, Sequence[Measure]],
 ) -> dict[str, float]:
-    """Seconds by stage; files are measured in passes, one of every whole type, one a budget."""
+    """Seconds by stage; files are measured in passes, for every seed one of the whole types and
+    one a budget."""
     pace, seeds = pace_of(checkpoint, options.calibration), options.calibration_seeds(SEEDS)
     job = rounding_job(writer, default_job().options)
     per_seed = pace.forward(SLICE_TOKENS, _ROUNDING_FORWARDS)
@@ -112,13 +118,14 @@ def _expected(
     encoding = 4 * numbers / writer.encoding_speed(default_job().options)
 
     def measuring(files: int) -> float:
-        return len(seeds) * (measuring_pass(pace, measures, files) + files * encoding)
+        return measuring_pass(pace, measures, files) + files * encoding
 
+    passes = {WHOLE: measuring(len(whole_types(writer)))}
+    passes |= {budget.name: measuring(_FILES_OF_A_BUDGET) for budget in budgets}
     return {
         **expected_calibrations(pace, output, options, SEEDS),
         _ROUNDING: missing * per_seed,
-        "whole": measuring(len(whole_types(writer))),
-        **{budget.name: measuring(_FILES_OF_A_BUDGET) for budget in budgets},
+        **{measuring_stage(what, seed): passes[what] for seed in seeds for what in passes},
     }
 
 

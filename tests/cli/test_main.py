@@ -22,6 +22,14 @@ def test_version() -> None:
     assert started("--version").stdout == f"tenp-edge {__version__}\n"
 
 
+def test_a_name_that_is_no_text() -> None:
+    """Python holds its bytes as half characters, which no file takes."""
+    assert refused("plan", "mod\udce8le", "--keep", "0.5") == (
+        "error: 'mod\ufffdle' is not text in UTF-8, or the locale is another one\n"
+        "try:   a link to it with a plain name (ln -s); or LC_ALL=C.UTF-8 before the command\n"
+    )
+
+
 def test_documentation_is_the_help() -> None:
     written = Path(make_cli.__file__).with_name("cli.md").read_text(encoding="utf-8")
     assert written == make_cli.render(), "run: python docs/make_cli.py"

@@ -126,6 +126,16 @@ def test_shards_without_index(sharded: Path) -> None:
     )
 
 
+def test_what_lies_beside_the_weights(model: Path) -> None:
+    """Publishers' own files; transformers does not read them either."""
+    before = inspect_model(model)
+    (model / "original").mkdir()
+    (model / ".git").mkdir()
+    for name in ("consolidated.safetensors", "original/model.safetensors", "pytorch_model.bin"):
+        (model / name).write_bytes(b"not read")
+    assert inspect_model(model) == before
+
+
 def test_pickle_only(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     assert refusal(lambda: inspect_model(model)) == (

@@ -56,7 +56,7 @@ def test_refused_requests(file_of: FileOf) -> None:
     )
     assert refused(lambda: open_model(file, RunOptions(gpu_layers=1))) == (
         f"{file.name} has the per-expert layout, which runs on the CPU\n"
-        "try: export --layout merged for --gpu-layers"
+        "try: leave --gpu-layers out; or tenp-edge compress MODEL --layout merged, for GPUs"
     )
     for layout in ("per-expert", "padded"):
         options = RunOptions(context=8, threads=1)

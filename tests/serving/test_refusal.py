@@ -6,6 +6,7 @@ import pytest
 from support.serving_cases import Server
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+RESPONSES = "/v1/responses"
 HI = {"messages": [{"role": "user", "content": "Hi"}]}
 TOOL = {"type": "function", "function": {"name": "now"}}
 BROKEN = {"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}
@@ -17,6 +18,24 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
     ("path", "fields", "message", "param"),
     [
         (COMPLETIONS, {"prompt": ""}, "the prompt is empty", "prompt"),
+        (
+            RESPONSES,
+            {"input": "a", "text": {"format": {"type": "json_schema"}}},
+            "text.format.schema must be an object, not null",
+            "text.format",
+        ),
+        (
+            RESPONSES,
+            {"input": "a", "tools": [{"type": "function"}]},
+            "tools[0].name is missing",
+            "tools",
+        ),
+        (
+            RESPONSES,
+            {"input": "a" * 70_000},
+            "the prompt has 70000 bytes, a context of 2048 tokens takes 65536",
+            "input",
+        ),
         (COMPLETIONS, {"prompt": []}, "the prompt is empty", "prompt"),
         (COMPLETIONS, {}, "prompt is missing", "prompt"),
         (

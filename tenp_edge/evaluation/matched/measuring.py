@@ -36,6 +36,7 @@ from tenp_edge.progress import QUIET, Progress, begin
 from tenp_edge.resumable import JobRecord
 
 FORMAT, VERSION = "tenp-edge matched comparison", 1
+WHOLE = "whole"  # the whole model in every type, which all ways go by
 # Speed and memory of a file as it runs: JSON values.
 RunFile = Callable[[Filled, Statistics], dict[str, Any]]
 
@@ -111,6 +112,11 @@ def compare_matched(
     return job.result()
 
 
+def measuring_stage(what: str, seed: int) -> str:
+    """What the pass over ``what``, a budget's name or `WHOLE`, is called: there is one a seed."""
+    return f"{what}, seed {seed}"
+
+
 class _Job:
     """``scores``: of every file by its key, and of the dense model by "dense"; ``rows`` by the
     seed and the bytes of their budget."""
@@ -148,7 +154,7 @@ class _Job:
         """Measures the whole model in every type: what all ways go by."""
         checkpoint, writer = self.matched.checkpoint, self.matched.writer
         files = {quant: whole(checkpoint, writer, quant) for quant in self.matched.types}
-        self._measure(list(files.values()), seed, "whole")
+        self._measure(list(files.values()), seed, WHOLE)
         kls = {quant: self._kl(file, seed) for quant, file in files.items()}
         return self.matched.calibrated(seed, kls)
 
@@ -212,11 +218,12 @@ class _Job:
         missing = {key: file for key, file in missing.items() if key not in self.scores}
         if not missing:
             return
-        begin(self.progress, what)
+        stage = measuring_stage(what, seed)
+        begin(self.progress, stage)
         variants = [
             OtherWeights(self._stored(file, statistics), key) for key, file in missing.items()
         ]
-        scores = measure(self.evaluator, variants, self.matched.measures, f"{what}, seed {seed}")
+        scores = measure(self.evaluator, variants, self.matched.measures, stage)
         self.scores["dense"] = scores[0]
         self.scores |= dict(zip(missing, scores[1:], strict=True))
         self.record.write(self.state)

@@ -13,8 +13,9 @@ from tenp_edge.serving.answers.anthropic import MessageAnswer, anthropic_error
 from tenp_edge.serving.answers.choice import Choice
 from tenp_edge.serving.bodies import body_of
 from tenp_edge.serving.preparing import Prepared, prepare_chat, rendered
+from tenp_edge.serving.refusal import spelled
 from tenp_edge.serving.routes.generating import add, both, generated, in_thread
-from tenp_edge.serving.schemas.anthropic import CountRequest, MessagesRequest
+from tenp_edge.serving.schemas.anthropic import FIELDS, CountRequest, MessagesRequest
 from tenp_edge.serving.schemas.wording import parse, translated
 from tenp_edge.serving.service import Service
 
@@ -42,12 +43,11 @@ def add_anthropic_routes(app: FastAPI, service: Service) -> None:
 
 
 def _prepare(service: Service, payload: MessagesRequest) -> Prepared:
-    request = translated(payload.openai)
-
     def spelling(choices: Sequence[Choice], tokens: int) -> Answer:
-        return MessageAnswer(choices, tokens, service.named(request.model))
+        return MessageAnswer(choices, tokens, service.named(payload.model))
 
-    return prepare_chat(service, request, spelling)
+    with spelled(FIELDS):
+        return prepare_chat(service, translated(payload.openai), spelling)
 
 
 def _count(service: Service, payload: CountRequest) -> int:

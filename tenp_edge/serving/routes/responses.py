@@ -12,8 +12,9 @@ from tenp_edge.serving.answers.choice import Choice
 from tenp_edge.serving.answers.responses import ResponseAnswer
 from tenp_edge.serving.bodies import body_of
 from tenp_edge.serving.preparing import Prepared, prepare_chat
+from tenp_edge.serving.refusal import spelled
 from tenp_edge.serving.routes.generating import add, generated
-from tenp_edge.serving.schemas.responses import ResponsesRequest
+from tenp_edge.serving.schemas.responses import FIELDS, ResponsesRequest
 from tenp_edge.serving.schemas.wording import parse, translated
 from tenp_edge.serving.service import Service
 
@@ -27,10 +28,9 @@ def add_responses_route(app: FastAPI, service: Service) -> None:
 
 
 def _prepare(service: Service, payload: ResponsesRequest) -> Prepared:
-    chat = translated(payload.openai)
-
     def spelling(choices: Sequence[Choice], tokens: int) -> Answer:
         name = service.named(payload.model)
         return ResponseAnswer(choices, tokens, name, service.vocabulary, payload.echoed())
 
-    return prepare_chat(service, chat, spelling)
+    with spelled(FIELDS):
+        return prepare_chat(service, translated(payload.openai), spelling)

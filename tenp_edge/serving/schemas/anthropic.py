@@ -11,6 +11,12 @@ from tenp_edge.serving.schemas.generation import Lenient
 from tenp_edge.serving.schemas.openai import ChatRequest
 from tenp_edge.serving.schemas.wording import WrongError, check
 
+# Where a chat's field stands in a request of this API (`refusal.Names`).
+FIELDS = {
+    "stop": "stop_sequences",
+    r"(tools\[\d+\])\.function\.parameters": r"\1.input_schema",
+    r"(tools\[\d+\])\.function": r"\1",
+}
 _IGNORED_BLOCKS = ("redacted_thinking",)
 
 

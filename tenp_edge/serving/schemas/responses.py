@@ -11,6 +11,15 @@ from tenp_edge.serving.schemas.generation import GenerationRequest, Lenient
 from tenp_edge.serving.schemas.openai import ChatRequest
 from tenp_edge.serving.schemas.wording import WrongError, check
 
+# Where a chat's field stands in a request of this API (`refusal.Names`).
+FIELDS = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    r"response_format(\.json_schema)?": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "logprobs": "include",
+    r"(tools\[\d+\])\.function": r"\1",
+}
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 _LOGPROBS = "message.output_text.logprobs"
 # What asks the server to remember: it forgets every answer.
@@ -202,8 +211,11 @@ def _choice(choice: str | Mapping[str, Any] | None) -> Any:
         return choice
     if choice.get("type") == "allowed_tools":
         tools = choice.get("tools")
-        if isinstance(tools, list):  # else it is refused as chats' is
-            tools = [_tool(tool) if isinstance(tool, Mapping) else tool for tool in tools]
+        if not isinstance(tools, list):
+            raise WrongError(
+                "tool_choice", "tool_choice of type 'allowed_tools' needs tools, a list"
+            )
+        tools = [_tool(tool) if isinstance(tool, Mapping) else tool for tool in tools]
         allowed = {"mode": choice.get("mode", "auto"), "tools": tools}
         return {"type": "allowed_tools", "allowed_tools": allowed}
     return _tool(choice)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,29 @@ def matched(checkpoint_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Ma
     )
 
 
+class Begun(QuietProgress):
+    """The stages that have begun."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        raise AssertionError("the verb knows the whole run")
+
+    def begin(self, stage: str) -> None:
+        self.stages.append(stage)
+
+    def reused(self, stage: str) -> None:
+        raise AssertionError("nothing was there")
+
+
 @pytest.fixture(scope="module")
 def result(matched: Matched, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return compare_matched(matched, tmp_path_factory.mktemp("result") / "matched.json", **HOW)
+    """With a stage a pass and seed, so that no seed's passes end the other's (`Course.begin`)."""
+    begun, file = Begun(), tmp_path_factory.mktemp("result") / "matched.json"
+    found = compare_matched(matched, file, progress=begun, **HOW)
+    assert begun.stages == ["whole, seed 0", "Q6_K, seed 0", "IQ4_XS, seed 0"]
+    return found
 
 
 def test_budgets_are_the_bytes_of_whole_files(matched: Matched, tmp_path: Path) -> None:

@@ -95,6 +95,11 @@ def test_an_infeasible_budget_names_other_types(qwen3: Checkpoint, device: Devic
             "--format gguf, onnx, toy",
         ),
         (
+            PlanOptions(format="mlx", method="tenp"),
+            "no exporter for format 'mlx'",
+            "--layout merged, a GGUF that llama.cpp runs on a Mac; docs/platforms.md says why",
+        ),
+        (
             PlanOptions(quant="HUGE", method="tenp"),
             "format toy cannot write HUGE",
             "--quant WIDE|NARROW",
