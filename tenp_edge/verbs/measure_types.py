@@ -131,7 +131,7 @@ def rounding_if_known(
     progress: Progress,
 ) -> bool:
     """`rounding_into` where the statistics know what rounding a neuron does, and there is text to
-    measure on; whether they do. It is a part of calibrating, at most half as long (`rounding`)."""
+    measure on; whether they do. It is a part of calibrating (`rounding`)."""
     if stored_slice(directory) is None or not statistics.has_rounding:
         return False
     rounding_into(checkpoint, job, statistics, directory, compute, progress)
