@@ -5,21 +5,19 @@ A group is a role ("q") or the experts' projections (`EXPERT_GROUPS`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
-import torch
-
-from tenp_edge.checkpoint.files import ExpertWeights
-from tenp_edge.checkpoint.source import ModelSource, Rows, WeightSource
+from tenp_edge.checkpoint.source import ModelSource, WeightSource
 from tenp_edge.checkpoint.tensor_types import TensorTypes
 from tenp_edge.evaluation.emulated_rounding import EmulatedExperts, ExpertError
 from tenp_edge.evaluation.evaluator import LayerCache
+from tenp_edge.evaluation.rounded_weights import Partly, is_large
 from tenp_edge.evaluation.rounding_job import RoundingJob
-from tenp_edge.evaluation.type_sensitivity import SAMPLED_ABOVE, spread
+from tenp_edge.evaluation.type_sensitivity import spread
+from tenp_edge.evaluation.undoing import Suspects, expert_key
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, Requantiser
 from tenp_edge.exporters.mixing import Mixer, TypedMatrix
-from tenp_edge.models import ModelConfig, TensorSpec
 from tenp_edge.planning.measured.rounding_errors import EXPERT_GROUPS, GroupCost, RoundingErrors
 
 MEASURED_LAYERS = 8  # of a large model, whose groups are rounded
@@ -30,13 +28,21 @@ class Groups:
     """One variant a group: its matrices in one type, all else as it is."""
 
     def __init__(
-        self, cached: LayerCache, job: RoundingJob, data: ExportData, errors: RoundingErrors
+        self,
+        cached: LayerCache,
+        job: RoundingJob,
+        data: ExportData,
+        errors: RoundingErrors,
+        suspects: Suspects,
     ) -> None:
         self.job, self.errors, self.config = job, errors, cached.config
         self.matrices = job.mixer.typed_matrices(cached.config, job.options)
-        self.type = _probe_type(job.mixer)
         self.source, self.data = ModelSource(cached), data
         roles = dict.fromkeys(matrix.role for matrix in self.matrices)
+        self.types = {
+            name: _probe_type(job.mixer, self._suspected(name, suspects))
+            for name in (*EXPERT_GROUPS, *roles)
+        }
         self.names = (*EXPERT_GROUPS, *(role for role in roles if self._error(role)))
 
     def variants(self) -> list[OtherWeights]:
@@ -48,12 +54,19 @@ class Groups:
     def costs(self, kls: Sequence[float]) -> dict[str, GroupCost]:
         pairs = zip(self.names, kls, strict=True)
         return {
-            name: GroupCost(self.type, kl, self._error(name), self._layers(name))
+            name: GroupCost(self.types[name], kl, self._error(name), self._layers(name))
             for name, kl in pairs
         }
 
     def _of(self, role: str) -> list[TypedMatrix]:
         return [matrix for matrix in self.matrices if matrix.role == role]
+
+    def _suspected(self, name: str, suspects: Suspects) -> frozenset[str]:
+        """The types that are suspected in any matrix of the group."""
+        parts, layers = EXPERT_GROUPS.get(name, ()), self.errors.experts
+        keys = [expert_key(layer, part) for layer in layers for part in parts]
+        keys += [matrix.key for matrix in self._of(name)]
+        return frozenset().union(*(suspects.get(key, frozenset()) for key in keys))
 
     def _all_layers(self, name: str) -> list[int]:
         if name in EXPERT_GROUPS:
@@ -67,7 +80,7 @@ class Groups:
 
     @property
     def _large(self) -> bool:
-        return self.config.expert_weights > SAMPLED_ABOVE
+        return is_large(self.config)
 
     def _layers(self, name: str) -> tuple[int, ...]:
         """Those that are rounded: all of a small model's, some of a large one's."""
@@ -85,7 +98,7 @@ class Groups:
         layers, total = self._layers(name), 0.0
         for matrix in self._of(name):
             if matrix.layer is None or matrix.layer in layers:
-                kind = self.job.mixer.legal_type(self.type, matrix.shape[-1])
+                kind = self.job.mixer.legal_type(self.types[name], matrix.shape[-1])
                 total += self.errors.others.get(matrix.key, {}).get(kind, 0.0)
         return total
 
@@ -99,13 +112,14 @@ class Groups:
         rows = {
             part: dict.fromkeys(config.moe_layers, (kind,) * config.num_experts)
             for part in ("gate", "down")
-            for kind in [self.type if part in parts else plain]
+            for kind in [self.types[name] if part in parts else plain]
         }
-        others = {m.key: self.type if m.role == name else plain for m in self.matrices}
+        keys = {m.key for m in self._of(name)}
+        others = {m.key: self.types[name] if m.key in keys else plain for m in self.matrices}
         types = TensorTypes(rows["gate"], rows["down"], others)
         options = self.job.options.typed(types)
         rounded = writer.requantised(self.source, options, self.data)
-        return _Partly(self.source, rounded, name)
+        return Partly(self.source, rounded, keys, config.moe_layers if parts else ())
 
     def _error_of(self, name: str) -> ExpertError:
         """What the group's type does to the matrices in it."""
@@ -116,49 +130,15 @@ class Groups:
                 return 0.0
             columns = self.config.hidden_size
             columns = self.config.expert_widths[layer][expert] if part == "down" else columns
-            kind = mixer.legal_type(self.type, columns)
+            kind = mixer.legal_type(self.types[name], columns)
             return self.errors.of_expert(layer, part).get(kind, 0.0)
 
         return error
 
 
-class _Partly:
-    """``rounded`` in the matrices of group ``name``, ``source`` elsewhere (a `WeightSource`)."""
-
-    def __init__(self, source: ModelSource, rounded: WeightSource, name: str) -> None:
-        self._source, self._rounded, self._name = source, rounded, name
-        self.config: ModelConfig = rounded.config
-        self.stored_dtype = None if name in EXPERT_GROUPS else source.stored_dtype
-
-    @property
-    def tensors(self) -> Mapping[str, TensorSpec]:
-        return self._rounded.tensors
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._from(name).read(name)
-
-    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        return self._from(name).read_rows(name, start, stop)
-
-    def held(self, name: str) -> Rows:
-        return self._from(name).held(name)
-
-    def expert(self, layer: int, expert: int) -> ExpertWeights:
-        own = self._name in EXPERT_GROUPS
-        return (self._rounded if own else self._source).expert(layer, expert)
-
-    def held_experts(self, layer: int) -> Callable[[int], ExpertWeights]:
-        own = self._name in EXPERT_GROUPS
-        return (self._rounded if own else self._source).held_experts(layer)
-
-    def _from(self, name: str) -> WeightSource:
-        spec = self.tensors[name]
-        inside = name in self._source.tensors
-        own = spec.role == self._name or (spec.role == "kv_b" and self._name in ("k_b", "v_b"))
-        return self._rounded if own or not inside else self._source
-
-
-def _probe_type(mixer: Mixer) -> str:
-    """Of about _PROBE_BITS a weight, one that needs no importance matrix."""
+def _probe_type(mixer: Mixer, suspected: frozenset[str]) -> str:
+    """Of about _PROBE_BITS a weight, one that needs no importance matrix and, where there is one,
+    is not ``suspected``: what undoes training says nothing of the other types."""
     plain = [kind for kind in mixer.mixed_types if not mixer.needs_importance(kind)]
+    plain = [kind for kind in plain if kind not in suspected] or plain
     return min(plain, key=lambda k: abs(mixer.tensor_bytes(256, 256, k) / 8192 - _PROBE_BITS))

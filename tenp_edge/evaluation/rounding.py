@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -31,12 +30,14 @@ from tenp_edge.evaluation.measured_variants import measure_variants
 from tenp_edge.evaluation.mixed_plans import PARTS, MixedPlans, planner_of
 from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.evaluation.rounded_groups import MEASURED_LAYERS, Groups
+from tenp_edge.evaluation.rounded_weights import relative_errors
 from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.rounding_text import measured_text, scored_after_start
 from tenp_edge.evaluation.type_sensitivity import SAMPLED_ABOVE, spread
+from tenp_edge.evaluation.undoing import Suspects, Trials, expert_key, suspected_types
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData
-from tenp_edge.exporters.mixing import Mixer, SampledRows
+from tenp_edge.exporters.mixing import SampledRows
 from tenp_edge.forward.text_batch import Domain, token_count
 from tenp_edge.models import ModelConfig
 from tenp_edge.models.inspection import inspect_model
@@ -51,8 +52,6 @@ from tenp_edge.progress import QUIET, Progress
 
 _EXPERTS, _ROWS = 4, 4  # of a sampled layer; of each of their matrices
 _LAYERS = 12  # that experts are sampled in
-_TOO_SMALL, _EXACT = 0.4, 1e-3  # of the usual error at a type's bits
-_SHAKEN = 2.5  # times the error that was there
 _EMULATED_PER_SECOND = 2 * 10**8  # weights
 
 
@@ -78,10 +77,11 @@ def measure_rounding(
     started = time.monotonic()
     domains = measured_text(checkpoint, job, domains, Importance(statistics).tokens)
     data = ExportData(Importance(statistics) if job.options.imatrix else None)
-    errors = sampled_errors(checkpoint, job, data, progress)
+    errors, suspects = sampled_errors(checkpoint, job, data, progress)
     errors = replace(errors, conditions=conditions)
     cached = LayerCache(checkpoint.path)
-    groups, dense = Groups(cached, job, data, errors), DenseStates()
+    groups, dense = Groups(cached, job, data, errors, suspects), DenseStates()
+    tried = Trials(groups.source, job, data, errors, suspects)
 
     def measured(variants: Sequence[OtherWeights], what: str) -> list[float]:
         found = measure_variants(
@@ -98,8 +98,11 @@ def measure_rounding(
         )
         return [one.mean_kl for one in found]
 
-    errors = replace(errors, groups=groups.costs(measured(groups.variants(), "groups of matrices")))
-    trials = known_trials(directory)
+    trials, variants = known_trials(directory), [*groups.variants(), *tried.variants()]
+    kls = measured(variants, "groups of matrices")
+    costs = groups.costs(kls[: len(groups.names)])
+    convicted = tried.convicted(kls[len(groups.names) :], costs, statistics, trials)
+    errors = replace(tried.without(convicted), groups=costs)
     planner = planner_of(checkpoint, job.writer, job.options.layout, statistics, errors, trials)
     mixed = MixedPlans(planner, groups.sampled_layers)
     kls = measured(mixed.variants(cached, data.imatrix is not None), "mixed plans")
@@ -114,28 +117,41 @@ def measure_rounding(
 
 def sampled_errors(
     checkpoint: Checkpoint, job: RoundingJob, data: ExportData, progress: Progress = QUIET
-) -> RoundingErrors:
-    """The relative errors of every type, without what they cost."""
+) -> tuple[RoundingErrors, Suspects]:
+    """The relative errors of every type, without what they cost; and the types suspected to cost
+    far more."""
     config, source = checkpoint.config, ModelSource(checkpoint)
     places = spread(len(config.moe_layers), min(_LAYERS, len(config.moe_layers)))
     layers = sorted({config.moe_layers[place] for place in places})
-    experts, others = {}, {}
+
+    def suspected(rows: Sequence[SampledRows], errors: Errors) -> frozenset[str]:
+        decoded = source.stored_dtype is None  # and so on the levels of a type, or nearly
+        return frozenset() if decoded else suspected_types(job.mixer, rows, errors)
+
+    experts, others = dict[int, dict[str, Errors]](), dict[str, Errors]()
+    suspects = dict[str, frozenset[str]]()
     with progress.task("sampling types", len(layers) + 1, "layers") as task:
         for layer in layers:
-            experts[layer] = _expert_errors(source, job, data.imatrix, layer)
+            samples = _expert_samples(source, data.imatrix, layer)
+            experts[layer] = {part: _errors(job, rows) for part, rows in samples.items()}
+            for part, rows in samples.items():
+                suspects[expert_key(layer, part)] = suspected(rows, experts[layer][part])
+            # Where they have no gate, its errors are up's: they multiply a loss of 0.
+            experts[layer].setdefault("gate", experts[layer]["up"])
             task.advance()
         matrices = job.mixer.sampled_matrices(source, job.options, data, _EXPERTS * _ROWS)
         for matrix, sample in matrices:
-            others[matrix.key] = _errors(source, job, [sample])
+            others[matrix.key] = _errors(job, [sample])
+            suspects[matrix.key] = suspected([sample], others[matrix.key])
         task.advance()
-    return RoundingErrors(job.conditions(checkpoint.fingerprint, ""), experts, others)
+    conditions = job.conditions(checkpoint.fingerprint, "")
+    return RoundingErrors(conditions, experts, others), suspects
 
 
-def _expert_errors(
-    source: ModelSource, job: RoundingJob, imatrix: Importance | None, layer: int
-) -> dict[str, Errors]:
-    """Of one layer's experts, by projection: rows of those that tokens reached. Where they have no
-    gate, its errors are up's: they multiply a loss of 0."""
+def _expert_samples(
+    source: ModelSource, imatrix: Importance | None, layer: int
+) -> dict[str, list[SampledRows]]:
+    """Of one layer's experts, by projection: rows of those that tokens reached."""
     projections = source.config.family.matrices
     samples: dict[str, list[SampledRows]] = {part: [] for part in projections}
     for expert in _sampled_experts(source.config, imatrix, layer):
@@ -146,8 +162,7 @@ def _expert_errors(
             importance = None if squares is None or not squares.tokens else squares.weights()
             step = max(1, len(matrix) // _ROWS)
             samples[part].append(SampledRows(matrix[::step][:_ROWS], importance))
-    errors = {part: _errors(source, job, found) for part, found in samples.items()}
-    return {"gate": errors["up"], **errors}
+    return samples
 
 
 def _sampled_experts(config: ModelConfig, imatrix: Importance | None, layer: int) -> list[int]:
@@ -160,70 +175,8 @@ def _sampled_experts(config: ModelConfig, imatrix: Importance | None, layer: int
     return [reached[place] for place in spread(len(reached), min(_EXPERTS, len(reached)))]
 
 
-def _errors(source: ModelSource, job: RoundingJob, samples: Sequence[SampledRows]) -> Errors:
-    errors = relative_errors(job.mixer, samples, job.types or job.mixer.mixed_types)
-    if source.stored_dtype is None:  # Decoded weights are on the levels of a type, or nearly.
-        return errors
-    undoing = undoing_types(job.mixer, samples, errors)
-    return {kind: error for kind, error in errors.items() if kind not in undoing}
-
-
-def undoing_types(mixer: Mixer, samples: Sequence[SampledRows], errors: Errors) -> frozenset[str]:
-    """The types that would undo the training of ``samples``, whose ``errors`` these are.
-
-    Weights near a type's levels, yet not on them, are those of a quantised model that was trained
-    on: rounding takes the training away, which costs far more than an error of its size by chance.
-    Such a type's error is far too small for its bits (an error falls to a quarter with every bit),
-    and it is not when the weights are shaken. On the levels a type is exact, and no matter.
-    """
-    bits = {kind: mixer.tensor_bytes(256, 256, kind) / 2**13 for kind in errors}
-    scaled = {kind: error * 4 ** bits[kind] for kind, error in errors.items() if bits[kind] < 12}
-    usual = median(scaled.values()) if scaled else 0.0
-    suspects = [k for k, e in scaled.items() if _EXACT * usual < e < _TOO_SMALL * usual]
-    shaken = relative_errors(mixer, [_shaken(sample) for sample in samples], suspects)
-    return frozenset(kind for kind, error in shaken.items() if error > _SHAKEN * errors[kind])
-
-
-def _shaken(sample: SampledRows) -> SampledRows:
-    """Moved by a tenth of the spread in a row: less than the step of any few-bit type."""
-    rows = sample.rows.float()
-    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
-    spread_of_rows = (rows - rows.mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt()
-    return SampledRows(rows + 0.1 * spread_of_rows * noise, sample.importance)
-
-
-def relative_errors(
-    mixer: Mixer, samples: Sequence[SampledRows], types: Sequence[str]
-) -> dict[str, float]:
-    """Type -> sum of E_kj^2 q_j over sum of W_kj^2 q_j, averaged over ``samples``; types whose
-    blocks are longer than a row are left out, of rows that are no whole blocks the first are taken.
-    """
-    found: dict[str, float] = {}
-    for kind in types:
-        shares = [share for s in samples if (share := _relative_error(mixer, s, kind)) is not None]
-        if shares:
-            found[kind] = sum(shares) / len(shares)
-    return found
-
-
-def _relative_error(mixer: Mixer, sample: SampledRows, kind: str) -> float | None:
-    rows, importance = sample.rows.float(), sample.importance
-    length = _whole_blocks(mixer, kind, rows.shape[-1])
-    if not length:
-        return None
-    rows = rows[:, :length]
-    weights = torch.ones(length) if importance is None else importance[:length]
-    total = float((rows.square() @ weights).sum())
-    if total <= 0:
-        return None
-    part = SampledRows(rows, None if importance is None else weights.contiguous())
-    error = mixer.rounded(part, kind) - rows
-    return float((error.square() @ weights).sum()) / total
-
-
-def _whole_blocks(mixer: Mixer, kind: str, length: int) -> int:
-    """The longest rows, up to ``length``, that ``kind`` holds; 0: none."""
-    return next((n for n in range(length, 0, -1) if mixer.legal_type(kind, n) == kind), 0)
+def _errors(job: RoundingJob, samples: Sequence[SampledRows]) -> Errors:
+    return relative_errors(job.mixer, samples, job.types or job.mixer.mixed_types)
 
 
 def rounding_seconds(

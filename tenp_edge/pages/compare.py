@@ -165,7 +165,7 @@ def _ratio(lines: Sequence[by_share.Line]) -> Section:
     body = table(
         f"{100 * first.kept:.1f} % kept", columns, rows, words=(3,), bars=(1,), marked=(0,)
     )
-    return Section(f"keep-{first.keep:g}", f"Keep {first.keep:g}", _ABOUT_KL, body)
+    return Section(f"keep-{first.keep:g}", f"Keep {first.keep:g}", _ABOUT_KL, body, True)
 
 
 def _predicted(result: Mapping[str, Any]) -> Iterator[Section]:
@@ -229,7 +229,7 @@ def _budget(lines: Sequence[by_bytes.Line]) -> Section:
     marked = [number for number, line in enumerate(lines) if line.best]
     body = table(f"{size} each", columns, rows, words=(3, 4), bars=(1,), marked=marked)
     about = f"As many bytes as the whole model in {first.budget}. {_ABOUT_KL}"
-    return Section(f"bytes-{first.budget_bytes}", size, about, body)
+    return Section(f"bytes-{first.budget_bytes}", size, about, body, True)
 
 
 def _bars(result: Mapping[str, Any]) -> Iterator[Section]:

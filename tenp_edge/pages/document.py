@@ -19,18 +19,22 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 @dataclass(frozen=True)
 class Section:
-    """``about``: what the reader sees and how to read it, in a sentence or two."""
+    """``about``: what the reader sees and how to read it, in a sentence or two, beside ``body`` or,
+    where that is ``broad``, above it."""
 
     anchor: str
     title: str
     about: Child
     body: Markup
+    broad: bool = False
 
     def render(self) -> Markup:
         heading = tag("h2", self.title, id=f"{self.anchor}-title")
         aside = tag("div", heading, tag("p", self.about, class_="about"), class_="aside")
         body = tag("div", self.body, class_="body")
-        return tag("section", aside, body, id=self.anchor, aria_labelledby=f"{self.anchor}-title")
+        kind = "broad" if self.broad else None
+        title = f"{self.anchor}-title"
+        return tag("section", aside, body, id=self.anchor, class_=kind, aria_labelledby=title)
 
 
 def document(title: str, head: Child, sections: Sequence[Section]) -> str:

@@ -18,6 +18,7 @@ from tenp_edge.pages.run_files import RunFiles
 from tenp_edge.pages.run_head import file_bytes
 from tenp_edge.pages.svg import Piece, stacked, swatch
 from tenp_edge.planning.measured.expected_kl import expected_kl
+from tenp_edge.planning.options.devices import device_words
 from tenp_edge.units import format_size, nats
 
 _PARTS = (
@@ -61,9 +62,9 @@ def memory(run: RunFiles) -> Section:
 
 
 def _run(run: RunFiles) -> str:
-    sizes = run.memory
+    sizes, where = run.memory, device_words(run.memory["device"])
     return (
-        f"A run of {sizes['context']:,} tokens of context on {sizes['device']}, KV cache in "
+        f"A run of {sizes['context']:,} tokens of context on {where}, KV cache in "
         f"{sizes['kv_type']}, {sizes['ubatch']} tokens at a time."
     )
 

@@ -15,6 +15,7 @@ from tenp_edge.planning.budget.search import Search
 from tenp_edge.planning.measured.kl_law import predicted_kl
 from tenp_edge.planning.memory.pricing import Priced
 from tenp_edge.planning.memory.table import decode_tokens_per_second
+from tenp_edge.planning.options.devices import device_words
 from tenp_edge.units import format_size, percent
 
 
@@ -132,7 +133,7 @@ def _notes(search: Search, priced: Priced) -> list[str]:
     if spec.options.context is None and target.run.context < target.profile.context:
         notes.append(
             f"planned for a context of {target.run.context}: the model knows no more "
-            f"({target.profile.name} would take {target.profile.context})"
+            f"({device_words(target.profile.name)} would take {target.profile.context})"
         )
     if priced.keep_ratio == 1.0:
         notes.append("the full model fits: nothing is cut")

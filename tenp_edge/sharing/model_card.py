@@ -42,11 +42,13 @@ ollama create {name} -f Modelfile && ollama run {name}
 
 @dataclass(frozen=True)
 class Described:
-    """What a card is about. ``report``: the validation's JSON, where there is one."""
+    """What a card is about. ``report``: the validation's JSON, where there is one; ``converses``:
+    whether the file says how a conversation is written."""
 
     source: ModelSource
     plan: CompressionPlan
     report: Mapping[str, Any] | None
+    converses: bool = True
 
     @property
     def base(self) -> str | None:
@@ -159,8 +161,8 @@ def _mended(source: ModelSource) -> Iterator[str]:
 
 
 def _planned(run: PlannedRun) -> str:
-    into = f" into {format_size(run.ram_budget)} of memory" if run.ram_budget else ""
-    return f"It was planned to run{into} at a context of {run.context:,} tokens."
+    room = f" in {format_size(run.ram_budget)} of memory" if run.ram_budget else ""
+    return f"It was planned to run{room} at a context of {run.context:,} tokens."
 
 
 def _facts(described: Described) -> str:
@@ -190,7 +192,8 @@ def _metrics(report: Mapping[str, Any]) -> str:
 
 def _running(described: Described) -> str:
     record, context = described.plan.record, described.plan.memory.get("context", 4096)
-    ours = "```sh\npip install tenp-edge\ntenp-edge run . --chat\ntenp-edge serve .\n```"
+    talk = "run ." if described.converses else 'run . -p "Once upon a time"'
+    ours = f"```sh\npip install tenp-edge\ntenp-edge {talk}\ntenp-edge serve .\n```"
     if record.format != "gguf":
         return ours
     if record.layout == "per-expert":

@@ -315,6 +315,7 @@ def test_a_phone_can_read_all_of_it(chromium: Chromium, shared: Server, scheme: 
     with chatting(chromium, shared, viewport=PHONE, color_scheme=scheme) as (page, seen):
         send(page, "Hello")
         said(page)
+        expect(page.get_by_role("button", name="Regenerate")).to_be_in_viewport(ratio=1)
         page.evaluate("$('model').textContent = 'A model with a long name, 235B-A22B-Thinking'")
         assert sideways(page) == [] and faint(page) == []
         page.get_by_role("button", name="Conversations").click()

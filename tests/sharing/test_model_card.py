@@ -50,6 +50,7 @@ def test_a_card_says_what_was_done_and_how_to_run_it(shared: Path) -> None:
         "50.0% of the routed experts' neurons stay",
         "Its weights are stored as Q8_0.",
         "| expert width | 32 to 32 of 64 |",
+        'tenp-edge run . -p "Once upon a time"\n',  # the tokenizer has no chat template
         "ollama create tiny-30k-a20k-chat-pruned -f Modelfile",
         "That of the original model: other.",
     ):
@@ -66,6 +67,7 @@ def test_a_directory_is_called_by_its_whole_name(shared: Path, tmp_path: Path) -
     made = Described(ModelSource(Checkpoint(named)), plan, None)
     assert made.title == "Tiny 1.5-MoE-A2.7B-pruned"
     card = write_card(made, tmp_path).read_text()
+    assert "tenp-edge run .\n" in card
     assert "ollama create tiny-1.5-moe-a2.7b-pruned -f Modelfile" in card
 
 

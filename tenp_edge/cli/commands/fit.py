@@ -14,6 +14,7 @@ from tenp_edge.cli.output.screen import Screen
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.rich_tables import table
 from tenp_edge.errors import UserError
+from tenp_edge.planning.options.devices import device_words
 from tenp_edge.units import format_count, format_size, percent, write_size
 from tenp_edge.verbs.fit_options import FitOptions
 
@@ -62,9 +63,9 @@ def fit(
     screen.show(found.to_json(), shown, _entries(model, found, options), line=_verdict(found))
 
 
-_UNKNOWN = (
-    "not known before a calibration, which compress does; the sizes are of experts that are all "
-    "equally narrow"
+_UNKNOWN = "not known before a calibration, which compress does"
+_EQUAL = (
+    "; the table's experts are equally narrow, compress gives each its own width and keeps more"
 )
 _COLUMNS = ("type", "neurons kept", "file", "peak memory", "tokens/s at most", "")
 
@@ -101,10 +102,13 @@ def _entries(model: str, found: Fitting, options: FitOptions) -> Entries:
             f"{format_count(summary.active_parameters)} active per token, "
             f"{format_size(found.stored_bytes)} of weights{read}",
         ),
-        ("memory", f"{format_size(found.budget_bytes)} for the run on {found.device}"),
+        (
+            "memory",
+            f"{format_size(found.budget_bytes)} for the run on {device_words(found.device)}",
+        ),
         ("context", f"{found.context} tokens"),
         ("speed", f"at most: active bytes over {found.bandwidth / 1e9:.1f} GB/s, {measured}"),
-        ("quality", _UNKNOWN),
+        ("quality", _UNKNOWN if found.best and found.best.kept == 1 else _UNKNOWN + _EQUAL),
     ]
     return Entries(lines, tuple(_commands(model, found, options)))
 

@@ -21,8 +21,7 @@ from tenp_edge.evaluation.fitting import HERE, fits, measured_peak
 from tenp_edge.evaluation.hosts import elsewhere, runs_in
 from tenp_edge.evaluation.verdict import Verdict, judge
 from tenp_edge.pages.report import ENVIRONMENT
-from tenp_edge.runtime.directory_vocabulary import read_settings
-from tenp_edge.runtime.gguf.header import read_fields
+from tenp_edge.runtime.chat_template_of import has_chat_template
 from tenp_edge.runtime.locating import Found, locate
 from tenp_edge.units import format_size, nats
 
@@ -190,11 +189,3 @@ def _commands(model: Path, output: Path, located: Found) -> Iterator[tuple[str, 
         yield "continue a text", f'tenp-edge run {target} -p "Once upon a time"'
     yield "serve OpenAI's API", f"tenp-edge serve {target}"
     yield "compare again", f"tenp-edge validate {source} {target}"
-
-
-def has_chat_template(located: Found) -> bool:
-    """Whether the exported model says how a conversation is written."""
-    if located.kind == "gguf":
-        return "tokenizer.chat_template" in read_fields(located.path)
-    settings = read_settings(located.path / "tokenizer_config.json")
-    return (located.path / "chat_template.jinja").is_file() or bool(settings.get("chat_template"))

@@ -49,10 +49,17 @@ def refusal(
     ways = [_first(kind, smallest, budget - spare) for kind in kinds]
     has = f"{target.profile.name} leaves" if options.budget_bytes is None else "--ram allows"
     return UserError(
-        f"the smallest plan needs {format_size(needed)} with --context {target.run.context}; "
-        f"{has} {format_size(budget)}",
+        f"the smallest plan needs {_more_than(budget, needed)} with --context "
+        f"{target.run.context}; {has} {format_size(budget)}",
         " or ".join([*filter(None, ways), f"--ram {sufficient(needed + spare)}"]),
     )
+
+
+def _more_than(budget: int, needed: int) -> str:
+    """``needed`` as it is read; a hundredth more where that reads like ``budget``."""
+    said = format_size(needed)
+    unit = 2**30 if needed >= 2**30 else 2**20
+    return said if said != format_size(budget) else format_size(needed + unit / 100)
 
 
 def _first(ways: Iterable[Way], smallest: Smallest, budget: int) -> str | None:

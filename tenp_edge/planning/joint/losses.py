@@ -32,14 +32,14 @@ def measured_factors(
         loss = loss_of_kl(cost.kl, measured)
         expected = cost.error
         if name in EXPERT_GROUPS:
-            expected = _predicted(errors, statistics, mixer, name, cost)
+            expected = predicted_loss(errors, statistics, mixer, name, cost)
         if loss > 0 and expected > 0:
             factor = loss / expected
             factors[name] = min(max(factor, _LEAST), _MOST) if name in EXPERT_GROUPS else factor
     return factors
 
 
-def _predicted(
+def predicted_loss(
     errors: RoundingErrors, statistics: Statistics, mixer: Mixer, name: str, cost: GroupCost
 ) -> float:
     """What the sums say of a group of the experts' matrices, all neurons kept."""

@@ -66,8 +66,11 @@ class RoundingErrors:
 
     def of_expert(self, layer: int, projection: str) -> Errors:
         """Of the nearest layer that was sampled."""
-        nearest = min(self.experts, key=lambda known: abs(known - layer))
-        return self.experts[nearest][projection]
+        return self.experts[self.nearest(layer)][projection]
+
+    def nearest(self, layer: int) -> int:
+        """The layer that was sampled for the experts of ``layer``."""
+        return min(self.experts, key=lambda known: abs(known - layer))
 
     def of_other(self, layer: int | None, role: str) -> Errors | None:
         """None where the matrix was not sampled."""

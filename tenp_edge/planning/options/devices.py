@@ -15,6 +15,7 @@ from tenp_edge.runtime.memory.footprint import KV_TYPES
 from tenp_edge.units import format_size, parse_size
 
 AUTO = "auto"  # the profile of the machine that plans
+_HERE = "this-machine"  # and its name
 RUNTIMES = ("tenp-edge", "llama.cpp", "onnxruntime")
 # Formats that are part of tenp-edge: a profile's layout is checked before its exporter is loaded.
 LAYOUTS = {
@@ -99,11 +100,16 @@ def load_profile_file(path: str | Path) -> DeviceProfile:
     return _parse(path.stem, str(path), text)
 
 
+def device_words(name: str) -> str:
+    """A profile's name in a sentence."""
+    return "this machine" if name == _HERE else name
+
+
 def this_machine() -> DeviceProfile:
     """This machine's CPU with a per-expert GGUF: what is planned for when no profile is named."""
     memory = machine.memory().total
     return DeviceProfile(
-        name="this-machine",
+        name=_HERE,
         description="this machine's CPU",
         memory_bytes=memory,
         system_bytes=min(2 * 2**30, memory // 4),

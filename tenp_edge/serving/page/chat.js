@@ -177,7 +177,7 @@ async function answer() {
     follow(() => fill(box, message));
   }
   store.save();
-  updateTools();
+  follow(updateTools);  // they take room below the answer
 }
 
 // Stay at the end while something is written, unless the reader has scrolled away.

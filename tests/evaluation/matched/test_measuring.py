@@ -54,7 +54,7 @@ def matched(checkpoint_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Ma
     statistics = calibrating.run(checkpoint.path, work, texts)
 
     job = RoundingJob(GGUF, ExportOptions("Q8_0", "per-expert", imatrix=True))
-    rounding = sampled_errors(checkpoint, job, ExportData(Importance(statistics)))
+    rounding, _ = sampled_errors(checkpoint, job, ExportData(Importance(statistics)))
 
     def mended(plan: CompressionPlan, rules: MendRules) -> Mended:
         return mend(checkpoint, plan, texts, work / plan.digest, rules, device="cpu")

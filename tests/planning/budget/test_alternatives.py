@@ -13,6 +13,7 @@ from support import tiny
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.errors import UserError
+from tenp_edge.planning.budget.alternatives import _more_than
 from tenp_edge.planning.options.devices import DeviceProfile, this_machine
 from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
@@ -123,7 +124,7 @@ def test_a_context_that_the_model_does_not_know(wide: Checkpoint) -> None:
     )
     assert plan.memory["context"] == 16384
     assert plan.record.notes[0] == (
-        "planned for a context of 16384: the model knows no more (this-machine would take 32768)"
+        "planned for a context of 16384: the model knows no more (this machine would take 32768)"
     )
 
 
@@ -138,3 +139,9 @@ def test_a_pinned_share_that_does_not_fit(wide: Checkpoint) -> None:
     assert make_plan(wide, device, free).keep_ratio < 1
     _, hint = refused(wide, device, replace(request, budget_bytes=MIB), confirm=False)
     assert re.fullmatch(r"--ram [\d.]+MiB", hint), "leaving --keep out would not help"
+
+
+def test_what_is_too_little_by_a_hair_does_not_read_like_enough() -> None:
+    assert _more_than(54 * MIB, 54 * MIB + 1000) == "54.01 MiB"
+    assert _more_than(2 * 2**30, 2 * 2**30 + MIB) == "2.01 GiB"
+    assert _more_than(50 * MIB, 54 * MIB) == "54.00 MiB"
