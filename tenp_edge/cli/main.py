@@ -130,6 +130,8 @@ def _typed() -> None:
         context = getattr(error, "ctx", None)
         ways = [possible.rstrip(")"), f"{context.command_path} --help" if context else "--help"]
         text = message[:1].lower() + message[1:].rstrip(".")
+        text = re.sub("^invalid value for (.+): Input should be", r"\1 must be", text)
+        text = text.partition(", unable to parse")[0]
         raise UserError(text, "; or ".join(filter(None, ways))) from None
     if isinstance(code, int) and code:
         raise SystemExit(code)

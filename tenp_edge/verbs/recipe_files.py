@@ -54,6 +54,10 @@ def read_recipe(file: Path, known: Mapping[str, Option], every: type) -> dict[st
     """
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(
+            f"there is no recipe file {file}", "the recipe.toml of a run, OUT/recipe.toml"
+        ) from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{file} is not a recipe: {shown(str(error))}", "NAME = VALUE") from None
     values = {}

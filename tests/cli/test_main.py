@@ -40,6 +40,7 @@ def test_documentation_is_the_help() -> None:
     [
         (("plan", "demo", "--kep", "1"), "no such option: --kep", "--help, --keep, --recipe; or "),
         (("plan",), "missing argument 'model'", ""),
+        (("serve", "x", "--port", "y"), "'--port' must be a valid integer", ""),
         (("plan", "demo", "--ram"), "option '--ram' requires an argument", ""),
     ],
 )
@@ -62,6 +63,12 @@ def test_the_bundled_model_has_a_name(tmp_path: Path) -> None:
     assert found["family"] == "qwen3_moe"
     (tmp_path / "demo").mkdir()
     assert "demo" in refused("inspect", "demo", cwd=tmp_path), "a directory of that name goes first"
+
+
+def test_a_recipe_that_is_not_there() -> None:
+    assert refused("compress", "demo", "--recipe", "nowhere") == (
+        "error: there is no recipe file nowhere\ntry:   the recipe.toml of a run, OUT/recipe.toml\n"
+    )
 
 
 def test_a_size_needs_a_unit() -> None:
