@@ -24,7 +24,7 @@ from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, Requantiser
 from tenp_edge.exporters.mixing import Mixer, SampledRows, TypedMatrix
-from tenp_edge.planning.joint.losses import measured_factors, predicted_loss
+from tenp_edge.planning.joint.losses import law_of_rounding, measured_factors, predicted_loss
 from tenp_edge.planning.measured.kl_law import predicted_kl
 from tenp_edge.planning.measured.rounding_errors import (
     EXPERT_GROUPS,
@@ -138,10 +138,11 @@ class Trials:
         errors = replace(self.errors, groups=groups)
         factors = measured_factors(errors, statistics, self.job.mixer, trials)
         expected = [self._loss(t, factors, statistics) for t in self._trials]
+        law = law_of_rounding(trials)
         return frozenset(
             trial.type
             for trial, kl, loss in zip(self._trials, kls, expected, strict=True)
-            if kl > _FAR_MORE * predicted_kl(loss, trials)
+            if kl > _FAR_MORE * predicted_kl(loss, law)
         )
 
     def without(self, convicted: frozenset[str]) -> RoundingErrors:

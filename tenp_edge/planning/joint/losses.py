@@ -36,9 +36,8 @@ def measured_factors(
 ) -> dict[str, float]:
     """By group: of the experts' what their predicted losses are multiplied by, of a role of other
     matrices the loss at a relative error of 1; and UNSEEN."""
-    by_chance = is_of_chance(measured)
-    factors = dict.fromkeys(EXPERT_GROUPS, 1.0) | {UNSEEN: unseen(measured) if by_chance else 0.0}
-    law = () if by_chance else measured
+    law = law_of_rounding(measured)
+    factors = dict.fromkeys(EXPERT_GROUPS, 1.0) | {UNSEEN: 0.0 if law else unseen(measured)}
     for name, cost in errors.groups.items():
         loss = loss_of_kl(cost.kl, law)
         expected = cost.error
@@ -48,6 +47,12 @@ def measured_factors(
             factor = loss / expected
             factors[name] = min(max(factor, _LEAST), _MOST) if name in EXPERT_GROUPS else factor
     return factors
+
+
+def law_of_rounding(measured: Sequence[Trial]) -> Sequence[Trial]:
+    """The cuts that the law of rounding goes through: the ``measured`` ones, none where they cost
+    by chance."""
+    return () if is_of_chance(measured) else measured
 
 
 def unseen(measured: Sequence[Trial]) -> float:
