@@ -100,7 +100,7 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
             "in turn, beginning with user",
             "messages",
         ),
-        (CHAT, {"messages": []}, "messages must be not empty, not []", "messages"),
+        (CHAT, {"messages": []}, "messages must not be empty", "messages"),
         (
             CHAT,
             {"messages": [{"role": "king", "content": "Hi"}]},

@@ -14,7 +14,7 @@ from tenp_edge.errors import UserError
 from tenp_edge.runtime.conversation import Conversation, Turn
 from tenp_edge.runtime.thinking import Reply
 
-_COMMAND = re.compile(r"/[a-z?]*$")
+_COMMAND = re.compile(r"/[a-z?]*$", re.IGNORECASE)
 
 
 class Left(Exception):  # noqa: N818  nothing went wrong
@@ -41,7 +41,7 @@ def run(text: str, conversation: Conversation, note: Note) -> Reply | None:
     """Do what ``text`` says. Raises UserError where it cannot be done, Left for the end."""
     name, _, argument = text.partition(" ")
     for command in COMMANDS:
-        if name in command.names:
+        if name.lower() in command.names:
             return command.run(conversation, argument.strip(), note)
     raise UserError(f"there is no command {name}", "/help")
 

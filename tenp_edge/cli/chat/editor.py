@@ -1,6 +1,7 @@
 """The process that reads a question at the terminal: facts as JSON in, a line of JSON out.
 
-    {"prompt", "more", "words", "history"} -> {"text"}, or {"end": "eof" | "interrupt"}
+    {"prompt", "more", "words", "history", "ahead"} -> {"text"}, or {"end": "eof" | "interrupt"};
+    and "ahead": keys that were pressed after the question, for the next one
 
 It draws on stderr. `lines` starts it for every question: the process of the model stays as small as
 `--ram` says.
@@ -20,7 +21,10 @@ from typing import Any
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding.key_processor import KeyPress
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output.defaults import create_output
 from prompt_toolkit.shortcuts.prompt import CompleteStyle, PromptSession
 
@@ -37,12 +41,17 @@ def main() -> None:
     _die_with_parent()
     # Its answer could come when nobody reads it any more.
     os.environ["PROMPT_TOOLKIT_NO_CPR"] = "1"
+    session = _session(facts)
+    store_typeahead(session.input, _pressed(facts["ahead"]))
+    answer: dict[str, Any]
     try:
-        answer = {"text": unquoted(_session(facts).prompt(facts["prompt"]))}
+        answer = {"text": unquoted(session.prompt(facts["prompt"]))}
     except EOFError:
         answer = {"end": "eof"}
     except KeyboardInterrupt:
         answer = {"end": "interrupt"}
+    # What was typed while the model wrote comes in one read, however many lines it has.
+    answer["ahead"] = [(press.key, press.data) for press in get_typeahead(session.input)]
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
     # The terminal is the conversation's again. Python's own way to end takes a tenth of a second,
@@ -63,6 +72,12 @@ def _session(facts: dict[str, Any]) -> PromptSession[str]:
         prompt_continuation=facts["more"],
         enable_suspend=True,
     )
+
+
+def _pressed(ahead: list[tuple[str, str]]) -> list[KeyPress]:
+    """Keys as they were before they were JSON."""
+    named = {key.value: key for key in Keys}
+    return [KeyPress(named.get(key, key), data) for key, data in ahead]
 
 
 def _keys() -> KeyBindings:

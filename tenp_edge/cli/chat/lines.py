@@ -32,6 +32,9 @@ class Lines(ABC):
     def ask(self) -> str | None:
         """The next question; None at the end. Raises KeyboardInterrupt for Ctrl-C."""
 
+    def forget(self) -> None:  # noqa: B027  nothing is read ahead unless a class says so
+        """Drop what was typed ahead, as terminals do at Ctrl-C."""
+
 
 class PlainLines(Lines):
     """stdin as it is: a line is a question, and so is what stands between two \"\"\"."""
@@ -62,20 +65,19 @@ class EditedLines(Lines):
     holds in memory (28 MiB) is gone before the model computes."""
 
     def __init__(self, words: Sequence[str], history: Path | None) -> None:
-        self._facts = json.dumps(
-            {
-                "prompt": PROMPT,
-                "more": MORE,
-                "words": [*words],
-                "history": None if history is None else str(history),
-            }
-        )
+        self._facts: dict[str, Any] = {
+            "prompt": PROMPT,
+            "more": MORE,
+            "words": [*words],
+            "history": None if history is None else str(history),
+            "ahead": [],
+        }
 
     def ask(self) -> str | None:
         with _as_it_was(sys.stdin.fileno()):
             done = subprocess.run(
                 # -P: what lies in the user's directory is no library.
-                [sys.executable, "-P", "-c", _EDITOR, self._facts],
+                [sys.executable, "-P", "-c", _EDITOR, json.dumps(self._facts)],
                 stdout=subprocess.PIPE,
                 env=environment(),
                 check=False,
@@ -85,9 +87,13 @@ class EditedLines(Lines):
                 f"the line editor ended with {done.returncode}", "pip install prompt_toolkit"
             )
         answer: dict[str, Any] = json.loads(done.stdout)
+        self._facts["ahead"] = answer["ahead"]
         if answer.get("end") == "interrupt":
             raise KeyboardInterrupt
         return answer.get("text")
+
+    def forget(self) -> None:
+        self._facts["ahead"] = []
 
 
 @contextmanager

@@ -76,11 +76,13 @@ class Talk:
             except commands.Left:
                 return
             except KeyboardInterrupt:
+                source.forget()
                 self._note("stopped")  # before there was an answer
             except UserError as error:
                 self._refuse(error)
             else:
-                self._answer(reply)
+                if self._answer(reply) == "interrupted":
+                    source.forget()
         if typed() and isinstance(source, PlainLines):
             self._note("")  # The prompt stands on the line.
 
@@ -92,13 +94,14 @@ class Talk:
             return commands.run(text, self._conversation, self._note)
         return self._conversation.say(text)
 
-    def _answer(self, reply: Reply | None) -> None:
-        """Write it; one Ctrl-C ends the answer, another that comes meanwhile the conversation."""
+    def _answer(self, reply: Reply | None) -> str | None:
+        """Write it, and how it finished; one Ctrl-C ends the answer, another that comes meanwhile
+        the conversation."""
         try:
-            if reply is not None:
-                self._write(reply)
+            return None if reply is None else self._write(reply).finish
         except UserError as error:
             self._refuse(error)
+        return None
 
     def _write(self, reply: Reply) -> Summary:
         return answers.write(reply, self._screen, self._note, self._context, self._most)

@@ -29,8 +29,6 @@ _BOUNDS = {
     "greater_than": "above {gt}",
     "less_than_equal": "at most {le}",
     "less_than": "below {lt}",
-    "too_short": "not empty",
-    "string_too_short": "not empty",
     "too_long": "at most {max_length} of them",
     "string_too_long": "at most {max_length} characters",
 }
@@ -86,6 +84,8 @@ def _message(field: str, first: Mapping[str, Any], kind: type[BaseModel]) -> str
     where = _path(first["loc"])
     if first["type"] == "missing":
         return f"{where} is missing"
+    if first["type"].endswith("too_short"):
+        return f"{where} must not be empty"
     return f"{where} must be {_wanted(field, first, kind)}, not {_shown(first['input'])}"
 
 

@@ -25,7 +25,7 @@ def talk(chat_file: Path) -> Iterator[Conversation]:
 
 
 def test_what_is_a_command() -> None:
-    assert all(map(commands.is_command, ("/help", "/?", "/save a b", "/nothing")))
+    assert all(map(commands.is_command, ("/help", "/?", "/save a b", "/nothing", "/HELP")))
     assert not any(map(commands.is_command, ("/etc/hosts", "a /help", "/a\nb", "/usr/bin ls")))
     assert "/regenerate" in commands.words()
 
@@ -46,7 +46,7 @@ def test_a_conversation_is_saved_and_loaded(talk: Conversation, tmp_path: Path) 
         "3 messages are loaded",
     ]
     with pytest.raises(commands.Left):
-        commands.run("/bye", talk, said.append)
+        commands.run("/Bye", talk, said.append)
 
 
 def test_what_is_refused(talk: Conversation, tmp_path: Path) -> None:

@@ -69,7 +69,11 @@ def test_editing_keys_and_messages_of_several_lines(terminal: Terminal, tmp_path
     answer(terminal)
     terminal.press("\x1b[200~pasted\rlines\x1b[201~", ENTER)  # as terminals send what is pasted
     answer(terminal)
-    wanted = ["hello world", "abc", "one\ntwo", "three\nfour", "pasted\nlines"]
+    terminal.press("ahead", ENTER, "again", ENTER, "/nothing", ENTER)  # in one read
+    for said in (" of 256 tokens", " of 256 tokens", "error: there is no command /nothing"):
+        terminal.expect(said)
+    terminal.ready()
+    wanted = ["hello world", "abc", "one\ntwo", "three\nfour", "pasted\nlines", "ahead", "again"]
     assert save(terminal, tmp_path) == wanted
     terminal.press(CTRL_D)
     assert terminal.end() == 0

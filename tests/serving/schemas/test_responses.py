@@ -63,7 +63,7 @@ def test_options_and_tools() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"input": []}, "input must be text, or a list of items, not []"),
+        ({"input": []}, "input must not be empty"),
         (
             {"input": "a", "previous_response_id": "resp_1"},
             "previous_response_id: this server remembers no answers; send all of it as input",
