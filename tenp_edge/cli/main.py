@@ -137,9 +137,15 @@ def _typed() -> None:
         raise SystemExit(code)
 
 
+_TEXTS = ("-p", "--prompt", "--system")
+
+
 def _check_words(words: Sequence[str]) -> None:
-    """Refuse words whose bytes are no text here: names end up in files that hold only text."""
-    for word in words:
+    """Refuse words whose bytes are no text here: names end up in files that hold only text. What
+    is said to a model is read as UTF-8 by its command, in any locale."""
+    for before, word in zip(("", *words), words, strict=False):
+        if before in _TEXTS or word.partition("=")[0] in _TEXTS:
+            continue
         if not word.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in word):
             shown = word.encode(errors="surrogateescape").decode(errors="replace")
             raise UserError(
