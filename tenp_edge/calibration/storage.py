@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -198,14 +199,16 @@ def load_statistics(
     fingerprint: str | None = None,
     config: ModelConfig | None = None,
     fresh: bool = False,
+    model: Path | None = None,
 ) -> Statistics:
     """Open DIR/statistics.json and .safetensors; UserError when they are damaged, not the bytes
     that were written, or not of the model with this fingerprint and config. ``fresh``: they were
-    written a moment ago, and are not read."""
-    info = _read_info(directory)
+    written a moment ago, and are not read. ``model``: what the user may calibrate again."""
+    info = _read_info(directory, model)
     if info.get("format") != "tenp-edge statistics" or info.get("version") != VERSION:
         raise UserError(
-            f"{directory} holds no tenp-edge statistics of version {VERSION}", _again(directory)
+            f"{directory} holds no tenp-edge statistics of version {VERSION}",
+            _again(directory, model),
         )
     check_info(directory / "statistics.json", info)
     if fingerprint is not None:
@@ -214,10 +217,11 @@ def load_statistics(
         check_model(directory / "statistics.json", info, config)
     file = directory / "statistics.safetensors"
     if not file.is_file():
-        raise UserError(f"{file} is missing", _again(directory))
+        raise UserError(f"{file} is missing", _again(directory, model))
     if not fresh:
-        _require_whole(file, info.get(DIGEST))
-    statistics = Statistics(info, read_header(file) | _gradients(directory, info, fresh))
+        _require_whole(file, info.get(DIGEST), model)
+    gradients = _gradients(directory, info, fresh, model)
+    statistics = Statistics(info, read_header(file) | gradients)
     check_tensors(file, statistics.stored, statistics.shapes())
     return statistics
 
@@ -232,36 +236,38 @@ def check_fingerprint(directory: Path, info: Mapping[str, Any], fingerprint: str
         )
 
 
-def _read_info(directory: Path) -> dict[str, Any]:
+def _read_info(directory: Path, model: Path | None) -> dict[str, Any]:
     if (directory / "statistics.json").is_file():
-        return read_json(directory / "statistics.json", _again(directory))
+        return read_json(directory / "statistics.json", _again(directory, model))
     inside = directory / "calibration"
     if (inside / "statistics.json").is_file():
         raise UserError(f"{directory} holds no statistics itself", f"--calibration {inside}")
-    raise UserError(f"{directory} holds no statistics", _again(directory))
+    raise UserError(f"{directory} holds no statistics", _again(directory, model))
 
 
-def _again(directory: Path) -> str:
-    return f"tenp-edge calibrate MODEL -o {directory}"
+def _again(directory: Path, model: Path | None = None) -> str:
+    named = "MODEL" if model is None else quote(str(model))
+    return f"tenp-edge calibrate {named} -o {quote(str(directory))}"
 
 
-def _require_whole(file: Path, digest: str | None) -> None:
+def _require_whole(file: Path, digest: str | None, model: Path | None = None) -> None:
     """UserError unless ``file`` has the SHA-256 ``digest``."""
     if file_digest(file) != digest:
         raise UserError(
-            f"{file} is damaged: its bytes are not those that were written", _again(file.parent)
+            f"{file} is damaged: its bytes are not those that were written",
+            _again(file.parent, model),
         )
 
 
 def _gradients(
-    directory: Path, info: Mapping[str, Any], fresh: bool = False
+    directory: Path, info: Mapping[str, Any], fresh: bool = False, model: Path | None = None
 ) -> dict[str, StoredTensor]:
     """The sums of the backward pass over the same tokens, where one was made."""
     stored, file = gradients_record(directory, info).found(), directory / "gradients.safetensors"
     if stored is None:
         return {}
     if not fresh:
-        _require_whole(file, stored[GRADIENTS_DIGEST])
+        _require_whole(file, stored[GRADIENTS_DIGEST], model)
     return read_header(file)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from tenp_edge.disk import read_json
@@ -245,6 +246,7 @@ def _read_sharded(path: Path, index: Mapping[str, Any]) -> dict[str, StoredTenso
         )
     missing = [shard for shard in shards if not _is_file(path / shard)]
     if missing:
+        _refuse_other_case(path, missing[0])
         raise UserError(
             f"{len(missing)} of {len(shards)} shards are missing, the first is {shown(missing[0])}",
             "download the missing files",
@@ -258,6 +260,16 @@ def _read_sharded(path: Path, index: Mapping[str, Any]) -> dict[str, StoredTenso
             "download the index and the shards again, from one revision",
         )
     return {name: headers[shard][name] for name, shard in weight_map.items()}
+
+
+def _refuse_other_case(path: Path, shard: str) -> None:
+    """UserError where ``shard`` is there, under a name in other letters' case."""
+    for file in path.iterdir():
+        if file.name.lower() == shard.lower():
+            raise UserError(
+                f"{INDEX_NAME} names {shard}, and the file is called {shown(file.name)}",
+                f"mv {quote(str(file))} {quote(str(path / shard))}",
+            )
 
 
 def _is_file(file: Path) -> bool:

@@ -26,7 +26,9 @@ def require_size(options: PlanOptions) -> None:
     what its system keeps."""
     sized = [options.budget_bytes is not None, options.keep is not None]
     has_profile = bool(options.profile or options.profile_file)
-    if all(sized) or not (any(sized) or has_profile):
+    if all(sized):
+        raise UserError("--ram and --keep are two sizes, and one is needed", "leave --keep out")
+    if not (any(sized) or has_profile):
         raise UserError(
             "one size is needed: --ram, --keep or --profile", "--ram 8GiB, or --keep 0.6"
         )

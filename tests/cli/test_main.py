@@ -97,6 +97,9 @@ def test_no_size(checkpoint_of: Callable[[str], Path]) -> None:
     assert refused("plan", checkpoint_of("olmoe")) == (
         "error: one size is needed: --ram, --keep or --profile\ntry:   --ram 8GiB, or --keep 0.6\n"
     )
+    assert refused("plan", checkpoint_of("olmoe"), "--ram", "8GiB", "--keep", "0.5") == (
+        "error: --ram and --keep are two sizes, and one is needed\ntry:   leave --keep out\n"
+    )
 
 
 def test_unparsable_size(checkpoint_of: Callable[[str], Path]) -> None:

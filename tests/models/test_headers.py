@@ -61,6 +61,15 @@ def test_directory_without_config(tmp_path: Path) -> None:
     )
 
 
+def test_a_shard_in_capitals_is_to_be_renamed(sharded: Path) -> None:
+    named = sharded / "model-00002-of-00006.safetensors"
+    found = named.rename(sharded / "Model-00002-of-00006.safetensors")
+    assert refusal(lambda: inspect_model(sharded)) == (
+        f"model.safetensors.index.json names {named.name}, and the file is called {found.name}",
+        f"mv {found} {named}",
+    )
+
+
 def test_missing_shard(sharded: Path) -> None:
     (sharded / "model-00002-of-00006.safetensors").unlink()
     assert refusal(lambda: inspect_model(sharded)) == (

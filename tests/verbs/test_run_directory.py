@@ -49,7 +49,7 @@ def test_a_broken_manifest(finished: Path, small_model: Path) -> None:
 def test_statistics_that_are_not_there(refuse: Callable[..., str], small_model: Path) -> None:
     plan = ("plan", small_model, "--keep", "0.5", "--calibration")
     assert refuse(*plan, "nowhere") == (
-        "error: nowhere holds no statistics\ntry:   tenp-edge calibrate MODEL -o nowhere"
+        f"error: nowhere holds no statistics\ntry:   tenp-edge calibrate {small_model} -o nowhere"
     )
     assert refuse(*plan, "scores.zip") == (
         "error: scores.zip does not exist\ntry:   the scores.zip that tenp-edge pack OUT writes"
