@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import cleandoc
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -143,7 +144,7 @@ _TEXTS = ("-p", "--prompt", "--system")
 def _check_words(words: Sequence[str]) -> None:
     """Refuse words whose bytes are no text here: names end up in files that hold only text. What
     is said to a model is read as UTF-8 by its command, in any locale."""
-    for before, word in zip(("", *words), words, strict=False):
+    for before, word in pairwise(("", *words)):
         if before in _TEXTS or word.partition("=")[0] in _TEXTS:
             continue
         if not word.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in word):

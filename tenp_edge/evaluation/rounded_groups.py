@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tenp_edge.checkpoint.source import ModelSource, WeightSource
-from tenp_edge.checkpoint.tensor_types import TensorTypes
 from tenp_edge.evaluation.emulated_rounding import EmulatedExperts, ExpertError
 from tenp_edge.evaluation.evaluator import LayerCache
-from tenp_edge.evaluation.rounded_weights import Partly, is_large
+from tenp_edge.evaluation.rounded_weights import is_large, partly_rounded
 from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.type_sensitivity import spread
 from tenp_edge.evaluation.undoing import Suspects, expert_key
 from tenp_edge.evaluation.variants import OtherWeights
-from tenp_edge.exporters.base import ExportData, Requantiser
+from tenp_edge.exporters.base import ExportData
 from tenp_edge.exporters.mixing import Mixer, TypedMatrix
 from tenp_edge.planning.measured.rounding_errors import EXPERT_GROUPS, GroupCost, RoundingErrors
 
@@ -105,21 +104,9 @@ class Groups:
     def _weights(self, name: str) -> WeightSource:
         if self._large and name in EXPERT_GROUPS:
             return EmulatedExperts(self.source, self._error_of(name), self.data.imatrix)
-        writer, config = self.job.writer, self.config
-        assert isinstance(writer, Requantiser)
-        plain = self.job.mixer.mixed_types[0]
-        parts = EXPERT_GROUPS.get(name, ())
-        rows = {
-            part: dict.fromkeys(config.moe_layers, (kind,) * config.num_experts)
-            for part in ("gate", "down")
-            for kind in [self.types[name] if part in parts else plain]
-        }
-        keys = {m.key for m in self._of(name)}
-        others = {m.key: self.types[name] if m.key in keys else plain for m in self.matrices}
-        types = TensorTypes(rows["gate"], rows["down"], others)
-        options = self.job.options.typed(types)
-        rounded = writer.requantised(self.source, options, self.data)
-        return Partly(self.source, rounded, keys, config.moe_layers if parts else ())
+        keys, parts = {m.key for m in self._of(name)}, EXPERT_GROUPS.get(name, ())
+        experts = dict.fromkeys(self.config.moe_layers, parts) if parts else {}
+        return partly_rounded(self.source, self.job, self.data, self.types[name], keys, experts)
 
     def _error_of(self, name: str) -> ExpertError:
         """What the group's type does to the matrices in it."""

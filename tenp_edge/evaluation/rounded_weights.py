@@ -8,8 +8,10 @@ import torch
 
 from tenp_edge.checkpoint.files import ExpertWeights
 from tenp_edge.checkpoint.source import ModelSource, Rows, WeightSource
-from tenp_edge.checkpoint.tensor_types import other_key
+from tenp_edge.checkpoint.tensor_types import TensorTypes, other_key
+from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.type_sensitivity import SAMPLED_ABOVE
+from tenp_edge.exporters.base import ExportData, Requantiser
 from tenp_edge.exporters.mixing import Mixer, SampledRows
 from tenp_edge.models import ModelConfig, TensorSpec
 
@@ -51,6 +53,31 @@ def _relative_error(mixer: Mixer, sample: SampledRows, kind: str) -> float | Non
 def _whole_blocks(mixer: Mixer, kind: str, length: int) -> int:
     """The longest rows, up to ``length``, that ``kind`` holds; 0: none."""
     return next((n for n in range(length, 0, -1) if mixer.legal_type(kind, n) == kind), 0)
+
+
+def partly_rounded(
+    source: ModelSource,
+    job: RoundingJob,
+    data: ExportData,
+    kind: str,
+    keys: Collection[str],
+    experts: Mapping[int, Collection[str]],
+) -> Partly:
+    """``source`` with the matrices of ``keys`` (`other_key`) and the projections of ``experts``
+    ("gate" for both gate and up, "down"), layer by layer, in the type ``kind``."""
+    writer, plain, config = job.writer, job.mixer.mixed_types[0], source.config
+    assert isinstance(writer, Requantiser)
+
+    def rows(part: str) -> dict[int, tuple[str, ...]]:
+        return {
+            layer: (kind if part in experts.get(layer, ()) else plain,) * config.num_experts
+            for layer in config.moe_layers
+        }
+
+    matrices = job.mixer.typed_matrices(config, job.options)
+    others = {m.key: kind if m.key in keys else plain for m in matrices}
+    options = job.options.typed(TensorTypes(rows("gate"), rows("down"), others))
+    return Partly(source, writer.requantised(source, options, data), keys, frozenset(experts))
 
 
 class Partly:

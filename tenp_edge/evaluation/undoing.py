@@ -18,11 +18,16 @@ import torch
 
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.source import ModelSource
-from tenp_edge.checkpoint.tensor_types import TensorTypes, other_key
-from tenp_edge.evaluation.rounded_weights import Partly, is_large, relative_errors
+from tenp_edge.checkpoint.tensor_types import other_key
+from tenp_edge.evaluation.rounded_weights import (
+    Partly,
+    is_large,
+    partly_rounded,
+    relative_errors,
+)
 from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.variants import OtherWeights
-from tenp_edge.exporters.base import ExportData, Requantiser
+from tenp_edge.exporters.base import ExportData
 from tenp_edge.exporters.mixing import Mixer, SampledRows, TypedMatrix
 from tenp_edge.planning.joint.losses import law_of_rounding, measured_factors, predicted_loss
 from tenp_edge.planning.measured.kl_law import predicted_kl
@@ -180,21 +185,8 @@ class Trials:
         )
 
     def _weights(self, trial: _Trial) -> Partly:
-        writer, plain = self.job.writer, self.job.mixer.mixed_types[0]
-        assert isinstance(writer, Requantiser)
-        rows = {
-            part: {
-                layer: (trial.type if part in trial.experts.get(layer, ()) else plain,)
-                * self.config.num_experts
-                for layer in self.config.moe_layers
-            }
-            for part in ("gate", "down")
-        }
         keys = frozenset(matrix.key for matrix in trial.matrices)
-        others = {m.key: trial.type if m.key in keys else plain for m in self.matrices}
-        options = self.job.options.typed(TensorTypes(rows["gate"], rows["down"], others))
-        rounded = writer.requantised(self.source, options, self.data)
-        return Partly(self.source, rounded, keys, frozenset(trial.experts))
+        return partly_rounded(self.source, self.job, self.data, trial.type, keys, trial.experts)
 
     def _loss(self, trial: _Trial, factors: Mapping[str, float], statistics: Statistics) -> float:
         mixer, total = self.job.mixer, 0.0

@@ -78,7 +78,8 @@ def _open_gguf(file: Path, options: RunOptions) -> Session:
     if per_expert and options.gpu_layers:
         raise UserError(
             f"{file.name} has the per-expert layout, which runs on the CPU",
-            "leave --gpu-layers out; or tenp-edge compress MODEL --layout merged, for GPUs",
+            "leave --gpu-layers out; or make a file for GPUs: tenp-edge compress MODEL --ram 8GiB "
+            "--layout merged -o OUT",
         )
     trained = trained_context(header)
     chosen = chosen_run(options, header, options.note)

@@ -56,7 +56,8 @@ def test_refused_requests(file_of: FileOf) -> None:
     )
     assert refused(lambda: open_model(file, RunOptions(gpu_layers=1))) == (
         f"{file.name} has the per-expert layout, which runs on the CPU\n"
-        "try: leave --gpu-layers out; or tenp-edge compress MODEL --layout merged, for GPUs"
+        "try: leave --gpu-layers out; or make a file for GPUs: tenp-edge compress MODEL "
+        "--ram 8GiB --layout merged -o OUT"
     )
     for layout in ("per-expert", "padded"):
         options = RunOptions(context=8, threads=1)

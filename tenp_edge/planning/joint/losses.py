@@ -26,9 +26,8 @@ from tenp_edge.planning.measured.trials import Trial
 
 # Of the sums' own prediction: a measurement further off is of text that hardly uses the experts.
 _LEAST, _MOST = 1 / 64, 64.0
-UNSEEN = (
-    "unseen"  # of the factors: the loss of cutting all neurons that the calibration did not show
-)
+# Of the factors: the loss of cutting all neurons that the calibration did not show.
+UNSEEN = "unseen"
 
 
 def measured_factors(

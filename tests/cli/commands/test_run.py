@@ -90,7 +90,8 @@ def test_refused_commands(files: dict[str, Path], tmp_path: Path) -> None:
     )
     assert refused("run", file, "-p", "a", "--gpu-layers", 3) == (
         "error: per-expert.gguf has the per-expert layout, which runs on the CPU\n"
-        "try:   leave --gpu-layers out; or tenp-edge compress MODEL --layout merged, for GPUs\n"
+        "try:   leave --gpu-layers out; or make a file for GPUs: tenp-edge compress MODEL "
+        "--ram 8GiB --layout merged -o OUT\n"
     )
     assert refused("serve", file, "--temperature", -1, "--port", 0) == (
         "error: --temperature is -1.0\ntry:   --temperature of 0 or more\n"

@@ -11,12 +11,17 @@ import numpy as np
 import onnx
 import pytest
 from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
+from random_tokenizer import write_full_tokenizer
 from support import tiny
 from support.onnx_directories import export_onnx, ragged_source, torch_logits
 
+from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.errors import UserError
+from tenp_edge.exporters.base import ExportOptions
+from tenp_edge.exporters.onnx import EXPORTER
 from tenp_edge.runtime.bench import bench
+from tenp_edge.runtime.memory.footprint import MemoryRun
 from tenp_edge.runtime.memory.peak import measure_peak_rss
 from tenp_edge.runtime.onnx.model import OnnxModel
 from tenp_edge.runtime.opening import RunOptions, model_bytes, model_name, open_model
@@ -149,6 +154,19 @@ def test_bench_and_peak_memory(exported: Path) -> None:
     assert caught.value.message == "512 + 4 tokens do not fit into a context of 512"
     peak = measure_peak_rss(exported, context=64, ubatch=16, kv_type="F32", threads=1)
     assert 20 * 2**20 < peak < 400 * 2**20
+
+
+def test_a_large_vocabulary_stays_within_its_prediction(tmp_path: Path) -> None:
+    size = 64_000
+    model = tiny.make(tmp_path / "model", "qwen3_moe", vocab_size=size)
+    write_full_tokenizer(model, size)
+    checkpoint, run = Checkpoint(model), MemoryRun(context=64, ubatch=16, kv_type="F32")
+    written = export_onnx(ModelSource(checkpoint), tmp_path / "onnx", quant="int8")
+    options = ExportOptions("int8", "portable")
+    predicted = EXPORTER.run_memory(checkpoint, checkpoint.config, options, run)
+    assert predicted is not None
+    peak = measure_peak_rss(written, context=64, ubatch=16, kv_type="F32", threads=1)
+    assert peak <= predicted.total_bytes
 
 
 # -- what is refused -------------------------------------------------------------------------------
