@@ -106,7 +106,7 @@ class _Bench:
         assert errors is not None
         given = self.writer, "per-expert", statistics, errors, known_trials(work)
         self.planner = planner_of(checkpoint, *given, multiple)
-        print("factors:", {k: f"{v:.3g}" for k, v in self.planner.factors.items()})
+        print("factors:", {k: f"{v:.3g}" for k, v in self.planner.factors.groups.items()})
         self.tables = self.planner.tables
 
     # -- equal bytes -------------------------------------------------------------------------------

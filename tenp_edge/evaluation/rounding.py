@@ -28,6 +28,7 @@ from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.evaluation.evaluator import DenseStates, LayerCache
 from tenp_edge.evaluation.measured_variants import measure_variants
 from tenp_edge.evaluation.mixed_plans import PARTS, MixedPlans, planner_of
+from tenp_edge.evaluation.other_text import cuts_elsewhere
 from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.evaluation.rounded_groups import MEASURED_LAYERS, Groups
 from tenp_edge.evaluation.rounded_weights import relative_errors
@@ -63,9 +64,11 @@ def measure_rounding(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    elsewhere: Sequence[Domain] = (),
     progress: Progress = QUIET,
 ) -> RoundingErrors:
     """Kept in ``directory`` (the statistics', `rounding_errors.file_of`); not measured twice.
+    ``elsewhere``: text of many kinds, for what cuts cost others than the calibrated one.
 
     Raises UserError where there is no held-out slice.
     """
@@ -102,7 +105,17 @@ def measure_rounding(
     kls = measured(variants, "groups of matrices")
     costs = groups.costs(kls[: len(groups.names)])
     convicted = tried.convicted(kls[len(groups.names) :], costs, statistics, trials)
-    errors = replace(tried.without(convicted), groups=costs)
+    cuts = cuts_elsewhere(
+        cached,
+        statistics,
+        elsewhere,
+        token_count(domains),
+        device=device,
+        dtype=dtype,
+        work=directory,
+        progress=progress,
+    )
+    errors = replace(tried.without(convicted), groups=costs, elsewhere=cuts)
     planner = planner_of(checkpoint, job.writer, job.options.layout, statistics, errors, trials)
     mixed = MixedPlans(planner, groups.sampled_layers)
     kls = measured(mixed.variants(cached, data.imatrix is not None), "mixed plans")

@@ -8,6 +8,7 @@ from tenp_edge.evaluation.mixed_plans import PARTS
 from tenp_edge.exporters.base import Exporter, ExportOptions
 from tenp_edge.exporters.mixing import Mixer
 from tenp_edge.models import ModelConfig
+from tenp_edge.planning.measured.probes import KEEPS
 from tenp_edge.planning.measured.rounding_errors import EXPERT_GROUPS
 from tenp_edge.planning.measured.type_costs import Conditions
 
@@ -27,9 +28,10 @@ class RoundingJob:
         return self.writer
 
     def forwards(self, config: ModelConfig) -> int:
-        """Of the model that measuring takes: a group, a mixed plan, and twice the dense model."""
+        """Of the model that measuring takes: a group, a mixed plan, a cut on other text, and the
+        dense model on either text."""
         roles = {matrix.role for matrix in self.mixer.typed_matrices(config, self.options)}
-        return 2 + len(EXPERT_GROUPS) + len(roles) + len(PARTS)
+        return 2 + len(EXPERT_GROUPS) + len(roles) + len(PARTS) + len(KEEPS)
 
     def conditions(self, fingerprint: str, text: str) -> Conditions:
         options = self.options

@@ -141,7 +141,7 @@ class Trials:
         """The types whose ``kls``, of `variants`, are far above what their errors explain by the
         measured ``groups``."""
         errors = replace(self.errors, groups=groups)
-        factors = measured_factors(errors, statistics, self.job.mixer, trials)
+        factors = measured_factors(errors, statistics, self.job.mixer, trials).groups
         expected = [self._loss(t, factors, statistics) for t in self._trials]
         law = law_of_rounding(trials)
         return frozenset(

@@ -35,12 +35,13 @@ from tenp_edge.planning.measured.rounding_errors import RoundingErrors, load_err
 from tenp_edge.planning.measured.type_costs import TypeCosts, load_costs
 from tenp_edge.progress import Progress
 from tenp_edge.units import format_seconds
-from tenp_edge.verbs.options import CalibrationOptions, ComputeOptions
+from tenp_edge.verbs.options import CalibrationOptions, ComputeOptions, HeldOutOptions
 from tenp_edge.verbs.timing import WORTH_SAYING_SECONDS, operations_per_second
-from tenp_edge.verbs.token_chunks import most_tokens
+from tenp_edge.verbs.token_chunks import most_tokens, validation_domains
 
 # What compress spends on it without being asked.
 CHEAP_SECONDS = 60
+_OTHER_SAMPLES = 4  # of each kind of text in the package
 
 
 def exactly(checkpoint: Checkpoint, compute: ComputeOptions) -> tuple[torch.device, torch.dtype]:
@@ -118,8 +119,21 @@ def rounding_into(
     device, dtype = exactly(checkpoint, compute)
     with one_writer(directory):
         return measure_rounding(
-            checkpoint, job, statistics, directory, device=device, dtype=dtype, progress=progress
+            checkpoint,
+            job,
+            statistics,
+            directory,
+            device=device,
+            dtype=dtype,
+            elsewhere=many_kinds(checkpoint, statistics),
+            progress=progress,
         )
+
+
+def many_kinds(checkpoint: Checkpoint, statistics: Statistics) -> list[Domain]:
+    """A little of the package's held-out text, of sequences as long as the calibration's."""
+    options = HeldOutOptions((), _OTHER_SAMPLES, int(statistics.info["seq_len"]))
+    return validation_domains(checkpoint, options)
 
 
 def rounding_if_known(

@@ -9,12 +9,18 @@ own law (`kl_law`), it says by how much to multiply.
 That law goes through plans that were only cut, measured on text that was held out. Where the
 calibration was so short that these cost by chance (`kl_law.is_of_chance`), it says nothing of
 rounding, which fits no text: the bundled model's law is taken. And what the cuts cost beside what
-was predicted of them is counted evenly for every neuron (UNSEEN).
+was predicted of them is counted evenly for every neuron (`Factors.unseen`).
+
+A calibration shows what its own text needs, while rounding hurts all text alike. So some cuts were
+measured on text of many kinds, too (`evaluation.other_text`): while widths and types are chosen, a
+cut counts as what it costs the mean of both texts (`Factors.caution`). Of a calibration on text of
+many kinds that is about once; on one narrow kind it may be many times, and bits go first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from tenp_edge.calibration.statistics import ROUNDING
@@ -26,17 +32,26 @@ from tenp_edge.planning.measured.trials import Trial
 
 # Of the sums' own prediction: a measurement further off is of text that hardly uses the experts.
 _LEAST, _MOST = 1 / 64, 64.0
-# Of the factors: the loss of cutting all neurons that the calibration did not show.
-UNSEEN = "unseen"
+
+
+@dataclass(frozen=True)
+class Factors:
+    """``groups``: of the experts' what their predicted losses are multiplied by, of a role of other
+    matrices the loss at a relative error of 1. ``unseen``: the loss of cutting all neurons that the
+    calibration did not show. ``caution``: how many times a cut counts while it is chosen, for text
+    of other kinds."""
+
+    groups: Mapping[str, float]
+    unseen: float = 0.0
+    caution: float = 1.0
 
 
 def measured_factors(
     errors: RoundingErrors, statistics: Statistics, mixer: Mixer, measured: Sequence[Trial] = ()
-) -> dict[str, float]:
-    """By group: of the experts' what their predicted losses are multiplied by, of a role of other
-    matrices the loss at a relative error of 1; and UNSEEN."""
+) -> Factors:
+    """What was measured of this model, beside what its statistics predict."""
     law = law_of_rounding(measured)
-    factors = dict.fromkeys(EXPERT_GROUPS, 1.0) | {UNSEEN: 0.0 if law else unseen(measured)}
+    factors = dict.fromkeys(EXPERT_GROUPS, 1.0)
     for name, cost in errors.groups.items():
         loss = loss_of_kl(cost.kl, law)
         expected = cost.error
@@ -45,7 +60,18 @@ def measured_factors(
         if loss > 0 and expected > 0:
             factor = loss / expected
             factors[name] = min(max(factor, _LEAST), _MOST) if name in EXPERT_GROUPS else factor
-    return factors
+    return Factors(factors, 0.0 if law else unseen(measured), caution(errors, law))
+
+
+def caution(errors: RoundingErrors, law: Sequence[Trial] = ()) -> float:
+    """What cuts cost the mean of the calibrated text and of other text, beside what is predicted
+    for the calibrated one; at least 1. Of all the cuts that were measured there together, so that
+    those which cost something decide."""
+    predicted = sum(cut.loss for cut in errors.elsewhere)
+    if not predicted:
+        return 1.0
+    other = sum(loss_of_kl(cut.kl, law) for cut in errors.elsewhere) / predicted
+    return (1 + max(other, 1.0)) / 2
 
 
 def law_of_rounding(measured: Sequence[Trial]) -> Sequence[Trial]:

@@ -20,7 +20,7 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.tensor_types import AUTO, TensorTypes
 from tenp_edge.exporters.base import ExportOptions
 from tenp_edge.exporters.mixing import LayoutRules, Mixer
-from tenp_edge.planning.joint.losses import measured_factors
+from tenp_edge.planning.joint.losses import Factors, measured_factors
 from tenp_edge.planning.joint.search import Chosen, Indices, JointSearch
 from tenp_edge.planning.joint.tables import Pricing, Tables, expert_tables, other_table
 from tenp_edge.planning.measured.kl_law import kl_range, predicted_kl
@@ -103,7 +103,7 @@ class JointPlanner:
         return Tables(widths, types, tuple(experts), others)
 
     @cached_property
-    def factors(self) -> dict[str, float]:
+    def factors(self) -> Factors:
         return measured_factors(self.errors, self.evidence.statistics, self.mixer, self.measured)
 
     @cached_property
@@ -156,7 +156,7 @@ class JointPlanner:
                 high = middle
                 continue
             low = middle
-            if found.loss < chosen.loss:
+            if found.objective < chosen.objective:
                 chosen, priced = found, other
         return chosen, priced
 

@@ -11,7 +11,7 @@ add up, as errors that are independent do.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tenp_edge.calibration.coverage import MIN_TOKENS
 from tenp_edge.exporters.mixing import Mixer, TypedMatrix
-from tenp_edge.planning.joint.losses import UNSEEN
+from tenp_edge.planning.joint.losses import Factors
 from tenp_edge.planning.measured.rounding_errors import Errors, RoundingErrors
 from tenp_edge.planning.scores.tables import Evidence, LayerEvidence
 from tenp_edge.planning.space import Space
@@ -32,7 +32,8 @@ _FAR = 1e30  # the loss of what may not be chosen
 class ExpertTable:
     """Experts of one layer. ``cut`` [experts, widths]; ``gate_up`` and ``down`` [experts, widths,
     types]: losses. ``gate_up_bytes`` and ``down_bytes`` [widths, types]. ``weight``: how much the
-    layer's losses count beside those of others while it is chosen."""
+    layer's losses count beside those of others while it is chosen; ``caution``: how much those of
+    cuts count beside those of types."""
 
     layer: int
     weight: float
@@ -41,6 +42,7 @@ class ExpertTable:
     down: Array
     gate_up_bytes: Array
     down_bytes: Array
+    caution: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,12 @@ def expert_tables(
     evidence: Evidence,
     errors: RoundingErrors,
     pricing: Pricing,
-    factors: Mapping[str, float],
+    factors: Factors,
     widths: tuple[int, ...],
     unit: float = 0.0,
 ) -> list[ExpertTable]:
-    """Of every MoE layer. ``factors``: by how much the loss of a group of matrices is multiplied
-    (`joint.losses`), and UNSEEN; ``widths``: as in `Tables`; ``unit``: losses count in this power
-    of the stream's size, beside that of an ordinary layer."""
+    """Of every MoE layer. ``widths``: as in `Tables`; ``unit``: losses count in this power of the
+    stream's size, beside that of an ordinary layer."""
     sizes = pricing.gate_up(widths), pricing.down(widths)
     if widths[1:2] == (0,):
         sizes[1][1] = pricing.mixer.constant_bytes(pricing.hidden)
@@ -124,7 +125,7 @@ def _layer_table(
     evidence: Evidence,
     errors: RoundingErrors,
     pricing: Pricing,
-    factors: Mapping[str, float],
+    factors: Factors,
     widths: tuple[int, ...],
     layer: int,
     sizes: tuple[Array, Array],
@@ -137,9 +138,9 @@ def _layer_table(
     by_down = np.stack([pricing.errors(of["down"], width) for width in widths])
     both = gate[:, :, None] * by_gate + up[:, :, None] * by_up
     losses = [
-        cut_costs(table, evidence.space, widths, factors.get(UNSEEN, 0.0)),
-        both * factors["gate_up"],
-        down[:, :, None] * by_down * factors["down"],
+        cut_costs(table, evidence.space, widths, factors.unseen),
+        both * factors.groups["gate_up"],
+        down[:, :, None] * by_down * factors.groups["down"],
     ]
     idle = table.tokens.numpy() == 0
     if idle.any():
@@ -149,7 +150,7 @@ def _layer_table(
     if widths[0] == 0:
         taken_off = evidence.statistics.means(layer)[1].numpy() if widths[1:2] == (0,) else None
         cut = _emptied(cut, table.tokens.numpy(), taken_off)
-    return ExpertTable(layer, weight, cut, gate_up, down_loss, *sizes)
+    return ExpertTable(layer, weight, cut, gate_up, down_loss, *sizes, factors.caution)
 
 
 def _cut_columns(cuts: Array, widths: tuple[int, ...]) -> Array:
@@ -201,15 +202,14 @@ def other_table(
     matrices: Sequence[TypedMatrix],
     errors: RoundingErrors,
     pricing: Pricing,
-    factors: Mapping[str, float],
+    factors: Factors,
 ) -> OtherTable:
-    """Of the matrices outside the routed experts; ``factors``: the loss at an error as large as the
-    weights, by role."""
+    """Of the matrices outside the routed experts."""
     losses, sizes = [], []
     for matrix in matrices:
         *rows, columns = matrix.shape
         found = errors.of_other(matrix.layer, matrix.role) or {}
-        losses.append(pricing.errors(found, columns) * factors.get(matrix.role, 1.0))
+        losses.append(pricing.errors(found, columns) * factors.groups.get(matrix.role, 1.0))
         count = int(np.prod(rows))
         sizes.append([pricing.mixer.tensor_bytes(count, columns, kind) for kind in pricing.types])
     keys = tuple(matrix.key for matrix in matrices)

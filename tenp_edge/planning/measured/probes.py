@@ -73,6 +73,17 @@ def probe(make: MakePlan, records: Records, measure: Measure, seed: int) -> None
         measured(candidates, records, measure)
 
 
+def plain_plans(make: MakePlan, seed: int = 0) -> list[CompressionPlan]:
+    """The plain plan at each of KEEPS; experts that are too narrow have fewer."""
+    plans = []
+    for keep in KEEPS:
+        try:
+            plans.append(make(replace(PlanOptions(keep=keep, seed=seed), **PLAIN)))
+        except UserError:
+            continue
+    return plans
+
+
 def _candidates(make: MakePlan, keep: float, seed: int) -> Candidates:
     """The plans of one size by their digests; of two equal ones the way that comes first."""
     plain = PlanOptions(keep=keep, seed=seed)

@@ -43,7 +43,7 @@ class GroupCost:
 
 @dataclass(frozen=True)
 class MixedCost:
-    """A plan of many widths and types: its predicted ``loss``, and the ``kl`` that was measured,
+    """A plan: its predicted ``loss`` for the calibrated text, and the ``kl`` that was measured,
     nats per token."""
 
     loss: float
@@ -54,14 +54,16 @@ class MixedCost:
 class RoundingErrors:
     """``experts``: layer -> projection -> Errors, of some layers; ``others``: `other_key` -> Errors
     of every other matrix. ``groups``: what rounding a whole group cost, by the role of its matrices
-    ("q"), or "gate_up" and "down" of the experts. ``plans``: what a few whole plans cost.
-    ``seconds``: what measuring took."""
+    ("q"), or "gate_up" and "down" of the experts. ``plans``: what a few plans of many widths and
+    types cost; ``elsewhere``: what a few that are only cut cost text of other kinds. ``seconds``:
+    what measuring took."""
 
     conditions: Conditions
     experts: Mapping[int, Mapping[str, Errors]]
     others: Mapping[str, Errors]
     groups: Mapping[str, GroupCost] = field(default_factory=dict)
     plans: tuple[MixedCost, ...] = ()
+    elsewhere: tuple[MixedCost, ...] = ()
     seconds: float = 0.0
 
     def of_expert(self, layer: int, projection: str) -> Errors:
@@ -83,7 +85,8 @@ class RoundingErrors:
             str(layer): {part: dict(errors) for part, errors in parts.items()}
             for layer, parts in self.experts.items()
         }
-        record["plans"] = [asdict(cost) for cost in self.plans]
+        for name in ("plans", "elsewhere"):
+            record[name] = [asdict(cost) for cost in getattr(self, name)]
         return record | {"groups": {name: asdict(cost) for name, cost in self.groups.items()}}
 
     def save(self, directory: Path) -> None:
@@ -116,6 +119,9 @@ def _errors(stored: Mapping[str, Any]) -> RoundingErrors:
         name: GroupCost(**{**cost, "layers": tuple(cost["layers"])})
         for name, cost in stored["groups"].items()
     }
-    plans = tuple(MixedCost(**cost) for cost in stored["plans"])
+    # Files of before 0.3 know nothing of other text.
+    plans, elsewhere = (
+        tuple(MixedCost(**cost) for cost in stored.get(name, ())) for name in ("plans", "elsewhere")
+    )
     conditions, seconds = Conditions.of_json(stored), float(stored["seconds"])
-    return RoundingErrors(conditions, experts, stored["others"], groups, plans, seconds)
+    return RoundingErrors(conditions, experts, stored["others"], groups, plans, elsewhere, seconds)
