@@ -207,7 +207,7 @@ class _Given:
             raise InfeasibleError(planner.smallest(self.confirm), planner.spec.target)
         evidence, pricer = planner.evidence, planner.pricer
         search = Search(planner.spec, evidence.space, evidence, pricer, self.measured)
-        return _Found(search, found.priced, None, joint=found, way=way)
+        return _Found(search, found.priced, None, found.notes, found, way)
 
     def _joined(self, options: PlanOptions) -> JointPlanner | None:
         """What chooses them together; None where nothing does."""

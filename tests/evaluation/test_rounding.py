@@ -39,6 +39,7 @@ from tenp_edge.exporters.base import ExportData, ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
 from tenp_edge.exporters.mixing import SampledRows
 from tenp_edge.models.inspection import inspect_model
+from tenp_edge.planning.measured.probes import KEEPS
 from tenp_edge.planning.measured.rounding_errors import FILE, RoundingErrors, load_errors
 from tenp_edge.progress import QUIET
 from tenp_edge.verbs import measure_types as typeverbs
@@ -49,6 +50,7 @@ CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
 TYPES = ("Q8_0", "Q5_0", "Q4_K", "IQ4_NL", "Q4_0", "Q3_K", "Q2_K")
 JOB = RoundingJob(EXPORTER, ExportOptions("Q8_0", "per-expert", imatrix=True), TYPES)
 Work = tuple[Checkpoint, Statistics, Path]
+OTHER = [domain("chat", 2, 64, 7), domain("languages", 1, 64, 8)]
 
 
 def worked(model: Path, directory: Path) -> Work:
@@ -74,7 +76,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Work:
 
 def measured(work: Work, job: RoundingJob = JOB) -> RoundingErrors:
     checkpoint, statistics, directory = work
-    return measure_rounding(checkpoint, job, statistics, directory, **CPU)
+    return measure_rounding(checkpoint, job, statistics, directory, elsewhere=OTHER, **CPU)
 
 
 def test_sampled_errors_are_those_of_all_rows(wide: Work) -> None:
@@ -113,6 +115,9 @@ def test_groups_are_measured_once_and_kept(bundled: Work, monkeypatch: pytest.Mo
     assert len(found.plans) == len(PARTS)
     for smaller, larger in pairwise(found.plans):
         assert smaller.loss > larger.loss > 0 and smaller.kl > larger.kl > 0
+    assert len(found.elsewhere) == len(KEEPS)
+    for less, more in pairwise(found.elsewhere):
+        assert 0 < less.loss < more.loss and 0 < less.kl < more.kl
     monkeypatch.setattr(rounding, "measure_variants", None)
     assert measured(bundled) == found == load_errors(bundled[2])
 

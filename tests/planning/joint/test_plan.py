@@ -30,7 +30,7 @@ from tenp_edge.evaluation.validation import validate
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.planning.joint.losses import unseen
+from tenp_edge.planning.joint.losses import caution, unseen
 from tenp_edge.planning.measured.kl_law import loss_of_kl, predicted_kl
 from tenp_edge.planning.measured.probes import KEEPS, PLAIN
 from tenp_edge.planning.measured.rounding_errors import MixedCost, RoundingErrors
@@ -262,6 +262,27 @@ def test_a_calibration_that_was_too_short_cuts_nothing_and_beats_one_type(known:
     variants = [weights("Q4_K_M", whole), weights("auto", plan)]
     one, own = measure_variants(LayerCache(model.path), variants, [domain("code", 2, 64, 5)], **CPU)
     assert own.mean_kl < 0.7 * one.mean_kl
+
+
+def test_cuts_that_other_text_feels_make_room_for_fewer_bits(known: Known, budget: int) -> None:
+    """As many times as the mean of both texts loses; other text that loses less changes nothing."""
+    model, statistics, errors = known
+    assert caution(errors) == 1
+    losses = (1e-5, 1e-3, 1e-2)
+
+    def elsewhere(times: float) -> RoundingErrors:
+        cuts = tuple(MixedCost(loss, predicted_kl(times * loss)) for loss in losses)
+        return replace(errors, elsewhere=cuts)
+
+    assert caution(elsewhere(0.1)) == 1
+    assert caution(elsewhere(19.0)) == pytest.approx(10)
+    plain = planned(known, budget_bytes=budget)
+    careful = planned((model, statistics, elsewhere(199.0)), budget_bytes=budget)
+    assert careful.keep_ratio > plain.keep_ratio + 0.02
+    said = "cutting costs text of other kinds about 199 times"
+    assert any(note.startswith(said) for note in careful.record.notes)
+    assert not any(note.startswith("cutting costs") for note in plain.record.notes)
+    assert total(careful) <= budget and careful.record.predicted_loss < plain.record.predicted_loss  # type: ignore[operator]
 
 
 def test_only_types_of_the_profile_are_mixed(known: Known, budget: int) -> None:
