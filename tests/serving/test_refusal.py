@@ -33,7 +33,8 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
         (
             RESPONSES,
             {"input": "a" * 70_000},
-            "the prompt has 70000 bytes, a context of 2048 tokens takes 65536",
+            "the prompt is too long: 70000 bytes, which exceeds the available context size "
+            "of 65536 bytes (2048 tokens)",
             "input",
         ),
         (COMPLETIONS, {"prompt": []}, "the prompt is empty", "prompt"),
@@ -53,13 +54,13 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
         (
             COMPLETIONS,
             {"prompt": [5] * 2049},
-            "the prompt has 2049 tokens, the context holds 2048",
+            "the prompt is too long: 2049 tokens, which exceeds the available context size of 2048 tokens",
             "prompt",
         ),
         (
             CHAT,
             {"messages": [{"role": "user", "content": "x\u00e9" * 2048}]},
-            "the prompt has 6159 tokens, the context holds 2048",
+            "the prompt is too long: 6159 tokens, which exceeds the available context size of 2048 tokens",
             "messages",
         ),
         (
