@@ -18,6 +18,7 @@ from tenp_edge.serving.access import Access
 from tenp_edge.serving.chat_page import add_chat_page
 from tenp_edge.serving.refusal import RefusalError, error_body
 from tenp_edge.serving.request_log import LoggedRequest, RequestLog
+from tenp_edge.serving.routes.absent import add_absent_routes, no_such_route
 from tenp_edge.serving.routes.anthropic import add_anthropic_routes, anthropic_error, is_anthropic
 from tenp_edge.serving.routes.native import add_native_routes
 from tenp_edge.serving.routes.openai import add_openai_routes
@@ -46,6 +47,7 @@ def create_app(
     add_native_routes(app, service)
     add_anthropic_routes(app, service)
     add_chat_page(app, service)
+    add_absent_routes(app)
     if access.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -67,8 +69,11 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """FastAPI's own refusals: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)
-    where = f"{request.method} {request.url.path[:_PATH_SHOWN]}: {error.detail}"
-    body = error_body(error.status_code, where)
+    path = request.url.path[:_PATH_SHOWN]
+    unknown = error.status_code == 404
+    what = f"{request.method} {path}: {error.detail}"
+    what = no_such_route(request.method, path) if unknown else what
+    body = error_body(error.status_code, what, "not_found" if unknown else None)
     return _spelled(request, body, error.status_code, error.headers)
 
 

@@ -45,12 +45,8 @@ class Prompts:
         """Refuse what cannot fit before it is tokenised."""
         max_bytes = _BYTES_PER_TOKEN * self._context
         if nbytes > max_bytes:
-            raise RefusalError(
-                400,
-                f"the prompt has {nbytes} bytes, "
-                f"a context of {self._context} tokens takes {max_bytes}",
-                "context_length_exceeded",
-                field,
+            raise self._too_long(
+                f"{nbytes} bytes", f"{max_bytes} bytes ({self._context} tokens)", field
             )
 
     def check_token(self, token: int, field: str) -> None:
@@ -72,15 +68,17 @@ class Prompts:
         if not tokens:
             raise RefusalError(400, "the prompt is empty", "invalid_value", field)
         if len(tokens) > self._context:
-            raise RefusalError(
-                400,
-                f"the prompt has {len(tokens)} tokens, the context holds {self._context}",
-                "context_length_exceeded",
-                field,
-            )
+            raise self._too_long(f"{len(tokens)} tokens", f"{self._context} tokens", field)
         for token in (min(tokens), max(tokens)):
             self.check_token(token, field)
         return tuple(tokens)
+
+    def _too_long(self, length: str, most: str, field: str) -> RefusalError:
+        # Clients shorten a conversation where a message has Anthropic's and llama-server's words.
+        message = (
+            f"the prompt is too long: {length}, which exceeds the available context size of {most}"
+        )
+        return RefusalError(400, message, "context_length_exceeded", field)
 
 
 def size(text: str) -> int:

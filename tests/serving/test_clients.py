@@ -157,6 +157,8 @@ def test_responses(shared: Server) -> None:
         extra_body={"grammar": 'root ::= "It is sunny."'},
     )
     assert again.output_text == "It is sunny." and again.status == "completed"
+    counted = responses.input_tokens.count(model=MODEL, input=said, tools=[tool])
+    assert counted.input_tokens > responses.input_tokens.count(input="Hi").input_tokens > 0
     with pytest.raises(openai.BadRequestError, match="this server remembers no answers"):
         responses.create(model=MODEL, input="Hi", previous_response_id=again.id)
 
@@ -205,8 +207,10 @@ def test_messages(claude: anthropic.Anthropic) -> None:
     assert final.content[0].type == "text" and final.content[0].text == text
     count = claude.messages.count_tokens(model=MODEL, messages=HI, system="Be brief.")
     assert count.input_tokens == answer.usage.input_tokens
-    with pytest.raises(anthropic.NotFoundError, match="not_found_error"):
+    with pytest.raises(anthropic.BadRequestError, match="keeps nothing of anybody"):
         claude.messages.batches.list()
+    with pytest.raises(anthropic.NotFoundError, match="not_found_error"):
+        claude.get("/v1/messages/nothing", cast_to=object)
     with pytest.raises(anthropic.BadRequestError, match="functions are the only kind"):
         search: Any = [{"type": "web_search_20250305", "name": "web_search"}]
         claude.messages.create(model=MODEL, max_tokens=6, messages=HI, tools=search)
@@ -216,6 +220,17 @@ def test_messages(claude: anthropic.Anthropic) -> None:
             max_tokens=6,
             messages=[{"role": "user", "content": [{"type": "image"}]}],  # type: ignore
         )
+
+
+def test_messages_of_a_schema(claude: anthropic.Anthropic) -> None:
+    asked: Any = {"model": "any", "max_tokens": 20, "messages": [{"role": "user", "content": "Hi"}]}
+    form: Any = {"type": "json_schema", "schema": {"const": 5}}
+    said = claude.messages.create(**asked, output_config={"format": form})
+    assert said.content[0].text == "5"  # type: ignore
+    said = claude.messages.create(**asked, extra_body={"output_format": form})
+    assert said.content[0].text == "5"  # type: ignore
+    with pytest.raises(anthropic.BadRequestError, match=r"output_config\.format\.type must be"):
+        claude.messages.create(**asked, output_config={"format": form | {"type": "xml"}})
 
 
 def test_messages_with_tools(claude: anthropic.Anthropic) -> None:

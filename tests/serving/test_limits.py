@@ -145,13 +145,15 @@ def test_text_that_cannot_fit_is_not_tokenised(server: Server) -> None:
     begun = time.monotonic()
     assert server.error(COMPLETIONS, prompt=" " * 2**19) == (
         400,
-        "the prompt has 524288 bytes, a context of 256 tokens takes 8192",
+        "the prompt is too long: 524288 bytes, which exceeds the available context size "
+        "of 8192 bytes (256 tokens)",
         "prompt",
     )
     chat = [{"role": "user", "content": "'" * 2**19}]
     assert server.error("/v1/chat/completions", messages=chat) == (
         400,
-        "the prompt has 524288 bytes, a context of 256 tokens takes 8192",
+        "the prompt is too long: 524288 bytes, which exceeds the available context size "
+        "of 8192 bytes (256 tokens)",
         "messages",
     )
     assert time.monotonic() - begun < 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.serving_cases import Server
+from support.serving_cases import Server, error_of
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 RESPONSES = "/v1/responses"
@@ -33,7 +33,8 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
         (
             RESPONSES,
             {"input": "a" * 70_000},
-            "the prompt has 70000 bytes, a context of 2048 tokens takes 65536",
+            "the prompt is too long: 70000 bytes, which exceeds the available context size "
+            "of 65536 bytes (2048 tokens)",
             "input",
         ),
         (COMPLETIONS, {"prompt": []}, "the prompt is empty", "prompt"),
@@ -53,19 +54,19 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
         (
             COMPLETIONS,
             {"prompt": [5] * 2049},
-            "the prompt has 2049 tokens, the context holds 2048",
+            "the prompt is too long: 2049 tokens, which exceeds the available context size of 2048 tokens",
             "prompt",
         ),
         (
             CHAT,
             {"messages": [{"role": "user", "content": "x\u00e9" * 2048}]},
-            "the prompt has 6159 tokens, the context holds 2048",
+            "the prompt is too long: 6159 tokens, which exceeds the available context size of 2048 tokens",
             "messages",
         ),
         (
             COMPLETIONS,
             {"prompt": "a", "temperature": -1},
-            "temperature must be at least 0.0, not -1",
+            "temperature must be at least 0, not -1",
             "temperature",
         ),
         (
@@ -184,12 +185,51 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
             "embeddings need a model that is trained for them; this one generates text",
             None,
         ),
+        (
+            CHAT,
+            HI | {"modalities": ["audio"]},
+            "modalities: this model writes text alone",
+            "modalities",
+        ),
     ],
 )
 def test_refused(
     shared: Server, path: str, fields: dict[str, object], message: str, param: str | None
 ) -> None:
     assert shared.error(path, **fields) == (400, message, param)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "part"),
+    [
+        ("POST", "/slots/0?action=save", "what a slot holds is neither saved nor restored"),
+        ("POST", "/v1/slots/3?action=erase", "takes the slot that holds most of it by itself"),
+        ("POST", "/lora-adapters", "no adapter is loaded"),
+        ("POST", "/props", "the command's flags are the settings"),
+        ("POST", "/models/unload", "one model is served from start to end"),
+        ("GET", "/v1/responses/resp_1", "this server keeps nothing of anybody"),
+        ("POST", "/v1/responses/resp_1/cancel", "this server keeps nothing of anybody"),
+        ("DELETE", "/v1/files/a", "this server keeps nothing of anybody"),
+        ("POST", "/v1/audio/speech", "writes text alone"),
+        ("POST", "/v1/audio/translations", "reads text alone"),
+        ("POST", "/reranking", "ranking needs a model"),
+    ],
+)
+def test_routes_that_others_have(shared: Server, method: str, path: str, part: str) -> None:
+    response = shared.http.request(method, path, json={})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "not_supported")
+    assert part in error["message"]
+
+
+def test_routes_that_nobody_has(shared: Server) -> None:
+    assert error_of(shared.http.get("/nothing")) == (
+        404,
+        "GET /nothing is no route of this server; it has /v1/chat/completions, /v1/completions, "
+        "/v1/responses, /v1/messages, /completion, /v1/models and the others of docs/serving.md",
+        None,
+    )
+    assert shared.http.get("/lora-adapters").json() == []
 
 
 def test_what_clients_send_by_default_is_served(shared: Server) -> None:

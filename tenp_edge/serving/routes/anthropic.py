@@ -51,4 +51,6 @@ def _prepare(service: Service, payload: MessagesRequest) -> Prepared:
 
 
 def _count(service: Service, payload: CountRequest) -> int:
-    return len(service.prompts.chat_tokens(rendered(service, translated(payload.openai)).text))
+    with spelled(FIELDS):
+        prompt = rendered(service, translated(payload.openai))
+        return len(service.prompts.chat_tokens(prompt.text))

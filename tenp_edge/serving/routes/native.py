@@ -130,8 +130,12 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         text = service.metrics.text(service.worker.status(), load)
         return PlainTextResponse(text, media_type=_PROMETHEUS)
 
+    async def adapters() -> list[Any]:
+        return []  # None can be loaded, which is no error to ask for.
+
     for path, route in (
         ("/v1/health", health),
+        ("/v1/lora-adapters", adapters),
         ("/v1/props", props),
         ("/v1/slots", slots),
         ("/v1/metrics", metrics),

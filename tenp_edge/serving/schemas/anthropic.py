@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
-from tenp_edge.serving.schemas.generation import Lenient
+from tenp_edge.serving.schemas.generation import Whole
 from tenp_edge.serving.schemas.openai import ChatRequest
+from tenp_edge.serving.schemas.refusing import Asked, Lenient
 from tenp_edge.serving.schemas.wording import WrongError, check
 
 # Where a chat's field stands in a request of this API (`refusal.Names`).
 FIELDS = {
     "stop": "stop_sequences",
+    "response_format": "output_config.format",
     r"(tools\[\d+\])\.function\.parameters": r"\1.input_schema",
     r"(tools\[\d+\])\.function": r"\1",
 }
@@ -54,10 +56,16 @@ class AnthropicToolChoice(Lenient):
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
-    disable_parallel_tool_use: bool | None = None
+    disable_parallel_tool_use: StrictBool | None = None
 
 
-class CountRequest(Lenient):
+class OutputConfig(Lenient):
+    """How the text is written: as JSON of a schema."""
+
+    format: dict[str, Any] | None = None
+
+
+class CountRequest(Asked):
     """/v1/messages/count_tokens, and what /v1/messages shares with it."""
 
     model: str | None = None
@@ -66,6 +74,8 @@ class CountRequest(Lenient):
     tools: list[AnthropicTool] | None = None
     tool_choice: AnthropicToolChoice | None = None
     thinking: dict[str, Any] | None = None
+    output_config: OutputConfig | None = None
+    output_format: dict[str, Any] | None = Field(None, description="an object: type and schema")
 
     def openai(self) -> ChatRequest:
         """The same request in OpenAI's words. Raises RefusalError for what has none."""
@@ -83,18 +93,19 @@ class CountRequest(Lenient):
         if self.thinking is not None and self.thinking.get("type") in ("enabled", "disabled"):
             thinks = self.thinking["type"] == "enabled"
             fields["chat_template_kwargs"] = {"enable_thinking": thinks}
-        return fields
+        form = (self.output_config and self.output_config.format) or self.output_format
+        return fields | ({"response_format": form} if form else {})
 
 
 class MessagesRequest(CountRequest):
     """/v1/messages."""
 
-    max_tokens: int | None = None
+    max_tokens: Whole | None = None
     stop_sequences: list[str] | None = None
-    stream: bool | None = None
+    stream: StrictBool | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Whole | None = None
 
     def _fields(self) -> dict[str, Any]:
         names = ("max_tokens", "temperature", "top_p", "top_k", "stream")

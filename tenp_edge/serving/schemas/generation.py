@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sized
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BeforeValidator, Field, StrictBool
+from pydantic_core import PydanticCustomError
 
 from tenp_edge.runtime.grammars import LARK_MARK, GrammarSource
 from tenp_edge.runtime.sampling import SamplingOptions
+from tenp_edge.serving.schemas.refusing import Asked, Lenient
 from tenp_edge.serving.schemas.wording import WrongError
 
 _STOPS = 16
@@ -17,52 +19,61 @@ _MOST_PROMPTS = 64
 _MOST_BIASES = 1024
 _ALL = -1
 Stop = Annotated[str, Field(max_length=256)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Lenient(BaseModel):
-    """A part of a request; what it does not know is ignored."""
+def _no_truth(kind: Literal["int", "float"]) -> BeforeValidator:
+    """JSON's true is no number; Python's is one. ``kind`` as in `wording`."""
 
-    model_config = ConfigDict(extra="ignore", protected_namespaces=(), populate_by_name=True)
+    def check(value: Any) -> Any:
+        if isinstance(value, bool):
+            raise PydanticCustomError(kind, "no number")
+        return value
+
+    return BeforeValidator(check)
+
+
+Whole = Annotated[int, _no_truth("int")]
+Finite = Annotated[float, Field(allow_inf_nan=False), _no_truth("float")]
+Bias = Finite | StrictBool
 
 
 class StreamOptions(Lenient):
     """``include_usage``: a last chunk without choices that has the counts."""
 
-    include_usage: bool | None = None
+    include_usage: StrictBool | None = None
 
 
-class GenerationRequest(Lenient):
+class GenerationRequest(Asked):
     """What to generate with; a field that is None is the server's to choose."""
 
     model: str | None = None
-    max_tokens: int | None = Field(
+    max_tokens: Whole | None = Field(
         None, validation_alias=AliasChoices("max_tokens", "max_completion_tokens", "n_predict")
     )
-    stream: bool | None = None
+    stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=_STOPS)] | None = Field(
         None, description=f"text of at most 256 characters, or a list of up to {_STOPS} such texts"
     )
     temperature: Finite | None = Field(None, ge=0)
     top_p: Finite | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, lt=2**31)
+    top_k: Whole | None = Field(None, lt=2**31)
     min_p: Finite | None = Field(None, ge=0, le=1)
     typical_p: Finite | None = Field(None, ge=0, le=1)
     repeat_penalty: Finite | None = Field(
         None, gt=0, validation_alias=AliasChoices("repeat_penalty", "repetition_penalty")
     )
-    repeat_last_n: int | None = Field(None, ge=_ALL)
+    repeat_last_n: Whole | None = Field(None, ge=_ALL)
     presence_penalty: Finite | None = None
     frequency_penalty: Finite | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
-    logit_bias: dict[str, Finite | bool] | list[tuple[int | str, Finite | bool]] | None = Field(
-        None, description="an object of token numbers and biases, or a list of such pairs"
-    )
-    ignore_eos: bool | None = None
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
+    logit_bias: (
+        dict[str, Finite | StrictBool] | list[tuple[int | str, Finite | StrictBool]] | None
+    ) = Field(None, description="an object of token numbers and biases, or a list of such pairs")
+    ignore_eos: StrictBool | None = None
     grammar: str | None = None
-    json_schema: dict[str, Any] | bool | None = None
-    n: int | None = Field(None, ge=1, le=16)
+    json_schema: dict[str, Any] | StrictBool | None = None
+    n: Whole | None = Field(None, ge=1, le=16)
 
     def stops(self) -> tuple[str, ...]:
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []

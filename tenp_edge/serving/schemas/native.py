@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
-from tenp_edge.serving.schemas.generation import GenerationRequest, Lenient, check_count
+from tenp_edge.serving.schemas.generation import GenerationRequest, Whole, check_count
+from tenp_edge.serving.schemas.refusing import Lenient
 from tenp_edge.serving.schemas.wording import WrongError
 
 _MOST_PROBABILITIES = 100
@@ -18,8 +19,8 @@ class NativeRequest(GenerationRequest):
     """/completion."""
 
     prompt: str | Mixed | list[str | Mixed] = Field(description=_PROMPTS)
-    n_probs: int | None = Field(None, ge=0, le=_MOST_PROBABILITIES)
-    return_tokens: bool | None = None
+    n_probs: Whole | None = Field(None, ge=0, le=_MOST_PROBABILITIES)
+    return_tokens: StrictBool | None = None
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -33,6 +34,8 @@ class NativeRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _possible(self) -> NativeRequest:
+        if (self.n or 1) > 1:
+            raise WrongError("n", "n: a prompt has one answer here; send a list of prompts")
         check_count(self.prompts())
         return self
 
@@ -51,9 +54,9 @@ class TokenizeRequest(Lenient):
     """/tokenize."""
 
     content: str
-    add_special: bool = False
-    parse_special: bool = True
-    with_pieces: bool = False
+    add_special: StrictBool = False
+    parse_special: StrictBool = True
+    with_pieces: StrictBool = False
 
 
 class DetokenizeRequest(Lenient):

@@ -6,16 +6,17 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
 from tenp_edge.runtime.chat_formats.calls import Tool
 from tenp_edge.runtime.grammars import GrammarSource
 from tenp_edge.serving.schemas.generation import (
     GenerationRequest,
-    Lenient,
+    Whole,
     check_count,
     grammar_of,
 )
+from tenp_edge.serving.schemas.refusing import Lenient
 from tenp_edge.serving.schemas.wording import WrongError
 
 _DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions alone.
@@ -29,9 +30,9 @@ class CompletionRequest(GenerationRequest):
     """/v1/completions."""
 
     prompt: str | list[int] | list[str | list[int]] = Field(description=_PROMPTS)
-    best_of: int | None = None
-    echo: bool | None = None
-    logprobs: int | bool | None = Field(
+    best_of: Whole | None = None
+    echo: StrictBool | None = None
+    logprobs: Whole | StrictBool | None = Field(
         None, description=f"a whole number up to {_MOST_LOGPROBS}", le=_MOST_LOGPROBS, ge=0
     )
     suffix: str | None = None
@@ -100,9 +101,17 @@ class Message(Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[str | Part] | None = Field(None, description="text, or a list of parts")
     tool_calls: list[ToolCall] | None = None
+    function_call: CalledFunction | None = Field(None, description="an object with name and text")
+    audio: Any = None
     tool_call_id: str | None = None
     name: str | None = None
     reasoning_content: str | None = None
+
+    @field_validator("audio")
+    @classmethod
+    def _silent(cls, value: Any) -> None:
+        if value is not None:
+            raise WrongError("messages", "a message has audio: text alone is read")
 
     @field_validator("content")
     @classmethod
@@ -122,14 +131,19 @@ class Message(Lenient):
         """As chat templates know it."""
         roles = {"developer": "system", "function": "tool"}
         message: dict[str, Any] = {"role": roles.get(self.role, self.role), "content": self.text()}
-        if self.tool_calls:
-            message["tool_calls"] = [call.plain() for call in self.tool_calls]
+        if calls := self._calls():
+            message["tool_calls"] = [call.plain() for call in calls]
         stated = {
             "tool_call_id": self.tool_call_id,
             "name": self.name,
             "reasoning_content": self.reasoning_content,
         }
         return message | {key: value for key, value in stated.items() if value}
+
+    def _calls(self) -> list[ToolCall]:
+        """What was called, also in the field that tool_calls replaced."""
+        old = [] if self.function_call is None else [ToolCall(function=self.function_call)]
+        return self.tool_calls or old
 
 
 class FunctionFields(Lenient):
@@ -138,7 +152,7 @@ class FunctionFields(Lenient):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    strict: StrictBool | None = None
 
 
 class ToolFields(Lenient):
@@ -207,8 +221,8 @@ class JsonSchema(Lenient):
     """A schema, and the name that it goes by."""
 
     name: str | None = None
-    schema_: dict[str, Any] | bool = Field(alias="schema")
-    strict: bool | None = None
+    schema_: dict[str, Any] | StrictBool = Field(alias="schema")
+    strict: StrictBool | None = None
 
 
 class ResponseFormat(Lenient):
@@ -216,7 +230,7 @@ class ResponseFormat(Lenient):
 
     type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
     json_schema: JsonSchema | None = None
-    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    schema_: dict[str, Any] | StrictBool | None = Field(None, alias="schema")
     pattern: str | None = None
     grammar: str | None = None
 
@@ -252,13 +266,13 @@ class ChatRequest(GenerationRequest):
     """/v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=_MOST_LOGPROBS)
+    logprobs: StrictBool | None = None
+    top_logprobs: Whole | None = Field(None, ge=0, le=_MOST_LOGPROBS)
     tools: list[ToolFields] | None = Field(None, max_length=_MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | AllowedChoice | None = Field(
         None, description="none, auto, required, or an object that names a function"
     )
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: StrictBool | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -271,6 +285,8 @@ class ChatRequest(GenerationRequest):
                 raise WrongError("tool_choice", f"tool_choice names '{name}', no tool")
         if self.tool_choice == "required" and not known:
             raise WrongError("tool_choice", "tool_choice is 'required', and there are no tools")
+        if self.top_logprobs and not self.logprobs:
+            raise WrongError("top_logprobs", "top_logprobs needs logprobs: true")
         return self
 
     def usable_tools(self) -> Sequence[Tool]:

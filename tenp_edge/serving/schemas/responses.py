@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
-from tenp_edge.serving.schemas.generation import GenerationRequest, Lenient
+from tenp_edge.serving.schemas.generation import GenerationRequest, Whole
 from tenp_edge.serving.schemas.openai import ChatRequest
+from tenp_edge.serving.schemas.refusing import REFUSED, Lenient
 from tenp_edge.serving.schemas.wording import WrongError, check
 
 # Where a chat's field stands in a request of this API (`refusal.Names`).
@@ -23,7 +24,10 @@ FIELDS = {
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 _LOGPROBS = "message.output_text.logprobs"
 # What asks the server to remember: it forgets every answer.
-_REMEMBERED = ("previous_response_id", "conversation", "prompt", "background")
+_REMEMBERED = dict.fromkeys(
+    ("previous_response_id", "conversation", "prompt", "background"),
+    "this server remembers no answers; send all of it as input",
+)
 
 
 class ContentPart(Lenient):
@@ -56,7 +60,7 @@ class TextFormat(Lenient):
     type: str = "text"
     name: str | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
+    strict: StrictBool | None = None
 
 
 class TextOptions(Lenient):
@@ -74,29 +78,22 @@ class ReasoningOptions(Lenient):
 class ResponsesRequest(GenerationRequest):
     """/v1/responses."""
 
+    refused: ClassVar[Mapping[str, str]] = {**REFUSED, **_REMEMBERED}
+
     input: str | list[InputItem] = Field(min_length=1, description="text, or a list of items")
     instructions: str | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: Whole | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: StrictBool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     include: list[str] | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Whole | None = None
     metadata: dict[str, Any] | None = None
-    previous_response_id: Any = None
-    conversation: Any = None
-    prompt: Any = None
-    background: Any = None
 
     def openai(self) -> ChatRequest:
         """The same request as a chat. Raises WrongError and RefusalError for what is none."""
-        for field in _REMEMBERED:
-            if getattr(self, field):
-                raise WrongError(
-                    field, f"{field}: this server remembers no answers; send all of it as input"
-                )
         return check(ChatRequest, self._shared() | self._fields())
 
     def echoed(self) -> dict[str, Any]:
