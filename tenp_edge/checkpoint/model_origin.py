@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 CARD = "README.md"
+DEMO = "demo"  # what the bundled model is called wherever a model is taken
 # Tokenizers (fast, slow, sentencepiece, tiktoken), generation, chat templates, licences.
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 COPIED = (
@@ -33,11 +35,25 @@ def base_model(directory: Path, raw: Mapping[str, Any]) -> str | None:
     return None
 
 
-def display_name(model: Path) -> str:
-    """What ``model``, a directory or file, is called: after its hub id where it lies in the hub's
-    cache, whose own names are hashes."""
+def display_name(model: Path, raw: Mapping[str, Any] = {}) -> str:
+    """What ``model``, a directory or file, is called: by its hub id, from its config.json (``raw``)
+    or from the hub's cache, whose own names are hashes; by the name in its card; after itself."""
     path = model.resolve()
-    return base_model(path, {}) or (path.stem if path.is_file() else path.name)
+    stated = card_data(path).get("model_name")
+    named = stated.strip() if isinstance(stated, str) else ""
+    return base_model(path, raw) or named or (path.stem if path.is_file() else path.name)
+
+
+def bundled() -> Path:
+    """The model that comes with the package."""
+    return Path(str(files("tenp_edge") / "demo_model"))
+
+
+def spelling(model: Path) -> str | None:
+    """How commands name ``model`` on every machine: its hub id, or `DEMO`; None where it has its
+    place on this one alone."""
+    path = model.resolve()
+    return DEMO if path == bundled().resolve() else base_model(path, {})
 
 
 def card_data(directory: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tenp_edge.checkpoint.files import Shard, TensorEntry, is_written, plan_shar
 from tenp_edge.checkpoint.model_origin import (
     COPIED,
     base_model,
+    display_name,
     front_matter,
     inherited,
     tags_of,
@@ -280,7 +281,7 @@ def model_card(files: PrunedFiles) -> str:
     source = files.source
     base = base_model(source.checkpoint.path, source.config.raw)
     name = base or f"A {source.config.family.model_type} model"
-    shown = (base or source.checkpoint.path.resolve().name).split("/")[-1]
+    shown = display_name(source.checkpoint.path, source.config.raw).split("/")[-1]
     front = {
         **({} if base is None else {"base_model": base}),
         **inherited(source.checkpoint.path),

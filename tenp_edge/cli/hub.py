@@ -6,12 +6,11 @@ Local directories are the normal case; nothing else in the tool touches a networ
 from __future__ import annotations
 
 import re
-from importlib.resources import files
 from pathlib import Path
 
+from tenp_edge.checkpoint.model_origin import DEMO, bundled
 from tenp_edge.errors import UserError
 
-DEMO = "demo"  # what the bundled model is called wherever a model is taken
 _NAME = r"[A-Za-z0-9][\w.-]*"
 # OWNER/NAME, perhaps a file of it (a GGUF), perhaps a branch, tag or commit.
 _HUB_ID = re.compile(rf"({_NAME}/{_NAME})(?:/([\w./-]+\.gguf))?(?:@([\w./-]+))?")
@@ -20,11 +19,6 @@ _HUB_ID = re.compile(rf"({_NAME}/{_NAME})(?:/([\w./-]+\.gguf))?(?:@([\w./-]+))?"
 _FILES = ("*.safetensors *.json *.txt *.model tokenization_*.py *.jinja LICENSE* README.md").split()
 # The same weights again: in the publisher's own form, for other programs.
 _NOT = ("*/*.safetensors */*.json */*.txt */*.model consolidated*.safetensors").split()
-
-
-def bundled() -> Path:
-    """The model that comes with the package."""
-    return Path(str(files("tenp_edge") / "demo_model"))
 
 
 def spelled(name: str) -> tuple[str, str | None, str | None] | None:

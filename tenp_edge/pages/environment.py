@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tenp_edge.checkpoint.model_origin import display_name
+from tenp_edge.checkpoint.model_origin import display_name, spelling
 from tenp_edge.planning.options.devices import this_machine
 from tenp_edge.version import __version__
 
@@ -31,6 +31,7 @@ def environment_of(model: Path, model_bytes: int | None = None) -> dict[str, Any
         "format": FORMAT,
         "version": 1,
         "model": display_name(model),
+        "model_argument": spelling(model),
         "model_bytes": model_bytes,
         "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": _versions(),

@@ -47,6 +47,11 @@ class RunFiles:
         return Path(reference).name or str(self.plan["model"]["model_type"])
 
     @property
+    def model_argument(self) -> str:
+        """How a command names the model."""
+        return str((self.environment or {}).get("model_argument") or "MODEL")
+
+    @property
     def measured_bytes(self) -> int | None:
         """The peak memory of the file as it ran, None where none was measured."""
         return measured_peak(self.validation)

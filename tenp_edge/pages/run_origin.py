@@ -22,7 +22,7 @@ def recipe(run: RunFiles) -> Section:
         "The same command on the same machine writes the same bytes. recipe.toml lies in the "
         "run's directory."
     )
-    command = f"tenp-edge compress {shlex.quote(run.model)} --recipe recipe.toml -o OUT"
+    command = f"tenp-edge compress {shlex.quote(run.model_argument)} --recipe recipe.toml -o OUT"
     parts: list[Child] = [_code("The command", command)]
     if run.recipe:
         parts.append(folded("recipe.toml", _code("recipe.toml", run.recipe)))

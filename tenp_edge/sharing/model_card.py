@@ -17,6 +17,7 @@ from tenp_edge.checkpoint.model_origin import (
     CARD,
     base_model,
     card_data,
+    display_name,
     front_matter,
     inherited,
 )
@@ -59,8 +60,7 @@ class Described:
     def name(self) -> str:
         """Of the original, in a word."""
         checkpoint = self.source.checkpoint
-        path = checkpoint.path.resolve()
-        return (self.base or (path.stem if checkpoint.is_file else path.name)).split("/")[-1]
+        return display_name(checkpoint.path, self.source.config.raw).split("/")[-1]
 
     @property
     def title(self) -> str:

@@ -21,7 +21,13 @@ from tenp_edge.planning.options.spec import (
     PlanOptions,
 )
 from tenp_edge.runtime.memory import footprint
-from tenp_edge.runtime.memory.footprint import KV_NAMES, MOST_THREADS, MemoryRun, known_kv_type
+from tenp_edge.runtime.memory.footprint import (
+    KV_NAMES,
+    MOST_THREADS,
+    MemoryRun,
+    PlannedRun,
+    known_kv_type,
+)
 
 CALIBRATION, VALIDATION, COMPUTE = "Calibration", "Validation", "Compute"
 TASKS = "Tasks of lm-eval"
@@ -159,27 +165,39 @@ class ValidateOptions(ValidationOptions):
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """The run whose peak memory `validate` measures; ``context`` None: 4096 tokens, or as many as
-    the model has."""
+    """The run whose peak memory `validate` measures. None: what the file was planned for; of a file
+    without a plan 4096 tokens, or as many as the model has, in F16, 512 at a time."""
 
     context: Annotated[
         int | None,
         Flag(
             "context",
             "Tokens of the KV cache when a GGUF's peak memory is measured. "
-            "Default: 4096, or the model's.",
+            "Default: what the file was planned for, else 4096 or the model's.",
         ),
     ] = None
     kv_type: Annotated[
-        str, Flag("kv-type", f"Type of that cache: {KV_NAMES}.", offered=tuple(footprint.KV_TYPES))
-    ] = MemoryRun.kv_type
+        str | None,
+        Flag(
+            "kv-type",
+            f"Type of that cache: {KV_NAMES}. Default: the file's plan's, else F16.",
+            offered=tuple(footprint.KV_TYPES),
+        ),
+    ] = None
     ubatch: Annotated[
-        int, Flag("ubatch", "Prompt tokens evaluated at once in that measurement.")
-    ] = MemoryRun.ubatch
+        int | None,
+        Flag(
+            "ubatch",
+            "Prompt tokens evaluated at once in that measurement. Default: the file's plan's, "
+            "else 512.",
+        ),
+    ] = None
 
-    def run(self, limit: int, threads: int) -> MemoryRun:
-        """Of a model of ``limit`` tokens. Raises UserError for what no runtime can run."""
-        known_kv_type(self.kv_type)
+    def run(self, limit: int, threads: int, planned: PlannedRun | None = None) -> MemoryRun:
+        """Of a model of ``limit`` tokens whose file was ``planned`` for a run. Raises UserError for
+        what no runtime can run."""
+        if self.kv_type is not None:
+            known_kv_type(self.kv_type)
         for name, value in (("context", self.context), ("ubatch", self.ubatch)):
             if value is not None and value < 1:
                 raise UserError(f"--{name} is {value}", f"--{name} of 1 or more")
@@ -188,8 +206,16 @@ class MeasureOptions:
                 f"--context {self.context} is more than the {limit} tokens of the model",
                 f"--context {limit}",
             )
-        context = self.context or min(MemoryRun.context, limit)
-        return MemoryRun(context, self.ubatch, self.kv_type, threads)
+        usual = planned or PlannedRun(
+            min(MemoryRun.context, limit), MemoryRun.ubatch, MemoryRun.kv_type
+        )
+        kv_type = self.kv_type or usual.kv_type
+        return MemoryRun(
+            self.context or usual.context,
+            self.ubatch or usual.ubatch,
+            kv_type if kv_type in footprint.KV_TYPES else MemoryRun.kv_type,
+            threads,
+        )
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tenp_edge.calibration.text.domains import load_tokenizer
+from tenp_edge.checkpoint.compression_plan import load_plan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.provenance import PrunedBy
+from tenp_edge.errors import UserError
 from tenp_edge.evaluation.attribution import PRUNING, QUANTISATION, REFERENCE
 from tenp_edge.evaluation.validation import ValidationReport, validate
 from tenp_edge.exporters.base import recognise
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.planning.options.devices import this_machine
 from tenp_edge.progress import QUIET, Progress, begin, expect
+from tenp_edge.runtime.gguf.header import MAGIC, read_header
 from tenp_edge.runtime.locating import locate
-from tenp_edge.runtime.memory.footprint import MemoryRun
+from tenp_edge.runtime.memory.footprint import PROCESS_STEP, MemoryRun
+from tenp_edge.runtime.memory.peak import predict_peak
+from tenp_edge.runtime.memory.planned_run import planned_in_gguf
 from tenp_edge.verbs.options import (
     ComputeOptions,
     MeasureOptions,
@@ -44,7 +49,9 @@ def run_validate(
     compute, checkpoint = compute or ComputeOptions(), Checkpoint(reference)
     threads = options.threads or this_machine().threads
     limit = checkpoint.config.max_position_embeddings
-    memory_run = (measure or MeasureOptions()).run(limit, threads)
+    file = _gguf(candidate)
+    planned = None if file is None else planned_in_gguf(read_header(file).fields)
+    memory_run = (measure or MeasureOptions()).run(limit, threads, planned)
     domains = validation_domains(checkpoint, options, compute.seed, progress)
     expect(progress, _expected(checkpoint, candidate, options, compute))
     begin(progress, _OPENING)
@@ -57,7 +64,33 @@ def run_validate(
         progress,
         pruned_by=pruned_by,
         memory_run=memory_run,
+        predicted_peak_rss=None if file is None else as_planned(file, memory_run),
     )
+
+
+def _gguf(candidate: Path) -> Path | None:
+    """The GGUF file at ``candidate``; None where there is none that can be read."""
+    recognised = recognise(candidate)
+    if recognised is None or not recognised[0].is_file():
+        return None
+    with recognised[0].open("rb") as stream:
+        return recognised[0] if stream.read(len(MAGIC)) == MAGIC else None
+
+
+def as_planned(file: Path, run: MemoryRun) -> int | None:
+    """Bytes that the plan beside ``file`` says of ``run``, where the runtime still says the same:
+    the share of the process is measured, and differs by up to a step from one to the next. None
+    where there is no such plan."""
+    try:
+        plan = load_plan(file.parent / "plan.json")
+        is_its = plan.files.get(file.name) == file.stat().st_size
+    except (UserError, OSError):
+        return None
+    asked = {name: getattr(run, name) for name in ("context", "ubatch", "kv_type")}
+    if not is_its or asked != {name: plan.memory.get(name) for name in asked}:
+        return None
+    said, now = int(plan.memory["total_bytes"]), predict_peak(file, run).total_bytes
+    return said if abs(said - now) <= PROCESS_STEP else now
 
 
 def _expected(

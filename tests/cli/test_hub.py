@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from support.hub import COMMIT, Hub, running
 
-from tenp_edge.cli.hub import bundled, local_model, spoken
+from tenp_edge.checkpoint.model_origin import bundled
+from tenp_edge.cli.hub import local_model, spoken
 from tenp_edge.errors import UserError
 
 REPOSITORY = {

@@ -26,7 +26,7 @@ from tenp_edge.forward.text_batch import Domain
 from tenp_edge.runtime.ggml.model import PerExpertModel
 from tenp_edge.runtime.gguf.padded_twin import TWIN, GgufFile, write_padded_twin
 from tenp_edge.runtime.llamacpp.model import LlamaCppModel
-from tenp_edge.runtime.memory.footprint import MemoryRun
+from tenp_edge.runtime.memory.footprint import MemoryRun, PlannedRun
 from tenp_edge.verbs.options import MeasureOptions
 
 CheckpointOf = Callable[[str], Path]
@@ -178,6 +178,9 @@ def test_the_measured_run() -> None:
     assert MeasureOptions().run(8192, 2) == MemoryRun(4096, 512, "F16", 2)
     assert MeasureOptions().run(1024, 2).context == 1024
     assert MeasureOptions(700, "Q8_0", 64).run(1024, 1) == MemoryRun(700, 64, "Q8_0", 1)
+    planned = PlannedRun(256, 32, "Q8_0")
+    assert MeasureOptions().run(1024, 2, planned) == MemoryRun(256, 32, "Q8_0", 2)
+    assert MeasureOptions(kv_type="F16").run(1024, 2, planned) == MemoryRun(256, 32, "F16", 2)
     for options, message in (
         (
             MeasureOptions(kv_type="Q4_9"),

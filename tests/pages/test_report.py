@@ -13,6 +13,7 @@ import pytest
 from support import command
 from support.edits import refusal
 
+from tenp_edge.checkpoint.model_origin import bundled
 from tenp_edge.pages.environment import environment_of
 from tenp_edge.pages.report import write_report
 from tenp_edge.units import format_size, nats
@@ -159,7 +160,21 @@ def test_the_environment_names_the_model_and_nobody(small_model: Path) -> None:
 def test_a_model_of_the_hub_is_called_by_its_id(tmp_path: Path) -> None:
     snapshot = tmp_path / "models--me--my-model" / "snapshots" / "0f3a"
     snapshot.mkdir(parents=True)
-    assert environment_of(snapshot)["model"] == "me/my-model"
+    known = environment_of(snapshot)
+    assert known["model"] == known["model_argument"] == "me/my-model"
+
+
+def test_the_bundled_model_has_its_name_and_a_command(run: Path) -> None:
+    known = environment_of(bundled())
+    assert (known["model"], known["model_argument"]) == ("tenp-edge demo model", "demo")
+    edit(run / "environment.json", lambda raw: raw.update(known))
+    page = text(run)
+    assert "tenp-edge demo model" in page
+    assert "tenp-edge compress demo --recipe recipe.toml -o OUT" in page
+
+
+def test_a_model_of_this_machine_has_no_command_of_its_name(run: Path) -> None:
+    assert "tenp-edge compress MODEL --recipe recipe.toml -o OUT" in text(run)
 
 
 def test_the_command_writes_it_again(run: Path) -> None:

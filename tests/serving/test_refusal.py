@@ -54,13 +54,15 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
         (
             COMPLETIONS,
             {"prompt": [5] * 2049},
-            "the prompt is too long: 2049 tokens, which exceeds the available context size of 2048 tokens",
+            "the prompt is too long: 2049 tokens, which exceeds the available context size of "
+            "2048 tokens",
             "prompt",
         ),
         (
             CHAT,
             {"messages": [{"role": "user", "content": "x\u00e9" * 2048}]},
-            "the prompt is too long: 6159 tokens, which exceeds the available context size of 2048 tokens",
+            "the prompt is too long: 6159 tokens, which exceeds the available context size of "
+            "2048 tokens",
             "messages",
         ),
         (

@@ -66,6 +66,9 @@ def test_a_directory_is_called_by_its_whole_name(shared: Path, tmp_path: Path) -
     plan = load_plan(shared / "out" / "plan.json")
     made = Described(ModelSource(Checkpoint(named)), plan, None)
     assert made.title == "Tiny 1.5-MoE-A2.7B-pruned"
+    (named / "README.md").write_text("---\nmodel_name: its own name\n---\n")
+    assert Described(ModelSource(Checkpoint(named)), plan, None).title == "its own name-pruned"
+    (named / "README.md").unlink()
     card = write_card(made, tmp_path).read_text()
     assert "tenp-edge run .\n" in card
     assert "ollama create tiny-1.5-moe-a2.7b-pruned -f Modelfile" in card

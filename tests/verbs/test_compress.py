@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,9 +23,11 @@ from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.cli.report.closing import closing
 from tenp_edge.errors import UserError
 from tenp_edge.progress import QUIET
+from tenp_edge.runtime.memory.footprint import MemoryRun
 from tenp_edge.verbs import options as take
 from tenp_edge.verbs.compress import run_compress
 from tenp_edge.verbs.compress_request import CompressRequest
+from tenp_edge.verbs.validate import as_planned, run_validate
 
 QUICK = ("--samples", "2", "--seq-len", "64", "--set", "eval-samples=1", "--set", "eval-seq-len=64")
 OUTPUTS = {
@@ -95,6 +98,33 @@ def test_validation_is_recorded(compressed: Path) -> None:
     report = json.loads((compressed / "validation.json").read_text())
     assert report["overall"]["mean_kl"] > 0
     assert report["measured_peak_rss"] > 0 and report["predicted_peak_rss"] > 0
+
+
+def test_validate_keeps_to_the_number_that_was_planned(
+    compressed: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The process is measured in whole MiB, so that the same run is a MiB more on another day;
+    what the machine says stands where it is further off, and of another run."""
+    made = shutil.copytree(compressed, tmp_path / "made")
+    plan = json.loads((made / "plan.json").read_text())
+    total = plan["memory"]["total_bytes"]
+    asked = MemoryRun(
+        *(plan["memory"][name] for name in ("context", "ubatch", "kv_type")), threads=2
+    )
+
+    def say(said: int) -> int:
+        plan["memory"]["total_bytes"] = said
+        (made / "plan.json").write_text(json.dumps(plan))
+        return said
+
+    near = say(total - 2**19)  # no whole step
+    options = take.ValidationOptions(samples=1, seq_len=64, split=False)
+    report = run_validate(checkpoint_of("qwen3_moe"), made, options)
+    assert report.predicted_peak_rss == near
+    assert as_planned(made / "model.gguf", replace(asked, context=64)) is None
+    assert as_planned(compressed / "checkpoint" / "model.safetensors", asked) is None
+    far = say(total + 2**25)
+    assert as_planned(made / "model.gguf", asked) != far
 
 
 @pytest.mark.parametrize("where", ["", "checkpoint"])

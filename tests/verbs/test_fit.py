@@ -78,7 +78,7 @@ def test_auto_is_this_machine() -> None:
 
 
 def demo() -> Path:
-    from tenp_edge.cli.hub import bundled
+    from tenp_edge.checkpoint.model_origin import bundled
 
     return bundled()
 

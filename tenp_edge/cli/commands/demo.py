@@ -13,7 +13,8 @@ from rich.console import Group, RenderableType
 
 from tenp_edge.calibration.text.sources import STDLIB
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
-from tenp_edge.cli.hub import bundled, spoken
+from tenp_edge.checkpoint.model_origin import bundled
+from tenp_edge.cli.hub import spoken
 from tenp_edge.cli.report import measured_tables, plan_tables, rich_tables
 from tenp_edge.cli.report.closing import Closing, closing
 from tenp_edge.planning.options.spec import PlanOptions

@@ -116,8 +116,8 @@ def validate(
     The reference runs layer by layer, so it may be bigger than the RAM. A GGUF runs in its own
     runtime: merged and padded ones in unmodified llama.cpp, per-expert ones in ours, or with
     --twin in unmodified llama.cpp too, with zeros where neurons were cut. Its peak memory is
-    predicted and measured in a process of its own, for the run that --context, --kv-type and
-    --ubatch describe.
+    predicted and measured in a process of its own, for the run that it was planned for, or that
+    --context, --kv-type and --ubatch describe.
 
     With --lm-eval, tasks of lm-eval run instead: on both checkpoints, whole in memory, or on what a
     running `tenp-edge serve` serves (--url; an API key is taken from OPENAI_API_KEY).

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tenp_edge.checkpoint.model_origin import DEMO, bundled
 from tenp_edge.cli.flags import declared as flags
-from tenp_edge.cli.hub import DEMO, bundled, spelled
+from tenp_edge.cli.hub import spelled
 from tenp_edge.cli.output.screen import Screen
 from tenp_edge.cli.report.entries import Entries
 from tenp_edge.cli.report.rich_tables import table

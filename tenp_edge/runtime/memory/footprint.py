@@ -49,6 +49,9 @@ STATE_SNAPSHOTS = 2
 CONTEXT_STEP = 256
 # ggml's GGML_MAX_N_THREADS: it aborts the process above.
 MOST_THREADS = 512
+# What a process takes differs by up to 0.3 MiB from one to the next: it is told in whole MiB, which
+# differ by one where it lies at the edge of two.
+PROCESS_STEP = 2**20
 
 
 def cache_places(context: int, window: int | None, ubatch: int) -> int:

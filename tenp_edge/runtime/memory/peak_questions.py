@@ -20,7 +20,7 @@ from tenp_edge.runtime.gguf.vocabulary_checks import vocabulary_size
 from tenp_edge.runtime.llamacpp.model import LlamaCppModel
 from tenp_edge.runtime.llamacpp.native import native
 from tenp_edge.runtime.llamacpp.projection import Projection, project, work_bytes
-from tenp_edge.runtime.memory.footprint import MemoryRun, RunMemory
+from tenp_edge.runtime.memory.footprint import PROCESS_STEP, MemoryRun, RunMemory
 from tenp_edge.runtime.memory.resident import resident_bytes
 from tenp_edge.runtime.onnx.directory import is_onnx
 from tenp_edge.runtime.vocabulary import Vocabulary
@@ -37,8 +37,6 @@ _OWN_KERNELS_BYTES, _LLAMA_KERNELS_BYTES = 2 * 2**20, 5 * 2**20
 _THREAD_BYTES = 160 * 2**10
 _PROMPT_TOKEN_BYTES = 64
 _CHOICE_BYTES = 32
-# What a process takes differs by up to 0.3 MiB from one to the next.
-PROCESS_STEP = 2**20
 
 
 @answers

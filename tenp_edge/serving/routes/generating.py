@@ -83,11 +83,12 @@ async def _prepared(
 
 async def in_thread(request: Request, service: Service, make: Callable[[], Made]) -> Made | None:
     """``make()`` in the thread that prepares; None where the client has left meanwhile."""
-    preparing: asyncio.Future[Any] = asyncio.wrap_future(service.preparing.submit(make))
+    submitted = service.preparing.submit(make)
+    preparing: asyncio.Future[Any] = asyncio.wrap_future(submitted)
     left = asyncio.create_task(gone(request))
     try:
         await asyncio.wait((preparing, left), return_when=asyncio.FIRST_COMPLETED)
         return preparing.result() if preparing.done() else None
     finally:
         left.cancel()
-        preparing.cancel()  # What the thread has not begun, it leaves.
+        submitted.cancel()  # What the thread has not begun, it leaves; at once.
