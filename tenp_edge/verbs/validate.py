@@ -22,7 +22,7 @@ from tenp_edge.verbs.options import (
     ValidationOptions,
 )
 from tenp_edge.verbs.timing import pace_of
-from tenp_edge.verbs.token_chunks import most_tokens, validation_domains
+from tenp_edge.verbs.token_chunks import fitted, most_tokens, validation_domains
 
 _OPENING, _RUNTIME = "opening", "runtime"
 
@@ -45,6 +45,7 @@ def run_validate(
     threads = options.threads or this_machine().threads
     limit = checkpoint.config.max_position_embeddings
     memory_run = (measure or MeasureOptions()).run(limit, threads)
+    options = fitted(checkpoint, options, progress)
     domains = validation_domains(checkpoint, options, compute.seed, progress)
     expect(progress, _expected(checkpoint, candidate, options, compute))
     begin(progress, _OPENING)
