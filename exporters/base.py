@@ -347,7 +347,7 @@ def exporter(name: str) -> Exporter:
     """The exporter for format ``name`` ("gguf"); UserError with the list when there is none."""
     installed = _installed()
     if name not in installed:
-        formats = ", ".join(sorted(installed)) or "none is installed"
+        formats = "|".join(sorted(installed)) or "none is installed"
         hint = _INSTEAD.get(name.lower(), f"--format {formats}")
         raise UserError(f"no exporter for format '{name}'", hint)
     loaded: Exporter = installed[name].load()

@@ -100,7 +100,7 @@ class GgufExporter:
         """Raise UserError when the model, layout or type cannot be written."""
         layout = self.layout(config, options)
         if layout not in self.layouts:
-            raise UserError(f"GGUF has no layout '{layout}'", f"--layout {', '.join(self.layouts)}")
+            raise UserError(f"GGUF has no layout '{layout}'", f"--layout {'|'.join(self.layouts)}")
         self._check_types(config, options, layout)
         for flag, value in (
             ("--latent-cache", options.latent_cache),
@@ -137,7 +137,7 @@ class GgufExporter:
             )
         elif options.quant not in (*self.quants, KEEP):
             raise UserError(
-                f"GGUF has no tensor type '{options.quant}'", f"--quant {', '.join(self.quants)}"
+                f"GGUF has no tensor type '{options.quant}'", f"--quant {'|'.join(self.quants)}"
             )
         elif TYPES[FILE_TYPES[options.quant].default].needs_importance and not options.imatrix:
             raise UserError(

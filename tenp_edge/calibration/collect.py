@@ -23,6 +23,7 @@ from tenp_edge.calibration.storage import (
     VERSION,
     Statistics,
     check_fingerprint,
+    drop_damaged_gradients,
     input_tensors,
     join_files,
     layer_tensors,
@@ -266,4 +267,5 @@ def _finish(job: LayerJob) -> Statistics:
     record.file.unlink(missing_ok=True)
     record.write({DIGEST: join_files(job.results, job.directory / "statistics.safetensors")})
     job.discard()
+    drop_damaged_gradients(job.directory)
     return load_statistics(job.directory, fresh=True)

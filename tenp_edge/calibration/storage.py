@@ -199,16 +199,15 @@ def load_statistics(
     fingerprint: str | None = None,
     config: ModelConfig | None = None,
     fresh: bool = False,
-    model: Path | None = None,
 ) -> Statistics:
     """Open DIR/statistics.json and .safetensors; UserError when they are damaged, not the bytes
     that were written, or not of the model with this fingerprint and config. ``fresh``: they were
-    written a moment ago, and are not read. ``model``: what the user may calibrate again."""
-    info = _read_info(directory, model)
+    written a moment ago, and are not read."""
+    info = _read_info(directory)
     if info.get("format") != "tenp-edge statistics" or info.get("version") != VERSION:
         raise UserError(
             f"{directory} holds no tenp-edge statistics of version {VERSION}",
-            _again(directory, model),
+            _again(directory),
         )
     check_info(directory / "statistics.json", info)
     if fingerprint is not None:
@@ -217,10 +216,10 @@ def load_statistics(
         check_model(directory / "statistics.json", info, config)
     file = directory / "statistics.safetensors"
     if not file.is_file():
-        raise UserError(f"{file} is missing", _again(directory, model))
+        raise UserError(f"{file} is missing", _again(directory))
     if not fresh:
-        _require_whole(file, info.get(DIGEST), model)
-    gradients = _gradients(directory, info, fresh, model)
+        _require_whole(file, info.get(DIGEST))
+    gradients = _gradients(directory, info, fresh)
     statistics = Statistics(info, read_header(file) | gradients)
     check_tensors(file, statistics.stored, statistics.shapes())
     return statistics
@@ -236,45 +235,56 @@ def check_fingerprint(directory: Path, info: Mapping[str, Any], fingerprint: str
         )
 
 
-def _read_info(directory: Path, model: Path | None) -> dict[str, Any]:
+def _read_info(directory: Path) -> dict[str, Any]:
     if (directory / "statistics.json").is_file():
-        return read_json(directory / "statistics.json", _again(directory, model))
+        return read_json(directory / "statistics.json", _again(directory))
     inside = directory / "calibration"
     if (inside / "statistics.json").is_file():
         raise UserError(f"{directory} holds no statistics itself", f"--calibration {inside}")
-    raise UserError(f"{directory} holds no statistics", _again(directory, model))
+    raise UserError(f"{directory} holds no statistics", _again(directory))
 
 
-def _again(directory: Path, model: Path | None = None) -> str:
-    named = "MODEL" if model is None else quote(str(model))
-    return f"tenp-edge calibrate {named} -o {quote(str(directory))}"
+_GRADIENTS = " --gradients"
 
 
-def _require_whole(file: Path, digest: str | None, model: Path | None = None) -> None:
+def _again(directory: Path, also: str = "") -> str:
+    return f"tenp-edge calibrate MODEL{also} -o {quote(str(directory))}"
+
+
+def _require_whole(file: Path, digest: str | None, also: str = "") -> None:
     """UserError unless ``file`` has the SHA-256 ``digest``."""
     if file_digest(file) != digest:
         raise UserError(
             f"{file} is damaged: its bytes are not those that were written",
-            _again(file.parent, model),
+            _again(file.parent, also),
         )
 
 
 def _gradients(
-    directory: Path, info: Mapping[str, Any], fresh: bool = False, model: Path | None = None
+    directory: Path, info: Mapping[str, Any], fresh: bool = False
 ) -> dict[str, StoredTensor]:
     """The sums of the backward pass over the same tokens, where one was made."""
     stored, file = gradients_record(directory, info).found(), directory / "gradients.safetensors"
     if stored is None:
         return {}
     if not fresh:
-        _require_whole(file, stored[GRADIENTS_DIGEST], model)
+        _require_whole(file, stored[GRADIENTS_DIGEST], _GRADIENTS)
     return read_header(file)
+
+
+def drop_damaged_gradients(directory: Path) -> None:
+    """Sums beside new statistics that are not those that were written are made again."""
+    record = gradients_record(directory, _read_info(directory))
+    file = directory / "gradients.safetensors"
+    stored = record.found()
+    if stored and not (file.is_file() and file_digest(file) == stored[GRADIENTS_DIGEST]):
+        record.file.unlink()
 
 
 def gradients_record(directory: Path, info: Mapping[str, Any]) -> JobRecord:
     """gradients.json: of which statistics ``info`` the sums beside it are, and their digest."""
     empty = {GRADIENTS_DIGEST: None}
-    return JobRecord(directory / "gradients.json", info, empty, _again(directory))
+    return JobRecord(directory / "gradients.json", info, empty, _again(directory, _GRADIENTS))
 
 
 def elimination_names(score: str) -> tuple[str, ...]:

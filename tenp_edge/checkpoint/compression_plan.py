@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 import torch
@@ -197,11 +198,22 @@ def names_types(file: Path) -> bool:
 
 
 def _raw_plan(file: Path) -> Mapping[str, Any]:
-    raw = read_json(file)
+    if not file.exists():
+        raise UserError(f"there is no plan {file}", _made(file))
+    if (file / "plan.json").is_file():
+        raise UserError(f"{file} is a directory", f"--plan {quote(str(file / 'plan.json'))}")
+    raw = read_json(file, "plan again")
     if raw.get("format") != "tenp-edge plan" or raw.get("version") not in (VERSION, LATER_VERSION):
         versions = f"{VERSION} or {LATER_VERSION}"
         raise UserError(f"{file} is not a tenp-edge plan of version {versions}", "plan again")
     return raw
+
+
+def _made(file: Path) -> str:
+    """How a plan gets to ``file``."""
+    work = file.parent / "calibration"  # where compress leaves it
+    known = quote(str(work)) if (work / "statistics.json").is_file() else "WORK"
+    return f"tenp-edge plan MODEL --ram 8GiB --calibration {known} -o {quote(str(file))}"
 
 
 def _has_types(raw: Mapping[str, Any]) -> bool:

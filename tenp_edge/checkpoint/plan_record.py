@@ -91,12 +91,22 @@ class PlanRecord:
     refined: Mapping[str, Any] | None = None
     type_shares: Mapping[str, float] | None = None
 
+    @property
+    def file(self) -> str:
+        """What is written: "gguf, per-expert, Q8_0"."""
+        return written_file(self.format, self.layout, self.quant)
+
     def to_json(self) -> dict[str, Any]:
         return {
             name: value
             for name, value in asdict(self).items()
             if value is not None or name not in _OPTIONAL
         }
+
+
+def written_file(format: str, layout: str, quant: str) -> str:
+    """Kind of a file, to be shown and compared."""
+    return f"{format}, {layout}, {quant}"
 
 
 def record_of(raw: Mapping[str, Any]) -> PlanRecord:

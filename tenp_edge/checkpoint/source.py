@@ -75,7 +75,8 @@ class ModelSource:
 
     ``config`` describes the model after pruning: ``expert_widths`` as planned, and where experts
     are removed, fewer of them. Expert numbers are those of the pruned model. ``mended``: tensors
-    that repair or healing changed, by their names in the pruned model.
+    that repair or healing changed, by their names in the pruned model. ``budgeted``: it is for the
+    file whose memory was planned.
     """
 
     def __init__(
@@ -83,12 +84,14 @@ class ModelSource:
         checkpoint: Checkpoint,
         plan: CompressionPlan | None = None,
         mended: Overlay | None = None,
+        budgeted: bool = True,
     ) -> None:
         if plan is not None:
             plan.check(checkpoint.config, checkpoint.fingerprint)
         self.checkpoint = checkpoint
         self.plan = plan
         self.mended = mended
+        self._budgeted = budgeted
         self._last: tuple[tuple[int, int], ExpertWeights] | None = None
         self._kept = (
             {}
@@ -101,9 +104,21 @@ class ModelSource:
     def planned_run(self) -> PlannedRun | None:
         """The run that the plan was made for: of the plan, or as a pruned checkpoint says."""
         if self.plan is None:
-            return PlannedRun.from_json((self.config.raw.get("tenp") or {}).get("run"))
-        memory, budget = self.plan.memory, self.plan.record.budget_bytes
-        return PlannedRun.from_json({**memory, "ram_budget": budget or 0})
+            planned = PlannedRun.from_json((self.config.raw.get("tenp") or {}).get("run"))
+        else:
+            memory, budget = self.plan.memory, self.plan.record.budget_bytes
+            planned = PlannedRun.from_json({**memory, "ram_budget": budget or 0})
+        if planned is None or self._budgeted:
+            return planned
+        return replace(planned, ram_budget=0, device="")
+
+    @property
+    def planned_file(self) -> str | None:
+        """The file that the plan was made for; None where nobody says it."""
+        if self.plan is not None:
+            return self.plan.record.file
+        told = ((self.config.raw.get("tenp") or {}).get("run") or {}).get("file")
+        return None if told is None else str(told)
 
     @cached_property
     def tensors(self) -> dict[str, TensorSpec]:

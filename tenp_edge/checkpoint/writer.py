@@ -266,7 +266,7 @@ def _tenp_section(source: ModelSource) -> dict[str, Any]:
     if tags := tags_of(source.checkpoint.path):
         section["tags"] = tags  # For files made of it; its own card says what it is itself.
     if source.planned_run is not None:
-        section["run"] = source.planned_run.to_json()
+        section["run"] = source.planned_run.to_json() | {"file": plan.record.file}
     if isinstance(source.mended, Mended):
         info = source.mended.info
         section["mended"] = {**settings_of(info), "plan_digest": plan.digest}

@@ -36,7 +36,7 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:
-        from tenp_edge.cli.chat.streams import reader_has_left
+        from tenp_edge.cli.output.readers import reader_has_left
 
         raise reader_has_left() from None
     except (UserError, OSError) as error:

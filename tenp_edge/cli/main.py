@@ -23,6 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 from tenp_edge.cli import interrupts
 from tenp_edge.cli.os_errors import as_user_error
 from tenp_edge.cli.output.console import err
+from tenp_edge.cli.output.readers import is_broken_pipe, last_words, reader_has_left
 from tenp_edge.errors import UserError
 from tenp_edge.threads import logical_cores, usable_threads
 from tenp_edge.version import __version__
@@ -59,6 +60,10 @@ class _Help:
             if getattr(parameter, "is_flag", False):
                 parameter.metavar = ""
         return parameters
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with last_words():
+            super().format_help(ctx, formatter)  # type: ignore[misc]
 
 
 class _Verb(_Help, TyperCommand):
@@ -121,6 +126,8 @@ def _typed() -> None:
     _check_words(sys.argv[1:])
     try:
         code = app(standalone_mode=False)
+    except SystemExit as stopped:
+        raise (reader_has_left() if is_broken_pipe(stopped) else stopped) from None
     except Exception as error:
         said = getattr(error, "format_message", None)
         if said is None:
@@ -187,7 +194,8 @@ def _fail(message: str, hint: str | None, code: int = 2) -> None:
 
 def _version(value: bool) -> None:
     if value:
-        print(f"tenp-edge {__version__}")
+        with last_words():
+            print(f"tenp-edge {__version__}")
         raise typer.Exit
 
 

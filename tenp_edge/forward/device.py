@@ -19,7 +19,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if present[kind]))
     if name not in present:
-        raise UserError(f"'{name}' is not a device", "auto, cpu, cuda or mps")
+        raise UserError(f"'{name}' is not a device", "--device auto|cpu|cuda|mps")
     if not present[name]:
         raise UserError(f"torch sees no {name} device on this machine", "--device cpu")
     return torch.device(name)
@@ -34,7 +34,7 @@ def choose_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
-        raise UserError(f"'{name}' is not a dtype", "auto, float32, bfloat16 or float16")
+        raise UserError(f"'{name}' is not a dtype", "--dtype auto|float32|bfloat16|float16")
     if device.type == "cpu" and not (stored == torch.bfloat16 and _has_bf16_tiles()):
         return torch.float32
     return stored

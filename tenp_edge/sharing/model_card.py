@@ -174,7 +174,7 @@ def _facts(described: Described) -> str:
         "method": record.method or "given widths",
         "routed-expert weights": f"{format_count(config.expert_weights)} ({plan.keep_ratio:.1%})",
         "expert width": f"{min(widths)} to {max(widths)} of {plan.full_width}",
-        "file": f"{record.format}, {record.layout}, {record.quant}",
+        "file": record.file,
         "predicted peak memory": format_size(plan.memory["total_bytes"]) if plan.memory else None,
         "measured peak memory": None if peak is None else format_size(peak),
         "left out": described.source.checkpoint.left_out_text or None,

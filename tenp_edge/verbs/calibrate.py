@@ -29,6 +29,7 @@ from tenp_edge.evaluation.type_sensitivity import TypeJob
 from tenp_edge.forward.text_batch import Domain, token_count
 from tenp_edge.models.inspection import inspect_model
 from tenp_edge.planning.measured.probes import KEEPS, WAYS, probe
+from tenp_edge.planning.measured.rounding_errors import FIRST_FORMAT
 from tenp_edge.planning.measured.trials import Records
 from tenp_edge.planning.options.devices import this_machine
 from tenp_edge.planning.options.spec import PlanOptions
@@ -49,7 +50,7 @@ from tenp_edge.verbs.options import (
     CalibrationOptions,
 )
 from tenp_edge.verbs.timing import operations_per_second, pace_of
-from tenp_edge.verbs.token_chunks import calibration_domains, most_tokens
+from tenp_edge.verbs.token_chunks import calibration_domains, fitted, most_tokens
 
 GRADIENT_FORWARDS = 3  # a forward and a backward pass of every layer
 _PROBES_IN_CALIBRATIONS = 4  # how much longer than the calibration the probes may take
@@ -69,9 +70,17 @@ def run_calibrate(
     ``gradients``: with a backward pass, for the scores that need one. ``types``: what every tensor
     type of ``format`` costs this model is measured too (`rounding`, `type_sensitivity`).
     """
-    checkpoint, job = Checkpoint(model), default_job(format) if types else None
+    checkpoint, job = Checkpoint(model), default_job(format)
+    if not types and format != FIRST_FORMAT:
+        raise UserError(
+            f"--format {format} says whose types --types measures, and it is not there",
+            f"--types --format {format}, or leave --format out",
+        )
+    options = fitted(checkpoint, options, QUIET if finished_at(work) else progress)
     with one_writer(work):
-        return _run_calibrate(checkpoint, work, options, progress, gradients, job)
+        return _run_calibrate(
+            checkpoint, work, options, progress, gradients, job if types else None
+        )
 
 
 def _run_calibrate(

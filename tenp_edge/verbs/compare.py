@@ -37,7 +37,12 @@ from tenp_edge.verbs.calibrate import GRADIENT_FORWARDS, finished_at, run_calibr
 from tenp_edge.verbs.compare_options import CompareOptions
 from tenp_edge.verbs.run_directory import key_of
 from tenp_edge.verbs.timing import Pace, pace_of
-from tenp_edge.verbs.token_chunks import calibration_domains, most_tokens, validation_domains
+from tenp_edge.verbs.token_chunks import (
+    both_fitted,
+    calibration_domains,
+    most_tokens,
+    validation_domains,
+)
 
 SEEDS = 3
 FILE, PAGE, PICTURE, TASKS = "compare.json", "compare.md", "compare.png", "lm-eval.json"
@@ -53,6 +58,7 @@ def run_compare(
     """
     checkpoint, methods = Checkpoint(model), choose_methods(options.methods)
     _check(options)
+    options = both_fitted(checkpoint, options, progress)
     with one_writer(output):
         return _compared(checkpoint, methods, output, options, progress)
 

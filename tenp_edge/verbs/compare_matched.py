@@ -45,6 +45,7 @@ from tenp_edge.verbs.compare import (
 from tenp_edge.verbs.compare_options import CompareOptions
 from tenp_edge.verbs.measure_types import default_job, rounding_into, rounding_job, rounding_of
 from tenp_edge.verbs.timing import pace_of
+from tenp_edge.verbs.token_chunks import both_fitted
 
 SEEDS = 1
 _ROUNDING = "types"
@@ -68,6 +69,7 @@ def run_compare_matched(
     where = choose_device(options.calibration.device)
     kind = options.calibration.dtype
     dtype = choose_dtype("float32" if kind == "auto" else kind, where, checkpoint.dtype)
+    options = both_fitted(checkpoint, options, progress)
     with one_writer(output):
         measures = text_measures(checkpoint, options, progress)
         expect(progress, _expected(checkpoint, writer, budgets, output, options, measures))

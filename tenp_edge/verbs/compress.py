@@ -34,7 +34,7 @@ from tenp_edge.progress import QUIET, Progress, begin, expect, reused
 from tenp_edge.sharing.describing import CARD_VERSION, describe_into
 from tenp_edge.sharing.model_card import Described
 from tenp_edge.verbs.calibrate import calibrate_into, finished_at, probe_if_short
-from tenp_edge.verbs.compress_request import CompressRequest
+from tenp_edge.verbs.compress_request import CALIBRATION, CompressRequest
 from tenp_edge.verbs.export import export_into, kept_ranges, ranges_into
 from tenp_edge.verbs.known_scores import known_statistics
 from tenp_edge.verbs.measure_types import (
@@ -49,7 +49,7 @@ from tenp_edge.verbs.recipe_files import write_recipe
 from tenp_edge.verbs.repair import mend_into
 from tenp_edge.verbs.run_directory import RunDirectory, key_of
 from tenp_edge.verbs.timing import WORTH_SAYING_SECONDS
-from tenp_edge.verbs.token_chunks import compress_domains
+from tenp_edge.verbs.token_chunks import both_fitted, compress_domains
 from tenp_edge.verbs.validate import validate_on
 
 
@@ -83,6 +83,8 @@ def run_compress(
     if checkpoint.is_file and not options.skip_checkpoint:
         progress.note("no pruned checkpoint is written: the model is a file, not a checkpoint")
         options = replace(options, skip_checkpoint=True)
+    said = QUIET if finished_at(output / CALIBRATION) else progress
+    options = both_fitted(checkpoint, options, said)
     request = CompressRequest(checkpoint, output, options, progress)
     request.require_disk()
     with one_writer(output):
@@ -113,9 +115,11 @@ class _Run:
         self._directory = RunDirectory(
             self._output, self._checkpoint.fingerprint, command, self._options.force, progress
         )
-        write_recipe(self._output / RECIPE, self._options, output=self._output)
-        self._calibrated = finished_at(request.statistics_directory)
+        kept = self._options.statistics is not None or not self._directory.clears
+        self._calibrated = finished_at(request.statistics_directory) if kept else 0
         self._draw_text()
+        self._directory.begin()
+        write_recipe(self._output / RECIPE, self._options, output=self._output)
         self._say_how_long()
 
     # -- the stages ------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ from tenp_edge.verbs.sizes import choose_profile, require_size
 from tenp_edge.verbs.timing import Estimate, estimate
 from tenp_edge.verbs.token_chunks import most_tokens
 
+CALIBRATION = "calibration"  # in the output directory
+
 
 class CompressRequest:
     """``options`` for ``checkpoint`` and the directory ``output``. Raises UserError for what can be
@@ -60,7 +62,7 @@ class CompressRequest:
     def statistics_directory(self) -> Path:
         """Where the statistics are, and what is measured beside them."""
         given = self.options.statistics
-        return self.output / "calibration" if given is None else measured_beside(given)
+        return self.output / CALIBRATION if given is None else measured_beside(given)
 
     def target(self, plan: CompressionPlan) -> Path:
         """The exported file or directory."""

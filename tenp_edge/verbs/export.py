@@ -13,6 +13,7 @@ from tenp_edge.calibration.range_measuring import identity, measure_ranges
 from tenp_edge.checkpoint.compression_plan import load_plan, names_types
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.locking import one_writer, one_writer_of
+from tenp_edge.checkpoint.plan_record import written_file
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.tensor_types import AUTO
 from tenp_edge.disk import require_free
@@ -103,6 +104,9 @@ def run_export(
     manifest = writer.manifest(checkpoint, source.config, options)
     if dry_run:
         return manifest
+    file = written_file(format, manifest.layout, options.quant)
+    if source.planned_file not in (None, file):  # its budget is not this file's
+        source = ModelSource(checkpoint, loaded_plan, budgeted=False)
     require_free(target.parent, manifest.file_bytes, target.name)
     chosen = calibration or CalibrationOptions()
 

@@ -24,7 +24,7 @@ def known_statistics(path: Path, checkpoint: Checkpoint | None = None) -> Statis
         raise UserError(f"{path} does not exist", "the scores.zip that tenp-edge pack OUT writes")
     if checkpoint is None:
         return load_statistics(path)
-    return load_statistics(path, checkpoint.fingerprint, checkpoint.config, model=checkpoint.path)
+    return load_statistics(path, checkpoint.fingerprint, checkpoint.config)
 
 
 def measured_beside(path: Path) -> Path:

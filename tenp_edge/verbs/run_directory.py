@@ -60,7 +60,8 @@ def key_of(*inputs: object) -> str:
 
 class RunDirectory:
     """One compress run on disk; its caller holds the lock. ``complete``: it ended before, with this
-    very command. Raises UserError when the directory belongs to something else."""
+    very command; ``clears``: what is there goes when it begins. Raises UserError when the directory
+    belongs to something else."""
 
     def __init__(
         self,
@@ -80,11 +81,15 @@ class RunDirectory:
         self._stages: dict[str, Any] = {}
         self._whole: dict[str, bool] = {}
         self.complete = self.worked = False
-        if force and not self._is_unfinished(command):
-            self._clear()
-        elif path.exists():
+        self.clears = force and not self._is_unfinished(command)
+        if not self.clears and path.exists():
             self._adopt(fingerprint, command)
-        path.mkdir(parents=True, exist_ok=True)
+
+    def begin(self) -> None:
+        """Nothing is left that could be refused: the directory is this run's from here on."""
+        if self.clears:
+            self._clear()
+        self.path.mkdir(parents=True, exist_ok=True)
         self._save()
 
     def done(self, stage: str, key: str) -> bool:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from tenp_edge.calibration.held_out import slice_samples
 from tenp_edge.calibration.text.builtin_text import Split
 from tenp_edge.calibration.text.chat_format import ChatWriter
-from tenp_edge.calibration.text.domains import load_tokenizer, make_domains, split_at
+from tenp_edge.calibration.text.domains import (
+    LEAST_TOKENS,
+    load_tokenizer,
+    make_domains,
+    split_at,
+)
 from tenp_edge.calibration.text.sources import (
     BUILTIN,
     DEFAULT,
@@ -22,10 +27,53 @@ from tenp_edge.calibration.text.sources import (
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.errors import UserError
 from tenp_edge.forward.text_batch import Domain
+from tenp_edge.planning.options.settings import Option, options_of
 from tenp_edge.progress import QUIET, Progress
-from tenp_edge.verbs.options import CalibrationOptions, HeldOutOptions
+from tenp_edge.verbs.compare_options import CompareOptions
+from tenp_edge.verbs.options import (
+    CalibrationOptions,
+    CompressOptions,
+    HeldOutOptions,
+)
 
+Chunks = TypeVar("Chunks", bound=CalibrationOptions | HeldOutOptions)
+Both = TypeVar("Both", CompareOptions, CompressOptions)
 HELD_OUT_SHARE = 5  # with one's own data, at least a fifth of the chunks is kept for validation
+
+
+def fitted(checkpoint: Checkpoint, options: Chunks, progress: Progress = QUIET) -> Chunks:
+    """``options`` with the usual chunk cut to the model's context, which is said. Raises UserError
+    for numbers that were chosen and cannot be, before any text is read."""
+    samples, seq_len = (_option(options, field) for field in ("samples", "seq_len"))
+    if options.samples < 1:
+        raise UserError(
+            f"--{samples.name} {options.samples} leaves no text",
+            f"--{samples.name} {samples.default}",
+        )
+    limit = checkpoint.config.max_position_embeddings
+    if LEAST_TOKENS <= options.seq_len <= limit:
+        return options
+    if options.seq_len != seq_len.default:
+        raise UserError(
+            f"--{seq_len.name} {options.seq_len} is outside {LEAST_TOKENS}..{limit}, "
+            "the model's context",
+            f"--{seq_len.name} {min(limit, seq_len.default)}",
+        )
+    progress.note(f"chunks of {limit} tokens, the model's context, not of {options.seq_len}")
+    return replace(options, seq_len=limit)
+
+
+def both_fitted(checkpoint: Checkpoint, options: Both, progress: Progress) -> Both:
+    """`fitted` text to calibrate on and to validate on, with one note."""
+    calibration = fitted(checkpoint, options.calibration, progress)
+    said = calibration is not options.calibration
+    validation = fitted(checkpoint, options.validation, QUIET if said else progress)
+    return replace(options, calibration=calibration, validation=validation)
+
+
+def _option(options: Chunks, field: str) -> Option:
+    """As the verb of ``options`` declares it."""
+    return next(one for one in options_of(type(options)).values() if one.path == (field,))
 
 
 def calibration_domains(
@@ -39,7 +87,7 @@ def calibration_domains(
     With ``hold_out`` more chunks follow those of each domain where there is text
     (`held_out.slice_samples`), for plans to be measured on.
     """
-    _check_counts(checkpoint, options.samples, options.seq_len, "--seq-len")
+    options = fitted(checkpoint, options, progress)
     tokenizer = load_tokenizer(checkpoint.path)
     if not options.data:
         progress.note(
@@ -59,7 +107,7 @@ def validation_domains(
     progress: Progress = QUIET,
 ) -> list[Domain]:
     """Chunks to validate on: of the user's text, or of the bundled one's held-out part."""
-    _check_counts(checkpoint, options.samples, options.seq_len, "--eval-seq-len")
+    options = fitted(checkpoint, options, progress)
     tokenizer = load_tokenizer(checkpoint.path)
     return _drawn(parse_data(options.data), "heldout", tokenizer, options, seed, progress)
 
@@ -144,14 +192,3 @@ def _drawn(
             spare,
         )
     return domains
-
-
-def _check_counts(checkpoint: Checkpoint, samples: int, seq_len: int, flag: str) -> None:
-    """Refuse before any text is read."""
-    if samples < 1:
-        raise UserError(f"{samples} samples are none", "8 or more; 32 is the default")
-    limit = checkpoint.config.max_position_embeddings
-    if not 2 <= seq_len <= limit:
-        raise UserError(
-            f"{flag} {seq_len} is outside 2..{limit}, the model's context", f"{flag} {limit}"
-        )

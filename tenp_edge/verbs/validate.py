@@ -27,7 +27,7 @@ from tenp_edge.verbs.options import (
     ValidationOptions,
 )
 from tenp_edge.verbs.timing import pace_of
-from tenp_edge.verbs.token_chunks import most_tokens, validation_domains
+from tenp_edge.verbs.token_chunks import fitted, most_tokens, validation_domains
 
 _OPENING, _RUNTIME = "opening", "runtime"
 
@@ -52,6 +52,7 @@ def run_validate(
     file = _gguf(candidate)
     planned = None if file is None else planned_in_gguf(read_header(file).fields)
     memory_run = (measure or MeasureOptions()).run(limit, threads, planned)
+    options = fitted(checkpoint, options, progress)
     domains = validation_domains(checkpoint, options, compute.seed, progress)
     expect(progress, _expected(checkpoint, candidate, options, compute))
     begin(progress, _OPENING)

@@ -172,7 +172,7 @@ def test_zero_samples(
     refuse: Callable[..., str], checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     command = ("calibrate", checkpoint_of("olmoe"), "--samples", "0", "-o", tmp_path / "w")
-    assert refuse(*command) == "error: 0 samples are none\ntry:   8 or more; 32 is the default"
+    assert refuse(*command) == "error: --samples 0 leaves no text\ntry:   --samples 32"
     assert not (tmp_path / "w").exists()
 
 

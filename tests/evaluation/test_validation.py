@@ -184,7 +184,7 @@ def test_the_measured_run() -> None:
     for options, message in (
         (
             MeasureOptions(kv_type="Q4_9"),
-            "no KV cache type 'Q4_9'\ntry: --kv-type F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0",
+            "no KV cache type 'Q4_9'\ntry: --kv-type F32|F16|BF16|Q8_0|Q5_1|Q5_0|Q4_1|Q4_0",
         ),
         (MeasureOptions(ubatch=0), "--ubatch is 0\ntry: --ubatch of 1 or more"),
         (

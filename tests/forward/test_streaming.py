@@ -181,14 +181,14 @@ def test_dtypes() -> None:
     assert choose_dtype("auto", CPU, torch.bfloat16) in (torch.bfloat16, torch.float32)
     with pytest.raises(UserError) as error:
         choose_dtype("int8", CPU, torch.float32)
-    assert str(error.value) == "'int8' is not a dtype\ntry: auto, float32, bfloat16 or float16"
+    assert str(error.value) == "'int8' is not a dtype\ntry: --dtype auto|float32|bfloat16|float16"
 
 
 def test_devices() -> None:
     assert choose_device("cpu") == CPU
     with pytest.raises(UserError) as error:
         choose_device("tpu")
-    assert str(error.value) == "'tpu' is not a device\ntry: auto, cpu, cuda or mps"
+    assert str(error.value) == "'tpu' is not a device\ntry: --device auto|cpu|cuda|mps"
     if not torch.cuda.is_available():
         with pytest.raises(UserError) as error:
             choose_device("cuda")

@@ -43,7 +43,7 @@ def test_refused_requests(file_of: FileOf) -> None:
         return str(caught.value)
 
     assert refused(lambda: PerExpertModel(file, kv_type="Q4_9")) == (
-        "no KV cache type 'Q4_9'\ntry: --kv-type F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0"
+        "no KV cache type 'Q4_9'\ntry: --kv-type F32|F16|BF16|Q8_0|Q5_1|Q5_0|Q4_1|Q4_0"
     )
     assert refused(lambda: PerExpertModel(file, kv_type="Q8_0", flash_attention=False)) == (
         "a Q8_0 cache needs flash attention\ntry: --kv-type F16"

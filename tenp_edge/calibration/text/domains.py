@@ -33,6 +33,8 @@ _CHARS_PER_TOKEN = 4
 # The length limit is the model's affair and checked there; here it only causes warnings.
 _LOADING: dict[str, Any] = {"local_files_only": True, "model_max_length": 10**9}
 
+LEAST_TOKENS = 8  # of a sequence
+
 Texts = Sequence[str] | Mapping[str, Sequence[str]]
 """Documents of a domain, or documents by kind."""
 
@@ -95,7 +97,7 @@ def make_domains(
     """
     if samples < 1:
         raise UserError(f"--samples {samples}: every domain needs a sample", "--samples 128")
-    if seq_len < 8:
+    if seq_len < LEAST_TOKENS:
         raise UserError(f"--seq-len {seq_len} is too short to calibrate on", "--seq-len 512")
     domains = []
     for name, documents in texts.items():

@@ -10,8 +10,6 @@ from typing import TextIO
 
 from tenp_edge.errors import UserError
 
-BROKEN_PIPE = 141  # what shells report of a program that SIGPIPE ended
-
 
 def output() -> TextIO:
     """stdout. A terminal's letters are its own affair, everywhere else text is UTF-8."""
@@ -20,18 +18,6 @@ def output() -> TextIO:
         encoding = stream.encoding if stream.isatty() else "utf-8"
         stream.reconfigure(encoding=encoding, errors="replace")
     return stream
-
-
-def reader_has_left() -> SystemExit:
-    """The end of a run whose output nobody reads any more: quiet, as of other programs.
-
-    Python would complain once more when it closes the streams.
-    """
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and isinstance(stream.buffer, io.BufferedWriter):
-            os.dup2(nowhere, stream.fileno())
-    return SystemExit(BROKEN_PIPE)
 
 
 def typed() -> bool:

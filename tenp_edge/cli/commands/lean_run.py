@@ -10,6 +10,7 @@ from tenp_edge.cli.chat import streams
 from tenp_edge.cli.chat.answers import JsonScreen, Screen, Summary, TextScreen
 from tenp_edge.cli.chat.talk import Talk, continue_text, template_variables
 from tenp_edge.cli.output.notes import note
+from tenp_edge.cli.output.readers import reader_has_left
 from tenp_edge.errors import UserError
 from tenp_edge.runtime.locating import runnable
 from tenp_edge.runtime.opening import RunOptions, model_bytes, open_model
@@ -78,7 +79,7 @@ def run(
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None
     except BrokenPipeError:
-        raise streams.reader_has_left() from None
+        raise reader_has_left() from None
 
 
 @dataclass(frozen=True)

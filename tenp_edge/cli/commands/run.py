@@ -14,6 +14,7 @@ from rich.console import Console
 from tenp_edge.cli.flags import declared as flags
 from tenp_edge.cli.flags import lean_flags, run_flags, serve_flags
 from tenp_edge.cli.output.notes import note
+from tenp_edge.cli.output.readers import last_words
 from tenp_edge.cli.report import rich_tables
 from tenp_edge.units import format_size
 
@@ -224,7 +225,8 @@ def bench(
         repeats=repeats,
     )
     if json_output:
-        print(speeds.to_json())
+        with last_words():
+            print(speeds.to_json())
         return
     rows = {
         "runtime": f"{speeds.runtime}, {speeds.threads} threads, {speeds.kv_type} cache",
@@ -235,6 +237,7 @@ def bench(
         # With what timing takes; `validate` measures `run` itself.
         "peak memory": f"{format_size(speeds.peak_rss_bytes)}, of bench; run takes less",
     }
-    Console(width=None if sys.stdout.isatty() else 110).print(
-        rich_tables.facts(file.name, rows.items())
-    )
+    with last_words():
+        Console(width=None if sys.stdout.isatty() else 110).print(
+            rich_tables.facts(file.name, rows.items())
+        )

@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass, replace
 from inspect import Parameter, signature
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from tenp_edge.cli.hub import local_model
+from tenp_edge.cli.hub import local_model, spoken
+from tenp_edge.cli.output.readers import last_words
 from tenp_edge.cli.output.screen import Screen
 from tenp_edge.errors import UserError
 from tenp_edge.planning.options.settings import Option, assigned, make, options_of, written_value
@@ -71,7 +73,9 @@ def expanded(recipes: bool = False) -> Callable[[Callable[..., None]], Callable[
             try:
                 verb(**given)
             except UserError as error:
-                raise said_here(error, known if recipes else {}) from error
+                raise said_here(
+                    error, known if recipes else {}, _model(given, parameters)
+                ) from error
 
         shown = list(_parameters(parameters, recipes))
         called.__name__, called.__doc__ = verb.__name__, verb.__doc__
@@ -82,12 +86,15 @@ def expanded(recipes: bool = False) -> Callable[[Callable[..., None]], Callable[
     return decorate
 
 
+_MODEL = re.compile(r"\bMODEL\b")
 _FLAG = re.compile(r"--(no-)?([a-z][a-z-]*[a-z])(?:[ =]('[^']*'|[^\s,;:()]+))?")
 
 
-def said_here(error: UserError, known: Mapping[str, Option]) -> UserError:
+def said_here(
+    error: UserError, known: Mapping[str, Option], model: Path | None = None
+) -> UserError:
     """``error`` as this verb's user can type it. What several verbs call says --name VALUE; here
-    knobs of ``known`` are --set name=VALUE."""
+    knobs of ``known`` are --set name=VALUE. MODEL is what was typed for it, where it was."""
 
     def written(match: re.Match[str]) -> str:
         no, name, value = match.groups()
@@ -103,8 +110,15 @@ def said_here(error: UserError, known: Mapping[str, Option]) -> UserError:
         is_value = value in option.flag.choices or not value.isalpha() or not value.islower()
         return f"--set {name}={value}" if is_value else f"--set {name} {value}"
 
-    message = _FLAG.sub(written, error.message)
-    return UserError(message, error.hint and _FLAG.sub(written, error.hint))
+    message, hint = _FLAG.sub(written, error.message), error.hint
+    if hint and model is not None:
+        hint = _MODEL.sub(lambda _: quote(spoken(model)), hint)
+    return UserError(message, hint and _FLAG.sub(written, hint))
+
+
+def _model(given: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Path | None:
+    """The model among what was ``given`` to a verb."""
+    return next((given[name] for name, one in parameters.items() if one.annotation == Model), None)
 
 
 def _values(given: dict[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
@@ -233,7 +247,8 @@ def _help_set(value: bool) -> None:
     table = Table("--set", "default", "", "only", box=None, pad_edge=False)
     for row in settings_rows():
         table.add_row(*row)
-    Console(width=110).print(table)
+    with last_words():
+        Console(width=110).print(table)
     raise typer.Exit
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from rich.console import Console, RenderableType
 
+from tenp_edge.cli.output.readers import last_words
 from tenp_edge.cli.output.terminal import TerminalProgress
 from tenp_edge.cli.report.entries import WIDTH, Entries
 from tenp_edge.errors import UserError
@@ -49,13 +50,14 @@ class Screen:
     ) -> None:
         """``data`` as JSON; or ``line`` where it is to be quiet; or ``shown``, after ``details``
         where all is asked for."""
-        if self.as_json:
-            print(json.dumps(data, indent=1))
-        elif self.quiet:
-            print(line)
-        else:
-            parts = [details] if self.verbose and details is not None else []
-            draw(*parts, *shown)
+        with last_words():
+            if self.as_json:
+                print(json.dumps(data, indent=1))
+            elif self.quiet:
+                print(line)
+            else:
+                parts = [details] if self.verbose and details is not None else []
+                draw(*parts, *shown)
 
 
 def draw(*parts: RenderableType | Entries) -> None:

@@ -136,7 +136,7 @@ class PlannedRun:
 def known_kv_type(name: str) -> KvType:
     """The KV cache type ``name``; UserError with the others when there is none."""
     if name not in KV_TYPES:
-        raise UserError(f"no KV cache type '{name}'", f"--kv-type {', '.join(KV_TYPES)}")
+        raise UserError(f"no KV cache type '{name}'", f"--kv-type {'|'.join(KV_TYPES)}")
     return KV_TYPES[name]
 
 

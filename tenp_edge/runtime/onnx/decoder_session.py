@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tenp_edge.errors import UserError
-from tenp_edge.runtime.onnx.directory import refused
+from tenp_edge.runtime.onnx.directory import exported_again, refused
 from tenp_edge.runtime.session import thread_count
 
 Array = npt.NDArray[Any]
@@ -118,7 +118,7 @@ class Decoder:
     def _odd(self, what: str) -> UserError:
         return UserError(
             f"{self.graph} is not a decoder with a cache: {what}",
-            "tenp-edge export CHECKPOINT --format onnx -o DIR",
+            exported_again(self.graph.parent),
         )
 
     @cached_property

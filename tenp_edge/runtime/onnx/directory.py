@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from tenp_edge.errors import UserError
@@ -91,12 +92,21 @@ def read_directory(path: Path) -> OnnxDirectory:
     if not whole and not all((directory / name).is_file() for name in (PREFILL, DECODE)):
         raise UserError(
             f"{directory} holds no ONNX model: neither {DYNAMIC} nor {PREFILL} and {DECODE}",
-            "tenp-edge export CHECKPOINT --format onnx -o DIR",
+            exported_again(directory),
         )
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} has no config.json", _COPY)
     config, facts = (read_settings(directory / name) for name in ("config.json", "tenp.json"))
     return OnnxDirectory(directory, config, facts)
+
+
+def exported_again(directory: Path) -> str:
+    """The command that writes ``directory`` anew, of the checkpoint that compress leaves beside."""
+    if not (directory / "tenp.json").is_file():  # not ours: nothing is written over it
+        return "tenp-edge export CHECKPOINT --format onnx -o DIR"
+    checkpoint = directory.resolve().parent / "checkpoint"
+    known = quote(str(checkpoint)) if (checkpoint / "config.json").is_file() else "CHECKPOINT"
+    return f"tenp-edge export {known} --format onnx -o {quote(str(directory))} --force"
 
 
 # -- what is wrong ---------------------------------------------------------------------------------

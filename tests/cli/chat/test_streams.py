@@ -35,6 +35,16 @@ def test_a_reader_that_has_enough(chat_file: Path, entry: str) -> None:
     assert [line.split(",")[0] for line in done.stderr.decode().splitlines()] == ["chat.gguf"]
 
 
+@pytest.mark.parametrize("words", ["--help", "-V", "plan --help", "plan --help-set", "profiles"])
+def test_readers_of_finished_work_may_leave(words: str) -> None:
+    """Nothing is lost by it: the exit says so."""
+    command = f"{shlex.quote(sys.executable)} -m tenp_edge {words}"
+    # The reader is gone before a word is written.
+    script = f"(sleep 0.1; {command}) | exec true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_streams_that_are_closed(chat_file: Path) -> None:
     done = shell("RUN -p a -n 2 >&-", chat_file)
     assert done.returncode == 0 and b"2 tokens" in done.stderr

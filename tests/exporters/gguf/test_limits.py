@@ -205,13 +205,13 @@ def test_options_that_do_not_exist(checkpoint_of: Make) -> None:
     for options, text in (
         (
             ExportOptions("Q9"),
-            "GGUF has no tensor type 'Q9'\ntry: --quant F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, "
-            "Q5_K_S, Q4_K_M, Q4_K_S, IQ4_NL, IQ4_XS, Q4_0, MXFP4, Q3_K_M, IQ3_M, IQ3_S, IQ3_XXS, "
-            "Q2_K, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S, TQ2_0, TQ1_0",
+            "GGUF has no tensor type 'Q9'\ntry: --quant F32|F16|BF16|Q8_0|Q6_K|Q5_K_M|"
+            "Q5_K_S|Q4_K_M|Q4_K_S|IQ4_NL|IQ4_XS|Q4_0|MXFP4|Q3_K_M|IQ3_M|IQ3_S|IQ3_XXS|"
+            "Q2_K|IQ2_M|IQ2_S|IQ2_XS|IQ2_XXS|IQ1_M|IQ1_S|TQ2_0|TQ1_0",
         ),
         (
             ExportOptions("F32", "flat"),
-            "GGUF has no layout 'flat'\ntry: --layout per-expert, merged, padded",
+            "GGUF has no layout 'flat'\ntry: --layout per-expert|merged|padded",
         ),
         (
             ExportOptions("F32", "merged"),

@@ -92,7 +92,7 @@ def test_an_infeasible_budget_names_other_types(qwen3: Checkpoint, device: Devic
         (
             PlanOptions(format="onyx", method="tenp"),
             "no exporter for format 'onyx'",
-            "--format gguf, onnx, toy",
+            "--format gguf|onnx|toy",
         ),
         (
             PlanOptions(format="mlx", method="tenp"),
