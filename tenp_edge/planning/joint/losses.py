@@ -13,7 +13,7 @@ was predicted of them is counted evenly for every neuron (`Factors.unseen`).
 
 A calibration shows what its own text needs, while rounding hurts all text alike. So some cuts were
 measured on text of many kinds, too (`evaluation.other_text`): while widths and types are chosen, a
-cut counts as what it costs the mean of both texts (`Factors.caution`). Of a calibration on text of
+cut counts as what it costs both texts together (`Factors.caution`). Of a calibration on text of
 many kinds that is about once; on one narrow kind it may be many times, and bits go first.
 """
 
@@ -32,18 +32,25 @@ from tenp_edge.planning.measured.trials import Trial
 
 # Of the sums' own prediction: a measurement further off is of text that hardly uses the experts.
 _LEAST, _MOST = 1 / 64, 64.0
+# Of all text to come, what is of other kinds: the given text counts twice as much. More helps others
+# little and costs the given text a quarter more KL at small budgets (docs/method.md).
+_OTHER = 1 / 3
 
 
 @dataclass(frozen=True)
 class Factors:
     """``groups``: of the experts' what their predicted losses are multiplied by, of a role of other
     matrices the loss at a relative error of 1. ``unseen``: the loss of cutting all neurons that the
-    calibration did not show. ``caution``: how many times a cut counts while it is chosen, for text
-    of other kinds."""
+    calibration did not show. ``elsewhere``: how many times more cuts cost text of other kinds."""
 
     groups: Mapping[str, float]
     unseen: float = 0.0
-    caution: float = 1.0
+    elsewhere: float = 1.0
+
+    @property
+    def caution(self) -> float:
+        """How many times a cut counts while widths and types are chosen."""
+        return 1 + _OTHER * (self.elsewhere - 1)
 
 
 def measured_factors(
@@ -60,18 +67,16 @@ def measured_factors(
         if loss > 0 and expected > 0:
             factor = loss / expected
             factors[name] = min(max(factor, _LEAST), _MOST) if name in EXPERT_GROUPS else factor
-    return Factors(factors, 0.0 if law else unseen(measured), caution(errors, law))
+    return Factors(factors, 0.0 if law else unseen(measured), cost_elsewhere(errors, law))
 
 
-def caution(errors: RoundingErrors, law: Sequence[Trial] = ()) -> float:
-    """What cuts cost the mean of the calibrated text and of other text, beside what is predicted
-    for the calibrated one; at least 1. Of all the cuts that were measured there together, so that
-    those which cost something decide."""
+def cost_elsewhere(errors: RoundingErrors, law: Sequence[Trial] = ()) -> float:
+    """What cuts cost other text beside what is predicted for the calibrated one; at least 1. Of all
+    the cuts that were measured there together, so that those which cost something decide."""
     predicted = sum(cut.loss for cut in errors.elsewhere)
     if not predicted:
         return 1.0
-    other = sum(loss_of_kl(cut.kl, law) for cut in errors.elsewhere) / predicted
-    return (1 + max(other, 1.0)) / 2
+    return max(1.0, sum(loss_of_kl(cut.kl, law) for cut in errors.elsewhere) / predicted)
 
 
 def law_of_rounding(measured: Sequence[Trial]) -> Sequence[Trial]:

@@ -31,7 +31,7 @@ from tenp_edge.planning.options.target import PlanSpec, Target
 from tenp_edge.planning.scores.tables import Evidence
 
 _ROUNDS = 6  # of pricing: what is not weights hardly changes from plan to plan
-_NOTICED = 1.2  # of a caution: from here on a plan speaks of it
+_NOTICED = 1.5  # of what cuts cost other text: from here on a plan speaks of it
 _SPARE = 2e-3  # of a budget: so little may be left over where nodes go by the types
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75)  # of the weights' bytes
 
@@ -41,8 +41,8 @@ class JointPlan:
     """``priced`` with its types; nats per token: ``kl`` in all, and where it lies in nine
     cases of ten, ``cut_kl`` and ``type_kl`` of each
     alone. ``frontier``, ``whole`` and ``wholes``: other sizes, the model uncut within the same
-    bytes, and uncut in every mix of one name, as JSON values. ``caution``: how many times a cut
-    counted, for text of other kinds (`joint.losses`)."""
+    bytes, and uncut in every mix of one name, as JSON values. ``elsewhere``: how many times more
+    cuts cost text of other kinds (`joint.losses`)."""
 
     priced: Priced
     kl: float
@@ -53,15 +53,15 @@ class JointPlan:
     frontier: tuple[dict[str, Any], ...]
     whole: dict[str, Any] | None
     wholes: tuple[dict[str, Any], ...] = ()
-    caution: float = 1.0
+    elsewhere: float = 1.0
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the plan should know, in sentences."""
-        if self.caution < _NOTICED or self.priced.keep_ratio == 1:
+        if self.elsewhere < _NOTICED or self.priced.keep_ratio == 1:
             return ()
         return (
-            f"cutting costs text of other kinds about {2 * self.caution - 1:.3g} times what it "
+            f"cutting costs text of other kinds about {self.elsewhere:.2g} times what it "
             "costs the calibrated one: more neurons stay for it, in fewer bits. With more kinds "
             "in --data the plan knows which ones they need",
         )
@@ -75,7 +75,7 @@ class JointPlan:
             "kl_range": list(self.kl_range),
             "pruning_kl": self.cut_kl,
             "type_kl": self.type_kl,
-            "caution": self.caution,
+            "cost_elsewhere": self.elsewhere,
             "bits_per_weight": self.bits,
             "types": dict(shares),
             "frontier": list(self.frontier),
@@ -251,7 +251,7 @@ class JointPlanner:
             tuple(self._frontier(chosen, besides)) if others else (),
             self._whole(chosen.nbytes) if others else None,
             tuple(self._wholes(besides)) if others else (),
-            self.factors.caution,
+            self.factors.elsewhere,
         )
 
     def _frontier(self, chosen: Chosen, besides: float) -> Iterator[dict[str, Any]]:

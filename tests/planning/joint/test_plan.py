@@ -30,7 +30,7 @@ from tenp_edge.evaluation.validation import validate
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.planning.joint.losses import caution, unseen
+from tenp_edge.planning.joint.losses import Factors, cost_elsewhere, unseen
 from tenp_edge.planning.measured.kl_law import loss_of_kl, predicted_kl
 from tenp_edge.planning.measured.probes import KEEPS, PLAIN
 from tenp_edge.planning.measured.rounding_errors import MixedCost, RoundingErrors
@@ -265,21 +265,22 @@ def test_a_calibration_that_was_too_short_cuts_nothing_and_beats_one_type(known:
 
 
 def test_cuts_that_other_text_feels_make_room_for_fewer_bits(known: Known, budget: int) -> None:
-    """As many times as the mean of both texts loses; other text that loses less changes nothing."""
+    """Other text counts for a third; where it loses less than the calibrated it changes nothing."""
     model, statistics, errors = known
-    assert caution(errors) == 1
+    assert cost_elsewhere(errors) == 1
     losses = (1e-5, 1e-3, 1e-2)
 
     def elsewhere(times: float) -> RoundingErrors:
         cuts = tuple(MixedCost(loss, predicted_kl(times * loss)) for loss in losses)
         return replace(errors, elsewhere=cuts)
 
-    assert caution(elsewhere(0.1)) == 1
-    assert caution(elsewhere(19.0)) == pytest.approx(10)
+    assert cost_elsewhere(elsewhere(0.1)) == 1
+    assert cost_elsewhere(elsewhere(19.0)) == pytest.approx(19)
+    assert Factors({}, elsewhere=19.0).caution == pytest.approx(7)
     plain = planned(known, budget_bytes=budget)
-    careful = planned((model, statistics, elsewhere(199.0)), budget_bytes=budget)
+    careful = planned((model, statistics, elsewhere(99.0)), budget_bytes=budget)
     assert careful.keep_ratio > plain.keep_ratio + 0.02
-    said = "cutting costs text of other kinds about 199 times"
+    said = "cutting costs text of other kinds about 99 times"
     assert any(note.startswith(said) for note in careful.record.notes)
     assert not any(note.startswith("cutting costs") for note in plain.record.notes)
     assert total(careful) <= budget and careful.record.predicted_loss < plain.record.predicted_loss  # type: ignore[operator]
