@@ -32,8 +32,8 @@ from tenp_edge.planning.measured.trials import Trial
 
 # Of the sums' own prediction: a measurement further off is of text that hardly uses the experts.
 _LEAST, _MOST = 1 / 64, 64.0
-# Of all text to come, what is of other kinds: the given text counts twice as much. More helps others
-# little and costs the given text a quarter more KL at small budgets (docs/method.md).
+# Of all text to come, what is of other kinds: the given text counts twice as much. More helps
+# others little and costs the given text a quarter more KL at small budgets (docs/method.md).
 _OTHER = 1 / 3
 
 
