@@ -13,9 +13,11 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from tenp_edge.serving.access import Access
 from tenp_edge.serving.chat_page import add_chat_page
+from tenp_edge.serving.jobs import GONE
 from tenp_edge.serving.refusal import RefusalError, error_body
 from tenp_edge.serving.request_log import LoggedRequest, RequestLog
 from tenp_edge.serving.routes.absent import add_absent_routes, no_such_route
@@ -41,6 +43,7 @@ def create_app(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=guards)
     app.add_exception_handler(RefusalError, _refused)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _failed)
     add_openai_routes(app, service)
     add_responses_route(app, service)
@@ -75,6 +78,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     what = no_such_route(request.method, path) if unknown else what
     body = error_body(error.status_code, what, "not_found" if unknown else None)
     return _spelled(request, body, error.status_code, error.headers)
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    """Who left before the body was here reads no answer."""
+    return Response(status_code=GONE)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -209,6 +209,18 @@ def test_a_client_that_left_is_not_tokenised(service: Service) -> None:
     assert len(tokenised) == 1
 
 
+def test_clients_that_leave_before_their_body_is_here(file: Path) -> None:
+    """They are no errors: the server writes nothing (`serving`)."""
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with serving(file, "--context", 256) as server:
+        address = httpx.URL(server.url)
+        for _ in range(5):
+            with socket.create_connection((address.host, address.port or 0)) as client:
+                client.sendall(f"{head}Content-Length: 100\r\n\r\n".encode() + b'{"prompt": ')
+                time.sleep(0.05)
+        assert server.post(COMPLETIONS, prompt="Hi", max_tokens=1).status_code == 200
+
+
 # -- names -----------------------------------------------------------------------------------------
 
 
