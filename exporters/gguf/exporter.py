@@ -142,7 +142,8 @@ class GgufExporter:
         elif TYPES[FILE_TYPES[options.quant].default].needs_importance and not options.imatrix:
             raise UserError(
                 f"{options.quant} needs an importance matrix",
-                "--calibration WORK (tenp-edge calibrate) without --no-imatrix, or --quant Q2_K",
+                "--calibration WORK (tenp-edge calibrate MODEL -o WORK) "
+                "without --no-imatrix, or --quant Q2_K",
             )
 
     def layout(self, config: ModelConfig, options: ExportOptions) -> str:

@@ -50,7 +50,8 @@ def check_types(types: TensorTypes, config: ModelConfig, *, one_type: bool, imat
     if weighed and not imatrix:
         raise UserError(
             f"the plan's types need an importance matrix (for {weighed[0]})",
-            "--calibration WORK (tenp-edge calibrate) without --no-imatrix, or --quant Q4_K_M",
+            "--calibration WORK (tenp-edge calibrate MODEL -o WORK) "
+            "without --no-imatrix, or --quant Q4_K_M",
         )
     for layer in types.gate_up if one_type else ():
         for projection in ("gate", "down"):

@@ -145,7 +145,7 @@ def _finished(job: LayerJob, progress: Progress) -> Statistics | None:
     )
     if stored is None:
         return None
-    check_fingerprint(job.directory, stored.info, job.info["fingerprint"])
+    check_fingerprint(job.directory, stored.info, job.info["fingerprint"], "another -o")
     if _record(job).found() is None:
         return None
     job.discard()

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from tenp_edge.calibration.statistics import INPUT_SUM
-from tenp_edge.calibration.storage import Statistics
+from tenp_edge.calibration.storage import CALIBRATE, Statistics
 from tenp_edge.checkpoint.compression_plan import CompressionPlan, load_plan
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.errors import UserError
@@ -143,7 +143,7 @@ def importance_of(
         raise UserError(
             f"the statistics belong to another checkpoint ({statistics.fingerprint[:12]}, "
             f"this one is {checkpoint.fingerprint[:12]})",
-            "calibrate this model, or --no-imatrix",
+            f"{CALIBRATE}; or --no-imatrix",
         )
     return Importance(statistics, plan)
 

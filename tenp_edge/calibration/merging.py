@@ -20,7 +20,7 @@ from tenp_edge.errors import UserError
 
 # In the JSON of merged statistics: the `data_sha256` of all that were added up.
 MERGED = "merged_from"
-_MERGE = "tenp-edge merge WORK1 WORK2 -o WORK, of different text or seeds"
+_MERGE = "tenp-edge merge WORK1 WORK2 -o WORK, of one model, and of different text or seeds"
 
 
 def merge(left: LayerStatistics, right: LayerStatistics) -> LayerStatistics:
@@ -42,7 +42,9 @@ def merge_statistics(parts: Iterable[Statistics], directory: Path) -> Statistics
     first = parts[0]
     _require_distinct(parts)
     if any((p.fingerprint, p.layers) != (first.fingerprint, first.layers) for p in parts):
-        raise UserError("the statistics belong to different checkpoints and cannot be merged")
+        raise UserError(
+            "the statistics belong to different checkpoints and cannot be merged", _MERGE
+        )
     domains: dict[str, dict[str, int]] = {}
     for part in parts:
         for name, counts in part.info["domains"].items():

@@ -211,7 +211,7 @@ def load_statistics(
         )
     check_info(directory / "statistics.json", info)
     if fingerprint is not None:
-        check_fingerprint(directory, info, fingerprint)
+        check_fingerprint(directory, info, fingerprint, CALIBRATE)
     if config is not None:
         check_model(directory / "statistics.json", info, config)
     file = directory / "statistics.safetensors"
@@ -225,13 +225,15 @@ def load_statistics(
     return statistics
 
 
-def check_fingerprint(directory: Path, info: Mapping[str, Any], fingerprint: str) -> None:
+def check_fingerprint(
+    directory: Path, info: Mapping[str, Any], fingerprint: str, hint: str
+) -> None:
     """Raise UserError unless the statistics ``info`` in ``directory`` are of this checkpoint."""
     if info["fingerprint"] != fingerprint:
         raise UserError(
             f"the statistics in {directory} belong to another checkpoint "
             f"({info['fingerprint'][:12]}, this one is {fingerprint[:12]})",
-            "calibrate this model",
+            hint,
         )
 
 
@@ -244,6 +246,7 @@ def _read_info(directory: Path) -> dict[str, Any]:
     raise UserError(f"{directory} holds no statistics", _again(directory))
 
 
+CALIBRATE = "tenp-edge calibrate MODEL -o WORK, then --calibration WORK"
 _GRADIENTS = " --gradients"
 
 

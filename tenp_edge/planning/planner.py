@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import lcm
 from typing import Any
 
-from tenp_edge.calibration.storage import Statistics
+from tenp_edge.calibration.storage import CALIBRATE, Statistics
 from tenp_edge.checkpoint.blocks import down_block
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.checkpoint.files import Checkpoint
@@ -346,5 +346,5 @@ def check_model(checkpoint: Checkpoint, statistics: Statistics | None) -> None:
         raise UserError(
             f"the statistics belong to another checkpoint ({statistics.fingerprint[:12]}, "
             f"this one is {checkpoint.fingerprint[:12]})",
-            "calibrate this model",
+            CALIBRATE,
         )

@@ -52,7 +52,10 @@ def bench(
     """
     file, options = Path(file), options or RunOptions()
     if min(prompt_tokens, generated_tokens, repeats) < 1:
-        raise UserError("a benchmark needs at least one token of each kind and one repeat")
+        raise UserError(
+            "a benchmark needs at least one token of each kind and one repeat",
+            "--prompt-tokens 512 --generated-tokens 64 --repeats 3",
+        )
     if options.context is not None:
         _check_fits(prompt_tokens, generated_tokens, options.context)
     begun = time.perf_counter()
@@ -81,9 +84,11 @@ def bench(
 
 def _check_fits(prompt_tokens: int, generated_tokens: int, context: int) -> None:
     if prompt_tokens + generated_tokens > context:
+        fitting = context - generated_tokens  # where the model knows no larger context
+        shorter = f", or --prompt-tokens {fitting}" if fitting > 0 else ""
         raise UserError(
             f"{prompt_tokens} + {generated_tokens} tokens do not fit into a context of {context}",
-            f"--context {prompt_tokens + generated_tokens}",
+            f"--context {prompt_tokens + generated_tokens}{shorter}",
         )
 
 

@@ -72,7 +72,7 @@ class Score:
             )
         raise UserError(
             f"neuron-score {self.name} needs a backward pass, which this calibration left out",
-            "tenp-edge calibrate --gradients, the same as before otherwise",
+            "tenp-edge calibrate MODEL --gradients -o WORK, the same as before otherwise",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from tenp_edge.calibration.collect import calibrate
 from tenp_edge.calibration.coverage import coverage
@@ -166,9 +167,21 @@ def run_merge(parts: Sequence[Path], output: Path, force: bool = False) -> Stati
         raise UserError(
             f"{output} holds statistics already", "another -o, or --force to overwrite it"
         )
+    inside = [_itself(part) for part in parts]
+    if inside != list(parts):
+        named = " ".join(quote(str(path)) for path in (*inside, "-o", output))
+        raise UserError(
+            "the directory of a run holds no statistics itself", f"tenp-edge merge {named}"
+        )
     statistics = [load_statistics(part) for part in parts]
     with one_writer(output):
         return merge_statistics(statistics, output)
+
+
+def _itself(directory: Path) -> Path:
+    """Where the statistics are of what ``directory`` may be: what compress wrote."""
+    inside = directory / "calibration"
+    return inside if (inside / "statistics.json").is_file() else directory
 
 
 def finished_at(work: Path) -> int:

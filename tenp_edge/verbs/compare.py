@@ -31,6 +31,7 @@ from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.forward.text_batch import Domain
 from tenp_edge.pages.compare import write_comparison
+from tenp_edge.planning.options.settings import check
 from tenp_edge.progress import QUIET, Progress, begin, expect
 from tenp_edge.recovery.recover import MendRules, mend
 from tenp_edge.verbs.calibrate import GRADIENT_FORWARDS, finished_at, run_calibrate
@@ -102,6 +103,7 @@ def _compared(
 
 
 def _check(options: CompareOptions) -> None:
+    check(options)
     for keep in options.ratios:
         if not 0 < keep < 1:
             raise UserError(f"--keep {keep:g} is not a share of the experts", "--keep 0.6")

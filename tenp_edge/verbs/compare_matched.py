@@ -32,6 +32,7 @@ from tenp_edge.exporters.base import Exporter, exporter
 from tenp_edge.forward.device import choose_device, choose_dtype
 from tenp_edge.pages.compare import write_matched
 from tenp_edge.planning.measured.rounding_errors import RoundingErrors
+from tenp_edge.planning.options.settings import check
 from tenp_edge.progress import QUIET, Progress, begin, expect
 from tenp_edge.runtime.session import thread_count
 from tenp_edge.verbs.compare import (
@@ -155,6 +156,7 @@ def _rounding(
 
 
 def _check(options: CompareOptions) -> None:
+    check(options)
     plain = CompareOptions()
     for flag, name in (
         ("--method", "methods"),

@@ -83,6 +83,8 @@ class CompareOptions:
             "questions",
             "Cloze questions and worked sums per domain; 0 leaves them out.",
             COMPARISON,
+            least=0,
+            example="16",
         ),
     ] = 16
     lm_eval: Annotated[

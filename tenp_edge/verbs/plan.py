@@ -49,7 +49,7 @@ def run_plan(
     if options.refine and (statistics is None or beside is None):
         raise UserError(
             "--refine measures plans, which need neurons",
-            "--calibration WORK (tenp-edge calibrate)",
+            "--calibration WORK (tenp-edge calibrate MODEL -o WORK)",
         )
 
     format = options.format or profile.format

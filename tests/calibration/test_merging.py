@@ -25,7 +25,7 @@ def finished(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path / "out"
 
 
-MERGE = "tenp-edge merge WORK1 WORK2 -o WORK, of different text or seeds"
+MERGE = "tenp-edge merge WORK1 WORK2 -o WORK, of one model, and of different text or seeds"
 
 
 def test_merge_counts_no_text_twice(finished: Path, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_another_models_directory(
         assert str(error.value) == (
             f"the statistics in {tmp_path} belong to another checkpoint "
             f"({first.fingerprint[:12]}, this one is {other.fingerprint[:12]})\n"
-            "try: calibrate this model"
+            "try: another -o"
         )
         assert files_of(tmp_path) == before
     else:

@@ -105,6 +105,13 @@ def test_nothing_is_left_of_a_run_without_text(short_model: Path, tmp_path: Path
     assert not out.exists()
 
 
+def test_fewer_questions_than_none(short_model: Path, tmp_path: Path) -> None:
+    command = ("compare", short_model, "--questions", -3, "-o", tmp_path / "out")
+    message = "error: --questions -3 is not at least 0\n"
+    assert refused(*command) == f"{message}try:   --questions 16\n"
+    assert refused(*command, "--matched") == f"{message}try:   --questions 16\n"
+
+
 # -- what is not there -----------------------------------------------------------------------------
 
 
@@ -162,6 +169,47 @@ def test_sums_of_a_backward_pass_that_are_damaged(short_model: Path, tmp_path: P
     assert run(*pasted(command, said), *QUICK).returncode == 0
     assert sums.read_bytes() == whole
     assert run(*command).returncode == 0
+
+
+def test_a_merge_of_directories_of_runs(short_model: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / name for name in ("one", "two")]
+    for seed, part in enumerate(parts):
+        made = run("calibrate", short_model, *QUICK, "--seed", seed, "-o", part / "calibration")
+        assert made.returncode == 0
+    command = ("merge", *parts, "-o", tmp_path / "sum")
+    inside = [part / "calibration" for part in parts]
+    said = refused(*command)
+    assert said == (
+        "error: the directory of a run holds no statistics itself\n"
+        f"try:   tenp-edge merge {inside[0]} {inside[1]} -o {tmp_path / 'sum'}\n"
+    )
+    assert run(*pasted(command, said)).returncode == 0
+
+
+def test_statistics_of_another_model(
+    short_model: Path, checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    other, work, new = checkpoint_of("olmoe"), tmp_path / "work", tmp_path / "new"
+    assert run("calibrate", other, *QUICK, "-o", work).returncode == 0
+    said = refused("plan", short_model, "--keep", "0.6", "--calibration", work)
+    assert said.endswith(
+        f"try:   tenp-edge calibrate '{short_model}' -o WORK, then --calibration WORK\n"
+    )
+    assert refused("calibrate", short_model, *QUICK, "-o", work).endswith("try:   another -o\n")
+    said = refused("merge", work, tmp_path / "none", "-o", new)
+    assert said.endswith(f"try:   tenp-edge calibrate MODEL -o {tmp_path / 'none'}\n")
+    assert not new.exists()
+
+
+def test_a_benchmark_that_does_not_fit(chat_file: Path) -> None:
+    command = ("bench", chat_file, "--context", 100, "--prompt-tokens", 90, "--repeats", 1)
+    more = (*command, "--generated-tokens", 20)
+    said = refused(*more)
+    assert said.endswith("try:   --context 110, or --prompt-tokens 80\n")
+    assert run(*pasted(more, said)).returncode == 0
+    assert run(*more, "--prompt-tokens", 80).returncode == 0
+    said = refused(*command, "--generated-tokens", 0)
+    assert said.endswith("try:   --prompt-tokens 512 --generated-tokens 64 --repeats 3\n")
 
 
 def test_a_directory_without_graphs_names_the_checkpoint_beside_it(

@@ -145,7 +145,7 @@ def test_refine_from_the_command_line(checkpoint_of: Callable[[str], Path], tmp_
     assert "<- chosen" in done.stdout
     assert refused(*asked, "--refine") == (
         "error: --refine measures plans, which need neurons\n"
-        "try:   --calibration WORK (tenp-edge calibrate)\n"
+        f"try:   --calibration WORK (tenp-edge calibrate {model} -o WORK)\n"
     )
 
 

@@ -353,4 +353,6 @@ def test_a_score_that_needs_a_backward_pass_says_so(
         assert caught.value.message == (
             "neuron-score heapr needs a backward pass, which this calibration left out"
         )
-        assert caught.value.hint == "tenp-edge calibrate --gradients, the same as before otherwise"
+        assert caught.value.hint == (
+            "tenp-edge calibrate MODEL --gradients -o WORK, the same as before otherwise"
+        )

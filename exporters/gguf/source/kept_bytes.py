@@ -158,5 +158,6 @@ def _needs_importance(entry: Entry, kind: str) -> UserError:
     return UserError(
         f"--quant keep: {entry.tensor.name} is {kind}, which cannot be quantised again without an "
         "importance matrix",
-        "--calibration WORK (tenp-edge calibrate) without --no-imatrix, or plan --set down=blocks",
+        "--calibration WORK (tenp-edge calibrate MODEL -o WORK) "
+        "without --no-imatrix, or plan --set down=blocks",
     )

@@ -351,7 +351,7 @@ def allocator_of(
     if evidence is None and method.needs_statistics:
         raise UserError(
             f"--method {method.name} ranks neurons and needs calibration",
-            "--calibration WORK (tenp-edge calibrate), or --method tenp",
+            "--calibration WORK (tenp-edge calibrate MODEL -o WORK), or --method tenp",
         )
     return BUILDERS[method.name](space, config, evidence, knobs)
 

@@ -303,7 +303,7 @@ class PackedEvidence(Evidence):
             raise UserError(
                 f"{statistics.file} has scores for widths that are multiples of {multiple}, not "
                 f"for blocks of {asked}",
-                "--calibration with statistics (tenp-edge calibrate)",
+                "--calibration with statistics (tenp-edge calibrate MODEL -o WORK)",
             )
         full = int(statistics.info["width"])
         self._widths = (0, *range(multiple, full, multiple), full)

@@ -179,7 +179,8 @@ def test_types_that_cannot_be_written_are_refused(model: Checkpoint) -> None:
     assert why(replace(types, others={})) == ("the plan's types do not name 'embed'", "plan again")
     assert why(mix(config, ("Q8_0",), ("IQ2_S",))) == (
         "the plan's types need an importance matrix (for IQ2_S)",
-        "--calibration WORK (tenp-edge calibrate) without --no-imatrix, or --quant Q4_K_M",
+        "--calibration WORK (tenp-edge calibrate MODEL -o WORK) "
+        "without --no-imatrix, or --quant Q4_K_M",
     )
     assert why(types, "padded") == (
         "experts that lie in one tensor have one type: the plan gives those of layer 0 Q4_0, Q8_0",
@@ -234,6 +235,7 @@ def test_export_follows_the_plan(model: Checkpoint, tmp_path: Path) -> None:
 def test_auto_without_a_plan_is_refused(model: Checkpoint, tmp_path: Path) -> None:
     assert refused("export", model.path, "--quant", "auto", "-o", tmp_path / "out.gguf") == (
         "error: --quant auto writes the types that a plan chose, and there is no plan with types\n"
-        "try:   --plan PLAN (tenp-edge calibrate MODEL --types -o WORK; tenp-edge plan MODEL "
+        f"try:   --plan PLAN (tenp-edge calibrate {model.path} --types -o WORK; "
+        f"tenp-edge plan {model.path} "
         "--ram SIZE --calibration WORK -o PLAN), or --quant Q4_K_M\n"
     )

@@ -279,7 +279,8 @@ def test_few_bits_need_a_matrix(quant: str, model: Checkpoint) -> None:
         EXPORTER.manifest(model, model.config, ExportOptions(quant))
     assert str(error.value) == (
         f"{quant} needs an importance matrix\n"
-        "try: --calibration WORK (tenp-edge calibrate) without --no-imatrix, or --quant Q2_K"
+        "try: --calibration WORK (tenp-edge calibrate MODEL -o WORK) "
+        "without --no-imatrix, or --quant Q2_K"
     )
 
 

@@ -87,7 +87,7 @@ def test_an_infeasible_budget_names_other_types(qwen3: Checkpoint, device: Devic
         (
             PlanOptions(method="free", keep=0.6),
             "--method free ranks neurons and needs calibration",
-            "--calibration WORK (tenp-edge calibrate), or --method tenp",
+            "--calibration WORK (tenp-edge calibrate MODEL -o WORK), or --method tenp",
         ),
         (
             PlanOptions(format="onyx", method="tenp"),
@@ -146,4 +146,4 @@ def test_statistics_of_another_model(
         "the statistics belong to another checkpoint (ffffffffffff, "
         f"this one is {qwen3.fingerprint[:12]})"
     )
-    assert hint == "calibrate this model"
+    assert hint == "tenp-edge calibrate MODEL -o WORK, then --calibration WORK"

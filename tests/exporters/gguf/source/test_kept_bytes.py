@@ -137,7 +137,8 @@ def test_a_type_that_needs_an_importance_matrix(tmp_path: Path, refuse: Callable
     assert refuse(*command, "-o", tmp_path / "made.gguf") == (
         "error: --quant keep: blk.0.ffn_down_exps.weight is IQ2_XS, which cannot be quantised "
         "again without an importance matrix\n"
-        "try:   --calibration WORK (tenp-edge calibrate) without --no-imatrix, or plan --set "
+        f"try:   --calibration WORK (tenp-edge calibrate {tmp_path / 'm.gguf'} -o WORK) "
+        "without --no-imatrix, or plan --set "
         "down=blocks"
     )
     assert not (tmp_path / "made.gguf").exists()

@@ -85,7 +85,8 @@ def test_importance_needs_what_it_needs(source: Path, refuse: Callable[..., str]
     command = ("export", source, "--quant", "IQ2_XS", "-o", source.with_name("made.gguf"))
     assert refuse(*command) == (
         "error: IQ2_XS needs an importance matrix\n"
-        "try:   --calibration WORK (tenp-edge calibrate) without --no-imatrix, or --quant Q2_K"
+        f"try:   --calibration WORK (tenp-edge calibrate {source} -o WORK) "
+        "without --no-imatrix, or --quant Q2_K"
     )
     with pytest.raises(Exception, match="importance matrix"):
         EXPORTER.check(Checkpoint(source).config, ExportOptions("IQ2_XS"))
