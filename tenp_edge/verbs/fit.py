@@ -34,7 +34,8 @@ _WANTED = 0.65
 @dataclass(frozen=True)
 class Fit:
     """What fits in one type. ``kept``: share of the experts' neurons, 0 where nothing fits;
-    ``whole_peak_bytes``: what the whole model would take."""
+    ``whole_peak_bytes``: what the whole model would take; ``step``: the share of an expert by which
+    its width may change."""
 
     quant: str
     kept: float
@@ -42,6 +43,7 @@ class Fit:
     peak_bytes: int
     tokens_per_second: float
     whole_peak_bytes: int
+    step: float
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def _fits(checkpoint: Checkpoint, profile: DeviceProfile, plan: PlanOptions) -> 
             shown.memory.total_bytes,
             round(speed, 2),
             whole.memory.total_bytes,
+            target.width_multiple / whole.full_width,
         )
 
 

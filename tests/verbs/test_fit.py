@@ -49,6 +49,7 @@ def test_what_is_said(size: int) -> None:
     done = run("fit", "demo", "--ram", f"{size}MiB", *DEVICE)
     assert f"verdict   fits into {size}.00 MiB with " in done.stdout
     assert "quality   not known before a calibration" in done.stdout
+    assert "and not in steps of 16.7 %" in " ".join(done.stdout.split())  # 32 of 192 neurons
     again = f"tenp-edge compress demo --profile laptop-8gb --ram {size}MiB -o OUT"
     last = f"next      make it:  {again}\n"
     assert done.stdout.endswith(last)

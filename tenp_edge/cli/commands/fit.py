@@ -68,6 +68,7 @@ _UNKNOWN = "not known before a calibration, which compress does"
 _EQUAL = (
     "; the table's experts are equally narrow, compress gives each its own width and keeps more"
 )
+_COARSE = 0.05  # of an expert's width: the next type's line may be no better for that alone
 _COLUMNS = ("type", "neurons kept", "file", "peak memory", "tokens/s at most", "")
 
 
@@ -91,6 +92,13 @@ def _verdict(found: Fitting) -> str:
     return f"fits into {format_size(found.budget_bytes)} {kept}, {kind}{few}"
 
 
+def _quality(best: Fit | None) -> str:
+    if best is None or best.kept == 1:
+        return _UNKNOWN + ("" if best else _EQUAL)
+    coarse = f", and not in steps of {percent(best.step)}" if best.step >= _COARSE else ""
+    return _UNKNOWN + _EQUAL + coarse
+
+
 def _entries(model: str, found: Fitting, options: FitOptions) -> Entries:
     summary = found.summary
     read = "" if found.read_bytes is None else f"; {format_size(found.read_bytes)} were read"
@@ -109,7 +117,7 @@ def _entries(model: str, found: Fitting, options: FitOptions) -> Entries:
         ),
         ("context", f"{found.context} tokens"),
         ("speed", f"at most: active bytes over {found.bandwidth / 1e9:.1f} GB/s, {measured}"),
-        ("quality", _UNKNOWN if found.best and found.best.kept == 1 else _UNKNOWN + _EQUAL),
+        ("quality", _quality(found.best)),
     ]
     return Entries(lines, tuple(_commands(model, found, options)))
 
