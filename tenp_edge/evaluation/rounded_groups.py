@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from tenp_edge.checkpoint.source import ModelSource, WeightSource
 from tenp_edge.evaluation.emulated_rounding import EmulatedExperts, ExpertError
 from tenp_edge.evaluation.evaluator import LayerCache
-from tenp_edge.evaluation.rounded_weights import is_large, partly_rounded
+from tenp_edge.evaluation.rounded_weights import (
+    EMULATED_ABOVE,
+    MEASURED_LAYERS,
+    is_large,
+    partly_rounded,
+)
 from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.type_sensitivity import spread
 from tenp_edge.evaluation.undoing import Suspects, expert_key
@@ -19,7 +24,6 @@ from tenp_edge.exporters.base import ExportData
 from tenp_edge.exporters.mixing import Mixer, TypedMatrix
 from tenp_edge.planning.measured.rounding_errors import EXPERT_GROUPS, GroupCost, RoundingErrors
 
-MEASURED_LAYERS = 8  # of a large model, whose groups are rounded
 _PROBE_BITS = 3.5  # of the type that groups are measured in
 
 
@@ -74,8 +78,10 @@ class Groups:
 
     @property
     def sampled_layers(self) -> tuple[int, ...] | None:
-        """Those of the experts that are rounded; None: all."""
-        return self._layers("down") if self._large else None
+        """Those whose experts mixed plans round by `emulated_rounding`; None: plans are encoded."""
+        if self._large:
+            return self._layers("down")
+        return self.config.moe_layers if self.config.expert_weights > EMULATED_ABOVE else None
 
     @property
     def _large(self) -> bool:

@@ -15,6 +15,10 @@ from tenp_edge.exporters.base import ExportData, Requantiser
 from tenp_edge.exporters.mixing import Mixer, SampledRows
 from tenp_edge.models import ModelConfig, TensorSpec
 
+# Weights of experts that are encoded for every mixed plan; a plan says only what losses mean.
+EMULATED_ABOVE = 2 * 10**7
+MEASURED_LAYERS = 8  # of a large model: those whose matrices are rounded
+
 
 def is_large(config: ModelConfig) -> bool:
     """Whether encoding all experts would take too long."""

@@ -30,8 +30,8 @@ from tenp_edge.evaluation.measured_variants import measure_variants
 from tenp_edge.evaluation.mixed_plans import PARTS, MixedPlans, planner_of
 from tenp_edge.evaluation.other_text import cuts_elsewhere
 from tenp_edge.evaluation.refine import known_trials
-from tenp_edge.evaluation.rounded_groups import MEASURED_LAYERS, Groups
-from tenp_edge.evaluation.rounded_weights import relative_errors
+from tenp_edge.evaluation.rounded_groups import Groups
+from tenp_edge.evaluation.rounded_weights import EMULATED_ABOVE, MEASURED_LAYERS, relative_errors
 from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.rounding_text import measured_text, scored_after_start
 from tenp_edge.evaluation.type_sensitivity import SAMPLED_ABOVE, spread
@@ -209,10 +209,12 @@ def rounding_seconds(
     computing = job.forwards(config) * tokens * 2 * active / operations
     matrices = job.mixer.typed_matrices(config, job.options)
     speed = job.writer.encoding_speed(replace(job.options, quant=job.mixer.probed_quant)) / 4
-    experts, every = config.expert_weights, 1 + len(PARTS)
+    experts, plans = config.expert_weights, len(PARTS)
+    encoded = experts + sum(prod(matrix.shape) for matrix in matrices)
+    if experts <= EMULATED_ABOVE:
+        return computing + (1 + plans) * encoded / speed
     if experts <= SAMPLED_ABOVE:
-        encoded = experts + sum(prod(matrix.shape) for matrix in matrices)
-        return computing + every * encoded / speed
+        return computing + encoded / speed + plans * experts / _EMULATED_PER_SECOND
     part = min(1.0, MEASURED_LAYERS / len(config.moe_layers))
     sizes = [prod(m.shape) * (1 if m.layer is None else part) for m in matrices]
     emulated = (len(EXPERT_GROUPS) + len(PARTS)) * part * experts

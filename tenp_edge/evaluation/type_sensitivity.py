@@ -68,9 +68,12 @@ class TypeJob:
 
 
 def spread(count: int, wanted: int) -> tuple[int, ...]:
-    """``wanted`` of ``count`` layers, evenly spread, the first and the last among them."""
+    """``wanted`` of ``count`` layers, evenly spread, the first and the last among them; of one, the
+    one in the middle."""
     if wanted >= count:
         return tuple(range(count))
+    if wanted == 1:
+        return (count // 2,)
     return tuple(round(i * (count - 1) / (wanted - 1)) for i in range(wanted))
 
 

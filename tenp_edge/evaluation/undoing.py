@@ -9,8 +9,7 @@ measurement, the type is not offered there.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -20,12 +19,14 @@ from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.checkpoint.tensor_types import other_key
 from tenp_edge.evaluation.rounded_weights import (
+    MEASURED_LAYERS,
     Partly,
     is_large,
     partly_rounded,
     relative_errors,
 )
 from tenp_edge.evaluation.rounding_job import RoundingJob
+from tenp_edge.evaluation.type_sensitivity import spread
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData
 from tenp_edge.exporters.mixing import Mixer, SampledRows, TypedMatrix
@@ -44,6 +45,7 @@ from tenp_edge.planning.measured.trials import Trial
 _SMALL, _EXACT = 0.7, 1e-3  # of the usual error at a type's bits
 _SHAKEN = 1.5  # times the error that was there
 _FAR_MORE = 3.0  # than the expected KL
+_MOST_WEIGHTS = 2 * 10**8  # of experts that are encoded for one trial
 
 # `other_key`, or `expert_key` of a sampled layer -> the types suspected there.
 Suspects = Mapping[str, frozenset[str]]
@@ -91,25 +93,21 @@ class _Trial:
     def ends(self) -> bool:
         return any(matrix.layer is None for matrix in self.matrices)
 
-    def within(self, layer: int) -> _Trial:
-        """Of that layer, and of what lies outside all layers."""
-        matrices = tuple(m for m in self.matrices if m.layer in (None, layer))
-        return replace(self, matrices=matrices, experts=_only(self.experts, layer))
+    def within(self, layers: Collection[int]) -> _Trial:
+        """Of those layers, and of what lies outside all layers."""
+        matrices = tuple(m for m in self.matrices if m.layer is None or m.layer in layers)
+        experts = {layer: parts for layer, parts in self.experts.items() if layer in layers}
+        return replace(self, matrices=matrices, experts=experts)
 
-    def fullest(self) -> int:
-        """The layer in which most is tried."""
-        counts = Counter({layer: len(parts) for layer, parts in self.experts.items()})
-        counts.update(m.layer for m in self.matrices if m.layer is not None)
-        return counts.most_common(1)[0][0]
-
-
-def _only(experts: Mapping[int, tuple[str, ...]], layer: int) -> Mapping[int, tuple[str, ...]]:
-    return {layer: experts[layer]} if layer in experts else {}
+    def sampled(self, most: int) -> _Trial:
+        """Of at most so many of its layers, spread over all."""
+        layers = self.layers
+        return self.within([layers[place] for place in spread(len(layers), most)])
 
 
 class Trials:
-    """One variant a suspected type. Of a large model, whose experts take long to encode, in one
-    layer."""
+    """One variant a suspected type. Of a large model, whose experts take long to encode, in some
+    layers."""
 
     def __init__(
         self,
@@ -172,7 +170,10 @@ class Trials:
         matrices = tuple(m for m in self.matrices if kind in self.suspects.get(m.key, ()))
         experts = {layer: self._projections(layer, kind) for layer in self.config.moe_layers}
         trial = _Trial(kind, matrices, {layer: p for layer, p in experts.items() if p})
-        return trial.within(trial.fullest()) if is_large(self.config) and trial.layers else trial
+        if not is_large(self.config) or not trial.layers:
+            return trial
+        of_a_layer = self.config.expert_weights // len(self.config.moe_layers)
+        return trial.sampled(min(MEASURED_LAYERS, max(1, _MOST_WEIGHTS // of_a_layer)))
 
     def _projections(self, layer: int, kind: str) -> tuple[str, ...]:
         """Those of ``layer`` in which ``kind`` is tried: gate and up have one type."""

@@ -12,6 +12,7 @@ from tenp_edge.calibration.imatrix import Importance
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
+from tenp_edge.evaluation import rounded_weights, undoing
 from tenp_edge.evaluation.evaluator import LayerCache
 from tenp_edge.evaluation.rounded_groups import Groups
 from tenp_edge.evaluation.rounded_weights import relative_errors
@@ -77,6 +78,22 @@ def test_a_suspected_type_is_tried_where_it_is_suspected(work: Work) -> None:
     names = {role: source.config.layer_prefix(1) + f"self_attn.{role}_proj.weight" for role in "qk"}
     assert not torch.equal(q4_0.weights.read(names["q"]), source.read(names["q"]))
     assert torch.equal(q4_0.weights.read(names["k"]), source.read(names["k"]))
+
+
+@pytest.mark.parametrize(
+    ("of_layers", "layers"), [(0.1, (1,)), (1, (1,)), (2, (0, 2)), (9, (0, 1, 2))]
+)
+def test_of_a_large_model_some_layers_are_tried(
+    work: Work, monkeypatch: pytest.MonkeyPatch, of_layers: float, layers: tuple[int, ...]
+) -> None:
+    """As many as hold so many weights, at least one."""
+    config = work[0].config
+    monkeypatch.setattr(rounded_weights, "SAMPLED_ABOVE", 1)
+    most = int(of_layers * config.expert_weights / len(config.moe_layers))
+    monkeypatch.setattr(undoing, "_MOST_WEIGHTS", most)
+    suspects = {expert_key(layer, "up"): frozenset({"Q4_1"}) for layer in config.moe_layers}
+    (variant,) = trials(work, suspects).variants()
+    assert variant.layers == layers
 
 
 def test_convicted_by_far_more_than_its_error_explains(work: Work) -> None:
