@@ -28,8 +28,9 @@ from tenp_edge.runtime.memory.peak import measure_peak_rss, predict_peak
 from tenp_edge.runtime.memory.resident import peak_rss_bytes, resident_bytes
 
 MIB = 2**20
-# What the sweep of bench_memory.py allows: this, or 3 % of a large file.
-SLACK_BYTES = 4 * MIB
+# What predictions add for code that only a run touches (5 MiB in llama.cpp), of which a machine may
+# touch little, and whole MiB.
+SLACK_BYTES = 6 * MIB
 LAYOUTS = ("per-expert", "merged")
 
 
