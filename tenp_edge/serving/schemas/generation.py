@@ -67,9 +67,9 @@ class GenerationRequest(Asked):
     presence_penalty: Finite | None = None
     frequency_penalty: Finite | None = None
     seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
-    logit_bias: (
-        dict[str, Finite | StrictBool] | list[tuple[int | str, Finite | StrictBool]] | None
-    ) = Field(None, description="an object of token numbers and biases, or a list of such pairs")
+    logit_bias: dict[str, Bias] | list[tuple[int | str, Bias]] | None = Field(
+        None, description="an object of token numbers and biases, or a list of such pairs"
+    )
     ignore_eos: StrictBool | None = None
     grammar: str | None = None
     json_schema: dict[str, Any] | StrictBool | None = None
