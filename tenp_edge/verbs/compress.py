@@ -115,7 +115,9 @@ class _Run:
         self._directory = RunDirectory(
             self._output, self._checkpoint.fingerprint, command, self._options.force, progress
         )
-        kept = self._options.statistics is not None or not self._directory.clears
+        given = self._options.statistics  # read before anything is written: it may be refused
+        self._given = None if given is None else known_statistics(given, self._checkpoint)
+        kept = given is not None or not self._directory.clears
         self._calibrated = finished_at(request.statistics_directory) if kept else 0
         self._draw_text()
         self._directory.begin()
@@ -126,10 +128,9 @@ class _Run:
 
     def calibrate(self) -> Statistics:
         options, checkpoint = self._options, self._checkpoint
-        if options.statistics is not None:
-            known = known_statistics(options.statistics, checkpoint)
+        if self._given is not None:
             reused(self._progress, "calibration")
-            return known
+            return self._given
         domains, _, spare = self._domains
         work, compute = self._request.statistics_directory, options.calibration
         begin(self._progress, "calibration")

@@ -105,6 +105,16 @@ def test_nothing_is_left_of_a_run_without_text(short_model: Path, tmp_path: Path
     assert not out.exists()
 
 
+@pytest.mark.parametrize("flag", ["--calibration", "--scores"])
+def test_nothing_is_left_of_a_run_without_its_statistics(
+    short_model: Path, tmp_path: Path, flag: str
+) -> None:
+    output, nowhere = tmp_path / "out", tmp_path / "nowhere.zip"
+    said = refused("compress", short_model, flag, nowhere, "--keep", 0.5, "-o", output)
+    assert f"error: {nowhere} " in said
+    assert not output.exists()
+
+
 def test_fewer_questions_than_none(short_model: Path, tmp_path: Path) -> None:
     command = ("compare", short_model, "--questions", -3, "-o", tmp_path / "out")
     message = "error: --questions -3 is not at least 0\n"
