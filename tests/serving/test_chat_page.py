@@ -176,7 +176,7 @@ def test_the_system_prompt_and_settings_are_sent(chromium: Chromium, shared: Ser
 def test_a_refusal_is_shown_in_the_servers_words(chromium: Chromium, shared: Server) -> None:
     with chatting(chromium, shared) as (page, _):
         send(page, "word " * 5000)
-        expect(page.get_by_role("alert")).to_have_text(re.compile("the context holds 2048"))
+        expect(page.get_by_role("alert")).to_have_text(re.compile("available context size of 2048"))
         expect(page.locator(".assistant")).to_have_count(0)
         expect(page.get_by_role("button", name="Send")).to_be_visible()
 

@@ -210,7 +210,7 @@ def test_graphs_that_are_not_a_decoder(copied: Path) -> None:
     onnx.save(model, graph)
     assert refused(copied) == (
         f"{graph} is not a decoder with a cache: it lacks logits\n"
-        "try: tenp-edge export CHECKPOINT --format onnx -o DIR"
+        f"try: tenp-edge export CHECKPOINT --format onnx -o {copied} --force"
     )
     graph.write_bytes(b"GGUF" * 100)
     assert refused(copied) == f"{graph} is not an ONNX model" + COPY
