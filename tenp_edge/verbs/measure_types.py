@@ -117,6 +117,7 @@ def rounding_into(
 ) -> RoundingErrors:
     """What the types of ``job`` do to this model, kept in ``directory``."""
     device, dtype = exactly(checkpoint, compute)
+    known = knows_rounding(checkpoint, job, directory)  # then no text is drawn
     with one_writer(directory):
         return measure_rounding(
             checkpoint,
@@ -125,7 +126,7 @@ def rounding_into(
             directory,
             device=device,
             dtype=dtype,
-            elsewhere=many_kinds(checkpoint, statistics),
+            elsewhere=() if known else many_kinds(checkpoint, statistics),
             progress=progress,
         )
 
