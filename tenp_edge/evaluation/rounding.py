@@ -26,9 +26,9 @@ from tenp_edge.calibration.storage import Statistics
 from tenp_edge.checkpoint.files import Checkpoint
 from tenp_edge.checkpoint.source import ModelSource
 from tenp_edge.evaluation.evaluator import DenseStates, LayerCache
-from tenp_edge.evaluation.measured_variants import measure_variants
+from tenp_edge.evaluation.measured_variants import Measured, measure_variants
 from tenp_edge.evaluation.mixed_plans import PARTS, MixedPlans, planner_of
-from tenp_edge.evaluation.other_text import cuts_elsewhere
+from tenp_edge.evaluation.plain_cuts import PlainCuts
 from tenp_edge.evaluation.refine import known_trials
 from tenp_edge.evaluation.rounded_groups import Groups
 from tenp_edge.evaluation.rounded_weights import EMULATED_ABOVE, MEASURED_LAYERS, relative_errors
@@ -36,7 +36,7 @@ from tenp_edge.evaluation.rounding_job import RoundingJob
 from tenp_edge.evaluation.rounding_text import measured_text, scored_after_start
 from tenp_edge.evaluation.type_sensitivity import SAMPLED_ABOVE, spread
 from tenp_edge.evaluation.undoing import Suspects, Trials, expert_key, suspected_types
-from tenp_edge.evaluation.variants import OtherWeights
+from tenp_edge.evaluation.variants import Variant
 from tenp_edge.exporters.base import ExportData
 from tenp_edge.exporters.mixing import SampledRows
 from tenp_edge.forward.text_batch import Domain, token_count
@@ -86,8 +86,8 @@ def measure_rounding(
     groups, dense = Groups(cached, job, data, errors, suspects), DenseStates()
     tried = Trials(groups.source, job, data, errors, suspects)
 
-    def measured(variants: Sequence[OtherWeights], what: str) -> list[float]:
-        found = measure_variants(
+    def measured(variants: Sequence[Variant], what: str) -> list[Measured]:
+        return measure_variants(
             cached,
             variants,
             domains,
@@ -99,15 +99,16 @@ def measure_rounding(
             positions=scored_after_start,
             dense=dense,
         )
-        return [one.mean_kl for one in found]
 
-    trials, variants = known_trials(directory), [*groups.variants(), *tried.variants()]
-    kls = measured(variants, "groups of matrices")
+    cuts, trials = PlainCuts.of(cached, statistics), known_trials(directory)
+    plain = [] if trials else cuts.variants()
+    variants: list[Variant] = [*plain, *groups.variants(), *tried.variants()]
+    found = measured(variants, "groups of matrices")
+    own, found = () if trials else cuts.trials(found[: len(plain)]), found[len(plain) :]
+    kls = [one.mean_kl for one in found]
     costs = groups.costs(kls[: len(groups.names)])
-    convicted = tried.convicted(kls[len(groups.names) :], costs, statistics, trials)
-    cuts = cuts_elsewhere(
-        cached,
-        statistics,
+    convicted = tried.convicted(kls[len(groups.names) :], costs, statistics, trials or own)
+    there = cuts.elsewhere(
         elsewhere,
         token_count(domains),
         device=device,
@@ -115,11 +116,13 @@ def measure_rounding(
         work=directory,
         progress=progress,
     )
-    errors = replace(tried.without(convicted), groups=costs, elsewhere=cuts)
+    errors = replace(tried.without(convicted), groups=costs, cuts=own, elsewhere=there)
     planner = planner_of(checkpoint, job.writer, job.options.layout, statistics, errors, trials)
     mixed = MixedPlans(planner, groups.sampled_layers)
-    kls = measured(mixed.variants(cached, data.imatrix is not None), "mixed plans")
-    plans = tuple(MixedCost(*pair) for pair in zip(mixed.losses(), kls, strict=True))
+    found = measured(mixed.variants(cached, data.imatrix is not None), "mixed plans")
+    plans = tuple(
+        MixedCost(loss, one.mean_kl) for loss, one in zip(mixed.losses(), found, strict=True)
+    )
     errors = replace(errors, plans=plans, seconds=round(time.monotonic() - started, 2))
     errors.save(directory)
     return errors

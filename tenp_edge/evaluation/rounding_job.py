@@ -28,10 +28,10 @@ class RoundingJob:
         return self.writer
 
     def forwards(self, config: ModelConfig) -> int:
-        """Of the model that measuring takes: a group, a mixed plan, a cut on other text, and the
-        dense model on either text."""
+        """Of the model that measuring takes: a group, a mixed plan, a cut and the dense model
+        on either text."""
         roles = {matrix.role for matrix in self.mixer.typed_matrices(config, self.options)}
-        return 2 + len(EXPERT_GROUPS) + len(roles) + len(PARTS) + len(KEEPS)
+        return 2 + len(EXPERT_GROUPS) + len(roles) + len(PARTS) + 2 * len(KEEPS)
 
     def conditions(self, fingerprint: str, text: str) -> Conditions:
         options = self.options

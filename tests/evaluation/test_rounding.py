@@ -115,9 +115,12 @@ def test_groups_are_measured_once_and_kept(bundled: Work, monkeypatch: pytest.Mo
     assert len(found.plans) == len(PARTS)
     for smaller, larger in pairwise(found.plans):
         assert smaller.loss > larger.loss > 0 and smaller.kl > larger.kl > 0
-    assert len(found.elsewhere) == len(KEEPS)
+    assert len(found.cuts) == len(found.elsewhere) == len(KEEPS)
+    assert [cut.predicted_loss for cut in found.cuts] == [cut.loss for cut in found.elsewhere]
     for less, more in pairwise(found.elsewhere):
         assert 0 < less.loss < more.loss and 0 < less.kl < more.kl
+    for large, small in pairwise(found.cuts):
+        assert large.keep_ratio > small.keep_ratio and 0 < large.mean_kl < small.mean_kl
     monkeypatch.setattr(rounding, "measure_variants", None)
     assert measured(bundled) == found == load_errors(bundled[2])
 

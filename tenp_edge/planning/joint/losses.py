@@ -6,15 +6,11 @@ nothing is predicted but that errors of one relative size cost the same in every
 group was rounded once and its KL measured (`evaluation.rounding`): read as a loss by the model's
 own law (`kl_law`), it says by how much to multiply.
 
-That law goes through plans that were only cut, measured on text that was held out. Where the
-calibration was so short that these cost by chance (`kl_law.is_of_chance`), it says nothing of
-rounding, which fits no text: the bundled model's law is taken. And what the cuts cost beside what
-was predicted of them is counted evenly for every neuron (`Factors.unseen`).
-
-A calibration shows what its own text needs, while rounding hurts all text alike. So some cuts were
-measured on text of many kinds, too (`evaluation.other_text`): while widths and types are chosen, a
-cut counts as what it costs both texts together (`Factors.caution`). Of a calibration on text of
-many kinds that is about once; on one narrow kind it may be many times, and bits go first.
+That law goes through plans that were only cut, as they cost all text, not only the calibrated kind
+(`measured.all_text`): the more cutting costs, the less of it a rounding is worth, and the more
+neurons stay. Where the calibration was so short that cuts cost by chance (`kl_law.is_of_chance`),
+it says nothing of rounding, which fits no text: the bundled model's law is taken. And what the cuts
+cost beside what was predicted of them is counted evenly for every neuron (`Factors.unseen`).
 """
 
 from __future__ import annotations
@@ -26,38 +22,32 @@ from statistics import fmean
 from tenp_edge.calibration.statistics import ROUNDING
 from tenp_edge.calibration.storage import Statistics
 from tenp_edge.exporters.mixing import Mixer
+from tenp_edge.planning.measured.all_text import on_all_text
 from tenp_edge.planning.measured.kl_law import is_of_chance, loss_of_kl
 from tenp_edge.planning.measured.rounding_errors import EXPERT_GROUPS, GroupCost, RoundingErrors
 from tenp_edge.planning.measured.trials import Trial
 
 # Of the sums' own prediction: a measurement further off is of text that hardly uses the experts.
 _LEAST, _MOST = 1 / 64, 64.0
-# Of all text to come, what is of other kinds: the given text counts twice as much. More helps
-# others little and costs the given text a quarter more KL at small budgets (docs/method.md).
-_OTHER = 1 / 3
 
 
 @dataclass(frozen=True)
 class Factors:
     """``groups``: of the experts' what their predicted losses are multiplied by, of a role of other
     matrices the loss at a relative error of 1. ``unseen``: the loss of cutting all neurons that the
-    calibration did not show. ``elsewhere``: how many times more cuts cost text of other kinds."""
+    calibration did not show."""
 
     groups: Mapping[str, float]
     unseen: float = 0.0
-    elsewhere: float = 1.0
-
-    @property
-    def caution(self) -> float:
-        """How many times a cut counts while widths and types are chosen."""
-        return 1 + _OTHER * (self.elsewhere - 1)
 
 
 def measured_factors(
     errors: RoundingErrors, statistics: Statistics, mixer: Mixer, measured: Sequence[Trial] = ()
 ) -> Factors:
-    """What was measured of this model, beside what its statistics predict."""
-    law = law_of_rounding(measured)
+    """What was measured of this model, beside what its statistics predict. ``measured``: its plans
+    that were only cut."""
+    cuts = on_all_text(measured, errors.elsewhere)
+    law = law_of_rounding(cuts)
     factors = dict.fromkeys(EXPERT_GROUPS, 1.0)
     for name, cost in errors.groups.items():
         loss = loss_of_kl(cost.kl, law)
@@ -67,16 +57,7 @@ def measured_factors(
         if loss > 0 and expected > 0:
             factor = loss / expected
             factors[name] = min(max(factor, _LEAST), _MOST) if name in EXPERT_GROUPS else factor
-    return Factors(factors, 0.0 if law else unseen(measured), cost_elsewhere(errors, law))
-
-
-def cost_elsewhere(errors: RoundingErrors, law: Sequence[Trial] = ()) -> float:
-    """What cuts cost other text beside what is predicted for the calibrated one; at least 1. Of all
-    the cuts that were measured there together, so that those which cost something decide."""
-    predicted = sum(cut.loss for cut in errors.elsewhere)
-    if not predicted:
-        return 1.0
-    return max(1.0, sum(loss_of_kl(cut.kl, law) for cut in errors.elsewhere) / predicted)
+    return Factors(factors, 0.0 if law else unseen(cuts))
 
 
 def law_of_rounding(measured: Sequence[Trial]) -> Sequence[Trial]:

@@ -23,6 +23,7 @@ from tenp_edge.exporters.mixing import LayoutRules, Mixer
 from tenp_edge.planning.joint.losses import Factors, measured_factors
 from tenp_edge.planning.joint.search import Chosen, Indices, JointSearch
 from tenp_edge.planning.joint.tables import Pricing, Tables, expert_tables, other_table
+from tenp_edge.planning.measured.all_text import cost_elsewhere
 from tenp_edge.planning.measured.kl_law import kl_range, predicted_kl
 from tenp_edge.planning.measured.rounding_errors import RoundingErrors
 from tenp_edge.planning.measured.trials import Trial
@@ -41,8 +42,8 @@ class JointPlan:
     """``priced`` with its types; nats per token: ``kl`` in all, and where it lies in nine
     cases of ten, ``cut_kl`` and ``type_kl`` of each
     alone. ``frontier``, ``whole`` and ``wholes``: other sizes, the model uncut within the same
-    bytes, and uncut in every mix of one name, as JSON values. ``elsewhere``: how many times more
-    cuts cost text of other kinds (`joint.losses`)."""
+    bytes, and uncut in every mix of one name, as JSON values. ``elsewhere``: how many times
+    as much its cuts cost text of other kinds (`measured.all_text`)."""
 
     priced: Priced
     kl: float
@@ -98,7 +99,7 @@ class JointPlanner:
         measured: Sequence[Trial] = (),
     ) -> None:
         self.checkpoint, self.spec, self.evidence = checkpoint, spec, evidence
-        self.errors, self.pricer, self.measured = errors, pricer, measured
+        self.errors, self.pricer, self.measured = errors, pricer, measured or errors.cuts
         assert isinstance(spec.target.exporter, Mixer)
         self.mixer: Mixer = spec.target.exporter
         self.options = ExportOptions(AUTO, spec.target.options.layout, imatrix=True)
@@ -171,7 +172,7 @@ class JointPlanner:
                 high = middle
                 continue
             low = middle
-            if found.objective < chosen.objective:
+            if found.loss < chosen.loss:
                 chosen, priced = found, other
         return chosen, priced
 
@@ -251,7 +252,7 @@ class JointPlanner:
             tuple(self._frontier(chosen, besides)) if others else (),
             self._whole(chosen.nbytes) if others else None,
             tuple(self._wholes(besides)) if others else (),
-            self.factors.elsewhere,
+            cost_elsewhere(chosen.cut_loss, self.measured, self.errors.elsewhere),
         )
 
     def _frontier(self, chosen: Chosen, besides: float) -> Iterator[dict[str, Any]]:

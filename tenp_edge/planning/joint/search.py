@@ -29,7 +29,6 @@ _HIGHEST, _LOWEST = 1e6, 1e-30  # of a price: loss per byte
 class Chosen:
     """Indices into widths and types. ``width``, ``gate_up``, ``down`` [layers, experts]; ``other``
     [matrices]. ``cut_loss`` and ``type_loss``: of all together; ``nbytes`` of all these matrices.
-    ``caution``: how much the cuts counted beside the types while it was chosen.
     """
 
     width: Indices
@@ -39,16 +38,10 @@ class Chosen:
     cut_loss: float
     type_loss: float
     nbytes: float
-    caution: float = 1.0
 
     @property
     def loss(self) -> float:
         return self.cut_loss + self.type_loss
-
-    @property
-    def objective(self) -> float:
-        """What is least of the best choice of so many bytes."""
-        return self.caution * self.cut_loss + self.type_loss
 
 
 class JointSearch:
@@ -75,7 +68,7 @@ class JointSearch:
             return self._within(self._layers, nbytes)
         found = [self._within(layers, nbytes) for layers in self._of_one_width()]
         fitting = [chosen for chosen in found if chosen is not None]
-        return min(fitting, key=lambda chosen: chosen.objective, default=None)
+        return min(fitting, key=lambda chosen: chosen.loss, default=None)
 
     @property
     def smallest(self) -> Chosen:
@@ -135,7 +128,7 @@ class JointSearch:
         if nbytes - found.nbytes <= _SPARE * nbytes:
             return found
         pinned = (self._beside(layers, one.other, nbytes, price) for one in (fitting, above))
-        return min((found, *filter(None, pinned)), key=lambda chosen: chosen.objective)
+        return min((found, *filter(None, pinned)), key=lambda chosen: chosen.loss)
 
     def _beside(
         self, layers: list[_Layer], other: Indices, nbytes: float, price: float
@@ -196,8 +189,7 @@ class JointSearch:
         rows = np.arange(len(other))
         typed += float(self.tables.others.loss[rows, other].sum())
         nbytes += float(self.tables.others.nbytes[rows, other].sum())
-        caution = layers[0].table.caution if layers else 1.0
-        return Chosen(width, gate_up, down, other, cut, typed, nbytes, caution)
+        return Chosen(width, gate_up, down, other, cut, typed, nbytes)
 
     def _filled(
         self, layers: list[_Layer], fitting: Chosen, above: Chosen, nbytes: float
@@ -236,7 +228,7 @@ class JointSearch:
                 strict=True,
             )
             cut, typed = losses[0] - losses[1]
-            gains = (layer.table.caution * cut + typed) * layer.table.weight
+            gains = (cut + typed) * layer.table.weight
             more = sizes[1] - sizes[0]
             every = np.arange(len(more))
             for index in [every] if self.one_type else every[:, None]:
@@ -290,7 +282,6 @@ class _Layer:
     ) -> None:
         self.table, self.bare, self.width, self.alike = table, bare, width, alike
         self.experts = np.arange(len(table.cut))
-        self.cautious = table.caution * table.cut  # as cuts count while they are chosen
 
     @property
     def pair_bytes(self) -> Array:
@@ -301,7 +292,7 @@ class _Layer:
         """What each pair costs every expert at each of the prices, in units of all layers,
         [prices, experts, pairs]."""
         table = self.table
-        loss = table.weight * (self.cautious[:, :, None] + table.gate_up + table.down)
+        loss = table.weight * (table.cut[:, :, None] + table.gate_up + table.down)
         flat = loss.reshape(len(loss), -1)
         return np.stack([flat + price * self.pair_bytes for price in prices])
 
@@ -321,10 +312,10 @@ class _Layer:
         down = table.down + price * table.down_bytes
         if self.alike:
             by_gate_up = by_down = (gate_up + down).argmin(axis=2)
-            total = self.cautious + (gate_up + down).min(axis=2)
+            total = table.cut + (gate_up + down).min(axis=2)
         else:
             by_gate_up, by_down = gate_up.argmin(axis=2), down.argmin(axis=2)
-            total = self.cautious + gate_up.min(axis=2) + down.min(axis=2)
+            total = table.cut + gate_up.min(axis=2) + down.min(axis=2)
         width = total.argmin(axis=1)
         bare = self.bare
         if (width < bare).all():

@@ -32,8 +32,7 @@ _FAR = 1e30  # the loss of what may not be chosen
 class ExpertTable:
     """Experts of one layer. ``cut`` [experts, widths]; ``gate_up`` and ``down`` [experts, widths,
     types]: losses. ``gate_up_bytes`` and ``down_bytes`` [widths, types]. ``weight``: how much the
-    layer's losses count beside those of others while it is chosen; ``caution``: how much those of
-    cuts count beside those of types."""
+    layer's losses count beside those of others while it is chosen."""
 
     layer: int
     weight: float
@@ -42,7 +41,6 @@ class ExpertTable:
     down: Array
     gate_up_bytes: Array
     down_bytes: Array
-    caution: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def _layer_table(
     if widths[0] == 0:
         taken_off = evidence.statistics.means(layer)[1].numpy() if widths[1:2] == (0,) else None
         cut = _emptied(cut, table.tokens.numpy(), taken_off)
-    return ExpertTable(layer, weight, cut, gate_up, down_loss, *sizes, factors.caution)
+    return ExpertTable(layer, weight, cut, gate_up, down_loss, *sizes)
 
 
 def _cut_columns(cuts: Array, widths: tuple[int, ...]) -> Array:

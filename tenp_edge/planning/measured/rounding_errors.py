@@ -15,11 +15,12 @@ from typing import Any
 
 from tenp_edge.checkpoint.tensor_types import other_key
 from tenp_edge.disk import write_json
+from tenp_edge.planning.measured.trials import Trial
 from tenp_edge.planning.measured.type_costs import Conditions, read_measured
 
 FILE = "rounding.json"
 FIRST_FORMAT = "gguf"  # whose file has no name of the format in it: it was the first
-FORMAT, VERSION = "tenp-edge rounding", 3
+FORMAT, VERSION = "tenp-edge rounding", 4
 
 # Type -> its relative squared error: sum of E_kj^2 q_j over that of W_kj^2 q_j, q the importance of
 # the columns.
@@ -55,14 +56,15 @@ class RoundingErrors:
     """``experts``: layer -> projection -> Errors, of some layers; ``others``: `other_key` -> Errors
     of every other matrix. ``groups``: what rounding a whole group cost, by the role of its matrices
     ("q"), or "gate_up" and "down" of the experts. ``plans``: what a few plans of many widths and
-    types cost; ``elsewhere``: what a few that are only cut cost text of other kinds. ``seconds``:
-    what measuring took."""
+    types cost; ``cuts``: what a few that are only cut do, where `trials` do not say; ``elsewhere``:
+    what those cost text of other kinds. ``seconds``: what measuring took."""
 
     conditions: Conditions
     experts: Mapping[int, Mapping[str, Errors]]
     others: Mapping[str, Errors]
     groups: Mapping[str, GroupCost] = field(default_factory=dict)
     plans: tuple[MixedCost, ...] = ()
+    cuts: tuple[Trial, ...] = ()
     elsewhere: tuple[MixedCost, ...] = ()
     seconds: float = 0.0
 
@@ -87,6 +89,7 @@ class RoundingErrors:
         }
         for name in ("plans", "elsewhere"):
             record[name] = [asdict(cost) for cost in getattr(self, name)]
+        record["cuts"] = [cut.to_json() for cut in self.cuts]
         return record | {"groups": {name: asdict(cost) for name, cost in self.groups.items()}}
 
     def save(self, directory: Path) -> None:
@@ -119,9 +122,16 @@ def _errors(stored: Mapping[str, Any]) -> RoundingErrors:
         name: GroupCost(**{**cost, "layers": tuple(cost["layers"])})
         for name, cost in stored["groups"].items()
     }
-    # Files of before 0.3 know nothing of other text.
     plans, elsewhere = (
-        tuple(MixedCost(**cost) for cost in stored.get(name, ())) for name in ("plans", "elsewhere")
+        tuple(MixedCost(**cost) for cost in stored[name]) for name in ("plans", "elsewhere")
     )
-    conditions, seconds = Conditions.of_json(stored), float(stored["seconds"])
-    return RoundingErrors(conditions, experts, stored["others"], groups, plans, elsewhere, seconds)
+    return RoundingErrors(
+        conditions=Conditions.of_json(stored),
+        experts=experts,
+        others=stored["others"],
+        groups=groups,
+        plans=plans,
+        cuts=tuple(Trial.from_json(cut) for cut in stored["cuts"]),
+        elsewhere=elsewhere,
+        seconds=float(stored["seconds"]),
+    )

@@ -30,7 +30,7 @@ from tenp_edge.evaluation.validation import validate
 from tenp_edge.evaluation.variants import OtherWeights
 from tenp_edge.exporters.base import ExportData, ExportOptions
 from tenp_edge.exporters.gguf import EXPORTER
-from tenp_edge.planning.joint.losses import Factors, cost_elsewhere, unseen
+from tenp_edge.planning.joint.losses import unseen
 from tenp_edge.planning.measured.kl_law import loss_of_kl, predicted_kl
 from tenp_edge.planning.measured.probes import KEEPS, PLAIN
 from tenp_edge.planning.measured.rounding_errors import MixedCost, RoundingErrors
@@ -265,25 +265,37 @@ def test_a_calibration_that_was_too_short_cuts_nothing_and_beats_one_type(known:
 
 
 def test_cuts_that_other_text_feels_make_room_for_fewer_bits(known: Known, budget: int) -> None:
-    """Other text counts for a third; where it loses less than the calibrated it changes nothing."""
+    """Where it loses less than the calibrated one it changes nothing."""
     model, statistics, errors = known
-    assert cost_elsewhere(errors) == 1
     losses = (1e-5, 1e-3, 1e-2)
+    own = tuple(Trial(PLAIN, 0.5, loss, predicted_kl(loss), 0.0) for loss in losses)
 
-    def elsewhere(times: float) -> RoundingErrors:
-        cuts = tuple(MixedCost(loss, predicted_kl(times * loss)) for loss in losses)
-        return replace(errors, elsewhere=cuts)
+    def planned_beside(times: float) -> CompressionPlan:
+        there = tuple(MixedCost(loss, times * predicted_kl(loss)) for loss in losses)
+        measured = replace(errors, cuts=own, elsewhere=there if times else ())
+        return planned((model, statistics, measured), budget_bytes=budget)
 
-    assert cost_elsewhere(elsewhere(0.1)) == 1
-    assert cost_elsewhere(elsewhere(19.0)) == pytest.approx(19)
-    assert Factors({}, elsewhere=19.0).caution == pytest.approx(7)
-    plain = planned(known, budget_bytes=budget)
-    careful = planned((model, statistics, elsewhere(99.0)), budget_bytes=budget)
+    plain, careful = planned_beside(0.1), planned_beside(50.0)
+    assert plain.widths == planned_beside(0).widths
     assert careful.keep_ratio > plain.keep_ratio + 0.02
-    said = "cutting costs text of other kinds about 99 times"
+    said = "cutting costs text of other kinds about 50 times"
     assert any(note.startswith(said) for note in careful.record.notes)
     assert not any(note.startswith("cutting costs") for note in plain.record.notes)
     assert total(careful) <= budget and careful.record.predicted_loss < plain.record.predicted_loss  # type: ignore[operator]
+
+
+def test_where_cuts_cost_more_than_elsewhere_they_weigh_more(known: Known, budget: int) -> None:
+    """By this model's own cuts, measured with the groups where no probes were."""
+    model, statistics, errors = known
+    losses = (1e-3, 1e-2, 1e-1)
+    dear = tuple(Trial(PLAIN, 0.5, loss, 8 * predicted_kl(loss), 0.0) for loss in losses)
+
+    def planned_by(cuts: tuple[Trial, ...]) -> CompressionPlan:
+        measured = replace(errors, cuts=cuts, elsewhere=())
+        return planned((model, statistics, measured), budget_bytes=budget)
+
+    plain, careful = planned_by(()), planned_by(dear)
+    assert careful.keep_ratio > plain.keep_ratio + 0.02
 
 
 def test_only_types_of_the_profile_are_mixed(known: Known, budget: int) -> None:

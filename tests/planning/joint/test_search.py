@@ -219,20 +219,3 @@ def test_a_layer_that_counts_more_keeps_more() -> None:
     found = search.within(3 * search.smallest.nbytes)
     assert found is not None
     assert (found.width[1] >= found.width[0]).all() and found.width[1].sum() > found.width[0].sum()
-
-
-@pytest.mark.parametrize("one_type", [False, True])
-def test_where_cuts_count_more_bits_go_first(one_type: bool) -> None:
-    """Within the same bytes, and nothing else would be much better in that sense."""
-    given = tables(3, experts=2)
-    careful = replace(given, experts=tuple(replace(t, caution=8.0) for t in given.experts))
-    plain, cautious = (JointSearch(one, one_type) for one in (given, careful))
-    nbytes = 2.5 * plain.smallest.nbytes
-    bold, safe = plain.within(nbytes), cautious.within(nbytes)
-    assert bold is not None and safe is not None
-    assert safe.cut_loss < bold.cut_loss and safe.type_loss > bold.type_loss
-    assert safe.loss == safe.cut_loss + safe.type_loss
-    assert safe.objective == pytest.approx(8 * safe.cut_loss + safe.type_loss)
-    if not one_type:
-        fitting = (one for one in every_choice(cautious, 2) if one.nbytes <= nbytes)
-        assert safe.objective < 1.3 * min(one.objective for one in fitting)
