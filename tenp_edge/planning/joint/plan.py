@@ -124,8 +124,19 @@ class JointPlanner:
 
     @cached_property
     def search(self) -> JointSearch:
-        most = self.spec.target.most_widths
+        return self._search(self.spec.target.most_widths)
+
+    def _search(self, most: int | None) -> JointSearch:
         return JointSearch(self.tables, self.rules.one_type, self.rules.alike, most)
+
+    @cached_property
+    def searches(self) -> tuple[JointSearch, ...]:
+        """The widest first. Where every pair of a width and a type takes nodes of a graph, which
+        are memory, too: also of half as many pairs, of a quarter, ... of one."""
+        most = self.spec.target.most_widths
+        if most is None or not (self.rules.alike and self.rules.nodes_by_types):
+            return (self.search,)
+        return self.search, *(self._search(most >> k) for k in range(1, most.bit_length()))
 
     @property
     def rules(self) -> LayoutRules:
@@ -136,13 +147,24 @@ class JointPlanner:
 
         ``confirm``: within it by the runtime's own answer for that very plan.
         """
-        chosen = self.search.smallest
+        found = [(self._best(search, budget, confirm), search) for search in self.searches]
+        plans = [(*best, search) for best, search in found if best is not None]
+        if not plans:
+            return None
+        chosen, priced, search = min(plans, key=lambda plan: plan[0].loss)
+        return self._described(chosen, priced, search)
+
+    def _best(
+        self, search: JointSearch, budget: int, confirm: bool
+    ) -> tuple[Chosen, Priced] | None:
+        """Of the choices of one ``search``."""
+        chosen = search.smallest
         priced = self._priced(chosen, confirm)
         fits = priced.memory.total_bytes <= budget
         best: tuple[Chosen, Priced] | None = (chosen, priced) if fits else None
         for _ in range(_ROUNDS):
             besides = priced.memory.total_bytes - chosen.nbytes
-            found = self.search.within(budget - besides)
+            found = search.within(budget - besides)
             if found is None:
                 break
             if best is not None and found.nbytes <= best[0].nbytes:
@@ -152,10 +174,10 @@ class JointPlanner:
                 best = chosen, priced
         if best is None:
             return None
-        return self._described(*self._filled_up(*best, budget, confirm))
+        return self._filled_up(search, *best, budget, confirm)
 
     def _filled_up(
-        self, chosen: Chosen, priced: Priced, budget: int, confirm: bool
+        self, search: JointSearch, chosen: Chosen, priced: Priced, budget: int, confirm: bool
     ) -> tuple[Chosen, Priced]:
         """A larger plan, where what a run takes besides the weights goes by the types, too, so that
         much is left over: by halves, between what fits and what might."""
@@ -166,7 +188,7 @@ class JointPlanner:
             if high - low < _SPARE * budget:
                 break
             middle = (low + high) / 2
-            found = self.search.within(middle)
+            found = search.within(middle)
             other = None if found is None else self._priced(found, confirm)
             if found is None or other is None or other.memory.total_bytes > budget:
                 high = middle
@@ -240,7 +262,7 @@ class JointPlanner:
         """By mixed plans of this model where some were measured, else by cut ones."""
         return predicted_kl(loss, self.errors.plans or self.measured)
 
-    def _described(self, chosen: Chosen, priced: Priced) -> JointPlan:
+    def _described(self, chosen: Chosen, priced: Priced, search: JointSearch) -> JointPlan:
         besides, others = priced.memory.total_bytes - chosen.nbytes, self.spec.options.frontier
         return JointPlan(
             priced,
@@ -249,16 +271,18 @@ class JointPlanner:
             self.kl(chosen.cut_loss),
             self.kl(chosen.type_loss),
             self._bits(chosen),
-            tuple(self._frontier(chosen, besides)) if others else (),
+            tuple(self._frontier(chosen, search, besides)) if others else (),
             self._whole(chosen.nbytes) if others else None,
             tuple(self._wholes(besides)) if others else (),
             cost_elsewhere(chosen.cut_loss, self.measured, self.errors.elsewhere),
         )
 
-    def _frontier(self, chosen: Chosen, besides: float) -> Iterator[dict[str, Any]]:
+    def _frontier(
+        self, chosen: Chosen, search: JointSearch, besides: float
+    ) -> Iterator[dict[str, Any]]:
         """Plans of other sizes, smallest first; the chosen one among them."""
         for share in SHARES:
-            found = chosen if share == 1 else self.search.within(share * chosen.nbytes)
+            found = chosen if share == 1 else search.within(share * chosen.nbytes)
             if found is not None:
                 yield {
                     "total_bytes": round(found.nbytes + besides),

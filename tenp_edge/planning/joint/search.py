@@ -111,8 +111,13 @@ class JointSearch:
             *_, price = self._nearest(self._layers, smallest, largest, nbytes, bracket)
         prices = [float(np.exp(price + offset)) for offset in (-_NEAR, 0.0, _NEAR)]
         losses = np.concatenate([layer.pairs(prices) for layer in self._layers], axis=1)
-        least = int(np.argmin(self._layers[0].pair_bytes))
-        allowed = few(losses, most, least)
+        sizes = self._layers[0].pair_bytes
+        if most == 1:
+            least_others = self.tables.others.nbytes.min(axis=1).sum()
+            fits = losses.shape[1] * sizes + least_others <= nbytes
+            allowed = np.array([np.where(fits, losses.sum(axis=(0, 1)), np.inf).argmin()])
+        else:
+            allowed = few(losses, most, int(np.argmin(sizes)))
         return self._within([layer.limited(allowed) for layer in self._layers], nbytes)
 
     def _within(self, layers: list[_Layer], nbytes: float) -> Chosen | None:

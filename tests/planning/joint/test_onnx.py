@@ -94,6 +94,18 @@ def test_a_plan_fits_and_is_what_is_written(known: Known, mode: str, tmp_path: P
     assert steps["export"] == pytest.approx(steps["quantisation"], rel=0.1, abs=1e-5)
 
 
+def test_nodes_that_would_cost_neurons_are_left_out(known: Known) -> None:
+    """A pair of a width and a type is nodes of a graph, which on a small model are more than its
+    weights: in the memory of the whole model in one type no plan is worse than that."""
+    whole = planned(known, "ort-cpu", quant="int4", keep=1.0)
+    plan = planned(known, "ort-cpu", budget_bytes=total(whole), frontier=True)
+    assert total(plan) <= total(whole)
+    choice = plan.record.type_choice
+    assert choice is not None
+    (same,) = (other for other in choice["wholes"] if other["quant"] == "int4")
+    assert choice["kl"] <= same["predicted_kl"]
+
+
 def test_without_measurements_a_rule_chooses_one_of_the_modes_types(known: Known) -> None:
     def choosable(mode: str) -> tuple[str, ...]:
         asked = PlanOptions(format="onnx", layout=mode, budget_bytes=2**30)

@@ -191,6 +191,18 @@ def test_few_pairs_of_a_width_and_a_type(seed: int) -> None:
     assert not three.largest.gate_up.any()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_one_pair_for_all_is_the_best_that_fits(seed: int) -> None:
+    given = tables(seed, experts=12, layers=2)
+    every, one = (JointSearch(given, alike=True, most=most) for most in (9, 1))
+    for nbytes in np.linspace(one.smallest.nbytes, 20_000, 9):
+        free, found = every.within(nbytes), one.within(nbytes)
+        assert free is not None and found is not None and found.nbytes <= nbytes
+        assert len(np.unique(found.width)) == len(np.unique(found.gate_up)) == 1
+        assert (found.gate_up == found.down).all() and free.loss * 0.9 <= found.loss
+    assert one.within(one.smallest.nbytes - 1) is None
+
+
 def test_one_pair_is_all_there_is() -> None:
     """As of experts as wide as a block, in one type."""
     one = tables()
