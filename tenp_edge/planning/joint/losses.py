@@ -24,7 +24,12 @@ from tenp_edge.calibration.storage import Statistics
 from tenp_edge.exporters.mixing import Mixer
 from tenp_edge.planning.measured.all_text import on_all_text
 from tenp_edge.planning.measured.kl_law import is_of_chance, loss_of_kl
-from tenp_edge.planning.measured.rounding_errors import EXPERT_GROUPS, GroupCost, RoundingErrors
+from tenp_edge.planning.measured.rounding_errors import (
+    EXPERT_GROUPS,
+    GroupCost,
+    MixedCost,
+    RoundingErrors,
+)
 from tenp_edge.planning.measured.trials import Trial
 
 # Of the sums' own prediction: a measurement further off is of text that hardly uses the experts.
@@ -46,8 +51,7 @@ def measured_factors(
 ) -> Factors:
     """What was measured of this model, beside what its statistics predict. ``measured``: its plans
     that were only cut."""
-    cuts = on_all_text(measured, errors.elsewhere)
-    law = law_of_rounding(cuts)
+    law = law_of_rounding(measured, errors.elsewhere)
     factors = dict.fromkeys(EXPERT_GROUPS, 1.0)
     for name, cost in errors.groups.items():
         loss = loss_of_kl(cost.kl, law)
@@ -57,13 +61,16 @@ def measured_factors(
         if loss > 0 and expected > 0:
             factor = loss / expected
             factors[name] = min(max(factor, _LEAST), _MOST) if name in EXPERT_GROUPS else factor
-    return Factors(factors, 0.0 if law else unseen(cuts))
+    beside = 0.0 if law else unseen(on_all_text(measured, errors.elsewhere))
+    return Factors(factors, beside)
 
 
-def law_of_rounding(measured: Sequence[Trial]) -> Sequence[Trial]:
-    """The cuts that the law of rounding goes through: the ``measured`` ones, none where they cost
-    by chance."""
-    return () if is_of_chance(measured) else measured
+def law_of_rounding(
+    measured: Sequence[Trial], elsewhere: Sequence[MixedCost] = ()
+) -> Sequence[Trial]:
+    """The cuts that the law of rounding goes through: the ``measured`` ones with what they cost all
+    text, none where they cost by chance."""
+    return () if is_of_chance(measured) else on_all_text(measured, elsewhere)
 
 
 def unseen(measured: Sequence[Trial]) -> float:
