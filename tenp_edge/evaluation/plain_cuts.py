@@ -27,6 +27,7 @@ from tenp_edge.planning.measured.probes import PLAIN, plain_plans
 from tenp_edge.planning.measured.rounding_errors import MixedCost
 from tenp_edge.planning.measured.trials import Trial
 from tenp_edge.planning.options.devices import this_machine
+from tenp_edge.planning.options.spec import PlanOptions
 from tenp_edge.planning.planner import make_plan
 from tenp_edge.progress import QUIET, Progress
 
@@ -40,10 +41,12 @@ class PlainCuts:
 
     @classmethod
     def of(cls, cached: LayerCache, statistics: Statistics) -> PlainCuts:
-        """None where the statistics know too little for the plain way."""
-        known = statistics.has_elimination
-        make = lambda asked: make_plan(cached, this_machine(), asked, statistics)  # noqa: E731
-        return cls(cached, plain_plans(make) if known else ())
+        """No plans where the statistics know too little for the plain way."""
+
+        def make(asked: PlanOptions) -> CompressionPlan:
+            return make_plan(cached, this_machine(), asked, statistics)
+
+        return cls(cached, plain_plans(make) if statistics.has_elimination else ())
 
     def variants(self) -> list[Planned]:
         return [Planned(plan) for plan in self.plans]

@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
+from tenp_edge.planning.measured.kl_law import predicted_kl
 from tenp_edge.planning.measured.rounding_errors import MixedCost
 from tenp_edge.planning.measured.trials import Trial
 
@@ -49,10 +50,14 @@ def cost_elsewhere(loss: float, cuts: Sequence[Trial], elsewhere: Sequence[Mixed
 
 
 def _ratio(there: MixedCost, cuts: Sequence[Trial]) -> float:
-    """Logarithm of the KL of ``there`` over that of the same plan on the calibrated text."""
-    lossy = [cut for cut in cuts if cut.predicted_loss > 0]
-    if not lossy:
+    """Logarithm of the KL of ``there`` over that of the same plan on the calibrated text, by the law
+    of the others where it was not measured."""
+    if not cuts:
         return 0.0
-    here = min(lossy, key=lambda cut: abs(math.log(cut.predicted_loss / there.loss)))
-    kl = median(here.sequence_kl) if here.sequence_kl else here.mean_kl
+    same = (cut for cut in cuts if math.isclose(cut.predicted_loss, there.loss, rel_tol=1e-6))
+    here = next(same, None)
+    if here is None:
+        kl = predicted_kl(there.loss, cuts)
+    else:
+        kl = median(here.sequence_kl) if here.sequence_kl else here.mean_kl
     return max(0.0, math.log(there.kl / kl)) if there.kl > 0 and kl > 0 else 0.0

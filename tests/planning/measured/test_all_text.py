@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tenp_edge.planning.measured.all_text import cost_elsewhere, on_all_text
+from tenp_edge.planning.measured.kl_law import predicted_kl
 from tenp_edge.planning.measured.rounding_errors import MixedCost
 from tenp_edge.planning.measured.trials import Trial
 
@@ -42,6 +43,13 @@ def test_cuts_between_those_that_were_measured_there_cost_what_lies_between() ->
     beside = Trial({"unit": 1.0}, 0.7, 1e-4 * 10**0.5, 2e-3, 0.0)
     found = on_all_text([*CUTS, beside], there(64.0, 1.0, 1.0))
     assert found[-1].mean_kl == pytest.approx(2 * 2e-3)
+
+
+def test_of_a_plan_that_was_not_measured_here_the_law_of_the_others_speaks() -> None:
+    """As after `plan --refine`, which measures plans of one size."""
+    refined = Trial({}, 0.6, 2e-3, 8e-3, 0.0)
+    found = [MixedCost(1e-4, 3 * predicted_kl(1e-4, [refined]))]
+    assert cost_elsewhere(1e-4, [refined], found) == pytest.approx(3)
 
 
 @pytest.mark.parametrize(
