@@ -50,8 +50,8 @@ def cost_elsewhere(loss: float, cuts: Sequence[Trial], elsewhere: Sequence[Mixed
 
 
 def _ratio(there: MixedCost, cuts: Sequence[Trial]) -> float:
-    """Logarithm of the KL of ``there`` over that of the same plan on the calibrated text, by the law
-    of the others where it was not measured."""
+    """Logarithm of the KL of ``there`` over that of the same plan on the calibrated text; by the
+    law of ``cuts`` where it is none of them."""
     if not cuts:
         return 0.0
     same = (cut for cut in cuts if math.isclose(cut.predicted_loss, there.loss, rel_tol=1e-6))
