@@ -17,7 +17,7 @@ Measured = Sequence[Trial] | Sequence[MixedCost]
 # cuts what looks cheapest pays more than it promises, which is why the power is below 1.
 _SCALE, POWER = 1.47, 0.84
 _STEEPEST, _FLATTEST = 1.5, 0.4  # powers that a model's own plans may ask for
-# After 32 to 64 tokens of one kind the power was 0.24 to 0.39, after 160 and more 0.57 to 1.11.
+# After 32 to 64 tokens of one kind the power was 0.24 to 0.39, after 160 and more 0.55 to 1.11.
 _OF_CHANCE = 0.5
 _SPREAD = 1.0  # of the logarithms of their losses, least standard deviation to tell a power
 
