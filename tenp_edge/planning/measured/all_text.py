@@ -20,6 +20,7 @@ from tenp_edge.planning.measured.trials import Trial
 # Of all text to come, what is of other kinds: the given text counts twice as much. More helps
 # others little and costs the given text a quarter more KL at small budgets (docs/method.md).
 _OTHER = 1 / 3
+_NOISE = 1e-7  # nats: what a forward in float32 leaves of no difference at all
 
 
 def on_all_text(cuts: Sequence[Trial], elsewhere: Sequence[MixedCost]) -> list[Trial]:
@@ -60,4 +61,4 @@ def _ratio(there: MixedCost, cuts: Sequence[Trial]) -> float:
         kl = predicted_kl(there.loss, cuts)
     else:
         kl = median(here.sequence_kl) if here.sequence_kl else here.mean_kl
-    return max(0.0, math.log(there.kl / kl)) if there.kl > 0 and kl > 0 else 0.0
+    return max(0.0, math.log(max(there.kl, _NOISE) / max(kl, _NOISE)))

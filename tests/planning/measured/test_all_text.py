@@ -52,6 +52,12 @@ def test_of_a_plan_that_was_not_measured_here_the_law_of_the_others_speaks() -> 
     assert cost_elsewhere(1e-4, [refined], found) == pytest.approx(3)
 
 
+def test_the_noise_of_a_forward_is_no_difference() -> None:
+    nothing = Trial({}, 0.95, 1e-8, 0.0, 0.0, (-2e-9, 0.0, 1e-9))
+    assert cost_elsewhere(1e-8, [nothing], [MixedCost(1e-8, 5e-8)]) == 1
+    assert cost_elsewhere(1e-8, [nothing], [MixedCost(1e-8, 4e-7)]) == pytest.approx(4)
+
+
 @pytest.mark.parametrize(
     ("cuts", "found"),
     [(CUTS, []), ([], there(2.0, 2.0, 2.0)), (CUTS, [MixedCost(0.0, 0.1)])],
