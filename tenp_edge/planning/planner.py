@@ -73,12 +73,14 @@ def make_plan(
     (`joint.plan`); with ``costs``, what each type was measured to cost, one for the file, else by a
     rule (`tensor_types`).
     ``extra_files`` adds exact sizes of further weight files (the pruned checkpoint's);
-    ``measured`` are plans of this model that were run: they say what a loss means in nats, and for
-    the default method which way of sharing out width was best near the plan's size (`probes`).
+    ``measured`` are plans of this model that were run (else those of ``rounding``): they say what a
+    loss means in nats, and for the default method which way of sharing out width was best near the
+    plan's size (`probes`).
     ``least``: before a calibration that measures what rounding does, the smallest plan that it may
     lead to. ``confirm``: the memory is the runtime's own answer for the very plan; without, it is
     estimated. Raises UserError when nothing legal fits, with what would.
     """
+    measured = measured or (() if rounding is None else rounding.cuts)
     inputs = _Given(checkpoint, profile, statistics, measured, confirm, costs, rounding, least)
     try:
         largest = inputs.found(options)

@@ -284,6 +284,20 @@ def test_cuts_that_other_text_feels_make_room_for_fewer_bits(known: Known, budge
     assert total(careful) <= budget and careful.record.predicted_loss < plain.record.predicted_loss  # type: ignore[operator]
 
 
+def test_the_cuts_beside_the_groups_say_what_a_loss_means(known: Known) -> None:
+    """Of plans of one type, too."""
+    model, statistics, errors = known
+    dear = tuple(
+        Trial(PLAIN, 0.5, loss, 8 * predicted_kl(loss), 0.0) for loss in (1e-3, 1e-2, 1e-1)
+    )
+    ours, usual = (
+        planned((model, statistics, replace(errors, cuts=cuts)), keep=0.6, quant="Q8_0")
+        for cuts in (dear, ())
+    )
+    assert ours.widths == usual.widths
+    assert ours.record.predicted_kl == pytest.approx(8 * usual.record.predicted_kl)  # type: ignore[operator]
+
+
 def test_where_cuts_cost_more_than_elsewhere_they_weigh_more(known: Known, budget: int) -> None:
     """By this model's own cuts, measured with the groups where no probes were."""
     model, statistics, errors = known
