@@ -75,6 +75,7 @@ def main() -> None:
     checkpoint = Checkpoint(args.model)
     held = ValidationOptions(tuple(args.eval_data), args.eval_samples, args.seq_len)
     held_out = validation_domains(checkpoint, held)
+    args.dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.dir) as scratch:
         work = args.calibration or Path(scratch) / "statistics"
         options = CalibrationOptions(tuple(args.data), args.samples, args.seq_len, dtype="float32")

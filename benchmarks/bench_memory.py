@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     add_record_flag(parser)
     args = parser.parse_args()
+    args.dir.mkdir(parents=True, exist_ok=True)
     require_free(args.dir, 6 * 10**9 if "large" in args.models else 10**9, "this benchmark")
     table = Table(COLUMNS)
     print(table.head)

@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, help="make the files here and keep them")
     add_record_flag(parser)
     args = parser.parse_args()
+    args.dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.dir) as scratch:
         calibration = args.calibration or _calibrated(args.model, Path(scratch) / "statistics")
         bench, table = Bench(args, calibration, args.files or Path(scratch)), Table(COLUMNS)

@@ -138,6 +138,7 @@ def main() -> None:
     add_record_flag(parser)
     arguments = parser.parse_args()
     stages: list[Stage] = []
+    arguments.dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="bench-plan-") as directory:
         model, work = Path(directory) / "model", Path(directory) / "work"
         model.mkdir()

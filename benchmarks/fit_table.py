@@ -57,6 +57,8 @@ def main() -> None:
     table, known = Table(COLUMNS), recorded(arguments.record) if arguments.new else {}
     print(table.head)
     for name, stated, raw in chosen(arguments.configs):
+        if arguments.dir is not None:
+            arguments.dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="fit-") as directory:
             row = known.get(name) or planned(name, raw, Path(directory))
         billions = row["parameters"] / 1e9
