@@ -219,32 +219,63 @@ def _mean(value: Any) -> Any:
 # -- at equal bytes --------------------------------------------------------------------------------
 
 
-def _matched(records: Records) -> Rows:
+def _matched(records: Records, table: str = "kl") -> Rows:
+    """Of the calibrated kinds of text, or of the "other" ones."""
     found = [record for name, record in records.items() if name.startswith("matched-")]
-    return [row for record in found for row in record.tables["kl"].rows if row.get("joint")]
+    tables = [record.tables[table] for record in found if table in record.tables]
+    return [row for one in tables for row in one.rows if row.get("joint")]
 
 
-def _bars(records: Records) -> list[tuple[Mapping[str, Any], str, str]]:
+def _bars(rows: Rows) -> list[tuple[Mapping[str, Any], str, str]]:
     """(row, the ratio's key, its mark), of every bar that was judged."""
     pairs = (("of_whole", "whole_mark"), ("of_pruned", "pruned_mark"))
-    rows = _matched(records)
     return [(row, key, row[mark]) for row in rows for key, mark in pairs if key in row]
 
 
-def joint_held(records: Records) -> str:
-    judged = _bars(records)
+def _held(rows: Rows) -> str:
+    judged = _bars(rows)
     return f"{sum(not mark for _, _, mark in judged)} of {len(judged)}"
 
 
-def joint_missed(records: Records) -> str:
+def _missed(rows: Rows) -> str:
     """Where, and by how much."""
     missed = [
         f"{row['model']} at {row['budget']}, {row['calibrated_on']} ({row[key]:.2f} of "
         f"{'the whole model' if key == 'of_whole' else 'one type with pruning'})"
-        for row, key, mark in _bars(records)
+        for row, key, mark in _bars(rows)
         if mark
     ]
     return f"Missed: {'; '.join(missed)}." if missed else "None is missed."
+
+
+def joint_held(records: Records) -> str:
+    return _held(_matched(records))
+
+
+def joint_missed(records: Records) -> str:
+    return _missed(_matched(records))
+
+
+def joint_held_elsewhere(records: Records) -> str:
+    return _held(_matched(records, "other"))
+
+
+def joint_missed_elsewhere(records: Records) -> str:
+    return _missed(_matched(records, "other"))
+
+
+def joint_of_whole_elsewhere(records: Records) -> str:
+    """Where the whole model does not fit in the most precise type."""
+    rows = [row for row in _matched(records, "other") if "Q6_K" not in row["budget"]]
+    return _range([row["of_whole"] for row in rows], "{:.2f}")
+
+
+def joint_smol_package(records: Records) -> str:
+    """Of the whole model's KL, on real weights after the text that everybody has."""
+    rows = [row for row in _matched(records) if row["model"] == "smollm2"]
+    here = (row for row in rows if row["calibrated_on"] == "the text in the package")
+    *most, last = (f"{row['of_whole']:.2f}" for row in here)
+    return f"{', '.join(most)} and {last}"
 
 
 def joint_of_whole(records: Records) -> str:
@@ -288,6 +319,10 @@ FACTS: Mapping[str, Callable[[Records], str]] = {
         types_correlation,
         joint_held,
         joint_missed,
+        joint_held_elsewhere,
+        joint_missed_elsewhere,
+        joint_of_whole_elsewhere,
+        joint_smol_package,
         joint_of_whole,
         joint_of_pruned,
         joint_of_bound,
