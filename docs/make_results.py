@@ -237,36 +237,50 @@ def _held(rows: Rows) -> str:
     return f"{sum(not mark for _, _, mark in judged)} of {len(judged)}"
 
 
-def _missed(rows: Rows) -> str:
-    """Where, and by how much."""
-    missed = [
-        f"{row['model']} at {row['budget']}, {row['calibrated_on']} ({row[key]:.2f} of "
-        f"{'the whole model' if key == 'of_whole' else 'one type with pruning'})"
-        for row, key, mark in _bars(rows)
-        if mark
-    ]
-    return f"Missed: {'; '.join(missed)}." if missed else "None is missed."
-
-
 def joint_held(records: Records) -> str:
     return _held(_matched(records))
-
-
-def joint_missed(records: Records) -> str:
-    return _missed(_matched(records))
 
 
 def joint_held_elsewhere(records: Records) -> str:
     return _held(_matched(records, "other"))
 
 
-def joint_missed_elsewhere(records: Records) -> str:
-    return _missed(_matched(records, "other"))
+def joint_missed_where_it_fits(records: Records) -> str:
+    """How many bars are missed at the bytes of Q6_K, and by how much."""
+    rows = [*_matched(records), *_matched(records, "other")]
+    found = [row[key] for row, key, mark in _bars(rows) if mark and _fits(row)]
+    return f"{len(found)} ({_range(found, '{:.2f}')})"
+
+
+def joint_missed(records: Records) -> str:
+    """A table of the bars that are missed at the other sizes."""
+    columns = (
+        ("model", "{model}"),
+        ("calibrated on", "{calibrated_on}"),
+        ("judged on", "{judged_on}"),
+        ("bytes of the whole model in", "{budget}"),
+        ("KL of joint", "{joint:.3g}"),
+        ("of that of", "{rival}"),
+        ("is", "{ratio:.2f}{mark}"),
+    )
+    table = Table(columns)
+    for judged_on, name in (("the calibrated kinds", "kl"), ("the others", "other")):
+        for row, key, mark in _bars(_matched(records, name)):
+            if mark and not _fits(row):
+                rival = "the whole model" if key == "of_whole" else "one type, pruned"
+                said = {"judged_on": judged_on, "rival": rival, "ratio": row[key], "mark": mark}
+                table.add({**row, **said})
+    return str(table)
+
+
+def _fits(row: Mapping[str, Any]) -> bool:
+    """Whether the whole model fits in the most precise type, or nearly."""
+    return "Q6_K" in row["budget"]
 
 
 def joint_of_whole_elsewhere(records: Records) -> str:
     """Where the whole model does not fit in the most precise type."""
-    rows = [row for row in _matched(records, "other") if "Q6_K" not in row["budget"]]
+    rows = [row for row in _matched(records, "other") if not _fits(row)]
     return _range([row["of_whole"] for row in rows], "{:.2f}")
 
 
@@ -286,6 +300,15 @@ def joint_of_pruned(records: Records) -> str:
     return _range([row["of_pruned"] for row in _cut(records) if "of_pruned" in row], "{:.2f}")
 
 
+def removal_of_joint(records: Records) -> str:
+    """The better way to remove whole experts."""
+    rows = [row for row in _cut(records) if row["reap"] and row["easy_ep"]]
+    least, _, most = _range(
+        [min(row["reap"], row["easy_ep"]) / row["joint"] for row in rows], "{:.1f}"
+    ).partition(" to ")
+    return f"{least} to {float(most):.0f} times"
+
+
 def own_of_whole(records: Records) -> str:
     return _range([row["own"] / row["whole"] for row in _cut(records) if row["own"]], "{:.2f}")
 
@@ -298,7 +321,7 @@ def joint_of_bound(records: Records) -> str:
 
 def _cut(records: Records) -> Rows:
     """Where the whole model does not fit in the most precise type."""
-    return [row for row in _matched(records) if "Q6_K" not in row["budget"]]
+    return [row for row in _matched(records) if not _fits(row)]
 
 
 FACTS: Mapping[str, Callable[[Records], str]] = {
@@ -320,13 +343,14 @@ FACTS: Mapping[str, Callable[[Records], str]] = {
         joint_held,
         joint_missed,
         joint_held_elsewhere,
-        joint_missed_elsewhere,
+        joint_missed_where_it_fits,
         joint_of_whole_elsewhere,
         joint_smol_package,
         joint_of_whole,
         joint_of_pruned,
         joint_of_bound,
         own_of_whole,
+        removal_of_joint,
         main_methods,
     )
 }
