@@ -194,5 +194,6 @@ def test_the_peak_is_not_above_the_prediction(
 ) -> None:
     run, file = MemoryRun(CONTEXT, 64, "F16", 1), directory_of(family) / f"{layout}.gguf"
     measured = measure_peak_rss(file, **asdict(run), prompt_tokens=CONTEXT)
-    # Most of either is the process, as large as the machine's libraries make it.
-    assert measured <= predict_peak(file, run).total_bytes <= 1.1 * measured
+    # Most of either is the process, as large as the machine's libraries make it; and what a kernel
+    # reclaims of them in between, neither sees.
+    assert measured <= predict_peak(file, run).total_bytes <= 1.1 * measured + 4 * 2**20
