@@ -104,8 +104,8 @@ def measure_rounding(
     plain = [] if trials else cuts.variants()
     variants: list[Variant] = [*plain, *groups.variants(), *tried.variants()]
     found = measured(variants, "groups of matrices")
-    own, found = () if trials else cuts.trials(found[: len(plain)]), found[len(plain) :]
-    kls = [one.mean_kl for one in found]
+    own = () if trials else cuts.trials(found[: len(plain)])
+    kls = [one.mean_kl for one in found[len(plain) :]]
     costs = groups.costs(kls[: len(groups.names)])
     convicted = tried.convicted(kls[len(groups.names) :], costs, statistics, trials or own)
     there = cuts.elsewhere(

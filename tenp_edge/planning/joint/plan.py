@@ -147,12 +147,12 @@ class JointPlanner:
 
         ``confirm``: within it by the runtime's own answer for that very plan.
         """
-        found = [(self._best(search, budget, confirm), search) for search in self.searches]
-        plans = [(*best, search) for best, search in found if best is not None]
-        if not plans:
-            return None
-        chosen, priced, search = min(plans, key=lambda plan: plan[0].loss)
-        return self._described(chosen, priced, search)
+        best: tuple[Chosen, Priced, JointSearch] | None = None
+        for search in self.searches:
+            found = self._best(search, budget, confirm)
+            if found is not None and (best is None or found[0].loss < best[0].loss):
+                best = *found, search
+        return None if best is None else self._described(*best)
 
     def _best(
         self, search: JointSearch, budget: int, confirm: bool

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from statistics import median
+
+import numpy as np
 
 from tenp_edge.planning.measured.kl_law import predicted_kl
 from tenp_edge.planning.measured.rounding_errors import MixedCost
@@ -42,12 +43,8 @@ def cost_elsewhere(loss: float, cuts: Sequence[Trial], elsewhere: Sequence[Mixed
     known = sorted((math.log(cut.loss), _ratio(cut, cuts)) for cut in elsewhere if cut.loss > 0)
     if not known or loss <= 0:
         return 1.0
-    place = min(max(math.log(loss), known[0][0]), known[-1][0])
-    for (small, low), (large, high) in pairwise(known):
-        if place <= large and large > small:
-            part = (place - small) / (large - small)
-            return math.exp((1 - part) * low + part * high)
-    return math.exp(known[0][1])
+    losses, ratios = zip(*known, strict=True)
+    return math.exp(float(np.interp(math.log(loss), losses, ratios)))
 
 
 def _ratio(there: MixedCost, cuts: Sequence[Trial]) -> float:

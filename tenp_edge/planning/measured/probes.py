@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from operator import itemgetter
 from statistics import stdev
+
+import numpy as np
 
 from tenp_edge.checkpoint.compression_plan import CompressionPlan
 from tenp_edge.errors import UserError
@@ -116,13 +117,8 @@ def best_way(trials: Sequence[Trial], options: PlanOptions, keep: float) -> Chan
 
 def _between(values: Mapping[float, float], keep: float) -> float:
     """Of values by size that at ``keep``: interpolated, the nearest one outside of them."""
-    known = sorted(values.items())
-    keep = min(max(keep, known[0][0]), known[-1][0])
-    for (small, low), (large, high) in pairwise(known):
-        if keep <= large:
-            part = (keep - small) / (large - small)
-            return (1 - part) * low + part * high
-    return known[0][1]  # there is one size
+    sizes = sorted(values)
+    return float(np.interp(keep, sizes, [values[size] for size in sizes]))
 
 
 def _log_ratio(trials: Sequence[Trial], way: Changes, size: float) -> float:
